@@ -1,0 +1,193 @@
+"""Every error of the farm; each class says whether trying again can help and how it leaves a process."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
+
+class FarmError(Exception):
+    """Anything the farm refuses or fails to do.
+
+    ``message`` says what is wrong with which thing, ``hint`` the way out, ``field`` the input it
+    is about, ``line`` and ``column`` where that input stood in a file (both count from 1).
+    """
+
+    code: ClassVar[str] = "farm"
+    status: ClassVar[int] = 500  # HTTP
+    exit_code: ClassVar[int] = 1
+    retryable: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        field: str | None = None,
+        hint: str | None = None,
+        line: int | None = None,
+        column: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.field = field
+        self.hint = hint
+        self.line = line
+        self.column = column
+
+    def __str__(self) -> str:
+        where = f"line {self.line}, column {self.column or 1}: " if self.line is not None else ""
+        field = f" {self.field}" if self.field else ""
+        hint = f" ({self.hint})" if self.hint else ""
+        return f"error[{self.code}]{field}: {where}{self.message}{hint}"
+
+    def at(self, line: int, column: int = 1) -> Self:
+        """The same error, placed in a file."""
+        self.line, self.column = line, column
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        facts = {
+            "code": self.code,
+            "message": self.message,
+            "field": self.field,
+            "hint": self.hint,
+            "line": self.line,
+            "column": self.column,
+            "retryable": self.retryable,
+        }
+        return {name: value for name, value in facts.items() if value is not None}
+
+
+class InvalidInput(FarmError):
+    """The user's input is wrong; sent again unchanged it fails again."""
+
+    code = "invalid"
+    status = 422
+    exit_code = 2
+
+
+class TooLarge(InvalidInput):
+    """The input is larger than the farm takes."""
+
+    code = "too_large"
+    status = 413
+
+
+class InvalidCheckpoint(InvalidInput):
+    """A checkpoint is missing, incomplete, damaged or of a kind the farm refuses to load."""
+
+    code = "checkpoint"
+
+
+class NotFound(FarmError):
+    """No such thing, or it belongs to someone else."""
+
+    code = "not_found"
+    status = 404
+    exit_code = 2
+
+
+class Conflict(FarmError):
+    """The thing exists already with other content, or its state does not allow the call."""
+
+    code = "conflict"
+    status = 409
+    exit_code = 2
+
+
+class NotAllowed(FarmError):
+    """The API key is missing, unknown, expired or lacks the scope."""
+
+    code = "not_allowed"
+    status = 401
+    exit_code = 6
+
+
+class OverQuota(FarmError):
+    """The tenant has more queued than its share; it may submit again later."""
+
+    code = "over_quota"
+    status = 429
+    retryable = True
+
+
+class Unavailable(FarmError):
+    """A part of the farm does not answer; it may later."""
+
+    code = "unavailable"
+    status = 503
+    exit_code = 5
+    retryable = True
+
+
+class QueueFull(Unavailable):
+    """Redis has no memory left for new work; leasing and completing go on."""
+
+    code = "queue_full"
+
+
+class StoreError(Unavailable):
+    """The object store refused or failed a call."""
+
+    code = "store"
+
+
+class JobFailed(FarmError):
+    """More pictures of the job failed than it allows."""
+
+    code = "job_failed"
+
+
+class JobCancelled(FarmError):
+    """The job was cancelled before it was done."""
+
+    code = "job_cancelled"
+    exit_code = 3
+
+
+class TimedOut(FarmError):
+    """The caller's own time limit passed; the work goes on."""
+
+    code = "timed_out"
+    status = 504
+    exit_code = 4
+    retryable = True
+
+
+class RenderError(FarmError):
+    """One row cannot be rendered; its neighbours are not concerned."""
+
+    code = "render"
+
+
+class OutOfMemory(FarmError):
+    """The batch did not fit into the device's memory; a smaller one may."""
+
+    code = "out_of_memory"
+    retryable = True
+
+
+class LeaseLost(FarmError):
+    """The caller no longer holds the task; what it did is not recorded."""
+
+    code = "lease_lost"
+
+
+CODES: Mapping[str, type[FarmError]] = {
+    kind.code: kind
+    for kind in (
+        FarmError, InvalidInput, TooLarge, InvalidCheckpoint, NotFound, Conflict, NotAllowed,
+        OverQuota, Unavailable, QueueFull, StoreError, JobFailed, JobCancelled, TimedOut,
+        RenderError, OutOfMemory, LeaseLost,
+    )
+}  # fmt: skip
+
+
+def from_dict(facts: Mapping[str, Any]) -> FarmError:
+    """The error that ``to_dict`` described; an unknown code becomes a plain ``FarmError``."""
+    kind = CODES.get(str(facts.get("code")), FarmError)
+    return kind(
+        str(facts.get("message", "no message")),
+        field=facts.get("field"),
+        hint=facts.get("hint"),
+        line=facts.get("line"),
+        column=facts.get("column"),
+    )

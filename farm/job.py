@@ -1,0 +1,215 @@
+"""A job and its tasks: what a user submits, what a worker leases, and the states of both."""
+
+import enum
+import re
+import secrets
+import time
+from datetime import UTC, datetime
+from typing import Annotated, Any, NamedTuple, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+
+from farm.errors import InvalidInput
+from farm.spec import Lane, RenderSpec, explain
+
+MAX_NAME = 200  # characters
+MAX_IDEMPOTENCY_KEY = 200
+MAX_TASK_PICTURES = 1000
+TASK_SECONDS = 20  # measured work that one task should take at most
+DEFAULT_ROW_STEPS_PER_SECOND = 120  # of a lane that no worker has measured yet
+MAX_DEADLINE_DAYS = 366
+CELL = 0  # of this farm; part of every job id, so that farms can stand side by side
+
+_JOB_ID = re.compile(r"^j\d+-[0-9a-hjkmnp-tv-z]{26}$")
+_CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz"
+
+
+class Priority(enum.StrEnum):
+    URGENT = "urgent"  # somebody is looking at the screen
+    NORMAL = "normal"
+    BULK = "bulk"  # a dataset; takes what the others leave
+
+
+class Sink(enum.StrEnum):
+    IMAGES = "images"  # one object per picture
+
+
+class Format(enum.StrEnum):
+    PNG = "png"
+    WEBP = "webp"  # lossless
+    JPEG = "jpeg"
+    TOKENS = "tokens"  # a safetensors file with the VQ token ids; the pipelines' "latent" output
+
+
+class TaskState(enum.StrEnum):
+    QUEUED = "queued"  # ready for any worker with room
+    LEASED = "leased"  # a session holds it
+    WAITING = "waiting"  # will be queued again later
+    DONE = "done"  # its pictures and its manifest part are stored
+    FAILED = "failed"  # it ran out of attempts
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"  # its deadline passed before it started
+
+
+class JobState(enum.StrEnum):
+    OPEN = "open"  # pieces are still coming in; work may have started
+    QUEUED = "queued"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"  # more pictures failed than max_failed
+    CANCELLED = "cancelled"
+
+
+TERMINAL_TASKS = {TaskState.DONE, TaskState.FAILED, TaskState.CANCELLED, TaskState.EXPIRED}
+TERMINAL_JOBS = {JobState.DONE, JobState.FAILED, JobState.CANCELLED}
+
+
+def _moment(value: Any) -> Any:
+    """RFC 3339 text becomes a time; a time without a zone is refused, not guessed."""
+    if isinstance(value, str):
+        try:
+            value = datetime.fromisoformat(value)
+        except ValueError:
+            raise ValueError(f"{value!r} is no time; write it like 2026-12-31T18:00:00Z") from None
+    if isinstance(value, datetime) and value.tzinfo is None:
+        raise ValueError("has no time zone; add Z or +01:00")
+    return value
+
+
+class JobOptions(BaseModel):
+    """How a job is run and stored; everything but the renders themselves."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str | None = Field(default=None, max_length=MAX_NAME)
+    priority: Priority = Priority.NORMAL
+    sink: Sink = Sink.IMAGES
+    format: Format = Format.PNG
+    seed: int | None = Field(default=None, ge=0, lt=2**53, strict=True)
+    max_failed: int = Field(default=0, ge=0, strict=True)
+    deadline: Annotated[datetime, BeforeValidator(_moment)] | None = None
+    idempotency_key: str | None = Field(default=None, min_length=1, max_length=MAX_IDEMPOTENCY_KEY)
+
+    @field_validator("name", "idempotency_key")
+    @classmethod
+    def _printable(cls, value: str | None) -> str | None:
+        if value is not None and not value.isprintable():
+            raise ValueError("has characters that cannot be printed; remove them")
+        return value
+
+    @field_validator("deadline")
+    @classmethod
+    def _ahead(cls, value: datetime | None) -> datetime | None:
+        if value is not None:
+            ahead = (value - datetime.now(UTC)).total_seconds()
+            if ahead <= 0:
+                raise ValueError(f"{value.isoformat()} has passed")
+            if ahead > MAX_DEADLINE_DAYS * 86400:
+                raise ValueError(f"is more than {MAX_DEADLINE_DAYS} days away")
+        return value
+
+    @classmethod
+    def parse(cls, data: Any) -> Self:
+        """Options from JSON-like data; raises ``InvalidInput`` with the field and a hint."""
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise explain(error, data, tuple(cls.model_fields)) from None
+
+
+class NumberedSpec(BaseModel):
+    """A resolved render and its place in the job."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    render: int  # index in the job, from 0; a refused line keeps its number
+    spec: RenderSpec
+
+
+class Chunk(BaseModel):
+    """The immutable content of one task: everything a worker needs besides the assets' bytes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    v: int = 1
+    job: str
+    number: int  # of the task in its job
+    tenant: str
+    sink: Sink
+    format: Format
+    lane: str
+    renders: tuple[NumberedSpec, ...]
+
+    @property
+    def pictures(self) -> int:
+        return sum(numbered.spec.num_images for numbered in self.renders)
+
+    @property
+    def cost(self) -> int:
+        """Row-steps."""
+        return sum(numbered.spec.cost for numbered in self.renders)
+
+
+class TaskDraft(NamedTuple):
+    """A task as it is queued. ``inline`` is the chunk's JSON where it is small, else empty."""
+
+    number: int
+    lane: Lane
+    pictures: int
+    cost: int  # row-steps
+    inline: str = ""
+
+
+class Lease(NamedTuple):
+    """A task in a session's hands."""
+
+    job: str
+    number: int
+    generation: int
+    attempt: int
+    lane: str  # empty for the task that finalises its job
+    pictures: int
+    cost: int
+    priority: Priority
+    alone: bool  # was aboard at a crash: runs row by row
+    inline: str
+
+    @property
+    def finalise(self) -> bool:
+        return not self.lane
+
+    @property
+    def key(self) -> str:
+        """Names the task among everything a session holds."""
+        return f"{self.job}/{self.generation}/{self.number}"
+
+
+class Receipt(BaseModel):
+    """What a worker says of a task that it has done; stored with the task."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    done: int  # pictures
+    failed: int
+    size: int  # bytes stored
+    part: str  # key of the manifest part
+    part_sha256: str
+    numerics: str
+
+
+def job_id(now: float | None = None) -> str:
+    """A new id: the cell, 48 bits of time in ms and 80 random bits, as a ULID."""
+    number = int((time.time() if now is None else now) * 1000) << 80 | secrets.randbits(80)
+    return f"j{CELL}-" + "".join(_CROCKFORD[number >> shift & 31] for shift in range(125, -1, -5))
+
+
+def is_job_id(text: str) -> bool:
+    return _JOB_ID.fullmatch(text) is not None
+
+
+def check_job_id(text: str) -> str:
+    if not is_job_id(text):
+        raise InvalidInput(
+            f"{text[:80]!r} is not a job id", field="job", hint="farm ls shows the jobs and their ids"
+        )
+    return text
