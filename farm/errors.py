@@ -1,4 +1,4 @@
-"""Every error of the farm; each class says whether trying again can help and how it leaves a process."""
+"""Every error of the farm; each class says whether a retry can help and how a process ends."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self

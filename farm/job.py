@@ -18,6 +18,9 @@ MAX_TASK_PICTURES = 1000
 TASK_SECONDS = 20  # measured work that one task should take at most
 DEFAULT_ROW_STEPS_PER_SECOND = 120  # of a lane that no worker has measured yet
 MAX_DEADLINE_DAYS = 366
+MAX_PIECE_LINES = 2000  # of a job that comes in by pieces
+MAX_LINE_BYTES = 2**20  # of one render as it is written
+MAX_ASSET_BYTES = 100 * 2**20
 CELL = 0  # of this farm; part of every job id, so that farms can stand side by side
 
 _JOB_ID = re.compile(r"^j\d+-[0-9a-hjkmnp-tv-z]{26}$")
@@ -210,6 +213,8 @@ def is_job_id(text: str) -> bool:
 def check_job_id(text: str) -> str:
     if not is_job_id(text):
         raise InvalidInput(
-            f"{text[:80]!r} is not a job id", field="job", hint="farm ls shows the jobs and their ids"
+            f"{text[:80]!r} is not a job id",
+            field="job",
+            hint="farm ls shows the jobs and their ids",
         )
     return text

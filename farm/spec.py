@@ -7,7 +7,8 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from dataclasses import dataclass
+from typing import Annotated, Any, Final, Literal, NamedTuple, Self
 
 from pydantic import (
     AliasChoices,
@@ -22,7 +23,7 @@ from pydantic import (
 
 from farm.errors import InvalidInput
 
-SPEC_VERSION = 1
+SPEC_VERSION: Final = 1
 MAX_PROMPT_CHARACTERS = 2000
 MAX_STEPS = 1000
 MAX_GUIDANCE = 100.0
@@ -221,7 +222,7 @@ class RenderRequest(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _adapter(cls, data: Any) -> Any:
-        """``cross_attention_kwargs={"scale": s}`` is the pipelines' way to say ``adapter_scale``."""
+        """``cross_attention_kwargs={"scale": s}`` is the pipelines' word for ``adapter_scale``."""
         if not isinstance(data, Mapping) or "cross_attention_kwargs" not in data:
             return data
         data = dict(data)
@@ -341,7 +342,7 @@ class RenderRequest(BaseModel):
 
 
 class RenderSpec(BaseModel):
-    """A resolved render: frozen, with nothing left to default, the same JSON for the same render."""
+    """A resolved render: frozen, nothing left to default, the same JSON for the same render."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -405,7 +406,8 @@ class RenderSpec(BaseModel):
         return (Row(self, index) for index in range(self.num_images))
 
 
-class Row(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Row:
     """One picture of a render: the engine's unit."""
 
     spec: RenderSpec
@@ -428,7 +430,9 @@ def derived_seed(job_seed: int, render: int) -> int:
     return int.from_bytes(digest[:6], "big")
 
 
-def explain(error: ValidationError, data: Mapping[str, Any], known: tuple[str, ...]) -> InvalidInput:
+def explain(
+    error: ValidationError, data: Mapping[str, Any], known: tuple[str, ...]
+) -> InvalidInput:
     """The first of pydantic's findings as one line that a user can act on."""
     finding = error.errors(include_url=False)[0]
     where = [str(part) for part in finding["loc"]]
@@ -445,11 +449,12 @@ def explain(error: ValidationError, data: Mapping[str, Any], known: tuple[str, .
         message = f"must be a number or a pair of numbers from 0 to {MAX_TEMPERATURE:g}"
     elif finding["type"] == "string_pattern_mismatch":
         message, hint = "is not an asset id", "upload the file first; its id is its sha256"
-    elif finding["type"] == "string_type" and field == "prompt" and isinstance(
-        data.get(field), list
+    elif (
+        finding["type"] == "string_type" and field == "prompt" and isinstance(data.get(field), list)
     ):
         message, hint = "is one text, not a list", "send one render per prompt"
-    if finding["type"] not in {"value_error", "extra_forbidden"} and field in data:
+    told = finding["type"] in {"value_error", "extra_forbidden"}
+    if not told and field is not None and field in data:
         shown = repr(data[field])
         message += f"; got {shown if len(shown) <= 60 else shown[:57] + '...'}"
     return InvalidInput(message, field=field, hint=hint)

@@ -1,0 +1,48 @@
+#!lua flags=allow-oom
+-- with: settle
+-- A worker's sign of life: extends everything its session holds.
+--
+-- ARGV  session, lease (ms), room (pictures), stats as JSON,
+--       then for each task that it works on: lease key, pictures done so far, failed so far
+--
+-- Returns {command or empty, keys held, keys cancelled}. A cancelled task is let go of here; a
+-- worker drops whatever is not among the keys held.
+local session = ARGV[1]
+if redis.call('EXISTS', P .. 'session:' .. session) == 0 then
+  return refuse('LEASELOST', 'the session has ended', 'register again and drop everything')
+end
+local progress = {}
+for at = 5, #ARGV, 3 do
+  progress[ARGV[at]] = {tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])}
+end
+local unseen = {}
+for _, key in ipairs(redis.call('LRANGE', P .. 'inbox:' .. session, 0, -1)) do
+  unseen[key] = true
+end
+
+local held, cancelled, room = {}, {}, tonumber(ARGV[3])
+local entries = redis.call('HGETALL', P .. 'held:' .. session)
+for at = 1, #entries, 2 do
+  local key = entries[at]
+  local job, name = split_key(key)
+  local head = read_job(job)
+  local task = head and read_task(job, name)
+  if task and head.state ~= 'x' and task.state == 'l' and task.session == session then
+    held[#held + 1] = key
+    local entry = unpack_held(entries[at + 1])
+    if unseen[key] then room = room - entry.pictures end
+    local at_work = progress[key]
+    if at_work and (at_work[1] ~= entry.done or at_work[2] ~= entry.failed) then
+      count(job, {rd = at_work[1] - entry.done, rf = at_work[2] - entry.failed})
+      redis.call('HSET', P .. 'held:' .. session, key, table.concat(
+        {entry.attempt, entry.alone, entry.pictures, at_work[1], at_work[2]}, '|'))
+    end
+  else
+    cancelled[#cancelled + 1] = key
+    let_go(session, job, name, head)
+  end
+end
+redis.call('ZADD', P .. 'sessions', 'GT', now + ARGV[2], session)
+redis.call('HSET', P .. 'session:' .. session, 'seen', now, 'room', math.max(0, room),
+  'stats', ARGV[4])
+return {redis.call('HGET', P .. 'session:' .. session, 'command') or '', held, cancelled}

@@ -1,0 +1,115 @@
+-- How a job comes in. Each step is checked as a whole before anything is written.
+--
+--   pieces:<job>     hash: piece -> sha256 of what it carried
+--   keys:<tenant>    hash: idempotency key -> job
+--   of:<tenant>      sorted set: a tenant's jobs, all with score 0, so in the order of their ids
+--   deadlines        sorted set: job -> deadline (ms)
+
+--   server           hash: settled: run_id of the server whose append-only file was rewritten
+
+local TASK_ARGUMENTS = 5
+
+-- A file torn in a script's transaction loses later writes at the next start in some versions, so
+-- after every start of the server the file is written anew before work comes in.
+local function server_settled()
+  local run_id = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')
+  return redis.call('HGET', P .. 'server', 'settled') == run_id
+end
+
+-- Returns the job that answers to this submission already, or an error, or nil.
+local function check_open(job, tenant, fingerprint, key)
+  local same = redis.call('HMGET', P .. 'job:' .. job, 'fp', 't')
+  local owner = tenant_number(tenant)
+  if same[1] then
+    if same[1] == fingerprint and same[2] == owner then return {job, 1} end
+    return nil, refuse('CONFLICT', 'job ' .. job .. ' exists with other content')
+  end
+  if key == '' or not owner then return nil end
+  local known = redis.call('HGET', P .. 'keys:' .. owner, key)
+  if not known then return nil end
+  if redis.call('HGET', P .. 'job:' .. known, 'fp') == fingerprint then return {known, 0} end
+  return nil, refuse('CONFLICT', 'the idempotency key was used for job ' .. known
+    .. ' with other content', 'send the same content, or another key')
+end
+
+local function open_job(job, tenant, fingerprint, key, class, options, deadline)
+  local owner = intern('tenant', tenant)
+  local header = {
+    's', 'o', 't', owner, 'p', class, 'q', redis.call('HINCRBY', P .. 'counters', 'job', 1),
+    'c', now, 'o', options, 'fp', fingerprint,
+  }
+  if deadline ~= '' then
+    header[#header + 1] = 'dl'
+    header[#header + 1] = deadline
+    redis.call('ZADD', P .. 'deadlines', deadline, job)
+  end
+  if key ~= '' then
+    header[#header + 1] = 'ik'
+    header[#header + 1] = key
+    redis.call('HSET', P .. 'keys:' .. owner, key, job)
+  end
+  redis.call('HSET', P .. 'job:' .. job, unpack(header))
+  redis.call('ZADD', P .. 'of:' .. owner, 0, job)
+end
+
+-- Returns an error, or nil. Tasks start at ARGV[first].
+local function check_tasks(job, first)
+  local seen = {}
+  for at = first, #ARGV, TASK_ARGUMENTS do
+    local name = ARGV[at]
+    if seen[name] or redis.call('HEXISTS', P .. 'task:' .. job, name) == 1 then
+      return refuse('CONFLICT', 'task ' .. name .. ' of job ' .. job .. ' exists')
+    end
+    seen[name] = true
+  end
+  return nil
+end
+
+local function write_tasks(job, first, rejected)
+  local head = read_job(job)
+  local records, texts, by_lane, order, total = {}, {}, {}, {}, 0
+  local lanes = ',' .. (redis.call('HGET', P .. 'job:' .. job, 'ln') or '') .. ','
+  for at = first, #ARGV, TASK_ARGUMENTS do
+    local name, pictures, cost = ARGV[at], tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3])
+    local lane = intern_lane(ARGV[at + 1])
+    records[#records + 1] = name
+    records[#records + 1] = pack_task({
+      state = 'q', lane = lane, pictures = pictures, cost = cost, attempt = 0, crashes = 0,
+      losses = 0, alone = 0, session = '', rest = '',
+    })
+    if ARGV[at + 4] ~= '' then
+      texts[#texts + 1] = name
+      texts[#texts + 1] = ARGV[at + 4]
+    end
+    local group = by_lane[lane]
+    if not group then
+      group = {names = {}, pictures = 0}
+      by_lane[lane] = group
+      order[#order + 1] = lane
+      if not string.find(lanes, ',' .. lane .. ',', 1, true) then
+        lanes = (lanes == ',,' and ',' or lanes) .. lane .. ','
+      end
+    end
+    group.names[#group.names + 1] = name
+    group.pictures = group.pictures + pictures
+    total = total + pictures
+  end
+  if #records > 0 then
+    redis.call('HSET', P .. 'task:' .. job, unpack(records))
+    redis.call('HSET', P .. 'job:' .. job, 'ln', string.sub(lanes, 2, -2))
+  end
+  if #texts > 0 then redis.call('HSET', P .. 'text:' .. job, unpack(texts)) end
+  for _, lane in ipairs(order) do
+    local group = by_lane[lane]
+    redis.call('RPUSH', P .. 'ready:' .. job .. ':' .. lane, unpack(group.names))
+    count_ready(job, head, lane, #group.names, group.pictures)
+    if not head.paused then activate(job, head, lane) end
+  end
+  count(job, {n = #records / 2, nq = #records / 2, i = total, rj = rejected})
+end
+
+local function close_job(job, pieces)
+  redis.call('HSET', P .. 'job:' .. job, 's', 'c', 'cl', pieces)
+  event(job, 'queued')
+  settle_job(job, nil)
+end

@@ -1,0 +1,128 @@
+-- The index of work that is ready.
+--
+--   ready:<job>:<lane>             list: tasks of a job, in the order they run
+--   jobs:<lane>:<class>:<tenant>   sorted set: job -> sequence; jobs with something ready
+--   tenants:<lane>:<class>         sorted set: tenant -> virtual time when last looked at, which is
+--                                  at most the true one: the head is brought up to date when read
+--   lanes:<checkpoint>:<class>     set: lanes with something ready
+--   fair:<checkpoint>:<class>      hash: tenant -> virtual time in row-steps / weight,
+--                                  "now" -> start of the last grant, "owed" -> row-steps below the floor
+--   work:tasks, work:pictures      hash: "lane:class" -> what is ready, for the planner
+--   suspects:<checkpoint>          sorted set: lease key -> class and sequence; tasks that run alone
+
+local lane_checkpoints = {}
+
+local function checkpoint_of(lane)
+  local found = lane_checkpoints[lane]
+  if not found then
+    found = redis.call('HGET', P .. 'lane:checkpoints', lane)
+    lane_checkpoints[lane] = found
+  end
+  return found
+end
+
+local function fair_key(lane, class)
+  return P .. 'fair:' .. checkpoint_of(lane) .. ':' .. class
+end
+
+-- A job has something ready in a lane.
+local function activate(job, head, lane)
+  local place = lane .. ':' .. head.class
+  local jobs = P .. 'jobs:' .. place .. ':' .. head.tenant
+  redis.call('ZADD', jobs, head.sequence, job)
+  local tenants = P .. 'tenants:' .. place
+  if redis.call('ZSCORE', tenants, head.tenant) then return end
+  -- Whoever was idle starts level with those who were not: idling saves nothing up. A lane that
+  -- nobody served for long lies behind the clock, and a newcomer joins it where it stands.
+  local fair = fair_key(lane, head.class)
+  local times = redis.call('HMGET', fair, head.tenant, 'now')
+  local floor = number(times[2])
+  local first = redis.call('ZRANGE', tenants, 0, 0, 'WITHSCORES')
+  if first[2] then floor = math.min(floor, tonumber(first[2])) end
+  local start = math.max(number(times[1]), floor)
+  redis.call('HSET', fair, head.tenant, start)
+  redis.call('ZADD', tenants, start, head.tenant)
+  redis.call('SADD', P .. 'lanes:' .. checkpoint_of(lane) .. ':' .. head.class, lane)
+end
+
+-- A job has nothing ready in a lane any more.
+local function deactivate(job, head, lane)
+  local place = lane .. ':' .. head.class
+  local jobs = P .. 'jobs:' .. place .. ':' .. head.tenant
+  redis.call('ZREM', jobs, job)
+  if redis.call('EXISTS', jobs) == 1 then return end
+  redis.call('ZREM', P .. 'tenants:' .. place, head.tenant)
+  if redis.call('EXISTS', P .. 'tenants:' .. place) == 1 then return end
+  redis.call('SREM', P .. 'lanes:' .. checkpoint_of(lane) .. ':' .. head.class, lane)
+end
+
+local function count_work(head, lane, tasks, pictures)
+  local place = lane .. ':' .. head.class
+  if redis.call('HINCRBY', P .. 'work:tasks', place, tasks) == 0 then
+    redis.call('HDEL', P .. 'work:tasks', place)
+  end
+  if redis.call('HINCRBY', P .. 'work:pictures', place, pictures) == 0 then
+    redis.call('HDEL', P .. 'work:pictures', place)
+  end
+end
+
+local function count_ready(job, head, lane, tasks, pictures)
+  redis.call('HINCRBY', P .. 'job:' .. job, 'r' .. lane, pictures)
+  if not head.paused then count_work(head, lane, tasks, pictures) end
+end
+
+local function suspects_key(lane)
+  return P .. 'suspects:' .. checkpoint_of(lane)
+end
+
+-- Back to the front: what was started before is due before what was not.
+local function make_ready(job, head, name, task)
+  if task.lane == 0 then
+    redis.call('RPUSH', P .. 'finalise', lease_key(job, name))
+  elseif task.alone == 1 then
+    redis.call('ZADD', suspects_key(task.lane), head.class * 1e12 + head.sequence,
+      lease_key(job, name))
+  else
+    redis.call('LPUSH', P .. 'ready:' .. job .. ':' .. task.lane, name)
+    count_ready(job, head, task.lane, 1, task.pictures)
+    if not head.paused then activate(job, head, task.lane) end
+  end
+end
+
+-- Takes every ready task of a job out of the index at once, however many they are.
+local function drop_ready(job, head)
+  local lanes = redis.call('HGET', P .. 'job:' .. job, 'ln') or ''
+  for lane in string.gmatch(lanes, '%d+') do
+    local list = P .. 'ready:' .. job .. ':' .. lane
+    local tasks = redis.call('LLEN', list)
+    if tasks > 0 then
+      local pictures = number(redis.call('HGET', P .. 'job:' .. job, 'r' .. lane))
+      count_ready(job, head, lane, -tasks, -pictures)
+      redis.call('UNLINK', list)
+      deactivate(job, head, lane)
+    end
+  end
+end
+
+-- A paused job keeps its tasks; nobody finds them.
+local function hide_ready(job, head)
+  local lanes = redis.call('HGET', P .. 'job:' .. job, 'ln') or ''
+  for lane in string.gmatch(lanes, '%d+') do
+    local tasks = redis.call('LLEN', P .. 'ready:' .. job .. ':' .. lane)
+    if tasks > 0 then
+      count_work(head, lane, -tasks, -number(redis.call('HGET', P .. 'job:' .. job, 'r' .. lane)))
+      deactivate(job, head, lane)
+    end
+  end
+end
+
+local function show_ready(job, head)
+  local lanes = redis.call('HGET', P .. 'job:' .. job, 'ln') or ''
+  for lane in string.gmatch(lanes, '%d+') do
+    local tasks = redis.call('LLEN', P .. 'ready:' .. job .. ':' .. lane)
+    if tasks > 0 then
+      count_work(head, lane, tasks, number(redis.call('HGET', P .. 'job:' .. job, 'r' .. lane)))
+      activate(job, head, lane)
+    end
+  end
+end

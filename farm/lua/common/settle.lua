@@ -1,0 +1,233 @@
+-- What happens to a task when a session lets go of it, and to a job when its last task ends.
+--
+--   sessions         sorted set: session -> end of its leases (ms)
+--   session:<s>      hash: worker, checkpoints, info, room, seen, stats, command
+--   inbox:<s>        list: lease keys that were granted and not fetched yet
+--   waiting          sorted set: lease key -> when it is ready again (ms)
+--   finalise         list: lease keys of jobs to finalise that nobody holds
+--   finished:<job>   list: tasks in the order they were done
+--   failures:<job>   list: tasks with failed pictures
+--   ended            sorted set: job -> when it ended (ms)
+--   retrying         set: jobs with failures that are still to be queued again
+
+local MAX_CRASHES = 2 -- while running alone
+local MAX_LOSSES = 20 -- of infrastructure
+local FIRST_WAIT = 1000 -- ms; doubles with every attempt
+local LONGEST_WAIT = 60000
+
+-- Marks a task as held; returns what the session is to remember of it.
+local function take(session, task)
+  task.state = 'l'
+  task.session = session
+  task.attempt = task.attempt + 1
+  return table.concat({task.attempt, task.alone, task.pictures, 0, 0}, '|')
+end
+
+local function hold(session, job, name, task)
+  local key = lease_key(job, name)
+  redis.call('HSET', P .. 'held:' .. session, key, take(session, task))
+  redis.call('RPUSH', P .. 'inbox:' .. session, key)
+  write_task(job, name, task)
+end
+
+local function unpack_held(text)
+  local attempt, alone, pictures, done, failed =
+    string.match(text, '^(%d+)|(%d+)|(%d+)|(%d+)|(%d+)$')
+  return {
+    attempt = tonumber(attempt), alone = tonumber(alone), pictures = tonumber(pictures),
+    done = tonumber(done), failed = tonumber(failed),
+  }
+end
+
+-- Forgets a lease; what it had reported as rendered so far is no longer counted as running.
+local function let_go(session, job, name, head)
+  local key = lease_key(job, name)
+  local text = redis.call('HGET', P .. 'held:' .. session, key)
+  if not text then return end
+  redis.call('HDEL', P .. 'held:' .. session, key)
+  -- Whatever was not fetched lies near the end.
+  redis.call('LREM', P .. 'inbox:' .. session, -1, key)
+  if head and (head.state == 'o' or head.state == 'c') then
+    local held = unpack_held(text)
+    count(job, {rd = -held.done, rf = -held.failed})
+  end
+end
+
+local function end_job(job, state, reason)
+  redis.call('HSET', P .. 'job:' .. job, 's', state, 'e', now)
+  if reason then redis.call('HSET', P .. 'job:' .. job, 'r', reason) end
+  redis.call('ZADD', P .. 'ended', now, job)
+  redis.call('ZREM', P .. 'deadlines', job)
+  redis.call('SREM', P .. 'retrying', job)
+  redis.call('DEL', P .. 'pieces:' .. job)
+  -- The chunks' texts are of use for a retry only.
+  if state ~= 'f' and redis.call('EXISTS', P .. 'failures:' .. job) == 0 then
+    redis.call('UNLINK', P .. 'text:' .. job)
+  end
+  event(job, ({d = 'done', f = 'failed', x = 'cancelled'})[state])
+end
+
+-- Queues the task that finalises the job once everything else has ended. The session that ended
+-- the last task gets it, where there is one that takes work.
+local function settle_job(job, session)
+  local h = redis.call('HMGET', P .. 'job:' .. job,
+    's', 'n', 'nd', 'nf', 'nc', 'nx', 'g', 'fz', 'rt')
+  if h[1] ~= 'c' or h[9] then return end
+  local ended = number(h[3]) + number(h[4]) + number(h[5]) + number(h[6])
+  if number(h[2]) ~= ended or h[8] == tostring(number(h[7])) then return end
+  local name = task_name(number(h[7]), FINALISE)
+  local task = {
+    state = 'q', lane = 0, pictures = 0, cost = 0, attempt = 0, crashes = 0, losses = 0,
+    alone = 0, session = '', rest = '',
+  }
+  redis.call('HSET', P .. 'job:' .. job, 'fz', number(h[7]))
+  local takes = session and redis.call('EXISTS', P .. 'session:' .. session) == 1
+    and not redis.call('HGET', P .. 'session:' .. session, 'command')
+  if takes then
+    hold(session, job, name, task)
+  else
+    write_task(job, name, task)
+    redis.call('RPUSH', P .. 'finalise', lease_key(job, name))
+  end
+end
+
+-- Terminal, without a receipt. `from` is the counter the task leaves.
+local function fail_task(job, name, task, from, reason)
+  task.state = 'f'
+  task.session = ''
+  task.rest = reason
+  write_task(job, name, task)
+  if task.lane == 0 then
+    end_job(job, 'f', 'could not be finalised: ' .. reason)
+    return
+  end
+  count(job, {[from] = -1, nf = 1, ['if'] = task.pictures})
+  redis.call('RPUSH', P .. 'failures:' .. job, name)
+  event(job, 'task')
+end
+
+local function expire_task(job, name, task, from)
+  task.state = 'e'
+  task.session = ''
+  write_task(job, name, task)
+  count(job, {[from] = -1, nx = 1, ['if'] = task.pictures})
+  event(job, 'task')
+end
+
+-- LEASED -> QUEUED | WAITING | FAILED | EXPIRED, for a task whose lease has just ended.
+--
+-- kind   row: final. crash: counts if the task was alone aboard, else it will run alone.
+--        infra: the task is not to blame. release: the worker gives it back unharmed.
+-- Returns the letter of the new state.
+local function give_back(job, head, name, task, kind, was_alone, reason)
+  local counted = task.lane ~= 0
+  count(job, {lp = -task.pictures})
+  if kind == 'row' then
+    fail_task(job, name, task, 'nl', reason)
+    return 'f'
+  elseif kind == 'crash' and was_alone then
+    task.crashes = task.crashes + 1
+    if task.crashes >= MAX_CRASHES then
+      fail_task(job, name, task, 'nl',
+        'crashed its worker ' .. task.crashes .. ' times while running alone: ' .. reason)
+      return 'f'
+    end
+  elseif kind == 'infra' or (kind == 'crash' and not counted) then
+    task.losses = task.losses + 1
+    if task.losses >= MAX_LOSSES then
+      fail_task(job, name, task, 'nl', 'lost ' .. task.losses .. ' times: ' .. reason)
+      return 'f'
+    end
+  end
+  if kind == 'crash' and counted then task.alone = 1 end
+  if head.late and counted then
+    expire_task(job, name, task, 'nl')
+    return 'e'
+  end
+  task.session = ''
+  if kind == 'release' then
+    task.state = 'q'
+    write_task(job, name, task)
+    make_ready(job, head, name, task)
+    if counted then count(job, {nl = -1, nq = 1}) end
+    return 'q'
+  end
+  task.state = 'w'
+  write_task(job, name, task)
+  local tries = task.losses + task.crashes
+  local wait = math.min(LONGEST_WAIT, FIRST_WAIT * 2 ^ math.min(tries, 10))
+  redis.call('ZADD', P .. 'waiting', now + math.random(0, wait), lease_key(job, name))
+  if counted then count(job, {nl = -1, nw = 1}) end
+  return 'w'
+end
+
+-- A session's life ends; everything it holds goes back. Returns how many tasks that were.
+local function end_session(session, why)
+  local held = redis.call('HGETALL', P .. 'held:' .. session)
+  local aboard = #held / 2
+  redis.call('DEL', P .. 'inbox:' .. session)
+  local kind = ({crash = 'crash', drain = 'release', lost = 'infra'})[why]
+  for at = 1, #held, 2 do
+    local job, name = split_key(held[at])
+    local head = read_job(job)
+    let_go(session, job, name, head)
+    local task = head and read_task(job, name)
+    if task and head.state ~= 'x' and task.state == 'l' and task.session == session then
+      give_back(job, head, name, task, kind, aboard == 1, 'the worker ended (' .. why .. ')')
+      settle_job(job, nil)
+    end
+  end
+  redis.call('DEL', P .. 'session:' .. session, P .. 'held:' .. session)
+  redis.call('ZREM', P .. 'sessions', session)
+  redis.call('SREM', P .. 'draining', session)
+  return aboard
+end
+
+-- QUEUED and WAITING -> EXPIRED for all of a job's tasks; those in a session's hands go on. Their
+-- records are left as they are: what the job says overrides them.
+local function expire_job(job, head)
+  if head.late or (head.state ~= 'o' and head.state ~= 'c') then return end
+  drop_ready(job, head)
+  head.late = true
+  local h = redis.call('HMGET', P .. 'job:' .. job, 'nq', 'nw', 'i', 'id', 'if', 'lp')
+  local tasks = number(h[1]) + number(h[2])
+  local pictures = number(h[3]) - number(h[4]) - number(h[5]) - number(h[6])
+  redis.call('HSET', P .. 'job:' .. job, 'dx', 1)
+  count(job, {nq = -number(h[1]), nw = -number(h[2]), nx = tasks, ['if'] = pictures})
+  redis.call('ZREM', P .. 'deadlines', job)
+  event(job, 'task')
+  settle_job(job, nil)
+end
+
+-- Some of the tasks with failed pictures are queued again, as the job's present generation; what
+-- they did before stays as it is.
+local RETRIED = 200 -- tasks
+
+local function retry_some(job, head)
+  local list = P .. 'failures:' .. job
+  local names = redis.call('LPOP', list, RETRIED) or {}
+  local pictures, tasks = 0, 0
+  for _, name in ipairs(names) do
+    local task = read_task(job, name)
+    local failed = task.pictures
+    if task.state == 'd' then
+      failed = cjson.decode(string.match(task.rest, '^%d+|(.*)$'))[2]
+    end
+    local fresh = {
+      state = 'q', lane = task.lane, pictures = failed,
+      cost = math.ceil(task.cost * failed / task.pictures), attempt = 0, crashes = 0, losses = 0,
+      alone = task.alone, session = '', rest = '',
+    }
+    local renamed = task_name(head.generation, string.match(name, '%d+$'))
+    write_task(job, renamed, fresh)
+    make_ready(job, head, renamed, fresh)
+    pictures = pictures + failed
+    tasks = tasks + 1
+  end
+  count(job, {n = tasks, nq = tasks, ['if'] = -pictures})
+  if redis.call('EXISTS', list) == 0 then
+    redis.call('HDEL', P .. 'job:' .. job, 'rt')
+    redis.call('SREM', P .. 'retrying', job)
+    settle_job(job, nil)
+  end
+end

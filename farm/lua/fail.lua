@@ -1,0 +1,23 @@
+#!lua flags=allow-oom
+-- with: ready settle
+-- LEASED -> QUEUED | WAITING | FAILED | EXPIRED, if the session still holds the task.
+--
+-- ARGV  session, job, task, attempt, kind (row, crash, infra, release), reason
+--
+-- Returns the letter of the task's state; a session that does not hold it changes nothing.
+local session, job, name, kind = ARGV[1], ARGV[2], ARGV[3], ARGV[5]
+local head = read_job(job)
+local task = head and read_task(job, name)
+if not task then return refuse('NOTFOUND', 'there is no task ' .. name .. ' of job ' .. job) end
+if head.state == 'x' then
+  if task.state == 'l' and task.session == session then let_go(session, job, name, head) end
+  return seen_state(head, task)
+end
+if task.state ~= 'l' or task.session ~= session or task.attempt ~= tonumber(ARGV[4]) then
+  return seen_state(head, task)
+end
+local was_alone = redis.call('HLEN', P .. 'held:' .. session) == 1
+let_go(session, job, name, head)
+local state = give_back(job, head, name, task, kind, was_alone, ARGV[6])
+settle_job(job, session)
+return state

@@ -1,0 +1,134 @@
+"""The way to Redis: a client with time limits, and its refusals as errors of the farm."""
+
+from typing import NamedTuple
+
+import redis
+from redis import exceptions as refused
+from redis.backoff import FullJitterBackoff
+from redis.retry import Retry
+
+from farm.errors import (
+    Conflict,
+    FarmError,
+    InvalidInput,
+    JobCancelled,
+    LeaseLost,
+    NotFound,
+    QueueFull,
+    Unavailable,
+)
+
+SOCKET_SECONDS = 5.0  # of silence; blocking calls must stay well below it
+CONNECT_SECONDS = 2.0
+RETRIES = 6
+FIRST_PAUSE = 0.05  # seconds; doubles up to the longest, full jitter
+LONGEST_PAUSE = 1.0
+HEALTH_CHECK_SECONDS = 15
+
+
+def connect(url: str) -> "redis.Redis":
+    """A client that retries what a lost connection interrupted; every script is safe to repeat."""
+    try:
+        return redis.Redis.from_url(
+            url,
+            decode_responses=True,
+            socket_timeout=SOCKET_SECONDS,
+            socket_connect_timeout=CONNECT_SECONDS,
+            health_check_interval=HEALTH_CHECK_SECONDS,
+            retry=Retry(FullJitterBackoff(cap=LONGEST_PAUSE, base=FIRST_PAUSE), RETRIES),
+            retry_on_error=[
+                refused.BusyLoadingError,
+                refused.ConnectionError,
+                refused.TimeoutError,
+            ],
+        )
+    except ValueError as error:
+        raise InvalidInput(
+            f"{url!r} is no Redis address: {error}",
+            field="REDIS_URL",
+            hint="for example redis://localhost:6379/0 or unix:///path/to/socket",
+        ) from None
+
+
+class Unsettled(Unavailable):
+    """The server started anew; its append-only file must be rewritten before work comes in."""
+
+
+# What the scripts themselves refuse, by the first word of the reply.
+_REFUSALS: dict[str, type[FarmError]] = {
+    "CONFLICT": Conflict,
+    "NOTFOUND": NotFound,
+    "LEASELOST": LeaseLost,
+    "CANCELLED": JobCancelled,
+    "INVALID": InvalidInput,
+    "UNSETTLED": Unsettled,
+}
+
+
+class Trouble(NamedTuple):
+    """What to tell of a reply that Redis itself gives."""
+
+    kind: type[FarmError]
+    message: str
+    hint: str
+
+
+_TROUBLES = {
+    "OOM": Trouble(
+        QueueFull,
+        "Redis has no memory left for new work",
+        "try again when some of the queued work is done, or raise maxmemory",
+    ),
+    "LOADING": Trouble(
+        Unavailable, "Redis is loading its data", "it answers when its append-only file is read"
+    ),
+    "READONLY": Trouble(
+        Unavailable, "Redis answers as a read-only replica", "let REDIS_URL name the primary"
+    ),
+    "BUSY": Trouble(Unavailable, "Redis is busy with a script", "try again in a moment"),
+    "MISCONF": Trouble(
+        Unavailable,
+        "Redis cannot write its append-only file",
+        "look at its disk space and its log",
+    ),
+    "NOAUTH": Trouble(
+        Unavailable, "Redis wants a password", "put it into REDIS_URL: redis://:password@host"
+    ),
+    "WRONGPASS": Trouble(Unavailable, "Redis refuses the password", "look at REDIS_URL"),
+    "NOPERM": Trouble(
+        Unavailable, "the Redis user may not do this", "it needs scripts and all keys of the farm"
+    ),
+    "MASTERDOWN": Trouble(
+        Unavailable, "Redis has lost its primary", "let REDIS_URL name the primary"
+    ),
+}
+
+
+def explain(error: refused.RedisError) -> FarmError:
+    """The farm's error for one of the client's."""
+    message = str(error)
+    word, _, rest = message.partition(" ")
+    if word in _REFUSALS:
+        text, _, hint = rest.partition(" | ")
+        return _REFUSALS[word](text, hint=hint or None)
+    # redis-py cuts the word off where it has a class of its own for the reply.
+    by_class = {
+        refused.OutOfMemoryError: "OOM",
+        refused.BusyLoadingError: "LOADING",
+        refused.ReadOnlyError: "READONLY",
+        refused.MasterDownError: "MASTERDOWN",
+        refused.NoPermissionError: "NOPERM",
+        refused.AuthenticationError: "NOAUTH",
+    }
+    for kind, name in by_class.items():
+        if isinstance(error, kind):
+            word = name
+            break
+    if word in _TROUBLES:
+        trouble = _TROUBLES[word]
+        return trouble.kind(trouble.message, hint=trouble.hint)
+    if isinstance(error, refused.TimeoutError | refused.ConnectionError):
+        return Unavailable(
+            f"Redis does not answer: {message}", hint="is it running, and is REDIS_URL right?"
+        )
+    return Unavailable(f"Redis refused: {message}")

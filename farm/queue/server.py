@@ -1,0 +1,136 @@
+"""What the farm needs of a Redis server, and what it does when one has started anew."""
+
+import re
+import time
+from typing import Any, NamedTuple
+
+import redis
+from redis import exceptions as refused
+
+from farm.errors import Unavailable
+from farm.queue.connection import explain
+
+LOWEST_VERSION = (7, 0)
+LEAST_MEMORY = 64 * 2**20  # bytes
+REWRITE_SECONDS = 120.0
+POLL_SECONDS = 0.02
+
+
+class ServerFacts(NamedTuple):
+    version: str
+    run_id: str
+    notes: tuple[str, ...]  # what works, but should be known
+
+
+def check_server(client: "redis.Redis", *, allow_volatile: bool = False) -> ServerFacts:
+    """Refuse a server that would lose accepted work.
+
+    Args:
+        client: its connection.
+        allow_volatile: accept a server without an append-only file; for tests.
+
+    Raises:
+        Unavailable: what is wrong with the server, and the setting that cures it.
+    """
+    try:
+        info: dict[str, Any] = client.info()
+        settings: dict[str, Any] = _settings(client)
+    except refused.RedisError as error:
+        raise explain(error) from error
+    version = str(info["redis_version"])
+    numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+    if numbers < LOWEST_VERSION:
+        raise Unavailable(
+            f"the Redis server has version {version}; the farm needs 7.0 or newer",
+            hint="Valkey 8.1 or newer is best",
+        )
+    if info.get("role") == "slave":
+        raise Unavailable("REDIS_URL names a replica", hint="let it name the primary")
+    policy = info.get("maxmemory_policy", "noeviction")
+    if policy != "noeviction":
+        raise Unavailable(
+            f"the Redis server may throw queued work away: its maxmemory-policy is {policy}",
+            hint="set maxmemory-policy noeviction",
+        )
+    limit = int(info.get("maxmemory", 0))
+    if 0 < limit < LEAST_MEMORY:
+        raise Unavailable(
+            f"the Redis server may use only {limit:,} bytes", hint="set maxmemory 64mb or more"
+        )
+    notes = []
+    if not info.get("aof_enabled"):
+        if not allow_volatile:
+            raise Unavailable(
+                "the Redis server keeps its data in memory only: accepted work would not survive "
+                "its end",
+                hint="set appendonly yes and appendfsync always",
+            )
+        notes.append("no append-only file: accepted work does not survive the server's end")
+    elif settings.get("appendfsync", "always") != "always":
+        notes.append(
+            f"appendfsync is {settings['appendfsync']}: the last second of accepted work may be "
+            "lost with the server; set it to always"
+        )
+    if limit == 0:
+        notes.append("no maxmemory: when the machine's memory is full the server may be killed")
+    return ServerFacts(str(info.get("valkey_version", version)), str(info["run_id"]), tuple(notes))
+
+
+def _settings(client: "redis.Redis") -> dict[str, Any]:
+    try:
+        return dict(client.config_get("appendfsync"))  # type: ignore[arg-type]
+    except refused.ResponseError:
+        return {}  # a managed service may not tell
+
+
+def rewrite(client: "redis.Redis", seconds: float = REWRITE_SECONDS) -> str:
+    """Write the append-only file anew, wait for it, and return the server's run_id.
+
+    Redis 7.0.15 and Valkey before 8.0.11 and 8.1.10 lose later writes at the second start after a
+    file was torn in a script's transaction; a new file is whole.
+
+    Raises:
+        Unavailable: it failed, or takes too long.
+    """
+    end = time.monotonic() + seconds
+    try:
+        while True:
+            run_id = str(client.info("server")["run_id"])
+            if not client.info("persistence")["aof_enabled"] or not _start_rewrite(client):
+                return run_id
+            while _rewriting(client):
+                if time.monotonic() > end:
+                    raise Unavailable(
+                        f"Redis has not rewritten its append-only file in {seconds:g} s",
+                        hint="work goes on; submissions are taken when it is done",
+                    )
+                time.sleep(POLL_SECONDS)
+            if client.info("persistence")["aof_last_bgrewrite_status"] != "ok":
+                raise Unavailable(
+                    "Redis could not rewrite its append-only file",
+                    hint="look at its disk space and its log",
+                )
+            # The server may have ended meanwhile and another one answered.
+            if client.info("server")["run_id"] == run_id:
+                return run_id
+    except refused.RedisError as error:
+        raise explain(error) from error
+
+
+def _start_rewrite(client: "redis.Redis") -> bool:
+    """False where the service does not let its users do it, and so does it itself."""
+    try:
+        client.bgrewriteaof()
+    except refused.NoPermissionError:
+        return False
+    except refused.ResponseError as error:
+        if "unknown command" in str(error):
+            return False
+        if "progress" not in str(error):
+            raise
+    return True
+
+
+def _rewriting(client: "redis.Redis") -> bool:
+    facts: dict[str, Any] = client.info("persistence")
+    return bool(facts["aof_rewrite_in_progress"] or facts["aof_rewrite_scheduled"])

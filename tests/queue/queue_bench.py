@@ -1,0 +1,77 @@
+"""A queue with helpers that read like the sentences of the tests; its clock is moved, not slept."""
+
+import itertools
+import secrets
+from collections.abc import Mapping
+
+from farm.job import JobOptions, Lease, Receipt, TaskDraft, job_id
+from farm.queue import JobHeader, Queue
+from farm.spec import Lane, Mode
+
+CHECKPOINT = "amused/amused-256@r1"
+LANE = Lane(CHECKPOINT, Mode.TEXT2IMG, 256, 256)
+MS = 30_000
+
+
+def moved_clock(scripts: Mapping[str, str]) -> dict[str, str]:
+    """The scripts with a clock that also runs ahead by what a test has put into a key."""
+    return {
+        name: source.replace(
+            "local now, microsecond = clock()",
+            "local now, microsecond = clock()\n"
+            "now = now + tonumber(redis.call('GET', P .. 'test-clock') or 0)",
+        )
+        for name, source in scripts.items()
+    }
+
+
+class Bench:
+    """A queue with helpers that read like the sentences of the tests."""
+
+    def __init__(self, queue: Queue) -> None:
+        self.queue = queue
+        self.numbers = itertools.count()
+
+    def advance(self, seconds: float) -> None:
+        self.queue.client.incrby(f"{{{self.queue.farm}}}:test-clock", int(seconds * 1000))
+
+    def header(
+        self, tenant: str = "ann", fingerprint: str = "f" * 64, **options: object
+    ) -> JobHeader:
+        return JobHeader(job_id(), tenant, JobOptions.model_validate(options), fingerprint)
+
+    def tasks(
+        self, count: int, *, pictures: int = 4, cost: int = 48, first: int = 0, lane: Lane = LANE
+    ) -> list[TaskDraft]:
+        return [TaskDraft(first + at, lane, pictures, cost) for at in range(count)]
+
+    def submit(
+        self,
+        count: int = 1,
+        *,
+        tenant: str = "ann",
+        pictures: int = 4,
+        cost: int = 48,
+        lane: Lane = LANE,
+        **options: object,
+    ) -> str:
+        tasks = self.tasks(count, pictures=pictures, cost=cost, lane=lane)
+        return self.queue.submit(self.header(tenant, **options), tasks).job
+
+    def session(self, checkpoints: tuple[str, ...] = (CHECKPOINT,)) -> str:
+        session = secrets.token_hex(16)
+        self.queue.register(session, f"worker-{next(self.numbers)}", checkpoints, {"host": "here"})
+        return session
+
+    def lease(self, session: str, room: int = 1000, limit: int = 32) -> list[Lease]:
+        return self.queue.lease(session, None, room, MS, limit)
+
+    def receipt(self, lease: Lease, failed: int = 0) -> Receipt:
+        return Receipt(
+            done=lease.pictures - failed, failed=failed, size=1000, part=f"{lease.key}.parquet",
+            part_sha256="a" * 64, numerics="cpu-fp32",
+        )  # fmt: skip
+
+    def complete(self, session: str, lease: Lease, failed: int = 0) -> str:
+        outcome = self.queue.complete(session, lease, self.receipt(lease, failed))
+        return str(outcome.verdict)

@@ -1,0 +1,100 @@
+"""What was acknowledged survives the server."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from queue_bench import Bench
+
+from farm.errors import Unavailable
+from farm.job import JobState
+from farm.queue import Queue, connect
+from farm.valkey import ServerProcess
+
+DEEP = bool(os.environ.get("FARM_DEEP"))
+STEP = 1 if DEEP else 61  # bytes between two cuts
+
+
+def open_bench(server: ServerProcess) -> Bench:
+    return Bench(Queue(connect(server.url)))
+
+
+@pytest.fixture
+def server(folder: Path, request: pytest.FixtureRequest) -> Iterator[ServerProcess]:
+    path = folder / f"durable-{abs(hash(request.node.name)) % 10**6}"
+    server = ServerProcess(path)
+    with server.serving():
+        yield server
+
+
+def newest_file(data: Path) -> Path:
+    return max((data / "appendonlydir").glob("*.incr.aof"), key=lambda file: file.name)
+
+
+def test_acknowledged_submissions_survive_a_sigkill_of_the_server(server: ServerProcess) -> None:
+    bench = open_bench(server)
+    jobs = [bench.submit(2) for _ in range(20)]
+    session = bench.session()
+    [lease] = bench.lease(session, limit=1)
+    server.kill()
+    server.start()
+    server.ready()
+    bench = open_bench(server)
+    assert all(bench.queue.status(job, "ann").tasks.total == 2 for job in jobs)
+    assert bench.queue.held(session) == [lease]
+    assert bench.complete(session, lease) == "committed"
+    assert bench.queue.fsck(repair=False) == []
+
+
+def test_a_file_torn_in_a_transaction_loses_nothing_acknowledged(
+    server: ServerProcess, folder: Path
+) -> None:
+    """Cut anywhere in the last one, started, written to, killed and started once more."""
+    bench = open_bench(server)
+    kept = [bench.submit(1) for _ in range(3)]
+    file = newest_file(server.data)
+    before = file.stat().st_size
+    bench.submit(3)
+    after = file.stat().st_size
+    server.stop()
+    name = file.relative_to(server.data)
+    for cut in range(before, after, STEP):
+        torn = folder / "torn"
+        shutil.copytree(server.data, torn, ignore=shutil.ignore_patterns("*.sock"))
+        os.truncate(torn / name, cut)
+        again = ServerProcess(torn)
+        with again.serving():
+            bench = open_bench(again)
+            later = bench.submit(1, tenant="bob")
+            again.kill()
+            again.start()
+            again.ready()
+            bench = open_bench(again)
+            for job in kept:
+                assert bench.queue.status(job, "ann").state is JobState.QUEUED, f"cut at {cut}"
+            assert bench.queue.status(later, "bob").state is JobState.QUEUED, f"cut at {cut}"
+            assert bench.queue.fsck(repair=False) == []
+        shutil.rmtree(torn)
+
+
+def test_the_server_is_for_its_user_only(server: ServerProcess) -> None:
+    assert server.socket.stat().st_mode & 0o777 == 0o700
+    assert server.data.stat().st_mode & 0o777 == 0o700
+    assert open_bench(server).queue.client.config_get("port") == {"port": "0"}
+
+
+def test_a_second_server_on_the_same_folder_is_refused(server: ServerProcess) -> None:
+    with pytest.raises(Unavailable, match=r"runs on .* already"):
+        ServerProcess(server.data).start()
+    assert server.running
+
+
+def test_a_server_that_cannot_start_says_why(folder: Path) -> None:
+    server = ServerProcess(folder / "broken", options=("--maxmemory", "much"))
+    with pytest.raises(Unavailable, match=r"ended: .*maxmemory"), server.serving():
+        pass
+    deep = ServerProcess(folder / ("x" * 100))
+    with pytest.raises(Unavailable, match="too long for a socket's path"):
+        deep.start()

@@ -1,0 +1,496 @@
+"""Random lives of a farm, on the real server, against the model; every invariant at every step."""
+
+import os
+import secrets
+from collections import Counter
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+import redis
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from queue_bench import CHECKPOINT, LANE, Bench, moved_clock
+from queue_model import Job, Model, Session
+
+from farm.errors import Conflict, JobCancelled, LeaseLost, NotFound
+from farm.job import JobOptions, JobState, Lease, Priority, Receipt, TaskDraft, job_id
+from farm.queue import JobHeader, Queue, connect
+from farm.queue.scripts import read_scripts
+from farm.spec import Lane
+from farm.valkey import ServerProcess
+
+DEEP = bool(os.environ.get("FARM_DEEP"))
+SHRINK = not os.environ.get("FARM_NO_SHRINK")  # takes minutes
+EXAMPLES, STEPS = (300, 50) if DEEP else (40, 40)
+OTHER = LANE._replace(checkpoint="other/model@r1")
+LANES = [LANE, LANE._replace(width=512), OTHER]
+SHORT, LONG = 30_000, 10**8  # ms: ends before the next move of the clock, and never
+MOVE = 70  # seconds; longer than any wait
+DEADLINE = 35  # seconds
+TENANTS = ["ann", "bob"]
+MAX_JOBS = 5
+
+
+class TwiceQueue(Queue):
+    """Sends calls again, as after a lost reply; the answer must not change."""
+
+    twice = False
+
+    def _run(self, name: str, *arguments: Any) -> Any:
+        first = super()._run(name, *arguments)
+        if self.twice:
+            second = super()._run(name, *arguments)
+            if name == "complete" and first[0] == "committed":
+                assert second[0] == "already"
+            elif name == "append" or name == "end":
+                assert second == 0
+            elif name == "beat":
+                assert sorted(second[1]) == sorted(first[1])
+            elif name not in {"tick", "held"}:
+                assert second == first
+        return first
+
+
+class Farm(RuleBasedStateMachine):
+    client: "redis.Redis"
+    scripts: dict[str, str]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.client.flushall()
+        self.client.hset("{farm}:server", "settled", self.client.info("server")["run_id"])
+        self.queue = TwiceQueue(self.client, scripts=self.scripts)
+        self.model = Model()
+        self.bench = Bench(self.queue)
+        self.leases: list[Lease] = []
+        self.ended: list[Session] = []
+        self.keys: dict[tuple[str, str], tuple[str, str]] = {}
+
+    @initialize()
+    def start(self) -> None:
+        self.queue.tick()
+
+    # What is at hand to choose from.
+
+    def any_session(self, data: st.DataObject) -> Session:
+        return data.draw(st.sampled_from([*self.model.sessions.values(), *self.ended[-2:]]))
+
+    def any_job(self, data: st.DataObject, states: str = "ocdfx") -> Job:
+        jobs = [job for job in self.model.jobs.values() if job.state in states]
+        return data.draw(st.sampled_from(jobs))
+
+    def draft_tasks(self, data: st.DataObject, first: int = 0) -> list[TaskDraft]:
+        shapes = st.tuples(st.sampled_from(LANES), st.integers(1, 4), st.integers(0, 50))
+        rows = data.draw(
+            st.lists(shapes, min_size=data.draw(st.sampled_from([0, 1, 2])), max_size=5)
+        )
+        return [TaskDraft(first + at, *row) for at, row in enumerate(rows)]
+
+    def has_jobs(self, states: str = "ocdfx") -> bool:
+        return any(job.state in states for job in self.model.jobs.values())
+
+    # A user's side.
+
+    @precondition(lambda self: len(self.model.jobs) < MAX_JOBS)
+    @rule(
+        data=st.data(),
+        tenant=st.sampled_from(TENANTS),
+        priority=st.sampled_from(Priority),
+        max_failed=st.sampled_from([0, 2, 100]),
+        deadline=st.sampled_from([False, False, True]),
+        key=st.sampled_from([None, None, "k"]),
+        fingerprint=st.sampled_from(["0" * 64, "1" * 64]),
+        opened=st.booleans(),
+        twice=st.booleans(),
+    )
+    def submit(
+        self,
+        data: st.DataObject,
+        tenant: str,
+        priority: Priority,
+        max_failed: int,
+        deadline: bool,
+        key: str | None,
+        fingerprint: str,
+        opened: bool,
+        twice: bool,
+    ) -> None:
+        options = JobOptions(priority=priority, max_failed=max_failed, idempotency_key=key)
+        if deadline:
+            at = self.server_now() + DEADLINE
+            options = options.model_copy(update={"deadline": at_moment(at)})
+        header = JobHeader(job_id(), tenant, options, fingerprint)
+        tasks = [] if opened else self.draft_tasks(data)
+        known = self.keys.get((tenant, key)) if key else None
+        call: Callable[[], Any] = (
+            (lambda: self.queue.open(header))
+            if opened
+            else lambda: self.queue.submit(header, tasks)
+        )
+        if known and known[1] != fingerprint:
+            with pytest.raises(Conflict):
+                self.send(call)
+            return
+        answer = self.send(call, twice)
+        if known:
+            assert answer == (known[0], False)
+            return
+        assert answer == (header.job, True)
+        if key:
+            self.keys[tenant, key] = (header.job, fingerprint)
+        when = self.model.now + DEADLINE if deadline else None
+        job = Job(header.job, tenant, priority, max_failed, when)
+        self.model.jobs[job.id] = job
+        if not opened:
+            self.model.add(job, [(t.number, t.lane, t.pictures, t.cost) for t in tasks])
+            job.state = "c"
+            self.model.settle(job, None)
+
+    @precondition(lambda self: self.has_jobs())
+    @rule(data=st.data(), piece=st.integers(0, 3), sha=st.sampled_from("ab"), twice=st.booleans())
+    def append(self, data: st.DataObject, piece: int, sha: str, twice: bool) -> None:
+        job = self.any_job(data)
+        tasks = self.draft_tasks(data, first=10 * piece)
+
+        def call() -> bool:
+            return self.queue.append(job.id, piece, sha * 64, tasks)
+
+        known = piece in job.pieces and job.alive
+        if known and sha == "a":
+            assert self.send(call) is False
+        elif known or job.state in "cdf" or (job.late and job.state == "o"):
+            with pytest.raises(Conflict):
+                self.send(call)
+        elif job.state == "x":
+            with pytest.raises(JobCancelled):
+                self.send(call)
+        elif sha == "a":
+            assert self.send(call, twice) is True
+            job.pieces.add(piece)
+            self.model.add(job, [(t.number, t.lane, t.pictures, t.cost) for t in tasks])
+
+    @precondition(lambda self: self.has_jobs("o"))
+    @rule(data=st.data(), off=st.sampled_from([0, 0, 0, 1, -1]), twice=st.booleans())
+    def close(self, data: st.DataObject, off: int, twice: bool) -> None:
+        job = self.any_job(data, "o")
+        pieces = max(job.pieces, default=-1) + 1 + off
+        if job.pieces != set(range(pieces)):
+            with pytest.raises(Conflict):
+                self.send(lambda: self.queue.close(job.id, pieces))
+            return
+        self.send(lambda: self.queue.close(job.id, pieces), twice)
+        job.state = "c"
+        self.model.settle(job, None)
+
+    @precondition(lambda self: self.has_jobs())
+    @rule(
+        data=st.data(),
+        action=st.sampled_from(["pause", "resume", "resume", "cancel", "stranger", "command"]),
+        twice=st.booleans(),
+    )
+    def control(self, data: st.DataObject, action: str, twice: bool) -> None:
+        job = self.any_job(data)
+        if action == "stranger":
+            with pytest.raises(NotFound):
+                self.queue.cancel(job.id, "eve")
+        elif action == "cancel":
+            self.send(lambda: self.queue.cancel(job.id, job.tenant), twice)
+            if job.alive:
+                job.state = "x"
+        elif action in {"pause", "resume"}:
+            call = self.queue.pause if action == "pause" else self.queue.resume
+            if job.alive:
+                self.send(lambda: call(job.id, job.tenant), twice)
+                job.paused = action == "pause"
+            else:
+                with pytest.raises(Conflict):
+                    call(job.id, job.tenant)
+        elif self.model.sessions:
+            session = data.draw(st.sampled_from(list(self.model.sessions.values())))
+            session.command = not session.command
+            self.queue.command(session.id, "drain" if session.command else None)
+
+    @precondition(lambda self: self.has_jobs("df"))
+    @rule(data=st.data(), twice=st.booleans())
+    def retry(self, data: st.DataObject, twice: bool) -> None:
+        job = self.any_job(data, "df")
+        if job.late or (job.state == "d" and not job.failures):
+            with pytest.raises(Conflict):
+                self.queue.retry(job.id, job.tenant)
+            return
+        assert self.send(lambda: self.queue.retry(job.id, job.tenant), twice) == job.generation + 1
+        self.model.retry(job)
+
+    # A worker's side.
+
+    @precondition(lambda self: len(self.model.sessions) < 4)
+    @rule(both=st.booleans(), lasting=st.sampled_from([True, True, False]), twice=st.booleans())
+    def register(self, both: bool, lasting: bool, twice: bool) -> None:
+        session = secrets.token_hex(16)
+        checkpoints = (CHECKPOINT, OTHER.checkpoint) if both else (CHECKPOINT,)
+        self.send(lambda: self.queue.register(session, "w", checkpoints, {}), twice)
+        now = self.model.now
+        self.model.sessions[session] = Session(session, now + 30, now, checkpoints)
+        if lasting:
+            self.queue.beat(session, 0, {}, {}, LONG)
+            self.model.beat(self.model.sessions[session], {}, LONG)
+
+    @precondition(lambda self: self.model.sessions)
+    @rule(
+        data=st.data(),
+        lanes=st.sampled_from([None, None, [LANES[0]], LANES]),
+        room=st.integers(0, 12),
+        limit=st.integers(1, 5),
+        ms=st.sampled_from([SHORT, LONG]),
+        lowest=st.sampled_from([Priority.BULK, Priority.BULK, Priority.URGENT]),
+        twice=st.booleans(),
+    )
+    def lease(
+        self,
+        data: st.DataObject,
+        lanes: list[Lane] | None,
+        room: int,
+        limit: int,
+        ms: int,
+        lowest: Priority,
+        twice: bool,
+    ) -> None:
+        session = self.any_session(data)
+        if session.id not in self.model.sessions:
+            with pytest.raises(LeaseLost):
+                self.queue.lease(session.id, lanes, room, ms, limit)
+            return
+        waiting = self.client.llen(f"{{farm}}:inbox:{session.id}")
+
+        def call() -> list[Lease]:
+            return self.queue.lease(session.id, lanes, room, ms, limit, lowest=lowest)
+
+        granted = self.send(call, twice)
+        assert self.client.llen(f"{{farm}}:inbox:{session.id}") == waiting + len(granted)
+        self.model.check_grant(session, granted, lanes, room, limit, ms, lowest)
+        self.leases += granted
+
+    @precondition(lambda self: self.model.sessions)
+    @rule(data=st.data())
+    def inbox(self, data: st.DataObject) -> None:
+        session = data.draw(st.sampled_from(list(self.model.sessions.values())))
+        if self.client.llen(f"{{farm}}:inbox:{session.id}"):
+            for lease in self.queue.inbox(session.id, 0.01):
+                task = self.model.find(lease)
+                assert session.held[lease.key] is task
+                assert lease.attempt == task.attempt
+                self.leases.append(lease)
+
+    @precondition(lambda self: self.model.sessions)
+    @rule(data=st.data(), ms=st.sampled_from([SHORT, LONG, LONG]), twice=st.booleans())
+    def beat(self, data: st.DataObject, ms: int, twice: bool) -> None:
+        session = self.any_session(data)
+        counts = st.tuples(st.integers(0, 2), st.integers(0, 2))
+        progress = {key: data.draw(counts) for key, task in session.held.items() if not task.final}
+        if session.id not in self.model.sessions:
+            with pytest.raises(LeaseLost):
+                self.queue.beat(session.id, 1, progress, {}, ms)
+            return
+        answer = self.send(lambda: self.queue.beat(session.id, 1, progress, {}, ms), twice)
+        held, cancelled = self.model.beat(session, progress, ms)
+        assert (answer.held, answer.cancelled) == (held, cancelled)
+        assert answer.command == ("drain" if session.command else None)
+
+    @precondition(lambda self: self.leases and self.model.sessions)
+    @rule(data=st.data(), fresh=st.sampled_from([True, True, False]), twice=st.booleans())
+    def complete(self, data: st.DataObject, fresh: bool, twice: bool) -> None:
+        session, lease = self.some_lease(data, fresh)
+        failed = data.draw(st.integers(0, lease.pictures)) if data.draw(st.booleans()) else 0
+        receipt = Receipt(
+            done=lease.pictures - failed,
+            failed=failed,
+            size=1,
+            part="p",
+            part_sha256="s",
+            numerics="cpu",
+        )
+        outcome = self.send(lambda: self.queue.complete(session.id, lease, receipt), twice)
+        known = self.model.sessions.get(session.id)
+        assert outcome.verdict == self.model.complete(known, lease, failed)
+        if outcome.receipt and not lease.finalise:
+            assert outcome.receipt.failed == self.model.find(lease).failed
+
+    @precondition(lambda self: self.leases and self.model.sessions)
+    @rule(
+        data=st.data(),
+        kind=st.sampled_from(["row", "crash", "infra", "release"]),
+        fresh=st.sampled_from([True, True, True, False]),
+        twice=st.booleans(),
+    )
+    def fail(self, data: st.DataObject, kind: Any, fresh: bool, twice: bool) -> None:
+        session, lease = self.some_lease(data, fresh)
+        state = self.send(lambda: self.queue.fail(session.id, lease, kind, "because"), twice)
+        expected = self.model.let_go(self.model.sessions.get(session.id), lease, kind)
+        assert state.value[0] == expected
+
+    @precondition(lambda self: self.model.sessions)
+    @rule(
+        data=st.data(),
+        why=st.sampled_from(["crash", "crash", "drain", "lost"]),
+        twice=st.booleans(),
+    )
+    def end(self, data: st.DataObject, why: Any, twice: bool) -> None:
+        session = data.draw(st.sampled_from(list(self.model.sessions.values())))
+        held = self.send(lambda: self.queue.end(session.id, why), twice)
+        assert held == self.model.end(session, why)
+        self.ended.append(session)
+
+    @precondition(lambda self: self.model.sessions and self.has_jobs("oc"))
+    @rule(data=st.data(), wrong=st.sampled_from([0, 0, 1]))
+    def work_for_a_while(self, data: st.DataObject, wrong: int) -> None:
+        """A worker that does what workers do; so that jobs come to their ends."""
+        session = data.draw(st.sampled_from(list(self.model.sessions.values())))
+        for _ in range(3):
+            granted = self.queue.lease(session.id, None, 8, LONG, 4)
+            self.model.check_grant(session, granted, None, 8, 4, LONG)
+            self.leases += granted
+            for lease in self.queue.held(session.id):
+                failed = min(wrong, lease.pictures)
+                outcome = self.queue.complete(session.id, lease, self.bench.receipt(lease, failed))
+                assert outcome.verdict == self.model.complete(session, lease, failed)
+
+    # Time.
+
+    @rule(twice=st.booleans())
+    def time_passes(self, twice: bool) -> None:
+        self.bench.advance(MOVE)
+        self.model.now += MOVE
+        self.send(self.queue.tick, twice)
+        before = dict(self.model.sessions)
+        self.model.tick()
+        self.ended += [s for key, s in before.items() if key not in self.model.sessions]
+
+    # Always.
+
+    @invariant()
+    def jobs_are_as_the_model_says(self) -> None:
+        self.queue.twice = False
+        for job in self.model.jobs.values():
+            status = self.queue.status(job.id, job.tenant)
+            assert (
+                status.tasks.total,
+                status.tasks.queued,
+                status.tasks.leased,
+                status.tasks.waiting,
+                status.tasks.done,
+                status.tasks.failed,
+                status.tasks.cancelled,
+                status.tasks.expired,
+            ) == (len(job.tasks), *(job.count(state) for state in "qlwdfce"))
+            assert (
+                status.images.total,
+                status.images.done,
+                status.images.failed,
+                status.images.running_done,
+            ) == (job.total, job.done, job.failed, job.running_done)
+            states = {"d": JobState.DONE, "f": JobState.FAILED, "x": JobState.CANCELLED}
+            if job.state in states:
+                assert status.state is states[job.state]
+                assert status.ended_at is not None
+            elif job.state == "o":
+                assert status.state is JobState.OPEN
+            else:
+                assert status.state in {JobState.QUEUED, JobState.RUNNING}
+            finished = self.queue.finished(job.id)
+            assert [(row.number, row.generation) for row in finished] == job.finished
+            failed = [(f.number, f.generation) for f in self.queue.failures(job.id)]
+            assert sorted(failed) == sorted(
+                (task.number, task.generation) for task in job.failures if task.state == "f"
+            )
+
+    @invariant()
+    def sessions_hold_what_the_model_says(self) -> None:
+        assert {s.session for s in self.queue.sessions()} == set(self.model.sessions)
+        for session in self.model.sessions.values():
+            held = {lease.key: lease for lease in self.queue.held(session.id)}
+            alive = {key for key, task in session.held.items() if task.job.state != "x"}
+            assert set(held) == alive
+            for key, lease in held.items():
+                assert lease.attempt == session.held[key].attempt
+
+    @invariant()
+    def the_planner_sees_what_is_ready(self) -> None:
+        tasks: Counter[tuple[Lane, Priority]] = Counter()
+        pictures: Counter[tuple[Lane, Priority]] = Counter()
+        for job in self.model.jobs.values():
+            for task in job.tasks.values():
+                if task.ready and task.lane is not None:
+                    tasks[task.lane, job.priority] += 1
+                    pictures[task.lane, job.priority] += task.pictures
+        work = {(w.lane, w.priority): (w.tasks, w.pictures) for w in self.queue.work()}
+        assert work == {place: (tasks[place], pictures[place]) for place in tasks}
+
+    @invariant()
+    def a_recount_finds_nothing(self) -> None:
+        assert self.queue.fsck(repair=False) == []
+
+    def some_lease(self, data: st.DataObject, fresh: bool) -> tuple[Session, Lease]:
+        """Mostly one that is held, by its holder; else any that ever was, by anybody."""
+        held = [
+            (session, lease)
+            for session in self.model.sessions.values()
+            for lease in self.leases
+            if lease.key in session.held and session.held[lease.key].attempt == lease.attempt
+        ]
+        if fresh and held:
+            return data.draw(st.sampled_from(held))
+        return self.any_session(data), data.draw(st.sampled_from(self.leases))
+
+    def send(self, call: Callable[[], Any], twice: bool = False) -> Any:
+        self.queue.twice = twice
+        try:
+            return call()
+        finally:
+            self.queue.twice = False
+
+    def server_now(self) -> float:
+        seconds, _ = self.client.time()
+        return float(seconds) + self.model.now
+
+
+def at_moment(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+@pytest.fixture(scope="module")
+def volatile(folder: Any) -> Iterator[ServerProcess]:
+    """Without a file: thousands of lives, and none of them needs to survive."""
+    server = ServerProcess(folder / "volatile", options=("--appendonly", "no"))
+    with server.serving():
+        yield server
+
+
+def test_random_lives_agree_with_the_model(volatile: ServerProcess) -> None:
+    client = connect(volatile.url)
+
+    class Life(Farm):
+        pass
+
+    Life.client, Life.scripts = client, moved_clock(read_scripts())
+    run_state_machine_as_test(
+        Life,
+        settings=settings(
+            max_examples=EXAMPLES,
+            stateful_step_count=STEPS,
+            deadline=None,
+            database=None,
+            derandomize=not DEEP,
+            phases=[Phase.generate, Phase.shrink] if SHRINK else [Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        ),
+    )

@@ -1,0 +1,577 @@
+"""Breaks the queue's Lua in known ways, one at a time, and tells which breaks the tests find.
+
+    python tools/mutants.py [--only WORD] [--first N] [--tests PATH ...]
+
+Each mutant is tested in a copy of the tree; the working tree is not touched.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+COPIED = ("farm", "tests/queue", "pyproject.toml", "README.md")
+TESTS = tuple(
+    f"tests/queue/test_{name}.py"
+    # The quick ones first: a run ends with the first test that fails.
+    for name in ("lifecycle", "control", "fairness", "published_bugs", "model", "durability")
+)
+LIMIT_SECONDS = 600
+
+
+class Mutant(NamedTuple):
+    name: str
+    file: str
+    old: str
+    new: str
+
+
+MUTANTS = (
+    Mutant(
+        "an append forgets its piece",
+        "append.lua",
+        "redis.call('HSET', P .. 'pieces:' .. job, piece, sha256)\n",
+        "",
+    ),
+    Mutant(
+        "an append takes a piece with other content for the same",
+        "append.lua",
+        "if known == sha256 then return 0 end",
+        "if known then return 0 end",
+    ),
+    Mutant(
+        "a closed job takes more tasks",
+        "append.lua",
+        "if head.state ~= 'o' then return",
+        "if false then return",
+    ),
+    Mutant(
+        "a close does not look for missing pieces",
+        "close.lua",
+        "if number(h[3]) < pieces then",
+        "if false then",
+    ),
+    Mutant(
+        "a close allows pieces beyond the number",
+        "close.lua",
+        "if number(h[3]) > 0 and number(h[4]) >= pieces then",
+        "if false then",
+    ),
+    Mutant(
+        "the idempotency key is not stored",
+        "common/intake.lua",
+        "redis.call('HSET', P .. 'keys:' .. owner, key, job)",
+        "",
+    ),
+    Mutant(
+        "an idempotency key finds a job with other content",
+        "common/intake.lua",
+        "if redis.call('HGET', P .. 'job:' .. known, 'fp') == fingerprint then",
+        "if true then",
+    ),
+    Mutant(
+        "two tasks may have one number",
+        "common/intake.lua",
+        "if seen[name] or redis.call('HEXISTS', P .. 'task:' .. job, name) == 1 then",
+        "if false then",
+    ),
+    Mutant(
+        "work comes in before the file is rewritten",
+        "common/intake.lua",
+        "return redis.call('HGET', P .. 'server', 'settled') == run_id",
+        "return true",
+    ),
+    Mutant(
+        "a submission needs no memory",
+        "submit.lua",
+        "#!lua\n",
+        "#!lua flags=allow-oom\n",
+    ),
+    Mutant(
+        "completing needs memory",
+        "complete.lua",
+        "#!lua flags=allow-oom\n",
+        "#!lua\n",
+    ),
+    Mutant(
+        "leasing needs memory",
+        "lease.lua",
+        "#!lua flags=allow-oom\n",
+        "#!lua\n",
+    ),
+    Mutant(
+        "anybody may complete a lease",
+        "complete.lua",
+        "or task.session ~= session or",
+        "or",
+    ),
+    Mutant(
+        "an old attempt may complete",
+        "complete.lua",
+        "or task.attempt ~= tonumber(ARGV[4]) then",
+        "then",
+    ),
+    Mutant(
+        "a done task is done again",
+        "complete.lua",
+        "if task.state == 'd' then",
+        "if false then",
+    ),
+    Mutant(
+        "a cancelled job's task completes",
+        "complete.lua",
+        "if head.state == 'x' then",
+        "if false then",
+    ),
+    Mutant(
+        "a receipt need not tell of every picture",
+        "complete.lua",
+        "if done + failed ~= task.pictures and task.lane ~= 0 then",
+        "if false then",
+    ),
+    Mutant(
+        "failed pictures are not counted",
+        "complete.lua",
+        "['if'] = failed})",
+        "['if'] = 0})",
+    ),
+    Mutant(
+        "as many failures as allowed fail the job",
+        "complete.lua",
+        "if number(h[1]) > allowed then",
+        "if number(h[1]) >= allowed then",
+    ),
+    Mutant(
+        "a completed task stays held",
+        "complete.lua",
+        "let_go(session, job, name, head)\ntask.state = 'd'",
+        "task.state = 'd'",
+    ),
+    Mutant(
+        "the order of completion is not kept",
+        "complete.lua",
+        "redis.call('RPUSH', P .. 'finished:' .. job, name)",
+        "redis.call('LPUSH', P .. 'finished:' .. job, name)",
+    ),
+    Mutant(
+        "an old attempt may fail",
+        "fail.lua",
+        "or task.attempt ~= tonumber(ARGV[4]) then",
+        "then",
+    ),
+    Mutant(
+        "anybody may fail a lease",
+        "fail.lua",
+        "or task.session ~= session or",
+        "or",
+    ),
+    Mutant(
+        "every crash counts",
+        "common/settle.lua",
+        "elseif kind == 'crash' and was_alone then",
+        "elseif kind == 'crash' then",
+    ),
+    Mutant(
+        "no crash counts",
+        "common/settle.lua",
+        "elseif kind == 'crash' and was_alone then",
+        "elseif false then",
+    ),
+    Mutant(
+        "three crashes are allowed",
+        "common/settle.lua",
+        "local MAX_CRASHES = 2",
+        "local MAX_CRASHES = 3",
+    ),
+    Mutant(
+        "twenty-one losses are allowed",
+        "common/settle.lua",
+        "if task.losses >= MAX_LOSSES then",
+        "if task.losses > MAX_LOSSES then",
+    ),
+    Mutant(
+        "a crash does not make a task run alone",
+        "common/settle.lua",
+        "if kind == 'crash' and counted then task.alone = 1 end",
+        "",
+    ),
+    Mutant(
+        "a release costs an attempt",
+        "common/settle.lua",
+        "elseif kind == 'infra' or",
+        "elseif kind == 'infra' or kind == 'release' or",
+    ),
+    Mutant(
+        "late work is queued again",
+        "common/settle.lua",
+        "if head.late and counted then",
+        "if false then",
+    ),
+    Mutant(
+        "progress stays counted when a lease ends",
+        "common/settle.lua",
+        "count(job, {rd = -held.done, rf = -held.failed})",
+        "",
+    ),
+    Mutant(
+        "a job is finalised before its last task has ended",
+        "common/settle.lua",
+        "if number(h[2]) ~= ended or",
+        "if number(h[2]) > ended + 1 or",
+    ),
+    Mutant(
+        "a job is finalised twice",
+        "common/settle.lua",
+        "or h[8] == tostring(number(h[7])) then return end",
+        "then return end",
+    ),
+    Mutant(
+        "a session that drains gets the finalise task",
+        "common/settle.lua",
+        "    and not redis.call('HGET', P .. 'session:' .. session, 'command')\n",
+        "",
+    ),
+    Mutant(
+        "a session that ended keeps its leases",
+        "common/settle.lua",
+        "give_back(job, head, name, task, kind, aboard == 1,",
+        "do end (function() end)(job, head, name, task, kind, aboard == 1,",
+    ),
+    Mutant(
+        "a lost session is taken for a crashed one",
+        "common/settle.lua",
+        "lost = 'infra'})[why]",
+        "lost = 'crash'})[why]",
+    ),
+    Mutant(
+        "what comes back goes to the end of the queue",
+        "common/ready.lua",
+        "redis.call('LPUSH', P .. 'ready:'",
+        "redis.call('RPUSH', P .. 'ready:'",
+    ),
+    Mutant(
+        "what comes back to a paused job is found",
+        "common/ready.lua",
+        "if not head.paused then activate(job, head, task.lane) end",
+        "activate(job, head, task.lane)",
+    ),
+    Mutant(
+        "an idle tenant saves up",
+        "common/ready.lua",
+        "local start = math.max(number(times[1]), floor)",
+        "local start = number(times[1])",
+    ),
+    Mutant(
+        "a newcomer starts at the class's clock although its lane lies behind",
+        "common/ready.lua",
+        "if first[2] then floor = math.min(floor, tonumber(first[2])) end",
+        "",
+    ),
+    Mutant(
+        "the planner's view keeps cancelled work",
+        "common/ready.lua",
+        "count_ready(job, head, lane, -tasks, -pictures)\n",
+        "",
+    ),
+    Mutant(
+        "an empty lane stays listed",
+        "common/ready.lua",
+        "  redis.call('SREM', P .. 'lanes:' .. checkpoint_of(lane) .. ':' .. head.class, lane)\n",
+        "",
+    ),
+    Mutant(
+        "weights are ignored",
+        "lease.lua",
+        "times[tenant] = start + cost / weights[tenant]",
+        "times[tenant] = start + cost",
+    ),
+    Mutant(
+        "shares are counted in tasks",
+        "lease.lua",
+        "times[tenant] = start + cost / weights[tenant]",
+        "times[tenant] = start + 1 / weights[tenant]",
+    ),
+    Mutant(
+        "the lower classes have no floor",
+        "lease.lua",
+        "local FLOOR = 0.1",
+        "local FLOOR = 0",
+    ),
+    Mutant(
+        "the lower classes have twice their floor",
+        "lease.lua",
+        "local FLOOR = 0.1",
+        "local FLOOR = 0.2",
+    ),
+    Mutant(
+        "bulk goes before normal",
+        "lease.lua",
+        "for class = URGENT, BULK do\n      if #fields[class].lanes > 0 then chosen",
+        "for class = BULK, URGENT, -1 do\n      if #fields[class].lanes > 0 then chosen",
+    ),
+    Mutant(
+        "a lease sent again grants again",
+        "lease.lua",
+        "if s[3] == request then",
+        "if false then",
+    ),
+    Mutant(
+        "a session with a command gets work",
+        "lease.lua",
+        "if s[2] or tonumber(",
+        "if tonumber(",
+    ),
+    Mutant(
+        "a session whose lease has ended gets work",
+        "lease.lua",
+        "if s[2] or tonumber(redis.call('ZSCORE', P .. 'sessions', session)) <= now then",
+        "if s[2] then",
+    ),
+    Mutant(
+        "company comes to a task that runs alone",
+        "lease.lua",
+        "if unpack_held(only[1]).alone == 1 then return {} end",
+        "",
+    ),
+    Mutant(
+        "a task that runs alone goes to a busy session",
+        "lease.lua",
+        "if holding + #granted == 0 and room > 0 then",
+        "if room > 0 then",
+    ),
+    Mutant(
+        "no session makes itself free for a task that runs alone",
+        "lease.lua",
+        "if redis.call('SCARD', P .. 'draining') < suspects then",
+        "if false then",
+    ),
+    Mutant(
+        "every session makes itself free for one task that runs alone",
+        "lease.lua",
+        "if redis.call('SCARD', P .. 'draining') < suspects then",
+        "if true then",
+    ),
+    Mutant(
+        "late work starts",
+        "lease.lua",
+        "    if head.deadline and head.deadline <= now then\n",
+        "    if false then\n",
+    ),
+    Mutant(
+        "room is not counted",
+        "lease.lua",
+        "    room = room - task.pictures\n",
+        "",
+    ),
+    Mutant(
+        "a grant does not reach the inbox",
+        "lease.lua",
+        "  redis.call('RPUSH', P .. 'inbox:' .. session, unpack(granted))\n",
+        "",
+    ),
+    Mutant(
+        "a finalise task does not reach the inbox",
+        "common/settle.lua",
+        "  redis.call('RPUSH', P .. 'inbox:' .. session, key)\n",
+        "",
+    ),
+    Mutant(
+        "an attempt is not counted",
+        "common/settle.lua",
+        "  task.attempt = task.attempt + 1\n",
+        "",
+    ),
+    Mutant(
+        "a beat extends nothing",
+        "beat.lua",
+        "redis.call('ZADD', P .. 'sessions', 'GT', now + ARGV[2], session)\n",
+        "",
+    ),
+    Mutant(
+        "a beat reports cancelled work as held",
+        "beat.lua",
+        "if task and head.state ~= 'x' and task.state == 'l'",
+        "if task and task.state == 'l'",
+    ),
+    Mutant(
+        "a beat counts progress twice",
+        "beat.lua",
+        "count(job, {rd = at_work[1] - entry.done,",
+        "count(job, {rd = at_work[1],",
+    ),
+    Mutant(
+        "a beat offers room that is granted already",
+        "beat.lua",
+        "if unseen[key] then room = room - entry.pictures end",
+        "",
+    ),
+    Mutant(
+        "an unknown session may beat",
+        "beat.lua",
+        "if redis.call('EXISTS', P .. 'session:' .. session) == 0 then",
+        "if false then",
+    ),
+    Mutant(
+        "the tick gives sessions up at once after a restart",
+        "tick.lua",
+        "    redis.call('ZADD', P .. 'sessions', 'GT', now + ends[at + 1] - seen, ends[at])\n",
+        "",
+    ),
+    Mutant(
+        "the tick gives nobody up",
+        "tick.lua",
+        "    end_session(session, 'lost')\n",
+        "",
+    ),
+    Mutant(
+        "the tick promotes nothing",
+        "tick.lua",
+        "    make_ready(job, head, name, task)\n",
+        "",
+    ),
+    Mutant(
+        "the tick promotes late work",
+        "tick.lua",
+        "if due and (task.lane == 0 or not head.late) then",
+        "if due then",
+    ),
+    Mutant(
+        "the tick forgets no deadline",
+        "tick.lua",
+        "  if head then expire_job(job, head) end\n",
+        "",
+    ),
+    Mutant(
+        "the tick keeps idempotency keys for ever",
+        "tick.lua",
+        "    if h[2] then redis.call('HDEL', P .. 'keys:' .. h[1], h[2]) end\n",
+        "",
+    ),
+    Mutant(
+        "a stranger may cancel",
+        "common/records.lua",
+        "if head and head.tenant == tenant_number(tenant) then return head end",
+        "if head then return head end",
+    ),
+    Mutant(
+        "an ended job is cancelled",
+        "cancel.lua",
+        "if head.state ~= 'o' and head.state ~= 'c' then return head.state end\n",
+        "",
+    ),
+    Mutant(
+        "a cancelled job stays in the queue",
+        "cancel.lua",
+        "drop_ready(job, head)\n",
+        "",
+    ),
+    Mutant(
+        "a cancelled job's running pictures stay counted",
+        "cancel.lua",
+        "'rd', 0, ",
+        "",
+    ),
+    Mutant(
+        "a pause hides nothing",
+        "pause.lua",
+        "  hide_ready(job, head)\n",
+        "",
+    ),
+    Mutant(
+        "a retry runs every picture again",
+        "common/settle.lua",
+        "      failed = cjson.decode(string.match(task.rest, '^%d+|(.*)$'))[2]\n",
+        "",
+    ),
+    Mutant(
+        "a retried picture stays counted as failed",
+        "common/settle.lua",
+        "count(job, {n = tasks, nq = tasks, ['if'] = -pictures})",
+        "count(job, {n = tasks, nq = tasks})",
+    ),
+    Mutant(
+        "a job is finalised while its retry is still being queued",
+        "common/settle.lua",
+        "if h[1] ~= 'c' or h[9] then return end",
+        "if h[1] ~= 'c' then return end",
+    ),
+    Mutant(
+        "a cancelled job is retried",
+        "retry.lua",
+        "if head.state == 'x' then return",
+        "if false then return",
+    ),
+)  # fmt: skip
+
+
+def copy_tree(to: Path) -> None:
+    for name in COPIED:
+        source, target = ROOT / name, to / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+        elif source.exists():
+            shutil.copy(source, target)
+
+
+def survives(mutant: Mutant, tests: list[str]) -> bool:
+    with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
+        tree = Path(folder)
+        copy_tree(tree)
+        path = tree / "farm" / "lua" / mutant.file
+        source = path.read_text(encoding="utf-8")
+        if source.count(mutant.old) != 1:
+            raise SystemExit(
+                f"{mutant.name}: its text stands {source.count(mutant.old)} times "
+                f"in {mutant.file}, not once"
+            )
+        path.write_text(source.replace(mutant.old, mutant.new), encoding="utf-8")
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
+        try:
+            ended = subprocess.run(
+                command,
+                cwd=tree,
+                env={
+                    **os.environ,
+                    "PYTHONPATH": str(tree),
+                    "PYTHONDONTWRITEBYTECODE": "1",
+                    "FARM_NO_SHRINK": "1",
+                },
+                capture_output=True,
+                timeout=LIMIT_SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            return False
+        return ended.returncode == 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="", help="mutants whose name has this word")
+    parser.add_argument("--first", type=int, default=0, help="how many of them to leave out")
+    parser.add_argument("--tests", nargs="+", default=list(TESTS))
+    arguments = parser.parse_args()
+    chosen = [mutant for mutant in MUTANTS if arguments.only in mutant.name]
+    chosen = chosen[arguments.first :]
+    survivors = []
+    for mutant in chosen:
+        start = time.monotonic()
+        alive = survives(mutant, arguments.tests)
+        seconds = time.monotonic() - start
+        print(f"{'SURVIVES' if alive else 'found':8} {seconds:5.0f} s  {mutant.name}", flush=True)
+        if alive:
+            survivors.append(mutant)
+    found = len(chosen) - len(survivors)
+    print(f"{found} of {len(chosen)} mutants found ({found / max(len(chosen), 1):.0%})")
+    sys.exit(1 if survivors else 0)
+
+
+if __name__ == "__main__":
+    main()
