@@ -1,0 +1,37 @@
+"""The keys of everything that the farm stores, made from ids and numbers, never from user text."""
+
+import hashlib
+
+from farm.job import Format
+from farm.picture_file import EXTENSIONS
+
+
+def prefix(job: str) -> str:
+    """Start of all keys of a job; two hash digits first spread jobs over S3's partitions."""
+    return f"{hashlib.sha256(job.encode()).hexdigest()[:2]}/{job}/"
+
+
+def header(job: str) -> str:
+    return prefix(job) + "job.json"
+
+
+def chunk(job: str, number: int) -> str:
+    return f"{prefix(job)}chunks/{number:08d}.json"
+
+
+def picture(job: str, generation: int, render: int, image: int, file_format: Format) -> str:
+    return f"{prefix(job)}data/{generation}/{render:08d}-{image:02d}.{EXTENSIONS[file_format]}"
+
+
+def part(job: str, generation: int, number: int) -> str:
+    """Where the manifest of one task lies."""
+    return f"{prefix(job)}manifest/{generation}/part-{number:08d}.parquet"
+
+
+def success(job: str) -> str:
+    """Where the object lies whose presence says that the job is complete."""
+    return prefix(job) + "_SUCCESS"
+
+
+def asset(tenant: str, sha256: str) -> str:
+    return f"assets/{hashlib.sha256(tenant.encode()).hexdigest()[:12]}/{sha256}"

@@ -1,0 +1,149 @@
+"""A store in a folder: one file per object."""
+
+import contextlib
+import errno
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+from farm.errors import NotFound, StoreError
+from farm.store.probing import probe
+from farm.store.protocol import STREAM_BYTES, Entry, check_key, check_prefix
+
+# No key's segment starts with a dot, so what is being written is never seen as an object.
+_UNFINISHED = ".writing-"
+
+_HINTS = {
+    errno.ENOSPC: "the disk is full: free some space, or use another folder",
+    errno.EDQUOT: "the disk quota is used up: free some space, or use another folder",
+    errno.EROFS: "the disk is mounted read-only: use another folder",
+    errno.EACCES: "this user may not use the folder: correct its permissions, or use another one",
+    errno.EPERM: "the file system refuses it, hard links perhaps: use another folder",
+    errno.EOPNOTSUPP: "the file system has no hard links: use a folder on another one",
+    errno.EEXIST: "a file stands where a folder is needed",
+    errno.ENOTDIR: "a file stands where a folder is needed",
+    errno.EISDIR: "a folder stands where a file is needed",
+    errno.EMFILE: "too many files are open: raise the limit (ulimit -n)",
+}
+
+
+class LocalStore:
+    """Objects appear by link(2), which fails if the name is taken: all or nothing, once."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root.absolute()
+        self.url = self._root.as_uri()
+
+    def put(self, key: str, data: bytes, *, content_type: str = "application/octet-stream") -> bool:
+        path = self._path(key)
+        with _errors(f"cannot write {path}"):
+            if path.exists():
+                return False
+            _make_folder(path.parent)
+            unfinished = path.parent / f"{_UNFINISHED}{secrets.token_hex(8)}"
+            try:
+                _write(unfinished, data)
+                try:
+                    os.link(unfinished, path)
+                except FileExistsError:
+                    return False
+            finally:
+                unfinished.unlink(missing_ok=True)
+            _sync_folder(path.parent)
+            return True
+
+    def get(self, key: str) -> bytes:
+        path = self._path(key)
+        with _errors(f"cannot read {path}", key):
+            return path.read_bytes()
+
+    def stream(self, key: str) -> Iterator[bytes]:
+        path = self._path(key)
+        with _errors(f"cannot read {path}", key), path.open("rb") as file:
+            while piece := file.read(STREAM_BYTES):
+                yield piece
+
+    def size(self, key: str) -> int | None:
+        path = self._path(key)
+        with _errors(f"cannot read {path}"):
+            try:
+                return path.stat().st_size
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+
+    def list(self, prefix: str) -> Iterator[Entry]:
+        check_prefix(prefix)
+        folder = prefix.rpartition("/")[0]
+        with _errors(f"cannot list {self._root}"):
+            yield from _walk(self._root / folder, f"{folder}/" if folder else "", prefix)
+
+    def delete(self, key: str) -> None:
+        path = self._path(key)
+        with _errors(f"cannot delete {path}"), contextlib.suppress(NotADirectoryError):
+            path.unlink(missing_ok=True)
+
+    def signed_url(self, key: str, *, seconds: int, filename: str | None = None) -> str | None:
+        return None
+
+    def probe(self, writers: int = 16) -> None:
+        probe(self, writers)
+
+    def _path(self, key: str) -> Path:
+        return self._root / check_key(key)
+
+
+@contextlib.contextmanager
+def _errors(what: str, key: str | None = None) -> Iterator[None]:
+    """The operating system's errors as the farm's; with a key, a missing file is ``NotFound``."""
+    try:
+        yield
+    except OSError as error:
+        if key is not None and isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise NotFound(f"no object {key} in the store") from None
+        hint = _HINTS.get(error.errno or 0)
+        raise StoreError(f"{what}: {error.strerror or error}", hint=hint) from error
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _make_folder(folder: Path) -> None:
+    """Like ``mkdir -p``, and the new names survive a power cut."""
+    if folder.is_dir():
+        return
+    _make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    _sync_folder(folder.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _walk(folder: Path, above: str, prefix: str) -> Iterator[Entry]:
+    found: dict[str, os.DirEntry[str]] = {}
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if not entry.name.startswith("."):
+                    name = above + entry.name + ("/" if entry.is_dir() else "")
+                    found[name] = entry
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    # A folder sorts with its slash: "a-b" comes before "a/b", as it does in S3.
+    for name in sorted(found):
+        if name.endswith("/"):
+            if name.startswith(prefix) or prefix.startswith(name):
+                yield from _walk(folder / found[name].name, name, prefix)
+        elif name.startswith(prefix):
+            with contextlib.suppress(FileNotFoundError):
+                yield Entry(name, found[name].stat().st_size)

@@ -1,0 +1,76 @@
+"""What every store can do, and which keys it takes."""
+
+import re
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
+
+from farm.errors import InvalidInput
+
+MAX_KEY = 512  # characters; with the folder or prefix in front still below S3's 1,024
+STREAM_BYTES = 1 << 20
+
+_SEGMENT = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}"
+_KEY = re.compile(rf"{_SEGMENT}(?:/{_SEGMENT})*")
+_PREFIX = re.compile(rf"(?:{_SEGMENT}/)*(?:{_SEGMENT})?")
+
+
+class Entry(NamedTuple):
+    key: str
+    size: int  # bytes
+
+
+class Store(Protocol):
+    """Objects by key, each written once.
+
+    A call that the store refuses or fails raises ``StoreError``; a key that is not there,
+    ``NotFound``. All methods may be called from several threads at once.
+    """
+
+    url: str
+
+    def put(self, key: str, data: bytes, *, content_type: str = "application/octet-stream") -> bool:
+        """Write an object unless the key is taken; the stored bytes are complete or absent.
+
+        Returns False, and leaves what is there, if the key was taken. After a lost connection
+        that may be this very call's own object, so compare before taking it for a stranger's.
+        """
+        ...
+
+    def get(self, key: str) -> bytes: ...
+
+    def stream(self, key: str) -> Iterator[bytes]:
+        """The object in pieces of at most ``STREAM_BYTES``."""
+        ...
+
+    def size(self, key: str) -> int | None:
+        """Bytes of the object; None when there is none."""
+        ...
+
+    def list(self, prefix: str) -> Iterator[Entry]:
+        """Every object whose key starts with the prefix, in the order of the keys' bytes."""
+        ...
+
+    def delete(self, key: str) -> None:
+        """Remove the object; that there is none is fine."""
+        ...
+
+    def signed_url(self, key: str, *, seconds: int, filename: str | None = None) -> str | None:
+        """A link that reads the object without credentials; None where the store has no such."""
+        ...
+
+    def probe(self, writers: int = 16) -> None:
+        """Raise ``StoreError`` unless the store can be used and its ``put`` has one winner."""
+        ...
+
+
+def check_key(key: str) -> str:
+    """The key itself, if it is one; no key can name anything outside the store."""
+    if len(key) > MAX_KEY or not _KEY.fullmatch(key):
+        raise InvalidInput(f"{key[:80]!r} is not a key of the store", field="key")
+    return key
+
+
+def check_prefix(prefix: str) -> str:
+    if len(prefix) > MAX_KEY or not _PREFIX.fullmatch(prefix):
+        raise InvalidInput(f"{prefix[:80]!r} is not the start of a key", field="prefix")
+    return prefix

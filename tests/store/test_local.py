@@ -1,0 +1,96 @@
+"""What a disk can do wrong, and what the farm then says."""
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from farm.errors import StoreError
+from farm.store import local, open_store
+
+
+@pytest.mark.parametrize(
+    ("number", "hint"),
+    [
+        (errno.ENOSPC, "the disk is full"),
+        (errno.EDQUOT, "quota"),
+        (errno.EROFS, "read-only"),
+        (errno.EACCES, "permissions"),
+        (errno.EIO, ""),
+    ],
+)
+def test_a_failed_write_is_explained_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, hint: str
+) -> None:
+    def fail(descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    store = open_store(str(tmp_path))
+    store.put("folder/first", b"x")
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(StoreError, match=f"folder/key: {os.strerror(number)}") as caught:
+        store.put("folder/key", b"bytes")
+    assert hint in (caught.value.hint or "")
+    assert os.listdir(tmp_path / "folder") == ["first"]
+
+
+def test_a_write_that_hits_the_limit_leaves_nothing(tmp_path: Path) -> None:
+    """The kernel's own refusal in the middle of a write, here by a limit on the file's size."""
+    script = (
+        "import resource, sys\n"
+        "from farm.store import open_store\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        "open_store(sys.argv[1]).put('key', bytes(1_000_000))\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert "StoreError" in ended.stderr
+    assert "File too large" in ended.stderr
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_file_system_without_hard_links_fails_the_probe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", fail)
+    with pytest.raises(StoreError) as caught:
+        open_store(str(tmp_path)).probe()
+    assert "hard links" in (caught.value.hint or "")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_may_not_be_written_is_explained(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(StoreError) as caught:
+        open_store(str(tmp_path / "store")).probe()
+    assert "permissions" in (caught.value.hint or "")
+
+
+def test_a_file_where_the_folder_should_be_is_explained(tmp_path: Path) -> None:
+    (tmp_path / "store").write_text("not a folder")
+    with pytest.raises(StoreError) as caught:
+        open_store(str(tmp_path / "store")).put("a/key", b"x")
+    assert "a file stands where a folder is needed" in (caught.value.hint or "")
+
+
+def test_what_is_being_written_is_not_listed(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    store.put("folder/key", b"x")
+    (tmp_path / "folder" / f"{local._UNFINISHED}0123").write_bytes(b"half")
+    assert [entry.key for entry in store.list("")] == ["folder/key"]
+
+
+def test_the_folder_may_be_a_link_to_another_disk(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "store").symlink_to(tmp_path / "disk")
+    store = open_store(str(tmp_path / "store"))
+    store.probe()
+    assert store.put("a/key", b"x")
+    assert (tmp_path / "disk" / "a" / "key").read_bytes() == b"x"
