@@ -1,0 +1,377 @@
+"""Pictures that users send: told apart by their content, checked before decoding, made plain."""
+
+import io
+import struct
+import warnings
+import zlib
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from farm.errors import InvalidInput, TooLarge
+
+MAX_PICTURE_BYTES = 100 * 2**20
+MAX_PIXELS = 2**26  # 8192 x 8192; a 61-megapixel camera's pictures fit
+MAX_PROFILE_BYTES = 4 * 2**20  # of a colour profile; real ones have up to 3 MB
+MAX_JPEG_SCANS = 200  # each goes over all pixels again; real progressive files have about ten
+MASK_THRESHOLD = 128  # of 255: from here on a pixel is painted anew, as diffusers rounds it
+
+Kind = Literal["image", "mask"]
+
+_ALLOWED = "PNG, JPEG, WebP, GIF, BMP and TIFF files with 8 or 16 bits"
+_FIELDS: dict[Kind, str] = {"image": "image", "mask": "mask_image"}
+_OTHERS = (
+    (b"%!PS", "an EPS file"),
+    (b"\xc5\xd0\xd3\xc6", "an EPS file"),
+    (b"%PDF", "a PDF file"),
+    (b"8BPS", "a Photoshop file"),
+    (b"SIMPLE  =", "a FITS file"),
+    (b"\0\0\1\0", "an ICO file"),
+    (b"\0\0\0\x0cJXL ", "a JPEG XL file"),
+    (b"\xff\x0a", "a JPEG XL file"),
+    (b"\0\0\0\x0cjP  ", "a JPEG 2000 file"),
+    (b"qoif", "a QOI file"),
+    (b"PK\3\4", "a ZIP file"),
+    (b"\x1f\x8b", "a gzip file"),
+    (b"gimp xcf", "a GIMP file"),
+)
+_JPEG_SCAN = b"\xff\xda"
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+# What a PNG's picture is made of; texts, profiles and animation are left out before decoding.
+_PNG_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf")
+_MODES_16 = ("I;16", "I;16L", "I;16B", "I;16N")
+_MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr")
+_EXIF_ORIENTATION = 0x0112
+_TIFF_BITS, _TIFF_TILE_SIDES, _TIFF_INTERPRETATION = 258, (322, 323), 262
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+# Pillow warns of damage that it can live with, and of sizes at a limit above MAX_PIXELS.
+warnings.filterwarnings("ignore", module="PIL")
+
+
+class Picture(NamedTuple):
+    """What ``probe`` found; ``notes`` say what the farm makes of it."""
+
+    width: int
+    height: int
+    notes: tuple[str, ...]
+
+
+class Decoded(NamedTuple):
+    pixels: NDArray[np.uint8]
+    notes: tuple[str, ...]
+
+
+def probe(data: bytes, kind: Kind) -> Picture:
+    """Check that the bytes are a picture that can be read to its end; raises ``InvalidInput``."""
+    reader = _Reader(kind, quick=True)
+    reader.read(data)
+    return Picture(reader.width, reader.height, tuple(reader.notes))
+
+
+def read_image(data: bytes, size: tuple[int, int]) -> Decoded:
+    """The picture as RGB, uint8 (height, width, 3), brought to ``size`` (height, width)."""
+    reader = _Reader("image")
+    image = reader.resize(reader.read(data), size)
+    return Decoded(np.asarray(image), tuple(reader.notes))
+
+
+def read_mask(data: bytes, size: tuple[int, int]) -> Decoded:
+    """The mask, uint8 (height, width): 255 is painted anew, 0 is kept.
+
+    Its luminance decides, whatever its mode; where it is transparent, nothing was painted on it,
+    so that is kept.
+    """
+    reader = _Reader("mask")
+    image = reader.resize(reader.read(data), size)
+    pixels = np.where(np.asarray(image) >= MASK_THRESHOLD, np.uint8(255), np.uint8(0))
+    return Decoded(pixels, tuple(reader.notes))
+
+
+class _Reader:
+    """One picture on its way from bytes to plain RGB, or luminance for a mask."""
+
+    def __init__(self, kind: Kind, *, quick: bool = False) -> None:
+        self.kind = kind
+        self.quick = quick  # for what is found out only: the pixels are not brought into shape
+        self.width = self.height = 0
+        self.deep = False  # it has 16 bits per channel
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(f"{self.kind}: {text}")
+
+    def refuse(self, message: str, hint: str | None = None) -> InvalidInput:
+        return InvalidInput(message, field=_FIELDS[self.kind], hint=hint)
+
+    def read(self, data: bytes) -> Image.Image:
+        if len(data) > MAX_PICTURE_BYTES:
+            raise TooLarge(
+                f"has {len(data):,} bytes; at most {MAX_PICTURE_BYTES:,} are allowed",
+                field=_FIELDS[self.kind],
+            )
+        form = self._form(data)
+        if form == "PNG":
+            data = self._check_png(data)
+        elif form == "WEBP":
+            self._check_webp(data)
+        elif form == "JPEG" and data.count(_JPEG_SCAN) > MAX_JPEG_SCANS:
+            raise self.refuse(f"has more than {MAX_JPEG_SCANS} scans", "open it and save it again")
+        try:
+            with Image.open(io.BytesIO(data), formats=[form]) as image:
+                self._check_header(image, form)
+                self._check_animation(image)
+                if self.quick and form == "JPEG":
+                    image.draft(None, (image.width // 8 or 1, image.height // 8 or 1))
+                image.load()
+                return self._turn(image, self._plain(image))
+        except InvalidInput:
+            raise
+        except Image.DecompressionBombError:
+            raise self._too_large() from None
+        except MemoryError:
+            raise self._too_large() from None
+        except Exception as error:  # a damaged file leads Pillow to almost any of them
+            raise self.refuse(
+                f"is a damaged {form} file: {str(error) or type(error).__name__}",
+                "open it and save it again",
+            ) from error
+
+    def resize(self, image: Image.Image, size: tuple[int, int]) -> Image.Image:
+        height, width = size
+        if image.size == (width, height):
+            return image
+        text = f"scaled from {image.width} x {image.height} to {width} x {height}"
+        if abs(image.width * height - image.height * width) > max(image.size) * max(size) / 100:
+            text += ", which changes its proportions"
+        self.note(text)
+        return image.resize((width, height), Image.Resampling.LANCZOS)
+
+    def _form(self, data: bytes) -> str:
+        head = data[:64]
+        if head.startswith(_PNG_SIGNATURE):
+            return "PNG"
+        if head.startswith(b"\xff\xd8\xff"):
+            return "JPEG"
+        if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+            return "WEBP"
+        if head.startswith((b"GIF87a", b"GIF89a")):
+            return "GIF"
+        if head.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
+            return "TIFF"
+        if head.startswith(b"BM"):
+            return "BMP"
+        if not data:
+            raise self.refuse("is empty")
+        raise self.refuse(f"is {_name(head)}, not a picture the farm reads", f"send {_ALLOWED}")
+
+    def _check_size(self, width: int, height: int) -> None:
+        self.width, self.height = width, height
+        if width < 1 or height < 1:
+            raise self.refuse(f"has {width} x {height} pixels")
+        if width * height > MAX_PIXELS:
+            raise self._too_large()
+
+    def _too_large(self) -> TooLarge:
+        size = f"{self.width:,} x {self.height:,}" if self.width else "too many"
+        return TooLarge(
+            f"has {size} pixels; at most {MAX_PIXELS:,} in all are allowed",
+            field=_FIELDS[self.kind],
+            hint="scale it down first; a render has at most 4096 x 4096",
+        )
+
+    def _check_header(self, image: Image.Image, form: str) -> None:
+        self._check_size(*image.size)
+        if form == "TIFF":
+            self._check_tiff(image)
+        if image.mode not in (*_MODES, *_MODES_16):
+            kinds = {"F": "floating point numbers", "I": "whole numbers of 32 bits"}
+            raise self.refuse(
+                f"its pixels are {kinds.get(image.mode, f'in the colour mode {image.mode}')}",
+                "save it as 8-bit or 16-bit RGB or grey",
+            )
+        profile = image.info.get("icc_profile")
+        if profile:
+            self._check_profile(profile)
+
+    def _check_tiff(self, image: Image.Image) -> None:
+        tags: Any = image.tag_v2  # type: ignore[attr-defined]
+        bits = tags.get(_TIFF_BITS, (1,))
+        self.deep = 16 in bits
+        if any(bit not in (1, 2, 4, 8, 16) for bit in bits):
+            raise self.refuse(f"has {bits[0]} bits per channel", "save it with 8 or 16 bits")
+        sides = [tags.get(tag, 1) for tag in _TIFF_TILE_SIDES]
+        if sides[0] * sides[1] > MAX_PIXELS:
+            raise self._too_large()
+
+    def _check_profile(self, profile: bytes | memoryview) -> None:
+        if len(profile) > MAX_PROFILE_BYTES:
+            raise TooLarge(
+                f"its colour profile has more than {MAX_PROFILE_BYTES:,} bytes",
+                field=_FIELDS[self.kind],
+                hint="save it as sRGB, without a profile",
+            )
+        if self.kind == "image" and not any(
+            name in bytes(profile) for name in (b"sRGB", "sRGB".encode("utf-16-be"))
+        ):
+            self.note("its colour profile was not applied; it was read as sRGB")
+
+    def _check_animation(self, image: Image.Image) -> None:
+        if image.format != "MPO" and getattr(image, "is_animated", False):
+            self.note("has several frames; the first one was taken")
+
+    def _check_png(self, data: bytes) -> bytes:
+        """Check every chunk; what comes back holds only what the picture is made of.
+
+        Pillow itself leaves the checksums of pixel data unread.
+        """
+        kept = [_PNG_SIGNATURE]
+        view = memoryview(data)
+        offset, ended = 8, False
+        while not ended:
+            if offset + 12 > len(data):
+                raise self.refuse("is a PNG file that ends too early", "send the whole file")
+            (length,) = struct.unpack_from(">I", data, offset)
+            name = data[offset + 4 : offset + 8]
+            end = offset + 12 + length
+            if end > len(data):
+                raise self.refuse("is a PNG file that ends too early", "send the whole file")
+            body = view[offset + 8 : end - 4]
+            if zlib.crc32(view[offset + 4 : end - 4]) != int.from_bytes(view[end - 4 : end], "big"):
+                raise self.refuse(
+                    f"is a damaged PNG file: wrong checksum in chunk {name!r:.10}",
+                    "open it and save it again",
+                )
+            if (offset == 8) != (name == b"IHDR") or (name == b"IHDR" and length != 13):
+                raise self.refuse("is a damaged PNG file: no proper header")
+            if name == b"IHDR":
+                self._check_size(*struct.unpack_from(">II", body))
+                self.deep = body[8] == 16
+            elif name == b"iCCP":
+                self._check_profile(_inflate(bytes(body)) if length < MAX_PROFILE_BYTES else body)
+            elif name == b"acTL" and length == 8 and int.from_bytes(body[:4], "big") > 1:
+                self.note("has several frames; the first one was taken")
+            if name in _PNG_CHUNKS:
+                kept.append(view[offset:end])  # type: ignore[arg-type]
+            offset, ended = end, name == b"IEND"
+        return b"".join(kept)
+
+    def _check_webp(self, data: bytes) -> None:
+        """Read the size from the header: Pillow sets aside the canvas when it opens the file."""
+        head = data[12:30].ljust(18, b"\0")
+        if head.startswith(b"VP8X"):
+            width = int.from_bytes(head[12:15], "little") + 1
+            height = int.from_bytes(head[15:18], "little") + 1
+        elif head.startswith(b"VP8L"):
+            bits = int.from_bytes(head[9:13], "little")
+            width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+        else:
+            width = int.from_bytes(head[14:16], "little") & 0x3FFF
+            height = int.from_bytes(head[16:18], "little") & 0x3FFF
+        self._check_size(width, height)
+
+    def _turn(self, source: Image.Image, image: Image.Image) -> Image.Image:
+        """Bring the picture upright; ``source`` still knows how the camera was held."""
+        try:
+            turn = _TURNS.get(source.getexif().get(_EXIF_ORIENTATION, 1))
+        except Exception:  # EXIF data that cannot be read say nothing
+            turn = None
+        if turn is None:
+            return image
+        if turn not in _UPRIGHT:
+            self.width, self.height = self.height, self.width
+        return image.transpose(turn)
+
+    def _plain(self, image: Image.Image) -> Image.Image:
+        """RGB, or luminance for a mask, with transparency laid on a ground."""
+        mode = image.mode
+        if self.deep:
+            self.note("was converted from 16 to 8 bits")
+        if mode in _MODES_16:
+            image = self._scale(image)
+        if mode == "CMYK":
+            self.note("was converted from CMYK")
+        if image.has_transparency_data:
+            image = self._lay(image if image.mode == "RGBA" else image.convert("RGBA"))
+        if self.kind == "image":
+            return image if self.quick or image.mode == "RGB" else image.convert("RGB")
+        plain = image.convert("L")
+        greys = plain.histogram()
+        if mode not in ("1", "L") or any(greys[1:255]):
+            self.note(
+                f"its luminance decides: {MASK_THRESHOLD} to 255 is painted anew, "
+                f"0 to {MASK_THRESHOLD - 1} is kept"
+            )
+        if not any(greys[MASK_THRESHOLD:]):
+            self.note("it marks nothing to be painted anew")
+        return plain
+
+    def _scale(self, image: Image.Image) -> Image.Image:
+        """16 bits to 8 by dropping the low ones, which is what Pillow does to 16-bit colours."""
+        values = np.asarray(image)
+        key = image.info.get("transparency")
+        scaled = (values >> 8).astype(np.uint8)
+        if getattr(image, "tag_v2", {}).get(_TIFF_INTERPRETATION) == 0:  # white is zero
+            scaled = 255 - scaled
+        if isinstance(key, int):
+            alpha = np.where(values == key, np.uint8(0), np.uint8(255))
+            return Image.fromarray(np.stack([scaled, alpha], axis=-1), "LA")
+        return Image.fromarray(scaled)
+
+    def _lay(self, image: Image.Image) -> Image.Image:
+        alpha = image.getchannel("A")
+        least, most = alpha.getextrema()
+        if least == 255:
+            return image
+        white = self.kind == "image"
+        ground = "white" if white else "black, which is kept"
+        what = "is fully transparent; it" if most == 0 else "has transparent parts; it"
+        self.note(f"{what} was laid on {ground}")
+        if white and self.quick:
+            return image
+        laid = Image.new("RGB", image.size, (255, 255, 255) if white else (0, 0, 0))
+        laid.paste(image, mask=alpha)
+        return laid
+
+
+_UPRIGHT = (
+    Image.Transpose.FLIP_LEFT_RIGHT,
+    Image.Transpose.FLIP_TOP_BOTTOM,
+    Image.Transpose.ROTATE_180,
+)
+
+
+def _inflate(chunk: bytes) -> bytes:
+    """A PNG's colour profile, as far as it is of interest; empty if it cannot be read."""
+    packed = chunk[chunk.find(b"\0") + 2 :]
+    try:
+        return zlib.decompressobj().decompress(packed, MAX_PROFILE_BYTES + 1)
+    except zlib.error:
+        return b""
+
+
+def _name(head: bytes) -> str:
+    for start, name in _OTHERS:
+        if head.startswith(start):
+            return name
+    if head[4:8] == b"ftyp":
+        brand = head[8:12]
+        return "an AVIF file" if brand in (b"avif", b"avis") else "a HEIC or video file"
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if text.startswith((b"<!doctype html", b"<html")):
+        return "a web page"
+    if text.startswith((b"<svg", b"<?xml", b"<!doctype svg")):
+        return "an SVG or XML file"
+    if text.startswith((b"{", b"[", b"data:", b"http://", b"https://")):
+        return "text"
+    return "a file of unknown kind"

@@ -1,0 +1,150 @@
+"""What every picture file carries besides its pixels: the render it came from, and its tokens."""
+
+import base64
+import io
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+from numpy.typing import NDArray
+from PIL import Image
+
+from farm.errors import InvalidInput
+from farm.job import Format
+from farm.spec import RenderSpec, Row
+
+KEYWORD = "amused-farm"  # of the PNG chunk and of the safetensors metadata
+FACTS_VERSION = 1
+
+EXTENSIONS: Mapping[Format, str] = {
+    Format.PNG: "png",
+    Format.WEBP: "webp",
+    Format.JPEG: "jpg",
+    Format.TOKENS: "safetensors",
+}
+CONTENT_TYPES: Mapping[Format, str] = {
+    Format.PNG: "image/png",
+    Format.WEBP: "image/webp",
+    Format.JPEG: "image/jpeg",
+    Format.TOKENS: "application/octet-stream",
+}
+
+EXIF_IFD = 0x8769
+EXIF_USER_COMMENT = 0x9286
+EXIF_ASCII = b"ASCII\0\0\0"  # the character code that a user comment starts with
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+class Facts(NamedTuple):
+    """Enough to make the picture again, or to check that it is what it should be."""
+
+    spec: RenderSpec
+    image: int  # index in its render
+    numerics: str
+    tokens: NDArray[np.uint16]  # (rows, columns)
+
+    @property
+    def seed(self) -> int:
+        return Row(self.spec, self.image).seed
+
+    def to_json(self, *, with_tokens: bool = True) -> str:
+        """ASCII, so that every container takes it without a thought about encodings."""
+        facts: dict[str, Any] = {
+            "v": FACTS_VERSION,
+            "spec": self.spec.model_dump(mode="json"),
+            "image": self.image,
+            "seed": self.seed,
+            "numerics": self.numerics,
+        }
+        if with_tokens:
+            facts["shape"] = list(self.tokens.shape)
+            facts["tokens"] = base64.b64encode(token_bytes(self.tokens)).decode()
+        return json.dumps(facts, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str, tokens: NDArray[np.uint16] | None = None) -> "Facts":
+        try:
+            facts = json.loads(text)
+            if facts["v"] != FACTS_VERSION:
+                raise InvalidInput(
+                    f"the file was written by a newer farm (facts of version {facts['v']})",
+                    hint="update amused-farm",
+                )
+            if tokens is None:
+                flat = np.frombuffer(base64.b64decode(facts["tokens"], validate=True), "<u2")
+                rows, columns = facts["shape"]
+                if rows < 1 or columns < 1:
+                    raise ValueError("a grid has rows and columns")
+                tokens = flat.reshape(rows, columns).astype(np.uint16)
+            spec = RenderSpec.model_validate_json(json.dumps(facts["spec"]))
+            return cls(spec, int(facts["image"]), str(facts["numerics"]), tokens)
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            raise InvalidInput("the farm's data in the file are damaged") from error
+
+
+def token_bytes(tokens: NDArray[Any]) -> bytes:
+    """The bytes that ``tokens_sha256`` is taken over: uint16, little endian, row by row."""
+    return np.ascontiguousarray(tokens, dtype="<u2").tobytes()
+
+
+def read_facts(data: bytes) -> Facts:
+    """What the farm wrote into a picture file; raises ``InvalidInput`` if it is not one."""
+    if data.startswith(b"\x89PNG"):
+        return Facts.from_json(_png_text(data))
+    if data.startswith(b"\xff\xd8\xff"):
+        return Facts.from_json(_user_comment(data, "JPEG"))
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return Facts.from_json(_user_comment(data, "WEBP"))
+    return _token_file(data)
+
+
+def _png_text(data: bytes) -> str:
+    try:
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+            text = image.info.get(KEYWORD)
+            if text is None:  # another program may have moved it behind the pixels
+                text = image.text.get(KEYWORD)  # type: ignore[attr-defined]
+    except Exception as error:  # whatever a damaged file leads Pillow to
+        raise _damaged() from error
+    if text is None:
+        raise _nothing_recorded()
+    return str(text)
+
+
+def _user_comment(data: bytes, kind: str) -> str:
+    try:
+        with Image.open(io.BytesIO(data), formats=[kind]) as image:
+            comment = image.getexif().get_ifd(EXIF_IFD).get(EXIF_USER_COMMENT)
+    except Exception as error:  # whatever a damaged file leads Pillow to
+        raise _damaged() from error
+    if not isinstance(comment, bytes) or not comment.startswith(EXIF_ASCII + b"{"):
+        raise _nothing_recorded()
+    return comment.removeprefix(EXIF_ASCII).decode("ascii", "replace")
+
+
+def _token_file(data: bytes) -> Facts:
+    try:
+        tensors = safetensors.numpy.load(data)
+    except (safetensors.SafetensorError, KeyError, ValueError, TypeError):
+        raise InvalidInput("is not a picture or token file of the farm") from None
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    text = header.get("__metadata__", {}).get(KEYWORD)
+    tokens = tensors.get("tokens")
+    if text is None or tokens is None:
+        raise _nothing_recorded()
+    return Facts.from_json(text, tokens.astype(np.uint16))
+
+
+def _nothing_recorded() -> InvalidInput:
+    return InvalidInput(
+        "no render is recorded in the file",
+        hint="only files that the farm wrote, and no other program changed, carry one",
+    )
+
+
+def _damaged() -> InvalidInput:
+    return InvalidInput("the file is damaged")
