@@ -1,0 +1,190 @@
+"""What a checkpoint may be; everything else is refused with one line."""
+
+import json
+import shutil
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from farm.checkpoint import inspect_checkpoint
+from farm.errors import InvalidCheckpoint
+from farm_workers.engine.engine import Engine
+from farm_workers.tiny import make_tiny
+
+
+@pytest.fixture
+def copy(checkpoint: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(checkpoint, tmp_path / "copy"))
+
+
+def _edit(file: Path, **changes: Any) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def _cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def _pickle(path: Path) -> None:
+    folder = path / "transformer"
+    (folder / "diffusion_pytorch_model.safetensors").rename(folder / "diffusion_pytorch_model.bin")
+
+
+def _header(path: Path) -> None:
+    file = path / "transformer/diffusion_pytorch_model.safetensors"
+    file.write_bytes(struct.pack("<Q", 2**40) + file.read_bytes()[8:])
+
+
+BAD: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no index": (lambda p: (p / "model_index.json").unlink(), "model_index.json is missing"),
+    "no part": (lambda p: shutil.rmtree(p / "vqvae"), "vqvae/config.json is missing"),
+    "no tokenizer": (lambda p: (p / "tokenizer/vocab.json").unlink(), "vocab.json is missing"),
+    "no weights": (
+        lambda p: (p / "text_encoder/model.safetensors").unlink(),
+        "model.safetensors is missing",
+    ),
+    "pickle": (_pickle, "pickled weights"),
+    "cut weights": (
+        lambda p: _cut(p / "vqvae/diffusion_pytorch_model.safetensors"),
+        "damaged or cut short",
+    ),
+    "wild header": (_header, "damaged or cut short"),
+    "empty weights": (
+        lambda p: (p / "text_encoder/model.safetensors").write_bytes(b""),
+        "damaged or cut short",
+    ),
+    "broken json": (lambda p: _cut(p / "transformer/config.json"), "not valid JSON"),
+    "binary json": (
+        lambda p: (p / "model_index.json").write_bytes(b"\xff\xfe\x00"),
+        "not valid JSON",
+    ),
+    "custom pipeline": (
+        lambda p: _edit(p / "model_index.json", _class_name="MyPipeline"),
+        "not an aMUSEd pipeline",
+    ),
+    "custom code": (
+        lambda p: _edit(p / "model_index.json", transformer=["my_code", "UVit2DModel"]),
+        "does not know",
+    ),
+    "other class": (
+        lambda p: _edit(p / "model_index.json", scheduler=["diffusers", "DDIMScheduler"]),
+        "of the class 'DDIMScheduler'",
+    ),
+    "auto map": (
+        lambda p: _edit(p / "text_encoder/config.json", auto_map={"AutoModel": "x.Y"}),
+        "custom code",
+    ),
+    "mixed sizes": (lambda p: _edit(p / "transformer/config.json", vocab_size=99), "has the shape"),
+    "mixed parts": (
+        lambda p: _edit(p / "scheduler/scheduler_config.json", mask_token_id=5),
+        "beside",
+    ),
+    "bad guidance": (
+        lambda p: _edit(p / "farm.json", default_guidance_scale="high"),
+        "default_guidance_scale",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_checkpoint_is_refused_with_one_line(copy: Path, name: str) -> None:
+    spoil, message = BAD[name]
+    spoil(copy)
+    with pytest.raises(InvalidCheckpoint) as refused:
+        inspect_checkpoint(copy)
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "reference", ["no/such@thing", "nowhere", "owner/name", "/dev/null", "a b", "owner/name@main"]
+)
+def test_a_reference_to_nothing_is_refused(reference: str) -> None:
+    with pytest.raises(InvalidCheckpoint):
+        inspect_checkpoint(reference)
+
+
+def test_offline_a_hub_id_gives_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(InvalidCheckpoint) as refused:
+        inspect_checkpoint("owner/name@" + "0" * 40)
+    assert "cannot be fetched" in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_the_revision_follows_from_the_bytes(copy: Path, checkpoint: Path) -> None:
+    first = inspect_checkpoint(checkpoint).info.revision
+    assert inspect_checkpoint(copy).info.revision == first
+    (copy / "README.md").write_text("a note changes no picture")
+    assert inspect_checkpoint(copy).info.revision == first
+    weights = copy / "transformer/diffusion_pytorch_model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    assert inspect_checkpoint(copy).info.revision != first
+
+
+def test_sharded_weights_load(copy: Path) -> None:
+    folder, stem = copy / "transformer", "diffusion_pytorch_model"
+    whole = folder / f"{stem}.safetensors"
+    tensors = load_file(whole)
+    expected = Engine.load(copy, threads=1)
+    weight_map = {}
+    for number in range(2):
+        names = sorted(tensors)[number::2]
+        shard = f"{stem}-{number + 1:05d}-of-00002.safetensors"
+        save_file({name: tensors[name] for name in names}, folder / shard)
+        weight_map |= dict.fromkeys(names, shard)
+    whole.unlink()
+    index = folder / f"{stem}.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    found = Engine.load(copy, threads=1)
+    for one, other in zip(
+        expected._parts.transformer.parameters(),
+        found._parts.transformer.parameters(),
+        strict=True,
+    ):
+        assert torch.equal(one, other)
+    (folder / shard).unlink()
+    with pytest.raises(InvalidCheckpoint, match="is missing"):
+        inspect_checkpoint(copy)
+
+
+def test_a_tensor_that_is_missing_is_named_at_load(copy: Path) -> None:
+    file = copy / "transformer/diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    del tensors["transformer_layers.0.attn1.to_q.weight"]
+    save_file(tensors, file)
+    with pytest.raises(InvalidCheckpoint, match=r"attn1\.to_q\.weight"):
+        Engine.load(copy, threads=1)
+
+
+def test_farm_json_names_and_defaults(copy: Path) -> None:
+    (copy / "farm.json").write_text(
+        json.dumps({"name": "my model!", "description": "d", "default_guidance_scale": 3})
+    )
+    found = inspect_checkpoint(copy)
+    assert (found.info.id, found.description) == ("my-model", "d")
+    assert found.info.default_guidance == 3.0
+
+
+def test_the_same_seed_makes_the_same_bytes(tmp_path: Path) -> None:
+    for name, seed in (("a", 4), ("b", 4), ("c", 5)):
+        make_tiny(tmp_path / name / "x", seed=seed, num_hidden_layers=1)
+    revisions = [inspect_checkpoint(tmp_path / name / "x").info.revision for name in "abc"]
+    assert revisions[0] == revisions[1] != revisions[2]
+
+
+def test_looking_at_a_checkpoint_needs_no_torch(checkpoint: Path) -> None:
+    code = (
+        "import sys\nsys.modules.update(dict.fromkeys(['torch', 'diffusers', 'transformers']))\n"
+        "from farm.checkpoint import inspect_checkpoint\nprint(inspect_checkpoint(sys.argv[1]))"
+    )
+    subprocess.run([sys.executable, "-c", code, str(checkpoint)], check=True, timeout=60)

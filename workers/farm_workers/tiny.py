@@ -1,0 +1,154 @@
+"""A real five-component checkpoint with random weights, small enough to draw on one core."""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def make_tiny(
+    path: str | Path,
+    *,
+    seed: int = 0,
+    size: int = 64,
+    downsample: bool = False,
+    **transformer: Any,
+) -> None:
+    """Write it; the same arguments give the same bytes. ``transformer`` overrides its config."""
+    from diffusers import AmusedScheduler, UVit2DModel, VQModel
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+    from transformers.utils import logging
+
+    path = Path(path)
+    codebook = int(transformer.get("codebook_size", 1024))
+    config: dict[str, Any] = {
+        "hidden_size": 128,
+        "cond_embed_dim": 64,
+        "micro_cond_encode_dim": 32,
+        "micro_cond_embed_dim": 160,
+        "encoder_hidden_size": 64,
+        "vocab_size": codebook + 64,
+        "codebook_size": codebook,
+        "in_channels": 64,
+        "block_out_channels": 64,
+        "num_res_blocks": 1,
+        "block_num_heads": 2,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "intermediate_size": 256,
+        "sample_size": size // 8,
+        "downsample": downsample,
+        "upsample": downsample,
+        **transformer,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        unet = UVit2DModel(**config)
+        vqvae = VQModel(
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=(16, 16, 32, 32),
+            layers_per_block=1,
+            latent_channels=16,
+            num_vq_embeddings=codebook,
+            norm_num_groups=8,
+            mid_block_add_attention=False,
+            lookup_from_codebook=True,
+            force_upcast=True,
+        )
+        text = CLIPTextModelWithProjection(
+            CLIPTextConfig(
+                vocab_size=514,
+                hidden_size=int(config["encoder_hidden_size"]),
+                projection_dim=int(config["cond_embed_dim"]),
+                intermediate_size=128,
+                num_hidden_layers=3,
+                num_attention_heads=2,
+                max_position_embeddings=77,
+                bos_token_id=512,
+                eos_token_id=513,
+                pad_token_id=513,
+            )
+        )
+        for module in (unet, vqvae, text):
+            _liven(module)
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    unet.save_pretrained(path / "transformer")
+    vqvae.save_pretrained(path / "vqvae")
+    text.save_pretrained(path / "text_encoder")
+    if shown:
+        logging.enable_progress_bar()
+    AmusedScheduler(mask_token_id=int(config["vocab_size"]) - 1).save_pretrained(path / "scheduler")
+    _write_tokenizer(path / "tokenizer")
+    _write(path / "model_index.json", MODEL_INDEX)
+    note = {"name": path.name, "description": f"random weights, seed {seed}; draws noise"}
+    _write(path / "farm.json", note)
+
+
+MODEL_INDEX = {
+    "_class_name": "AmusedPipeline",
+    "scheduler": ["diffusers", "AmusedScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModelWithProjection"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "transformer": ["diffusers", "UVit2DModel"],
+    "vqvae": ["diffusers", "VQModel"],
+}
+
+
+def _liven(module: nn.Module) -> None:
+    """Random numbers everywhere, so that no path is a zero or an identity that hides a mistake."""
+    for name, parameter in module.named_parameters():
+        data = parameter.data
+        if "quantize" in name:
+            data.normal_(0, 1)
+        elif data.dim() < 2 or "gamma" in name or "beta" in name:
+            offset = 1.0 if name.endswith("weight") and "norm" in name else 0.0
+            data.normal_(offset, 0.1)
+        elif "embedding" in name:
+            data.normal_(0, 0.5)
+        else:
+            data.normal_(0, (2.0 / data[0].numel()) ** 0.5)
+
+
+def _write_tokenizer(folder: Path) -> None:
+    """CLIP's tokenizer with every byte as a symbol and no merges: any text has tokens."""
+    symbols = _byte_symbols()
+    words = [*symbols, *(f"{symbol}</w>" for symbol in symbols)]
+    vocab = {word: index for index, word in enumerate(words)}
+    vocab |= {"<|startoftext|>": 512, "<|endoftext|>": 513}
+    _write(folder / "vocab.json", vocab)
+    (folder / "merges.txt").write_text("#version: 0.2\n", "utf-8")
+    special = {
+        "bos_token": "<|startoftext|>",
+        "eos_token": "<|endoftext|>",
+        "pad_token": "<|endoftext|>",
+        "unk_token": "<|endoftext|>",
+    }
+    _write(folder / "special_tokens_map.json", special)
+    config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, **special}
+    _write(folder / "tokenizer_config.json", config)
+
+
+def byte_tokenizer() -> Any:
+    """The same tokenizer without a checkpoint around it."""
+    from transformers import CLIPTokenizer
+
+    with tempfile.TemporaryDirectory() as folder:
+        _write_tokenizer(Path(folder))
+        return CLIPTokenizer.from_pretrained(folder)
+
+
+def _byte_symbols() -> list[str]:
+    """GPT-2's printable stand-ins for the 256 bytes, in the order of its vocabulary."""
+    kept = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    rest = [byte for byte in range(256) if byte not in set(kept)]
+    return [chr(byte) for byte in kept] + [chr(256 + index) for index in range(len(rest))]
+
+
+def _write(file: Path, data: dict[str, Any]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", "utf-8")
