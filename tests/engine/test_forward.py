@@ -1,0 +1,118 @@
+"""The farm's forward pass beside UVit2DModel's, and each row's beside its neighbours'."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812  (torch's own name for it)
+from cases import MakeCheckpoint
+from torch import Tensor, nn
+
+from farm.checkpoint import inspect_checkpoint
+from farm_workers.engine.checkpoint import Parts, load_modules
+
+CPU = torch.device("cpu")
+
+
+class AsProduct(nn.Module):
+    """A 1 x 1 convolution as the matrix product that the farm makes of it."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.conv = conv
+
+    def forward(self, x: Tensor) -> Tensor:
+        channels_last = x.permute(0, 2, 3, 1).contiguous()
+        flat = F.linear(channels_last, self.conv.weight.flatten(1), self.conv.bias)
+        return flat.permute(0, 3, 1, 2)
+
+
+class SumOfSquares(nn.Module):
+    """GlobalResponseNorm with its norm as the farm computes it."""
+
+    def __init__(self, norm: Any) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        strength = (x * x).flatten(1, 2).sum(1, keepdim=True).sqrt()[:, None]
+        relative = strength / (strength.mean(dim=-1, keepdim=True) + 1e-6)
+        result: Tensor = self.norm.gamma * (x * relative) + self.norm.beta + x
+        return result
+
+
+def _inputs(parts: Parts, rows: int, halves: int, grid: tuple[int, int]) -> tuple[Tensor, ...]:
+    info, noise = parts.info, torch.Generator().manual_seed(rows)
+    tokens = torch.randint(0, info.vocab_size, (rows, grid[0] * grid[1]), generator=noise)
+    text = torch.randn(rows, halves, info.text_tokens, info.hidden_dim, generator=noise)
+    pooled = torch.randn(rows, halves, info.pooled_dim, generator=noise)
+    micro = torch.tensor([64.0, 80.0, 0.0, 8.0, 6.0]).expand(rows, halves, 5)
+    return tokens, text, pooled, micro
+
+
+@pytest.mark.parametrize("arguments", [{"num_hidden_layers": 2}, {"downsample": True}])
+@pytest.mark.parametrize("halves", [1, 2])
+@pytest.mark.parametrize("grid", [(8, 8), (4, 6), (12, 16)])
+@torch.inference_mode()
+def test_logits_are_uvit2dmodel_s(
+    make_checkpoint: MakeCheckpoint, arguments: Any, halves: int, grid: tuple[int, int]
+) -> None:
+    """Close as it stands; bit for bit once it takes two of the farm's shortcuts.
+
+    These are the 1 x 1 convolutions as matrix products, which lets masked tokens alone be scored
+    and makes the embedding a table, and the sum of squares instead of torch.norm, which is 18
+    times slower. A guided row stays close only: each of its prompts is projected by itself, which
+    is what lets it be kept, where UVit2DModel multiplies both at once. So does a grid of a few
+    tokens, for which the library's depthwise convolution takes another kernel.
+    """
+    checkpoint = inspect_checkpoint(make_checkpoint(**arguments))
+    modules = load_modules(checkpoint, CPU, torch.float32)
+    parts = Parts.of(checkpoint.info, modules, CPU, torch.float32, together=False)
+    model, upstream = parts.transformer, modules["transformer"]
+    tokens, text, pooled, micro = _inputs(parts, 3, halves, grid)
+    packed = torch.stack(
+        [
+            torch.cat(
+                [model.condition(t[None], p[None], m[None]) for t, p, m in zip(*row, strict=True)]
+            )
+            for row in zip(text, pooled, micro, strict=True)
+        ]
+    )
+    features = model.features(tokens, model.layout.views(packed), grid)
+    found = torch.stack([model.logits(row) for row in features])
+
+    def expected() -> Tensor:
+        rows = []
+        for row in range(3):
+            ids = tokens[row].view(1, *grid).expand(halves, -1, -1)
+            logits = upstream(ids, text[row], pooled[row], micro[row])
+            rows.append(logits.permute(0, 2, 3, 1).flatten(1, 2))
+        return torch.stack(rows)
+
+    torch.testing.assert_close(found, expected(), rtol=0, atol=1e-4)
+    upstream.embed.conv = AsProduct(upstream.embed.conv)
+    upstream.mlm_layer.conv1 = AsProduct(upstream.mlm_layer.conv1)
+    upstream.mlm_layer.conv2 = AsProduct(upstream.mlm_layer.conv2)
+    for block in (*upstream.down_block.res_blocks, *upstream.up_block.res_blocks):
+        block.channelwise_norm = SumOfSquares(block.channelwise_norm)
+    if halves == 1 and grid != (4, 6):
+        assert torch.equal(found, expected())
+
+
+@pytest.mark.parametrize("halves", [1, 2])
+@torch.inference_mode()
+def test_a_row_s_features_do_not_know_its_neighbours(
+    make_checkpoint: MakeCheckpoint, halves: int
+) -> None:
+    checkpoint = inspect_checkpoint(make_checkpoint(downsample=True))
+    modules = load_modules(checkpoint, CPU, torch.float32)
+    parts = Parts.of(checkpoint.info, modules, CPU, torch.float32, together=False)
+    model = parts.transformer
+    tokens = torch.randint(0, parts.info.vocab_size, (9, 6 * 10))
+    packed = torch.randn(9, halves, model.layout.size)
+    whole = model.features(tokens, model.layout.views(packed), (6, 10))
+    for width in (1, 2, 5):
+        for row in range(9 - width):
+            some = slice(row, row + width)
+            views = model.layout.views(packed[some])
+            assert torch.equal(model.features(tokens[some], views, (6, 10)), whole[some])

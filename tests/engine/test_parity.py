@@ -1,0 +1,61 @@
+"""Rows of rng="torch" are diffusers' single calls, token for token."""
+
+from random import Random
+from typing import Any
+
+import numpy as np
+import pytest
+from cases import Case, MakeCheckpoint, draw, random_case
+from oracle import Oracle
+
+from farm_workers.engine.engine import Engine
+
+CONFIGURATIONS: list[dict[str, Any]] = [
+    {"num_hidden_layers": 1},
+    {"num_hidden_layers": 2, "downsample": True, "seed": 1},
+    {"num_hidden_layers": 2, "hidden_size": 64, "use_bias": True, "codebook_size": 300},
+    {"num_hidden_layers": 1, "num_res_blocks": 2, "downsample": True, "use_bias": True},
+    {"num_hidden_layers": 1, "ln_elementwise_affine": False, "block_num_heads": 4},
+    {"num_hidden_layers": 3, "in_channels": 48, "num_res_blocks": 2, "codebook_size": 2048},
+    {"num_hidden_layers": 1, "block_out_channels": 96, "in_channels": 32, "block_num_heads": 3},
+    {"num_hidden_layers": 1, "layer_norm_eps": 1e-3, "downsample": True, "seed": 7},
+]
+CASES_OF_EACH = 6  # two of every mode
+
+
+@pytest.mark.parametrize("number", range(len(CONFIGURATIONS)))
+def test_every_row_has_the_tokens_of_a_single_diffusers_call(
+    make_checkpoint: MakeCheckpoint, number: int
+) -> None:
+    path = make_checkpoint(**CONFIGURATIONS[number])
+    engine, oracle = Engine.load(path, threads=1), Oracle(path)
+    random = Random(number)
+    modes = ["text2img", "img2img", "inpaint"] * (CASES_OF_EACH // 3)
+    cases = [random_case(random, engine.checkpoint, rng="torch", mode=mode) for mode in modes]
+    for case, done in zip(cases, draw(engine, *cases), strict=True):
+        assert done.error is None
+        np.testing.assert_array_equal(
+            done.tokens, oracle.tokens(case.row, **case.inputs), err_msg=_describe(case)
+        )
+
+
+def test_the_decoded_picture_is_diffusers_own(engine: Engine, checkpoint: Any) -> None:
+    oracle, random = Oracle(checkpoint), Random(5)
+    modes = ["text2img", "img2img", "inpaint"]
+    cases = [random_case(random, engine.checkpoint, rng="torch", mode=mode) for mode in modes]
+    for case, done in zip(cases, draw(engine, *cases), strict=True):
+        np.testing.assert_array_equal(done.pixels, oracle.pixels(case.row, **case.inputs))
+
+
+def test_uvit2dmodel_itself_gives_the_same_tokens(make_checkpoint: MakeCheckpoint) -> None:
+    path = make_checkpoint(**CONFIGURATIONS[1])
+    own, reference = (Engine.load(path, threads=1, model=name) for name in ("farm", "diffusers"))
+    random = Random(11)
+    modes = ["text2img", "img2img", "inpaint"]
+    cases = [random_case(random, own.checkpoint, rng="farm-1", mode=mode) for mode in modes]
+    for first, second in zip(draw(own, *cases), draw(reference, *cases), strict=True):
+        np.testing.assert_array_equal(first.tokens, second.tokens)
+
+
+def _describe(case: Case) -> str:
+    return case.row.spec.canonical()

@@ -1,0 +1,293 @@
+"""`farm bench engine`: this engine beside the diffusers pipelines, in one interleaved run."""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
+
+from farm.checkpoint import inspect_checkpoint
+from farm.spec import CheckpointInfo, Mode, RenderRequest, RenderSpec, Row
+from farm_workers.engine.checkpoint import DTYPES, Parts, load_modules
+from farm_workers.engine.engine import Engine
+from farm_workers.random_weights import CONFIGURATIONS, random_modules
+from farm_workers.upstream import make_pipeline
+
+ASSET = "0" * 64
+BATCHES = (1, 2, 4, 8, 16, 32, 64)
+
+
+@dataclass(frozen=True)
+class Item:
+    """One picture to draw, with what its spec names."""
+
+    spec: RenderSpec
+    image: Any = None
+    mask: Any = None
+
+
+@dataclass
+class System:
+    """Something that draws a workload and returns when every picture is there as bytes."""
+
+    name: str
+    draw: Callable[[list[Item]], None]
+    seconds: dict[str, list[float]] = field(default_factory=dict)  # per picture, by workload
+
+
+def uniform(info: CheckpointInfo, count: int, steps: int = 12) -> list[Item]:
+    """Text to image at the checkpoint's own size and guidance."""
+    return [
+        _item(info, prompt=f"a red bicycle, take {n}", seed=n, num_inference_steps=steps)
+        for n in range(count)
+    ]
+
+
+def mixed(info: CheckpointInfo, count: int) -> list[Item]:
+    """The three modes, 4 to 20 steps, guidance on and off, several strengths."""
+    random, found = Random(0), []
+    noise = np.random.default_rng(0)
+    height, width = info.native_height, info.native_width
+    for n in range(count):
+        mode = list(Mode)[n % 3]
+        request: dict[str, Any] = {
+            "mode": mode,
+            "prompt": f"a red bicycle, take {n}",
+            "num_inference_steps": random.randint(4, 20),
+            "guidance_scale": random.choice([0.0, 4.0, 10.0]),
+            "seed": n,
+        }
+        image = mask = None
+        if mode is not Mode.TEXT2IMG:
+            image = noise.integers(0, 256, (height, width, 3), dtype=np.uint8)
+            request |= {"image": ASSET, "strength": random.choice([0.4, 0.6, 0.9])}
+        if mode is Mode.INPAINT:
+            mask = np.zeros((height, width), dtype=np.uint8)
+            mask[height // 4 :, : width // 2] = 255
+            request["mask_image"] = ASSET
+        found.append(_item(info, (image, mask), **request))
+    return found
+
+
+def _item(info: CheckpointInfo, pictures: tuple[Any, Any] = (None, None), **request: Any) -> Item:
+    return Item(RenderRequest.parse(request).resolve(info, seed=0), *pictures)
+
+
+def draw_with_engine(engine: Engine, items: list[Item]) -> None:
+    waiting, left = iter(enumerate(items)), len(items)
+    while left:
+        for key, item in _take(waiting, engine.room()):
+            engine.add(key, Row(item.spec, 0), item.image, item.mask)
+        for done in engine.step():
+            assert done.error is None, done.error
+            left -= 1
+
+
+def _take(items: Iterator[tuple[int, Item]], count: int) -> list[tuple[int, Item]]:
+    return [pair for pair, _ in zip(items, range(count), strict=False)]
+
+
+class Upstream:
+    """The pipelines on the same parts; items of one kind may share a call."""
+
+    def __init__(self, info: CheckpointInfo, parts: dict[str, Any]) -> None:
+        self._pipelines = {
+            mode: make_pipeline(mode, mask_token_id=info.mask_token_id, **parts) for mode in Mode
+        }
+        self._device = next(parts["transformer"].parameters()).device
+
+    def draw(self, items: list[Item], batch: int) -> None:
+        for start in range(0, len(items), batch):
+            self._call(items[start : start + batch])
+
+    def _call(self, items: list[Item]) -> None:
+        spec = items[0].spec
+        given: dict[str, Any] = {
+            "prompt": [item.spec.prompt for item in items],
+            "num_inference_steps": spec.num_inference_steps,
+            "guidance_scale": spec.guidance_scale,
+            "temperature": spec.temperature,
+            "generator": torch.Generator(self._device).manual_seed(spec.seed),
+        }
+        if items[0].image is None:
+            given |= {"height": spec.height, "width": spec.width}
+        else:
+            given |= {"image": Image.fromarray(items[0].image), "strength": spec.strength}
+        if items[0].mask is not None:
+            given["mask_image"] = Image.fromarray(items[0].mask)
+        for picture in self._pipelines[spec.mode](**given).images:
+            np.asarray(picture)
+
+
+def measure(
+    systems: Sequence[System],
+    workloads: dict[str, list[Item]],
+    rounds: int,
+    sync: Callable[[], None],
+) -> None:
+    """Every system once per round, so that a busy neighbour slows all of them alike."""
+    for number in range(rounds + 1):
+        for name, items in workloads.items():
+            for system in systems:
+                started = time.perf_counter()
+                system.draw(items)
+                sync()
+                spent = (time.perf_counter() - started) / len(items)
+                if number:  # the first round warms up
+                    system.seconds.setdefault(name, []).append(spent)
+
+
+def best_batch(upstream: Upstream, items: list[Item], sync: Callable[[], None]) -> int:
+    spent: dict[int, float] = {}
+    for batch in (size for size in BATCHES if size <= len(items)):
+        times = []
+        try:
+            for _ in range(3):
+                started = time.perf_counter()
+                upstream.draw(items[:batch], batch)
+                sync()
+                times.append((time.perf_counter() - started) / batch)
+        except torch.cuda.OutOfMemoryError:
+            break
+        spent[batch] = min(times)
+    return min(spent, key=lambda batch: spent[batch])
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype, sync: Callable[[], None]) -> float:
+    """FLOP/s of a large product, the best of several: the measured ceiling."""
+    side = 8192 if device.type == "cuda" else 1024
+    left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    times = []
+    for _ in range(10):
+        started = time.perf_counter()
+        left @ right
+        sync()
+        times.append(time.perf_counter() - started)
+    return float(2 * side**3 / min(times))
+
+
+def count_flops(engine: Engine, items: list[Item]) -> float:
+    """Of one picture, as this engine computes it."""
+    with FlopCounterMode(display=False) as counter:
+        draw_with_engine(engine, items)
+    return counter.get_total_flops() / len(items)
+
+
+def report(systems: Sequence[System], workloads: dict[str, list[Item]]) -> dict[str, Any]:
+    table: dict[str, Any] = {}
+    for name in workloads:
+        ours = systems[0].seconds[name]
+        table[name] = {}
+        for system in systems:
+            ratios = [theirs / own for theirs, own in zip(system.seconds[name], ours, strict=True)]
+            table[name][system.name] = {
+                "images_per_second": 1 / statistics.median(system.seconds[name]),
+                "seconds_per_image": statistics.median(system.seconds[name]),
+                "engine_is_faster_by": statistics.median(ratios),
+            }
+    return table
+
+
+def parser() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser("farm bench engine", description=__doc__)
+    options.add_argument("--checkpoint", default="shapes-64")
+    options.add_argument("--random-weights", choices=CONFIGURATIONS, help="a full-size model")
+    options.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options.add_argument("--dtype", choices=DTYPES, default=None)
+    options.add_argument("--tile", type=int, default=8)
+    options.add_argument("--rows", type=int, default=None)
+    options.add_argument("--threads", type=int, default=None)
+    options.add_argument("--images", type=int, default=24, help="of each workload")
+    options.add_argument("--rounds", type=int, default=5)
+    options.add_argument("--compile", action="store_true", help="diffusers with torch.compile too")
+    options.add_argument("--json", action="store_true", help="JSON on stdout, the table on stderr")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run it; returns the exit status."""
+    options = parser().parse_args(arguments)
+    device = torch.device(options.device)
+    dtype = options.dtype or ("bfloat16" if device.type == "cuda" else "float32")
+    sync = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    if options.random_weights:
+        info, modules = random_modules(options.random_weights, device, DTYPES[dtype])
+    else:
+        checkpoint = inspect_checkpoint(options.checkpoint)
+        info, modules = checkpoint.info, load_modules(checkpoint, device, DTYPES[dtype])
+    parts = Parts.of(info, modules, device, DTYPES[dtype], together=device.type != "cpu")
+    engine = Engine.of(parts, rows=options.rows, tile=options.tile)
+    upstream = Upstream(info, modules)
+    count = options.images
+    workloads = {
+        "uniform": uniform(info, count),
+        "mixed": mixed(info, count),
+        "single": uniform(info, 1),
+    }
+    batch = best_batch(upstream, workloads["uniform"], sync)
+
+    def in_batches(items: list[Item]) -> None:
+        # Only pictures that agree in every parameter can share a call of the pipelines.
+        upstream.draw(items, batch if items is workloads["uniform"] else 1)
+
+    systems = [
+        System("this engine", lambda items: draw_with_engine(engine, items)),
+        System("diffusers, one by one", lambda items: upstream.draw(items, 1)),
+        System(f"diffusers, batch {batch}", in_batches),
+    ]
+    if options.compile:
+        fast = {**modules, "transformer": torch.compile(modules["transformer"])}
+        compiled = Upstream(info, fast)
+        systems.append(System("diffusers, torch.compile", lambda items: compiled.draw(items, 1)))
+    measure(systems, workloads, options.rounds, sync)
+    flops = count_flops(engine, workloads["uniform"][:1])
+    floor = flops / matrix_rate(device, DTYPES[dtype], sync)
+    reached = statistics.median(systems[0].seconds["uniform"])
+    result = {
+        "numerics": engine.numerics,
+        "images": count,
+        "rounds": options.rounds,
+        "best_batch": batch,
+        "workloads": report(systems, workloads),
+        "floor": {
+            "gflop_per_image": flops / 1e9,
+            "seconds_per_image": floor,
+            "share_reached": floor / reached,
+        },
+    }
+    _print(result, sys.stderr if options.json else sys.stdout)
+    if options.json:
+        print(json.dumps(result))
+    return 0
+
+
+def _print(result: dict[str, Any], out: Any) -> None:
+    print(result["numerics"], file=out)
+    for name, systems in result["workloads"].items():
+        for system, row in systems.items():
+            print(
+                f"{name:8} {system:26} {row['images_per_second']:9.2f} images/s "
+                f"{row['seconds_per_image'] * 1e3:9.1f} ms {row['engine_is_faster_by']:6.2f} x",
+                file=out,
+            )
+    floor = result["floor"]
+    print(
+        f"floor    {floor['gflop_per_image']:.2f} GFLOP per image at the measured matrix rate: "
+        f"{floor['seconds_per_image'] * 1e3:.1f} ms; {floor['share_reached']:.0%} reached",
+        file=out,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

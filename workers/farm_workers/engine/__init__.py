@@ -1,0 +1,1 @@
+"""Continuous batching for aMUSEd; importing it loads neither ray nor redis."""
