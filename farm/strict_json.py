@@ -1,0 +1,111 @@
+"""JSON as it is written down: no NaN, no key twice, no endless nesting; errors say where."""
+
+import json
+import re
+from typing import Any, NoReturn
+
+from farm.errors import InvalidInput
+
+MAX_DEPTH = 32
+
+# A string that never ends is one match too: the search stays linear whatever the text is.
+_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)|-?Infinity|NaN', re.DOTALL)
+
+
+class _Duplicate(ValueError):
+    pass
+
+
+class _Constant(ValueError):
+    pass
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise _Duplicate(key)
+            seen.add(key)
+    return found
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise _Constant(name)
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse_constant)
+
+
+def loads(text: str, *, line: int | None = None) -> Any:
+    """The value of one JSON text.
+
+    Args:
+        line: number of the text's first line in its file; errors then carry line and column.
+
+    Raises:
+        InvalidInput: it is no JSON, or JSON that readers disagree on.
+    """
+    start = len(text) - len(text.lstrip(" \t\r\n"))
+    value, end = decode(text, start, line=line)
+    rest = text[end:].lstrip(" \t\r\n")
+    if rest:
+        at = len(text) - len(rest)
+        raise _error(f"unexpected text after the value: {rest[:20]!r}", text, at, line)
+    return value
+
+
+def decode(text: str, start: int, *, line: int | None = None) -> tuple[Any, int]:
+    """The value that starts at ``start``, and the place after it."""
+    try:
+        value, end = _DECODER.raw_decode(text, start)
+    except json.JSONDecodeError as error:
+        message, at = error.msg, error.pos
+        before = text[:at].rstrip()
+        if before.endswith(",") and text[at : at + 1] in ("}", "]"):
+            message, at = "a comma with nothing after it; remove it", len(before) - 1
+        elif text[at : at + 1] == "'":
+            message = "single quotes; JSON strings stand in double quotes"
+        raise _error(f"is no JSON: {message}", text, at, line) from None
+    except _Duplicate as error:
+        key = str(error)
+        spellings = {re.escape(json.dumps(key, ensure_ascii=ascii_)) for ascii_ in (True, False)}
+        places = list(re.finditer(f"(?:{'|'.join(spellings)})\\s*:", text[start:]))
+        at = start + (places[1].start() if len(places) > 1 else 0)
+        raise _error(f"the key {key[:60]!r} stands twice in one object", text, at, line) from None
+    except _Constant as error:
+        at = next((m.start() for m in _TOKEN.finditer(text, start) if m[0] == str(error)), start)
+        raise _error(f"{error} is no JSON number", text, at, line) from None
+    except RecursionError:
+        raise _error("is nested too deeply", text, start, line) from None
+    except ValueError as error:  # an integer of more than 4,300 digits
+        raise _error(f"is no JSON: {error}"[:120], text, start, line) from None
+    if _too_deep(value):
+        raise _error(f"is nested more than {MAX_DEPTH} levels deep", text, start, line)
+    return value, end
+
+
+def _too_deep(value: Any) -> bool:
+    """Layer by layer, since a call for each level is what must not happen."""
+    layer = [value] if isinstance(value, dict | list) else []
+    for _ in range(MAX_DEPTH):
+        layer = [
+            inner
+            for outer in layer
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, dict | list)
+        ]
+        if not layer:
+            return False
+    return True
+
+
+def _error(message: str, text: str, at: int, line: int | None) -> InvalidInput:
+    before = text[:at]
+    column = at - (before.rfind("\n") + 1) + 1
+    lines = before.count("\n")
+    if line is None:
+        where = f"line {lines + 1}, column {column}" if lines else f"column {column}"
+        return InvalidInput(f"{message} ({where})", field="json")
+    return InvalidInput(message, field="json", line=line + lines, column=column)
