@@ -1,0 +1,1 @@
+"""The farm's HTTP interface: a FastAPI application on uvicorn."""

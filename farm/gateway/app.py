@@ -1,0 +1,109 @@
+"""Puts the gateway together."""
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+
+from fastapi import FastAPI
+from pydantic import ValidationError
+
+import farm
+from farm.assets import Assets
+from farm.catalogue import Catalogue
+from farm.checkpoint import inspect_checkpoint
+from farm.gateway import assets, health, jobs, problems
+from farm.gateway.auth import Door, KeyFile
+from farm.gateway.events import EventHub
+from farm.gateway.guard import Guard
+from farm.gateway.metrics import Measure, Metrics
+from farm.gateway.objects import Links, Signer, secret_of
+from farm.gateway.parts import Parts
+from farm.ingest import Ingest
+from farm.queue import Queue, connect
+from farm.settings import GatewaySettings
+from farm.spec import CheckpointInfo
+from farm.store import Store, open_store
+
+STORE_ATTEMPTS = 3  # a caller is waiting; the workers are more patient
+
+
+def create_app(
+    settings: GatewaySettings,
+    *,
+    queue: Queue | None = None,
+    store: Store | None = None,
+    infos: Sequence[CheckpointInfo] = (),
+) -> FastAPI:
+    """The application; queue and store are opened from the settings unless they are given.
+
+    ``infos`` are checkpoints besides those that the settings name.
+    """
+    queue = queue or Queue(connect(settings.redis_url), farm=settings.name)
+    store = store or open_store(settings.store_url, attempts=STORE_ATTEMPTS)
+    named = [inspect_checkpoint(ref).info for ref in settings.checkpoints]
+    catalogue = Catalogue([*infos, *named], live=lambda: live_checkpoints(queue))
+    kept = Assets(store)
+    metrics = Metrics(queue.work)
+    signer = Signer(
+        settings.secret.get_secret_value().encode() if settings.secret else secret_of(settings.data)
+    )
+    keys = KeyFile(settings.keys) if settings.keys else None
+    parts = Parts(
+        settings=settings,
+        queue=queue,
+        store=store,
+        assets=kept,
+        catalogue=catalogue,
+        ingest=Ingest(queue, store, catalogue, kept, paces(queue)),
+        door=Door(keys, without_keys=settings.open, now=lambda: datetime.now(UTC)),
+        signer=signer,
+        links=Links(store, signer, settings.url_seconds),
+        events=EventHub(queue),
+        metrics=metrics,
+    )
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        parts.events.start()
+        yield
+        parts.events.stop()
+
+    app = FastAPI(
+        title="amused-farm",
+        version=farm.__version__,
+        description="A render farm for aMUSEd: text-to-image, image-to-image and inpainting.",
+        lifespan=lifespan,
+    )
+    app.state.parts = parts
+    for router in (jobs.router, assets.router, health.router):
+        app.include_router(router)
+    problems.install(app)
+    app.add_middleware(Guard, door=parts.door)
+    app.add_middleware(Measure, metrics=metrics)
+    return app
+
+
+def live_checkpoints(queue: Queue) -> list[CheckpointInfo]:
+    """What the workers said of their checkpoints when they came."""
+    found = []
+    for session in queue.sessions():
+        for facts in session.info.get("checkpoints", ()):
+            try:
+                found.append(CheckpointInfo.model_validate(facts))
+            except ValidationError:
+                continue  # a worker of another version
+    return found
+
+
+def paces(queue: Queue) -> Callable[[], Mapping[str, float]]:
+    """Row-steps per second and worker, by lane, as the workers measured them."""
+
+    def measured() -> Mapping[str, float]:
+        found: dict[str, float] = {}
+        for session in queue.sessions():
+            for lane, pace in dict(session.stats.get("paces", {})).items():
+                if isinstance(pace, int | float) and pace > 0:
+                    found[str(lane)] = max(float(pace), found.get(str(lane), 0.0))
+        return found
+
+    return measured

@@ -1,0 +1,160 @@
+"""Who calls: API keys, and the rules that keep web pages out of a farm without keys."""
+
+import contextlib
+import hashlib
+import ipaddress
+import json
+import threading
+import time
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from farm.errors import InvalidInput, NotAllowed
+
+LOCAL_TENANT = "local"
+RECHECK_SECONDS = 1.0  # how often the keys file is looked at
+
+
+class Forbidden(NotAllowed):
+    """The caller is known, or plainly a stranger's web page, and may not do this."""
+
+    status = 403
+
+
+class Key(BaseModel):
+    """What the keys file says of one key."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    tenant: str
+    expires: AwareDatetime | None = None
+    scopes: frozenset[str] = frozenset({"read", "write"})
+
+
+class Caller(NamedTuple):
+    tenant: str
+    scopes: frozenset[str]
+
+
+_KEYS = TypeAdapter(dict[str, Key])
+
+
+class KeyFile:
+    """The keys, read again when the file changes, so that a revoked key stops at once.
+
+    A file that cannot be read later on keeps the last keys: a half-written file locks nobody out.
+    """
+
+    def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
+        self._path = path
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._looked = clock()
+        self._stamp = self._stat()
+        self._keys = self._read()
+
+    def find(self, key: str) -> Key | None:
+        with self._lock:
+            if self._clock() - self._looked >= RECHECK_SECONDS:
+                self._looked = self._clock()
+                stamp = self._stat()
+                if stamp != self._stamp:
+                    with contextlib.suppress(InvalidInput):
+                        self._keys, self._stamp = self._read(), stamp
+        return self._keys.get(hashlib.sha256(key.encode(errors="replace")).hexdigest())
+
+    def _stat(self) -> tuple[int, int] | None:
+        try:
+            found = self._path.stat()
+        except OSError:
+            return None
+        return found.st_mtime_ns, found.st_size
+
+    def _read(self) -> dict[str, Key]:
+        try:
+            return _KEYS.validate_json(self._path.read_bytes())
+        except OSError as error:
+            raise InvalidInput(
+                f"{self._path} cannot be read: {error.strerror}", field="FARM_KEYS"
+            ) from None
+        except ValidationError as error:
+            where = ".".join(str(part) for part in error.errors()[0]["loc"])
+            raise InvalidInput(
+                f"{self._path}: {error.errors()[0]['msg']} {where}".rstrip(),
+                field="FARM_KEYS",
+                hint=json.dumps({"sha256 of the key": {"tenant": "name", "expires": None}}),
+            ) from None
+
+
+class Door:
+    """Lets callers in."""
+
+    def __init__(
+        self,
+        keys: KeyFile | None,
+        *,
+        without_keys: bool,
+        now: Callable[[], datetime],
+    ) -> None:
+        if keys is None and not without_keys:
+            raise InvalidInput(
+                "is not set, so nobody could call",
+                field="FARM_KEYS",
+                hint="name a keys file, or set FARM_OPEN=1 on a machine of your own",
+            )
+        self._keys = keys
+        self._open = without_keys
+        self._now = now
+
+    def caller(self, authorization: str | None) -> Caller:
+        if not authorization:
+            if self._open:
+                return Caller(LOCAL_TENANT, frozenset({"read", "write"}))
+            raise NotAllowed("no API key", hint="send Authorization: Bearer KEY")
+        scheme, _, token = authorization.partition(" ")
+        if scheme.lower() != "bearer" or not token.strip():
+            raise NotAllowed("no bearer key", hint="send Authorization: Bearer KEY")
+        key = self._keys.find(token.strip()) if self._keys is not None else None
+        if key is None:
+            raise NotAllowed(
+                "the API key is unknown",
+                hint="this farm needs none; leave it out" if self._keys is None else None,
+            )
+        if key.expires is not None and key.expires <= self._now():
+            raise NotAllowed(f"the API key expired on {key.expires:%Y-%m-%d %H:%M %Z}")
+        return Caller(key.tenant, key.scopes)
+
+    def check_page(self, host: str | None, origin: str | None) -> None:
+        """On an open farm a web page of a stranger must not get in by way of the user's browser.
+
+        Its name may point to this machine for a moment, so the host that the browser believes in
+        must be a loopback name, and a page's origin must be that very host.
+        """
+        if not self._open:
+            return
+        name = urlsplit(f"//{host or ''}").hostname or ""
+        if not _loopback(name):
+            raise Forbidden(
+                f"the host {name[:80]!r} is not this machine",
+                hint="use http://127.0.0.1, or give the farm a keys file",
+            )
+        if origin is not None and urlsplit(origin).netloc != host:
+            raise Forbidden("pages of other origins may not call this farm")
+
+
+def _loopback(name: str) -> bool:
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
+def scope_missing(scope: str) -> Forbidden:
+    return Forbidden(f"the API key lacks the scope {scope!r}")

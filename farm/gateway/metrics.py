@@ -1,0 +1,100 @@
+"""Numbers for Prometheus; one registry per application, so that tests can have several."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from farm.errors import FarmError
+from farm.queue import LaneWork
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
+
+# Else each counter has a second series that nobody charts.
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
+
+class Metrics:
+    def __init__(self, work: Callable[[], Iterable[LaneWork]]) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "farm_requests", "Requests", ["method", "route", "status"], registry=self.registry
+        )
+        self.seconds = Histogram(
+            "farm_request_seconds",
+            "Time to the end of the answer",
+            ["route"],
+            buckets=BUCKETS,
+            registry=self.registry,
+        )
+        self.jobs = Counter("farm_jobs", "Jobs taken", ["kind"], registry=self.registry)
+        self.pictures = Counter("farm_pictures", "Pictures asked for", registry=self.registry)
+        self.rejected = Counter("farm_rejected", "Renders refused", registry=self.registry)
+        self.uploads = Counter("farm_asset_bytes", "Bytes uploaded", registry=self.registry)
+        self.registry.register(_Backlog(work))
+
+    def text(self) -> bytes:
+        return generate_latest(self.registry)
+
+
+class _Backlog(Collector):
+    """What is queued, asked when somebody looks."""
+
+    def __init__(self, work: Callable[[], Iterable[LaneWork]]) -> None:
+        self._work = work
+
+    def describe(self) -> Iterable[GaugeMetricFamily]:
+        return []  # else the queue would be asked already at registration
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        tasks = GaugeMetricFamily("farm_queued_tasks", "Tasks queued", labels=["lane", "priority"])
+        pictures = GaugeMetricFamily(
+            "farm_queued_pictures", "Pictures queued", labels=["lane", "priority"]
+        )
+        try:
+            for work in self._work():
+                labels = [str(work.lane), str(work.priority)]
+                tasks.add_metric(labels, work.tasks)
+                pictures.add_metric(labels, work.pictures)
+        except FarmError:
+            return  # the queue is away; the other numbers still count
+        yield tasks
+        yield pictures
+
+
+class Measure:
+    """Counts requests by route; the route's pattern, never the path, is the label."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        status = 500
+
+        async def watch(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watch)
+        finally:
+            route = getattr(scope.get("route"), "path", "none")
+            self._metrics.requests.labels(scope["method"], route, status).inc()
+            self._metrics.seconds.labels(route).observe(time.perf_counter() - started)

@@ -1,0 +1,52 @@
+"""What the API says of things: plain JSON."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import PurePosixPath
+from typing import Any
+
+from farm.entries import Rejected
+from farm.errors import FarmError
+from farm.gateway.objects import Links
+from farm.ingest import MAX_LISTED
+from farm.job import Chunk
+from farm.manifest import ManifestRow
+from farm.queue import JobStatus
+
+
+def status_view(status: JobStatus) -> dict[str, Any]:
+    return status.model_dump(mode="json")
+
+
+def image_view(row: ManifestRow, links: Links) -> dict[str, Any]:
+    """A picture with an address to fetch it from; ``file`` is a name, not a key."""
+    name = None if row.file is None else PurePosixPath(row.file).name
+    url = None if row.file is None or name is None else links.to(row.file, name)
+    return {**row.public(), "file": name, "url": url}
+
+
+def lost_views(chunk: Chunk, reason: str) -> Iterator[dict[str, Any]]:
+    """The pictures of a task that ran out of attempts: there is no manifest part to say so."""
+    error = FarmError(reason).to_dict()
+    for numbered in chunk.renders:
+        spec = numbered.spec.model_dump(mode="json")
+        for row in numbered.spec.rows():
+            yield {
+                "render": numbered.render,
+                "image": row.index,
+                "file": None,
+                "url": None,
+                "sha256": None,
+                "size": None,
+                "width": numbered.spec.width,
+                "height": numbered.spec.height,
+                "seed": row.seed,
+                "tokens_sha256": None,
+                "numerics": None,
+                "notes": [],
+                "error": error,
+                "spec": spec,
+            }
+
+
+def rejected_view(rejected: Iterable[Rejected]) -> list[dict[str, Any]]:
+    return [one.to_dict() for one in list(rejected)[:MAX_LISTED]]

@@ -1,0 +1,90 @@
+"""A gateway on a real Valkey and a real local store, with a worker that paints plain colours."""
+
+import threading
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import httpx2
+import pytest
+import uvicorn
+from harness import INFO, Gateway, Serve
+from robot import Robot
+
+from farm.gateway.app import create_app
+from farm.queue import Queue, connect
+from farm.settings import GatewaySettings
+from farm.store import open_store
+
+
+@pytest.fixture(scope="session")
+def serve(redis_url: str) -> Iterator[Serve]:
+    """Starts a gateway in a thread of its own; all end with the session."""
+    running: list[tuple[uvicorn.Server, threading.Thread]] = []
+
+    def serve(data: Path, port: int = 0, **given: object) -> Gateway:
+        settings = GatewaySettings.model_validate(
+            {"data": data, "redis_url": redis_url, "name": "test", "open": True, **given}
+        )
+        queue, store = (
+            Queue(connect(settings.redis_url), farm="test"),
+            open_store(settings.store_url),
+        )
+        app = create_app(settings, queue=queue, store=store, infos=[INFO])
+        config = uvicorn.Config(
+            app,
+            port=port,
+            http="h11",
+            ws="none",
+            log_level="error",
+            timeout_graceful_shutdown=1,
+            h11_max_incomplete_event_size=32768,
+        )
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, daemon=True)
+        thread.start()
+        while not server.started:
+            assert thread.is_alive()
+            time.sleep(0.005)
+        running.append((server, thread))
+        bound = server.servers[0].sockets[0].getsockname()[1]
+        return Gateway(f"http://127.0.0.1:{bound}", queue, store, server)
+
+    yield serve
+    for server, _ in running:
+        server.should_exit = True
+    for _, thread in running:
+        thread.join()
+
+
+@pytest.fixture(scope="session")
+def shared(serve: Serve, tmp_path_factory: pytest.TempPathFactory) -> Gateway:
+    return serve(tmp_path_factory.mktemp("farm"))
+
+
+@pytest.fixture
+def gateway(shared: Gateway) -> Gateway:
+    """An open farm without jobs."""
+    shared.queue.client.flushall()
+    return shared
+
+
+@pytest.fixture
+def start(gateway: Gateway, serve: Serve, tmp_path: Path) -> Serve:
+    """Starts further gateways of the same farm, with settings of their own."""
+    return partial(serve, tmp_path)
+
+
+@pytest.fixture
+def http(gateway: Gateway) -> Iterator[httpx2.Client]:
+    with gateway.client() as client:
+        yield client
+
+
+@pytest.fixture
+def robot(gateway: Gateway) -> Iterator[Robot]:
+    robot = Robot(gateway.queue, gateway.store, INFO)
+    robot.start()
+    yield robot
+    robot.stop()

@@ -1,0 +1,72 @@
+"""What the tests of the gateway share besides fixtures."""
+
+import io
+import json
+import struct
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import httpx2
+import uvicorn
+from PIL import Image
+
+from farm.queue import Queue
+from farm.spec import CheckpointInfo
+from farm.store import Store
+
+INFO = CheckpointInfo(
+    id="shapes-64", revision="r1", pixel_factor=8, size_multiple=8, native_height=64,
+    native_width=64, default_guidance=4.0, vocab_size=72, codebook_size=64, mask_token_id=71,
+    text_tokens=77, pooled_dim=32, hidden_dim=32,
+)  # fmt: skip
+
+
+class Gateway(NamedTuple):
+    url: str
+    queue: Queue
+    store: Store
+    server: uvicorn.Server
+
+    def client(self, key: str | None = None) -> httpx2.Client:
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        return httpx2.Client(base_url=self.url, headers=headers, timeout=20)
+
+
+Serve = Callable[..., Gateway]
+
+
+def png(width: int = 64, height: int = 64, mode: str = "RGB", colour: Any = None) -> bytes:
+    out = io.BytesIO()
+    Image.new(mode, (width, height), colour).save(out, "PNG")
+    return out.getvalue()
+
+
+def safetensors(**tensors: tuple[str, list[int], bytes]) -> bytes:
+    """A file of tensors: name = (dtype, shape, bytes)."""
+    header, body = {}, b""
+    for name, (dtype, shape, data) in tensors.items():
+        offsets = [len(body), len(body) + len(data)]
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+        body += data
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + body
+
+
+def latents(rows: int = 8, columns: int = 8, code: int = 3) -> bytes:
+    data = struct.pack(f"<{rows * columns}q", *[code] * (rows * columns))
+    return safetensors(latents=("I64", [rows, columns], data))
+
+
+def ndjson(renders: Iterable[Any]) -> bytes:
+    lines = (one if isinstance(one, str) else json.dumps(one) for one in renders)
+    return "\n".join(lines).encode() + b"\n"
+
+
+def post(http: httpx2.Client, *renders: Any, **options: Any) -> httpx2.Response:
+    body = json.dumps({"renders": list(renders), **options})
+    return http.post("/v1/jobs", content=body, headers={"Content-Type": "application/json"})
+
+
+def post_lines(http: httpx2.Client, body: bytes, **query: Any) -> httpx2.Response:
+    headers = {"Content-Type": "application/x-ndjson"}
+    return http.post("/v1/jobs", content=body, headers=headers, params=query)

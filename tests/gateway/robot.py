@@ -1,0 +1,107 @@
+"""A worker that paints plain colours: what the gateway and the SDK need to see jobs end."""
+
+import hashlib
+import io
+import secrets
+import threading
+
+from PIL import Image
+
+from farm.job import Chunk, Format, Lease, Receipt
+from farm.manifest import ManifestRow, write_part
+from farm.queue import Queue
+from farm.spec import CheckpointInfo, Row
+from farm.store import Store, keys
+
+BAD_PROMPT = "please fail"
+LOST_PROMPT = "please crash"
+
+
+class Robot:
+    def __init__(self, queue: Queue, store: Store, info: CheckpointInfo) -> None:
+        self.queue = queue
+        self.store = store
+        self.info = info
+        self.session = secrets.token_hex(16)
+        self.rounds = 0
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        self.queue.register(
+            self.session, "robot", [self.info.name], {"checkpoints": [self.info.model_dump()]}
+        )
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+            self.queue.end(self.session, "drain")
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            self.queue.beat(self.session, 1000, {}, {}, 10_000)
+            self.queue.tick()
+            self.queue.lease(self.session, None, 1000, 10_000)
+            for lease in self.queue.held(self.session):
+                self.do(lease)
+            self._stop.wait(0.02)
+
+    def do(self, lease: Lease) -> None:
+        if lease.finalise:
+            receipt = Receipt(done=0, failed=0, size=0, part="", part_sha256="", numerics="robot")
+            self.queue.complete(self.session, lease, receipt)
+            return
+        text = lease.inline or self.store.get(keys.chunk(lease.job, lease.number)).decode()
+        chunk = Chunk.model_validate_json(text)
+        if any(one.spec.prompt == LOST_PROMPT for one in chunk.renders):
+            self.queue.fail(self.session, lease, "row", "the picture cannot be drawn")
+            return
+        rows = [
+            self._paint(chunk, lease, numbered.render, row)
+            for numbered in chunk.renders
+            for row in numbered.spec.rows()
+        ]
+        part = write_part(rows)
+        key = keys.part(chunk.job, lease.generation, chunk.number)
+        self.store.put(key, part)
+        failed = sum(row.error is not None for row in rows)
+        self.queue.complete(
+            self.session,
+            lease,
+            Receipt(
+                done=len(rows) - failed,
+                failed=failed,
+                size=sum(row.size or 0 for row in rows),
+                part=key,
+                part_sha256=hashlib.sha256(part).hexdigest(),
+                numerics="robot",
+            ),
+        )
+
+    def _paint(self, chunk: Chunk, lease: Lease, render: int, row: Row) -> ManifestRow:
+        spec = row.spec
+        common = {
+            "job": chunk.job, "generation": lease.generation, "render": render,
+            "image": row.index, "width": spec.width, "height": spec.height, "seed": row.seed,
+            "spec_sha256": spec.sha256, "spec": spec.canonical(), "numerics": "robot",
+        }  # fmt: skip
+        if spec.prompt == BAD_PROMPT:
+            error = '{"code": "render", "message": "the logits are not finite"}'
+            return ManifestRow(
+                **common, file=None, sha256=None, size=None, tokens=None, tokens_sha256=None,
+                error=error,
+            )  # fmt: skip
+        colour = hashlib.sha256(f"{spec.prompt}{row.seed}".encode()).digest()[:3]
+        out = io.BytesIO()
+        Image.new("RGB", (spec.width, spec.height), tuple(colour)).save(out, "PNG")
+        data = out.getvalue()
+        file = keys.picture(chunk.job, lease.generation, render, row.index, Format(chunk.format))
+        self.store.put(file, data)
+        tokens = bytes(colour)
+        return ManifestRow(
+            **common, file=file, sha256=hashlib.sha256(data).hexdigest(), size=len(data),
+            tokens=tokens, tokens_sha256=hashlib.sha256(tokens).hexdigest(),
+        )  # fmt: skip

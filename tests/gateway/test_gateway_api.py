@@ -1,0 +1,286 @@
+"""Jobs, pictures and events over HTTP, from the first call to the last."""
+
+import contextlib
+import hashlib
+import json
+import threading
+import time
+from typing import Any
+
+import httpx2
+from harness import INFO, Gateway, Serve, ndjson, png, post, post_lines
+from robot import BAD_PROMPT, LOST_PROMPT, Robot
+
+from farm.store import keys
+
+
+def wait(http: httpx2.Client, job: str, *states: str) -> dict[str, Any]:
+    for _ in range(600):
+        status: dict[str, Any] = http.get(f"/v1/jobs/{job}").json()
+        if status["state"] in (states or ("done", "failed", "cancelled")):
+            return status
+        time.sleep(0.02)
+    raise AssertionError(status)
+
+
+def all_images(http: httpx2.Client, job: str, **query: Any) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    after = "0"
+    while True:
+        page = http.get(f"/v1/jobs/{job}/images", params={"after": after, **query}).json()
+        if not page["images"]:
+            return found
+        found += page["images"]
+        after = page["next"]
+
+
+def test_a_job_is_in_the_store_before_it_is_acknowledged(gateway: Gateway) -> None:
+    with gateway.client() as http:
+        told = post(http, {"prompt": "x", "num_images": 3}, name="mine").json()
+    record = json.loads(gateway.store.get(keys.header(told["id"])))
+    chunk = json.loads(gateway.store.get(keys.chunk(told["id"], 0)))
+    assert (record["tenant"], record["options"]["name"]) == ("local", "mine")
+    assert chunk["renders"][0]["spec"]["prompt"] == "x"
+    assert told["images"] == {"total": 3, "done": 0, "failed": 0, "running_done": 0}
+
+
+def test_a_second_submission_with_a_key_leaves_no_files(gateway: Gateway) -> None:
+    with gateway.client() as http:
+        post(http, {"prompt": "only once"}, idempotency_key="k1")
+        before = [entry.key for entry in gateway.store.list("") if "job" in entry.key]
+        post(http, {"prompt": "only once"}, idempotency_key="k1")
+        assert [entry.key for entry in gateway.store.list("") if "job" in entry.key] == before
+
+
+def test_pictures_come_with_addresses_that_need_no_key(http: httpx2.Client, robot: Robot) -> None:
+    job = post(http, {"prompt": "a boat", "num_images": 3, "seed": 5}, format="png").json()["id"]
+    wait(http, job)
+    images = all_images(http, job)
+    assert [(one["render"], one["image"], one["seed"]) for one in images] == [
+        (0, 0, 5), (0, 1, 6), (0, 2, 7),
+    ]  # fmt: skip
+    for one in images:
+        answer = http.get(one["url"])
+        assert answer.headers["content-type"] == "image/png"
+        assert hashlib.sha256(answer.content).hexdigest() == one["sha256"]
+        assert one["spec"]["prompt"] == "a boat"
+
+
+def test_failed_pictures_are_listed_with_their_reason(http: httpx2.Client, robot: Robot) -> None:
+    told = post_lines(
+        http,
+        ndjson([{"prompt": "good"}, {"prompt": BAD_PROMPT}, {"prompt": LOST_PROMPT, "width": 32}]),
+    ).json()
+    status = wait(http, told["id"])
+    assert status["state"] == "failed"
+    images = sorted(all_images(http, told["id"]), key=lambda one: one["render"])
+    assert [one["error"] is None for one in images] == [True, False, False]
+    assert "drawn" in images[2]["error"]["message"]
+    assert images[2]["spec"]["width"] == 32
+
+
+def test_a_job_that_comes_by_pieces_can_be_sent_again_from_the_start(
+    http: httpx2.Client, robot: Robot
+) -> None:
+    headers = {"Content-Type": "application/x-ndjson"}
+    bodies = [
+        ndjson([{"prompt": f"{piece}-{line}"} for line in range(50)] + ["{"]) for piece in range(3)
+    ]
+    for attempt in range(2):
+        told = http.post("/v1/jobs?open", json={"idempotency_key": "pieces", "seed": 3}).json()
+        job = told["id"]
+        assert told["created"] is (attempt == 0)
+        for piece, body in enumerate(bodies):
+            url = f"/v1/jobs/{job}/chunks/{piece}"
+            answer = http.put(url, content=body, headers=headers, params={"first": 51 * piece})
+            assert answer.status_code == 200, answer.text
+            assert answer.json()["accepted"] == 50
+            assert answer.json()["errors"][0]["render"] == 51 * piece + 50
+        missing = http.post(f"/v1/jobs/{job}/close", params={"pieces": 4})
+        assert missing.status_code == 409
+        closed = http.post(f"/v1/jobs/{job}/close", params={"pieces": 3})
+        assert closed.status_code == 200, closed.text
+    other = http.put(
+        f"/v1/jobs/{job}/chunks/0", content=bodies[1], headers=headers, params={"first": 0}
+    )
+    assert other.status_code == 409
+    status = wait(http, job)
+    assert (status["state"], status["images"]["done"], status["rejected"]) == ("done", 150, 3)
+    renders = sorted(one["render"] for one in all_images(http, job))
+    assert renders == [n for n in range(153) if n % 51 != 50]
+
+
+def test_a_piece_with_too_many_tasks_says_how_many_lines_are_safe(http: httpx2.Client) -> None:
+    job = http.post("/v1/jobs?open", json={}).json()["id"]
+    heavy = ndjson([{"prompt": "x", "num_images": 64, "num_inference_steps": 100}] * 201)
+    answer = http.put(
+        f"/v1/jobs/{job}/chunks/0",
+        content=heavy,
+        params={"first": 0},
+        headers={"Content-Type": "application/x-ndjson"},
+    )
+    assert answer.status_code == 413
+    assert answer.json()["error"]["field"] == "piece"
+    assert "200" in answer.json()["error"]["hint"]
+
+
+def test_a_long_stream_becomes_one_job(http: httpx2.Client) -> None:
+    def body() -> Any:
+        for number in range(4100):
+            yield json.dumps({"prompt": f"picture {number}", "num_inference_steps": 1}).encode()
+            yield b"\n"
+
+    headers = {"Content-Type": "application/x-ndjson"}
+    answer = http.post(
+        "/v1/jobs", content=body(), headers=headers, params={"name": "long", "seed": 1}
+    )
+    assert answer.status_code == 201, answer.text
+    told = answer.json()
+    assert (told["accepted"], told["images"]["total"], told["name"]) == (4100, 4100, "long")
+
+
+def test_many_heavy_renders_in_one_call_become_one_job(http: httpx2.Client) -> None:
+    heavy = [{"prompt": "x", "num_images": 64, "num_inference_steps": 100}] * 201
+    for _ in range(2):
+        told = post_lines(http, ndjson(heavy), idempotency_key="heavy").json()
+        assert (told["accepted"], told["tasks"]["total"]) == (201, 201)
+    assert told["created"] is False
+
+
+def test_a_stream_that_breaks_off_is_cancelled_unless_it_can_be_sent_again(
+    gateway: Gateway, http: httpx2.Client
+) -> None:
+    def broken() -> Any:
+        for _ in range(4500):
+            yield b'{"prompt": "x"}\n'
+        raise ConnectionError
+
+    headers = {"Content-Type": "application/x-ndjson"}
+    for key, state in (({}, "cancelled"), ({"idempotency_key": "again"}, "open")):
+        with gateway.client() as other, contextlib.suppress(ConnectionError):
+            other.post("/v1/jobs", content=broken(), headers=headers, params=key)
+        for _ in range(200):
+            states = [job["state"] for job in http.get("/v1/jobs").json()["jobs"]]
+            if state in states:
+                break
+            time.sleep(0.02)
+        assert state in states
+    whole = ndjson([{"prompt": "x"}] * 4500)
+    told = http.post(
+        "/v1/jobs", content=whole, headers=headers, params={"idempotency_key": "again"}
+    ).json()
+    assert (told["created"], told["images"]["total"]) == (False, 4500)
+
+
+def test_events_begin_with_the_state_and_end_with_the_job(
+    http: httpx2.Client, robot: Robot
+) -> None:
+    job = post(http, {"prompt": "x", "num_images": 2}).json()["id"]
+    names, states = [], []
+    with http.stream("GET", f"/v1/jobs/{job}/events") as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        for line in answer.iter_lines():
+            if line.startswith("event: "):
+                names.append(line[7:])
+            elif line.startswith("data: "):
+                states.append(json.loads(line[6:])["state"])
+    assert names[0] == "status"
+    assert names[-1] == "end"
+    assert states[-1] == "done"
+
+
+def test_listeners_are_woken_by_the_one_reader_and_not_by_the_clock(
+    http: httpx2.Client, gateway: Gateway
+) -> None:
+    job = post(http, {"prompt": "x"}).json()["id"]
+    timer = threading.Timer(0.5, lambda: gateway.queue.cancel(job, "local"))
+    timer.start()
+    started = time.monotonic()
+    with http.stream("GET", f"/v1/jobs/{job}/events") as answer:
+        lines = list(answer.iter_lines())
+    assert '"cancelled"' in "".join(lines)
+    assert time.monotonic() - started < 1.9  # a poll alone would come after 2 s
+
+
+def test_jobs_are_paged_newest_first(http: httpx2.Client) -> None:
+    made = [post(http, {"prompt": "x"}, name=str(n)).json()["id"] for n in range(5)]
+    seen, before = [], None
+    while True:
+        query = {"limit": 2} | ({"before": before} if before else {})
+        page = http.get("/v1/jobs", params=query).json()
+        seen += [job["id"] for job in page["jobs"]]
+        before = page["next"]
+        if before is None:
+            break
+    assert seen == made[::-1]
+
+
+def test_a_cancelled_job_stays_cancelled(http: httpx2.Client) -> None:
+    job = post(http, {"prompt": "x"}).json()["id"]
+    for _ in range(2):
+        answer = http.post(f"/v1/jobs/{job}/cancel")
+        assert answer.json()["state"] == "cancelled"
+
+
+def test_an_asset_is_known_by_its_content(http: httpx2.Client) -> None:
+    data = png(40, 24, "RGBA", (9, 9, 9, 0))
+    first = http.put("/v1/assets", content=data)
+    assert first.status_code == 201
+    told = first.json()
+    assert told["id"] == hashlib.sha256(data).hexdigest()
+    assert (told["kind"], told["width"], told["height"]) == ("image", 40, 24)
+    assert told["notes"]
+    assert http.post("/v1/assets", content=data).json()["id"] == told["id"]
+    assert http.get(f"/v1/assets/{told['id']}").json() == told
+    mask = http.put("/v1/assets", content=png(8, 8, "RGB"), params={"kind": "mask"})
+    assert mask.json()["notes"]
+    wrong = http.put("/v1/assets", content=data, params={"kind": "latents"})
+    assert wrong.status_code == 422
+
+
+def test_a_picture_gives_a_render_its_size(http: httpx2.Client, gateway: Gateway) -> None:
+    asset = http.put("/v1/assets", content=png(41, 24)).json()["id"]
+    job = post(http, {"prompt": "x", "image": asset}).json()["id"]
+    spec = json.loads(gateway.store.get(keys.chunk(job, 0)))["renders"][0]["spec"]
+    assert (spec["mode"], spec["width"], spec["height"]) == ("img2img", 40, 24)
+
+
+def test_ready_means_that_a_job_would_run(http: httpx2.Client, gateway: Gateway) -> None:
+    assert http.get("/readyz").status_code == 503
+    assert http.get("/readyz", params={"workers": 0}).status_code == 200
+    told = http.get("/v1/checkpoints").json()["checkpoints"]
+    assert (told[0]["id"], told[0]["default"]) == (INFO.id, True)
+    robot = Robot(gateway.queue, gateway.store, INFO)
+    robot.start()
+    try:
+        assert http.get("/readyz").json() == {
+            "ready": True, "queue": "ok", "store": "ok", "workers": 1,
+        }  # fmt: skip
+    finally:
+        robot.stop()
+
+
+def test_metrics_count_by_route_and_not_by_path(http: httpx2.Client) -> None:
+    post(http, {"prompt": "x"})
+    http.get("/v1/jobs/j0-01m848b6zxgnjbpp0f506dqmht")
+    text = http.get("/metrics").text
+    assert 'route="/v1/jobs/{job}",status="404"' in text
+    assert "j0-01m848b6zxgnjbpp0f506dqmht" not in text
+    assert 'farm_queued_tasks{lane="shapes-64@r1/text2img/64x64",priority="normal"} 1.0' in text
+
+
+def test_the_documentation_names_every_address(http: httpx2.Client) -> None:
+    assert http.get("/docs").status_code == 200
+    paths = http.get("/openapi.json").json()["paths"]
+    assert {"/v1/jobs", "/v1/jobs/{job}/chunks/{piece}", "/v1/assets", "/readyz"} <= paths.keys()
+
+
+def test_a_farm_without_its_queue_says_so(start: Serve, gateway: Gateway) -> None:
+    away = start(redis_url="unix:///nowhere/valkey.sock")
+    with away.client() as http:
+        answer = http.get("/v1/jobs")
+        assert answer.status_code == 503
+        assert answer.headers["retry-after"]
+        assert answer.json()["error"]["retryable"]
+        assert http.get("/healthz").status_code == 200
+        assert http.get("/readyz").status_code == 503

@@ -1,0 +1,153 @@
+"""Who may do what."""
+
+import hashlib
+import json
+import time
+from pathlib import Path
+
+import httpx2
+import pytest
+from harness import Gateway, Serve, png, post
+
+from farm.errors import InvalidInput
+from farm.gateway.app import create_app
+from farm.gateway.objects import Signer
+from farm.settings import GatewaySettings
+
+KEYS = {
+    "alice": {"tenant": "alice", "expires": "2999-01-01T00:00:00Z"},
+    "bob": {"tenant": "bob"},
+    "old": {"tenant": "alice", "expires": "2020-01-01T00:00:00Z"},
+    "reader": {"tenant": "alice", "scopes": ["read"]},
+}
+
+
+def write_keys(path: Path, keys: dict[str, dict[str, object]]) -> Path:
+    hashed = {hashlib.sha256(key.encode()).hexdigest(): facts for key, facts in keys.items()}
+    path.write_text(json.dumps(hashed))
+    return path
+
+
+@pytest.fixture
+def locked(start: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Gateway:
+    monkeypatch.setattr("farm.gateway.auth.RECHECK_SECONDS", 0.1)
+    return start(keys=write_keys(tmp_path / "keys.json", KEYS), open=False)
+
+
+@pytest.mark.parametrize(
+    ("key", "status"), [("alice", 200), ("old", 401), ("unknown", 401), (None, 401), ("", 401)]
+)
+def test_only_a_living_key_opens(locked: Gateway, key: str | None, status: int) -> None:
+    with locked.client(key) as http:
+        answer = http.get("/v1/jobs")
+        assert answer.status_code == status
+        if status == 401:
+            assert answer.json()["error"]["code"] == "not_allowed"
+            assert answer.headers["www-authenticate"] == "Bearer"
+
+
+def test_a_key_without_the_scope_may_look_and_not_touch(locked: Gateway) -> None:
+    with locked.client("reader") as http:
+        assert http.get("/v1/jobs").status_code == 200
+        answer = post(http, {"prompt": "x"})
+        assert answer.status_code == 403
+        assert "write" in answer.json()["error"]["message"]
+
+
+def test_another_tenants_things_are_not_there(locked: Gateway) -> None:
+    with locked.client("alice") as alice, locked.client("bob") as bob:
+        job = post(alice, {"prompt": "x"}).json()["id"]
+        asset = alice.put("/v1/assets", content=png(colour=(1, 2, 3))).json()["id"]
+        unknown = bob.get("/v1/jobs/j0-01m848b6zxgnjbpp0f506dqmht").json()["error"]["message"]
+        for path in (f"/v1/jobs/{job}", f"/v1/jobs/{job}/images", f"/v1/jobs/{job}/events"):
+            answer = bob.get(path)
+            assert answer.status_code == 404
+            shown = answer.json()["error"]["message"]
+            assert shown.replace(job, "") == unknown.replace("j0-01m848b6zxgnjbpp0f506dqmht", "")
+        assert bob.post(f"/v1/jobs/{job}/cancel").status_code == 404
+        assert bob.post(f"/v1/jobs/{job}/close", params={"pieces": 0}).status_code == 404
+        assert bob.get(f"/v1/assets/{asset}").status_code == 404
+        assert post(bob, {"prompt": "x", "image": asset}).status_code == 404
+        assert bob.get("/v1/jobs").json()["jobs"] == []
+        assert post(alice, {"prompt": "x"}, idempotency_key="k").status_code == 201
+        assert post(bob, {"prompt": "y"}, idempotency_key="k").status_code == 201
+
+
+def test_a_revoked_key_stops_and_a_broken_file_locks_nobody_out(
+    locked: Gateway, tmp_path: Path
+) -> None:
+    path = tmp_path / "keys.json"
+    with locked.client("alice") as alice, locked.client("bob") as bob:
+        path.write_text("{")
+        time.sleep(0.3)
+        assert alice.get("/v1/jobs").status_code == 200
+        write_keys(path, {"bob": KEYS["bob"]})
+        time.sleep(0.3)
+        assert alice.get("/v1/jobs").status_code == 401
+        assert bob.get("/v1/jobs").status_code == 200
+
+
+def test_on_an_open_farm_a_wrong_key_is_still_wrong(gateway: Gateway) -> None:
+    with gateway.client("wrong") as http:
+        assert http.get("/v1/jobs").status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Host": "localhost:1"}, 200),
+        ({"Host": "127.0.0.1"}, 200),
+        ({"Host": "[::1]:8400"}, 200),
+        ({"Host": "evil.example"}, 403),
+        ({"Host": "127.0.0.1.evil.example"}, 403),
+        ({"Host": "169.254.169.254"}, 403),
+        ({"Origin": "https://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Host": "localhost:1", "Origin": "http://localhost:1"}, 200),
+        ({"Host": "localhost:1", "Origin": "http://localhost:2"}, 403),
+    ],
+)
+def test_a_page_of_a_stranger_cannot_use_an_open_farm(
+    http: httpx2.Client, headers: dict[str, str], status: int
+) -> None:
+    assert http.get("/v1/jobs", headers=headers).status_code == status
+
+
+def test_a_farm_that_nobody_could_call_does_not_start(tmp_path: Path, redis_url: str) -> None:
+    settings = GatewaySettings.model_validate({"data": tmp_path, "redis_url": redis_url})
+    with pytest.raises(InvalidInput) as error:
+        create_app(settings)
+    assert error.value.field == "FARM_KEYS"
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"ab": {"expires": null}}', '{"ab": {"tenant": 7}}'])
+def test_a_wrong_keys_file_stops_the_start(tmp_path: Path, redis_url: str, text: str) -> None:
+    (tmp_path / "keys").write_text(text)
+    settings = GatewaySettings.model_validate(
+        {"data": tmp_path, "redis_url": redis_url, "keys": tmp_path / "keys"}
+    )
+    with pytest.raises(InvalidInput) as error:
+        create_app(settings)
+    assert error.value.field == "FARM_KEYS"
+
+
+def test_a_signed_address_opens_one_object_for_a_while(gateway: Gateway) -> None:
+    gateway.store.put("some/picture.png", png())
+    now = [time.time()]
+    secret = b"s"
+    signer = Signer(secret, lambda: now[0])
+    path = signer.path("some/picture.png", seconds=60, filename="a.png")
+    query = httpx2.URL(path).params
+    facts = (int(query["expires"]), query["filename"], query["signature"])
+    signer.check("some/picture.png", *facts)
+    for wrong in (
+        ("some/other.png", *facts),
+        ("some/picture.png", facts[0] + 1, *facts[1:]),
+        ("some/picture.png", facts[0], "b.png", facts[2]),
+        ("some/picture.png", facts[0], facts[1], "é"),
+    ):
+        with pytest.raises(Exception, match="not signed"):
+            signer.check(*wrong)
+    now[0] += 61
+    with pytest.raises(Exception, match="expired"):
+        signer.check("some/picture.png", *facts)
