@@ -1,1 +1,24 @@
-"""Python SDK of the render farm."""
+"""Python SDK of the render farm: ``Farm`` for scripts, ``AsyncFarm`` for asyncio."""
+
+from farm.errors import FarmError
+from farm_client.farm import AsyncFarm, Farm
+from farm_client.fetch import Fetched
+from farm_client.image import AsyncImage, Image
+from farm_client.job import AsyncJob, Job, RejectedLine
+from farm_client.models import Asset, JobStatus
+from farm_client.submission import AllRejected
+
+__all__ = [
+    "AllRejected",
+    "Asset",
+    "AsyncFarm",
+    "AsyncImage",
+    "AsyncJob",
+    "Farm",
+    "FarmError",
+    "Fetched",
+    "Image",
+    "Job",
+    "JobStatus",
+    "RejectedLine",
+]

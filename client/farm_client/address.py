@@ -1,0 +1,63 @@
+"""Where the farm is, and the key to it."""
+
+import json
+import os
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from farm.errors import InvalidInput
+from farm.home import client_file
+
+DEFAULT_URL = "http://127.0.0.1:8400"
+
+
+class Address(NamedTuple):
+    url: str  # without a slash at the end
+    api_key: str | None
+
+    @property
+    def local(self) -> bool:
+        """On this machine: no proxy of the environment stands in between."""
+        host = urlsplit(self.url).hostname or ""
+        return host == "localhost" or host.startswith("127.") or host == "::1"
+
+
+def find_address(url: str | None = None, api_key: str | None = None) -> Address:
+    """What was given, else ``FARM_URL`` and ``FARM_API_KEY``, else what ``farm up`` wrote down,
+    else the port where a farm of this machine listens."""
+    url = url or os.environ.get("FARM_URL")
+    api_key = api_key or os.environ.get("FARM_API_KEY")
+    if not url:
+        known = _known_farm()
+        url = known.get("url") or DEFAULT_URL
+        api_key = api_key or known.get("api_key")
+    return Address(check_url(url), api_key or None)
+
+
+def check_url(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        good = good and not any(character.isspace() for character in url)
+        (parts.hostname or "").encode("idna")
+    except ValueError:
+        good = False
+    if not good:
+        raise InvalidInput(
+            f"{url[:100]!r} is no address of a farm",
+            field="url",
+            hint=f"write it like {DEFAULT_URL}",
+        )
+    if "@" in parts.netloc:
+        raise InvalidInput(
+            "the address holds a user name", field="url", hint="the key belongs in FARM_API_KEY"
+        )
+    return url.rstrip("/")
+
+
+def _known_farm() -> dict[str, str]:
+    try:
+        found = json.loads(client_file().read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,220 @@
+"""Calls to one farm: authorised, repeated while that can help, with errors in plain words."""
+
+import json
+import random
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import quote, urlencode, urljoin
+
+import httpx2
+
+import farm
+from farm.errors import CODES, FarmError, InvalidInput, Unavailable, from_dict
+from farm_client.address import Address
+from farm_client.wire import Call, Opened, Reply, Wire
+
+PATIENCE_SECONDS = 60.0  # for a farm that has answered before
+FIRST_PATIENCE_SECONDS = 1.0  # for one that never has: it is probably not running
+FIRST_DELAY_SECONDS = 0.2
+MAX_DELAY_SECONDS = 8.0
+RETRIED = frozenset({429, 502, 503, 504})
+MAX_ERROR_BYTES = 16 * 2**20
+
+
+class Refused(InvalidInput):
+    """Nothing of a submission was taken; ``errors`` has one entry per render."""
+
+    errors: tuple[dict[str, Any], ...] = ()
+
+
+class Connection:
+    """Every call may be repeated: submissions carry an idempotency key, the rest changes nothing
+    the second time."""
+
+    def __init__(self, address: Address, wire: Wire, *, patience: float = PATIENCE_SECONDS) -> None:
+        self.address = address
+        self.wire = wire
+        self._patience = patience
+        self._answered = False
+        self._headers = {"User-Agent": f"farm-client/{farm.__version__}", "Accept": "*/*"}
+        if address.api_key:
+            self._headers["Authorization"] = f"Bearer {_header_value(address.api_key)}"
+
+    async def call(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, Any] | None = None,
+        json_body: Any = None,
+        content: bytes | None = None,
+        content_type: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        seconds: float = 60.0,
+    ) -> Any:
+        """The JSON of a good answer; a bad one raises what it says."""
+        sent = dict(headers or {})
+        if json_body is not None:
+            content = json.dumps(json_body).encode()
+            content_type = "application/json"
+        if content_type:
+            sent["Content-Type"] = content_type
+        call = Call(method, self._url(path, query), {**self._headers, **sent}, content, seconds)
+        reply = await self._patiently(call)
+        try:
+            return json.loads(reply.body)
+        except ValueError:
+            raise self._stranger(reply.status) from None
+
+    @asynccontextmanager
+    async def stream(
+        self, path: str, *, query: Mapping[str, Any] | None = None, seconds: float = 60.0
+    ) -> AsyncIterator[Opened]:
+        """An answer that is read as it comes; whoever reads it repeats the call."""
+        call = Call("GET", self._url(path, query), self._headers, None, seconds)
+        try:
+            async with self.wire.open(call) as opened:
+                if opened.status >= 400:
+                    raise self._error(await _read(opened))
+                self._answered = True
+                yield opened
+        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+            raise self._lost(error) from None
+
+    @asynccontextmanager
+    async def object(self, url: str) -> AsyncIterator[Opened]:
+        """A stored object by its signed address; the key to the farm stays at home."""
+        call = Call("GET", urljoin(self.address.url + "/", url), {"Accept": "*/*"})
+        try:
+            async with self.wire.open(call) as opened:
+                if opened.status >= 400:
+                    raise self._error(await _read(opened))
+                yield opened
+        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+            raise self._lost(error) from None
+
+    async def pause(self, attempt: int, error: FarmError, started: float) -> None:
+        """Wait before the next attempt, or raise the error: it is no use, or takes too long."""
+        wait = min(FIRST_DELAY_SECONDS * 2**attempt, MAX_DELAY_SECONDS)
+        wait *= random.uniform(0.5, 1.0)
+        asked = getattr(error, "retry_after", None)
+        if asked is not None:
+            wait = max(wait, asked)
+        if not error.retryable or time.monotonic() + wait > started + self.patience:
+            raise error
+        await self.wire.sleep(wait)
+
+    @property
+    def patience(self) -> float:
+        """Seconds that a farm may be away: few for one that has never answered."""
+        return self._patience if self._answered else min(FIRST_PATIENCE_SECONDS, self._patience)
+
+    async def _patiently(self, call: Call) -> Reply:
+        started, attempt = time.monotonic(), 0
+        while True:
+            try:
+                async with self.wire.open(call) as opened:
+                    reply = await _read(opened)
+            except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+                failure: FarmError = self._lost(error)
+            else:
+                self._answered = True
+                if reply.status < 400:
+                    return reply
+                failure = self._error(reply)
+                if reply.status not in RETRIED:
+                    raise failure
+            await self.pause(attempt, failure, started)
+            attempt += 1
+
+    def _url(self, path: str, query: Mapping[str, Any] | None) -> str:
+        given = {name: value for name, value in (query or {}).items() if value is not None}
+        return f"{self.address.url}{path}" + (f"?{urlencode(given)}" if given else "")
+
+    def _lost(self, error: Exception) -> Unavailable:
+        """What went wrong below HTTP, in words."""
+        url, text = self.address.url, str(error)
+        if isinstance(error, httpx2.InvalidURL | httpx2.UnsupportedProtocol):
+            return _final(f"{url} is no address: {text}", None)
+        if "WRONG_VERSION_NUMBER" in text or "RECORD_LAYER" in text:
+            return _final(f"{url} does not speak https", f"try {url.replace('https', 'http', 1)}")
+        if "CERTIFICATE" in text:
+            return _final(f"the certificate of {url} is not trusted", text.split("] ")[-1][:120])
+        if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
+            return Unavailable(f"no farm answers at {url}", hint="start one with: farm up")
+        if (
+            isinstance(error, httpx2.RemoteProtocolError)
+            and url.startswith("http:")
+            and not self._answered
+        ):
+            secure = url.replace("http", "https", 1)
+            return Unavailable(f"{url} does not answer in plain http", hint=f"try {secure}?")
+        if isinstance(error, httpx2.TimeoutException):
+            return Unavailable(f"the farm at {url} did not answer in time")
+        return Unavailable(f"the connection to {url} broke: {text[:100] or type(error).__name__}")
+
+    def _error(self, reply: Reply) -> FarmError:
+        try:
+            content = json.loads(reply.body)
+            facts = content["error"]
+            failure = from_dict(facts)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return self._stranger(reply.status)
+        if isinstance(content.get("errors"), list):
+            first = failure
+            failure = Refused(
+                first.message, field=first.field, hint=first.hint,
+                line=first.line, column=first.column,
+            )  # fmt: skip
+            failure.errors = tuple(content["errors"])
+        if type(failure) is FarmError and facts.get("code") not in CODES:
+            kind = InvalidInput if reply.status < 500 else Unavailable
+            failure = kind(failure.message, field=failure.field, hint=failure.hint)
+        server = reply.headers.get("farm-version")
+        if server and server.split(".")[:2] != farm.__version__.split(".")[:2]:
+            other = f"the farm has version {server}, this client {farm.__version__}"
+            failure.hint = f"{failure.hint}; {other}" if failure.hint else other
+        after = reply.headers.get("retry-after", "")
+        if after.isdigit():
+            failure.retry_after = min(float(after), 60.0)  # type: ignore[attr-defined]
+        return failure
+
+    def _stranger(self, status: int) -> FarmError:
+        url = self.address.url
+        if status in RETRIED:
+            return Unavailable(f"{url} answers HTTP {status}: the farm behind it is away")
+        hint = "is FARM_URL right?"
+        if status == 400 and url.startswith("http:"):
+            hint = f"try {url.replace('http', 'https', 1)}?"
+        return _final(f"{url} answers HTTP {status}, but not as a farm does", hint)
+
+
+class _Final(Unavailable):
+    """Trying again would not help."""
+
+    retryable = False
+
+
+def _final(message: str, hint: str | None) -> Unavailable:
+    return _Final(message, hint=hint)
+
+
+async def _read(opened: Opened) -> Reply:
+    held = bytearray()
+    async for part in opened.parts:
+        held += part
+        if opened.status >= 400 and len(held) > MAX_ERROR_BYTES:
+            break
+    return Reply(opened.status, opened.headers, bytes(held))
+
+
+def _header_value(key: str) -> str:
+    if not key.isascii() or not key.isprintable() or " " in key:
+        raise InvalidInput("holds characters that no key has", field="FARM_API_KEY")
+    return key
+
+
+def path_of(*parts: str | int) -> str:
+    return "/" + "/".join(quote(str(part), safe="") for part in parts)

@@ -1,0 +1,185 @@
+"""The farm, from a program's side: ``Farm``, and ``AsyncFarm`` with ``await``.
+
+Both are thin: each public method hands over to one asynchronous method of ``FarmHandle``, which
+awaits nothing but its wire (``farm_client.bridge`` says how the synchronous one runs it). Two other
+ways were refused: a background event loop makes every exception, Ctrl-C and fork of the caller's
+program cross a thread border, and generated code is a second copy to read and to debug.
+"""
+
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from types import TracebackType
+from typing import Any, Self, Unpack
+
+from farm.job import check_job_id
+from farm.spec import CheckpointInfo
+from farm_client.address import find_address
+from farm_client.bridge import drive, iterate
+from farm_client.connection import PATIENCE_SECONDS, Connection
+from farm_client.inputs import FileInput
+from farm_client.job import AsyncJob, Job
+from farm_client.models import Asset, JobStatus
+from farm_client.parameters import BulkOptions, Submission
+from farm_client.submission import Submitter
+from farm_client.uploads import Uploads
+from farm_client.wire import AsyncWire, BlockingWire, Wire
+
+
+class FarmHandle:
+    """One farm's address and the calls that are not about one job."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._uploads = Uploads(connection)
+        self._submitter = Submitter(connection, self._uploads)
+
+    @property
+    def url(self) -> str:
+        return self._connection.address.url
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.url}>"
+
+    async def _checkpoints(self) -> list[CheckpointInfo]:
+        told = await self._connection.call("GET", "/v1/checkpoints")
+        known = CheckpointInfo.model_fields
+        return [
+            CheckpointInfo.model_validate({k: v for k, v in one.items() if k in known})
+            for one in told["checkpoints"]
+        ]
+
+    async def _jobs(self, limit: int | None) -> AsyncIterator[JobStatus]:
+        before, left = None, limit
+        while left is None or left > 0:
+            page = await self._connection.call(
+                "GET", "/v1/jobs", query={"limit": min(left or 100, 100), "before": before}
+            )
+            for told in page["jobs"]:
+                yield JobStatus.model_validate(told)
+            before = page["next"]
+            if before is None:
+                return
+            left = None if left is None else left - len(page["jobs"])
+
+
+class Farm(FarmHandle):
+    """A farm at an address.
+
+    Args:
+        url: its address; else ``FARM_URL``, else the farm that ``farm up`` started here.
+        api_key: else ``FARM_API_KEY``.
+        patience: seconds for which calls are repeated while the farm is away.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        api_key: str | None = None,
+        *,
+        patience: float = PATIENCE_SECONDS,
+        wire: Wire | None = None,
+    ) -> None:
+        address = find_address(url, api_key)
+        super().__init__(
+            Connection(address, wire or BlockingWire(proxies=not address.local), patience=patience)
+        )
+
+    def submit(
+        self, prompt: str | Sequence[str] | None = None, **parameters: Unpack[Submission]
+    ) -> Job:
+        """Submit one render, or several prompts with the same parameters, as one job. Files and
+        pictures are uploaded. A call that is repeated after a lost answer makes no second job."""
+        taken = drive(self._submitter.submit(prompt, dict(parameters)))
+        return Job(self._connection, taken.id, **taken.facts())
+
+    def submit_many(self, requests: Iterable[Any], **options: Unpack[BulkOptions]) -> Job:
+        """Submit any number of renders as one job: an open JSONL file, or dicts, requests and
+        prompts. What the farm refuses stands in ``job.rejected``; the rest is rendered. To go on
+        after an interruption, call it again with the same input and ``idempotency_key``."""
+        taken = drive(self._submitter.submit_many(requests, dict(options)))
+        return Job(self._connection, taken.id, **taken.facts())
+
+    def job(self, id: str) -> Job:  # noqa: A002
+        """A job by its id; nothing is asked yet."""
+        return Job(self._connection, check_job_id(id))
+
+    def jobs(self, limit: int | None = None) -> Iterator[JobStatus]:
+        """The newest first."""
+        return iterate(self._jobs(limit))
+
+    def upload(self, file: FileInput) -> Asset:
+        """Keep an input file at the farm; its id can stand wherever the file could."""
+        return drive(self._uploads.upload(file, "file"))
+
+    def checkpoints(self) -> list[CheckpointInfo]:
+        """What can be rendered with; the first is the default."""
+        return drive(self._checkpoints())
+
+    def close(self) -> None:
+        drive(self._connection.wire.close())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class AsyncFarm(FarmHandle):
+    """``Farm`` for asynchronous code."""
+
+    def __init__(
+        self,
+        url: str | None = None,
+        api_key: str | None = None,
+        *,
+        patience: float = PATIENCE_SECONDS,
+        wire: Wire | None = None,
+    ) -> None:
+        address = find_address(url, api_key)
+        super().__init__(
+            Connection(address, wire or AsyncWire(proxies=not address.local), patience=patience)
+        )
+
+    async def submit(
+        self, prompt: str | Sequence[str] | None = None, **parameters: Unpack[Submission]
+    ) -> AsyncJob:
+        taken = await self._submitter.submit(prompt, dict(parameters))
+        return AsyncJob(self._connection, taken.id, **taken.facts())
+
+    async def submit_many(
+        self, requests: Iterable[Any], **options: Unpack[BulkOptions]
+    ) -> AsyncJob:
+        taken = await self._submitter.submit_many(requests, dict(options))
+        return AsyncJob(self._connection, taken.id, **taken.facts())
+
+    def job(self, id: str) -> AsyncJob:  # noqa: A002
+        return AsyncJob(self._connection, check_job_id(id))
+
+    async def jobs(self, limit: int | None = None) -> AsyncIterator[JobStatus]:
+        async for status in self._jobs(limit):
+            yield status
+
+    async def upload(self, file: FileInput) -> Asset:
+        return await self._uploads.upload(file, "file")
+
+    async def checkpoints(self) -> list[CheckpointInfo]:
+        return await self._checkpoints()
+
+    async def close(self) -> None:
+        await self._connection.wire.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()

@@ -1,0 +1,124 @@
+"""A job's pictures in a local folder, with a manifest."""
+
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import AsyncIterator, Callable
+from functools import partial
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from farm.errors import InvalidInput
+from farm_client.image import ImageFacts, write_whole
+from farm_client.wire import Wire
+
+PARALLEL = 8
+MANIFEST = "manifest.jsonl"
+PART = ".part"
+
+
+class Fetched(NamedTuple):
+    """What came of it."""
+
+    folder: Path
+    pictures: int  # in the folder now
+    skipped: int  # of these, there already
+    failed: int  # pictures that the farm could not make
+    size: int  # bytes that were fetched
+
+    @property
+    def manifest(self) -> Path:
+        return self.folder / MANIFEST
+
+
+class Fetcher:
+    """Fetches several pictures at a time; a file that is there with the right bytes stays."""
+
+    def __init__(
+        self,
+        wire: Wire,
+        folder: str | os.PathLike[str],
+        parallel: int = PARALLEL,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        self._wire = wire
+        self._progress = progress
+        self._folder = Path(folder).expanduser()
+        self._parallel = parallel
+        self._pictures = self._skipped = self._failed = self._size = 0
+        self._places: list[tuple[int, int, int]] = []  # render, image, offset of its line
+
+    async def fetch(self, images: AsyncIterator[ImageFacts]) -> Fetched:
+        self._make_folder()
+        draft = self._folder / f".{MANIFEST}.{secrets.token_hex(4)}{PART}"
+        crew = self._wire.crew(self._parallel)
+        try:
+            with draft.open("w+b") as lines:
+                async for image in images:
+                    self._note(image, lines)
+                    if image.error is None and image.file is not None:
+                        await crew.give(partial(self._one, image))
+                    else:
+                        self._failed += 1
+                await crew.finish()
+                self._write_manifest(lines)
+        except OSError as error:
+            raise InvalidInput(
+                f"{self._folder} cannot be written to: {error.strerror}", field="output"
+            ) from None
+        finally:
+            await crew.stop()
+            draft.unlink(missing_ok=True)
+        return Fetched(self._folder, self._pictures, self._skipped, self._failed, self._size)
+
+    async def _one(self, image: ImageFacts) -> None:
+        assert image.file is not None
+        path = self._folder / image.file
+        if _matches(path, image.size, image.sha256):
+            self._skipped += 1
+        else:
+            data = await image.read()
+            write_whole(path, data)
+            self._size += len(data)
+        self._pictures += 1
+        if self._progress is not None:
+            self._progress(self._pictures)
+
+    def _make_folder(self) -> None:
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            raise InvalidInput(f"{self._folder} is a file", field="output") from None
+        except OSError as error:
+            raise InvalidInput(
+                f"{self._folder} cannot be made: {error.strerror}", field="output"
+            ) from None
+        if not os.access(self._folder, os.W_OK | os.X_OK):
+            raise InvalidInput(f"{self._folder} is not writable", field="output")
+
+    def _note(self, image: ImageFacts, lines: IO[bytes]) -> None:
+        self._places.append((image.render, image.image, lines.tell()))
+        lines.write(json.dumps(image.line(), ensure_ascii=False).encode() + b"\n")
+
+    def _write_manifest(self, lines: IO[bytes]) -> None:
+        """Pictures finish in any order; their lines go into the file in the job's order."""
+        draft = self._folder / f".{MANIFEST}.{secrets.token_hex(4)}{PART}"
+        try:
+            with draft.open("wb") as out:
+                for _, _, offset in sorted(self._places):
+                    lines.seek(offset)
+                    out.write(lines.readline())
+            draft.replace(self._folder / MANIFEST)
+        finally:
+            draft.unlink(missing_ok=True)
+
+
+def _matches(path: Path, size: int | None, sha256: str | None) -> bool:
+    try:
+        if sha256 is None or path.stat().st_size != size:
+            return False
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == sha256
+    except OSError:
+        return False

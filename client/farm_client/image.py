@@ -1,0 +1,147 @@
+"""A finished picture."""
+
+import os
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+from farm.errors import FarmError, RenderError, StoreError, from_dict
+from farm_client.bridge import drive
+from farm_client.connection import Connection
+from farm_client.inputs import digest
+from farm_client.models import Picture
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}")
+
+
+class ImageFacts:
+    """One picture of a job; ``render`` and ``image`` say which. Its facts are attributes, its bytes
+    are fetched when they are asked for."""
+
+    def __init__(self, connection: Connection, told: Picture) -> None:
+        self._connection = connection
+        self._told = told
+
+    @property
+    def render(self) -> int:
+        return self._told.render
+
+    @property
+    def image(self) -> int:
+        return self._told.image
+
+    @property
+    def seed(self) -> int:
+        """Of this very picture: asked for alone with it, it comes out again."""
+        return self._told.seed
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        return self._told.spec
+
+    @property
+    def width(self) -> int | None:
+        return self._told.width
+
+    @property
+    def height(self) -> int | None:
+        return self._told.height
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was done to the request or its pictures, such as a prompt cut short."""
+        return self._told.notes
+
+    @property
+    def error(self) -> FarmError | None:
+        """Why there is no picture."""
+        return None if self._told.error is None else from_dict(self._told.error)
+
+    @property
+    def sha256(self) -> str | None:
+        return self._told.sha256
+
+    @property
+    def size(self) -> int | None:
+        return self._told.size
+
+    @property
+    def file(self) -> str | None:
+        """The picture's own file name in its job."""
+        name = self._told.file
+        if name is not None and not _NAME.fullmatch(name):
+            raise FarmError(f"the farm names a file {name[:80]!r}, which is no file name")
+        return name
+
+    def line(self) -> dict[str, Any]:
+        """Its line in ``manifest.jsonl``."""
+        return self._told.line()
+
+    async def read(self) -> bytes:
+        if self.error is not None or self._told.url is None:
+            raise self.error or RenderError("there is no picture")
+        started, attempt = time.monotonic(), 0
+        while True:
+            try:
+                return await self._fetch(self._told.url)
+            except FarmError as error:
+                await self._connection.pause(attempt, error, started)
+            attempt += 1
+
+    async def _fetch(self, url: str) -> bytes:
+        held = bytearray()
+        async with self._connection.object(url) as opened:
+            async for part in opened.parts:
+                held += part
+        data = bytes(held)
+        if self.sha256 is not None and digest(data) != self.sha256:
+            raise StoreError(f"{self.file} arrived with other bytes than were stored")
+        return data
+
+    async def _save(self, path: str | os.PathLike[str]) -> Path:
+        target = Path(path)
+        if target.is_dir() or str(path).endswith(("/", os.sep)):
+            target = target / (self.file or "")
+        data = await self.read()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(target, data)
+        return target
+
+    def __repr__(self) -> str:
+        state = "failed" if self.error else f"{self.width}x{self.height}"
+        return f"<{type(self).__name__} {self.render}-{self.image} {state} seed={self.seed}>"
+
+
+class AsyncImage(ImageFacts):
+    """One picture of a job, for asynchronous code."""
+
+    async def save(self, path: str | os.PathLike[str] = ".") -> Path:
+        """Write the file; into a folder under its own name, else under the path itself."""
+        return await self._save(path)
+
+    async def bytes(self) -> bytes:
+        """The picture's file; raises the picture's own error where there is none."""
+        return await self.read()
+
+
+class Image(ImageFacts):
+    """One picture of a job."""
+
+    def save(self, path: str | os.PathLike[str] = ".") -> Path:
+        """Write the file; into a folder under its own name, else under the path itself."""
+        return drive(self._save(path))
+
+    def bytes(self) -> bytes:
+        """The picture's file; raises the picture's own error where there is none."""
+        return drive(self.read())
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """The file is there complete or not at all."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        draft.write_bytes(data)
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)

@@ -1,0 +1,113 @@
+"""Input pictures and tensor files in whatever form the caller has them."""
+
+import hashlib
+import io
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any, Literal, Protocol, runtime_checkable
+
+from farm.errors import InvalidInput, TooLarge
+from farm.job import MAX_ASSET_BYTES
+
+Kind = Literal["image", "mask", "latents", "embeds"]
+KINDS: Mapping[str, Kind] = {
+    "image": "image",
+    "mask_image": "mask",
+    "latents": "latents",
+    "embeds": "embeds",
+}
+FILE_FIELDS = tuple(KINDS)
+_ASSET = re.compile(r"(sha256:)?[0-9a-f]{64}")
+
+
+@runtime_checkable
+class PictureLike(Protocol):
+    """A picture that can write itself, as Pillow's can."""
+
+    def save(self, fp: Any, format: str) -> Any: ...  # noqa: A002  Pillow's word
+
+
+FileInput = str | os.PathLike[str] | bytes | IO[bytes] | PictureLike
+
+
+def asset_id(value: object) -> str | None:
+    """The id, where the value is one already."""
+    if isinstance(value, str) and _ASSET.fullmatch(value):
+        return value.removeprefix("sha256:")
+    return None
+
+
+def is_url(value: object) -> bool:
+    """Data URLs go as they are; what is to be said of others, the farm says."""
+    return isinstance(value, str) and (value.startswith("data:") or "://" in value[:16])
+
+
+def read_input(value: object, field: str, base: Path | None = None) -> bytes:
+    """The bytes of a path, a file object, a picture or bytes."""
+    if isinstance(value, str | os.PathLike):
+        return _read_file(_path(value, base), field)
+    if isinstance(value, bytes | bytearray | memoryview):
+        data = bytes(value)
+    elif isinstance(value, PictureLike):
+        out = io.BytesIO()
+        value.save(out, format="PNG")
+        data = out.getvalue()
+    elif hasattr(value, "read"):
+        data = value.read(MAX_ASSET_BYTES + 1)
+        if not isinstance(data, bytes):
+            raise InvalidInput("the file was opened as text", field=field, hint='open it with "rb"')
+    else:
+        raise InvalidInput(
+            f"{type(value).__name__} is no picture; give a path, bytes, a file or a Pillow image",
+            field=field,
+        )
+    return _checked(data, field)
+
+
+def file_stamp(value: object, base: Path | None = None) -> tuple[str, int, int] | None:
+    """What tells one state of a file from another; None for what is no path."""
+    if not isinstance(value, str | os.PathLike):
+        return None
+    path = _path(value, base)
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return str(path.resolve()), found.st_mtime_ns, found.st_size
+
+
+def digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _path(value: str | os.PathLike[str], base: Path | None) -> Path:
+    path = Path(value).expanduser()
+    return path if base is None or path.is_absolute() else base / path
+
+
+def _read_file(path: Path, field: str) -> bytes:
+    try:
+        if path.is_dir():
+            raise InvalidInput(f"{path} is a directory, not a file", field=field)
+        if path.stat().st_size > MAX_ASSET_BYTES:
+            raise _too_large(field)
+        return _checked(path.read_bytes(), field)
+    except FileNotFoundError:
+        raise InvalidInput(f"there is no file {path}", field=field) from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InvalidInput(f"{str(path)[:200]} cannot be read: {reason}", field=field) from None
+
+
+def _checked(data: bytes, field: str) -> bytes:
+    if len(data) > MAX_ASSET_BYTES:
+        raise _too_large(field)
+    if not data:
+        raise InvalidInput("the file is empty", field=field)
+    return data
+
+
+def _too_large(field: str) -> TooLarge:
+    return TooLarge(f"the file is larger than {MAX_ASSET_BYTES >> 20} MiB", field=field)

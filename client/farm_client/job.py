@@ -1,0 +1,275 @@
+"""A job as its submitter sees it."""
+
+import math
+import os
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import NamedTuple
+
+from farm.errors import FarmError, JobCancelled, JobFailed, TimedOut, Unavailable
+from farm.job import TERMINAL_JOBS, JobState
+from farm_client.bridge import drive, iterate
+from farm_client.connection import Connection, path_of
+from farm_client.fetch import PARALLEL, Fetched, Fetcher
+from farm_client.image import AsyncImage, Image, ImageFacts
+from farm_client.models import JobStatus, Picture
+
+FIRST_POLL_SECONDS = 0.1
+MAX_POLL_SECONDS = 1.0
+QUIET_SECONDS = 45.0  # the farm sends a sign of life every 15
+
+Progress = Callable[[JobStatus], None]
+
+
+class RejectedLine(NamedTuple):
+    """A render that was refused while others were taken."""
+
+    line: int  # in the file or the list, from 1
+    column: int
+    error: FarmError
+
+    def __str__(self) -> str:
+        return str(self.error.at(self.line, self.column))
+
+
+class JobHandle:
+    """A job's id and the calls about it."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        id: str,  # noqa: A002  the API's own word
+        *,
+        rejected: tuple[RejectedLine, ...] = (),
+        rejected_count: int = 0,
+        accepted: int | None = None,
+        created: bool | None = None,
+    ) -> None:
+        self._connection = connection
+        self.id = id
+        self.rejected = rejected  # renders that were refused at the submission
+        self.rejected_count = rejected_count  # of a very large job, more than are listed
+        self.accepted = accepted  # renders that were taken; None if this was not said here
+        self.created = created  # False: the idempotency key was known, so this is the earlier job
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.id}>"
+
+    @property
+    def _path(self) -> str:
+        return path_of("v1", "jobs", self.id)
+
+    async def _status(self) -> JobStatus:
+        return JobStatus.model_validate(await self._connection.call("GET", self._path))
+
+    async def _cancel(self) -> JobStatus:
+        told = await self._connection.call("POST", f"{self._path}/cancel")
+        return JobStatus.model_validate(told)
+
+    async def _wait(
+        self, timeout: float | None, progress: bool | Progress, check: bool
+    ) -> JobStatus:
+        tell = _print_progress if progress is True else progress
+        end = None if timeout is None else time.monotonic() + timeout
+        pause = FIRST_POLL_SECONDS
+        while True:
+            status = await self._status()
+            if tell:
+                tell(status)
+            if status.ended:
+                break
+            left = None if end is None else end - time.monotonic()
+            if left is not None and left <= 0:
+                raise TimedOut(
+                    f"job {self.id} is still {status.state} after {timeout:g} s; it goes on",
+                    hint=f"{status.images.finished} of {status.images.total} pictures are done",
+                )
+            await self._connection.wire.sleep(pause if left is None else min(pause, left))
+            pause = min(pause * 1.5, MAX_POLL_SECONDS)
+        if check:
+            check_ended(status)
+        return status
+
+    async def _events(self) -> AsyncIterator[JobStatus]:
+        """Every state that the farm tells, until the last; a lost connection is made again."""
+        started, attempt = time.monotonic(), 0
+        while True:
+            try:
+                async with self._connection.stream(
+                    f"{self._path}/events", seconds=QUIET_SECONDS
+                ) as opened:
+                    async for event, data in read_events(opened.parts):
+                        started, attempt = time.monotonic(), 0
+                        if event == "status":
+                            yield JobStatus.model_validate_json(data)
+                        elif event == "end":
+                            return
+                failure: FarmError = Unavailable("the farm closed the stream")
+            except FarmError as error:
+                failure = error
+            await self._connection.pause(attempt, failure, started)
+            attempt += 1
+
+    async def _images(
+        self, follow: bool = True, timeout: float | None = None
+    ) -> AsyncIterator[Picture]:
+        end = math.inf if timeout is None else time.monotonic() + timeout
+        after, pause = "0.0", FIRST_POLL_SECONDS
+        while True:
+            page = await self._connection.call(
+                "GET", f"{self._path}/images", query={"after": after}
+            )
+            for told in page["images"]:
+                yield Picture.model_validate(told)
+            if page["next"] != after:
+                after, pause = page["next"], FIRST_POLL_SECONDS
+                continue
+            if not follow or JobState(page["state"]) in TERMINAL_JOBS or time.monotonic() > end:
+                return
+            await self._connection.wire.sleep(pause)
+            pause = min(pause * 1.5, MAX_POLL_SECONDS)
+
+    async def _fetch(
+        self,
+        folder: str | os.PathLike[str],
+        follow: bool,
+        parallel: int,
+        progress: Callable[[int], None] | None,
+        timeout: float | None,
+    ) -> Fetched:
+        fetcher = Fetcher(self._connection.wire, folder, parallel, progress)
+        return await fetcher.fetch(
+            ImageFacts(self._connection, told) async for told in self._images(follow, timeout)
+        )
+
+
+class Job(JobHandle):
+    """A job of a ``Farm``."""
+
+    def status(self) -> JobStatus:
+        return drive(self._status())
+
+    def wait(
+        self,
+        timeout: float | None = None,
+        *,
+        progress: bool | Progress = False,
+        check: bool = True,
+    ) -> JobStatus:
+        """Wait for the end.
+
+        Args:
+            timeout: seconds; ``TimedOut`` is raised after them, and the job goes on.
+            progress: True prints a line to stderr; a function is called with each status.
+            check: raise ``JobFailed`` or ``JobCancelled`` instead of returning such a status.
+        """
+        return drive(self._wait(timeout, progress, check))
+
+    def images(self, *, follow: bool = True) -> Iterator[Image]:
+        """Pictures as they finish, in that order; with ``follow=False`` those that are there."""
+        return (Image(self._connection, told) for told in iterate(self._images(follow)))
+
+    def events(self) -> Iterator[JobStatus]:
+        """The status whenever it changes, until the job has ended."""
+        return iterate(self._events())
+
+    def cancel(self) -> JobStatus:
+        return drive(self._cancel())
+
+    def fetch(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        follow: bool = True,
+        parallel: int = PARALLEL,
+        progress: Callable[[int], None] | None = None,
+        timeout: float | None = None,
+    ) -> Fetched:
+        """All pictures into a folder, with ``manifest.jsonl``; called again it fetches what is
+        missing.
+
+        Args:
+            follow: stay until the job ends; else take what is there.
+            parallel: downloads at a time.
+            progress: called with the number of pictures so far.
+            timeout: seconds after which a job that has not ended is followed no longer.
+        """
+        return drive(self._fetch(folder, follow, parallel, progress, timeout))
+
+
+class AsyncJob(JobHandle):
+    """A job of an ``AsyncFarm``; see ``Job``."""
+
+    async def status(self) -> JobStatus:
+        return await self._status()
+
+    async def wait(
+        self,
+        timeout: float | None = None,
+        *,
+        progress: bool | Progress = False,
+        check: bool = True,
+    ) -> JobStatus:
+        return await self._wait(timeout, progress, check)
+
+    async def images(self, *, follow: bool = True) -> AsyncIterator[AsyncImage]:
+        async for told in self._images(follow):
+            yield AsyncImage(self._connection, told)
+
+    async def events(self) -> AsyncIterator[JobStatus]:
+        async for status in self._events():
+            yield status
+
+    async def cancel(self) -> JobStatus:
+        return await self._cancel()
+
+    async def fetch(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        follow: bool = True,
+        parallel: int = PARALLEL,
+        progress: Callable[[int], None] | None = None,
+        timeout: float | None = None,  # the same word as in Job
+    ) -> Fetched:
+        return await self._fetch(folder, follow, parallel, progress, timeout)
+
+
+def check_ended(status: JobStatus) -> None:
+    """Raise what a job that did not end well stands for."""
+    reason = f": {status.reason}" if status.reason else ""
+    if status.state is JobState.FAILED:
+        failed, total = status.images.failed, status.images.total
+        raise JobFailed(f"job {status.id}: {failed} of {total} pictures failed{reason}")
+    if status.state is JobState.CANCELLED:
+        raise JobCancelled(f"job {status.id} was cancelled{reason}")
+
+
+async def read_events(parts: AsyncIterator[bytes]) -> AsyncIterator[tuple[str, bytes]]:
+    """Server-sent events: name and data."""
+    held = b""
+    name, data = "message", b""
+    async for part in parts:
+        held += part
+        *lines, held = held.split(b"\n")
+        for line in lines:
+            line = line.rstrip(b"\r")
+            if not line:
+                if data:
+                    yield name, data
+                name, data = "message", b""
+            elif line.startswith(b"event:"):
+                name = line[6:].strip().decode()
+            elif line.startswith(b"data:"):
+                data += line[5:].strip()
+
+
+def _print_progress(status: JobStatus) -> None:
+    images = status.images
+    line = f"{status.id} {status.state} {images.finished}/{images.total}"
+    if images.failed:
+        line += f" ({images.failed} failed)"
+    end = "\n" if status.ended or not sys.stderr.isatty() else ""
+    start = "\r\x1b[K" if sys.stderr.isatty() else ""
+    print(f"{start}{line}", end=end, file=sys.stderr, flush=True)

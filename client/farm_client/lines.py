@@ -1,0 +1,243 @@
+"""Many renders from a file or an iterable, one line of NDJSON each, in bounded memory."""
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from farm import strict_json
+from farm.errors import FarmError, InvalidInput, TooLarge
+from farm.job import MAX_LINE_BYTES, MAX_PIECE_LINES
+from farm.spec import RenderRequest
+from farm_client.inputs import FILE_FIELDS
+
+PIECE_BYTES = 4 * 2**20
+MAX_ARRAY_BYTES = 64 * 2**20  # an array must be read whole
+_SPACE = re.compile(r"[ \t\r\n]*")
+
+
+class Line(NamedTuple):
+    """One render as it is sent, and where it stood."""
+
+    number: int  # in the file, or in the iterable; from 1
+    text: str  # one line of JSON; what is wrong with it, the farm says
+    error: FarmError | None = None  # found here; the line is sent as null to keep its place
+    columns: Mapping[str, int] | None = None  # by field; else they are looked up in the text
+    data: Mapping[str, Any] | None = None  # set where files must be uploaded first
+
+    def place(self, field: str | None) -> int:
+        if field is None:
+            return 1
+        if self.columns is not None:
+            return self.columns.get(field, 1)
+        found = _key(field, self.text)
+        return found.start() + 1 if found else 1
+
+
+def read_lines(
+    source: Any, defaults: Mapping[str, Any] | None = None
+) -> tuple[Iterator[Line], Path | None]:
+    """The lines of a source, and the folder that its relative paths are meant from."""
+    if isinstance(source, str | bytes | Mapping):
+        raise InvalidInput(
+            "give an open file or a list of renders",
+            field="requests",
+            hint="for one prompt there is submit(); for a file, open(path)",
+        )
+    if hasattr(source, "readline"):
+        name = getattr(source, "name", None)
+        base = (
+            Path(name).resolve().parent if isinstance(name, str) and Path(name).is_file() else None
+        )
+        return _file_lines(source, defaults or {}), base
+    if not isinstance(source, Iterable):
+        raise InvalidInput(f"{type(source).__name__} cannot be iterated over", field="requests")
+    return _item_lines(source, defaults or {}), None
+
+
+def pieces(lines: Iterator[Line], limit: int = MAX_PIECE_LINES) -> Iterator[list[Line]]:
+    """Groups that are cut at the same places every time."""
+    group: list[Line] = []
+    size = 0
+    for line in lines:
+        group.append(line)
+        size += len(line.text)
+        if len(group) == limit or size >= PIECE_BYTES:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+def render_line(number: int, data: Mapping[str, Any], **place: Any) -> Line:
+    """A render that is there as values."""
+    files = any(data.get(field) is not None for field in FILE_FIELDS)
+    if files:
+        return Line(number, "", data=dict(data), **place)
+    try:
+        return Line(number, _dump(data), **place)
+    except (TypeError, ValueError) as error:
+        wrong = InvalidInput(f"is no JSON: {error}", field="render", line=number)
+        return Line(number, "null", wrong)
+
+
+def with_data(line: Line, data: Mapping[str, Any]) -> Line:
+    """The line with its final values, ready to be sent."""
+    return line._replace(text=_dump(data), data=None)
+
+
+def bad_line(number: int, error: FarmError, column: int = 1) -> Line:
+    return Line(number, "null", error.at(number, column))
+
+
+def _item_lines(items: Iterable[Any], defaults: Mapping[str, Any]) -> Iterator[Line]:
+    for number, item in enumerate(items, 1):
+        if isinstance(item, Line):
+            yield item
+        elif isinstance(item, str):
+            yield render_line(number, {**defaults, "prompt": item})
+        elif isinstance(item, RenderRequest):
+            told = item.model_dump(mode="json", exclude_unset=True)
+            yield render_line(number, {**defaults, **told})
+        elif isinstance(item, Mapping):
+            yield render_line(number, {**defaults, **item})
+        else:
+            kind = type(item).__name__
+            yield bad_line(number, InvalidInput(f"{kind} is no render", field="render"))
+
+
+def _file_lines(file: Any, defaults: Mapping[str, Any]) -> Iterator[Line]:
+    """NDJSON line by line; of a line that is too long nothing but its length is kept."""
+    file = getattr(file, "buffer", file)  # a text file would stop at the first wrong byte
+    number = 0
+    while (read := _read_line(file)) is not None:
+        raw, size = read
+        number += 1
+        if number == 1:
+            raw = without_mark(raw)
+        if not raw.strip():
+            continue
+        if number == 1 and raw.lstrip().startswith(b"["):
+            rest = file.read(MAX_ARRAY_BYTES + 1)
+            yield from _array_lines(raw + b"\n" + _bytes(rest), defaults)
+            return
+        if size > MAX_LINE_BYTES:
+            yield bad_line(number, _long_line(size), MAX_LINE_BYTES + 1)
+            continue
+        try:
+            text = raw.decode()
+        except UnicodeDecodeError as error:
+            column = len(raw[: error.start].decode(errors="replace")) + 1
+            yield bad_line(number, InvalidInput("is no UTF-8", field="json"), column)
+            continue
+        yield _text_line(number, text.strip("\r\n"), defaults)
+
+
+def _text_line(number: int, text: str, defaults: Mapping[str, Any]) -> Line:
+    if not defaults and not any(f'"{field}"' in text for field in FILE_FIELDS):
+        return Line(number, text)
+    try:
+        data = strict_json.loads(text, line=number)
+    except InvalidInput:
+        return Line(number, text)  # the farm says the same of it
+    if not isinstance(data, dict):
+        return Line(number, text)
+    columns = {field: found.start() + 1 for field in data if (found := _key(field, text))}
+    return render_line(number, {**defaults, **data}, columns=columns)
+
+
+def _array_lines(raw: bytes, defaults: Mapping[str, Any]) -> Iterator[Line]:
+    """The elements of one JSON array, each with the line that it starts on."""
+    if len(raw) > MAX_ARRAY_BYTES:
+        raise TooLarge(
+            f"a JSON array of more than {MAX_ARRAY_BYTES >> 20} MiB",
+            field="file",
+            hint="write one render a line: jq -c '.[]' FILE > FILE.jsonl",
+        )
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError as error:
+        number = raw.count(b"\n", 0, error.start) + 1
+        raise InvalidInput("is no UTF-8", field="json", line=number) from None
+    at, number, counted, line_start = text.index("[") + 1, 1, 0, 0
+    after_comma = False
+    while True:
+        at = _skip(text, at)
+        number += text.count("\n", counted, at)
+        line_start = max(text.rfind("\n", counted, at) + 1, line_start)
+        counted = at
+        if text[at : at + 1] == "]" and not after_comma:
+            break
+        if text[at : at + 1] == "]":
+            raise _array_error("a comma with nothing after it; remove it", text, at)
+        value, end = strict_json.decode(text, at, line=1)
+        column = at - line_start + 1
+        if isinstance(value, dict):
+            columns = dict.fromkeys(value, column)
+            yield render_line(number, {**defaults, **value}, columns=columns)
+        else:
+            wrong = InvalidInput(f"{type(value).__name__} is no render", field="render")
+            yield bad_line(number, wrong, column)
+        at = _skip(text, end)
+        after_comma = text[at : at + 1] == ","
+        if not after_comma and text[at : at + 1] != "]":
+            raise _array_error("expected a comma or ] after this value", text, at)
+        at += after_comma
+    if text[at + 1 :].strip():
+        raise _array_error("unexpected text after the array", text, at + 1)
+
+
+def _array_error(message: str, text: str, at: int) -> InvalidInput:
+    line = text.count("\n", 0, at) + 1
+    column = at - (text.rfind("\n", 0, at) + 1) + 1
+    return InvalidInput(f"is no JSON: {message}", field="json", line=line, column=column)
+
+
+def _skip(text: str, at: int) -> int:
+    found = _SPACE.match(text, at)
+    return found.end() if found else at
+
+
+def _read_line(file: Any) -> tuple[bytes, int] | None:
+    """The start of the next line, without its end, and its whole length."""
+    kept = part = _bytes(file.readline(MAX_LINE_BYTES + 2))
+    if not part:
+        return None
+    size = 0
+    while part:
+        size += len(part)
+        if part.endswith(b"\n"):
+            size -= 1
+            break
+        part = _bytes(file.readline(MAX_LINE_BYTES))
+    return kept.rstrip(b"\r\n"), size
+
+
+def without_mark(raw: bytes) -> bytes:
+    """Text without a byte-order mark; other encodings than UTF-8 are refused."""
+    if raw.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\x00" in raw[:4]:
+        raise InvalidInput(
+            "the file is UTF-16 or UTF-32",
+            field="file",
+            hint="iconv -f UTF-16 -t UTF-8 FILE > NEW",
+        )
+    return raw.removeprefix(b"\xef\xbb\xbf")
+
+
+def _bytes(part: str | bytes) -> bytes:
+    return part.encode(errors="surrogatepass") if isinstance(part, str) else part
+
+
+def _long_line(size: int) -> InvalidInput:
+    return TooLarge(
+        f"the line has {size:,} bytes; at most {MAX_LINE_BYTES:,} are allowed", field="json"
+    )
+
+
+def _dump(data: Mapping[str, Any]) -> str:
+    return json.dumps(data, allow_nan=False)  # ASCII: half a surrogate pair has no UTF-8
+
+
+def _key(field: str, text: str) -> re.Match[str] | None:
+    return re.search(rf'"{re.escape(field)}"\s*:', text)

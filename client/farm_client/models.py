@@ -1,0 +1,75 @@
+"""What the farm says of jobs and pictures."""
+
+from datetime import datetime
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from farm.job import TERMINAL_JOBS, JobState
+
+
+class _Told(BaseModel):
+    """Read from a server that may be newer: what it adds is kept, not refused."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+
+class ImageCounts(_Told):
+    total: int = 0
+    done: int = 0
+    failed: int = 0
+    running_done: int = 0  # finished inside tasks that still run
+
+    @property
+    def finished(self) -> int:
+        return min(self.done + self.failed + self.running_done, self.total)
+
+
+class JobStatus(_Told):
+    id: str
+    state: JobState
+    images: ImageCounts = ImageCounts()
+    name: str | None = None
+    priority: str = "normal"
+    format: str = "png"
+    tasks: dict[str, int] = {}
+    rejected: int = 0
+    created_at: datetime | None = None
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    reason: str | None = None
+
+    @property
+    def ended(self) -> bool:
+        return self.state in TERMINAL_JOBS
+
+
+class Asset(_Told):
+    id: str
+    kind: str
+    size: int
+    width: int | None = None
+    height: int | None = None
+    notes: tuple[str, ...] = ()
+
+
+class Picture(_Told):
+    """One picture, or the reason why there is none."""
+
+    render: int
+    image: int
+    file: str | None
+    url: str | None
+    sha256: str | None
+    size: int | None = None
+    width: int | None = None
+    height: int | None = None
+    seed: int
+    tokens_sha256: str | None = None
+    spec: dict[str, Any]
+    error: dict[str, Any] | None = None
+    notes: tuple[str, ...] = ()
+
+    def line(self) -> dict[str, Any]:
+        """Its line in ``manifest.jsonl``."""
+        return self.model_dump(mode="json", exclude={"url"})

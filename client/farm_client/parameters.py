@@ -1,0 +1,70 @@
+"""The parameters of a submission, as keyword arguments."""
+
+from datetime import datetime
+from typing import Any, Literal, TypedDict
+
+from farm.errors import InvalidInput
+from farm.job import JobOptions
+from farm_client.inputs import FileInput
+
+
+class RenderParameters(TypedDict, total=False):
+    """What one render takes; what is left out, the farm fills in."""
+
+    mode: Literal["text2img", "img2img", "inpaint"] | None
+    checkpoint: str | None
+    negative_prompt: str | None
+    height: int | None
+    width: int | None
+    num_inference_steps: int
+    guidance_scale: float | None
+    temperature: float | tuple[float, float]
+    seed: int | None
+    num_images: int
+    image: FileInput | None
+    mask_image: FileInput | None
+    latents: FileInput | None
+    embeds: FileInput | None
+    strength: float | None
+    micro_conditioning_aesthetic_score: float
+    micro_conditioning_crop_coord: tuple[int, int]
+    adapter_scale: float
+    rng: Literal["farm-1", "torch"]
+
+
+class Options(TypedDict, total=False):
+    """How the job is run and stored."""
+
+    name: str | None
+    priority: Literal["urgent", "normal", "bulk"]
+    sink: Literal["images"]
+    format: Literal["png", "webp", "jpeg", "tokens"]
+    max_failed: int
+    deadline: datetime | str | None
+    idempotency_key: str | None
+
+
+class Submission(RenderParameters, Options, total=False):
+    """Everything that ``submit`` takes besides the prompt."""
+
+
+class BulkOptions(Options, total=False):
+    """Everything that ``submit_many`` takes besides the renders."""
+
+    seed: int | None  # renders without a seed get one made from it
+    defaults: RenderParameters  # for renders that do not say otherwise
+
+
+def split_options(given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options of the job, checked, and what is left."""
+    options = {name: given.pop(name) for name in Options.__annotations__ if name in given}
+    return check_options(options), given
+
+
+def check_options(options: dict[str, Any]) -> dict[str, Any]:
+    """The options as JSON; wrong ones are refused before anything is uploaded."""
+    given = {name: value for name, value in options.items() if value is not None}
+    if given.get("idempotency_key") == "":
+        raise InvalidInput("is empty; leave it out or give a text", field="idempotency_key")
+    checked = JobOptions.parse(given)
+    return checked.model_dump(mode="json", include=set(given))

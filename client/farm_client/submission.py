@@ -1,0 +1,236 @@
+"""Renders on their way to the farm: in one call, or piece by piece."""
+
+import json
+import secrets
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from farm.errors import FarmError, InvalidInput, TooLarge, from_dict
+from farm_client.connection import Connection, Refused, path_of
+from farm_client.job import RejectedLine
+from farm_client.lines import Line, bad_line, pieces, read_lines, with_data
+from farm_client.parameters import check_options, split_options
+from farm_client.uploads import Uploads
+
+NDJSON = "application/x-ndjson"
+SMALL_PIECE_LINES = 200  # for renders so large or so different that each makes its own task
+MAX_KEPT = 10_000  # refused lines; of more, only their number is known
+
+
+class Taken:
+    """What a submission made of its renders."""
+
+    def __init__(self) -> None:
+        self.id = ""
+        self.created: bool | None = None
+        self.accepted = 0
+        self.rejected: list[RejectedLine] = []
+        self.rejected_count = 0
+
+    def add(self, told: dict[str, Any], lines: Sequence[Line], first: int) -> None:
+        self.accepted += told["accepted"]
+        self.rejected_count += told["rejected"]
+        if len(self.rejected) < MAX_KEPT:
+            self.rejected += rejections(told["errors"], lines, first)
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "rejected": tuple(self.rejected),
+            "rejected_count": self.rejected_count,
+            "accepted": self.accepted,
+            "created": self.created,
+        }
+
+
+class Submitter:
+    """Every submission carries an idempotency key, so that a repeated call makes no second job."""
+
+    def __init__(self, connection: Connection, uploads: Uploads) -> None:
+        self._connection = connection
+        self._uploads = uploads
+
+    async def submit(self, prompt: str | Sequence[str] | None, given: dict[str, Any]) -> Taken:
+        options, parameters = split_options(given)
+        parameters = {name: value for name, value in parameters.items() if value is not None}
+        parameters = await self._uploads.replace_files(parameters, None)
+        check_values(parameters)
+        prompts = [prompt] if prompt is None or isinstance(prompt, str) else list(prompt)
+        renders: list[dict[str, Any]] = [
+            parameters if text is None else {"prompt": text, **parameters} for text in prompts
+        ]
+        if len(renders) > 1:
+            return await self.submit_many(renders, options)
+        taken = Taken()
+        key = options.pop("idempotency_key", None) or make_key()
+        told = await self._connection.call(
+            "POST",
+            "/v1/jobs",
+            json_body={"renders": renders, **options},
+            headers={"Idempotency-Key": key},
+        )
+        taken.id, taken.created, taken.accepted = told["id"], told["created"], told["accepted"]
+        return taken
+
+    async def submit_many(self, requests: Iterable[Any], given: dict[str, Any]) -> Taken:
+        defaults = {k: v for k, v in (given.pop("defaults", None) or {}).items() if v is not None}
+        seed = given.pop("seed", None)
+        options = check_options(given)
+        if seed is not None:
+            options |= check_options({"seed": seed})
+        defaults = await self._uploads.replace_files(defaults, None)
+        lines, base = read_lines(requests, defaults)
+        groups = pieces(lines)
+        first = next(groups, None)
+        if first is None:
+            raise InvalidInput("there is no render in it", field="requests")
+        second = next(groups, None)
+        key = options.pop("idempotency_key", None) or make_key()
+        taken = Taken()
+        if second is None:
+            await self._send_whole(taken, await self._ready(first, base), options, key)
+        else:
+            await self._send_pieces(taken, chain((first, second), groups), base, options, key)
+        return taken
+
+    async def _send_whole(
+        self, taken: Taken, lines: list[Line], options: dict[str, Any], key: str
+    ) -> None:
+        try:
+            told = await self._connection.call(
+                "POST",
+                "/v1/jobs",
+                query=options,
+                content=_ndjson(lines),
+                content_type=NDJSON,
+                headers={"Idempotency-Key": key},
+                seconds=300.0,
+            )
+        except Refused as refused:
+            raise all_rejected(rejections(refused.errors, lines, 0), len(lines)) from None
+        taken.id, taken.created = told["id"], told["created"]
+        taken.add(told, lines, 0)
+
+    async def _send_pieces(
+        self,
+        taken: Taken,
+        groups: Iterator[list[Line]],
+        base: Path | None,
+        options: dict[str, Any],
+        key: str,
+    ) -> None:
+        told = await self._connection.call(
+            "POST",
+            "/v1/jobs",
+            query={"open": ""},
+            json_body=options,
+            headers={"Idempotency-Key": key},
+        )
+        taken.id, taken.created = told["id"], told["created"]
+        job = path_of("v1", "jobs", taken.id)
+        try:
+            count = await self._feed(taken, groups, base)
+        except InvalidInput:  # the source itself is broken, so the rest will never come
+            if taken.created:
+                await self._connection.call("POST", f"{job}/cancel")
+            raise
+        if not taken.accepted:
+            await self._connection.call("POST", f"{job}/cancel")
+            raise all_rejected(taken.rejected, taken.rejected_count)
+        await self._connection.call("POST", f"{job}/close", query={"pieces": count})
+
+    async def _feed(self, taken: Taken, groups: Iterator[list[Line]], base: Path | None) -> int:
+        """Send everything, and count the pieces."""
+        number = sent = 0
+        for group in groups:
+            lines = await self._ready(group, base)
+            parts = [lines]
+            try:
+                taken.add(await self._put(taken.id, number, sent, lines), lines, sent)
+            except TooLarge as error:
+                if error.field != "piece" or len(lines) <= SMALL_PIECE_LINES:
+                    raise
+                step = SMALL_PIECE_LINES
+                parts = [lines[start : start + step] for start in range(0, len(lines), step)]
+                at = sent
+                for offset, part in enumerate(parts):
+                    taken.add(await self._put(taken.id, number + offset, at, part), part, at)
+                    at += len(part)
+            number += len(parts)
+            sent += len(lines)
+        return number
+
+    async def _put(self, job: str, number: int, first: int, lines: Sequence[Line]) -> Any:
+        return await self._connection.call(
+            "PUT",
+            path_of("v1", "jobs", job, "chunks", number),
+            query={"first": first},
+            content=_ndjson(lines),
+            content_type=NDJSON,
+            seconds=300.0,
+        )
+
+    async def _ready(self, lines: Sequence[Line], base: Path | None) -> list[Line]:
+        """Lines with their files uploaded."""
+        ready = []
+        for line in lines:
+            if line.data is not None:
+                try:
+                    data = await self._uploads.replace_files(dict(line.data), base)
+                    line = with_data(line, data)
+                except FarmError as error:
+                    if error.retryable or error.exit_code != 2:
+                        raise
+                    line = bad_line(line.number, error, line.place(error.field))
+            ready.append(line)
+        return ready
+
+
+class AllRejected(InvalidInput):
+    """Not one render was taken, so there is no job."""
+
+    rejected: tuple[RejectedLine, ...] = ()
+
+
+def all_rejected(rejected: Sequence[RejectedLine], count: int) -> AllRejected:
+    error = AllRejected(f"not one of {count:,} renders can be taken", field="renders")
+    error.rejected = tuple(rejected)
+    return error
+
+
+def rejections(
+    errors: Iterable[dict[str, Any]], lines: Sequence[Line], first: int
+) -> list[RejectedLine]:
+    """What the farm refused, at the place where it stood."""
+    found = []
+    for told in errors:
+        line = lines[told["render"] - first]
+        error = line.error or from_dict(told)
+        if line.error is not None:
+            column = line.error.column or 1
+        elif line.columns is None and told.get("column", 1) > 1:
+            column = told["column"]
+        else:
+            column = line.place(error.field)
+        found.append(RejectedLine(line.number, column, error.at(line.number, column)))
+    return found
+
+
+def check_values(parameters: Mapping[str, Any]) -> None:
+    """What JSON has no words for is named here; the farm would only see a broken body."""
+    for field, value in parameters.items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise InvalidInput(
+                f"{value!r}"[:60] + f" cannot be sent: {error}", field=field
+            ) from None
+
+
+def make_key() -> str:
+    return f"auto-{secrets.token_hex(16)}"
+
+
+def _ndjson(lines: Sequence[Line]) -> bytes:
+    return "\n".join(line.text for line in lines).encode() + b"\n"

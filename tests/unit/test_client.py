@@ -1,0 +1,302 @@
+"""The SDK without a farm: retries, errors in plain words, lines and inputs."""
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from farm.errors import FarmError, InvalidInput, NotAllowed, OverQuota, TooLarge, Unavailable
+from farm.job import MAX_LINE_BYTES
+from farm_client import Farm
+from farm_client.address import find_address
+from farm_client.bridge import drive, iterate
+from farm_client.inputs import read_input
+from farm_client.job import read_events
+from farm_client.lines import Line, pieces, read_lines
+from farm_client.wire import BlockingWire
+
+Handler = Callable[[httpx2.Request], httpx2.Response]
+JOB = "j0-01m848b6zxgnjbpp0f506dqmht"
+DONE = {"id": JOB, "created": True, "accepted": 1, "rejected": 0, "errors": [], "state": "queued"}
+
+
+class QuietWire(BlockingWire):
+    """Counts the seconds it was asked to sleep."""
+
+    def __init__(self, handler: Handler) -> None:
+        super().__init__(httpx2.MockTransport(handler))
+        self.slept: list[float] = []
+
+    async def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+
+
+def farm_with(handler: Handler, url: str = "http://farm:8400", **given: Any) -> Farm:
+    return Farm(url, "key", wire=QuietWire(handler), **given)
+
+
+def reply(status: int, error: dict[str, Any] | None = None, **headers: str) -> httpx2.Response:
+    content = {"error": error} if error else DONE
+    return httpx2.Response(status, json=content, headers=headers)
+
+
+def test_a_lost_answer_is_asked_for_again_with_the_same_key() -> None:
+    seen = []
+
+    def handler(request: httpx2.Request) -> httpx2.Response:
+        seen.append((request.headers["idempotency-key"], request.content))
+        if len(seen) < 3:
+            raise httpx2.ReadError("connection reset")
+        return reply(201)
+
+    farm = farm_with(handler)
+    farm._connection._answered = True
+    assert farm.submit("x").id == JOB
+    assert len(seen) == 3
+    assert len(set(seen)) == 1
+    assert farm.submit("x").id == JOB
+    assert seen[3][0] != seen[0][0]
+
+
+@pytest.mark.parametrize("status", [429, 502, 503, 504])
+def test_a_farm_that_is_busy_is_asked_later(status: int) -> None:
+    answers = [reply(status, {"code": "unavailable", "message": "busy"}, **{"Retry-After": "3"})]
+
+    def handler(_: httpx2.Request) -> httpx2.Response:
+        return answers.pop() if answers else reply(201)
+
+    farm = farm_with(handler)
+    assert farm.submit("x").id == JOB
+    wire = farm._connection.wire
+    assert isinstance(wire, QuietWire)
+    assert wire.slept == [3.0]
+
+
+def test_what_cannot_help_is_not_repeated() -> None:
+    asked = []
+
+    def handler(request: httpx2.Request) -> httpx2.Response:
+        asked.append(request)
+        return reply(422, {"code": "invalid", "message": "no", "field": "prompt"})
+
+    with pytest.raises(InvalidInput) as error:
+        farm_with(handler).submit("x")
+    assert (len(asked), error.value.field) == (1, "prompt")
+
+
+def test_patience_ends_with_the_last_error() -> None:
+    def handler(_: httpx2.Request) -> httpx2.Response:
+        return reply(429, {"code": "over_quota", "message": "too much"}, **{"Retry-After": "30"})
+
+    with pytest.raises(OverQuota):
+        farm_with(handler, patience=10).submit("x")
+
+
+@pytest.mark.parametrize(
+    ("failure", "url", "words"),
+    [
+        (httpx2.ConnectError("refused"), "http://farm:1", "start one with: farm up"),
+        (httpx2.ConnectError("[SSL: WRONG_VERSION_NUMBER] wrong"), "https://farm:1", "http://farm:1"),
+        (httpx2.ConnectError("[SSL: CERTIFICATE_VERIFY_FAILED] self-signed"), "https://farm:1",
+         "not trusted"),
+        (httpx2.RemoteProtocolError("illegal status line"), "http://farm:1", "https://farm:1"),
+        (httpx2.ReadTimeout("slow"), "http://farm:1", "in time"),
+    ],
+)  # fmt: skip
+def test_a_broken_connection_is_said_in_plain_words(
+    failure: Exception, url: str, words: str
+) -> None:
+    def handler(_: httpx2.Request) -> httpx2.Response:
+        raise failure
+
+    with pytest.raises(Unavailable) as error:
+        farm_with(handler, url, patience=0).submit("x")
+    assert words in str(error.value)
+    assert error.value.exit_code == 5
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (httpx2.Response(404, text="<html>nginx</html>"), "not as a farm does"),
+        (httpx2.Response(200, text="<html>hello</html>"), "not as a farm does"),
+        (httpx2.Response(400, text="sent to HTTPS port"), "https://farm:8400"),
+        (httpx2.Response(302, headers={"location": "http://x"}), "not as a farm does"),
+        (httpx2.Response(503, text="nginx"), "away"),
+    ],
+)
+def test_what_is_no_farm_is_told(answer: httpx2.Response, words: str) -> None:
+    with pytest.raises(Unavailable) as error:
+        farm_with(lambda _: answer, patience=0).submit("x")
+    assert words in str(error.value)
+
+
+def test_a_farm_of_another_version_is_named_in_its_errors() -> None:
+    answer = reply(401, {"code": "not_allowed", "message": "no"}, **{"farm-version": "9.9.9"})
+    with pytest.raises(NotAllowed, match=r"9\.9\.9"):
+        farm_with(lambda _: answer).submit("x")
+    strange = reply(400, {"code": "from_the_future", "message": "new"})
+    with pytest.raises(InvalidInput, match="new"):
+        farm_with(lambda _: strange).submit("x")
+
+
+def test_the_key_goes_to_the_farm_and_not_to_the_store() -> None:
+    seen = {}
+
+    def handler(request: httpx2.Request) -> httpx2.Response:
+        seen[request.url.host] = request.headers.get("authorization")
+        if request.url.host == "bucket":
+            return httpx2.Response(200, content=b"bytes")
+        picture = {
+            "render": 0, "image": 0, "file": "a.png", "url": "http://bucket/a.png", "seed": 1,
+            "sha256": None, "spec": {},
+        }  # fmt: skip
+        return httpx2.Response(200, json={"images": [picture], "next": "1.0", "state": "done"})
+
+    image = next(farm_with(handler).job(JOB).images())
+    assert image.bytes() == b"bytes"
+    assert seen == {"farm": "Bearer key", "bucket": None}
+
+
+def test_a_server_cannot_name_a_file_outside_the_folder(tmp_path: Path) -> None:
+    for name in ("../evil", "/etc/passwd", ".hidden", "a/b", "a\\b", ""):
+        picture = {
+            "render": 0, "image": 0, "file": name, "url": "/x", "seed": 1, "sha256": None,
+            "spec": {},
+        }  # fmt: skip
+        page = {"images": [picture], "next": "0.0", "state": "done"}
+        farm = farm_with(lambda _, page=page: httpx2.Response(200, json=page))
+        with pytest.raises(FarmError):
+            farm.job(JOB).fetch(tmp_path / "out")
+        assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_an_address_is_looked_for_in_order(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("FARM_DATA", str(tmp_path))
+    monkeypatch.delenv("FARM_URL", raising=False)
+    monkeypatch.delenv("FARM_API_KEY", raising=False)
+    assert find_address() == ("http://127.0.0.1:8400", None)
+    (tmp_path / "client.json").write_text('{"url": "http://file:1", "api_key": "a"}')
+    assert find_address() == ("http://file:1", "a")
+    monkeypatch.setenv("FARM_URL", "http://env:2/")
+    assert find_address() == ("http://env:2", None)
+    monkeypatch.setenv("FARM_API_KEY", "b")
+    assert find_address("https://given:3", "c") == ("https://given:3", "c")
+    wrong_ones = (
+        "nonsense", "http://", "ftp://x", "http://x:99999", "http://x:y", "http://a b", "http://a..b",
+        "http://" + "a" * 300, "http://[::1", "http://user:password@x", "http://x:0",
+    )  # fmt: skip
+    for wrong in wrong_ones:
+        with pytest.raises(InvalidInput):
+            find_address(wrong)
+
+
+def read(source: Any, **defaults: Any) -> list[Line]:
+    return list(read_lines(source, defaults)[0])
+
+
+def test_lines_are_passed_on_as_they_stand() -> None:
+    text = '\n{"prompt": "a"}\r\n  \n{"broken\n'
+    assert [(line.number, line.text) for line in read(io.StringIO(text))] == [
+        (2, '{"prompt": "a"}'), (4, '{"broken'),
+    ]  # fmt: skip
+
+
+def test_a_text_file_is_read_as_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"prompt": "a"}\n{"prompt": "\xff"}\n{"prompt": "c"}')
+    with path.open() as file:
+        first, wrong, last = read(file)
+    assert (first.text, last.number) == ('{"prompt": "a"}', 3)
+    assert wrong.error is not None
+    assert (wrong.error.line, wrong.error.column) == (2, 13)
+
+
+def test_a_long_line_is_counted_and_not_held() -> None:
+    class Endless(io.RawIOBase):
+        """100 MB in one line, then a good one; never more than asked for at a time."""
+
+        def __init__(self) -> None:
+            self.left = 100 * 2**20
+
+        def readline(self, size: int | None = -1, /) -> bytes:
+            assert size is not None
+            assert 0 < size <= MAX_LINE_BYTES + 2
+            if self.left > 0:
+                part = min(size, self.left)
+                self.left -= part
+                return b"x" * part
+            if self.left == 0:
+                self.left = -1
+                return b"\n"
+            self.left -= 1
+            return b'{"prompt": "a"}\n' if self.left == -2 else b""
+
+    long, good = read(Endless())
+    assert isinstance(long.error, TooLarge)
+    assert "104,857,600" in long.error.message
+    assert (good.number, good.text) == (2, '{"prompt": "a"}')
+
+
+def test_an_array_is_read_element_by_element() -> None:
+    text = '[\n  {"prompt": "a"},\n  7,\n  {"prompt": "b", "image": "c.png"}\n]\n'
+    first, wrong, files = read(io.StringIO(text))
+    assert (first.number, first.place("prompt")) == (2, 3)
+    assert wrong.error is not None
+    assert wrong.number == 3
+    assert (files.number, files.data) == (4, {"prompt": "b", "image": "c.png"})
+    for bad in ('[{"prompt": "a"},]', '[{"prompt": "a"}', "[1 2]", "[] x", "["):
+        with pytest.raises(InvalidInput):
+            read(io.StringIO(bad))
+
+
+def test_items_of_any_kind_become_lines() -> None:
+    found = read(["a", {"prompt": "b", "seed": 1}, 7, {"prompt": {1, 2}}], num_images=2)
+    assert json.loads(found[0].text) == {"prompt": "a", "num_images": 2}
+    assert json.loads(found[1].text) == {"prompt": "b", "seed": 1, "num_images": 2}
+    assert [line.number for line in found if line.error] == [3, 4]
+
+
+def test_pieces_have_a_bounded_size() -> None:
+    groups = list(pieces(iter([Line(n, "x" * 100) for n in range(4500)])))
+    assert [len(group) for group in groups] == [2000, 2000, 500]
+    large = list(pieces(iter([Line(n, "x" * 2**20) for n in range(9)])))
+    assert [len(group) for group in large] == [4, 4, 1]
+
+
+def test_inputs_are_read_from_whatever_they_are(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"bytes")
+    assert read_input("a.png", "image", tmp_path) == b"bytes"
+    assert read_input(io.BytesIO(b"bytes"), "image") == b"bytes"
+    assert read_input(bytearray(b"bytes"), "image") == b"bytes"
+    for wrong in (tmp_path, tmp_path / "none", "a\0b", 7, b"", io.StringIO("x")):
+        with pytest.raises(InvalidInput) as error:
+            read_input(wrong, "mask_image", tmp_path)
+        assert error.value.field == "mask_image"
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(101 << 20)
+    with pytest.raises(TooLarge):
+        read_input(tmp_path / "large", "image")
+
+
+def test_events_are_read_however_they_are_cut() -> None:
+    text = b': hello\n\nevent: status\ndata: {}\n\nevent: end\r\ndata: {"a": 1}\r\n\r\n'
+
+    for size in (1, 7, 1000):
+
+        async def parts(size: int = size) -> Any:
+            for start in range(0, len(text), size):
+                yield text[start : start + size]
+
+        assert list(iterate(read_events(parts()))) == [("status", b"{}"), ("end", b'{"a": 1}')]
+
+
+def test_a_coroutine_that_would_need_a_loop_is_a_mistake() -> None:
+    import asyncio
+
+    with pytest.raises(AssertionError):
+        drive(asyncio.sleep(0))
