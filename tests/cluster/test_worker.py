@@ -1,0 +1,318 @@
+"""The worker against a real queue, a real store and its real publisher process."""
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from fake_engine import BAD_PROMPT, INFO, FakeEngine
+
+from farm.checkpoint import Checkpoint
+from farm.job import Chunk, JobOptions, JobState, Lease, NumberedSpec, Priority, TaskDraft, job_id
+from farm.manifest import ManifestRow, read_part
+from farm.picture_file import read_facts
+from farm.queue import JobHeader, Queue, connect
+from farm.scheduler import Scheduler
+from farm.spec import Lane, RenderRequest
+from farm.store import Store, keys, open_store
+from farm_workers import worker as worker_module
+from farm_workers.settings import WorkerSettings
+from farm_workers.worker import Worker
+
+TENANT = "local"
+
+
+def until(condition: Callable[[], object], seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come true in time"
+        time.sleep(0.02)
+
+
+class Farm:
+    """A queue, a store and as many workers as a test starts."""
+
+    def __init__(self, redis_url: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.queue = Queue(connect(redis_url))
+        self.queue.client.flushall()
+        self.store: Store = open_store(str(folder))
+        self.settings = WorkerSettings(
+            redis_url=redis_url, store=str(folder), checkpoints=("fake",), lease_ms=2000
+        )
+        monkeypatch.setattr(
+            worker_module, "inspect_checkpoint", lambda _: Checkpoint(path=folder, info=INFO)
+        )
+        self.workers: list[tuple[Worker, FakeEngine, threading.Thread]] = []
+
+    def start(self, name: str = "worker-0", engine: FakeEngine | None = None) -> FakeEngine:
+        engine = engine or FakeEngine()
+        worker = Worker(self.settings, name, load_engine=lambda *_: engine)
+        thread = threading.Thread(target=worker.run, daemon=True)
+        thread.start()
+        self.workers.append((worker, engine, thread))
+        return engine
+
+    def stop(self) -> None:
+        for worker, engine, thread in self.workers:
+            engine.gate.set()
+            worker.stop()
+            thread.join(20)
+            assert not thread.is_alive()
+        self.workers.clear()
+
+    def submit(self, *prompts: str, inline: bool = True, **options: object) -> str:
+        """One task with a render per prompt."""
+        job = job_id()
+        specs = [
+            RenderRequest.parse({"prompt": prompt, "num_inference_steps": 3}).resolve(
+                INFO, seed=number
+            )
+            for number, prompt in enumerate(prompts)
+        ]
+        chosen = JobOptions.parse(options)
+        chunk = Chunk(
+            job=job,
+            number=0,
+            tenant=TENANT,
+            sink=chosen.sink,
+            format=chosen.format,
+            lane=str(specs[0].lane),
+            renders=tuple(
+                NumberedSpec(render=number, spec=spec) for number, spec in enumerate(specs)
+            ),
+        )
+        text = chunk.model_dump_json()
+        self.store.put(keys.chunk(job, 0), text.encode())
+        draft = TaskDraft(
+            0, Lane.parse(chunk.lane), chunk.pictures, chunk.cost, text if inline else ""
+        )
+        self.queue.submit(JobHeader(job, TENANT, chosen, job), [draft])
+        return job
+
+    def state(self, job: str) -> JobState:
+        return self.queue.status(job, TENANT).state
+
+    def wait(self, job: str, state: JobState = JobState.DONE) -> None:
+        until(lambda: self.state(job) is state)
+
+    def rows(self, job: str) -> list[ManifestRow]:
+        return [
+            row
+            for finished in self.queue.finished(job)
+            for row in read_part(self.store.get(finished.receipt.part))
+        ]
+
+
+@pytest.fixture
+def farm(redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Farm]:
+    farm = Farm(redis_url, tmp_path / "store", monkeypatch)
+    yield farm
+    farm.stop()
+
+
+def test_a_worker_leases_for_itself_when_no_scheduler_answers(farm: Farm) -> None:
+    farm.start()
+    job = farm.submit("a", "b", "c")
+    farm.wait(job)
+    rows = farm.rows(job)
+    assert [(row.render, row.error) for row in rows] == [(0, None), (1, None), (2, None)]
+    assert read_facts(farm.store.get(rows[0].file or "")).spec.prompt == "a"
+
+
+def test_a_scheduler_grants_at_once(farm: Farm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_module, "HUNGRY_SECONDS", 600)
+    farm.start()
+    until(lambda: any(session.room for session in farm.queue.sessions()))
+    scheduler = Scheduler(farm.queue, lease_ms=2000)
+    job = farm.submit("a")
+    assert scheduler.step() == 1
+    farm.wait(job)
+
+
+def test_a_finished_job_is_marked_in_the_store(farm: Farm) -> None:
+    farm.start()
+    job = farm.submit("a", "b")
+    farm.wait(job)
+    success = json.loads(farm.store.get(keys.success(job)))
+    (finished,) = farm.queue.finished(job)
+    assert success["parts"] == [
+        {"key": finished.receipt.part, "sha256": finished.receipt.part_sha256}
+    ]
+    assert success["counts"] == {"parts": 1, "done": 2, "failed": 0}
+
+
+def test_a_chunk_that_is_not_inline_is_read_from_the_store(farm: Farm) -> None:
+    farm.start()
+    job = farm.submit("a", inline=False)
+    farm.wait(job)
+
+
+def test_a_bad_row_fails_alone(farm: Farm) -> None:
+    farm.start()
+    job = farm.submit("a", BAD_PROMPT, "c", max_failed=1)
+    farm.wait(job)
+    errors = [row.failure for row in farm.rows(job)]
+    assert errors[0] is None
+    assert errors[2] is None
+    assert "not finite" in str(errors[1])
+
+
+def test_a_job_with_too_many_failed_pictures_has_failed(farm: Farm) -> None:
+    farm.start()
+    job = farm.submit("a", BAD_PROMPT)
+    farm.wait(job, JobState.FAILED)
+
+
+def test_urgent_rows_enter_the_engine_before_older_bulk_rows(farm: Farm) -> None:
+    engine = FakeEngine(rows=1)
+    engine.gate.clear()
+    farm.start(engine=engine)
+    bulk = farm.submit(*"abcdef", priority="bulk")
+    until(lambda: not engine.idle)
+    urgent = farm.submit("u", priority=Priority.URGENT)
+    until(lambda: farm.queue.status(urgent, TENANT).tasks.leased == 1)
+    time.sleep(0.3)  # until the grant has been loaded
+    engine.gate.set()
+    farm.wait(bulk)
+    farm.wait(urgent)
+    jobs = [str(key[0]).split("/")[0] for key, _ in engine.rendered]  # type: ignore[index]
+    assert jobs.index(urgent) <= 2
+
+
+def test_a_cancelled_job_leaves_the_engine(farm: Farm) -> None:
+    engine = FakeEngine(rows=2)
+    engine.gate.clear()
+    farm.start(engine=engine)
+    job = farm.submit(*"abcdefgh")
+    until(lambda: not engine.idle)
+    assert farm.queue.cancel(job, TENANT) is JobState.CANCELLED
+    until(lambda: not farm.workers[0][0]._dropped.empty())
+    engine.gate.set()
+    until(lambda: engine.idle)
+    assert engine.cancelled
+    assert len(engine.rendered) <= 4
+    assert farm.state(job) is JobState.CANCELLED
+
+
+def test_progress_counts_pictures_inside_a_task(farm: Farm) -> None:
+    engine = FakeEngine(rows=1, step_seconds=0.005)
+    farm.start(engine=engine)
+    job = farm.submit(*(str(number) for number in range(100)))
+    until(lambda: len(engine.rendered) > 20)
+    engine.gate.clear()
+    until(lambda: 0 < farm.queue.status(job, TENANT).images.running_done < 100)
+    engine.gate.set()
+    farm.wait(job)
+    images = farm.queue.status(job, TENANT).images
+    assert (images.done, images.running_done) == (100, 0)
+
+
+def test_a_stopped_worker_hands_its_tasks_back(farm: Farm) -> None:
+    engine = FakeEngine(rows=1)
+    engine.gate.clear()
+    farm.start(engine=engine)
+    job = farm.submit("a", "b")
+    until(lambda: not engine.idle)
+    farm.workers[0][0].stop()
+    engine.gate.set()
+    until(lambda: not farm.queue.sessions())
+    assert farm.queue.status(job, TENANT).tasks.leased == 0
+    farm.workers.clear()
+    farm.start("worker-1")
+    farm.wait(job)
+
+
+def test_a_session_that_the_farm_ended_starts_anew_and_the_job_is_stored_once(farm: Farm) -> None:
+    engine = FakeEngine(rows=1)
+    engine.gate.clear()
+    farm.start(engine=engine)
+    job = farm.submit("a", "b", "c")
+    until(lambda: not engine.idle)
+    first = farm.workers[0][0].session
+    farm.queue.end(first, "lost")
+    engine.gate.set()
+    until(lambda: farm.workers[0][0].session != first)
+    farm.wait(job)
+    assert len(list(farm.store.list(keys.prefix(job) + "data/"))) == 3
+
+
+def test_a_killed_publisher_loses_no_picture(farm: Farm) -> None:
+    engine = FakeEngine(rows=4)
+    farm.start(engine=engine)
+    publisher = farm.workers[0][0]._publisher
+    until(lambda: publisher.pid)
+    job = farm.submit(*(str(number) for number in range(40)))
+    until(lambda: len(engine.rendered) > 10)
+    os.kill(publisher.pid or 0, signal.SIGKILL)
+    farm.wait(job)
+    assert len(farm.rows(job)) == 40
+
+
+def test_a_grant_whose_delivery_was_lost_is_found_again(farm: Farm) -> None:
+    farm.start()
+    session = farm.workers[0][0].session
+    until(lambda: farm.queue.sessions())
+    real = farm.workers[0][0]._queue.inbox
+
+    def deaf(session: str, seconds: float) -> list[Lease]:
+        real(session, seconds)
+        return []
+
+    farm.workers[0][0]._queue.inbox = deaf  # type: ignore[method-assign]
+    job = farm.submit("a")
+    farm.wait(job)
+    assert farm.workers[0][0].session == session
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_error_in_a_thread_ends_the_worker_as_a_crash(farm: Farm) -> None:
+    engine = FakeEngine(rows=1)
+    engine.gate.clear()
+    farm.start(engine=engine)
+    job = farm.submit("a")
+    until(lambda: not engine.idle)
+    worker, _, thread = farm.workers[0]
+
+    def fail(_: float) -> list[object]:
+        raise RuntimeError("a thread of the publisher has died")
+
+    worker._publisher.poll = fail  # type: ignore[assignment,method-assign]
+    engine.gate.set()
+    thread.join(20)
+    assert not thread.is_alive()
+    farm.workers.clear()
+    assert farm.queue.sessions() == []
+    assert farm.queue.status(job, TENANT).tasks.leased == 0
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_task_that_crashes_its_worker_again_and_again_fails(farm: Farm) -> None:
+    job = farm.submit("a")
+    for life in range(5):
+        engine = FakeEngine()
+        engine.step = lambda: 1 / 0  # type: ignore[assignment,method-assign,return-value]
+        farm.start(f"worker-{life}", engine)
+        _, _, thread = farm.workers.pop()
+        until(lambda thread=thread: not thread.is_alive())  # type: ignore[misc]
+        if farm.queue.status(job, TENANT).tasks.failed:
+            break
+    farm.start("healthy")  # it finalises the job
+    farm.wait(job, JobState.FAILED)
+
+
+def test_a_server_that_comes_back_empty_leaves_the_worker_at_work(farm: Farm) -> None:
+    engine = FakeEngine(rows=1)
+    engine.gate.clear()
+    farm.start(engine=engine)
+    farm.submit("lost with the server")
+    until(lambda: not engine.idle)
+    farm.queue.client.flushall()
+    engine.gate.set()
+    until(lambda: farm.queue.sessions())
+    job = farm.submit("b")
+    farm.wait(job)
+    assert farm.workers[0][2].is_alive()

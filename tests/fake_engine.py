@@ -1,0 +1,97 @@
+"""An engine without a model: the same row gives the same picture, after as many steps as it has."""
+
+import hashlib
+import threading
+import time
+from collections.abc import Hashable, Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from farm.errors import FarmError, RenderError
+from farm.spec import CheckpointInfo, Lane, Row
+
+BAD_PROMPT = "a row that fails"
+
+INFO = CheckpointInfo(
+    id="fake",
+    revision="0",
+    pixel_factor=8,
+    size_multiple=8,
+    native_height=32,
+    native_width=32,
+    default_guidance=4.0,
+    vocab_size=1025,
+    codebook_size=1024,
+    mask_token_id=1024,
+    text_tokens=77,
+    pooled_dim=8,
+    hidden_dim=8,
+)
+
+
+class FakeDone(NamedTuple):
+    key: Hashable
+    index: int
+    tokens: np.ndarray
+    pixels: np.ndarray
+    steps: int
+    error: FarmError | None = None
+    truncated: bool = False
+    confidence: float = 1.0
+
+
+class FakeEngine:
+    """``gate`` holds every step back while it is not set."""
+
+    numerics = "fake"
+
+    def __init__(self, rows: int = 8, step_seconds: float = 0.0) -> None:
+        self.step_seconds = step_seconds
+        self.gate = threading.Event()
+        self.gate.set()
+        self.rendered: list[tuple[Hashable, int]] = []
+        self.cancelled: set[Hashable] = set()
+        self._rows = rows
+        self._live: list[tuple[Hashable, Row, int]] = []
+
+    @property
+    def idle(self) -> bool:
+        return not self._live
+
+    def room(self, lane: Lane) -> int:
+        return self._rows - len(self._live)
+
+    def add(self, key: Hashable, row: Row, **inputs: Any) -> None:
+        assert self.room(row.spec.lane) > 0
+        self._live.append((key, row, row.spec.row_steps))
+
+    def cancel(self, keys: Iterable[Hashable]) -> None:
+        gone = set(keys)
+        self.cancelled |= gone
+        self._live = [live for live in self._live if live[0] not in gone]
+
+    def step(self) -> list[FakeDone]:
+        self.gate.wait()
+        time.sleep(self.step_seconds)
+        self._live = [(key, row, left - 1) for key, row, left in self._live]
+        done = [(key, row) for key, row, left in self._live if left == 0]
+        self._live = [live for live in self._live if live[2] > 0]
+        self.rendered += [(key, row.index) for key, row in done]
+        return [_picture(key, row) for key, row in done]
+
+
+def _picture(key: Hashable, row: Row) -> FakeDone:
+    seed = int.from_bytes(
+        hashlib.sha256(f"{row.spec.sha256}/{row.index}".encode()).digest()[:8], "big"
+    )
+    random = np.random.default_rng(seed)
+    height, width = row.spec.height, row.spec.width
+    return FakeDone(
+        key=key,
+        index=row.index,
+        tokens=random.integers(0, 1024, (height // 8, width // 8), dtype=np.uint16),
+        pixels=random.integers(0, 256, (height, width, 3), dtype=np.uint8),
+        steps=row.spec.row_steps,
+        error=RenderError("its logits are not finite") if row.spec.prompt == BAD_PROMPT else None,
+    )

@@ -1,0 +1,58 @@
+"""The planner: a list in, a list out."""
+
+from farm.job import Priority
+from farm.planner import Grant, Room, Work, plan
+from farm.spec import Lane, Mode
+
+SMALL = Lane("shapes-64@1", Mode.TEXT2IMG, 64, 64)
+SMALL_INPAINT = Lane("shapes-64@1", Mode.INPAINT, 64, 64)
+LARGE = Lane("shapes-64@1", Mode.TEXT2IMG, 128, 128)
+OTHER = Lane("shapes-128@1", Mode.TEXT2IMG, 128, 128)
+HOLDS_SMALL = frozenset({SMALL.checkpoint})
+
+
+def room(session: str = "a", rows: int = 64, **facts: object) -> Room:
+    return Room(session, HOLDS_SMALL, rows, **facts)  # type: ignore[arg-type]
+
+
+def test_a_worker_gets_only_lanes_of_the_checkpoints_it_holds() -> None:
+    work = [Work(OTHER, Priority.URGENT, 5), Work(SMALL, Priority.BULK, 5)]
+    assert plan(work, [room()]) == [Grant("a", (SMALL,), 64)]
+
+
+def test_a_worker_without_room_gets_nothing() -> None:
+    assert plan([Work(SMALL, Priority.NORMAL, 5)], [room(rows=0)]) == []
+
+
+def test_urgent_lanes_are_named_before_larger_backlogs() -> None:
+    work = [Work(SMALL, Priority.BULK, 1000), Work(LARGE, Priority.URGENT, 1)]
+    assert plan(work, [room()])[0].lanes == (LARGE, SMALL)
+
+
+def test_a_worker_prefers_the_grid_it_already_runs() -> None:
+    work = [Work(LARGE, Priority.NORMAL, 100), Work(SMALL_INPAINT, Priority.NORMAL, 10)]
+    grant = plan(work, [room(rows=8, lanes=frozenset({SMALL}))])[0]
+    assert grant.lanes == (SMALL_INPAINT,)
+
+
+def test_affinity_never_starves_a_lane_that_no_busy_worker_prefers() -> None:
+    work = [Work(SMALL, Priority.NORMAL, 8), Work(LARGE, Priority.NORMAL, 8)]
+    busy = room("busy", 8, lanes=frozenset({SMALL}))
+    empty = room("empty", 16)
+    granted = {lane for grant in plan(work, [busy, empty]) for lane in grant.lanes}
+    assert granted == {SMALL, LARGE}
+
+
+def test_work_is_not_promised_to_two_workers() -> None:
+    grants = plan([Work(SMALL, Priority.NORMAL, 10)], [room("a", 64), room("b", 64)])
+    assert [grant.session for grant in grants] == ["a"]
+
+
+def test_the_emptiest_worker_comes_first() -> None:
+    grants = plan([Work(SMALL, Priority.NORMAL, 10)], [room("full", 1), room("empty", 64)])
+    assert [grant.session for grant in grants] == ["empty"]
+
+
+def test_the_plan_does_not_depend_on_the_order_of_the_work() -> None:
+    work = [Work(lane, Priority.NORMAL, 5) for lane in (SMALL, SMALL_INPAINT, LARGE)]
+    assert plan(work, [room()]) == plan(work[::-1], [room()])

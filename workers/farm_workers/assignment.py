@@ -1,0 +1,96 @@
+"""A lease in a worker's hands: which of its rows wait, run and are stored."""
+
+import collections
+from collections.abc import Iterator
+from concurrent.futures import Executor, Future
+
+from farm.errors import FarmError, RenderError
+from farm.job import Chunk, Lease, NumberedSpec, Priority
+from farm.spec import Lane, Row
+from farm_workers.inputs import InputReader, Inputs
+
+PREFETCH = 16  # renders whose inputs are read ahead
+
+
+class Assignment:
+    """One lease with its chunk; belongs to the worker's main loop alone.
+
+    Its rows come out of ``next_row`` in the chunk's order, each once its render's inputs are read.
+    """
+
+    def __init__(self, lease: Lease, chunk: Chunk, inputs: InputReader, executor: Executor) -> None:
+        self.lease = lease
+        self.chunk = chunk
+        self.lane = Lane.parse(chunk.lane)
+        self.urgent = lease.priority is Priority.URGENT
+        self.specs = {numbered.render: numbered.spec for numbered in chunk.renders}
+        self.notes: dict[int, tuple[str, ...]] = {}  # of renders whose inputs were read
+        self.running: collections.Counter[int] = collections.Counter()  # rows in the engine
+        self.stored = 0  # pictures in the store
+        self.failed = 0  # pictures that ended with an error of their own
+        self.handed_over = 0  # pictures given to the publisher, failed ones included
+        self._inputs = inputs
+        self._executor = executor
+        self._source = iter(chunk.renders)
+        self._ahead: collections.deque[tuple[NumberedSpec, Future[Inputs]]] = collections.deque()
+        self._rows: Iterator[Row] | None = None
+        self._current: tuple[NumberedSpec, Inputs] | None = None
+        self._read_ahead()
+
+    @property
+    def key(self) -> str:
+        return self.lease.key
+
+    @property
+    def row_keys(self) -> set[tuple[str, int]]:
+        """The engine's keys of the rows that run."""
+        return {(self.key, render) for render, rows in self.running.items() if rows}
+
+    @property
+    def complete(self) -> bool:
+        """Every picture is with the publisher."""
+        return self.handed_over == self.chunk.pictures
+
+    def next_row(self) -> tuple[NumberedSpec, Row, Inputs] | None:
+        """The next row that can start; ``None`` while inputs are read, and at the end.
+
+        Raises:
+            InputFailed: the inputs of a whole render cannot be had.
+        """
+        while True:
+            if self._rows is not None and self._current is not None:
+                row = next(self._rows, None)
+                if row is not None:
+                    return self._current[0], row, self._current[1]
+                self._rows = self._current = None
+            if not self._ahead or not self._ahead[0][1].done():
+                return None
+            numbered, future = self._ahead.popleft()
+            self._read_ahead()
+            try:
+                inputs = future.result()
+            except FarmError as error:
+                raise InputFailed(numbered, error) from None
+            except Exception as error:  # of a library that met a file it cannot take
+                wrong = RenderError(f"its inputs cannot be read: {error!r}")
+                raise InputFailed(numbered, wrong) from error
+            self.notes[numbered.render] = inputs.notes
+            self._current, self._rows = (numbered, inputs), numbered.spec.rows()
+
+    def _read_ahead(self) -> None:
+        while len(self._ahead) < PREFETCH:
+            numbered = next(self._source, None)
+            if numbered is None:
+                return
+            self._ahead.append(
+                (numbered, self._inputs.prepare(self.chunk.tenant, numbered.spec, self._executor))
+            )
+
+
+class InputFailed(Exception):
+    """The inputs of one render cannot be read."""
+
+    def __init__(self, numbered: NumberedSpec, error: FarmError) -> None:
+        super().__init__(str(error))
+        self.numbered = numbered
+        self.error = error
