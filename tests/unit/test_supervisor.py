@@ -1,0 +1,96 @@
+"""The supervisor, with real processes."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from farm.errors import Unavailable
+from farm.supervisor import MARK, Service, Supervisor, sweep
+
+SLEEPS = [sys.executable, "-c", "import time; time.sleep(600)"]
+HAS_CHILD = [
+    sys.executable,
+    "-c",
+    "import subprocess, sys, time;"
+    "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']); time.sleep(600)",
+]
+
+
+def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come true in time"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def stopped() -> Iterator[threading.Event]:
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+@pytest.fixture
+def supervisor(tmp_path: Path, stopped: threading.Event) -> Iterator[Supervisor]:
+    yield Supervisor(tmp_path, stopped)
+    sweep(tmp_path)
+
+
+def pid(tmp_path: Path, name: str) -> int:
+    return int((tmp_path / "run" / f"{name}.pid").read_text())
+
+
+def test_a_killed_process_is_started_again_under_a_new_pid(
+    supervisor: Supervisor, stopped: threading.Event, tmp_path: Path
+) -> None:
+    supervisor.start(Service("sleeper", SLEEPS, ready=lambda: True))
+    watcher = threading.Thread(target=supervisor.watch)
+    watcher.start()
+    first = pid(tmp_path, "sleeper")
+    os.kill(first, signal.SIGKILL)
+    until(lambda: pid(tmp_path, "sleeper") != first)
+    assert psutil.pid_exists(pid(tmp_path, "sleeper"))
+    stopped.set()
+    watcher.join(5)
+
+
+def test_a_process_that_ends_at_its_start_is_reported_with_its_last_words(
+    supervisor: Supervisor,
+) -> None:
+    service = Service(
+        "broken", [sys.executable, "-c", "raise SystemExit('no bucket')"], ready=lambda: False
+    )
+    with pytest.raises(Unavailable, match="status 1 at its start: no bucket"):
+        supervisor.start(service)
+
+
+def test_stopping_a_service_ends_what_it_started(supervisor: Supervisor, tmp_path: Path) -> None:
+    supervisor.start(Service("parent", HAS_CHILD, ready=lambda: True))
+    parent = psutil.Process(pid(tmp_path, "parent"))
+    until(lambda: parent.children())
+    (child,) = parent.children()
+    supervisor.stop("parent")
+    until(lambda: not child.is_running())
+    assert not (tmp_path / "run" / "parent.pid").exists()
+
+
+def test_a_sweep_ends_only_what_belongs_to_the_farm(tmp_path: Path) -> None:
+    ours = subprocess.Popen(SLEEPS, env={**os.environ, MARK: str(tmp_path)})
+    strangers = subprocess.Popen(SLEEPS, env={**os.environ, MARK: str(tmp_path / "other")})
+    try:
+        until(lambda: psutil.Process(ours.pid).environ().get(MARK) == str(tmp_path))
+        assert sweep(tmp_path) == [ours.pid]
+        assert not psutil.pid_exists(ours.pid)
+        assert strangers.poll() is None
+    finally:
+        ours.wait()
+        strangers.kill()
+        strangers.wait()
