@@ -1,0 +1,152 @@
+"""The commands by name; each is imported when it is called, so that the rest costs nothing."""
+
+import difflib
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+import farm
+from farm.cli.output import fail, go_on_with, on_interrupt, say, say_error
+from farm.errors import FarmError, InvalidInput
+
+INTERRUPTED = 130
+
+
+class Place(NamedTuple):
+    module: str  # has a function, or a Typer application, of the command's name
+    help: str
+
+
+COMMANDS = {
+    "submit": Place("farm.cli.submit", "Submit prompts or a file of renders; prints the job's id."),
+    "status": Place("farm.cli.status", "Show what state jobs are in."),
+    "ls": Place("farm.cli.status", "List your jobs, newest first."),
+    "watch": Place("farm.cli.watch", "Follow a job with a progress bar."),
+    "wait": Place("farm.cli.watch", "Wait until jobs have ended."),
+    "fetch": Place("farm.cli.fetch", "Fetch a job's pictures and its manifest."),
+    "cancel": Place("farm.cli.cancel", "Cancel jobs."),
+    "inspect": Place("farm.cli.inspect", "Show what made a picture file."),
+    "render": Place("farm.cli.render", "Render a file of requests in this process."),
+    "up": Place("farm.cli.up", "Start a farm on this machine."),
+    "down": Place("farm.cli.up", "End it."),
+    "demo": Place("farm.cli.demo", "Start a farm, render a few pictures, show them."),
+    "worker": Place("farm.cli.worker", "Run one worker in this process, without Ray."),
+    "bench": Place("farm.cli.bench", "Measure how fast pictures are made here."),
+    "checkpoint": Place("farm.cli.checkpoint", "Check a checkpoint, or make a tiny one."),
+}
+
+
+class Commands(TyperGroup):
+    """Knows the commands without importing them."""
+
+    def list_commands(self, _: Any) -> list[str]:
+        return [name for name, place in COMMANDS.items() if _exists(place.module)]
+
+    def get_command(self, _: Any, cmd_name: str) -> Any:
+        place = COMMANDS.get(cmd_name)
+        if place is None or not _exists(place.module):
+            return None
+        made = getattr(importlib.import_module(place.module), cmd_name)
+        if not isinstance(made, typer.Typer):
+            application = typer.Typer(add_completion=False, rich_markup_mode=None)
+            application.command(cmd_name, help=made.__doc__)(made)
+            made = application
+        command = typer.main.get_command(made)
+        command.name = cmd_name
+        return command
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, COMMANDS[name].help) for name in self.list_commands(ctx)])
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name = args[0]
+        if not name.startswith("-") and name not in self.list_commands(ctx):
+            close = difflib.get_close_matches(name, self.list_commands(ctx), n=1)
+            hint = f"did you mean {close[0]!r}?" if close else "farm --help lists them"
+            raise InvalidInput(f"there is no command {name[:60]!r}", field="farm", hint=hint)
+        return super().resolve_command(ctx, args)
+
+
+def _exists(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+def _version(given: bool) -> None:
+    if given:
+        say(farm.__version__)
+        raise typer.Exit
+
+
+def _farm(
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Print the version."
+    ),
+) -> None:
+    """A render farm for aMUSEd. Ids go to stdout, the rest to stderr; FARM_URL and FARM_API_KEY
+    say which farm is meant."""
+
+
+def group() -> TyperGroup:
+    application = typer.Typer(
+        name="farm",
+        cls=Commands,
+        add_completion=False,
+        rich_markup_mode=None,
+        no_args_is_help=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    application.callback()(_farm)
+    made = typer.main.get_command(application)
+    assert isinstance(made, TyperGroup)
+    return made
+
+
+def run(arguments: Sequence[str]) -> int:
+    """One call of the command line; its exit code. An error is one line on stderr."""
+    go_on_with(["farm", *arguments])
+    try:
+        if not arguments:
+            arguments = ["--help"]
+        code = group().main(list(arguments), prog_name="farm", standalone_mode=False)
+    except FarmError as error:
+        return fail(error)
+    except typer.Abort:
+        code = INTERRUPTED
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads any more
+        return 0
+    except Exception as error:
+        if hasattr(error, "format_message"):  # typer's own complaint about the arguments
+            return _usage(error)
+        if os.environ.get("FARM_DEBUG"):
+            raise
+        text = f"{type(error).__name__}: {error}".splitlines()[0]
+        say_error(f"error[internal]: {text} (FARM_DEBUG=1 shows where)")
+        return 1
+    if code == INTERRUPTED:
+        say_error(on_interrupt())
+    return code if isinstance(code, int) else 0
+
+
+def _usage(error: Any) -> int:
+    message = error.format_message().replace("\n", " ").rstrip(".")
+    context = getattr(error, "ctx", None)
+    option = getattr(error, "option_name", None)
+    hint = f"{context.command_path} --help" if context is not None else "farm --help"
+    if option and context is not None and isinstance(context.command, TyperCommand):
+        known = [name for parameter in context.command.params for name in parameter.opts]
+        close = difflib.get_close_matches(option, known, n=1)
+        message = f"there is no option {option}"
+        if close:
+            hint = f"did you mean {close[0]}?"
+    say_error(f"error[usage]: {message} ({hint})")
+    return 2

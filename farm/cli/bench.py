@@ -1,0 +1,25 @@
+"""``farm bench``: how fast pictures are made on this machine."""
+
+import typer
+
+bench = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True)
+
+
+@bench.callback()
+def _measurements() -> None:
+    """Measure how fast pictures are made here."""
+
+
+@bench.command(
+    "engine",
+    context_settings={
+        "allow_extra_args": True,
+        "ignore_unknown_options": True,
+        "help_option_names": [],
+    },
+)
+def engine(context: typer.Context) -> int:
+    """The engine beside diffusers, on the same work in turn; --help lists what can be chosen."""
+    from farm_workers.bench import main
+
+    return main(context.args)

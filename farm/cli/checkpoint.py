@@ -1,0 +1,68 @@
+"""``farm checkpoint``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from farm.cli.output import one_line, say, say_error, say_json
+from farm.errors import InvalidInput
+
+checkpoint = typer.Typer(
+    help="Check a checkpoint, or make a tiny one.",
+    add_completion=False,
+    rich_markup_mode=None,
+    no_args_is_help=False,
+)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@checkpoint.command("inspect")
+def inspect(
+    reference: Annotated[str, typer.Argument(metavar="DIR|ID@REVISION", show_default=False)],
+    as_json: AsJson = False,
+) -> None:
+    """Check that a checkpoint is whole and of a kind that the farm loads, and say what it is."""
+    from farm.checkpoint import inspect_checkpoint
+
+    found = inspect_checkpoint(reference)
+    facts = {"path": str(found.path), **found.info.model_dump(mode="json")}
+    if as_json:
+        say_json(facts)
+        return
+    for field, value in facts.items():
+        say(one_line(f"{field:>16}  {value}"))
+
+
+@checkpoint.command("make-tiny")
+def make_tiny(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", show_default=False)],
+    seed: Annotated[int, typer.Option(min=0, help="Of its random weights.")] = 0,
+    size: Annotated[int, typer.Option(min=16, max=512, help="Pixels per side.")] = 64,
+    downsample: Annotated[
+        bool, typer.Option("--downsample", help="Like amused-512: half the grid inside.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a complete checkpoint with random weights, small enough for any machine."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InvalidInput(f"{folder} is there and not empty", field="folder")
+    try:
+        from farm_workers.tiny import make_tiny as make
+    except ImportError as error:
+        raise InvalidInput(
+            f"{error.name} is needed to make a checkpoint",
+            field="folder",
+            hint='pip install "amused-farm[worker]"',
+        ) from None
+    try:
+        make(folder, seed=seed, size=size, downsample=downsample)
+    except OSError as error:
+        raise InvalidInput(
+            f"{folder} cannot be written: {error.strerror}", field="folder"
+        ) from None
+    if as_json:
+        inspect(str(folder), as_json=True)
+    else:
+        say_error(f"made {folder}")

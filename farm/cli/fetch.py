@@ -1,0 +1,76 @@
+"""``farm fetch``."""
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from farm.cli.output import fail, pictures, say_error, say_json
+from farm.cli.watch import tell_end
+from farm.errors import TimedOut
+from farm_client import Farm, Job
+from farm_client.fetch import PARALLEL
+
+TELL_SECONDS = 0.2
+
+
+def fetch(
+    job: Annotated[str, typer.Argument(metavar="JOB", show_default=False)],
+    output: Annotated[
+        str,
+        typer.Option("--output", "-o", metavar="DIR", help="Where to; made if it is missing."),
+    ],
+    wait: Annotated[
+        bool,
+        typer.Option("--wait/--no-wait", help="Stay until the job ends, or take what is there."),
+    ] = True,
+    parallel: Annotated[int, typer.Option(min=1, max=64, help="Downloads at a time.")] = PARALLEL,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> int:
+    """Fetch a job's pictures and manifest.jsonl into a folder, as they finish. Files that are there
+    already are not fetched again."""
+    found = Farm().job(job)
+    return fetch_job(found, output, follow=wait, parallel=parallel, as_json=as_json)
+
+
+def fetch_job(
+    job: Job,
+    output: str,
+    *,
+    follow: bool = True,
+    parallel: int = PARALLEL,
+    as_json: bool = False,
+    timeout: float | None = None,
+) -> int:
+    fetched = job.fetch(
+        output, follow=follow, parallel=parallel, progress=_counter(), timeout=timeout
+    )
+    status = job.status()
+    if as_json:
+        say_json({**fetched._asdict(), "folder": str(fetched.folder), "state": str(status.state)})
+    failed = f", {fetched.failed} failed" if fetched.failed else ""
+    kept = f" ({fetched.skipped} were there)" if fetched.skipped else ""
+    say_error(f"{pictures(fetched.pictures)} in {fetched.folder}{kept}{failed}")
+    if not status.ended:
+        if follow:
+            return fail(TimedOut(f"job {job.id} is still {status.state}; it goes on"))
+        say_error(f"job {job.id} is still {status.state}; fetch again for the rest")
+        return 0
+    return tell_end(status, quiet=True)
+
+
+def _counter() -> Callable[[int], None] | None:
+    """A number that counts up, where there is a screen for it."""
+    if not sys.stderr.isatty():
+        return None
+    told = 0.0
+
+    def show(count: int) -> None:
+        nonlocal told
+        if time.monotonic() - told >= TELL_SECONDS:
+            told = time.monotonic()
+            print(f"\r\x1b[K{pictures(count)}", end="\r", file=sys.stderr, flush=True)
+
+    return show

@@ -1,0 +1,64 @@
+"""``farm inspect``."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from farm.cli.output import one_line, say, say_json
+from farm.errors import InvalidInput
+
+MAX_FILE_BYTES = 256 * 2**20
+
+
+def inspect(
+    files: Annotated[list[str], typer.Argument(metavar="FILE…", show_default=False)],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show what made a picture: its parameters, seed, numerics class and tokens. Read from the file
+    alone, without a farm."""
+    try:
+        from farm.picture_file import read_facts, token_bytes
+    except ImportError as error:
+        raise InvalidInput(
+            f"{error.name} is needed to read pictures",
+            field="file",
+            hint='pip install "amused-farm[gateway]"',
+        ) from None
+    for name in files:
+        facts = read_facts(_read(Path(name)))
+        told: dict[str, Any] = {
+            "file": name,
+            "image": facts.image,
+            "seed": facts.seed,
+            "numerics": facts.numerics,
+            "tokens": list(facts.tokens.shape),
+            "tokens_sha256": hashlib.sha256(token_bytes(facts.tokens)).hexdigest(),
+            "spec": facts.spec.model_dump(mode="json"),
+        }
+        if as_json:
+            say_json(told)
+            continue
+        spec = told.pop("spec")
+        for field, value in {**told, **spec}.items():
+            if value is not None:
+                say(one_line(f"{field:>36}  {_text(value)}"))
+
+
+def _read(path: Path) -> bytes:
+    try:
+        if path.is_dir():
+            raise InvalidInput(f"{path} is a directory", field="file")
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise InvalidInput(f"{path} is too large for a picture", field="file")
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise InvalidInput(f"there is no file {path}", field="file") from None
+    except OSError as error:
+        raise InvalidInput(f"{path} cannot be read: {error.strerror}", field="file") from None
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,70 @@
+"""What the commands print: what was asked for on stdout, everything else on stderr."""
+
+import json
+import shlex
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from farm.errors import FarmError
+
+MAX_LISTED = 1000  # refused lines that are shown one by one
+
+_going_on: list[str] = []
+
+
+def say(text: str) -> None:
+    print(printable(text), flush=True)
+
+
+def say_error(text: str) -> None:
+    print(printable(text), file=sys.stderr, flush=True)
+
+
+def say_json(data: Any) -> None:
+    print(json.dumps(data, ensure_ascii=False), flush=True)
+
+
+def fail(error: FarmError) -> int:
+    say_error(str(error))
+    return error.exit_code
+
+
+def printable(text: str) -> str:
+    """Text of strangers cannot move the cursor, colour the screen or start a line of its own."""
+    if text.isprintable() and text.isascii():
+        return text
+    return "".join(
+        character
+        if character.isprintable() or character in "\n\t"
+        else character.encode("unicode_escape").decode()
+        for character in text.encode(errors="backslashreplace").decode()
+    )
+
+
+def one_line(text: str) -> str:
+    return printable(text).replace("\n", "\\n").replace("\t", " ")
+
+
+def pictures(count: int) -> str:
+    return f"{count:,} picture" + ("" if count == 1 else "s")
+
+
+def list_rejected(rejected: Sequence[Any], source: str) -> None:
+    for one in rejected[:MAX_LISTED]:
+        say_error(f"{source}: {one_line(str(one))}")
+    if len(rejected) > MAX_LISTED:
+        say_error(f"{source}: … and {len(rejected) - MAX_LISTED:,} more")
+
+
+def go_on_with(command: Iterable[str]) -> None:
+    """What a user types to go on if this command is interrupted."""
+    _going_on[:] = command
+
+
+def go_on_also_with(*options: str) -> None:
+    _going_on.extend(options)
+
+
+def on_interrupt() -> str:
+    return f"interrupted; to go on: {shlex.join(_going_on)}"

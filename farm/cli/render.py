@@ -1,0 +1,174 @@
+"""``farm render``: a file of requests in this process, without a farm."""
+
+import json
+import secrets
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from farm.cli.output import list_rejected, say, say_error, say_json
+from farm.cli.tables import open_source
+from farm.errors import FarmError, InvalidInput
+from farm.job import Format, NumberedSpec
+from farm_client.inputs import FILE_FIELDS, KINDS, asset_id, read_input
+from farm_client.job import RejectedLine
+from farm_client.lines import Line, read_lines
+
+MANIFEST = "manifest.jsonl"
+TENANT = "local"
+
+
+def render(
+    file: Annotated[str, typer.Argument(help="As for submit: .jsonl .csv .tsv .txt …, or -.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR")],
+    checkpoint: Annotated[
+        list[str] | None,
+        typer.Option(help="A directory, built-in name or hub id@revision; may be repeated."),
+    ] = None,
+    format: Annotated[  # noqa: A002
+        Format, typer.Option(help="Of the picture files.")
+    ] = Format.PNG,
+    seed: Annotated[
+        int | None, typer.Option(help="What the seeds of renders without one come from.")
+    ] = None,
+    column: Annotated[str | None, typer.Option(help="Of a table: where the prompts are.")] = None,
+    input_format: Annotated[
+        str | None, typer.Option("--input-format", help="jsonl, json, csv, tsv, parquet or txt.")
+    ] = None,
+    threads: Annotated[int, typer.Option(min=0, help="Of torch; 0: all cores but one.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON.")] = False,
+) -> int:
+    """Render a file of requests in this process: the same pictures and manifest as a farm makes."""
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from farm_workers.local import LocalRenderer
+
+    source = open_source(file, input_format, column, {})
+    lines, base = read_lines(source.requests)
+    _make_folder(output)
+    with tempfile.TemporaryDirectory(prefix="farm-render-") as scratch:
+        local = _Requests(checkpoint, Path(scratch), base, seed)
+        renderer = LocalRenderer(
+            local.load_engines(threads), local.infos, local.read_asset, output, format
+        )
+        rows: list[tuple[int, int, dict[str, Any]]] = []
+        started = time.monotonic()
+        bar = Progress(
+            TextColumn("{task.description}"),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=Console(stderr=True),
+            disable=not sys.stderr.isatty(),
+        )
+        try:
+            with bar:
+                task = bar.add_task("pictures", total=None)
+                for row in renderer.render(local.specs(lines)):
+                    rows.append((row.render, row.image, row.public()))
+                    bar.update(task, completed=len(rows))
+        finally:  # what is there is listed, however it ended
+            seconds = round(time.monotonic() - started, 3)
+            rows.sort(key=lambda row: row[:2])
+            with (output / MANIFEST).open("w", encoding="utf-8") as out:
+                out.writelines(json.dumps(public, ensure_ascii=False) + "\n" for *_, public in rows)
+    failed = sum(public["error"] is not None for *_, public in rows)
+    if local.rejected:
+        list_rejected(local.rejected, file)
+    summary = {"images": {"total": len(rows), "done": len(rows) - failed, "failed": failed}}
+    if as_json:
+        refused = len(local.rejected)
+        say_json({**summary, "rejected": refused, "seconds": seconds, "output": str(output)})
+    else:
+        say(str(output / MANIFEST))
+        say_error(f"{len(rows) - failed} pictures in {output}, {failed} failed")
+    if not rows:
+        return InvalidInput.exit_code
+    return 1 if failed else 0
+
+
+class _Requests:
+    """Lines become specs by the rules of the farm's own ingest, with files instead of uploads."""
+
+    def __init__(
+        self, names: list[str] | None, scratch: Path, base: Path | None, seed: int | None
+    ) -> None:
+        from farm.assets import Assets
+        from farm.catalogue import Catalogue
+        from farm.checkpoint import built_in, inspect_checkpoint
+        from farm.resolver import Resolver
+        from farm.store import open_store
+
+        chosen = names or list(built_in())
+        if not chosen:
+            raise InvalidInput(
+                "which checkpoint?",
+                field="--checkpoint",
+                hint="farm checkpoint make-tiny makes one",
+            )
+        self._checkpoints = [inspect_checkpoint(name) for name in chosen]
+        self.infos = {checkpoint.info.name: checkpoint.info for checkpoint in self._checkpoints}
+        self._assets = Assets(open_store(str(scratch)))
+        self._resolver = Resolver(Catalogue(self.infos.values()), self._assets)
+        self._base = base
+        self._seed = secrets.randbits(48) if seed is None else seed
+        self.rejected: list[RejectedLine] = []
+
+    def load_engines(self, threads: int) -> Mapping[str, Any]:
+        from farm_workers.load import load_engine
+
+        return {
+            checkpoint.info.name: load_engine(checkpoint, threads=threads)
+            for checkpoint in self._checkpoints
+        }
+
+    def read_asset(self, asset: str) -> bytes:
+        return self._assets.read(TENANT, asset)
+
+    def specs(self, lines: Iterator[Line]) -> Iterator[NumberedSpec]:
+        for render, line in enumerate(lines):
+            try:
+                if line.error is not None:
+                    raise line.error
+                data = self._with_assets(line)
+                spec = self._resolver.resolve(TENANT, data, seed=self._seed, render=render)
+            except FarmError as error:
+                place = line.place(error.field)
+                self.rejected.append(RejectedLine(line.number, place, error))
+            else:
+                yield NumberedSpec(render=render, spec=spec)
+
+    def _with_assets(self, line: Line) -> Any:
+        from farm import strict_json
+
+        data = line.data if line.data is not None else strict_json.loads(line.text, line=1)
+        if not isinstance(data, Mapping):
+            return data
+        ids = {}
+        for field in FILE_FIELDS:
+            value = data.get(field)
+            if value is not None and asset_id(value) is None and not _is_data_url(value):
+                content = read_input(value, field, self._base)
+                ids[field] = self._assets.add(TENANT, content, KINDS[field]).id
+        return {**data, **ids}
+
+
+def _is_data_url(value: object) -> bool:
+    return isinstance(value, str) and value.startswith("data:")
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".{secrets.token_hex(4)}.part"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InvalidInput(
+            f"{folder} cannot be written: {error.strerror}", field="--output"
+        ) from None

@@ -1,0 +1,231 @@
+"""``farm up`` and ``farm down``: a whole farm on this machine, started and ended."""
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Annotated
+
+import psutil
+import typer
+from rich.console import Console
+
+from farm.errors import Conflict, FarmError, Unavailable
+from farm.home import client_file, data_dir
+
+if TYPE_CHECKING:
+    from farm.embedded import Plan
+
+READY_SECONDS = 600.0  # a worker may have to build or load a large checkpoint
+DOWN_SECONDS = 30.0
+
+console = Console(stderr=True, highlight=False)
+
+Data = Annotated[
+    Path | None, typer.Option("--data", help="Everything the farm writes goes below this folder.")
+]
+
+
+def up(
+    data: Data = None,
+    port: Annotated[
+        int, typer.Option(help="The gateway's port on 127.0.0.1.", min=1, max=65535)
+    ] = 8400,
+    workers: Annotated[int, typer.Option(help="0: one per GPU, else one.", min=0)] = 0,
+    checkpoint: Annotated[
+        list[str] | None,
+        typer.Option(help="A diffusers directory or hub id@revision; may be repeated."),
+    ] = None,
+    store: Annotated[
+        str, typer.Option(envvar="FARM_STORE", help="s3://bucket/prefix instead of a folder.")
+    ] = "",
+    redis: Annotated[
+        str, typer.Option(envvar="REDIS_URL", help="Use this Redis or Valkey server.")
+    ] = "",
+    ray: Annotated[
+        str, typer.Option(envvar="RAY_ADDRESS", help="Place the workers on this Ray cluster.")
+    ] = "",
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Return once the farm is ready.")
+    ] = False,
+) -> None:
+    """Start a farm on this machine: queue, store, Ray, scheduler, gateway and workers."""
+    from farm.embedded import Plan, check_port
+    from farm.supervisor import sweep
+
+    folder = (data or data_dir()).expanduser().resolve()
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if detach:
+        _detach(folder)
+        return
+    with _lock(folder):
+        sweep(folder)  # of a farm whose supervisor was killed
+        check_port(port)
+        plan = Plan(
+            data=folder,
+            port=port,
+            workers=workers,
+            checkpoints=tuple(checkpoint or ()),
+            store=store,
+            redis_url=redis,
+            ray_address=ray,
+        )
+        _run(plan.complete())
+
+
+def down(data: Data = None) -> None:
+    """End the farm that ``farm up`` started, and everything that belongs to it."""
+    from farm.supervisor import sweep
+
+    folder = (data or data_dir()).expanduser().resolve()
+    supervisor = _holder(folder)
+    if supervisor is not None:
+        with contextlib.suppress(psutil.Error):
+            process = psutil.Process(supervisor)
+            process.terminate()
+            try:
+                process.wait(DOWN_SECONDS)
+            except psutil.TimeoutExpired:
+                process.kill()
+    left = sweep(folder)
+    for path in (folder / "run").glob("*.pid"):
+        path.unlink(missing_ok=True)
+    client_file(folder).unlink(missing_ok=True)
+    if supervisor is None and not left:
+        console.print(f"no farm runs in {folder}")
+    else:
+        console.print(f"the farm in {folder} has ended")
+
+
+def _run(plan: "Plan") -> None:
+    """Everything from the first process to the last, in the foreground."""
+    from farm.embedded import Embedded
+    from farm.supervisor import Supervisor, sweep, write_pid
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    stopped = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: stopped.set())
+    supervisor = Supervisor(plan.data, stopped)
+    farm = Embedded(plan)
+    write_pid(plan.data / "run" / "up.pid", os.getpid())
+    try:
+        for service in farm.services():
+            supervisor.start(service)
+            if service.name == "valkey":
+                _release(farm.redis_url)  # nobody is left of those who held something
+        client_file(plan.data).write_text(json.dumps({"url": plan.url}) + "\n")
+        (plan.data / "run" / "ready").write_text(f"{os.getpid()}\n")
+        console.print(f"ready: {plan.url} with {', '.join(plan.checkpoints)}")
+        if farm.dashboard:
+            token = plan.data / "run" / "ray-token"
+            console.print(f"Ray's dashboard: {farm.dashboard} (its token: {token})")
+        if plan.data != data_dir():
+            console.print(f"in another terminal: export FARM_DATA={plan.data}")
+        console.print('try: farm submit "a red bicycle" --seed 7 -o out')
+        supervisor.watch()
+    except KeyboardInterrupt:
+        stopped.set()
+    finally:
+        console.print("stopping")
+        for name in ("ready", "up.pid"):
+            (plan.data / "run" / name).unlink(missing_ok=True)
+        client_file(plan.data).unlink(missing_ok=True)
+        for name in ("scheduler", "ray"):
+            supervisor.stop(name)
+        if "valkey" in supervisor.names:
+            _release(farm.redis_url)
+        for name in ("gateway", "valkey"):
+            supervisor.stop(name)
+        sweep(plan.data)
+        farm.clean()
+
+
+def _release(redis_url: str) -> None:
+    """Hand back what the ended workers held, so that the next start goes on at once."""
+    from farm.queue import Queue, connect
+
+    with contextlib.suppress(FarmError):
+        queue = Queue(connect(redis_url), farm=os.environ.get("FARM_NAME", "farm"))
+        for session in queue.sessions():
+            queue.end(session.session, "drain")
+
+
+def _detach(folder: Path) -> None:
+    """Run ``farm up`` again as a process of its own and wait until it is ready."""
+    if (holder := _holder(folder)) is not None:
+        raise _running(folder, holder)
+    logs = folder / "logs"
+    logs.mkdir(parents=True, exist_ok=True, mode=0o700)
+    arguments = [argument for argument in sys.argv[1:] if argument != "--detach"]
+    with (logs / "up.log").open("wb") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "farm.cli", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        _await_ready(process, folder)
+    except BaseException:
+        process.terminate()
+        process.wait(DOWN_SECONDS)
+        raise
+    console.print((logs / "up.log").read_text().strip(), markup=False, soft_wrap=True)
+
+
+def _await_ready(process: "subprocess.Popen[bytes]", folder: Path) -> None:
+    ready, log = folder / "run" / "ready", folder / "logs" / "up.log"
+    deadline = time.monotonic() + READY_SECONDS
+    while not (ready.exists() and ready.read_text().strip() == str(process.pid)):
+        if process.poll() is not None:
+            lines = log.read_text(errors="replace").strip().splitlines()
+            told = [line for line in lines if line.startswith("error")] or lines or ["no word"]
+            console.print(told[-1], markup=False, soft_wrap=True)
+            raise typer.Exit(process.returncode or 1)
+        if time.monotonic() > deadline:
+            raise Unavailable(f"the farm was not ready in {READY_SECONDS:.0f} s", hint=str(log))
+        time.sleep(0.1)
+
+
+@contextlib.contextmanager
+def _lock(folder: Path) -> Iterator[IO[str]]:
+    """One farm per data directory; the lock goes with the process, however it ends."""
+    run = folder / "run"
+    run.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with (run / "up.lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise _running(folder, _holder(folder)) from None
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield file
+
+
+def _holder(folder: Path) -> int | None:
+    """The process that runs the farm in ``folder``; ``None`` where nobody holds its lock."""
+    path = folder / "run" / "up.lock"
+    if not path.exists():
+        return None
+    with path.open("r+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            text = file.read().strip()
+            return int(text) if text else None
+    return None
+
+
+def _running(folder: Path, pid: int | None) -> Conflict:
+    return Conflict(f"a farm already runs in {folder} (pid {pid})", hint="end it with farm down")

@@ -1,0 +1,28 @@
+"""``farm worker``: one worker in this process, without Ray."""
+
+import logging
+import signal
+import socket
+from typing import Annotated
+
+import typer
+
+
+def worker(
+    name: Annotated[
+        str, typer.Option(help="Unique in the farm, and the same after a restart.")
+    ] = "",
+) -> None:
+    """Run one worker here; it finds the farm by REDIS_URL and the FARM_ variables.
+
+    SIGTERM and Ctrl-C end it in order: what it holds goes back to the queue at once.
+    """
+    from farm.settings import load
+    from farm_workers.settings import WorkerSettings
+    from farm_workers.worker import Worker
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    running = Worker(load(WorkerSettings), name or socket.gethostname())
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: running.stop())
+    running.run()

@@ -1,0 +1,49 @@
+"""What must start light, starts light: proven in processes of their own."""
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = (
+    "torch", "diffusers", "transformers", "ray", "redis", "boto3", "botocore", "fastapi",
+    "uvicorn", "numpy", "PIL", "pyarrow", "pydantic_settings",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import farm.spec, farm.job, farm.errors, farm.strict_json",
+        "import farm_client; farm_client.Farm('http://127.0.0.1:1')",
+        "from farm.cli.app import run; run(['--help'])",
+        "import farm.cli.submit, farm.cli.status, farm.cli.watch, farm.cli.fetch, farm.cli.cancel",
+        "import farm.cli.inspect, farm.cli.checkpoint",
+    ],
+)
+def test_clients_load_nothing_of_the_servers(code: str) -> None:
+    found = _loaded(code)
+    assert not found & set(HEAVY)
+
+
+def test_the_control_plane_loads_neither_torch_nor_ray() -> None:
+    found = _loaded("import farm.queue, farm.store, farm.ingest, farm.gateway.__main__")
+    assert not found & {"torch", "diffusers", "transformers", "ray", "boto3"}
+
+
+def test_help_is_one_screen_and_loads_no_command() -> None:
+    found = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "farm.cli", "--help"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert len(found.stdout.splitlines()) <= 30
+    assert "httpx2" not in found.stderr
+    assert "farm.cli.submit" not in found.stderr
+
+
+def _loaded(code: str) -> set[str]:
+    script = f"{code}\nimport sys\nprint('|', *sys.modules)"
+    found = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    return set(found.stdout.rsplit("|", 1)[1].split())

@@ -1,0 +1,146 @@
+"""Pieces of the command line that need no farm."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from farm.cli.app import COMMANDS, run
+from farm.cli.cells import convert, parameter_of
+from farm.cli.output import one_line, printable
+from farm.cli.tables import columns_of, looks_like_file
+from farm.cli.watch import Rate, _rate_text
+from farm.errors import InvalidInput
+from farm.spec import CheckpointInfo, RenderRequest
+
+INFO = CheckpointInfo(
+    id="owner/tiny", revision="1", pixel_factor=8, size_multiple=8, native_height=64,
+    native_width=64, default_guidance=4.0, vocab_size=72, codebook_size=64, mask_token_id=71,
+    text_tokens=77, pooled_dim=8, hidden_dim=8,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("column", "parameter"),
+    [
+        ("Prompt", "prompt"), (" negative prompt ", "negative_prompt"),
+        ("steps", "num_inference_steps"), ("", None), ("caption", None),
+        ("Guidance-Scale", "guidance_scale"), ("mask", "mask_image"),
+    ],
+)  # fmt: skip
+def test_a_column_is_known_by_its_name(column: str, parameter: str | None) -> None:
+    assert parameter_of(column) == parameter
+
+
+@pytest.mark.parametrize(
+    ("parameter", "text", "value"),
+    [
+        ("seed", "7", 7), ("height", " 64 ", 64), ("num_images", "2.0", 2),
+        ("guidance_scale", "3.5", 3.5), ("strength", "1", 1), ("temperature", "2", 2),
+        ("temperature", "2,0.5", [2, 0.5]), ("temperature", "[2, 0]", [2, 0]),
+        ("temperature", "[2]", [2]), ("micro_conditioning_crop_coord", "(0, 8)", [0, 8]),
+        ("prompt", " as it is ", " as it is "), ("prompt", "7", "7"), ("mode", "x", "x"),
+    ],
+)  # fmt: skip
+def test_a_cell_becomes_its_parameters_type(parameter: str, text: str, value: object) -> None:
+    assert convert(parameter, text) == value
+
+
+@pytest.mark.parametrize(
+    ("parameter", "text"),
+    [("seed", "abc"), ("height", "2.5"), ("guidance_scale", "NaN"), ("strength", "inf"),
+     ("temperature", ""), ("temperature", "a,b"), ("seed", "9" * 5000)],
+)  # fmt: skip
+def test_a_cell_that_is_no_number_is_named(parameter: str, text: str) -> None:
+    with pytest.raises(InvalidInput) as error:
+        convert(parameter, text)
+    assert error.value.field == parameter
+    assert len(str(error.value)) < 200
+
+
+def test_words_and_files_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my prompts.csv").write_text("")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "data").write_text("")
+    (tmp_path / "cat").write_text("")
+    for file in ("x.jsonl", "none.CSV", "my prompts.csv", "folder", "folder/data"):
+        assert looks_like_file(file), file
+    for prompt in ("", "cat", "a cat.", "a file named x.txt", "either/or", "x" * 5000, "a\0b"):
+        assert not looks_like_file(prompt), prompt
+
+
+def test_the_prompts_column_can_be_named() -> None:
+    table = columns_of(["id", "caption", "prompt", "seed"], "caption")
+    assert table.parameters == {1: "prompt", 3: "seed"}
+    assert table.ignored == ("id", "prompt")
+
+
+def test_the_rate_is_that_of_the_last_while() -> None:
+    now = [0.0]
+    rate = Rate(lambda: now[0])
+    rate.add(0)
+    assert rate.value is None
+    for _ in range(100):
+        now[0] += 1
+        rate.add(int(now[0]) * 5)
+    assert rate.value == 5
+    assert _rate_text(5, 100) == "5.0/s, 0:20 left"
+    assert _rate_text(0.5, 3600) == "0.5/s, 2:00:00 left"
+    assert _rate_text(None, 3600) == ""
+
+
+def test_control_characters_are_shown() -> None:
+    assert printable("a\x1b[31m\u202eb") == "a\\x1b[31m\\u202eb"
+    assert printable("gr\u00fcn \ud800") == "gr\u00fcn \\ud800"
+    assert one_line("a\nb") == "a\\nb"
+
+
+def test_every_parameter_of_a_render_has_a_flag() -> None:
+    import inspect
+
+    from farm.cli.submit import submit
+
+    assert set(RenderRequest.model_fields) <= set(inspect.signature(submit).parameters)
+
+
+@pytest.mark.parametrize("name", [n for n, p in COMMANDS.items() if n not in ("bench", "workers")])
+def test_every_command_has_a_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([name, "--help"]) == 0
+    assert f"Usage: farm {name}" in capsys.readouterr().out
+
+
+def test_no_command_prints_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([]) == 0
+    assert "Commands:" in capsys.readouterr().out
+    assert run(["--version"]) == 0
+
+
+def test_a_tiny_checkpoint_never_overwrites(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    assert run(["checkpoint", "make-tiny", str(tmp_path)]) == 2
+    assert "not empty" in capsys.readouterr().err
+
+
+def test_a_picture_says_what_made_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import numpy as np
+
+    from farm.job import Format
+    from farm.picture_file import Facts
+    from farm_workers.encoder import encode
+
+    monkeypatch.chdir(tmp_path)
+    request = RenderRequest(prompt="a red bicycle", seed=7)
+    facts = Facts(request.resolve(INFO, seed=0), 1, "cpu", np.zeros((8, 8), np.uint16))
+    for format_ in (Format.PNG, Format.WEBP, Format.JPEG, Format.TOKENS):
+        Path("picture").write_bytes(encode(np.zeros((64, 64, 3), np.uint8), facts, format_))
+        assert run(["inspect", "picture", "--json"]) == 0
+        told = json.loads(capsys.readouterr().out)
+        assert (told["seed"], told["image"], told["tokens"]) == (8, 1, [8, 8])
+        assert told["spec"]["prompt"] == "a red bicycle"
+    assert run(["inspect", "picture"]) == 0
+    assert "bicycle" in capsys.readouterr().out
