@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from conftest import FARM, RunningFarm, manifest
 from PIL import Image
+from running_farm import FARM, RunningFarm, manifest
 
 PROMPT = "a large red circle in the centre on a blue background"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import boto3
 import pytest
-from conftest import FARM, manifest
+from running_farm import FARM, manifest
 from s3_servers import ministack
 
 from farm.embedded import answers, free_port

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from conftest import RunningFarm
+from running_farm import RunningFarm
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 
