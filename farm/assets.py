@@ -163,8 +163,8 @@ def examine(data: bytes, *, mask: bool = False) -> Asset:
             width=found.width, height=found.height, notes=tuple(found.notes),
         )  # fmt: skip
     shapes = _tensor_shapes(data)
-    if "latents" in shapes:
-        shape = shapes["latents"]
+    if name_of_latents := next((name for name in tensors.LATENTS if name in shapes), None):
+        shape = shapes[name_of_latents]
         if len(shape) != 2:
             raise InvalidInput(
                 f"the tensor has {len(shape)} dimensions; it needs token rows and columns",

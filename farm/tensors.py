@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from farm.errors import InvalidInput, TooLarge
 from farm.spec import CheckpointInfo
 
+LATENTS = ("latents", "tokens")  # the pipelines' word, and that of the farm's own token files
 MAX_TENSOR_BYTES = 16 * 2**20
 
 _INTEGERS = {
@@ -34,10 +35,11 @@ class Embeds(NamedTuple):
 
 
 def read_latents(data: bytes, info: CheckpointInfo, height: int, width: int) -> NDArray[np.int64]:
-    """Starting tokens (rows, columns) from a file with one integer tensor ``latents``."""
+    """Starting tokens (rows, columns) from a file with one integer tensor, of either name."""
     tensors = _Tensors(data, "latents")
-    tensors.check_names(("latents",), ())
-    tokens = tensors.read("latents", info.grid(height, width), _INTEGERS).astype(np.int64)
+    name = next((name for name in LATENTS if name in tensors.names), LATENTS[0])
+    tensors.check_names((name,), ())
+    tokens = tensors.read(name, info.grid(height, width), _INTEGERS).astype(np.int64)
     wrong = tokens[((tokens < 0) | (tokens >= info.codebook_size)) & (tokens != info.mask_token_id)]
     if wrong.size:
         raise InvalidInput(

@@ -33,6 +33,11 @@ def raw(name: str, kind: str, shape: list[int], data: bytes) -> bytes:
     return struct.pack("<Q", len(header)) + header.encode() + data
 
 
+def test_a_token_file_of_the_farm_can_start_another_render() -> None:
+    tokens = np.arange(24, dtype=np.int32).reshape(4, 6)
+    assert (read_latents(save(tokens=tokens), INFO, 64, 96) == tokens).all()
+
+
 def refused(data: bytes) -> InvalidInput:
     with pytest.raises(InvalidInput) as caught:
         read_latents(data, INFO, 64, 96)
@@ -74,7 +79,7 @@ def test_tokens_that_are_no_integers_are_refused(kind: str) -> None:
 
 
 def test_a_file_without_the_tensor_is_refused() -> None:
-    assert "no tensor 'latents'" in refused(save(tokens=np.zeros((4, 6), np.int32))).message
+    assert "no tensor 'latents'" in refused(save(ids=np.zeros((4, 6), np.int32))).message
 
 
 def test_a_tensor_nobody_knows_is_refused() -> None:
