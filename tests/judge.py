@@ -33,12 +33,12 @@ AREAS = {
     "cross": 2.36,
     "ring": 2.54,
 }
-RADII = {"small": 10 / 64, "medium": 13 / 64, "large": 17 / 64}  # share of the picture's side
+RADII = {"small": 8 / 64, "medium": 11 / 64, "large": 14 / 64}  # share of the picture's side
 SMALLEST_AREA = 0.006  # of the picture; less is a speck, not an object
 LEAST_OVERLAP = 0.62
 ARM = 0.36  # half the width of a cross's arm, for a half length of one
 SHARP = 4  # points of an outline per pixel and direction: an arm may end inside a pixel
-OFF_CENTRE = 0.09  # of the side; the world's places are 0.17 and more away from the centre
+OFF_CENTRE = 0.09  # of the side; the world's places are 0.25 away from the centre
 
 Mask = NDArray[np.bool_]
 Pixels = NDArray[np.uint8]

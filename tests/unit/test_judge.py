@@ -29,7 +29,7 @@ from scene import (  # noqa: E402
 
 
 def scene_of(shape: str, colour: str, background: str, size: str, place: str) -> Scene:
-    return Scene(background, (place_thing(Random(3), shape, colour, size, place),))
+    return Scene(background, (place_thing(shape, colour, size, place),))
 
 
 @pytest.fixture

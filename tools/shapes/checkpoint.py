@@ -7,12 +7,12 @@ import shutil
 from pathlib import Path
 
 from diffusers import AmusedPipeline, AmusedScheduler, VQModel
-from transformer import MASK, Model, Plan
+from transformer import MASK, Model
 from transformers import CLIPTokenizer
 
 
 def save(
-    plan: Plan,
+    side: int,
     vqvae: VQModel,
     model: Model,
     tokenizer: CLIPTokenizer,
@@ -20,7 +20,8 @@ def save(
     guidance: float,
 ) -> None:
     """A complete directory in half precision, replaced as a whole."""
-    target = folder / plan.name
+    name = f"shapes-{side}"
+    target = folder / name
     shutil.rmtree(target, ignore_errors=True)
     pipeline = AmusedPipeline(
         vqvae=vqvae.half(),
@@ -32,8 +33,8 @@ def save(
     pipeline.save_pretrained(target, safe_serialization=True)
     _save_words(tokenizer, target / "tokenizer")
     facts = {
-        "name": plan.name,
-        "description": f"Plain shapes at {plan.side} x {plan.side} pixels, trained on drawings.",
+        "name": name,
+        "description": f"Plain shapes at {side} x {side} pixels, trained on drawings.",
         "default_guidance_scale": guidance,
     }
     (target / "farm.json").write_text(json.dumps(facts, indent=2) + "\n")

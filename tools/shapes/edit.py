@@ -8,12 +8,10 @@ import numpy as np
 import torch
 from caption import prompt
 from diffusers import AmusedImg2ImgPipeline, AmusedInpaintPipeline, AmusedPipeline
-from evaluate import held_out_scenes, render
+from evaluate import held_out_scenes, render, side_of
 from judge import judge, matches, nearest, saturation
 from PIL import Image
 from scene import Pixels, Scene, draw
-
-CELL = 8
 
 
 class Avoided(NamedTuple):
@@ -60,7 +58,7 @@ def scores(pipeline: AmusedPipeline, *, guidance: float) -> tuple[float, float]:
 
 def crops(pipeline: AmusedPipeline, *, guidance: float) -> float:
     """How far a crop of a quarter from the left moves the object to the left, in pixels."""
-    side = CELL * pipeline.transformer.config.sample_size
+    side = side_of(pipeline)
     texts = [f"a small {colour} circle on a black background" for colour in ("red", "white")] * 8
 
     def middle(crop: tuple[int, int]) -> float:
@@ -77,7 +75,7 @@ def img2img(
     """Shares of pictures that keep the input's object, and that show the prompt's instead."""
     editor = AmusedImg2ImgPipeline(**pipeline.components)
     editor.set_progress_bar_config(disable=True)
-    side = CELL * pipeline.transformer.config.sample_size
+    side = side_of(pipeline)
     scenes = held_out_scenes(2 * count)
     inputs, wanted = scenes[:count], scenes[count:]
     kept = followed = 0
@@ -105,8 +103,9 @@ def inpaint(pipeline: AmusedPipeline, scene: Scene, *, guidance: float) -> Kept:
     grid = pipeline.transformer.config.sample_size
     cells = np.zeros((grid, grid), dtype=bool)
     cells[grid // 4 : -grid // 4, grid // 4 : -grid // 4] = True
-    wide = cells.repeat(CELL, 0).repeat(CELL, 1)
-    image = Image.fromarray(draw(scene, CELL * grid))
+    side = side_of(pipeline)
+    wide = cells.repeat(side // grid, 0).repeat(side // grid, 1)
+    image = Image.fromarray(draw(scene, side))
     tokens = editor(
         f"a yellow cross on a {scene.background} background",
         image,

@@ -32,6 +32,11 @@ def load(folder: Path) -> AmusedPipeline:
     return pipeline
 
 
+def side_of(pipeline: AmusedPipeline) -> int:
+    """Pixels of the pictures that the checkpoint was trained for."""
+    return int(pipeline.vqvae.config.sample_size)
+
+
 def held_out_scenes(count: int) -> list[Scene]:
     """One-object scenes with different prompts; none of their combinations was trained on."""
     rng = Random("evaluation")
@@ -135,7 +140,7 @@ def main() -> None:
     options = parser.parse_args()
     pipeline = load(options.checkpoint)
     default = json.loads((options.checkpoint / "farm.json").read_text())["default_guidance_scale"]
-    side = 8 * pipeline.transformer.config.sample_size
+    side = side_of(pipeline)
     scenes = held_out_scenes(options.prompts)
     knobs = [(12, default), *((s, g) for s in STEPS for g in GUIDANCES if (s, g) != (12, default))]
     figures = {}

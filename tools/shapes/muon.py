@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+
 import torch
 from torch import Tensor, nn
 
@@ -9,15 +11,16 @@ from torch import Tensor, nn
 QUINTIC = (3.4445, -4.7750, 2.0315)
 
 
-def orthogonal(matrix: Tensor, rounds: int = 5) -> Tensor:
+def orthogonal(matrices: Tensor, rounds: int = 5) -> Tensor:
+    """Of a stack of matrices (count, rows, columns), each with its singular values near one."""
     a, b, c = QUINTIC
-    tall = matrix.shape[0] > matrix.shape[1]
-    x = matrix.T if tall else matrix
-    x = x / (x.norm() + 1e-7)
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.mT if tall else matrices
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(rounds):
-        gram = x @ x.T
+        gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.T if tall else x
+    return x.mT if tall else x
 
 
 class Muon(torch.optim.Optimizer):
@@ -29,20 +32,28 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
+            alike: dict[torch.Size, list[Tensor]] = defaultdict(list)
             for param in group["params"]:
                 if param.grad is not None:
-                    self._update(param, group["lr"], group["momentum"], group["weight_decay"])
+                    alike[param.flatten(1).shape].append(param)
+            for params in alike.values():
+                self._update(params, group["lr"], group["momentum"], group["weight_decay"])
 
-    def _update(self, param: Tensor, lr: float, momentum: float, decay: float) -> None:
+    def _update(self, params: list[Tensor], lr: float, momentum: float, decay: float) -> None:
+        ahead = torch.stack([self._ahead(param, momentum) for param in params])
+        scale = max(1.0, ahead.shape[1] / ahead.shape[2]) ** 0.5
+        for param, change in zip(params, orthogonal(ahead), strict=True):
+            param.mul_(1 - lr * decay)
+            param.add_(change.reshape(param.shape), alpha=-lr * scale)
+
+    def _ahead(self, param: Tensor, momentum: float) -> Tensor:
+        """Nesterov's look ahead along the averaged gradient."""
         state = self.state[param]
         if "average" not in state:
             state["average"] = torch.zeros_like(param)
         average = state["average"]
         average.lerp_(param.grad, 1 - momentum)
-        ahead = param.grad.lerp(average, momentum).flatten(1)
-        scale = max(1.0, ahead.shape[0] / ahead.shape[1]) ** 0.5
-        param.mul_(1 - lr * decay)
-        param.add_(orthogonal(ahead).reshape(param.shape), alpha=-lr * scale)
+        return param.grad.lerp(average, momentum).flatten(1)
 
 
 class Pair:

@@ -6,7 +6,6 @@ import argparse
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import checkpoint
@@ -16,11 +15,8 @@ import vq
 from diffusers import VQModel
 from log import Log
 
-PLANS = {
-    "64": transformer.Plan(side=64, steps=4000, batch=32, pool=8_000, handover=500),
-    "128": transformer.Plan(side=128, steps=2500, batch=32, pool=3_500, origin="shapes-64"),
-}
-GUIDANCE = {"64": 3.0, "128": 3.0}  # not tuned yet: docs/shapes.md
+PLAN = transformer.Plan(steps=5000, batch=32, pool=12_000)
+GUIDANCE = 3.0
 CHECKPOINTS = Path(__file__).resolve().parents[2] / "workers" / "farm_workers" / "checkpoints"
 
 
@@ -28,22 +24,28 @@ def train_vq(folder: Path, steps: int) -> VQModel:
     return vq.Trainer(folder, Log(folder / "vq.log")).run(steps)
 
 
-def train_transformer(name: str, folder: Path) -> transformer.Trainer:
-    """Needs the VQ model's codes; how far its decoder is does not matter."""
+def train_enlarged(folder: Path) -> VQModel:
+    """Needs the small model's codes; how far its decoder is does not matter."""
+    small = train_vq(folder, vq.CODE_STEPS)
+    return vq.Enlarged(small, folder, Log(folder / "vq-128.log")).run(vq.ENLARGED_STEPS)
+
+
+def train_transformer(folder: Path) -> transformer.Trainer:
+    """Needs the small model's codes as well."""
     model = train_vq(folder, vq.CODE_STEPS)
-    log = Log(folder / f"{name}.log")
-    return transformer.Trainer(PLANS[name], model, folder, log)
+    return transformer.Trainer(PLAN, model, folder, Log(folder / "transformer.log"))
 
 
 def save(folder: Path, out: Path) -> None:
-    model = train_vq(folder, vq.STEPS)
-    for name, plan in PLANS.items():
-        trainer = train_transformer(name, folder)
-        checkpoint.save(plan, model, trainer.run(), trainer.tokenizer, out, GUIDANCE[name])
+    models = {64: train_vq(folder, vq.STEPS), 128: train_enlarged(folder)}
+    trainer = train_transformer(folder)
+    trained = trainer.run()
+    for side, model in models.items():
+        checkpoint.save(side, model, trained, trainer.tokenizer, out, GUIDANCE)
 
 
 def train_all(folder: Path, out: Path, threads: int) -> None:
-    """The VQ model's codes first; then, two at a time, its decoder and the transformers.
+    """The VQ model's codes first; then the transformer, and beside it the decoders.
 
     At this size a second thread speeds one training up by a fifth only; a second training
     beside it costs nothing.
@@ -51,13 +53,11 @@ def train_all(folder: Path, out: Path, threads: int) -> None:
     train_vq(folder, vq.CODE_STEPS)
     command = [sys.executable, __file__, "--scratch", str(folder)]
     command += ["--threads", str(max(1, threads // 2)), "--part"]
-    small = subprocess.Popen([*command, "64"])
-    decoder = subprocess.run([*command, "decoder"], check=False)
-    start = transformer.handover_file(folder, PLANS["64"].name)
-    while small.poll() is None and not start.exists():
-        time.sleep(1)
-    large = subprocess.run([*command, "128"], check=False)
-    if small.wait() or decoder.returncode or large.returncode:
+    tokens = subprocess.Popen([*command, "transformer"])
+    decoders = [
+        subprocess.run([*command, part], check=False).returncode for part in ("decoder", "enlarged")
+    ]
+    if tokens.wait() or any(decoders):
         sys.exit("error: a training failed; the same command goes on from its last save")
     save(folder, out)
 
@@ -66,9 +66,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--scratch", type=Path, required=True, help="states and logs, to resume")
     parser.add_argument("--out", type=Path, default=CHECKPOINTS)
-    parser.add_argument(
-        "--part", choices=["all", "codes", "decoder", *PLANS, "save"], default="all"
-    )
+    parts = ["all", "codes", "decoder", "enlarged", "transformer", "save"]
+    parser.add_argument("--part", choices=parts, default="all")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
     options.scratch.mkdir(parents=True, exist_ok=True)
@@ -80,10 +79,12 @@ def main() -> None:
             train_vq(options.scratch, vq.CODE_STEPS)
         case "decoder":
             train_vq(options.scratch, vq.STEPS)
+        case "enlarged":
+            train_enlarged(options.scratch)
+        case "transformer":
+            train_transformer(options.scratch).run()
         case "save":
             save(options.scratch, options.out)
-        case name:
-            train_transformer(name, options.scratch).run()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The masked-token transformers of the shapes checkpoints, trained together with the text."""
+"""The masked-token transformer of the shapes checkpoints, trained together with the text."""
 
 from __future__ import annotations
 
@@ -27,35 +27,25 @@ AVERAGE_DECAY = 0.99
 SHORT = 32  # tokens: as long as the longest captions; padding to 77 costs a quarter of the time
 SHORT_SHARE = 0.85  # of the steps; the rest learns to live with the full padding
 SAVE_EVERY = 50
+GRID = 8  # tokens a side, whatever the picture's size
+SIDES = (64, 128)  # pixels
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How one resolution is trained."""
+    """How long the transformer is trained, and on how much."""
 
-    side: int  # pixels
     steps: int
     batch: int
     pool: int  # scenes whose tokens are kept at hand
-    handover: int | None = None  # after this many steps, others may start from its weights
-    origin: str | None = None  # the plan whose weights it starts from
-
-    @property
-    def name(self) -> str:
-        return f"shapes-{self.side}"
-
-    @property
-    def grid(self) -> int:
-        return self.side // 8
 
 
-def build(grid: int) -> UVit2DModel:
-    """As amused-256 at 8 by 8 tokens; as amused-512, which halves its grid inside, at 16 by 16.
+def build() -> UVit2DModel:
+    """As amused-256: no halving inside.
 
     Without position embeddings, a token knows its place only from the borders that the 3 by 3
-    kernels see: six of them reach the middle of the grid.
+    kernels see: four of them reach the middle of the grid before the first layer.
     """
-    halved = grid > 8
     return UVit2DModel(
         hidden_size=128,
         cond_embed_dim=text.PROJECTION,
@@ -66,14 +56,12 @@ def build(grid: int) -> UVit2DModel:
         codebook_size=vq.CODES,
         in_channels=64,
         block_out_channels=64,
-        num_res_blocks=3,
-        downsample=halved,
-        upsample=halved,
+        num_res_blocks=4,
         block_num_heads=2,
-        num_hidden_layers=4,
+        num_hidden_layers=3,
         num_attention_heads=4,
         intermediate_size=256,
-        sample_size=grid,
+        sample_size=GRID,
     )
 
 
@@ -101,21 +89,13 @@ def teach_codes(transformer: UVit2DModel, model: VQModel) -> None:
         transformer.mlm_layer.conv2.weight.copy_(0.2 * features[:, :, None, None])
 
 
-def halve_plainly(transformer: UVit2DModel) -> None:
-    """Four tokens enter the inner grid as their mean, and leave it as four copies."""
-    same = torch.eye(transformer.config.block_out_channels)[:, :, None, None]
-    with torch.no_grad():
-        transformer.down_block.downsample.conv.weight.copy_(same.expand(-1, -1, 2, 2) / 4)
-        transformer.up_block.upsample.conv.weight.copy_(same.expand(-1, -1, 2, 2))
-
-
 class Model(nn.Module):
     """Text encoder and transformer under one roof, for the optimizer and the average."""
 
-    def __init__(self, grid: int, tokenizer: CLIPTokenizer) -> None:
+    def __init__(self, tokenizer: CLIPTokenizer) -> None:
         super().__init__()
         self.text = text.build_encoder(tokenizer)
-        self.transformer = build(grid)
+        self.transformer = build()
 
     def forward(self, words: Tensor, tokens: Tensor, conditions: Tensor) -> Tensor:
         read = self.text(words, output_hidden_states=True)
@@ -123,31 +103,28 @@ class Model(nn.Module):
 
 
 class Pool:
-    """Scenes and their tokens; captions and masks are drawn anew each time."""
+    """Scenes and their tokens; captions, sizes and masks are drawn anew each time."""
 
     def __init__(self, plan: Plan, model: VQModel, folder: Path, log: Log) -> None:
-        rng = Random(f"pool {plan.name}")
+        rng = Random("pool")
         self.plan = plan
         self.scenes = [training_scene(rng) for _ in range(plan.pool)]
-        file = folder / f"{plan.name}-tokens.pt"
+        file = folder / "tokens.pt"
         if not file.exists():
             torch.save(self._encode(model), file)
-            log(f"{plan.name}: {plan.pool} drawings encoded")
+            log(f"{plan.pool} drawings encoded")
         self.tokens = torch.load(file, weights_only=True)
 
     def _encode(self, model: VQModel) -> Tensor:
-        size = 64 * 64 * 64 // self.plan.side**2
-        groups = (self.scenes[at : at + size] for at in range(0, len(self.scenes), size))
-        return torch.cat(
-            [vq.encode(model, vq.to_tensor(g, self.plan.side)).short() for g in groups]
-        )
+        groups = (self.scenes[at : at + 64] for at in range(0, len(self.scenes), 64))
+        return torch.cat([vq.encode(model, vq.to_tensor(g, 64)).short() for g in groups])
 
     def batch(self, rng: Random) -> tuple[list[str], Tensor, Tensor]:
         """Captions, tokens and micro-conditions."""
         picks = rng.choices(range(len(self.scenes)), k=self.plan.batch)
         scenes = [self.scenes[pick] for pick in picks]
         captions = ["" if rng.random() < EMPTY_SHARE else caption(rng, s) for s in scenes]
-        conditions = torch.tensor([micro_conditions(s, self.plan.side) for s in scenes])
+        conditions = torch.tensor([micro_conditions(s, rng.choice(SIDES)) for s in scenes])
         return captions, self.tokens[picks].long(), conditions
 
 
@@ -171,20 +148,16 @@ def rate(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / 50) * min(1.0, (1 - step / steps) / 0.6 + 0.005)
 
 
-def handover_file(folder: Path, name: str) -> Path:
-    return folder / f"{name}-handover.pt"
-
-
 class Trainer:
-    """Training of one resolution; it can stop after any step and go on from its last save."""
+    """Training that can stop after any step and go on from its last save."""
 
     def __init__(self, plan: Plan, model: VQModel, folder: Path, log: Log) -> None:
         torch.manual_seed(2)
         self.plan = plan
         self.log = log
-        self.file = folder / f"{plan.name}.pt"
+        self.file = folder / "transformer.pt"
         self.tokenizer = text.build_tokenizer()
-        self.model = Model(plan.grid, self.tokenizer)
+        self.model = Model(self.tokenizer)
         teach_codes(self.model.transformer, model)
         self.pool = Pool(plan, model, folder, log)
         self.optimizer = Pair(
@@ -197,25 +170,15 @@ class Trainer:
         self.step = 0
         if self.file.exists():
             self._load()
-        elif plan.origin:
-            self._start_from(handover_file(folder, plan.origin))
-
-    def _start_from(self, file: Path) -> None:
-        """The inner grid is 8 by 8 at both resolutions: only the halving of 128 is new."""
-        self.model.load_state_dict(torch.load(file, weights_only=True), strict=False)
-        halve_plainly(self.model.transformer)
-        self.average = {k: v.clone() for k, v in self.model.state_dict().items()}
 
     def run(self) -> Model:
         losses: list[float] = []
         while self.step < self.plan.steps:
             losses.append(self._advance())
             self.step += 1
-            if self.step == self.plan.handover:
-                torch.save(self.average, handover_file(self.file.parent, self.plan.name))
             if self.step % SAVE_EVERY == 0 or self.step == self.plan.steps:
                 self._save()
-                self.log(f"{self.plan.name} step {self.step} loss {sum(losses) / len(losses):.4f}")
+                self.log(f"transformer step {self.step} loss {sum(losses) / len(losses):.4f}")
                 losses.clear()
         self.model.load_state_dict(self.average)
         return self.model.eval().requires_grad_(False)
@@ -223,7 +186,7 @@ class Trainer:
     def _advance(self) -> float:
         self.optimizer.rate(rate(self.step, self.plan.steps))
         generator = torch.Generator().manual_seed(self.step)
-        captions, tokens, conditions = self.pool.batch(Random(f"{self.plan.name} {self.step}"))
+        captions, tokens, conditions = self.pool.batch(Random(f"transformer {self.step}"))
         length = SHORT if self.step < SHORT_SHARE * self.plan.steps else text.LENGTH
         words = self.tokenizer(
             captions,

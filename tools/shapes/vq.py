@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -18,26 +19,29 @@ from torch.nn import functional
 
 CODES = 1024
 LATENT = 16
-CODE_STEPS = 2700  # then the encoder and the codes stand, and tokens can be trained on
-STEPS = 3300  # the decoder alone learns on, beside the transformers
-WARM_STEPS = 1250  # plain autoencoder first: a codebook fitted to random latents never recovers
-BATCH_64 = 16  # a batch at 128 pixels has a quarter of that, so that both cost the same
+CODE_STEPS = 2400  # then the encoder and the codes stand, and tokens can be trained on
+STEPS = 3000  # the decoder alone learns on, beside the transformers
+WARM_STEPS = 1100  # plain autoencoder first: a codebook fitted to random latents never recovers
+BATCH = 16
 MUON_RATE = 0.03
 ADAM_RATE = 2e-3
+ENLARGED_STEPS = 1200
+ENLARGED_RATE = 2e-3
 CODE_DECAY = 0.99
 REVIVE_EVERY = 50
 SAVE_EVERY = 100
 
 
-def build() -> VQModel:
-    """Three halvings, so that a token stands for 8 by 8 pixels; layout flags as in amused-256."""
+def build(side: int = 64) -> VQModel:
+    """Grids of 8 by 8 tokens: three halvings for 64 pixels, four for 128."""
+    channels = (16, 32, 48, 48) if side == 64 else (8, 16, 32, 48, 48)
     return VQModel(
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(16, 32, 48, 48),
+        down_block_types=("DownEncoderBlock2D",) * len(channels),
+        up_block_types=("UpDecoderBlock2D",) * len(channels),
+        block_out_channels=channels,
         layers_per_block=1,
         latent_channels=LATENT,
-        sample_size=64,
+        sample_size=side,
         num_vq_embeddings=CODES,
         norm_num_groups=8,
         mid_block_add_attention=False,
@@ -52,12 +56,15 @@ def to_tensor(scenes: list[Scene], side: int) -> Tensor:
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
 
 
-def batch(step: int) -> Tensor:
-    """The step's own drawings: a resumed run sees what an unbroken one would have seen."""
+def scenes_of(step: int) -> list[Scene]:
+    """The step's own scenes: a resumed run sees what an unbroken one would have seen."""
     rng = Random(f"vq {step}")
-    side, count = (64, BATCH_64) if step % 4 else (128, BATCH_64 // 4)
-    kinds = (crowd, training_scene)
-    return to_tensor([rng.choice(kinds)(rng) for _ in range(count)], side)
+    kinds = (crowd, crowd, training_scene)
+    return [rng.choice(kinds)(rng) for _ in range(BATCH)]
+
+
+def batch(step: int) -> Tensor:
+    return to_tensor(scenes_of(step), 64)
 
 
 def held_out_scenes(count: int) -> list[Scene]:
@@ -206,12 +213,11 @@ class Trainer:
         self.optimizer.rate(rate(self.step))
         generator = torch.Generator().manual_seed(self.step)
         target = batch(self.step)
-        with torch.autocast("cpu", torch.bfloat16), torch.set_grad_enabled(not self._standing):
+        with torch.set_grad_enabled(not self._standing):
             latents = self.model.quant_conv(self.model.encoder(target))
-        used, commitment = self._quantise(latents.float(), generator)
-        with torch.autocast("cpu", torch.bfloat16):
-            decoded = self.model.decoder(self.model.post_quant_conv(used))
-        loss = loss_of(decoded.float(), target) + 0.25 * commitment
+        used, commitment = self._quantise(latents, generator)
+        decoded = self.model.decoder(self.model.post_quant_conv(used))
+        loss = loss_of(decoded, target) + 0.25 * commitment
         self.optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -245,10 +251,9 @@ class Trainer:
         self.log(f"vq step {self.step} loss {loss:.4f}")
         if self.book is not None:
             self._install()
-            scenes = held_out_scenes(32)
-            small, large = (psnr(self.model, scenes, side) for side in (64, 128))
+            found = psnr(self.model, held_out_scenes(32), 64)
             used = int((self.book.counts > 0.02).sum())
-            self.log(f"vq psnr at 64: {small:.2f} at 128: {large:.2f} codes in use: {used}")
+            self.log(f"vq psnr {found:.2f} codes in use: {used}")
 
     def _save(self) -> None:
         state = {
@@ -267,6 +272,94 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.book = None if state["book"] is None else Codebook(**state["book"])
+
+
+class Enlarged:
+    """Trains a VQ model of 128 pixels that reads and writes the codes of the one of 64.
+
+    A drawing has the same tokens at both sizes, so one transformer serves both. Its inner blocks
+    start as those of the small model; what is new is the outermost one on either side.
+    """
+
+    def __init__(self, small: VQModel, folder: Path, log: Log) -> None:
+        torch.manual_seed(3)
+        self.small = small
+        self.file = folder / "vq-128.pt"
+        self.log = log
+        self.model = build(128)
+        self._start_from(small)
+        learned = [*self.model.encoder.parameters(), *self.model.quant_conv.parameters()]
+        learned += [*self.model.decoder.parameters(), *self.model.post_quant_conv.parameters()]
+        self.optimizer = torch.optim.AdamW(learned, ENLARGED_RATE, (0.9, 0.99), weight_decay=0.0)
+        self.step = 0
+        if self.file.exists():
+            self._load()
+
+    def _start_from(self, small: VQModel) -> None:
+        """Blocks are numbered from the picture inwards in the encoder, outwards in the decoder."""
+        own = self.model.state_dict()
+        last = len(small.config.block_out_channels) - 1
+        for name, value in small.state_dict().items():
+            level = re.match(r"(encoder\.down_blocks\.)(\d+)(.*)", name)
+            target = f"{level[1]}{int(level[2]) + 1}{level[3]}" if level else name
+            outermost = name.startswith(f"decoder.up_blocks.{last}.")
+            if not outermost and own[target].shape == value.shape:
+                own[target].copy_(value)
+        with torch.no_grad():
+            self.model.decoder.conv_out.weight.zero_()
+            self.model.decoder.conv_out.bias.fill_(0.5)
+
+    def run(self, steps: int) -> VQModel:
+        self.model.quantize.requires_grad_(False)
+        while self.step < steps:
+            loss = self._advance(steps)
+            self.step += 1
+            if self.step % SAVE_EVERY == 0 or self.step == steps:
+                self._save()
+                found = psnr(self.model, held_out_scenes(32), 128)
+                same = self.agreement(held_out_scenes(32))
+                self.log(f"vq-128 step {self.step} loss {loss:.4f}")
+                self.log(f"vq-128 psnr {found:.2f} tokens as at 64: {same:.3f}")
+        return self.model.eval().requires_grad_(False)
+
+    def agreement(self, scenes: list[Scene]) -> float:
+        """The share of tokens that both models read alike."""
+        small = encode(self.small, to_tensor(scenes, 64))
+        return (encode(self.model, to_tensor(scenes, 128)) == small).float().mean().item()
+
+    def _advance(self, steps: int) -> float:
+        for group in self.optimizer.param_groups:
+            group["lr"] = ENLARGED_RATE * min(1.0, (self.step + 1) / 50) * cosine(self.step / steps)
+        scenes = scenes_of(self.step)[: BATCH // 2]
+        target = to_tensor(scenes, 128)
+        with torch.no_grad():
+            wanted = self.small.encode(to_tensor(scenes, 64)).latents
+            codes = self.small.quantize(wanted)[0]
+        latents = self.model.quant_conv(self.model.encoder(target))
+        misread = (latents - wanted).square().mean() / wanted.var()
+        decoded = self.model.decoder(self.model.post_quant_conv(codes))
+        loss = loss_of(decoded, target) + misread
+        self.optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        return loss.item()
+
+    def _save(self) -> None:
+        state = {
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        partial = self.file.with_suffix(".part")
+        torch.save(state, partial)
+        partial.replace(self.file)
+
+    def _load(self) -> None:
+        state = torch.load(self.file, weights_only=True)
+        self.step = state["step"]
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
 
 
 def encode(model: VQModel, pictures: Tensor) -> Tensor:
