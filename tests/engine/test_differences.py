@@ -189,3 +189,24 @@ def test_one_row_with_nan_fails_a_batch_upstream_and_only_itself_here(
     tokens = torch.full((2, 8, 8), engine.checkpoint.mask_token_id)
     with pytest.raises(RuntimeError):
         scheduler.step(logits, 3, tokens)
+
+
+def test_inpainting_changes_pixels_outside_the_mask_upstream_and_none_here(
+    engine: Engine, oracle: Oracle
+) -> None:
+    """Upstream decodes the new tokens, whose norms shift every pixel; here the rest is put back."""
+    image, mask = _image(5), np.zeros((64, 64), np.uint8)
+    mask[16:40, 8:48] = 255
+    outside = mask == 0
+    row = row_of(
+        engine.checkpoint, image=ASSET, mask_image=ASSET, seed=3, mode="inpaint", rng="torch"
+    )
+    nothing = {"image": image, "mask": np.zeros_like(mask)}
+    round_trip = draw(engine, Case(row, nothing))[0].pixels
+    whole = oracle.pixels(row, image=image, mask=mask)
+    done = draw(engine, Case(row, {"image": image, "mask": mask}))[0]
+    assert done.pixels is not None
+    assert round_trip is not None
+    assert (whole != round_trip)[outside].any()
+    np.testing.assert_array_equal(done.pixels[outside], round_trip[outside])
+    np.testing.assert_array_equal(done.pixels[~outside], whole[~outside])

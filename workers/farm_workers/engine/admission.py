@@ -98,6 +98,7 @@ class Live:
     step: int  # index of the next one, in the whole schedule
     painted: Tensor  # which tokens started masked
     truncated: bool
+    before: Tensor | None = None  # inpainting: the input's own tokens
     failed: bool = False
     steps_done: int = field(default=0)
 
@@ -121,10 +122,11 @@ def start(pending: Pending, info: CheckpointInfo, codec: Codec, kind: str) -> tu
     seq_len = grid[0] * grid[1]
     masked = torch.ones(seq_len, dtype=torch.bool)
     tokens = torch.zeros(seq_len, dtype=torch.int64)
+    before = None
     if pending.image is not None:
         tokens = codec.encode(pending.image)
     if pending.mask is not None:
-        masked = token_mask(pending.mask, grid)
+        masked, before = token_mask(pending.mask, grid), tokens
     elif pending.image is not None:
         # Strength 1 starts at step 0 with everything masked; upstream's index -1 masks nothing.
         ratio = mask_ratio(kind, spec.first_step, spec.num_inference_steps)
@@ -136,7 +138,7 @@ def start(pending: Pending, info: CheckpointInfo, codec: Codec, kind: str) -> tu
     plan = schedule(spec, seq_len, int(masked.sum()), kind)
     # With nothing masked there is nothing to do: the picture is what came in.
     step = spec.first_step if bool(masked.any()) else spec.num_inference_steps
-    return Live(pending, drawn, plan, step, masked, truncated=False), tokens
+    return Live(pending, drawn, plan, step, masked, truncated=False, before=before), tokens
 
 
 def token_mask(mask: NDArray[np.uint8], grid: tuple[int, int]) -> Tensor:

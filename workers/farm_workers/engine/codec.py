@@ -53,6 +53,19 @@ class Codec:
             pictures.append(self._tile(padded, grid)[: len(tile)])
         return torch.cat(pictures)
 
+    def paste(
+        self, picture: Tensor, before: Tensor, painted: Tensor, grid: tuple[int, int]
+    ) -> Tensor:
+        """An inpainted picture (height, width, 3) with all but its painted cells put back.
+
+        The tokens there are the input's. What the decoder makes of them is not, because its norms
+        see the whole picture, so they come from the input's own tokens, decoded again.
+        """
+        cells = painted.to(picture.device).unflatten(0, grid)
+        for dim in (0, 1):
+            cells = cells.repeat_interleave(picture.shape[dim] // grid[dim], dim)
+        return torch.where(cells[..., None], picture, self.decode(before[None], grid)[0])
+
     def _tile(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         codes = F.embedding(tokens, self._codebook).unflatten(1, grid).permute(0, 3, 1, 2)
         codes = codes.to(self._decode_dtype)

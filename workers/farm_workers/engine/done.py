@@ -1,15 +1,17 @@
 """What comes out of the engine, and a row on its way to that."""
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from farm.errors import FarmError
 from farm_workers.engine.admission import Live, Pending
+from farm_workers.engine.codec import Codec
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +71,20 @@ class Finished:
             live.steps_done,
             truncated=live.truncated,
         )
+
+
+def decoded(codec: Codec, rows: Sequence[Finished]) -> list[Done]:
+    """Rows of one grid that leave with their pictures."""
+    grid = rows[0].grid
+    tokens = torch.stack([held.tokens for held in rows])
+    pixels = codec.decode(tokens, grid)
+    for slot, held in enumerate(rows):
+        if held.live.before is not None:
+            pixels[slot] = codec.paste(pixels[slot], held.live.before, held.live.painted, grid)
+    ids = tokens.cpu().numpy().astype(np.uint16).reshape(-1, *grid)
+    return [
+        held.done(*result) for held, *result in zip(rows, ids, pixels.cpu().numpy(), strict=True)
+    ]
 
 
 def mean_confidence(probability: Tensor, painted: Tensor) -> float:

@@ -16,7 +16,7 @@ from farm_workers.engine.admission import Live, Pending, start
 from farm_workers.engine.checkpoint import Parts, load_parts, numerics_class
 from farm_workers.engine.codec import Codec
 from farm_workers.engine.conditioning import Conditioning
-from farm_workers.engine.done import Done, Finished, Preview, mean_confidence
+from farm_workers.engine.done import Done, Finished, Preview, decoded, mean_confidence
 from farm_workers.engine.tile_pool import TilePool
 from farm_workers.engine.tiles import Tile
 from farm_workers.engine.turns import Turns
@@ -240,8 +240,4 @@ class Engine:
         same = [held for held in self._finished if (held.grid, held.urgent) == alike]
         same = same[: self._codec.width(first.grid)]
         self._finished = [held for held in self._finished if held not in same]
-        grid = first.grid
-        tokens = torch.stack([held.tokens for held in same])
-        pixels = self._codec.decode(tokens, grid).cpu().numpy()
-        ids = tokens.cpu().numpy().astype(np.uint16).reshape(-1, *grid)
-        return [held.done(ids[index], pixels[index]) for index, held in enumerate(same)]
+        return decoded(self._codec, same)
