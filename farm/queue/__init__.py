@@ -16,6 +16,7 @@ from farm.queue.records import (
     Verdict,
 )
 from farm.queue.server import ServerFacts, check_server
+from farm.queue.why import LaneQueue, WaitsFor, Why
 
 __all__ = [
     "Beat",
@@ -24,6 +25,7 @@ __all__ = [
     "Finished",
     "JobHeader",
     "JobStatus",
+    "LaneQueue",
     "LaneWork",
     "Opened",
     "Outcome",
@@ -31,6 +33,8 @@ __all__ = [
     "ServerFacts",
     "Session",
     "Verdict",
+    "WaitsFor",
+    "Why",
     "check_server",
     "connect",
 ]

@@ -1,0 +1,68 @@
+#!lua flags=no-writes
+-- with: ready
+-- Where a job's work stands among everything else, for people.
+--
+-- ARGV  job, tenant
+--
+-- Returns {header as fields and values, tasks that wait to run alone, then for each lane with
+-- something ready: lane's text, tasks, pictures, row-steps of a picture, place among its tenant's
+-- jobs, pictures of the tenant's earlier jobs, pictures of higher classes, its tenant's weight,
+-- weight of all tenants}
+local MAX_LANES = 64 -- told of
+local MAX_EARLIER = 200 -- jobs looked at
+local MAX_SUSPECTS = 64 -- looked at per checkpoint
+
+local job = ARGV[1]
+local head, refused = own_job(job, ARGV[2])
+if refused then return refused end
+
+local function weight(tenant)
+  return tonumber(redis.call('HGET', P .. 'weights', tenant)) or 1
+end
+
+local function ready_pictures(of, lane)
+  return number(redis.call('HGET', P .. 'job:' .. of, 'r' .. lane))
+end
+
+local function told(lane, checkpoint)
+  local list = P .. 'ready:' .. job .. ':' .. lane
+  local first = redis.call('LINDEX', list, 0)
+  if not first then return nil end
+  local task = read_task(job, first)
+  local place = lane .. ':' .. head.class
+  local rank = redis.call('ZRANK', P .. 'jobs:' .. place .. ':' .. head.tenant, job) or 0
+  local earlier, higher, all = 0, 0, 0
+  if rank > 0 then
+    local jobs = redis.call('ZRANGE', P .. 'jobs:' .. place .. ':' .. head.tenant,
+      math.max(0, rank - MAX_EARLIER), rank - 1)
+    for _, other in ipairs(jobs) do earlier = earlier + ready_pictures(other, lane) end
+  end
+  for class = URGENT, head.class - 1 do
+    for _, other in ipairs(redis.call('SMEMBERS', P .. 'lanes:' .. checkpoint .. ':' .. class)) do
+      higher = higher + number(redis.call('HGET', P .. 'work:pictures', other .. ':' .. class))
+    end
+  end
+  for _, tenant in ipairs(redis.call('ZRANGE', P .. 'tenants:' .. place, 0, -1)) do
+    if tenant ~= head.tenant then all = all + weight(tenant) end
+  end
+  local own = weight(head.tenant)
+  return {
+    redis.call('HGET', P .. 'lane:texts', lane), redis.call('LLEN', list),
+    ready_pictures(job, lane), math.ceil(task.cost / task.pictures), rank + 1, earlier, higher,
+    tostring(own), tostring(all + own),
+  }
+end
+
+local suspects, seen, lanes = 0, {}, {}
+for lane in string.gmatch(redis.call('HGET', P .. 'job:' .. job, 'ln') or '', '%d+') do
+  local checkpoint = checkpoint_of(lane)
+  if not seen[checkpoint] then
+    seen[checkpoint] = true
+    local place = P .. 'suspects:' .. checkpoint
+    for _, key in ipairs(redis.call('ZRANGE', place, 0, MAX_SUSPECTS - 1)) do
+      if split_key(key) == job then suspects = suspects + 1 end
+    end
+  end
+  if #lanes < MAX_LANES then lanes[#lanes + 1] = told(lane, checkpoint) end
+end
+return {redis.call('HGETALL', P .. 'job:' .. job), suspects, unpack(lanes)}
