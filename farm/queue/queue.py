@@ -29,7 +29,7 @@ from farm.queue.records import (
 )
 from farm.queue.scripts import read_scripts
 from farm.queue.server import rewrite
-from farm.queue.why import LaneQueue, Why, reckon
+from farm.queue.why import Why, reckon
 from farm.spec import Lane
 
 MAX_BLOCK_SECONDS = 2.0  # well below the socket's time limit
@@ -280,10 +280,7 @@ class Queue:
     def why(self, job: str, tenant: str) -> Why:
         """What a job waits for, what goes before it, and how long that may take."""
         header, alone, *lanes = self._run("why", check_job_id(job), tenant)
-        queues = [
-            LaneQueue(Lane.parse(lane), *map(int, counts), weight=float(own), weights=float(every))
-            for lane, *counts, own, every in lanes
-        ]
+        queues = [wire.lane_queue(row) for row in lanes]
         return reckon(wire.status(job, header), alone, queues, self.sessions())
 
     # The planner's view, and everybody's.

@@ -17,6 +17,8 @@ from farm.job import (
     check_job_id,
 )
 from farm.queue.records import Images, JobHeader, JobStatus, Tasks
+from farm.queue.why import LaneQueue
+from farm.spec import Lane
 
 MAX_ROWS = 200  # a call; more would block Redis for milliseconds
 
@@ -97,6 +99,21 @@ def lease(row: Sequence[Any]) -> Lease:
         priority=CLASSES[number_of_class],
         alone=bool(alone),
         inline=inline,
+    )
+
+
+def lane_queue(row: Sequence[Any]) -> LaneQueue:
+    lane, tasks, pictures, row_steps, position, earlier, higher, weight, weights = row
+    return LaneQueue(
+        lane=Lane.parse(lane),
+        tasks=tasks,
+        pictures=pictures,
+        row_steps=row_steps,
+        position=position,
+        earlier=earlier,
+        higher=higher,
+        weight=float(weight),
+        weights=float(weights),
     )
 
 
