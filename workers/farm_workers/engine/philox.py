@@ -15,6 +15,7 @@ MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 WEYL = (0x9E3779B9, 0xBB67AE85)
 ROUNDS = 10
 LOW = 0xFFFFFFFF
+CACHED = 1 << 15  # counters at once on a CPU: their words stay in its cache, three times as fast
 
 
 class Stream(enum.IntEnum):
@@ -75,9 +76,21 @@ def _race_words_numpy(
     seed: int, tokens: NDArray[np.int64], step: int, codes: int
 ) -> NDArray[np.uint64]:
     """The same integers from numpy, whose 64-bit products are twice as fast on a CPU."""
+    quads = (codes + 3) // 4
+    words = np.empty((len(tokens), quads, 4), dtype=np.uint64)
+    block = max(CACHED // quads, 1)
+    for start in range(0, len(tokens), block):
+        part = slice(start, start + block)
+        for index, word in enumerate(_philox_numpy(seed, tokens[part], step, quads)):
+            words[part, :, index] = word
+    return words.reshape(len(tokens), 4 * quads)[:, :codes]
+
+
+def _philox_numpy(
+    seed: int, tokens: NDArray[np.int64], step: int, quads: int
+) -> tuple[NDArray[np.uint64], ...]:
     low, half = np.uint64(LOW), np.uint64(32)
     multipliers = [np.uint64(number) for number in MULTIPLIERS]
-    quads = (codes + 3) // 4
     word0 = np.arange(quads, dtype=np.uint64)[None]
     word1 = tokens.astype(np.uint64)[:, None]
     word2 = np.full((1, 1), step, dtype=np.uint64)
@@ -89,16 +102,14 @@ def _race_words_numpy(
         word2 = (product0 >> half) ^ (word3 ^ np.uint64(key1))
         word1, word3 = np.bitwise_and(product1, low), np.bitwise_and(product0, low)
         key0, key1 = (key0 + WEYL[0]) & LOW, (key1 + WEYL[1]) & LOW
-    words = np.empty((len(tokens), quads, 4), dtype=np.uint64)
-    for index, word in enumerate((word0, word1, word2, word3)):
-        words[..., index] = word
-    return words.reshape(len(tokens), 4 * quads)[:, :codes]
+    return word0, word1, word2, word3
 
 
 def exponential(words: Tensor) -> Tensor:
-    return -torch.log1p(-unit(words))
+    return unit(words).neg_().log1p_().neg_()
 
 
 def unit(words: Tensor) -> Tensor:
     """32-bit integers to float32 strictly between 0 and 1, dense near 0 where races are decided."""
-    return ((words.to(torch.float32) + 0.5) * 2.0**-32).clamp_max(1 - 2.0**-24)
+    numbers = words.to(torch.float32, copy=True)
+    return numbers.add_(0.5).mul_(2.0**-32).clamp_max_(1 - 2.0**-24)

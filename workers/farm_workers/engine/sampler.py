@@ -19,13 +19,20 @@ def choose(logits: Tensor, race: Tensor) -> tuple[Tensor, Tensor]:
     that are not finite gets a probability that is not finite.
     """
     probabilities = logits.float().softmax(-1)
-    codes = (probabilities / race).argmax(-1)
+    codes = first_largest(probabilities / race)
     chosen = probabilities.gather(-1, codes[..., None])[..., 0]
     return codes, chosen
 
 
+def first_largest(scores: Tensor) -> Tensor:
+    """argmax; numpy's is ten times as fast on a CPU, and also gives the first of equals."""
+    if scores.device.type == "cpu":
+        return torch.from_numpy(scores.numpy().argmax(-1))
+    return scores.argmax(-1)
+
+
 def guide(uncond: Tensor, cond: Tensor, scale: Tensor) -> Tensor:
-    return uncond + scale * (cond - uncond)
+    return (cond - uncond).mul_(scale).add_(uncond)
 
 
 def stay_masked(
