@@ -176,6 +176,7 @@ class Lease(NamedTuple):
     priority: Priority
     alone: bool  # was aboard at a crash: runs row by row
     inline: str
+    skip: tuple[int, ...] = ()  # rows that crashed their worker twice while running alone
 
     @property
     def finalise(self) -> bool:

@@ -3,7 +3,8 @@
 -- A worker's sign of life: extends everything its session holds.
 --
 -- ARGV  session, lease (ms), room (pictures), stats as JSON,
---       then for each task that it works on: lease key, pictures done so far, failed so far
+--       then for each task that it works on: lease key, pictures done so far, failed so far,
+--       row that runs next if it runs row by row, or empty
 --
 -- Returns {command or empty, keys held, keys cancelled}. A cancelled task is let go of here; a
 -- worker drops whatever is not among the keys held.
@@ -12,8 +13,10 @@ if redis.call('EXISTS', P .. 'session:' .. session) == 0 then
   return refuse('LEASELOST', 'the session has ended', 'register again and drop everything')
 end
 local progress = {}
-for at = 5, #ARGV, 3 do
-  progress[ARGV[at]] = {tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])}
+for at = 5, #ARGV, 4 do
+  progress[ARGV[at]] = {
+    done = tonumber(ARGV[at + 1]), failed = tonumber(ARGV[at + 2]), row = ARGV[at + 3],
+  }
 end
 local unseen = {}
 for _, key in ipairs(redis.call('LRANGE', P .. 'inbox:' .. session, 0, -1)) do
@@ -32,10 +35,11 @@ for at = 1, #entries, 2 do
     local entry = unpack_held(entries[at + 1])
     if unseen[key] then room = room - entry.pictures end
     local at_work = progress[key]
-    if at_work and (at_work[1] ~= entry.done or at_work[2] ~= entry.failed) then
-      count(job, {rd = at_work[1] - entry.done, rf = at_work[2] - entry.failed})
-      redis.call('HSET', P .. 'held:' .. session, key, table.concat(
-        {entry.attempt, entry.alone, entry.pictures, at_work[1], at_work[2]}, '|'))
+    if at_work and (at_work.done ~= entry.done or at_work.failed ~= entry.failed
+        or at_work.row ~= entry.row) then
+      count(job, {rd = at_work.done - entry.done, rf = at_work.failed - entry.failed})
+      redis.call('HSET', P .. 'held:' .. session, key, table.concat({entry.attempt, entry.alone,
+        entry.pictures, at_work.done, at_work.failed, at_work.row}, '|'))
     end
   else
     cancelled[#cancelled + 1] = key

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- with: ready settle
+-- with: ready settle offer
 -- QUEUED -> LEASED: grants tasks to a session, to its inbox and to the caller.
 --
 -- ARGV  session, request (the same when a call is sent again), room (pictures), limit (tasks),
@@ -9,7 +9,8 @@
 --
 -- The last grant may be larger than the room left: a task is never split. The lease counts from
 -- the worker's last sign of life, since the caller may be the scheduler.
--- Returns the lease keys granted.
+-- Returns for each task granted what common/offer.lua says; if the call was sent before, those of its
+-- keys alone.
 local FLOOR = 0.1 -- of the work, for each class below the busiest
 local MOST_OWED = 10 -- grants
 local MAX_LANES = 256 -- looked at per class and checkpoint
@@ -39,10 +40,10 @@ end
 
 -- What was granted is written at the end, since each call costs as much as a line of Lua costs
 -- little: jobs' records and counters, what the session holds, and its inbox.
-local granted, held, given = {}, {}, {}
+local granted, held, given, offers = {}, {}, {}, {}
 
 local function done()
-  if #granted == 0 then return granted end
+  if #granted == 0 then return offers end
   redis.call('HSET', P .. 'held:' .. session, unpack(held))
   redis.call('RPUSH', P .. 'inbox:' .. session, unpack(granted))
   redis.call('HSET', P .. 'session:' .. session, 'request', request,
@@ -60,7 +61,7 @@ local function done()
   if s[6] then
     redis.call('HSET', P .. 'session:' .. session, 'room', math.max(0, s[6] - pictures))
   end
-  return granted
+  return offers
 end
 
 local function grant(job, head, name, task)
@@ -68,6 +69,7 @@ local function grant(job, head, name, task)
   granted[#granted + 1] = key
   held[#held + 1] = key
   held[#held + 1] = take(session, task)
+  offers[#offers + 1] = offer(key, job, head, name, task)
   local its = given[job]
   if not its then
     its = {head = head, records = {}, lanes = {}, tasks = 0, pictures = 0}

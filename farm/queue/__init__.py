@@ -12,6 +12,7 @@ from farm.queue.records import (
     LaneWork,
     Opened,
     Outcome,
+    Progress,
     Session,
     Verdict,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "LaneWork",
     "Opened",
     "Outcome",
+    "Progress",
     "Queue",
     "ServerFacts",
     "Session",

@@ -24,6 +24,7 @@ from farm.queue.records import (
     LaneWork,
     Opened,
     Outcome,
+    Progress,
     Session,
     Verdict,
 )
@@ -131,7 +132,7 @@ class Queue:
             lowest: the class below which nothing is granted.
         """
         which = ["any"] if lanes is None else ["only", *map(str, lanes)]
-        keys = self._run(
+        granted = self._run(
             "lease",
             session,
             secrets.token_hex(8),
@@ -141,7 +142,9 @@ class Queue:
             wire.CLASSES.index(lowest),
             *which,
         )
-        return self._leases(session, keys) if keys else []
+        if granted and isinstance(granted[0], str):  # the answer to a call that was sent again
+            return self._leases(session, granted)
+        return [wire.lease(row) for row in granted]
 
     def inbox(self, session: str, seconds: float) -> list[Lease]:
         """What was granted since the last call; waits for it, two seconds at most.
@@ -165,7 +168,7 @@ class Queue:
         self,
         session: str,
         room: int,
-        progress: Mapping[str, tuple[int, int]],
+        progress: Mapping[str, Progress | tuple[int, int]],
         stats: Mapping[str, Any],
         ms: int,
     ) -> Beat:
@@ -174,14 +177,14 @@ class Queue:
         Args:
             session: the caller's.
             room: pictures that the worker could take up now.
-            progress: lease key → pictures done and failed so far, of the tasks at work.
+            progress: lease key → how far it is, of the tasks at work.
             stats: anything for the people who look at the farm.
             ms: how long the leases last from now on.
 
         Raises:
             LeaseLost: the session has ended; register anew and drop everything.
         """
-        rows = [value for key, counts in progress.items() for value in (key, *counts)]
+        rows = [value for key, at in progress.items() for value in wire.progress(key, at)]
         command, held, cancelled = self._run("beat", session, ms, room, wire.to_json(stats), *rows)
         return Beat(set(held), set(cancelled), command or None)
 
@@ -209,8 +212,9 @@ class Queue:
         Args:
             session: the caller's; one that does not hold the task changes nothing.
             lease: the task.
-            kind: ``row`` is final; ``crash`` counts if the task was alone aboard, else it will run
-                alone; ``infra`` blames the surroundings; ``release`` gives it back for free.
+            kind: ``row`` is final; ``crash`` counts if the task was alone aboard, against the row
+                that a beat told of, else it will run alone; ``infra`` blames the surroundings;
+                ``release`` gives it back for free.
             reason: for people.
         """
         state = self._run(

@@ -25,6 +25,16 @@ class Opened(NamedTuple):
     created: bool
 
 
+class Progress(NamedTuple):
+    """How far a worker is with a task."""
+
+    done: int  # pictures
+    failed: int
+    # The one that runs next, by its place in the task, of a task that runs row by row. A beat tells
+    # of it before it runs: if the worker then crashes, it is blamed and the rest of the task kept.
+    row: int | None = None
+
+
 class Beat(NamedTuple):
     """The answer to a sign of life."""
 

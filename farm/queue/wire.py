@@ -16,7 +16,7 @@ from farm.job import (
     TaskState,
     check_job_id,
 )
-from farm.queue.records import Images, JobHeader, JobStatus, Tasks
+from farm.queue.records import Images, JobHeader, JobStatus, Progress, Tasks
 from farm.queue.why import LaneQueue
 from farm.spec import Lane
 
@@ -86,7 +86,7 @@ def numbers(name: str) -> tuple[int, int]:
 
 
 def lease(row: Sequence[Any]) -> Lease:
-    key, attempt, lane, pictures, cost, number_of_class, alone, inline = row
+    key, attempt, lane, pictures, cost, number_of_class, alone, inline, skip = row
     job, generation, number = key.split("/")
     return Lease(
         job=job,
@@ -99,7 +99,13 @@ def lease(row: Sequence[Any]) -> Lease:
         priority=CLASSES[number_of_class],
         alone=bool(alone),
         inline=inline,
+        skip=tuple(skip),
     )
+
+
+def progress(key: str, at: Progress | tuple[int, int]) -> list[Any]:
+    done, failed, row = Progress(*at)
+    return [key, done, failed, "" if row is None else row]
 
 
 def lane_queue(row: Sequence[Any]) -> LaneQueue:

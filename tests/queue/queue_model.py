@@ -1,17 +1,21 @@
 """The queue as it should be, in plain Python: no Redis, no index, nothing but the states."""
 
 import math
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from farm.job import Lease, Priority
+from farm.queue import Progress
 from farm.spec import Lane
 
 MAX_CRASHES = 2
 MAX_LOSSES = 20
+MAX_SKIPPED = 16
 FINALISE = -1
 ENDED = "dfce"
 CLASSES = list(Priority)  # the first goes first
+NOTHING = Progress(0, 0)
 
 
 @dataclass
@@ -30,7 +34,12 @@ class Task:
     alone: bool = False
     done: int = 0
     failed: int = 0
-    progress: tuple[int, int] = (0, 0)
+    progress: Progress = NOTHING
+    row_crashes: Counter[int] = field(default_factory=Counter)
+
+    @property
+    def skip(self) -> set[int]:
+        return {row for row, times in self.row_crashes.items() if times >= MAX_CRASHES}
 
     @property
     def key(self) -> str:
@@ -103,7 +112,7 @@ class Job:
     def running_done(self) -> int:
         if not self.alive:
             return 0
-        return sum(task.progress[0] for task in self.tasks.values() if task.state == "l")
+        return sum(task.progress.done for task in self.tasks.values() if task.state == "l")
 
 
 @dataclass
@@ -138,7 +147,7 @@ class Model:
             self.hold(session, task)
 
     def hold(self, session: Session, task: Task) -> None:
-        task.state, task.session, task.progress = "l", session.id, (0, 0)
+        task.state, task.session, task.progress = "l", session.id, NOTHING
         task.attempt += 1
         session.held[task.key] = task
 
@@ -188,6 +197,7 @@ class Model:
             assert task in finals or task in fitting
             assert lease.attempt == task.attempt + 1
             assert lease.alone == task.alone
+            assert set(lease.skip) == task.skip
             assert (lease.pictures, lease.cost) == (task.pictures, task.cost)
             assert lease.priority is task.job.priority
             assert lease.lane == ("" if task.final else str(task.lane))
@@ -209,11 +219,17 @@ class Model:
             self.hold(session, task)
 
     def give_back(self, task: Task, kind: str, was_alone: bool) -> None:
-        task.session, task.progress = None, (0, 0)
+        row = task.progress.row
+        task.session, task.progress = None, NOTHING
         if kind == "row":
             self.fail(task)
             return
-        if kind == "crash" and was_alone:
+        if kind == "crash" and was_alone and row is not None:
+            task.row_crashes[row] += 1
+            if len(task.skip) > MAX_SKIPPED:
+                self.fail(task)
+                return
+        elif kind == "crash" and was_alone:
             task.crashes += 1
             if task.crashes >= MAX_CRASHES:
                 self.fail(task)
@@ -257,7 +273,7 @@ class Model:
             return "stale"
         assert session is not None
         del session.held[task.key]
-        task.state, task.session, task.progress = "d", None, (0, 0)
+        task.state, task.session, task.progress = "d", None, NOTHING
         job = task.job
         if task.final:
             job.state = "f" if job.failed > job.max_failed else "d"
@@ -294,7 +310,7 @@ class Model:
         return len(session.held)
 
     def beat(
-        self, session: Session, progress: dict[str, tuple[int, int]], ms: int
+        self, session: Session, progress: dict[str, Progress], ms: int
     ) -> tuple[set[str], set[str]]:
         session.deadline = max(session.deadline, self.now + ms / 1000)
         session.seen = self.now

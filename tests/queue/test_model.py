@@ -24,7 +24,7 @@ from queue_model import Job, Model, Session
 
 from farm.errors import Conflict, JobCancelled, LeaseLost, NotFound
 from farm.job import JobOptions, JobState, Lease, Priority, Receipt, TaskDraft, job_id
-from farm.queue import JobHeader, Queue, connect
+from farm.queue import JobHeader, Progress, Queue, connect
 from farm.queue.scripts import read_scripts
 from farm.spec import Lane
 from farm.valkey import ServerProcess
@@ -295,7 +295,8 @@ class Farm(RuleBasedStateMachine):
     @rule(data=st.data(), ms=st.sampled_from([SHORT, LONG, LONG]), twice=st.booleans())
     def beat(self, data: st.DataObject, ms: int, twice: bool) -> None:
         session = self.any_session(data)
-        counts = st.tuples(st.integers(0, 2), st.integers(0, 2))
+        few = st.integers(0, 2)
+        counts = st.builds(Progress, few, few, st.none() | few)
         progress = {key: data.draw(counts) for key, task in session.held.items() if not task.final}
         if session.id not in self.model.sessions:
             with pytest.raises(LeaseLost):
@@ -422,6 +423,7 @@ class Farm(RuleBasedStateMachine):
             assert set(held) == alive
             for key, lease in held.items():
                 assert lease.attempt == session.held[key].attempt
+                assert set(lease.skip) == session.held[key].skip
 
     @invariant()
     def the_planner_sees_what_is_ready(self) -> None:

@@ -12,7 +12,7 @@
 --     rt failures are being queued again   ln lanes   r<lane> pictures ready in a lane
 --   task:<job>   hash: task -> packed record; a task is "number", or "generation/number"
 --   text:<job>   hash: number -> chunk as JSON, of small jobs only
---   held:<session>  hash: "job/generation/number" -> attempt|alone|pictures|done|failed
+--   held:<session>  hash: "job/generation/number" -> attempt|alone|pictures|done|failed|row
 
 local P = KEYS[1]
 
@@ -41,7 +41,10 @@ local function blank(value)
   return value
 end
 
--- state|lane|pictures|cost|attempt|crashes|losses|alone|session|receipt or reason; zero is empty
+-- state|lane|pictures|cost|attempt|crashes|losses|alone|session|rest; zero is empty
+--
+-- rest is the receipt of a task that is done, the reason of one that has failed, and until then the
+-- rows that crashed a worker while they ran alone: "row:crashes,row:crashes"
 local RECORD = '^(%a)|(%d*)|(%d*)|(%d*)|(%d*)|(%d*)|(%d*)|(%d*)|(%x*)|(.*)$'
 
 local function unpack_task(text)

@@ -10,7 +10,8 @@
 --   ended            sorted set: job -> when it ended (ms)
 --   retrying         set: jobs with failures that are still to be queued again
 
-local MAX_CRASHES = 2 -- while running alone
+local MAX_CRASHES = 2 -- while running alone; of a row, or of what is not in a row
+local MAX_SKIPPED = 16 -- rows; more of them, and it is not the rows
 local MAX_LOSSES = 20 -- of infrastructure
 local FIRST_WAIT = 1000 -- ms; doubles with every attempt
 local LONGEST_WAIT = 60000
@@ -20,7 +21,7 @@ local function take(session, task)
   task.state = 'l'
   task.session = session
   task.attempt = task.attempt + 1
-  return table.concat({task.attempt, task.alone, task.pictures, 0, 0}, '|')
+  return table.concat({task.attempt, task.alone, task.pictures, 0, 0, ''}, '|')
 end
 
 local function hold(session, job, name, task)
@@ -31,26 +32,58 @@ local function hold(session, job, name, task)
 end
 
 local function unpack_held(text)
-  local attempt, alone, pictures, done, failed =
-    string.match(text, '^(%d+)|(%d+)|(%d+)|(%d+)|(%d+)$')
+  local attempt, alone, pictures, done, failed, row =
+    string.match(text, '^(%d+)|(%d+)|(%d+)|(%d+)|(%d+)|(%d*)$')
   return {
     attempt = tonumber(attempt), alone = tonumber(alone), pictures = tonumber(pictures),
-    done = tonumber(done), failed = tonumber(failed),
+    done = tonumber(done), failed = tonumber(failed), row = row,
   }
 end
 
+-- The rows of a task that crashed, with how often, and of them those that are to be left out.
+local function crashed_rows(task)
+  local crashes, skipped = {}, {}
+  if task.state == 'd' or task.state == 'f' then return crashes, skipped end
+  for row, times in string.gmatch(task.rest, '(%d+):(%d+)') do
+    crashes[#crashes + 1] = {row = row, times = tonumber(times)}
+    if tonumber(times) >= MAX_CRASHES then skipped[#skipped + 1] = tonumber(row) end
+  end
+  return crashes, skipped
+end
+
+-- One more crash of a row. Returns false if the task has too many such rows to go on.
+local function blame_row(task, row)
+  local crashes = crashed_rows(task)
+  local known
+  for _, entry in ipairs(crashes) do
+    if entry.row == row then known = entry end
+  end
+  if not known then
+    known = {row = row, times = 0}
+    crashes[#crashes + 1] = known
+  end
+  known.times = known.times + 1
+  local texts = {}
+  for at, entry in ipairs(crashes) do texts[at] = entry.row .. ':' .. entry.times end
+  task.rest = table.concat(texts, ',')
+  local _, skipped = crashed_rows(task)
+  return #skipped <= MAX_SKIPPED
+end
+
 -- Forgets a lease; what it had reported as rendered so far is no longer counted as running.
+-- Returns the row that was running alone, or an empty text.
 local function let_go(session, job, name, head)
   local key = lease_key(job, name)
   local text = redis.call('HGET', P .. 'held:' .. session, key)
-  if not text then return end
+  if not text then return '' end
+  local held = unpack_held(text)
   redis.call('HDEL', P .. 'held:' .. session, key)
   -- Whatever was not fetched lies near the end.
   redis.call('LREM', P .. 'inbox:' .. session, -1, key)
   if head and (head.state == 'o' or head.state == 'c') then
-    local held = unpack_held(text)
     count(job, {rd = -held.done, rf = -held.failed})
   end
+  return held.row
 end
 
 local function end_job(job, state, reason)
@@ -116,15 +149,22 @@ end
 
 -- LEASED -> QUEUED | WAITING | FAILED | EXPIRED, for a task whose lease has just ended.
 --
--- kind   row: final. crash: counts if the task was alone aboard, else it will run alone.
+-- kind   row: final. crash: counts if the task was alone aboard, against the row that was running
+--        if the worker said which; else the task will run alone.
 --        infra: the task is not to blame. release: the worker gives it back unharmed.
 -- Returns the letter of the new state.
-local function give_back(job, head, name, task, kind, was_alone, reason)
+local function give_back(job, head, name, task, kind, was_alone, row, reason)
   local counted = task.lane ~= 0
   count(job, {lp = -task.pictures})
   if kind == 'row' then
     fail_task(job, name, task, 'nl', reason)
     return 'f'
+  elseif kind == 'crash' and was_alone and row ~= '' then
+    if not blame_row(task, row) then
+      fail_task(job, name, task, 'nl',
+        'more than ' .. MAX_SKIPPED .. ' of its pictures crashed their worker: ' .. reason)
+      return 'f'
+    end
   elseif kind == 'crash' and was_alone then
     task.crashes = task.crashes + 1
     if task.crashes >= MAX_CRASHES then
@@ -170,10 +210,10 @@ local function end_session(session, why)
   for at = 1, #held, 2 do
     local job, name = split_key(held[at])
     local head = read_job(job)
-    let_go(session, job, name, head)
+    local row = let_go(session, job, name, head)
     local task = head and read_task(job, name)
     if task and head.state ~= 'x' and task.state == 'l' and task.session == session then
-      give_back(job, head, name, task, kind, aboard == 1, 'the worker ended (' .. why .. ')')
+      give_back(job, head, name, task, kind, aboard == 1, row, 'the worker ended (' .. why .. ')')
       settle_job(job, nil)
     end
   end

@@ -1,0 +1,17 @@
+-- What a worker needs to start a task: key, attempt, lane's text, pictures, cost, class, alone, chunk
+-- as JSON or empty, rows to leave out.
+
+local lane_texts = {[0] = ''}
+
+local function offer(key, job, head, name, task)
+  local lane = lane_texts[task.lane]
+  if not lane then
+    lane = redis.call('HGET', P .. 'lane:texts', task.lane)
+    lane_texts[task.lane] = lane
+  end
+  local text = redis.call('HGET', P .. 'text:' .. job, string.match(name, '-?%d+$')) or ''
+  local _, skipped = crashed_rows(task)
+  return {
+    key, task.attempt, lane, task.pictures, task.cost, head.class, task.alone, text, skipped,
+  }
+end
