@@ -25,7 +25,7 @@ WARM_STEPS = 1100  # plain autoencoder first: a codebook fitted to random latent
 BATCH = 16
 MUON_RATE = 0.03
 ADAM_RATE = 2e-3
-ENLARGED_STEPS = 1200
+ENLARGED_STEPS = 700
 ENLARGED_RATE = 2e-3
 CODE_DECAY = 0.99
 REVIVE_EVERY = 50
@@ -34,7 +34,7 @@ SAVE_EVERY = 100
 
 def build(side: int = 64) -> VQModel:
     """Grids of 8 by 8 tokens: three halvings for 64 pixels, four for 128."""
-    channels = (16, 32, 48, 48) if side == 64 else (8, 16, 32, 48, 48)
+    channels = (16, 32, 48, 48) if side == 64 else (16, 16, 32, 48, 48)
     return VQModel(
         down_block_types=("DownEncoderBlock2D",) * len(channels),
         up_block_types=("UpDecoderBlock2D",) * len(channels),
@@ -277,8 +277,8 @@ class Trainer:
 class Enlarged:
     """Trains a VQ model of 128 pixels that reads and writes the codes of the one of 64.
 
-    A drawing has the same tokens at both sizes, so one transformer serves both. Its inner blocks
-    start as those of the small model; what is new is the outermost one on either side.
+    A drawing has the same tokens at both sizes, so one transformer serves both. It starts as the
+    small model between a halving and a doubling: only what 128 pixels show more is left to learn.
     """
 
     def __init__(self, small: VQModel, folder: Path, log: Log) -> None:
@@ -298,16 +298,23 @@ class Enlarged:
     def _start_from(self, small: VQModel) -> None:
         """Blocks are numbered from the picture inwards in the encoder, outwards in the decoder."""
         own = self.model.state_dict()
-        last = len(small.config.block_out_channels) - 1
         for name, value in small.state_dict().items():
             level = re.match(r"(encoder\.down_blocks\.)(\d+)(.*)", name)
-            target = f"{level[1]}{int(level[2]) + 1}{level[3]}" if level else name
-            outermost = name.startswith(f"decoder.up_blocks.{last}.")
-            if not outermost and own[target].shape == value.shape:
-                own[target].copy_(value)
+            own[f"{level[1]}{int(level[2]) + 1}{level[3]}" if level else name].copy_(value)
+        halving, doubling = self.model.encoder.down_blocks[0], self.model.decoder.up_blocks[-1]
+        same = torch.eye(small.config.block_out_channels[0])
         with torch.no_grad():
-            self.model.decoder.conv_out.weight.zero_()
-            self.model.decoder.conv_out.bias.fill_(0.5)
+            for resnet in (*halving.resnets, *doubling.resnets):
+                resnet.conv2.weight.zero_()
+                resnet.conv2.bias.zero_()
+            mean = halving.downsamplers[0].conv
+            mean.weight.zero_()
+            mean.weight[:, :, :2, :2] = same[:, :, None, None] / 4
+            mean.bias.zero_()
+            copy = self.model.decoder.up_blocks[-2].upsamplers[0].conv
+            copy.weight.zero_()
+            copy.weight[:, :, 1, 1] = same
+            copy.bias.zero_()
 
     def run(self, steps: int) -> VQModel:
         self.model.quantize.requires_grad_(False)
