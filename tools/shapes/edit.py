@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from caption import prompt
 from diffusers import AmusedImg2ImgPipeline, AmusedInpaintPipeline, AmusedPipeline
-from evaluate import held_out_scenes, render, side_of
+from evaluate import held_out_scenes, load, render, side_of
 from judge import judge, matches, nearest, saturation
 from PIL import Image
 from scene import Pixels, Scene, draw
@@ -133,3 +135,23 @@ def decode(pipeline: AmusedPipeline, tokens: torch.Tensor) -> Pixels:
     with torch.no_grad():
         sample = pipeline.vqvae.decode(tokens, force_not_quantize=True, shape=shape).sample
     return (sample[0].clip(0, 1).permute(1, 2, 0) * 255).round().byte().numpy()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--guidance", type=float, default=3.0)
+    options = parser.parse_args()
+    pipeline, guidance = load(options.checkpoint), options.guidance
+    avoided = {c: colour_shares(pipeline, c, guidance=guidance) for c in ("red", "blue", "white")}
+    print("backgrounds of a colour: asked for, open, negative:", avoided)
+    print("vividness at score 3 and 6:", scores(pipeline, guidance=guidance))
+    print("pixels to the left by a crop from the left:", crops(pipeline, guidance=guidance))
+    for strength in (0.2, 0.5, 0.9):
+        kept, followed = img2img(pipeline, strength=strength, guidance=guidance)
+        print(f"img2img at strength {strength}: keeps {kept:.0%}, follows {followed:.0%}")
+    print("inpainting:", inpaint(pipeline, held_out_scenes(1)[0], guidance=guidance))
+
+
+if __name__ == "__main__":
+    main()
