@@ -1,14 +1,17 @@
 """The manifest: one row per picture, kept as one parquet file per task."""
 
+import contextlib
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from farm.errors import FarmError, StoreError, from_dict
+from farm.errors import FarmError, NotFound, StoreError, from_dict
+from farm.job import Chunk
+from farm.store import Store, keys
 
 _SCHEMA = pa.schema(
     [
@@ -55,6 +58,11 @@ class ManifestRow(NamedTuple):
     error: str | None = None  # JSON of ``FarmError.to_dict``
 
     @property
+    def picture(self) -> tuple[int, int]:
+        """Names it in its job, whichever generation made it."""
+        return self.render, self.image
+
+    @property
     def failure(self) -> FarmError | None:
         return None if self.error is None else from_dict(json.loads(self.error))
 
@@ -63,6 +71,7 @@ class ManifestRow(NamedTuple):
         return {
             "render": self.render,
             "image": self.image,
+            "generation": self.generation,
             "file": self.file,
             "sha256": self.sha256,
             "size": self.size,
@@ -98,3 +107,35 @@ def read_part(data: bytes) -> list[ManifestRow]:
     columns = [column.to_pylist() for column in table.columns]
     rows = (ManifestRow._make(values) for values in zip(*columns, strict=True))
     return [row._replace(notes=tuple(row.notes or ())) for row in rows]
+
+
+def merge(rows: Iterable[ManifestRow]) -> dict[tuple[int, int], ManifestRow]:
+    """What counts of each picture: the newest good row, or the newest where none is good."""
+    merged: dict[tuple[int, int], ManifestRow] = {}
+    for row in rows:
+        known = merged.get(row.picture)
+        if known is None or _rank(row) > _rank(known):
+            merged[row.picture] = row
+    return merged
+
+
+def _rank(row: ManifestRow) -> tuple[bool, int]:
+    return row.error is None, row.generation
+
+
+def task_rows(store: Store, job: str, number: int, generations: range) -> Iterator[ManifestRow]:
+    """A task's rows in those of its generations that have come to an end."""
+    for generation in generations:
+        with contextlib.suppress(NotFound):
+            yield from read_part(store.get(keys.part(job, generation, number)))
+
+
+def pictures_to_make(store: Store, chunk: Chunk, generation: int) -> set[tuple[int, int]]:
+    """What a generation of a task has to make: every picture without a file of an earlier one."""
+    made = merge(task_rows(store, chunk.job, chunk.number, range(generation)))
+    wanted = {(one.render, row.index) for one in chunk.renders for row in one.spec.rows()}
+    return {picture for picture in wanted if not _is_there(store, made.get(picture))}
+
+
+def _is_there(store: Store, row: ManifestRow | None) -> bool:
+    return row is not None and row.file is not None and store.size(row.file) == row.size

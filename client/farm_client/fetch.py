@@ -32,6 +32,14 @@ class Fetched(NamedTuple):
         return self.folder / MANIFEST
 
 
+class _Place(NamedTuple):
+    """Where a picture's line stands."""
+
+    good: bool
+    generation: int
+    offset: int
+
+
 class Fetcher:
     """Fetches several pictures at a time; a file that is there with the right bytes stays."""
 
@@ -46,8 +54,8 @@ class Fetcher:
         self._progress = progress
         self._folder = Path(folder).expanduser()
         self._parallel = parallel
-        self._pictures = self._skipped = self._failed = self._size = 0
-        self._places: list[tuple[int, int, int]] = []  # render, image, offset of its line
+        self._pictures = self._skipped = self._size = 0
+        self._places: dict[tuple[int, int], _Place] = {}  # by render and image
 
     async def fetch(self, images: AsyncIterator[ImageFacts]) -> Fetched:
         self._make_folder()
@@ -59,8 +67,6 @@ class Fetcher:
                     self._note(image, lines)
                     if image.error is None and image.file is not None:
                         await crew.give(partial(self._one, image))
-                    else:
-                        self._failed += 1
                 await crew.finish()
                 self._write_manifest(lines)
         except OSError as error:
@@ -70,7 +76,8 @@ class Fetcher:
         finally:
             await crew.stop()
             draft.unlink(missing_ok=True)
-        return Fetched(self._folder, self._pictures, self._skipped, self._failed, self._size)
+        failed = sum(not place.good for place in self._places.values())
+        return Fetched(self._folder, self._pictures, self._skipped, failed, self._size)
 
     async def _one(self, image: ImageFacts) -> None:
         assert image.file is not None
@@ -98,7 +105,10 @@ class Fetcher:
             raise InvalidInput(f"{self._folder} is not writable", field="output")
 
     def _note(self, image: ImageFacts, lines: IO[bytes]) -> None:
-        self._places.append((image.render, image.image, lines.tell()))
+        """A picture that was retried while its job is followed comes twice; a good one counts."""
+        place = _Place(image.error is None, image.generation, lines.tell())
+        picture = image.render, image.image
+        self._places[picture] = max(place, self._places.get(picture, place))
         lines.write(json.dumps(image.line(), ensure_ascii=False).encode() + b"\n")
 
     def _write_manifest(self, lines: IO[bytes]) -> None:
@@ -106,8 +116,8 @@ class Fetcher:
         draft = self._folder / f".{MANIFEST}.{secrets.token_hex(4)}{PART}"
         try:
             with draft.open("wb") as out:
-                for _, _, offset in sorted(self._places):
-                    lines.seek(offset)
+                for _, place in sorted(self._places.items()):
+                    lines.seek(place.offset)
                     out.write(lines.readline())
             draft.replace(self._folder / MANIFEST)
         finally:

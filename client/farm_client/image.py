@@ -32,6 +32,11 @@ class ImageFacts:
         return self._told.image
 
     @property
+    def generation(self) -> int:
+        """0, or the retry that made it."""
+        return self._told.generation
+
+    @property
     def seed(self) -> int:
         """Of this very picture: asked for alone with it, it comes out again."""
         return self._told.seed

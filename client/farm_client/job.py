@@ -63,8 +63,8 @@ class JobHandle:
     async def _status(self) -> JobStatus:
         return JobStatus.model_validate(await self._connection.call("GET", self._path))
 
-    async def _cancel(self) -> JobStatus:
-        told = await self._connection.call("POST", f"{self._path}/cancel")
+    async def _act(self, action: str, **query: str | None) -> JobStatus:
+        told = await self._connection.call("POST", f"{self._path}/{action}", query=query)
         return JobStatus.model_validate(told)
 
     async def _wait(
@@ -175,7 +175,18 @@ class Job(JobHandle):
         return iterate(self._events())
 
     def cancel(self) -> JobStatus:
-        return drive(self._cancel())
+        return drive(self._act("cancel"))
+
+    def pause(self) -> JobStatus:
+        """Start nothing more of it until it is resumed; what runs goes on."""
+        return drive(self._act("pause"))
+
+    def resume(self) -> JobStatus:
+        return drive(self._act("resume"))
+
+    def retry(self) -> JobStatus:
+        """Make the failed pictures of a job that has ended again; the others stay as they are."""
+        return drive(self._act("retry"))
 
     def fetch(
         self,
@@ -222,7 +233,16 @@ class AsyncJob(JobHandle):
             yield status
 
     async def cancel(self) -> JobStatus:
-        return await self._cancel()
+        return await self._act("cancel")
+
+    async def pause(self) -> JobStatus:
+        return await self._act("pause")
+
+    async def resume(self) -> JobStatus:
+        return await self._act("resume")
+
+    async def retry(self) -> JobStatus:
+        return await self._act("retry")
 
     async def fetch(
         self,

@@ -34,6 +34,8 @@ class JobStatus(_Told):
     format: str = "png"
     tasks: dict[str, int] = {}
     rejected: int = 0
+    paused: bool = False
+    generation: int = 0  # how often failed pictures were tried again
     created_at: datetime | None = None
     started_at: datetime | None = None
     ended_at: datetime | None = None
@@ -58,6 +60,7 @@ class Picture(_Told):
 
     render: int
     image: int
+    generation: int = 0  # the retry that made it
     file: str | None
     url: str | None
     sha256: str | None

@@ -32,13 +32,14 @@ def ls(
     state: Annotated[
         JobState | None, typer.Option("--state", help="Only these.", show_default=False)
     ] = None,
+    failed: Annotated[bool, typer.Option("--failed", help="Only with failed pictures.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only the ids.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """List your jobs, newest first; with --json a line of JSON for each."""
     shown = 0
-    for found in Farm().jobs(None if every or state else limit):
-        if state is not None and found.state is not state:
+    for found in Farm().jobs(None if every or state or failed else limit):
+        if (state is not None and found.state is not state) or (failed and not found.images.failed):
             continue
         if as_json:
             say_json(found.model_dump(mode="json"))
@@ -53,7 +54,8 @@ def ls(
 
 def _sentence(status: JobStatus) -> str:
     images = status.images
-    parts = [f"{status.id} {status.state}: {images.finished} of {images.total} pictures"]
+    state = f"{status.state}, paused" if status.paused and not status.ended else status.state
+    parts = [f"{status.id} {state}: {images.finished} of {images.total} pictures"]
     if images.failed:
         parts.append(f"{images.failed} failed")
     if status.rejected:

@@ -22,7 +22,8 @@ from farm.gateway.parts import Parts, Reader, WithParts, Writer
 from farm.gateway.views import image_view, lost_views, rejected_view, status_view
 from farm.ingest import Feed, Submission
 from farm.job import Chunk, JobOptions, check_job_id
-from farm.manifest import read_part
+from farm.manifest import merge, pictures_to_make, read_part, task_rows
+from farm.queue import JobStatus
 from farm.store import keys
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
@@ -223,21 +224,27 @@ def images(
 ) -> dict[str, Any]:
     """Finished pictures in the order they were finished, with addresses that work for a while.
 
+    Of a picture that was made again after a retry, the newest good result is listed.
     ``next`` is the cursor for ``after``; whole tasks are listed, so that a page can be longer than
     ``limit``. All are listed when ``state`` is final and ``images`` is empty.
     """
-    state = parts.queue.status(check_job_id(job), tenant).state  # before, so that final means all
+    status = parts.queue.status(check_job_id(job), tenant)  # before, so that final means all
     done, _, lost = after.partition(".")
-    listed, done_now = _finished(parts, job, int(done), limit)
+    listed, done_now = _finished(parts, status, int(done), limit)
     lost_now = int(lost or 0)
     for failure in parts.queue.failures(job, lost_now, LOST_PAGE) if len(listed) < limit else ():
         chunk = Chunk.model_validate_json(parts.store.get(keys.chunk(job, failure.number)))
-        listed += lost_views(chunk, failure.reason)
+        listed += lost_views(
+            chunk, failure, pictures_to_make(parts.store, chunk, failure.generation)
+        )
         lost_now = failure.position
-    return {"images": listed, "next": f"{done_now}.{lost_now}", "state": str(state)}
+    return {"images": listed, "next": f"{done_now}.{lost_now}", "state": str(status.state)}
 
 
-def _finished(parts: Parts, job: str, after: int, limit: int) -> tuple[list[dict[str, Any]], int]:
+def _finished(
+    parts: Parts, status: JobStatus, after: int, limit: int
+) -> tuple[list[dict[str, Any]], int]:
+    job = status.id
     listed: list[dict[str, Any]] = []
     while len(listed) < limit:
         # Small tasks come several to a page; a task's part may hold a thousand pictures.
@@ -246,7 +253,11 @@ def _finished(parts: Parts, job: str, after: int, limit: int) -> tuple[list[dict
             after = task.position
             if task.receipt.part:
                 rows = read_part(parts.store.get(task.receipt.part))
-                listed += [image_view(row, parts.links) for row in rows]
+                later = range(task.generation + 1, status.generation + 1)
+                counts = merge([*rows, *task_rows(parts.store, job, task.number, later)])
+                listed += [
+                    image_view(row, parts.links) for row in rows if counts[row.picture] == row
+                ]
             if len(listed) >= limit:
                 break
         if len(finished) < FINISHED_PAGE:
@@ -258,6 +269,28 @@ def _finished(parts: Parts, job: str, after: int, limit: int) -> tuple[list[dict
 def cancel(job: str, parts: WithParts, tenant: Writer) -> dict[str, Any]:
     """End a job; what is running stops at the next step. A job that has ended stays as it is."""
     parts.queue.cancel(check_job_id(job), tenant)
+    return status_view(parts.queue.status(job, tenant))
+
+
+@router.post("/{job}/pause")
+def pause(job: str, parts: WithParts, tenant: Writer) -> dict[str, Any]:
+    """Start nothing more of a job until it is resumed; what runs goes on."""
+    parts.queue.pause(check_job_id(job), tenant)
+    return status_view(parts.queue.status(job, tenant))
+
+
+@router.post("/{job}/resume")
+def resume(job: str, parts: WithParts, tenant: Writer) -> dict[str, Any]:
+    """Go on with a paused job."""
+    parts.queue.resume(check_job_id(job), tenant)
+    return status_view(parts.queue.status(job, tenant))
+
+
+@router.post("/{job}/retry")
+def retry(job: str, parts: WithParts, tenant: Writer) -> dict[str, Any]:
+    """Make the failed pictures of a job that has ended again, as a new generation; what is
+    published stays as it is."""
+    parts.queue.retry(check_job_id(job), tenant)
     return status_view(parts.queue.status(job, tenant))
 
 

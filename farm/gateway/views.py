@@ -1,6 +1,6 @@
 """What the API says of things: plain JSON."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -10,7 +10,7 @@ from farm.gateway.objects import Links
 from farm.ingest import MAX_LISTED
 from farm.job import Chunk
 from farm.manifest import ManifestRow
-from farm.queue import JobStatus
+from farm.queue import Failure, JobStatus
 
 
 def status_view(status: JobStatus) -> dict[str, Any]:
@@ -24,15 +24,20 @@ def image_view(row: ManifestRow, links: Links) -> dict[str, Any]:
     return {**row.public(), "file": name, "url": url}
 
 
-def lost_views(chunk: Chunk, reason: str) -> Iterator[dict[str, Any]]:
-    """The pictures of a task that ran out of attempts: there is no manifest part to say so."""
-    error = FarmError(reason).to_dict()
+def lost_views(
+    chunk: Chunk, failure: Failure, lost: Container[tuple[int, int]]
+) -> Iterator[dict[str, Any]]:
+    """The pictures that a task without attempts left has lost: no manifest part says so."""
+    error = FarmError(failure.reason).to_dict()
     for numbered in chunk.renders:
         spec = numbered.spec.model_dump(mode="json")
         for row in numbered.spec.rows():
+            if (numbered.render, row.index) not in lost:
+                continue
             yield {
                 "render": numbered.render,
                 "image": row.index,
+                "generation": failure.generation,
                 "file": None,
                 "url": None,
                 "sha256": None,

@@ -1,0 +1,27 @@
+"""``farm retry``."""
+
+from typing import Annotated
+
+import typer
+
+from farm.cli.output import one_line, pictures, say_error, say_json
+from farm_client import Farm
+
+
+def retry(
+    jobs: Annotated[list[str], typer.Argument(metavar="JOB…", show_default=False)],
+    failed: Annotated[
+        bool, typer.Option("--failed", help="The failed pictures; what is retried anyway.")
+    ] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Make the failed pictures of jobs that have ended again; the others stay as they are."""
+    farm = Farm()
+    for handle in [farm.job(job) for job in jobs]:
+        status = handle.retry()
+        if as_json:
+            say_json(status.model_dump(mode="json"))
+        else:
+            images = status.images
+            left = pictures(images.total - images.finished)
+            say_error(one_line(f"{status.id} {status.state}: {left} to make again"))
