@@ -257,6 +257,12 @@ class Queue:
         """Queue the failed pictures' tasks of an ended job again; returns the new generation."""
         return int(self._run("retry", check_job_id(job), tenant))
 
+    def spoil(self, job: str, tenant: str, task: Finished, left: int) -> int:
+        """Count pictures of a done task as failed, because their files are gone: all but ``left``.
+        ``retry`` then makes them again. Returns how many fewer count as done."""
+        name = wire.task_name(task)
+        return int(self._run("spoil", check_job_id(job), tenant, name, left))
+
     def status(self, job: str, tenant: str) -> JobStatus:
         return wire.status(job, self._run("status", check_job_id(job), tenant))
 

@@ -16,7 +16,7 @@ from farm.job import (
     TaskState,
     check_job_id,
 )
-from farm.queue.records import Images, JobHeader, JobStatus, Progress, Tasks
+from farm.queue.records import Finished, Images, JobHeader, JobStatus, Progress, Tasks
 from farm.queue.why import LaneQueue
 from farm.spec import Lane
 
@@ -75,8 +75,8 @@ def task_arguments(tasks: Sequence[TaskDraft]) -> list[Any]:
     ]
 
 
-def task_name(lease: Lease) -> str:
-    return f"{lease.generation}/{lease.number}" if lease.generation else str(lease.number)
+def task_name(task: Lease | Finished) -> str:
+    return f"{task.generation}/{task.number}" if task.generation else str(task.number)
 
 
 def numbers(name: str) -> tuple[int, int]:

@@ -1,0 +1,31 @@
+#!lua flags=allow-oom
+-- Some pictures of a done task count as failed, because their files are gone; a retry then makes
+-- them again.
+--
+-- ARGV  job, tenant, task, pictures of it that are still there
+--
+-- Returns how many pictures fewer count as done.
+local job, name, left = ARGV[1], ARGV[3], tonumber(ARGV[4])
+local head, refused = own_job(job, ARGV[2])
+if refused then return refused end
+if head.state ~= 'd' and head.state ~= 'f' then
+  return refuse('CONFLICT', 'job ' .. job .. ' has not ended by itself')
+end
+if head.late then return refuse('CONFLICT', 'the deadline of job ' .. job .. ' has passed') end
+local task = read_task(job, name)
+if not task or task.state ~= 'd' or left > task.pictures then
+  return refuse('CONFLICT', 'task ' .. name .. ' of job ' .. job .. ' is not done')
+end
+local class, text = string.match(task.rest, '^(%d+)|(.*)$')
+local receipt = cjson.decode(text)
+local gone = receipt[1] - left
+receipt[1] = left
+receipt[2] = task.pictures - left
+task.rest = class .. '|' .. cjson.encode(receipt)
+write_task(job, name, task)
+count(job, {id = -gone, ['if'] = gone})
+local failures = P .. 'failures:' .. job
+if receipt[2] > 0 and not redis.call('LPOS', failures, name) then
+  redis.call('RPUSH', failures, name)
+end
+return gone
