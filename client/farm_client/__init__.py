@@ -5,7 +5,7 @@ from farm_client.farm import AsyncFarm, Farm
 from farm_client.fetch import Fetched
 from farm_client.image import AsyncImage, Image
 from farm_client.job import AsyncJob, Job, RejectedLine
-from farm_client.models import Asset, JobStatus
+from farm_client.models import Asset, Difference, JobStatus, Verified
 from farm_client.submission import AllRejected
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "AsyncFarm",
     "AsyncImage",
     "AsyncJob",
+    "Difference",
     "Farm",
     "FarmError",
     "Fetched",
@@ -21,4 +22,5 @@ __all__ = [
     "Job",
     "JobStatus",
     "RejectedLine",
+    "Verified",
 ]

@@ -70,10 +70,15 @@ class Connection:
 
     @asynccontextmanager
     async def stream(
-        self, path: str, *, query: Mapping[str, Any] | None = None, seconds: float = 60.0
+        self,
+        path: str,
+        *,
+        method: str = "GET",
+        query: Mapping[str, Any] | None = None,
+        seconds: float = 60.0,
     ) -> AsyncIterator[Opened]:
         """An answer that is read as it comes; whoever reads it repeats the call."""
-        call = Call("GET", self._url(path, query), self._headers, None, seconds)
+        call = Call(method, self._url(path, query), self._headers, None, seconds)
         try:
             async with self.wire.open(call) as opened:
                 if opened.status >= 400:

@@ -1,5 +1,6 @@
 """A job as its submitter sees it."""
 
+import json
 import math
 import os
 import sys
@@ -7,16 +8,17 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import NamedTuple
 
-from farm.errors import FarmError, JobCancelled, JobFailed, TimedOut, Unavailable
+from farm.errors import FarmError, JobCancelled, JobFailed, TimedOut, Unavailable, from_dict
 from farm.job import TERMINAL_JOBS, JobState
 from farm_client.bridge import drive, iterate
 from farm_client.connection import Connection, path_of
 from farm_client.fetch import PARALLEL, Fetched, Fetcher
 from farm_client.image import AsyncImage, Image, ImageFacts
-from farm_client.models import JobStatus, Picture
+from farm_client.models import Difference, JobStatus, Picture, Verified
 
 FIRST_POLL_SECONDS = 0.1
 MAX_POLL_SECONDS = 1.0
+VERIFY_SECONDS = 120.0  # without a line
 QUIET_SECONDS = 45.0  # the farm sends a sign of life every 15
 
 Progress = Callable[[JobStatus], None]
@@ -66,6 +68,24 @@ class JobHandle:
     async def _act(self, action: str, **query: str | None) -> JobStatus:
         told = await self._connection.call("POST", f"{self._path}/{action}", query=query)
         return JobStatus.model_validate(told)
+
+    async def _verify(self, repair: bool, tell: Callable[[Difference], None] | None) -> Verified:
+        differences: list[Difference] = []
+        async with self._connection.stream(
+            f"{self._path}/verify", method="POST" if repair else "GET", seconds=VERIFY_SECONDS
+        ) as opened:
+            async for line in read_lines(opened.parts):
+                told = json.loads(line)
+                if "error" in told:
+                    raise from_dict(told["error"])
+                if "difference" in told:
+                    differences.append(Difference.model_validate(told["difference"]))
+                    if tell is not None:
+                        tell(differences[-1])
+                if "verified" in told:
+                    facts = {**told["verified"], "differences": tuple(differences)}
+                    return Verified.model_validate(facts)
+        raise Unavailable("the farm closed the stream", hint="verify again")
 
     async def _wait(
         self, timeout: float | None, progress: bool | Progress, check: bool
@@ -188,6 +208,17 @@ class Job(JobHandle):
         """Make the failed pictures of a job that has ended again; the others stay as they are."""
         return drive(self._act("retry"))
 
+    def verify(
+        self, *, repair: bool = False, tell: Callable[[Difference], None] | None = None
+    ) -> Verified:
+        """Compare the farm's manifest, queue and store of a job that has ended.
+
+        Args:
+            repair: remove what nothing lists, and have what is lost made again.
+            tell: called with each difference as it is found.
+        """
+        return drive(self._verify(repair, tell))
+
     def fetch(
         self,
         folder: str | os.PathLike[str],
@@ -244,6 +275,11 @@ class AsyncJob(JobHandle):
     async def retry(self) -> JobStatus:
         return await self._act("retry")
 
+    async def verify(
+        self, *, repair: bool = False, tell: Callable[[Difference], None] | None = None
+    ) -> Verified:
+        return await self._verify(repair, tell)
+
     async def fetch(
         self,
         folder: str | os.PathLike[str],
@@ -264,6 +300,14 @@ def check_ended(status: JobStatus) -> None:
         raise JobFailed(f"job {status.id}: {failed} of {total} pictures failed{reason}")
     if status.state is JobState.CANCELLED:
         raise JobCancelled(f"job {status.id} was cancelled{reason}")
+
+
+async def read_lines(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    held = b""
+    async for part in parts:
+        *lines, held = (held + part).split(b"\n")
+        for line in lines:
+            yield line
 
 
 async def read_events(parts: AsyncIterator[bytes]) -> AsyncIterator[tuple[str, bytes]]:

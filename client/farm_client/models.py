@@ -46,6 +46,31 @@ class JobStatus(_Told):
         return self.state in TERMINAL_JOBS
 
 
+class Difference(_Told):
+    """Something that the manifest, the queue and the store of a job do not agree on."""
+
+    kind: str
+    subject: str
+    expected: str = ""
+    found: str = ""
+    task: int | None = None
+
+    def __str__(self) -> str:
+        told = f"{self.kind} {self.subject}"
+        if self.expected or self.found:
+            told += f": expected {self.expected or 'nothing'}, found {self.found or 'nothing'}"
+        return told
+
+
+class Verified(_Told):
+    """What a comparison came to."""
+
+    pictures: int  # that were looked at
+    differences: tuple[Difference, ...]
+    left: int  # of them, not repaired
+    generation: int  # of the job; a repair that makes pictures again starts a new one
+
+
 class Asset(_Told):
     id: str
     kind: str

@@ -34,6 +34,7 @@ COMMANDS = {
     "pause": Place("farm.cli.pause", "Start nothing more of jobs until they are resumed."),
     "resume": Place("farm.cli.pause", "Go on with paused jobs."),
     "retry": Place("farm.cli.retry", "Make the failed pictures of ended jobs again."),
+    "verify": Place("farm.cli.verify", "Compare a job's manifest, queue and store; repair them."),
     "inspect": Place("farm.cli.inspect", "Show what made a picture file."),
     "render": Place("farm.cli.render", "Render a file of requests in this process."),
     "up": Place("farm.cli.up", "Start a farm on this machine."),

@@ -19,6 +19,7 @@ from farm.gateway.bodies import (
 )
 from farm.gateway.events import updates
 from farm.gateway.parts import Parts, Reader, WithParts, Writer
+from farm.gateway.verifying import Verifier, report
 from farm.gateway.views import image_view, lost_views, rejected_view, status_view
 from farm.ingest import Feed, Submission
 from farm.job import Chunk, JobOptions, check_job_id
@@ -292,6 +293,25 @@ def retry(job: str, parts: WithParts, tenant: Writer) -> dict[str, Any]:
     published stays as it is."""
     parts.queue.retry(check_job_id(job), tenant)
     return status_view(parts.queue.status(job, tenant))
+
+
+@router.get("/{job}/verify", response_class=StreamingResponse)
+def verify(job: str, parts: WithParts, tenant: Reader) -> Response:
+    """Compare the manifest, the queue and the store of a job that has ended: NDJSON, a line
+    ``difference`` for each, then one ``verified``."""
+    return _verify(parts, check_job_id(job), tenant, repair=False)
+
+
+@router.post("/{job}/verify", response_class=StreamingResponse)
+def repair(job: str, parts: WithParts, tenant: Writer) -> Response:
+    """The same, and then repair what can be: orphans go, and what is lost is made again."""
+    return _verify(parts, check_job_id(job), tenant, repair=True)
+
+
+def _verify(parts: Parts, job: str, tenant: str, *, repair: bool) -> Response:
+    verifier = Verifier(parts.queue, parts.store, job, tenant)
+    lines = report(verifier, repair=repair)
+    return StreamingResponse(lines, media_type="application/x-ndjson")
 
 
 def _query_options(request: Request) -> dict[str, Any]:

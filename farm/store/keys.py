@@ -23,6 +23,10 @@ def picture(job: str, generation: int, render: int, image: int, file_format: For
     return f"{prefix(job)}data/{generation}/{render:08d}-{image:02d}.{EXTENSIONS[file_format]}"
 
 
+def is_picture(key: str) -> bool:
+    return "/data/" in key
+
+
 def part(job: str, generation: int, number: int) -> str:
     """Where the manifest of one task lies."""
     return f"{prefix(job)}manifest/{generation}/part-{number:08d}.parquet"
@@ -31,6 +35,11 @@ def part(job: str, generation: int, number: int) -> str:
 def success(job: str) -> str:
     """Where the object lies whose presence says that the job is complete."""
     return prefix(job) + "_SUCCESS"
+
+
+def repairs(job: str) -> str:
+    """Start of the keys of what ``farm verify --repair`` did."""
+    return prefix(job) + "repairs/"
 
 
 def asset(tenant: str, sha256: str) -> str:

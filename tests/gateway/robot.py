@@ -1,17 +1,18 @@
 """A worker that paints plain colours: what the gateway and the SDK need to see jobs end."""
 
 import hashlib
-import io
 import secrets
 import threading
 
-from PIL import Image
+import numpy as np
 
 from farm.job import Chunk, Format, Lease, Receipt
 from farm.manifest import ManifestRow, pictures_to_make, write_part
+from farm.picture_file import Facts, token_bytes
 from farm.queue import Queue
 from farm.spec import CheckpointInfo, Row
 from farm.store import Store, keys
+from farm_workers.encoder import encode
 
 BAD_PROMPT = "please fail"
 LOST_PROMPT = "please crash"
@@ -97,12 +98,12 @@ class Robot:
                 error=error,
             )  # fmt: skip
         colour = hashlib.sha256(f"{spec.prompt}{row.seed}".encode()).digest()[:3]
-        out = io.BytesIO()
-        Image.new("RGB", (spec.width, spec.height), tuple(colour)).save(out, "PNG")
-        data = out.getvalue()
+        facts = Facts(spec, row.index, "robot", np.array([[*colour]], np.uint16))
+        pixels = np.full((spec.height, spec.width, 3), [*colour], np.uint8)
+        data = encode(pixels, facts, Format(chunk.format))
         file = keys.picture(chunk.job, lease.generation, render, row.index, Format(chunk.format))
         self.store.put(file, data)
-        tokens = bytes(colour)
+        tokens = token_bytes(facts.tokens)
         return ManifestRow(
             **common, file=file, sha256=hashlib.sha256(data).hexdigest(), size=len(data),
             tokens=tokens, tokens_sha256=hashlib.sha256(tokens).hexdigest(),

@@ -1,0 +1,166 @@
+"""A store is damaged on purpose, and ``farm verify`` names and mends it."""
+
+import json
+from collections.abc import Callable, Iterator
+
+import pytest
+from harness import Gateway
+from robot import BAD_PROMPT, Robot
+
+from farm.cli.app import run
+from farm.errors import Conflict
+from farm.job import Format
+from farm.store import keys
+from farm_client import Farm, Job
+
+
+@pytest.fixture
+def farm(gateway: Gateway) -> Iterator[Farm]:
+    with Farm(gateway.url) as farm:
+        yield farm
+
+
+@pytest.fixture
+def job(farm: Farm, robot: Robot) -> Job:
+    job = farm.submit(["a boat", "a bird", "a fish"], seed=1)
+    job.wait(20)
+    return job
+
+
+def picture(job: Job, render: int, generation: int = 0) -> str:
+    return keys.picture(job.id, generation, render, 0, Format.PNG)
+
+
+def damage(gateway: Gateway, key: str, data: bytes) -> None:
+    gateway.store.delete(key)
+    gateway.store.put(key, data)
+
+
+def test_a_whole_job_has_no_difference_with_the_exception_of_the_robots_last_file(
+    gateway: Gateway, job: Job
+) -> None:
+    gateway.store.put(keys.success(job.id), b"{}")  # the robot writes none
+    found = job.verify()
+    assert (found.pictures, found.differences, found.left) == (3, (), 0)
+
+
+def same_size(data: bytes) -> bytes:
+    return data[:-1] + bytes([data[-1] ^ 1])
+
+
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        ("missing", lambda data: None),
+        ("wrong-size", lambda data: data + b"x"),
+        ("wrong-sha256", same_size),
+    ],
+)
+def test_a_damaged_picture_is_named_and_made_again(
+    gateway: Gateway, job: Job, kind: str, change: Callable[[bytes], bytes | None]
+) -> None:
+    gateway.store.put(keys.success(job.id), b"{}")
+    key = picture(job, 1)
+    data = gateway.store.get(key)
+    gateway.store.delete(key)
+    if (changed := change(data)) is not None:
+        gateway.store.put(key, changed)
+    found = job.verify()
+    assert [(one.kind, one.subject) for one in found.differences] == [(kind, key)]
+    repaired = job.verify(repair=True)
+    assert (repaired.left, repaired.generation) == (0, 1)
+    status = job.wait(20)
+    assert (status.images.done, status.images.failed) == (3, 0)
+    images = {image.render: image for image in job.images()}
+    assert {render: image.generation for render, image in images.items()} == {0: 0, 1: 1, 2: 0}
+    assert images[1].bytes() == data
+    assert job.verify().differences == ()
+    assert gateway.queue.fsck() == []
+    (record,) = gateway.store.list(keys.repairs(job.id))
+    told = json.loads(gateway.store.get(record.key))
+    assert [(one["kind"], one["subject"]) for one in told] == [(kind, key)]
+
+
+def test_a_retried_picture_that_is_damaged_is_made_a_third_time(
+    gateway: Gateway, farm: Farm, robot: Robot
+) -> None:
+    job = farm.submit(["a boat", BAD_PROMPT], seed=1)
+    job.wait(20, check=False)
+    robot.healed = True
+    job.retry()
+    job.wait(20)
+    gateway.store.put(keys.success(job.id), b"{}")
+    for render, generation in ((0, 0), (1, 1)):
+        damage(gateway, picture(job, render, generation), b"x")
+    assert job.verify(repair=True).left == 0
+    assert job.wait(20).images.done == 2
+    assert {image.generation for image in job.images()} == {2}
+    assert job.verify().differences == ()
+    assert gateway.queue.fsck() == []
+
+
+def test_a_lost_part_is_written_again_from_the_pictures(gateway: Gateway, job: Job) -> None:
+    gateway.store.put(keys.success(job.id), b"{}")
+    key = keys.part(job.id, 0, 0)
+    data = gateway.store.get(key)
+    for damaged, kind in ((None, "part-missing"), (b"x", "part-changed")):
+        gateway.store.delete(key)
+        if damaged is not None:
+            gateway.store.put(key, damaged)
+        found = job.verify(repair=True)
+        assert [(one.kind, one.subject) for one in found.differences] == [(kind, key)]
+        assert found.left == 0
+        assert gateway.store.get(key) == data
+        assert job.verify().differences == ()
+
+
+def test_a_part_whose_pictures_are_gone_too_is_left_and_nothing_is_called_an_orphan(
+    gateway: Gateway, job: Job
+) -> None:
+    gateway.store.put(keys.success(job.id), b"{}")
+    key = keys.part(job.id, 0, 0)
+    gateway.store.delete(key)
+    gateway.store.delete(picture(job, 0))
+    found = job.verify(repair=True)
+    assert ([one.kind for one in found.differences], found.left) == (["part-missing"], 1)
+    assert gateway.store.size(picture(job, 1)) is not None
+
+
+def test_an_orphan_is_removed(gateway: Gateway, job: Job) -> None:
+    gateway.store.put(keys.success(job.id), b"{}")
+    stray = picture(job, 99)
+    gateway.store.put(stray, b"x")
+    found = job.verify(repair=True)
+    assert [(one.kind, one.subject) for one in found.differences] == [("orphan", stray)]
+    assert found.left == 0
+    assert gateway.store.size(stray) is None
+    assert gateway.store.size(picture(job, 0)) is not None
+
+
+def test_a_job_that_still_runs_is_not_verified(farm: Farm) -> None:
+    job = farm.submit("a boat")
+    with pytest.raises(Conflict, match="still queued"):
+        job.verify()
+
+
+def test_the_command_tells_each_difference_and_its_code(
+    gateway: Gateway,
+    job: Job,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("FARM_URL", gateway.url)
+    assert run(["verify", job.id]) == 1
+    told = capsys.readouterr()
+    assert told.out == f"missing {keys.success(job.id)}\n"
+    assert told.err == (
+        f"{job.id}: 3 pictures looked at, 1 difference; "
+        f"farm verify {job.id} --repair mends what can be\n"
+    )
+    gateway.store.put(keys.success(job.id), b"{}")
+    gateway.store.delete(picture(job, 0))
+    assert run(["verify", job.id, "--repair", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["differences"][0]["kind"] == "missing"
+    job.wait(20)
+    assert run(["verify", job.id]) == 0
+    assert capsys.readouterr().err == f"{job.id}: 3 pictures looked at, no difference\n"
