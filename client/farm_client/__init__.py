@@ -5,7 +5,7 @@ from farm_client.farm import AsyncFarm, Farm
 from farm_client.fetch import Fetched
 from farm_client.image import AsyncImage, Image
 from farm_client.job import AsyncJob, Job, RejectedLine
-from farm_client.models import Asset, Difference, JobStatus, Verified
+from farm_client.models import Asset, Difference, JobStatus, Verified, Why
 from farm_client.submission import AllRejected
 
 __all__ = [
@@ -23,4 +23,5 @@ __all__ = [
     "JobStatus",
     "RejectedLine",
     "Verified",
+    "Why",
 ]

@@ -14,7 +14,7 @@ from farm_client.bridge import drive, iterate
 from farm_client.connection import Connection, path_of
 from farm_client.fetch import PARALLEL, Fetched, Fetcher
 from farm_client.image import AsyncImage, Image, ImageFacts
-from farm_client.models import Difference, JobStatus, Picture, Verified
+from farm_client.models import Difference, JobStatus, Picture, Verified, Why
 
 FIRST_POLL_SECONDS = 0.1
 MAX_POLL_SECONDS = 1.0
@@ -68,6 +68,9 @@ class JobHandle:
     async def _act(self, action: str, **query: str | None) -> JobStatus:
         told = await self._connection.call("POST", f"{self._path}/{action}", query=query)
         return JobStatus.model_validate(told)
+
+    async def _why(self) -> Why:
+        return Why.model_validate(await self._connection.call("GET", f"{self._path}/why"))
 
     async def _verify(self, repair: bool, tell: Callable[[Difference], None] | None) -> Verified:
         differences: list[Difference] = []
@@ -208,6 +211,10 @@ class Job(JobHandle):
         """Make the failed pictures of a job that has ended again; the others stay as they are."""
         return drive(self._act("retry"))
 
+    def why(self) -> Why:
+        """What it waits for, what goes before it, and an estimate."""
+        return drive(self._why())
+
     def verify(
         self, *, repair: bool = False, tell: Callable[[Difference], None] | None = None
     ) -> Verified:
@@ -274,6 +281,9 @@ class AsyncJob(JobHandle):
 
     async def retry(self) -> JobStatus:
         return await self._act("retry")
+
+    async def why(self) -> Why:
+        return await self._why()
 
     async def verify(
         self, *, repair: bool = False, tell: Callable[[Difference], None] | None = None

@@ -46,6 +46,28 @@ class JobStatus(_Told):
         return self.state in TERMINAL_JOBS
 
 
+class LaneQueue(_Told):
+    """A job's ready work for one checkpoint, mode and size."""
+
+    lane: str
+    pictures: int
+    position: int  # among the caller's own jobs, from 1
+    earlier: int  # pictures of those before it
+    higher: int  # pictures of higher classes
+    share: float  # of its class's work that the caller gets
+
+
+class Why(_Told):
+    """Why a job is not done yet."""
+
+    status: JobStatus
+    waits_for: str
+    alone: int = 0  # tasks that were aboard at a crash and wait to run alone
+    lanes: tuple[LaneQueue, ...] = ()
+    workers: int = 0  # that serve it
+    seconds: float | None = None  # until its end, roughly
+
+
 class Difference(_Told):
     """Something that the manifest, the queue and the store of a job do not agree on."""
 

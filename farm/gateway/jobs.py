@@ -20,7 +20,7 @@ from farm.gateway.bodies import (
 from farm.gateway.events import updates
 from farm.gateway.parts import Parts, Reader, WithParts, Writer
 from farm.gateway.verifying import Verifier, report
-from farm.gateway.views import image_view, lost_views, rejected_view, status_view
+from farm.gateway.views import image_view, lost_views, rejected_view, status_view, why_view
 from farm.ingest import Feed, Submission
 from farm.job import Chunk, JobOptions, check_job_id
 from farm.manifest import merge, pictures_to_make, read_part, task_rows
@@ -293,6 +293,12 @@ def retry(job: str, parts: WithParts, tenant: Writer) -> dict[str, Any]:
     published stays as it is."""
     parts.queue.retry(check_job_id(job), tenant)
     return status_view(parts.queue.status(job, tenant))
+
+
+@router.get("/{job}/why")
+def why(job: str, parts: WithParts, tenant: Reader) -> dict[str, Any]:
+    """What the job waits for, what goes before it in each of its lanes, and an estimate."""
+    return why_view(parts.queue.why(check_job_id(job), tenant))
 
 
 @router.get("/{job}/verify", response_class=StreamingResponse)

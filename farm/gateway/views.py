@@ -11,10 +11,25 @@ from farm.ingest import MAX_LISTED
 from farm.job import Chunk
 from farm.manifest import ManifestRow
 from farm.queue import Failure, JobStatus
+from farm.queue.why import Why
 
 
 def status_view(status: JobStatus) -> dict[str, Any]:
     return status.model_dump(mode="json")
+
+
+def why_view(why: Why) -> dict[str, Any]:
+    return {
+        "status": status_view(why.status),
+        "waits_for": str(why.waits_for),
+        "alone": why.alone,
+        "lanes": [
+            {**queue._asdict(), "lane": str(queue.lane), "share": queue.share}
+            for queue in why.lanes
+        ],
+        "workers": why.workers,
+        "seconds": why.seconds,
+    }
 
 
 def image_view(row: ManifestRow, links: Links) -> dict[str, Any]:

@@ -1,0 +1,61 @@
+"""``farm why``."""
+
+from typing import Annotated
+
+import typer
+
+from farm.cli.output import one_line, pictures, say, say_json
+from farm_client import Farm, Why
+from farm_client.models import LaneQueue
+
+REASONS = {
+    "nothing": "it has ended, or workers have all of it in hand",
+    "pieces": "its sender has not sent the rest",
+    "resume": "it is paused (farm resume goes on with it)",
+    "worker": "no worker serves its checkpoint (farm doctor)",
+    "higher": "work of a higher class goes first",
+    "turn": "your earlier jobs go first",
+    "room": "the workers are full",
+    "empty-worker": "what was aboard at a crash runs alone, on a worker without other work",
+    "retry": "a pause before what failed is tried again",
+    "finalise": "its last file is being written",
+}
+
+
+def why(
+    job: Annotated[str, typer.Argument(metavar="JOB", show_default=False)],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Tell what a job waits for: its lanes, its place and share in each, and an estimate."""
+    found = Farm().job(job).why()
+    if as_json:
+        say_json(found.model_dump(mode="json"))
+        return
+    say(one_line(f"{found.status.id} {found.status.state}: {_reason(found)}"))
+    for lane in found.lanes:
+        say(one_line(_lane(lane)))
+    if found.seconds:
+        say(f"about {_length(found.seconds)} on {found.workers} worker(s)")
+    elif not found.status.ended:
+        say("no estimate: no worker has measured its lanes yet, or nothing waits in them")
+
+
+def _reason(found: Why) -> str:
+    if found.status.ended:
+        return "it has ended"
+    return REASONS.get(found.waits_for, found.waits_for)
+
+
+def _lane(lane: LaneQueue) -> str:
+    told = f"  {lane.lane}: {pictures(lane.pictures)} ready, number {lane.position} of your jobs"
+    if lane.earlier:
+        told += f", {lane.earlier:,} of your own before them"
+    if lane.higher:
+        told += f", {lane.higher:,} of higher classes"
+    return f"{told}, share {lane.share:.0%}"
+
+
+def _length(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(seconds, 1):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
