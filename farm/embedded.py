@@ -241,9 +241,17 @@ def serves(redis_url: str) -> bool:
 
 
 def listens(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.settimeout(0.5)
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+    return reachable(f"127.0.0.1:{port}")
+
+
+def reachable(address: str) -> bool:
+    """Whether something takes connections at ``host:port``."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=0.5).close()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def answers(url: str) -> bool:

@@ -1,0 +1,94 @@
+"""``farm doctor`` on a running gateway, and with each part amiss."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from harness import Gateway
+from robot import Robot
+
+from farm.cli.app import run
+from farm.doctor import Health, Patient, examine
+from farm.store.local import LocalStore
+
+
+@pytest.fixture
+def patient(gateway: Gateway, redis_url: str, tmp_path: Path) -> Patient:
+    return Patient(
+        data=tmp_path,
+        url=gateway.url,
+        redis_url=redis_url,
+        store=str(tmp_path / "store"),
+        ray_address=gateway.url.removeprefix("http://"),
+        checkpoints=(),
+    )
+
+
+def health(patient: Patient, check: str) -> tuple[Health, str]:
+    found = [one for one in examine(patient) if one.check == check]
+    worst = max(found, key=lambda one: list(Health).index(one.health))
+    return worst.health, f"{worst.told} ({worst.hint})"
+
+
+def test_every_part_is_looked_at_and_a_part_that_works_is_ok(
+    patient: Patient, robot: Robot
+) -> None:
+    checks = dict.fromkeys(one.check for one in examine(patient))
+    assert list(checks) == ["gateway", "server", "store", "ray", "checkpoints", "disk", "clock"]
+    for check in ("gateway", "store", "ray", "clock"):
+        assert health(patient, check)[0] is Health.OK, check
+
+
+AMISS: list[tuple[str, Callable[[Patient], Patient], str]] = [
+    ("gateway", lambda it: it._replace(url="http://127.0.0.1:1"), "farm up"),
+    ("gateway", lambda it: it, "would not run"),  # no worker is there
+    ("server", lambda it: it._replace(redis_url="redis://:secret@127.0.0.1:1"), "REDIS_URL"),
+    ("store", lambda it: it._replace(store="ftp://x"), "is no store"),
+    ("ray", lambda it: it._replace(ray_address="127.0.0.1:1"), "RAY_ADDRESS"),
+    ("checkpoints", lambda it: it._replace(checkpoints=["/nowhere"]), "/nowhere"),
+]
+
+
+@pytest.mark.parametrize(("check", "change", "told"), AMISS)
+def test_a_part_that_is_amiss_fails_with_a_hint(
+    patient: Patient, check: str, change: Callable[[Patient], Patient], told: str
+) -> None:
+    found, text = health(change(patient), check)
+    assert found is Health.FAIL
+    assert told in text
+    assert "secret" not in text
+
+
+def test_a_store_that_lets_several_writers_win_fails(
+    patient: Patient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write_anyway(self: LocalStore, key: str, data: bytes, **_: str) -> bool:
+        self.delete(key)
+        return put(self, key, data) or True
+
+    put = LocalStore.put
+    monkeypatch.setattr(LocalStore, "put", write_anyway)
+    found, text = health(patient, "store")
+    assert found is Health.FAIL
+    assert "If-None-Match" in text
+
+
+def test_the_command_prints_a_line_a_check_and_its_code_tells_of_failures(
+    gateway: Gateway,
+    redis_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("FARM_URL", gateway.url)
+    monkeypatch.setenv("REDIS_URL", redis_url)
+    monkeypatch.delenv("FARM_STORE", raising=False)
+    assert run(["doctor", "--data", str(tmp_path)]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("fail  gateway")
+    assert any(line.startswith("ok    store") for line in lines)
+    assert run(["doctor", "--data", str(tmp_path), "--json"]) == 1
+    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {one["health"] for one in told} <= {"ok", "warn", "fail"}
+    assert all({"check", "health", "told", "hint"} == one.keys() for one in told)
