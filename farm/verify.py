@@ -59,7 +59,7 @@ class Comparison:
         self._job = job
         self._objects = objects
         self._sha256_of = sha256_of
-        self._listed = {keys.header(job), keys.success(job)}
+        self._listed = {keys.header(job)}
         self._pictures: set[tuple[int, int]] = set()
         self._done = self._failed = 0
         self._whole = True  # every part could be read, so that what is not listed is an orphan
@@ -103,16 +103,19 @@ class Comparison:
             elif not lost:
                 self._failed += 1
 
-    def end(self, counted: Counts, *, complete: bool) -> Iterator[Difference]:
+    def end(self, counted: Counts, *, generation: int, complete: bool) -> Iterator[Difference]:
         """What no task answers for; ``counted`` is what the queue says.
 
         Args:
             counted: the queue's own.
+            generation: the job's.
             complete: the job ended by itself, so that its last file must be there.
         """
         yield from self._object(keys.header(self._job), None)
+        ends = [keys.success(self._job, number) for number in range(generation + 1)]
+        self._listed.update(ends)
         if complete:
-            yield from self._object(keys.success(self._job), None)
+            yield from self._object(ends[-1], None)
         if not self._whole:
             return  # the unread parts may list anything
         for key in self._objects.keys() - self._listed:

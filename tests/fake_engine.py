@@ -48,6 +48,7 @@ class FakeEngine:
 
     def __init__(self, rows: int = 8, step_seconds: float = 0.0) -> None:
         self.step_seconds = step_seconds
+        self.healed = False  # then it draws the bad prompt too
         self.gate = threading.Event()
         self.gate.set()
         self.rendered: list[tuple[Hashable, int]] = []
@@ -78,20 +79,21 @@ class FakeEngine:
         done = [(key, row) for key, row, left in self._live if left == 0]
         self._live = [live for live in self._live if live[2] > 0]
         self.rendered += [(key, row.index) for key, row in done]
-        return [_picture(key, row) for key, row in done]
+        return [_picture(key, row, self.healed) for key, row in done]
 
 
-def _picture(key: Hashable, row: Row) -> FakeDone:
+def _picture(key: Hashable, row: Row, healed: bool) -> FakeDone:
     seed = int.from_bytes(
         hashlib.sha256(f"{row.spec.sha256}/{row.index}".encode()).digest()[:8], "big"
     )
     random = np.random.default_rng(seed)
     height, width = row.spec.height, row.spec.width
+    bad = row.spec.prompt == BAD_PROMPT and not healed
     return FakeDone(
         key=key,
         index=row.index,
         tokens=random.integers(0, 1024, (height // 8, width // 8), dtype=np.uint16),
         pixels=random.integers(0, 256, (height, width, 3), dtype=np.uint8),
         steps=row.spec.row_steps,
-        error=RenderError("its logits are not finite") if row.spec.prompt == BAD_PROMPT else None,
+        error=RenderError("its logits are not finite") if bad else None,
     )

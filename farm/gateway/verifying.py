@@ -62,7 +62,9 @@ class Verifier:
         # No list names the tasks whose deadline passed: their pictures are taken as counted.
         failed = comparison.counts.failed if self.status.tasks.expired else images.failed
         complete = self.status.state is JobState.DONE
-        yield from comparison.end(Counts(images.done, failed), complete=complete)
+        yield from comparison.end(
+            Counts(images.done, failed), generation=self.status.generation, complete=complete
+        )
 
     @property
     def pictures(self) -> int:

@@ -32,9 +32,10 @@ def part(job: str, generation: int, number: int) -> str:
     return f"{prefix(job)}manifest/{generation}/part-{number:08d}.parquet"
 
 
-def success(job: str) -> str:
-    """Where the object lies whose presence says that the job is complete."""
-    return prefix(job) + "_SUCCESS"
+def success(job: str, generation: int = 0) -> str:
+    """Where the object lies whose presence says that a generation of the job has ended; it lists
+    every part up to there."""
+    return prefix(job) + "_SUCCESS" + (f".{generation}" if generation else "")
 
 
 def repairs(job: str) -> str:

@@ -13,7 +13,7 @@ from fake_engine import BAD_PROMPT, INFO, FakeEngine
 
 from farm.checkpoint import Checkpoint
 from farm.job import Chunk, JobOptions, JobState, Lease, NumberedSpec, Priority, TaskDraft, job_id
-from farm.manifest import ManifestRow, read_part
+from farm.manifest import ManifestRow, merge, read_part
 from farm.picture_file import read_facts
 from farm.queue import JobHeader, Queue, connect
 from farm.scheduler import Scheduler
@@ -165,6 +165,25 @@ def test_a_job_with_too_many_failed_pictures_has_failed(farm: Farm) -> None:
     farm.start()
     job = farm.submit("a", BAD_PROMPT)
     farm.wait(job, JobState.FAILED)
+
+
+def test_a_retry_renders_the_failed_rows_only_and_keeps_the_others(farm: Farm) -> None:
+    engine = farm.start()
+    job = farm.submit("a", BAD_PROMPT, "c")
+    farm.wait(job, JobState.FAILED)
+    engine.rendered.clear()
+    engine.healed = True
+    assert farm.queue.retry(job, TENANT) == 1
+    farm.wait(job)
+    assert [render for (_, render), _ in engine.rendered] == [1]  # type: ignore[misc]
+    images = farm.queue.status(job, TENANT).images
+    assert (images.total, images.done, images.failed) == (3, 3, 0)
+    merged = merge(farm.rows(job))
+    assert [merged[render, 0].generation for render in range(3)] == [0, 1, 0]
+    assert all(farm.store.size(row.file or "") == row.size for row in merged.values())
+    assert farm.queue.fsck() == []
+    success = json.loads(farm.store.get(keys.success(job, 1)))
+    assert success["counts"] == {"parts": 2, "done": 3, "failed": 0}
 
 
 def test_urgent_rows_enter_the_engine_before_older_bulk_rows(farm: Farm) -> None:

@@ -36,10 +36,7 @@ def damage(gateway: Gateway, key: str, data: bytes) -> None:
     gateway.store.put(key, data)
 
 
-def test_a_whole_job_has_no_difference_with_the_exception_of_the_robots_last_file(
-    gateway: Gateway, job: Job
-) -> None:
-    gateway.store.put(keys.success(job.id), b"{}")  # the robot writes none
+def test_a_whole_job_has_no_differences(job: Job) -> None:
     found = job.verify()
     assert (found.pictures, found.differences, found.left) == (3, (), 0)
 
@@ -59,7 +56,6 @@ def same_size(data: bytes) -> bytes:
 def test_a_damaged_picture_is_named_and_made_again(
     gateway: Gateway, job: Job, kind: str, change: Callable[[bytes], bytes | None]
 ) -> None:
-    gateway.store.put(keys.success(job.id), b"{}")
     key = picture(job, 1)
     data = gateway.store.get(key)
     gateway.store.delete(key)
@@ -89,7 +85,6 @@ def test_a_retried_picture_that_is_damaged_is_made_a_third_time(
     robot.healed = True
     job.retry()
     job.wait(20)
-    gateway.store.put(keys.success(job.id), b"{}")
     for render, generation in ((0, 0), (1, 1)):
         damage(gateway, picture(job, render, generation), b"x")
     assert job.verify(repair=True).left == 0
@@ -100,7 +95,6 @@ def test_a_retried_picture_that_is_damaged_is_made_a_third_time(
 
 
 def test_a_lost_part_is_written_again_from_the_pictures(gateway: Gateway, job: Job) -> None:
-    gateway.store.put(keys.success(job.id), b"{}")
     key = keys.part(job.id, 0, 0)
     data = gateway.store.get(key)
     for damaged, kind in ((None, "part-missing"), (b"x", "part-changed")):
@@ -117,7 +111,6 @@ def test_a_lost_part_is_written_again_from_the_pictures(gateway: Gateway, job: J
 def test_a_part_whose_pictures_are_gone_too_is_left_and_nothing_is_called_an_orphan(
     gateway: Gateway, job: Job
 ) -> None:
-    gateway.store.put(keys.success(job.id), b"{}")
     key = keys.part(job.id, 0, 0)
     gateway.store.delete(key)
     gateway.store.delete(picture(job, 0))
@@ -127,7 +120,6 @@ def test_a_part_whose_pictures_are_gone_too_is_left_and_nothing_is_called_an_orp
 
 
 def test_an_orphan_is_removed(gateway: Gateway, job: Job) -> None:
-    gateway.store.put(keys.success(job.id), b"{}")
     stray = picture(job, 99)
     gateway.store.put(stray, b"x")
     found = job.verify(repair=True)
@@ -150,6 +142,7 @@ def test_the_command_tells_each_difference_and_its_code(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("FARM_URL", gateway.url)
+    gateway.store.delete(keys.success(job.id))
     assert run(["verify", job.id]) == 1
     told = capsys.readouterr()
     assert told.out == f"missing {keys.success(job.id)}\n"
@@ -157,10 +150,10 @@ def test_the_command_tells_each_difference_and_its_code(
         f"{job.id}: 3 pictures looked at, 1 difference; "
         f"farm verify {job.id} --repair mends what can be\n"
     )
-    gateway.store.put(keys.success(job.id), b"{}")
     gateway.store.delete(picture(job, 0))
-    assert run(["verify", job.id, "--repair", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["differences"][0]["kind"] == "missing"
+    assert run(["verify", job.id, "--repair", "--json"]) == 1  # the last file's generation is over
+    found = json.loads(capsys.readouterr().out)
+    assert ([one["kind"] for one in found["differences"]], found["left"]) == (["missing"] * 2, 1)
     job.wait(20)
     assert run(["verify", job.id]) == 0
     assert capsys.readouterr().err == f"{job.id}: 3 pictures looked at, no difference\n"

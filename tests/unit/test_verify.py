@@ -53,7 +53,7 @@ class Made:
             JOB, sizes, lambda key: hashlib.sha256(self.objects[key]).hexdigest()
         )
         found = list(comparison.task(0, self.parts, self.lost))
-        return found + list(comparison.end(self.counted, complete=True))
+        return found + list(comparison.end(self.counted, generation=0, complete=True))
 
 
 PICTURE = keys.picture(JOB, 0, 0, 0, Format.PNG)

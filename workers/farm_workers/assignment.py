@@ -1,7 +1,7 @@
 """A lease in a worker's hands: which of its rows wait, run and are stored."""
 
 import collections
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from concurrent.futures import Executor, Future
 
 from farm.errors import FarmError, RenderError
@@ -15,10 +15,18 @@ PREFETCH = 16  # renders whose inputs are read ahead
 class Assignment:
     """One lease with its chunk; belongs to the worker's main loop alone.
 
-    Its rows come out of ``next_row`` in the chunk's order, each once its render's inputs are read.
+    Its rows come out of ``next_row`` in the chunk's order, each once its render's inputs are read;
+    of a retried task those that are ``wanted``, by render and index.
     """
 
-    def __init__(self, lease: Lease, chunk: Chunk, inputs: InputReader, executor: Executor) -> None:
+    def __init__(
+        self,
+        lease: Lease,
+        chunk: Chunk,
+        inputs: InputReader,
+        executor: Executor,
+        wanted: Container[tuple[int, int]] | None = None,
+    ) -> None:
         self.lease = lease
         self.chunk = chunk
         self.lane = Lane.parse(chunk.lane)
@@ -31,7 +39,10 @@ class Assignment:
         self.handed_over = 0  # pictures given to the publisher, failed ones included
         self._inputs = inputs
         self._executor = executor
-        self._source = iter(chunk.renders)
+        self._wanted = wanted
+        renders = [numbered for numbered in chunk.renders if self.rows(numbered)]
+        self.pictures = sum(len(self.rows(numbered)) for numbered in renders)
+        self._source = iter(renders)
         self._ahead: collections.deque[tuple[NumberedSpec, Future[Inputs]]] = collections.deque()
         self._rows: Iterator[Row] | None = None
         self._current: tuple[NumberedSpec, Inputs] | None = None
@@ -41,6 +52,14 @@ class Assignment:
     def key(self) -> str:
         return self.lease.key
 
+    def rows(self, numbered: NumberedSpec) -> list[Row]:
+        """Those of a render that are to be made."""
+        return [
+            row
+            for row in numbered.spec.rows()
+            if self._wanted is None or (numbered.render, row.index) in self._wanted
+        ]
+
     @property
     def row_keys(self) -> set[tuple[str, int]]:
         """The engine's keys of the rows that run."""
@@ -49,7 +68,7 @@ class Assignment:
     @property
     def complete(self) -> bool:
         """Every picture is with the publisher."""
-        return self.handed_over == self.chunk.pictures
+        return self.handed_over == self.pictures
 
     def next_row(self) -> tuple[NumberedSpec, Row, Inputs] | None:
         """The next row that can start; ``None`` while inputs are read, and at the end.
@@ -75,7 +94,7 @@ class Assignment:
                 wrong = RenderError(f"its inputs cannot be read: {error!r}")
                 raise InputFailed(numbered, wrong) from error
             self.notes[numbered.render] = inputs.notes
-            self._current, self._rows = (numbered, inputs), numbered.spec.rows()
+            self._current, self._rows = (numbered, inputs), iter(self.rows(numbered))
 
     def _read_ahead(self) -> None:
         while len(self._ahead) < PREFETCH:

@@ -196,7 +196,7 @@ class Publisher:
             work = StoreSuccess(
                 next(self._numbers),
                 self._task(task_key).number,
-                keys.success(job),
+                keys.success(job, generation),
                 canonical_json(document).encode(),
             )
             self._queue(Parcel(work, urgent=True))

@@ -30,6 +30,7 @@ from farm.errors import (
     Unavailable,
 )
 from farm.job import Chunk, Lease, Priority, Receipt
+from farm.manifest import pictures_to_make
 from farm.queue import Queue, connect
 from farm.spec import Lane, Mode, Row
 from farm.store import Store, keys, open_store
@@ -317,7 +318,7 @@ class Worker:
         if failure.error.retryable:
             self._give_up(assignment, "infra", str(failure.error))
             return
-        for row in failure.numbered.spec.rows():
+        for row in assignment.rows(failure.numbered):
             self._picture_failed(assignment, failure.numbered.render, row, failure.error)
 
     def _picture_failed(
@@ -336,7 +337,7 @@ class Worker:
             self._publisher.finish(
                 assignment.key,
                 keys.part(lease.job, lease.generation, lease.number),
-                assignment.chunk.pictures,
+                assignment.pictures,
             )
 
     def _give_up(self, assignment: Assignment, kind: str, reason: str) -> None:
@@ -397,7 +398,8 @@ class Worker:
             if Lane.parse(chunk.lane).checkpoint not in self._engines:
                 raise InvalidInput(f"this worker does not hold the checkpoint of {chunk.lane}")
             executor = self._loaders[lease.priority is Priority.URGENT]
-            self._loaded.put(Assignment(lease, chunk, self._inputs, executor))
+            wanted = self._wanted(lease, chunk)
+            self._loaded.put(Assignment(lease, chunk, self._inputs, executor, wanted))
             self._wake.set()
         except Exception as error:
             log.warning("task %s cannot be loaded: %s", lease.key, error)
@@ -407,14 +409,27 @@ class Worker:
                 self._finishing[lease.key] = lease
             self._report(_Report(lease, None, "infra", f"its chunk cannot be read: {error}"))
 
+    def _wanted(self, lease: Lease, chunk: Chunk) -> set[tuple[int, int]] | None:
+        """Of a retried task, what its earlier generations have not made; else None, for all."""
+        if lease.generation == 0 or lease.pictures == chunk.pictures:
+            return None
+        wanted = pictures_to_make(self._store, chunk, lease.generation)
+        if len(wanted) != lease.pictures:
+            raise StoreError(
+                f"{len(wanted)} of its pictures have no file; the queue knows of {lease.pictures}"
+            )
+        return wanted
+
     def _finalise(self, lease: Lease) -> None:
         with self._lock:
             self._arrived.pop(lease.key, None)
             self._finishing[lease.key] = lease
         receipts: list[Receipt] = []
+        failed: dict[int, int] = {}  # by task: a newer generation has tried its failures again
         after = 0
         while found := self._queue.finished(lease.job, after):
             receipts += (finished.receipt for finished in found)
+            failed |= {finished.number: finished.receipt.failed for finished in found}
             after = found[-1].position
         self._publisher.finalise(
             lease.key,
@@ -423,7 +438,7 @@ class Worker:
             [(receipt.part, receipt.part_sha256) for receipt in receipts],
             {
                 "done": sum(receipt.done for receipt in receipts),
-                "failed": sum(receipt.failed for receipt in receipts),
+                "failed": sum(failed.values()),
             },
         )
 
@@ -568,7 +583,7 @@ class Worker:
             return 0
         with self._lock:
             outstanding = sum(
-                task.chunk.pictures - task.handed_over for task in self._assignments.values()
+                task.pictures - task.handed_over for task in self._assignments.values()
             ) + sum(lease.pictures for lease in self._arrived.values())
         return max(self.capacity - outstanding, 0)
 
@@ -581,7 +596,7 @@ class Worker:
         with self._lock:
             lanes = {str(task.lane) for task in self._assignments.values()}
             urgent = sum(
-                task.chunk.pictures - task.handed_over
+                task.pictures - task.handed_over
                 for task in self._assignments.values()
                 if task.urgent
             ) + sum(
