@@ -34,10 +34,10 @@ COMMANDS = {
     "pause": Place("farm.cli.pause", "Start nothing more of jobs until they are resumed."),
     "resume": Place("farm.cli.pause", "Go on with paused jobs."),
     "retry": Place("farm.cli.retry", "Make the failed pictures of ended jobs again."),
+    "why": Place("farm.cli.why", "Tell what a job waits for, and how long it may take."),
     "verify": Place("farm.cli.verify", "Compare a job's manifest, queue and store; repair them."),
     "inspect": Place("farm.cli.inspect", "Show what made a picture file."),
     "render": Place("farm.cli.render", "Render a file of requests in this process."),
-    "why": Place("farm.cli.why", "Tell what a job waits for, and how long it may take."),
     "up": Place("farm.cli.up", "Start a farm on this machine."),
     "down": Place("farm.cli.up", "End it."),
     "demo": Place("farm.cli.demo", "Start a farm, render a few pictures, show them."),
@@ -95,8 +95,7 @@ def _farm(
         False, "--version", callback=_version, is_eager=True, help="Print the version."
     ),
 ) -> None:
-    """A render farm for aMUSEd. Ids go to stdout, the rest to stderr; FARM_URL and FARM_API_KEY
-    say which farm is meant."""
+    """A render farm for aMUSEd; FARM_URL and FARM_API_KEY say which one is meant."""
 
 
 def group() -> TyperGroup:
