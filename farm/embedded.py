@@ -40,6 +40,7 @@ class Plan:
     store: str = ""
     redis_url: str = ""
     ray_address: str = ""
+    single_writer: bool = False
     gpus: int = field(default_factory=count_gpus)
 
     @property
@@ -48,6 +49,13 @@ class Plan:
 
     def complete(self) -> "Plan":
         """The plan with the machine's defaults filled in and its checkpoints looked at."""
+        workers = self.workers or max(self.gpus, 1)
+        if self.single_writer and workers > 1:
+            raise InvalidInput(
+                f"{workers} workers would write to the store",
+                field="--single-writer",
+                hint="add --workers 1",
+            )
         names = tuple(
             str(Path(name).absolute()) if Path(name).exists() else name
             for name in self.checkpoints or default_checkpoints(self.data)
@@ -58,7 +66,6 @@ class Plan:
         if store and "://" not in store:
             store = str(Path(store).absolute())
         self._check_reach(store)
-        workers = self.workers or max(self.gpus, 1)
         return replace(self, checkpoints=names, store=store, workers=workers)
 
     def _check_reach(self, store: str) -> None:
@@ -124,6 +131,7 @@ class Embedded:
             "FARM_DATA": str(plan.data),
             "REDIS_URL": self.redis_url,
             "FARM_STORE": plan.store or str(plan.data / "store"),
+            "FARM_SINGLE_WRITER": "1" if plan.single_writer else "0",
             "FARM_HOST": "127.0.0.1",
             "FARM_PORT": str(plan.port),
             "FARM_OPEN": "1",

@@ -41,6 +41,8 @@ class FarmSettings(BaseSettings):
     store: str = ""  # empty: DATA/store
     name: str = Field(default="farm", pattern=r"^[a-z0-9][a-z0-9-]{0,31}$")  # the keys' hash tag
 
+    single_writer: bool = False  # one worker: then a store may let several writers win
+
     @field_validator("data")
     @classmethod
     def _absolute(cls, value: Path) -> Path:

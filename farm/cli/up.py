@@ -53,6 +53,12 @@ def up(
     ray: Annotated[
         str, typer.Option(envvar="RAY_ADDRESS", help="Place the workers on this Ray cluster.")
     ] = "",
+    single_writer: Annotated[
+        bool,
+        typer.Option(
+            "--single-writer", help="Take a store that lets several writers win; for one worker."
+        ),
+    ] = False,
     detach: Annotated[
         bool, typer.Option("--detach", help="Return once the farm is ready.")
     ] = False,
@@ -77,6 +83,7 @@ def up(
             store=store,
             redis_url=redis,
             ray_address=ray,
+            single_writer=single_writer,
         )
         _run(plan.complete())
 

@@ -18,11 +18,15 @@ def worker(
     SIGTERM and Ctrl-C end it in order: what it holds goes back to the queue at once.
     """
     from farm.settings import load
+    from farm.store import open_store
+    from farm.store.probing import check_store
     from farm_workers.settings import WorkerSettings
     from farm_workers.worker import Worker
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    running = Worker(load(WorkerSettings), name or socket.gethostname())
+    settings = load(WorkerSettings)
+    check_store(open_store(settings.store_url), single_writer=settings.single_writer)
+    running = Worker(settings, name or socket.gethostname())
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: running.stop())
     running.run()

@@ -10,6 +10,7 @@ from farm.gateway.app import create_app
 from farm.queue import check_server, connect
 from farm.settings import GatewaySettings, load
 from farm.store import open_store
+from farm.store.probing import check_store
 
 GRACE_SECONDS = 5  # event streams are cut after it; their clients come again
 HEADER_BYTES = 32 * 1024
@@ -20,7 +21,7 @@ def main() -> int:
     try:
         settings = load(GatewaySettings)
         app = create_app(settings)
-        open_store(settings.store_url).probe()
+        check_store(open_store(settings.store_url), single_writer=settings.single_writer)
         check_server(connect(settings.redis_url), allow_volatile=settings.allow_volatile)
     except FarmError as error:
         print(error, file=sys.stderr)

@@ -1,11 +1,31 @@
 """Trying out whether a store really lets one of several writers win."""
 
+import logging
 import secrets
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 from farm.errors import StoreError
 from farm.store.protocol import Store
+
+log = logging.getLogger(__name__)
+
+
+class WritesTwice(StoreError):
+    """The store lets several writers of one key win."""
+
+    retryable = False
+
+
+def check_store(store: Store, *, single_writer: bool) -> None:
+    """Refuse a store that cannot be used, and one that does not write objects only once, unless
+    nobody but one worker writes to it."""
+    try:
+        store.probe()
+    except WritesTwice as error:
+        if not single_writer:
+            raise
+        log.warning("%s; taken as it is, for a single writer", error.message)
 
 
 def probe(store: Store, writers: int) -> None:
@@ -23,11 +43,11 @@ def probe(store: Store, writers: int) -> None:
         kept = store.get(key)
         late = store.put(key, b"late")
         if len(winners) != 1 or kept != f"writer {winners[0]}".encode() or late:
-            raise StoreError(
+            raise WritesTwice(
                 f"{store.url} does not write objects only once: "
                 f"{len(winners) + late} of {writers + 1} writers of one key were told they won",
                 hint="use a store that honours If-None-Match, such as AWS S3, Ceph or MinIO, "
-                "or a local folder",
+                "or a local folder; for a farm of one worker, --single-writer takes it as it is",
             )
     finally:
         store.delete(key)
