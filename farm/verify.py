@@ -12,8 +12,8 @@ from farm.store import keys
 
 class Kind(enum.StrEnum):
     MISSING = "missing"  # an object that should be in the store
-    WRONG_SIZE = "wrong-size"  # a picture
-    WRONG_SHA256 = "wrong-sha256"  # a picture
+    WRONG_SIZE = "wrong-size"  # a picture, and so its sha256
+    WRONG_SHA256 = "wrong-sha256"  # a picture of the right size
     PART_MISSING = "part-missing"
     PART_CHANGED = "part-changed"  # other bytes than its receipt tells of
     LISTED_TWICE = "listed-twice"  # a picture
@@ -50,7 +50,7 @@ class Comparison:
     Args:
         job: its id.
         objects: everything that lies in the store below its prefix, with sizes.
-        sha256_of: reads an object; asked only for those whose size is right.
+        sha256_of: reads an object.
     """
 
     def __init__(
@@ -79,10 +79,15 @@ class Comparison:
         self._failed += lost
         yield from self._object(keys.chunk(self._job, number), number)
         rows: list[ManifestRow] = []
+        unread = False
         for part in parts:
             if part.receipt.part:
                 found = yield from self._part(number, part)
-                rows += found
+                unread |= found is None
+                rows += found or ()
+        if unread:  # what it lists may have taken the place of what the other parts list
+            self._whole = False
+            return
         counted = merge(rows)
         for row in rows:
             if row.file is not None:
@@ -130,19 +135,19 @@ class Comparison:
         if key not in self._objects:
             yield Difference(Kind.MISSING, key, task=number)
 
-    def _part(self, number: int, part: Part) -> Generator[Difference, None, list[ManifestRow]]:
+    def _part(
+        self, number: int, part: Part
+    ) -> Generator[Difference, None, list[ManifestRow] | None]:
         receipt = part.receipt
         self._listed.add(receipt.part)
         if part.data is None:
-            self._whole = False
             yield Difference(Kind.PART_MISSING, receipt.part, receipt.part_sha256, task=number)
-            return []
+            return None
         sha256 = hashlib.sha256(part.data).hexdigest()
         if sha256 == receipt.part_sha256:
             return read_part(part.data)
-        self._whole = False
         yield Difference(Kind.PART_CHANGED, receipt.part, receipt.part_sha256, sha256, number)
-        return []
+        return None
 
     def _picture(self, number: int, row: ManifestRow) -> Iterator[Difference]:
         assert row.file is not None
@@ -150,9 +155,6 @@ class Comparison:
         size = self._objects.get(row.file)
         if size is None:
             yield Difference(Kind.MISSING, row.file, row.sha256, task=number)
-        elif size != row.size:
-            yield Difference(
-                Kind.WRONG_SIZE, row.file, f"{row.size} bytes", f"{size} bytes", number
-            )
         elif (sha256 := self._sha256_of(row.file)) != row.sha256:
-            yield Difference(Kind.WRONG_SHA256, row.file, row.sha256, sha256, number)
+            kind = Kind.WRONG_SHA256 if size == row.size else Kind.WRONG_SIZE
+            yield Difference(kind, row.file, row.sha256, sha256, number)

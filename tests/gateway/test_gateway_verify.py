@@ -94,6 +94,17 @@ def test_a_retried_picture_that_is_damaged_is_made_a_third_time(
     assert gateway.queue.fsck() == []
 
 
+def test_the_newest_part_of_a_repaired_job_is_written_again_too(gateway: Gateway, job: Job) -> None:
+    gateway.store.delete(picture(job, 1))
+    job.verify(repair=True)
+    job.wait(20)
+    gateway.store.delete(keys.part(job.id, 1, 0))
+    found = job.verify(repair=True)
+    assert [one.kind for one in found.differences] == ["part-missing"]
+    assert (found.left, found.generation) == (0, 1)
+    assert job.verify().differences == ()
+
+
 def test_a_lost_part_is_written_again_from_the_pictures(gateway: Gateway, job: Job) -> None:
     key = keys.part(job.id, 0, 0)
     data = gateway.store.get(key)

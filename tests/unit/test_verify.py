@@ -134,6 +134,14 @@ def test_a_lost_picture_that_was_made_again_is_not_missed() -> None:
     assert made.compare() == []
 
 
+def test_a_lost_part_does_not_make_its_older_files_missed() -> None:
+    made = Made()
+    make_twice(made)
+    del made.objects[PICTURE]  # its newer file is listed by the part that is lost
+    made.parts[1] = made.parts[1]._replace(data=None)
+    assert [one.kind for one in made.compare()] == [Kind.PART_MISSING]
+
+
 def test_no_object_is_called_an_orphan_while_a_part_cannot_be_read() -> None:
     made = Made()
     lose_part(made)
