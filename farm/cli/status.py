@@ -56,6 +56,8 @@ def _sentence(status: JobStatus) -> str:
     images = status.images
     state = f"{status.state}, paused" if status.paused and not status.ended else status.state
     parts = [f"{status.id} {state}: {images.finished} of {images.total} pictures"]
+    if status.state is JobState.OPEN and status.created_at:
+        parts.append(f"coming in for {_age(status.created_at)}")
     if images.failed:
         parts.append(f"{images.failed} failed")
     if status.rejected:

@@ -9,7 +9,7 @@ from farm_client import Farm, Why
 from farm_client.models import LaneQueue
 
 REASONS = {
-    "nothing": "it has ended, or workers have all of it in hand",
+    "nothing": "workers have all of it in hand",
     "pieces": "its sender has not sent the rest",
     "resume": "it is paused (farm resume goes on with it)",
     "worker": "no worker serves its checkpoint (farm doctor)",

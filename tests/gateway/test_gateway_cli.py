@@ -406,3 +406,9 @@ def test_standard_input_may_be_piped_and_may_be_closed(gateway: Gateway) -> None
     out, err = closed.communicate(timeout=20)
     assert closed.returncode == 2
     assert "standard input is closed" in err
+
+
+def test_a_job_that_is_still_coming_in_says_for_how_long(cli: Cli, http: httpx2.Client) -> None:
+    job = http.post("/v1/jobs?open").json()["id"]
+    assert "open: 0 of 0 pictures, coming in for " in cli("status", job).out
+    assert "its sender has not sent the rest" in cli("why", job).out
