@@ -31,7 +31,7 @@ class Pending:
 
     @property
     def cost(self) -> float:
-        """Of its admission: a prompt or two and perhaps a picture to encode."""
+        """Of its admission: a prompt or two and a picture to encode or a first step."""
         return 2.0 * self.row.spec.height * self.row.spec.width / 64
 
     def check(self, info: CheckpointInfo) -> None:

@@ -21,7 +21,7 @@ from farm.spec import CheckpointInfo
 from farm_workers.engine.model import Transformer
 from farm_workers.engine.reference import ReferenceTransformer
 
-ENGINE_VERSION = 1  # raised when the same row starts to give other tokens
+ENGINE_VERSION = 2  # raised when the same row starts to give other tokens or bytes
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 Denoiser = Transformer | ReferenceTransformer

@@ -56,6 +56,7 @@ class Text(NamedTuple):
 
 
 class Conditioned(NamedTuple):
+    key: Hashable  # of the prompt and all else that it was made from
     packed: Tensor
     truncated: bool
 
@@ -93,13 +94,14 @@ class Conditioning:
             given = _given(embeds, half) if embeds is not None else None
             key: Hashable = (text or "", micro)
             if given is not None:
-                key = (spec.embeds or id(embeds), half, micro)
-            make = partial(self._make, text or "", given, micro, ahead)
+                key = (spec.embeds, half, micro)
+            make = partial(self._make, key, text or "", given, micro, ahead)
             found.append(self._packed.get(key, make))
         return found
 
     def _make(
         self,
+        key: Hashable,
         text: str,
         given: tuple[Any, Any] | None,
         micro: tuple[float, ...],
@@ -115,7 +117,7 @@ class Conditioning:
             encoded = self.encode(text, ahead)
         numbers = torch.tensor([micro], device=parts.device, dtype=encoded.hidden.dtype)
         packed = parts.transformer.condition(encoded.hidden, encoded.pooled, numbers)[0]
-        return Conditioned(packed, encoded.truncated)
+        return Conditioned(key, packed, encoded.truncated)
 
     def encode(self, text: str, ahead: Iterable[str] = ()) -> Text:
         if not text:

@@ -41,6 +41,10 @@ class DeviceTile(Tile):
         )  # fmt: skip
         self._graph: torch.cuda.CUDAGraph | None = None
 
+    @property
+    def by_row(self) -> bool:
+        return False
+
     def enter(self, live: Live, tokens: Tensor, conditioned: list[Conditioned]) -> None:
         slot, count = len(self.rows), len(live.schedule.planned)
         super().enter(live, tokens, conditioned)

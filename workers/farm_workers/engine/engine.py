@@ -17,6 +17,7 @@ from farm_workers.engine.checkpoint import Parts, load_parts, numerics_class
 from farm_workers.engine.codec import Codec
 from farm_workers.engine.conditioning import Conditioning
 from farm_workers.engine.done import Done, Finished, Preview, decoded, mean_confidence
+from farm_workers.engine.opening import Openings
 from farm_workers.engine.tile_pool import TilePool
 from farm_workers.engine.tiles import Tile
 from farm_workers.engine.turns import Turns
@@ -31,6 +32,7 @@ class Engine:
         self.rows, self.numerics = rows, numerics
         self._codec = Codec(parts, width=tile)
         self._conditioning = Conditioning(parts, cache_bytes=CACHE_BYTES[parts.device.type])
+        self._openings = Openings(parts, cache_bytes=CACHE_BYTES[parts.device.type] // 4)
         self._pending: list[Pending] = []
         self._finished: list[Finished] = []
         self._tiles = TilePool(parts, width=tile)
@@ -198,7 +200,12 @@ class Engine:
                 grid = parts.info.grid(spec.height, spec.width)
                 self._finished.append(Finished(live, grid, tokens.to(parts.device), 1.0))
             else:
-                self._tiles.tile(pending).enter(live, tokens, conditioned)
+                tile = self._tiles.tile(pending)
+                tile.enter(live, tokens, conditioned)
+                if tile.by_row and live.painted.all():
+                    opening = self._openings.of(conditioned, tile.grid)
+                    tile.advance(len(tile.rows) - 1, opening)
+                    self._collect(tile)
         except FarmError as error:
             self._failed.append(Done.failure(pending, error))
         except torch.cuda.OutOfMemoryError:

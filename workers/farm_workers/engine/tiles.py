@@ -39,6 +39,11 @@ class Tile:
         """Of one step, in tokens through the transformer."""
         return len(self.rows) * self.halves * self.tokens.shape[1]
 
+    @property
+    def by_row(self) -> bool:
+        """Whether a row's step may be taken apart from the others'."""
+        return not self._padded
+
     def enter(self, live: Live, tokens: Tensor, conditioned: list[Conditioned]) -> None:
         slot = len(self.rows)
         self.rows.append(live)
@@ -66,10 +71,15 @@ class Tile:
         count = self.width if self._padded else len(self.rows)
         views = self._model.layout.views(self.packed[:count])
         features = self._model.features(self.tokens[:count], views, self.grid)
-        for slot, live in enumerate(self.rows):
-            self._sample(slot, live, features[slot])
-            live.step += 1
-            live.steps_done += 1
+        for slot in range(len(self.rows)):
+            self.advance(slot, features[slot])
+
+    def advance(self, slot: int, features: Tensor) -> None:
+        """A row's step after its forward pass."""
+        live = self.rows[slot]
+        self._sample(slot, live, features)
+        live.step += 1
+        live.steps_done += 1
 
     def _sample(self, slot: int, live: Live, features: Tensor) -> None:
         # Every shape below follows from this row alone, and so does every bit.
