@@ -21,11 +21,11 @@ def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     normed = x * torch.rsqrt(variance + eps)
     if weight is None:
         return normed.to(x.dtype)
-    return normed.to(weight.dtype) * weight
+    return normed.to(weight.dtype).mul_(weight)
 
 
 def modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    return x * scale + shift
+    return (x * scale).add_(shift)
 
 
 def add_norm(x: Tensor, delta: Tensor | None, norm: nn.Module) -> Tensor:
@@ -42,7 +42,7 @@ def add_norm_modulate(
     """The same, then scaled and shifted as the prompt says."""
     if HAVE_TRITON and x.is_cuda:
         return triton_kernels.add_norm(x, delta, norm, scale, shift)
-    return modulate(norm(x if delta is None else x.add_(delta)), scale, shift)
+    return add_norm(x, delta, norm).mul_(scale).add_(shift)
 
 
 def geglu(x: Tensor) -> Tensor:

@@ -169,7 +169,7 @@ class GlobalResponseNorm(nn.Module):
         """(rows, halves, tokens, channels)."""
         strength = (x * x).sum(2, keepdim=True).sqrt()
         relative = strength / (strength.mean(dim=-1, keepdim=True) + 1e-6)
-        return self.gamma * (x * relative) + self.beta + x
+        return (x * relative).mul_(self.gamma).add_(self.beta).add_(x)
 
 
 class ResBlock(nn.Module):
