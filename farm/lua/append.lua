@@ -1,5 +1,5 @@
 #!lua
--- with: ready settle intake
+-- with: paged ready settle intake
 -- OPEN -> OPEN, with more tasks, each (none) -> QUEUED
 --
 -- ARGV  job, piece, sha256 of the piece, renders rejected in it,

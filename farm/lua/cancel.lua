@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- with: ready settle
+-- with: paged ready settle
 -- OPEN, QUEUED or RUNNING -> CANCELLED, at once, however many tasks there are.
 --
 -- ARGV  job, tenant

@@ -1,5 +1,5 @@
 #!lua
--- with: ready settle intake
+-- with: paged ready settle intake
 -- OPEN -> QUEUED, or RUNNING where work has started
 --
 -- ARGV  job, how many pieces it has

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- with: ready settle
+-- with: paged ready settle
 -- A worker's life ends: crash, drain or lost. Everything it holds goes back.
 --
 -- ARGV  session, why

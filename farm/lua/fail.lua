@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- with: ready settle
+-- with: paged ready settle
 -- LEASED -> QUEUED | WAITING | FAILED | EXPIRED, if the session still holds the task.
 --
 -- ARGV  session, job, task, attempt, kind (row, crash, infra, release), reason

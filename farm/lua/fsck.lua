@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- with: ready settle
+-- with: paged ready settle
 -- Counts a job's tasks anew, looks for each where its state says it is, and puts right what is not.
 --
 -- ARGV  job, 1 to repair or 0 to report only
@@ -21,6 +21,11 @@ local counted = {
 local ready, retried, finalise = {}, 0, nil
 local lanes = {}
 local entries = redis.call('HGETALL', P .. 'task:' .. job)
+local first = redis.call('HGET', P .. 'job:' .. job, '0')
+if first then
+  entries[#entries + 1] = '0'
+  entries[#entries + 1] = first
+end
 for at = 1, #entries, 2 do
   local name, task = entries[at], unpack_task(entries[at + 1])
   local generation = tonumber(string.match(name, '^(%d+)/')) or 0
@@ -106,22 +111,23 @@ for _, entry in ipairs(ready) do
 end
 local pictures = {}
 for lane in pairs(lanes) do
-  local list = P .. 'ready:' .. job .. ':' .. lane
   pictures[lane] = 0
-  for _, name in ipairs(redis.call('LRANGE', list, 0, -1)) do
+  for _, name in ipairs(ready_tasks(job, lane)) do
     local task = expected[name]
     if task and task.lane == lane then
       expected[name] = nil
       pictures[lane] = pictures[lane] + task.pictures
     else
       find('task ' .. name .. ' lies in the queue and is not queued, or lies there twice')
-      if repair then redis.call('LREM', list, -1, name) end
+      if repair and redis.call('LREM', ready_key(job, lane), -1, name) == 0 then
+        redis.call('HDEL', P .. 'job:' .. job, 'h' .. lane)
+      end
     end
   end
 end
 for name, task in pairs(expected) do
   find('task ' .. name .. ' is queued where nobody finds it')
-  if repair then redis.call('LPUSH', P .. 'ready:' .. job .. ':' .. task.lane, name) end
+  if repair then ready_prepend(job, task.lane, name) end
   pictures[task.lane] = pictures[task.lane] + task.pictures
 end
 for lane in pairs(lanes) do
@@ -130,10 +136,8 @@ for lane in pairs(lanes) do
     find(stored .. ' pictures are said to be ready in lane ' .. lane .. ', it is ' .. pictures[lane])
     if repair then redis.call('HSET', P .. 'job:' .. job, 'r' .. lane, pictures[lane]) end
   end
-  local list = P .. 'ready:' .. job .. ':' .. lane
-  local jobs = P .. 'jobs:' .. lane .. ':' .. head.class .. ':' .. head.tenant
-  local listed = redis.call('ZSCORE', jobs, job) and true or false
-  local due = redis.call('EXISTS', list) == 1 and not head.paused
+  local listed = paged_has(jobs_key(lane, head.class, head.tenant), head.sequence, job)
+  local due = ready_count(job, lane) > 0 and not head.paused
   if listed ~= due then
     find('lane ' .. lane .. (due and ' does not know' or ' knows in vain') .. ' the job')
     if repair and due then activate(job, head, lane) end

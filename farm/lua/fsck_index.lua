@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- with: ready settle
+-- with: paged ready settle
 -- Holds the index of ready work and the sessions against each other and puts right what differs.
 --
 -- ARGV  1 to repair or 0 to report only
@@ -16,9 +16,9 @@ for _, lane in ipairs(redis.call('HKEYS', P .. 'lane:texts')) do
     local place = lane .. ':' .. class
     local tasks, pictures, busy = 0, 0, 0
     for _, tenant in ipairs(tenants) do
-      local jobs = redis.call('ZRANGE', P .. 'jobs:' .. place .. ':' .. tenant, 0, -1)
+      local jobs = paged_all(jobs_key(lane, class, tenant))
       for _, job in ipairs(jobs) do
-        tasks = tasks + redis.call('LLEN', P .. 'ready:' .. job .. ':' .. lane)
+        tasks = tasks + ready_count(job, lane)
         pictures = pictures + number(redis.call('HGET', P .. 'job:' .. job, 'r' .. lane))
       end
       local listed = redis.call('ZSCORE', P .. 'tenants:' .. place, tenant) and true or false

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- with: ready settle offer
+-- with: paged ready settle offer
 -- QUEUED -> LEASED: grants tasks to a session, to its inbox and to the caller.
 --
 -- ARGV  session, request (the same when a call is sent again), room (pictures), limit (tasks),
@@ -50,7 +50,7 @@ local function done()
     'granted', table.concat(granted, ' '), 'turn', number(s[7]) + 1)
   local pictures = 0
   for job, its in pairs(given) do
-    redis.call('HSET', P .. 'task:' .. job, unpack(its.records))
+    write_records(job, its.records)
     count(job, {nq = -its.tasks, nl = its.tasks, lp = its.pictures})
     for lane, taken in pairs(its.lanes) do
       count_ready(job, its.head, lane, -taken.tasks, -taken.pictures)
@@ -210,17 +210,15 @@ local function grant_next(f)
       if head and (not best or head.time < best.time) then best, best_lane = head, lane end
     end
     if not best then return nil end
-    local jobs = P .. 'jobs:' .. best_lane .. ':' .. f.class .. ':' .. best.tenant
-    local job = redis.call('ZRANGE', jobs, 0, 0)[1]
+    local job = paged_first(jobs_key(best_lane, f.class, best.tenant))
     local head = given[job] and given[job].head or read_job(job)
     if head.deadline and head.deadline <= now then
       expire_job(job, head)
       f.heads = {}
     else
-      local list = P .. 'ready:' .. job .. ':' .. best_lane
-      local name = redis.call('LPOP', list)
+      local name = ready_take(job, best_lane)
       local task = read_task(job, name)
-      if redis.call('EXISTS', list) == 0 then deactivate(job, head, task.lane) end
+      if redis.call('EXISTS', ready_key(job, best_lane)) == 0 then deactivate(job, head, task.lane) end
       local its = grant(job, head, name, task)
       local taken = its.lanes[task.lane] or {tasks = 0, pictures = 0}
       its.lanes[task.lane] = taken

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- with: ready
+-- with: paged ready
 -- Nothing more of a job starts until it is resumed; what runs goes on.
 --
 -- ARGV  job, tenant, 1 to pause or 0 to resume

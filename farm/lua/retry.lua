@@ -1,5 +1,5 @@
 #!lua
--- with: ready settle
+-- with: paged ready settle
 -- DONE or FAILED -> QUEUED: the tasks with failed pictures run again, as a new generation.
 --
 -- ARGV  job, tenant

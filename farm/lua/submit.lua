@@ -1,5 +1,5 @@
 #!lua
--- with: ready settle intake
+-- with: paged ready settle intake
 -- (none) -> QUEUED: open, append and close in one
 --
 -- ARGV  job, tenant, fingerprint, idempotency key or empty, class, options as JSON,

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- with: ready settle
+-- with: paged ready settle
 -- What time brings: WAITING -> QUEUED, QUEUED and WAITING -> EXPIRED, sessions without a sign of
 -- life end, jobs past their retention are forgotten.
 --
@@ -60,11 +60,11 @@ end
 
 for _, job in ipairs(redis.call('ZRANGE', P .. 'ended', '-inf', now - ARGV[1], 'BYSCORE',
     'LIMIT', 0, FORGOTTEN)) do
-  local h = redis.call('HMGET', P .. 'job:' .. job, 't', 'ik')
+  local h = redis.call('HMGET', P .. 'job:' .. job, 't', 'ik', 'q')
   redis.call('ZREM', P .. 'ended', job)
   if h[1] then
     if h[2] then redis.call('HDEL', P .. 'keys:' .. h[1], h[2]) end
-    redis.call('ZREM', P .. 'of:' .. h[1], job)
+    paged_remove(P .. 'of:' .. h[1], h[3], job)
   end
   redis.call('UNLINK', P .. 'job:' .. job, P .. 'task:' .. job, P .. 'text:' .. job,
     P .. 'pieces:' .. job, P .. 'finished:' .. job, P .. 'failures:' .. job)

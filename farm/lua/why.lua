@@ -1,5 +1,5 @@
 #!lua flags=no-writes
--- with: ready
+-- with: paged ready
 -- Where a job's work stands among everything else, for people.
 --
 -- ARGV  job, tenant
@@ -9,7 +9,7 @@
 -- jobs, pictures of the tenant's earlier jobs, pictures of higher classes, its tenant's weight,
 -- weight of all tenants}
 local MAX_LANES = 64 -- told of
-local MAX_EARLIER = 200 -- jobs looked at
+local MAX_EARLIER = 200 -- jobs counted
 local MAX_SUSPECTS = 64 -- looked at per checkpoint
 
 local job = ARGV[1]
@@ -25,18 +25,14 @@ local function ready_pictures(of, lane)
 end
 
 local function told(lane, checkpoint)
-  local list = P .. 'ready:' .. job .. ':' .. lane
-  local first = redis.call('LINDEX', list, 0)
-  if not first then return nil end
-  local task = read_task(job, first)
+  local tasks = ready_count(job, lane)
+  if tasks == 0 then return nil end
+  local task = read_task(job, redis.call('HGET', P .. 'job:' .. job, 'h' .. lane)
+    or redis.call('LINDEX', ready_key(job, lane), 0))
   local place = lane .. ':' .. head.class
-  local rank = redis.call('ZRANK', P .. 'jobs:' .. place .. ':' .. head.tenant, job) or 0
+  local jobs = paged_before(jobs_key(lane, head.class, head.tenant), head.sequence, MAX_EARLIER)
   local earlier, higher, all = 0, 0, 0
-  if rank > 0 then
-    local jobs = redis.call('ZRANGE', P .. 'jobs:' .. place .. ':' .. head.tenant,
-      math.max(0, rank - MAX_EARLIER), rank - 1)
-    for _, other in ipairs(jobs) do earlier = earlier + ready_pictures(other, lane) end
-  end
+  for _, other in ipairs(jobs) do earlier = earlier + ready_pictures(other, lane) end
   for class = URGENT, head.class - 1 do
     for _, other in ipairs(redis.call('SMEMBERS', P .. 'lanes:' .. checkpoint .. ':' .. class)) do
       higher = higher + number(redis.call('HGET', P .. 'work:pictures', other .. ':' .. class))
@@ -47,9 +43,9 @@ local function told(lane, checkpoint)
   end
   local own = weight(head.tenant)
   return {
-    redis.call('HGET', P .. 'lane:texts', lane), redis.call('LLEN', list),
-    ready_pictures(job, lane), math.ceil(task.cost / task.pictures), rank + 1, earlier, higher,
-    tostring(own), tostring(all + own),
+    redis.call('HGET', P .. 'lane:texts', lane), tasks, ready_pictures(job, lane),
+    math.ceil(task.cost / task.pictures), #jobs + 1, earlier, higher, tostring(own),
+    tostring(all + own),
   }
 end
 

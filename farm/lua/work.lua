@@ -1,5 +1,5 @@
 #!lua flags=no-writes
--- with: ready
+-- with: paged ready
 -- Returns for each lane and class with something ready: lane's text, class, tasks, pictures.
 local MAX_SUSPECTS = 64 -- counted per checkpoint
 

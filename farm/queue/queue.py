@@ -190,21 +190,21 @@ class Queue:
 
     def complete(self, session: str, lease: Lease, receipt: Receipt) -> Outcome:
         """Record that a task is done, if the session still holds it."""
-        packed = wire.to_json(
-            [receipt.done, receipt.failed, receipt.size, receipt.part, receipt.part_sha256]
-        )
-        verdict, winner, numerics = self._run(
-            "complete",
-            session,
-            lease.job,
-            wire.task_name(lease),
-            lease.attempt,
-            receipt.done,
-            receipt.failed,
-            packed,
-            receipt.numerics,
-        )
-        return Outcome(Verdict(verdict), wire.receipt(winner, numerics) if winner else None)
+        return self.complete_all(session, [(lease, receipt)])[0]
+
+    def complete_all(self, session: str, done: Sequence[tuple[Lease, Receipt]]) -> list[Outcome]:
+        """Record that tasks are done, each if the session still holds it; an outcome for each.
+
+        Raises:
+            InvalidInput: a receipt does not tell of its task's pictures; nothing is recorded.
+        """
+        if len(done) > wire.MAX_ROWS:
+            raise InvalidInput(f"{len(done)} receipts; at most {wire.MAX_ROWS} in one call")
+        rows = [value for lease, receipt in done for value in wire.completion(lease, receipt)]
+        return [
+            Outcome(Verdict(verdict), wire.receipt(winner, numerics) if winner else None)
+            for verdict, winner, numerics in self._run("complete", session, *rows)
+        ]
 
     def fail(self, session: str, lease: Lease, kind: FailKind, reason: str) -> TaskState:
         """Let go of a task that is not done.

@@ -123,6 +123,19 @@ def lane_queue(row: Sequence[Any]) -> LaneQueue:
     )
 
 
+def completion(lease: Lease, receipt: Receipt) -> list[Any]:
+    packed = [receipt.done, receipt.failed, receipt.size, receipt.part, receipt.part_sha256]
+    return [
+        lease.job,
+        task_name(lease),
+        lease.attempt,
+        receipt.done,
+        receipt.failed,
+        to_json(packed),
+        receipt.numerics,
+    ]
+
+
 def receipt(packed: str, numerics: str) -> Receipt:
     done, failed, size, part, part_sha256 = json.loads(packed)
     return Receipt(

@@ -168,6 +168,7 @@ DAMAGES: dict[str, Damage] = {
     "a doubled entry": lambda client, job, _: client.rpush(f"{{farm}}:ready:{job}:1", 2),
     "a foreign entry": lambda client, job, _: client.rpush(f"{{farm}}:ready:{job}:1", 0),
     "the jobs of a lane": lambda client, job, _: client.delete("{farm}:jobs:1:1:1"),
+    "a page of the jobs of a lane": lambda client, job, _: client.delete("{farm}:jobs:1:1:1:0"),
     "the tenants of a lane": lambda client, job, _: client.delete("{farm}:tenants:1:1"),
     "the lanes": lambda client, job, _: client.delete("{farm}:lanes:1:1"),
     "the planner's view": lambda client, job, _: client.delete("{farm}:work:tasks"),
@@ -175,7 +176,7 @@ DAMAGES: dict[str, Damage] = {
     "a session": lambda client, job, s: client.zrem("{farm}:sessions", s),
     "what is held": lambda client, job, s: client.delete(f"{{farm}}:held:{s}"),
     "what is held in vain": lambda client, job, s: client.hset(
-        f"{{farm}}:held:{s}", f"{job}/0/2", "1|0|4|0|0"
+        f"{{farm}}:held:{s}", f"{job}/0/2", "1|0|4|0|0|"
     ),
 }
 

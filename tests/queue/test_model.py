@@ -50,8 +50,9 @@ class TwiceQueue(Queue):
         first = super()._run(name, *arguments)
         if self.twice:
             second = super()._run(name, *arguments)
-            if name == "complete" and first[0] == "committed":
-                assert second[0] == "already"
+            if name == "complete":
+                renamed = {"committed": "already"}
+                assert [row[0] for row in second] == [renamed.get(row[0], row[0]) for row in first]
             elif name == "append" or name == "end":
                 assert second == 0
             elif name == "beat":

@@ -2,12 +2,13 @@
 --
 --   pieces:<job>     hash: piece -> sha256 of what it carried
 --   keys:<tenant>    hash: idempotency key -> job
---   of:<tenant>      sorted set: a tenant's jobs, all with score 0, so in the order of their ids
+--   of:<tenant>      paged: job -> sequence; all of a tenant's jobs
 --   deadlines        sorted set: job -> deadline (ms)
-
 --   server           hash: settled: run_id of the server whose append-only file was rewritten
 
 local TASK_ARGUMENTS = 5
+local FINGERPRINT = 32 -- hexadecimal digits that are kept of it
+local MAX_BEHIND = 10000 -- tasks; behind more of them a chunk is read from the store instead
 
 -- A file torn in a script's transaction loses later writes at the next start in some versions, so
 -- after every start of the server the file is written anew before work comes in.
@@ -20,6 +21,7 @@ end
 local function check_open(job, tenant, fingerprint, key)
   local same = redis.call('HMGET', P .. 'job:' .. job, 'fp', 't')
   local owner = tenant_number(tenant)
+  fingerprint = string.sub(fingerprint, 1, FINGERPRINT)
   if same[1] then
     if same[1] == fingerprint and same[2] == owner then return {job, 1} end
     return nil, refuse('CONFLICT', 'job ' .. job .. ' exists with other content')
@@ -34,9 +36,10 @@ end
 
 local function open_job(job, tenant, fingerprint, key, class, options, deadline)
   local owner = intern('tenant', tenant)
+  local sequence = redis.call('HINCRBY', P .. 'counters', 'jobs of ' .. owner, 1)
   local header = {
-    's', 'o', 't', owner, 'p', class, 'q', redis.call('HINCRBY', P .. 'counters', 'job', 1),
-    'c', now, 'o', options, 'fp', fingerprint,
+    's', 'o', 't', owner, 'p', class, 'q', sequence, 'c', now, 'o', options,
+    'fp', string.sub(fingerprint, 1, FINGERPRINT),
   }
   if deadline ~= '' then
     header[#header + 1] = 'dl'
@@ -49,7 +52,7 @@ local function open_job(job, tenant, fingerprint, key, class, options, deadline)
     redis.call('HSET', P .. 'keys:' .. owner, key, job)
   end
   redis.call('HSET', P .. 'job:' .. job, unpack(header))
-  redis.call('ZADD', P .. 'of:' .. owner, 0, job)
+  paged_add(P .. 'of:' .. owner, sequence, job)
 end
 
 -- Returns an error, or nil. Tasks start at ARGV[first].
@@ -57,7 +60,7 @@ local function check_tasks(job, first)
   local seen = {}
   for at = first, #ARGV, TASK_ARGUMENTS do
     local name = ARGV[at]
-    if seen[name] or redis.call('HEXISTS', P .. 'task:' .. job, name) == 1 then
+    if seen[name] or redis.call('HEXISTS', task_key(job, name), name) == 1 then
       return refuse('CONFLICT', 'task ' .. name .. ' of job ' .. job .. ' exists')
     end
     seen[name] = true
@@ -77,7 +80,8 @@ local function write_tasks(job, first, rejected)
       state = 'q', lane = lane, pictures = pictures, cost = cost, attempt = 0, crashes = 0,
       losses = 0, alone = 0, session = '', rest = '',
     })
-    if ARGV[at + 4] ~= '' then
+    local behind = number(redis.call('HGET', P .. 'work:tasks', lane .. ':' .. head.class))
+    if ARGV[at + 4] ~= '' and behind < MAX_BEHIND then
       texts[#texts + 1] = name
       texts[#texts + 1] = ARGV[at + 4]
     end
@@ -95,13 +99,13 @@ local function write_tasks(job, first, rejected)
     total = total + pictures
   end
   if #records > 0 then
-    redis.call('HSET', P .. 'task:' .. job, unpack(records))
+    write_records(job, records)
     redis.call('HSET', P .. 'job:' .. job, 'ln', string.sub(lanes, 2, -2))
   end
   if #texts > 0 then redis.call('HSET', P .. 'text:' .. job, unpack(texts)) end
   for _, lane in ipairs(order) do
     local group = by_lane[lane]
-    redis.call('RPUSH', P .. 'ready:' .. job .. ':' .. lane, unpack(group.names))
+    ready_append(job, lane, group.names)
     count_ready(job, head, lane, #group.names, group.pictures)
     if not head.paused then activate(job, head, lane) end
   end

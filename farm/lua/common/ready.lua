@@ -1,7 +1,8 @@
 -- The index of work that is ready.
 --
---   ready:<job>:<lane>             list: tasks of a job, in the order they run
---   jobs:<lane>:<class>:<tenant>   sorted set: job -> sequence; jobs with something ready
+--   ready:<job>:<lane>             list: tasks of a job, in the order they run, behind the one that
+--                                  the job's own hash may have
+--   jobs:<lane>:<class>:<tenant>   paged: job -> sequence; jobs with something ready
 --   tenants:<lane>:<class>         sorted set: tenant -> virtual time when last looked at, which is
 --                                  at most the true one: the head is brought up to date when read
 --   lanes:<checkpoint>:<class>     set: lanes with something ready
@@ -25,11 +26,52 @@ local function fair_key(lane, class)
   return P .. 'fair:' .. checkpoint_of(lane) .. ':' .. class
 end
 
+local function jobs_key(lane, class, tenant)
+  return P .. 'jobs:' .. lane .. ':' .. class .. ':' .. tenant
+end
+
+local function ready_key(job, lane)
+  return P .. 'ready:' .. job .. ':' .. lane
+end
+
+local function ready_count(job, lane)
+  return redis.call('HEXISTS', P .. 'job:' .. job, 'h' .. lane)
+    + redis.call('LLEN', ready_key(job, lane))
+end
+
+local function ready_tasks(job, lane)
+  local names = redis.call('LRANGE', ready_key(job, lane), 0, -1)
+  local first = redis.call('HGET', P .. 'job:' .. job, 'h' .. lane)
+  if first then table.insert(names, 1, first) end
+  return names
+end
+
+local function ready_append(job, lane, names)
+  local first = 1
+  if ready_count(job, lane) == 0 then
+    redis.call('HSET', P .. 'job:' .. job, 'h' .. lane, names[1])
+    first = 2
+  end
+  if first <= #names then redis.call('RPUSH', ready_key(job, lane), unpack(names, first)) end
+end
+
+local function ready_prepend(job, lane, name)
+  local first = redis.call('HGET', P .. 'job:' .. job, 'h' .. lane)
+  if first then redis.call('LPUSH', ready_key(job, lane), first) end
+  redis.call('HSET', P .. 'job:' .. job, 'h' .. lane, name)
+end
+
+local function ready_take(job, lane)
+  local first = redis.call('HGET', P .. 'job:' .. job, 'h' .. lane)
+  if not first then return redis.call('LPOP', ready_key(job, lane)) end
+  redis.call('HDEL', P .. 'job:' .. job, 'h' .. lane)
+  return first
+end
+
 -- A job has something ready in a lane.
 local function activate(job, head, lane)
   local place = lane .. ':' .. head.class
-  local jobs = P .. 'jobs:' .. place .. ':' .. head.tenant
-  redis.call('ZADD', jobs, head.sequence, job)
+  paged_add(jobs_key(lane, head.class, head.tenant), head.sequence, job)
   local tenants = P .. 'tenants:' .. place
   if redis.call('ZSCORE', tenants, head.tenant) then return end
   -- Whoever was idle starts level with those who were not: idling saves nothing up. A lane that
@@ -48,8 +90,8 @@ end
 -- A job has nothing ready in a lane any more.
 local function deactivate(job, head, lane)
   local place = lane .. ':' .. head.class
-  local jobs = P .. 'jobs:' .. place .. ':' .. head.tenant
-  redis.call('ZREM', jobs, job)
+  local jobs = jobs_key(lane, head.class, head.tenant)
+  paged_remove(jobs, head.sequence, job)
   if redis.call('EXISTS', jobs) == 1 then return end
   redis.call('ZREM', P .. 'tenants:' .. place, head.tenant)
   if redis.call('EXISTS', P .. 'tenants:' .. place) == 1 then return end
@@ -83,7 +125,7 @@ local function make_ready(job, head, name, task)
     redis.call('ZADD', suspects_key(task.lane), head.class * 1e12 + head.sequence,
       lease_key(job, name))
   else
-    redis.call('LPUSH', P .. 'ready:' .. job .. ':' .. task.lane, name)
+    ready_prepend(job, task.lane, name)
     count_ready(job, head, task.lane, 1, task.pictures)
     if not head.paused then activate(job, head, task.lane) end
   end
@@ -93,12 +135,12 @@ end
 local function drop_ready(job, head)
   local lanes = redis.call('HGET', P .. 'job:' .. job, 'ln') or ''
   for lane in string.gmatch(lanes, '%d+') do
-    local list = P .. 'ready:' .. job .. ':' .. lane
-    local tasks = redis.call('LLEN', list)
+    local tasks = ready_count(job, lane)
     if tasks > 0 then
       local pictures = number(redis.call('HGET', P .. 'job:' .. job, 'r' .. lane))
       count_ready(job, head, lane, -tasks, -pictures)
-      redis.call('UNLINK', list)
+      redis.call('HDEL', P .. 'job:' .. job, 'h' .. lane)
+      redis.call('UNLINK', ready_key(job, lane))
       deactivate(job, head, lane)
     end
   end
@@ -108,7 +150,7 @@ end
 local function hide_ready(job, head)
   local lanes = redis.call('HGET', P .. 'job:' .. job, 'ln') or ''
   for lane in string.gmatch(lanes, '%d+') do
-    local tasks = redis.call('LLEN', P .. 'ready:' .. job .. ':' .. lane)
+    local tasks = ready_count(job, lane)
     if tasks > 0 then
       count_work(head, lane, -tasks, -number(redis.call('HGET', P .. 'job:' .. job, 'r' .. lane)))
       deactivate(job, head, lane)
@@ -119,7 +161,7 @@ end
 local function show_ready(job, head)
   local lanes = redis.call('HGET', P .. 'job:' .. job, 'ln') or ''
   for lane in string.gmatch(lanes, '%d+') do
-    local tasks = redis.call('LLEN', P .. 'ready:' .. job .. ':' .. lane)
+    local tasks = ready_count(job, lane)
     if tasks > 0 then
       count_work(head, lane, tasks, number(redis.call('HGET', P .. 'job:' .. job, 'r' .. lane)))
       activate(job, head, lane)

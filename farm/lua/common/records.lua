@@ -10,7 +10,9 @@
 --       nx expired   g generation   fz generation whose finalise task exists
 --     i pictures, of them id done, if failed, lp leased   rd, rf reported while running
 --     rt failures are being queued again   ln lanes   r<lane> pictures ready in a lane
---   task:<job>   hash: task -> packed record; a task is "number", or "generation/number"
+--     h<lane> the ready task of a lane that runs next   0 the record of the first task
+--   task:<job>   hash: task -> packed record; a task is "number", or "generation/number". Most jobs
+--                are one task, so the first lies in the job's own hash: a key costs 100 B
 --   text:<job>   hash: number -> chunk as JSON, of small jobs only
 --   held:<session>  hash: "job/generation/number" -> attempt|alone|pictures|done|failed|row
 
@@ -64,13 +66,31 @@ local function pack_task(task)
   }, '|')
 end
 
+local function task_key(job, name)
+  return P .. (name == '0' and 'job:' or 'task:') .. job
+end
+
 local function read_task(job, name)
-  local text = redis.call('HGET', P .. 'task:' .. job, name)
+  local text = redis.call('HGET', task_key(job, name), name)
   return text and unpack_task(text)
 end
 
 local function write_task(job, name, task)
-  redis.call('HSET', P .. 'task:' .. job, name, pack_task(task))
+  redis.call('HSET', task_key(job, name), name, pack_task(task))
+end
+
+-- Many at once: for each its name and its packed record.
+local function write_records(job, records)
+  local rest = {}
+  for at = 1, #records, 2 do
+    if records[at] == '0' then
+      redis.call('HSET', P .. 'job:' .. job, '0', records[at + 1])
+    else
+      rest[#rest + 1] = records[at]
+      rest[#rest + 1] = records[at + 1]
+    end
+  end
+  if #rest > 0 then redis.call('HSET', P .. 'task:' .. job, unpack(rest)) end
 end
 
 local function lease_key(job, name)
