@@ -69,8 +69,9 @@ def drain(queue: Queue, tasks: int) -> None:
     done = 0
     while done < tasks:
         leases = queue.lease(session, None, 10**9, 10**8, BATCH)
-        for lease in leases:
-            queue.complete(session, lease, receipt(lease.pictures, lease.key))
+        queue.complete_all(
+            session, [(lease, receipt(lease.pictures, lease.key)) for lease in leases]
+        )
         done += len(leases)
 
 

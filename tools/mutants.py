@@ -20,7 +20,16 @@ COPIED = ("farm", "tests/queue", "pyproject.toml", "README.md")
 TESTS = tuple(
     f"tests/queue/test_{name}.py"
     # The quick ones first: a run ends with the first test that fails.
-    for name in ("lifecycle", "control", "fairness", "published_bugs", "model", "durability")
+    for name in (
+        "lifecycle",
+        "rows",
+        "why",
+        "control",
+        "fairness",
+        "published_bugs",
+        "model",
+        "durability",
+    )
 )
 LIMIT_SECONDS = 600
 
@@ -78,7 +87,7 @@ MUTANTS = (
     Mutant(
         "two tasks may have one number",
         "common/intake.lua",
-        "if seen[name] or redis.call('HEXISTS', P .. 'task:' .. job, name) == 1 then",
+        "if seen[name] or redis.call('HEXISTS', task_key(job, name), name) == 1 then",
         "if false then",
     ),
     Mutant(
@@ -114,7 +123,7 @@ MUTANTS = (
     Mutant(
         "an old attempt may complete",
         "complete.lua",
-        "or task.attempt ~= tonumber(ARGV[4]) then",
+        "or task.attempt ~= entry.attempt then",
         "then",
     ),
     Mutant(
@@ -126,20 +135,20 @@ MUTANTS = (
     Mutant(
         "a cancelled job's task completes",
         "complete.lua",
-        "if head.state == 'x' then",
+        "if its.head.state == 'x' then",
         "if false then",
     ),
     Mutant(
         "a receipt need not tell of every picture",
         "complete.lua",
-        "if done + failed ~= task.pictures and task.lane ~= 0 then",
-        "if false then",
+        "and task.lane ~= 0 and told ~= task.pictures then",
+        "and false then",
     ),
     Mutant(
         "failed pictures are not counted",
         "complete.lua",
-        "['if'] = failed})",
-        "['if'] = 0})",
+        "['if'] = its.failed,",
+        "['if'] = 0,",
     ),
     Mutant(
         "as many failures as allowed fail the job",
@@ -150,14 +159,14 @@ MUTANTS = (
     Mutant(
         "a completed task stays held",
         "complete.lua",
-        "let_go(session, job, name, head)\ntask.state = 'd'",
+        "let_go(session, entry.job, entry.name, its.head)\n  task.state = 'd'",
         "task.state = 'd'",
     ),
     Mutant(
         "the order of completion is not kept",
         "complete.lua",
-        "redis.call('RPUSH', P .. 'finished:' .. job, name)",
-        "redis.call('LPUSH', P .. 'finished:' .. job, name)",
+        "redis.call('RPUSH', P .. 'finished:' .. job,",
+        "redis.call('LPUSH', P .. 'finished:' .. job,",
     ),
     Mutant(
         "an old attempt may fail",
@@ -252,8 +261,32 @@ MUTANTS = (
     Mutant(
         "what comes back goes to the end of the queue",
         "common/ready.lua",
-        "redis.call('LPUSH', P .. 'ready:'",
-        "redis.call('RPUSH', P .. 'ready:'",
+        "ready_prepend(job, task.lane, name)",
+        "ready_append(job, task.lane, {name})",
+    ),
+    Mutant(
+        "a crash alone blames no row",
+        "common/settle.lua",
+        "elseif kind == 'crash' and was_alone and row ~= '' then",
+        "elseif false then",
+    ),
+    Mutant(
+        "a row is left out after its first crash",
+        "common/settle.lua",
+        "if tonumber(times) >= MAX_CRASHES then",
+        "if true then",
+    ),
+    Mutant(
+        "a beat forgets the row that runs",
+        "beat.lua",
+        "at_work.done, at_work.failed, at_work.row}",
+        "at_work.done, at_work.failed, ''}",
+    ),
+    Mutant(
+        "a task done twice in one call is counted twice",
+        "complete.lua",
+        "(its.tasks[name] or read_task(job, name))",
+        "read_task(job, name)",
     ),
     Mutant(
         "what comes back to a paused job is found",
@@ -402,8 +435,8 @@ MUTANTS = (
     Mutant(
         "a beat counts progress twice",
         "beat.lua",
-        "count(job, {rd = at_work[1] - entry.done,",
-        "count(job, {rd = at_work[1],",
+        "count(job, {rd = at_work.done - entry.done,",
+        "count(job, {rd = at_work.done,",
     ),
     Mutant(
         "a beat offers room that is granted already",
@@ -426,7 +459,7 @@ MUTANTS = (
     Mutant(
         "the tick gives nobody up",
         "tick.lua",
-        "    end_session(session, 'lost')\n",
+        "  end_session(session, 'lost')\n",
         "",
     ),
     Mutant(

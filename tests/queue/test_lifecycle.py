@@ -576,3 +576,30 @@ def test_cancelling_an_ended_job_changes_nothing(bench: Bench, queue: Queue) -> 
     before = queue.status(job, "ann")
     assert queue.cancel(job, "ann") is JobState.DONE
     assert queue.status(job, "ann") == before
+
+
+def test_many_tasks_are_done_in_one_call_and_each_has_its_own_outcome(
+    bench: Bench, queue: Queue
+) -> None:
+    job, other = bench.submit(3), bench.submit(1)
+    session, stranger = bench.session(), bench.session()
+    mine = bench.lease(session)
+    assert len(mine) == 4
+    queue.cancel(other, "ann")
+    done = [(lease, bench.receipt(lease)) for lease in (*mine, mine[0])]
+    assert [outcome.verdict for outcome in queue.complete_all(stranger, done[:1])] == ["stale"]
+    verdicts = [str(outcome.verdict) for outcome in queue.complete_all(session, done)]
+    assert verdicts == ["committed"] * 3 + ["cancelled", "already"]
+    assert queue.status(job, "ann").tasks.done == 3
+    assert [lease.finalise for lease in queue.held(session)] == [True]
+
+
+def test_one_wrong_receipt_records_none_of_its_call(bench: Bench, queue: Queue) -> None:
+    job = bench.submit(2)
+    session = bench.session()
+    first, second = bench.lease(session)
+    wrong = bench.receipt(second).model_copy(update={"done": 3})
+    with pytest.raises(InvalidInput, match="tells of 3 pictures"):
+        queue.complete_all(session, [(first, bench.receipt(first)), (second, wrong)])
+    assert queue.status(job, "ann").tasks.done == 0
+    assert bench.complete(session, first) == "committed"
