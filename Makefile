@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint unit clean
+.PHONY: demo test lint unit clean mutants bench-queue
 
 demo: $(INSTALLED)
 	$(BIN)/farm demo
@@ -27,6 +27,13 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev]'
 	touch $@
+
+# An hour and more: breaks the queue's scripts one by one and tells which breaks the tests find.
+mutants: $(INSTALLED)
+	$(BIN)/python tools/mutants.py
+
+bench-queue: $(INSTALLED)
+	$(BIN)/python bench/queue_rates.py
 
 clean:
 	rm -rf $(VENV) demo-out dist build .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
