@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from caption import prompt
 from diffusers import AmusedImg2ImgPipeline, AmusedInpaintPipeline, AmusedPipeline
+from diffusers.image_processor import VaeImageProcessor
 from evaluate import held_out_scenes, load, render, side_of
 from judge import judge, matches, nearest, saturation
 from PIL import Image
@@ -102,6 +103,10 @@ def inpaint(pipeline: AmusedPipeline, scene: Scene, *, guidance: float) -> Kept:
     components["scheduler"] = type(pipeline.scheduler).from_config(pipeline.scheduler.config)
     editor = AmusedInpaintPipeline(**components)  # it turns its scheduler's schedule to linear
     editor.set_progress_bar_config(disable=True)
+    # Its own one rounds the mask of a small picture down to nothing.
+    editor.mask_processor = VaeImageProcessor(
+        vae_scale_factor=1, do_normalize=False, do_binarize=True, do_convert_grayscale=True
+    )
     grid = pipeline.transformer.config.sample_size
     cells = np.zeros((grid, grid), dtype=bool)
     cells[grid // 4 : -grid // 4, grid // 4 : -grid // 4] = True
@@ -140,7 +145,7 @@ def decode(pipeline: AmusedPipeline, tokens: torch.Tensor) -> Pixels:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("--guidance", type=float, default=3.0)
+    parser.add_argument("--guidance", type=float, default=2.0)
     options = parser.parse_args()
     pipeline, guidance = load(options.checkpoint), options.guidance
     avoided = {c: colour_shares(pipeline, c, guidance=guidance) for c in ("red", "blue", "white")}

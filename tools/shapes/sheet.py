@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 COLUMNS = 8
 TILE = 128
-LABEL = 48
+LABEL = 62
 GAP = 8
 LINE = 21  # letters
 
@@ -45,7 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("checkpoint", type=Path, nargs="+")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--guidance", type=float, default=3.0)
+    parser.add_argument("--guidance", type=float, default=2.0)
     options = parser.parse_args()
     each = 64 // len(options.checkpoint)
     pictures = []

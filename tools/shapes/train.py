@@ -16,7 +16,7 @@ from diffusers import VQModel
 from log import Log
 
 PLAN = transformer.Plan(steps=5000, batch=32, pool=12_000)
-GUIDANCE = 3.0
+GUIDANCE = 2.0  # of 1, 1.5, 2, 3, 5 and 10 it shows the most right shapes: docs/shapes.md
 CHECKPOINTS = Path(__file__).resolve().parents[2] / "workers" / "farm_workers" / "checkpoints"
 
 
