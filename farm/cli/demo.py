@@ -99,21 +99,23 @@ def _farm(data: Path) -> Iterator["Farm"]:
 
 
 def _drawing() -> "Image.Image":
-    """A red circle on blue, as smooth as what the checkpoint has learnt from."""
+    """A large red circle on blue, as the checkpoint has learnt to draw it."""
     from PIL import Image, ImageDraw
 
     side = SIDE * OVERSAMPLING
     picture = Image.new("RGB", (side, side), (45, 75, 215))
-    ImageDraw.Draw(picture).ellipse((side * 0.2, side * 0.2, side * 0.8, side * 0.8), (215, 45, 45))
+    ImageDraw.Draw(picture).ellipse(
+        [side * edge for edge in (0.28, 0.28, 0.72, 0.72)], (215, 45, 45)
+    )
     return picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
 
 
 def _mask() -> "Image.Image":
-    """White over the circle and a little beyond."""
+    """White over the circle and a little beyond, to the next borders of tokens."""
     from PIL import Image, ImageDraw
 
     mask = Image.new("L", (SIDE, SIDE), 0)
-    ImageDraw.Draw(mask).rectangle((8, 8, SIDE - 9, SIDE - 9), 255)
+    ImageDraw.Draw(mask).rectangle((16, 16, SIDE - 17, SIDE - 17), 255)
     return mask
 
 

@@ -14,7 +14,9 @@ def farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningFarm]:
     running = RunningFarm(tmp_path_factory.mktemp("farm"), f"http://127.0.0.1:{port}")
     try:
         running.run("checkpoint", "make-tiny", running.data / "tiny")
-        running.run("up", "--port", port, "--checkpoint", running.data / "tiny", "--detach")
+        served = [running.data / "tiny", "shapes-64", "shapes-128"]
+        options = [word for name in served for word in ("--checkpoint", name)]
+        running.run("up", "--port", port, *options, "--detach")
         yield running
     finally:
         running.run("down")
