@@ -46,6 +46,7 @@ class Facts(NamedTuple):
     image: int  # index in its render
     numerics: str
     tokens: NDArray[np.uint16]  # (rows, columns)
+    notes: tuple[str, ...] = ()  # what the user should know of it, such as a prompt that was cut
 
     @property
     def seed(self) -> int:
@@ -60,6 +61,8 @@ class Facts(NamedTuple):
             "seed": self.seed,
             "numerics": self.numerics,
         }
+        if self.notes:
+            facts["notes"] = list(self.notes)
         if with_tokens:
             facts["shape"] = list(self.tokens.shape)
             facts["tokens"] = base64.b64encode(token_bytes(self.tokens)).decode()
@@ -81,7 +84,8 @@ class Facts(NamedTuple):
                     raise ValueError("a grid has rows and columns")
                 tokens = flat.reshape(rows, columns).astype(np.uint16)
             spec = RenderSpec.model_validate_json(json.dumps(facts["spec"]))
-            return cls(spec, int(facts["image"]), str(facts["numerics"]), tokens)
+            notes = tuple(map(str, facts.get("notes", ())))
+            return cls(spec, int(facts["image"]), str(facts["numerics"]), tokens, notes)
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise InvalidInput("the farm's data in the file are damaged") from error
 

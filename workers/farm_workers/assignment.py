@@ -1,13 +1,15 @@
 """A lease in a worker's hands: which of its rows wait, run and are stored."""
 
 import collections
-from collections.abc import Container, Iterator
+from collections.abc import Iterator, Sequence, Set
 from concurrent.futures import Executor, Future
 
 from farm.errors import FarmError, RenderError
 from farm.job import Chunk, Lease, NumberedSpec, Priority
+from farm.manifest import ManifestRow
 from farm.spec import Lane, Row
 from farm_workers.inputs import InputReader, Inputs
+from farm_workers.recall import RowId, rows_of
 
 PREFETCH = 16  # renders whose inputs are read ahead
 
@@ -15,8 +17,7 @@ PREFETCH = 16  # renders whose inputs are read ahead
 class Assignment:
     """One lease with its chunk; belongs to the worker's main loop alone.
 
-    Its rows come out of ``next_row`` in the chunk's order, each once its render's inputs are read;
-    of a retried task those that are ``wanted``, by render and index.
+    Its rows come out of ``next_row`` in the chunk's order, each once its render's inputs are read.
     """
 
     def __init__(
@@ -25,8 +26,16 @@ class Assignment:
         chunk: Chunk,
         inputs: InputReader,
         executor: Executor,
-        wanted: Container[tuple[int, int]] | None = None,
+        wanted: Set[RowId] | None = None,
+        found: Sequence[ManifestRow] = (),
     ) -> None:
+        """
+        Args:
+            lease, chunk: what the task is.
+            inputs, executor: read what its renders need.
+            wanted: the rows that the lease is about; None for all of its chunk's.
+            found: those of them whose pictures are stored already.
+        """
         self.lease = lease
         self.chunk = chunk
         self.lane = Lane.parse(chunk.lane)
@@ -39,10 +48,21 @@ class Assignment:
         self.handed_over = 0  # pictures given to the publisher, failed ones included
         self._inputs = inputs
         self._executor = executor
-        self._wanted = wanted
-        renders = [numbered for numbered in chunk.renders if self.rows(numbered)]
-        self.pictures = sum(len(self.rows(numbered)) for numbered in renders)
-        self._source = iter(renders)
+        self.places = {row: place for place, row in enumerate(rows_of(chunk))}
+        wanted = self.places.keys() if wanted is None else wanted
+        self.pictures = len(wanted)
+        self.found = found
+        there = {row.picture for row in found}
+        self.left_out = [
+            row
+            for row, place in self.places.items()
+            if place in lease.skip and row in wanted and row not in there
+        ]
+        self._todo = wanted - there - set(self.left_out)
+        self.at_place: int | None = None  # of the row that is next, where rows run one by one
+        self.told_place: int | None = None  # the last one that a beat has told of
+        self._put_back: tuple[NumberedSpec, Row, Inputs] | None = None
+        self._source = iter([numbered for numbered in chunk.renders if self.rows(numbered)])
         self._ahead: collections.deque[tuple[NumberedSpec, Future[Inputs]]] = collections.deque()
         self._rows: Iterator[Row] | None = None
         self._current: tuple[NumberedSpec, Inputs] | None = None
@@ -54,11 +74,7 @@ class Assignment:
 
     def rows(self, numbered: NumberedSpec) -> list[Row]:
         """Those of a render that are to be made."""
-        return [
-            row
-            for row in numbered.spec.rows()
-            if self._wanted is None or (numbered.render, row.index) in self._wanted
-        ]
+        return [row for row in numbered.spec.rows() if (numbered.render, row.index) in self._todo]
 
     @property
     def row_keys(self) -> set[tuple[str, int]]:
@@ -70,12 +86,19 @@ class Assignment:
         """Every picture is with the publisher."""
         return self.handed_over == self.pictures
 
+    def put_back(self, ready: tuple[NumberedSpec, Row, Inputs]) -> None:
+        """The row comes out of ``next_row`` once more."""
+        self._put_back = ready
+
     def next_row(self) -> tuple[NumberedSpec, Row, Inputs] | None:
         """The next row that can start; ``None`` while inputs are read, and at the end.
 
         Raises:
             InputFailed: the inputs of a whole render cannot be had.
         """
+        if self._put_back is not None:
+            ready, self._put_back = self._put_back, None
+            return ready
         while True:
             if self._rows is not None and self._current is not None:
                 row = next(self._rows, None)

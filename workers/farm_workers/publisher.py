@@ -168,6 +168,14 @@ class Publisher:
             task.rows.append(failed_row(record, error))
             self._queue_part(task)
 
+    def found_picture(self, task_key: str, row: ManifestRow) -> None:
+        """A picture that lies in the store since an earlier life of the task."""
+        with self._changed:
+            task = self._task(task_key)
+            task.rows.append(row)
+            task.stored += 1
+            self._queue_part(task)
+
     def finish(self, task_key: str, part_key: str, pictures: int) -> None:
         """Write the task's manifest as soon as that many pictures are stored or failed."""
         with self._changed:

@@ -7,7 +7,18 @@ import subprocess
 import sys
 
 from farm_workers.outbox import Parcel
-from farm_workers.publisher_messages import Begin, Drop, LeaseUntil, NotStored, Ready, Stored
+from farm_workers.publisher_messages import (
+    Alive,
+    Begin,
+    Drop,
+    LeaseUntil,
+    NotStored,
+    Ready,
+    Stored,
+)
+
+START_SECONDS = 120  # until the process takes work
+SILENT_SECONDS = 10  # without a sign of life, then it has been stopped or hangs
 
 
 class Link:
@@ -33,18 +44,26 @@ class Link:
             )
         with contextlib.suppress(OSError):  # dead already: receiving will say so
             self._connection.send(begin)
+        self._ready = False
 
     @property
     def pid(self) -> int:
         return self._process.pid
 
     def receive(self) -> Ready | Stored | NotStored | None:
-        """What the process says next; None when it has ended."""
-        try:
-            answer: Ready | Stored | NotStored = self._connection.recv()
-        except (EOFError, OSError):
-            return None
-        return answer
+        """What the process says next; None when it has ended or is silent for too long."""
+        silent = 0  # seconds of looking, so that a pause of this process is not taken for one of it
+        with contextlib.suppress(EOFError, OSError):
+            while silent < (SILENT_SECONDS if self._ready else START_SECONDS):
+                if not self._connection.poll(1.0):
+                    silent += 1
+                    continue
+                answer: Alive | Ready | Stored | NotStored = self._connection.recv()
+                if not isinstance(answer, Alive):
+                    self._ready = True
+                    return answer
+                silent = 0
+        return None
 
     def send(self, item: Parcel | LeaseUntil | Drop) -> None:
         """Raises ``OSError`` when the process has ended."""

@@ -19,6 +19,10 @@ class Ready(NamedTuple):
     """The process's first message: it takes work from here on."""
 
 
+class Alive(NamedTuple):
+    """Said once a second."""
+
+
 class LeaseUntil(NamedTuple):
     """Nothing of the task is written after ``deadline``, on the machine's monotonic clock."""
 

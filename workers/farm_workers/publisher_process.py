@@ -4,6 +4,7 @@ It keeps nothing between messages but leases, so its worker can start another on
 send again whatever was not answered.
 """
 
+import contextlib
 import ctypes
 import hashlib
 import logging
@@ -13,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
@@ -26,6 +27,7 @@ from farm.job import Receipt
 from farm.manifest import ManifestRow, read_part, write_part
 from farm.store import Store, open_store
 from farm_workers.publisher_messages import (
+    Alive,
     Begin,
     Drop,
     LeaseUntil,
@@ -38,12 +40,13 @@ from farm_workers.publisher_messages import (
     StoreSuccess,
     Work,
 )
-from farm_workers.record import encode_picture, store_picture
+from farm_workers.record import encode_picture, part_receipt, store_picture
 
 log = logging.getLogger(__name__)
 
 FIRST_DELAY_SECONDS = 0.1
 LAST_DELAY_SECONDS = 30.0
+ALIVE_SECONDS = 1.0
 
 Result = TypeVar("Result")
 
@@ -67,6 +70,7 @@ class PublisherProcess:
     def run(self) -> None:
         """Serve until the worker closes the connection or is gone."""
         self._connection.send(Ready())
+        threading.Thread(target=self._show_life, name="alive", daemon=True).start()
         while True:
             message = self._connection.recv()
             pixels = None
@@ -74,6 +78,14 @@ class PublisherProcess:
                 pixels = np.frombuffer(self._connection.recv_bytes(), np.uint8)
                 pixels = pixels.reshape(message.shape)
             self._take(message, pixels)
+
+    def _show_life(self) -> None:
+        """A process that was stopped says nothing, and is replaced."""
+        with contextlib.suppress(OSError):  # the worker is gone, and so is this process soon
+            while True:
+                time.sleep(ALIVE_SECONDS)
+                with self._answering:
+                    self._connection.send(Alive())
 
     def _take(self, message: Message, pixels: NDArray[np.uint8] | None) -> None:
         with self._changed:
@@ -147,19 +159,11 @@ class PublisherProcess:
 def store_part(store: Store, key: str, rows: tuple[ManifestRow, ...]) -> Receipt:
     """Write a task's manifest; if there is one already, that one counts."""
     data = write_part(rows)
-    kept = rows
+    kept: Sequence[ManifestRow] = rows
     if not store.put(key, data, content_type="application/vnd.apache.parquet"):
         data = store.get(key)
-        kept = tuple(read_part(data))
-    failed = sum(row.error is not None for row in kept)
-    return Receipt(
-        done=len(kept) - failed,
-        failed=failed,
-        size=sum(row.size or 0 for row in kept),
-        part=key,
-        part_sha256=hashlib.sha256(data).hexdigest(),
-        numerics=" + ".join(sorted({row.numerics for row in kept})),
-    )
+        kept = read_part(data)
+    return part_receipt(key, data, kept)
 
 
 def store_success(store: Store, key: str, document: bytes) -> Receipt:

@@ -1,13 +1,14 @@
 """From a rendered picture to its file and its manifest row; farm and ``farm render`` share it."""
 
 import hashlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from farm.errors import Conflict, FarmError, InvalidInput
-from farm.job import Format
+from farm.job import Format, Receipt
 from farm.manifest import ManifestRow
 from farm.picture_file import CONTENT_TYPES, Facts, read_facts, token_bytes
 from farm.spec import RenderSpec, Row, canonical_json
@@ -28,7 +29,7 @@ class PictureRecord(NamedTuple):
     notes: tuple[str, ...] = ()
 
     def facts(self, tokens: NDArray[np.integer]) -> Facts:
-        return Facts(self.spec, self.image, self.numerics, tokens.astype(np.uint16))
+        return Facts(self.spec, self.image, self.numerics, tokens.astype(np.uint16), self.notes)
 
 
 def encode_picture(
@@ -67,6 +68,7 @@ def stored_row(record: PictureRecord, key: str, data: bytes) -> ManifestRow:
         )
     tokens = token_bytes(facts.tokens)
     return _row(record, facts.numerics)._replace(
+        notes=facts.notes,
         file=key,
         sha256=hashlib.sha256(data).hexdigest(),
         size=len(data),
@@ -78,6 +80,19 @@ def stored_row(record: PictureRecord, key: str, data: bytes) -> ManifestRow:
 def failed_row(record: PictureRecord, error: FarmError) -> ManifestRow:
     """The row of a picture that could not be made."""
     return _row(record, record.numerics)._replace(error=canonical_json(error.to_dict()))
+
+
+def part_receipt(key: str, data: bytes, rows: Sequence[ManifestRow]) -> Receipt:
+    """What a task's manifest says of it; ``data`` are the manifest's bytes."""
+    failed = sum(row.error is not None for row in rows)
+    return Receipt(
+        done=len(rows) - failed,
+        failed=failed,
+        size=sum(row.size or 0 for row in rows),
+        part=key,
+        part_sha256=hashlib.sha256(data).hexdigest(),
+        numerics=" + ".join(sorted({row.numerics for row in rows})),
+    )
 
 
 def _row(record: PictureRecord, numerics: str) -> ManifestRow:

@@ -26,18 +26,21 @@ from farm.errors import (
     InvalidInput,
     LeaseLost,
     NotFound,
+    RenderError,
     StoreError,
     Unavailable,
 )
 from farm.job import Chunk, Lease, Priority, Receipt
-from farm.manifest import pictures_to_make
-from farm.queue import Queue, connect
+from farm.manifest import ManifestRow, pictures_to_make
+from farm.queue import Progress, Queue, connect
 from farm.spec import Lane, Mode, Row
 from farm.store import Store, keys, open_store
 from farm_workers.assignment import Assignment, InputFailed
+from farm_workers.faults import FaultyEngine
 from farm_workers.inputs import InputReader
 from farm_workers.load import load_engine
 from farm_workers.publisher import Event, Publisher
+from farm_workers.recall import earlier_receipt, rows_of, stored_pictures
 from farm_workers.record import PictureRecord
 from farm_workers.settings import WorkerSettings
 
@@ -61,8 +64,9 @@ class RenderEngine(Protocol):
     """The part of ``Engine`` that a worker uses."""
 
     numerics: str
-    idle: bool
 
+    @property
+    def idle(self) -> bool: ...
     def room(self, lane: Lane) -> int: ...
     def add(self, key: Any, row: Row, **inputs: Any) -> None: ...
     def step(self) -> Sequence[Any]: ...
@@ -114,6 +118,11 @@ class Worker:
         self._engines: dict[str, RenderEngine] = {
             checkpoint.info.name: load(checkpoint, settings) for checkpoint in found
         }
+        if settings.faults:
+            self._engines = {
+                name: FaultyEngine(engine, settings.faults)
+                for name, engine in self._engines.items()
+            }
         rows = {
             name: self._engines[name].room(
                 Lane(name, Mode.TEXT2IMG, info.native_height, info.native_width)
@@ -142,6 +151,7 @@ class Worker:
         self._finishing: dict[str, Lease] = {}  # with the publisher or on the way to the queue
         self._reports: queues.SimpleQueue[_Report] = queues.SimpleQueue()
         self._report_ready = threading.Event()
+        self._beat_wanted = threading.Event()
         self._unknown: set[str] = set()  # held by the session, not by us, at the last beat
         self._last_grant = time.monotonic()
         self._turned = time.monotonic()
@@ -198,9 +208,11 @@ class Worker:
         for assignment in _all_of(self._loaded):
             with self._lock:
                 # Dropped and granted again meanwhile, it is another lease, loaded by itself.
-                if self._arrived.get(assignment.key) is assignment.lease:
-                    del self._arrived[assignment.key]
-                    self._assignments[assignment.key] = assignment
+                if self._arrived.get(assignment.key) is not assignment.lease:
+                    continue
+                del self._arrived[assignment.key]
+                self._assignments[assignment.key] = assignment
+            self._take_up(assignment)
         self._fill()
         busy = False
         urgent = any(task.urgent for task in self._assignments.values())
@@ -212,6 +224,20 @@ class Worker:
         if not busy:
             self._wake.wait(IDLE_SECONDS)
             self._wake.clear()
+
+    def _take_up(self, assignment: Assignment) -> None:
+        """What is stored already, and what crashes its worker, is not rendered."""
+        for found in assignment.found:
+            self._publisher.found_picture(assignment.key, found)
+            assignment.stored += 1
+            self._handed_over(assignment)
+        for render, image in assignment.left_out:
+            self._picture_failed(
+                assignment,
+                render,
+                Row(assignment.specs[render], image),
+                RenderError("it crashed its worker twice while it ran alone"),
+            )
 
     def _step(self, engine: RenderEngine) -> None:
         started = time.monotonic()
@@ -246,6 +272,11 @@ class Worker:
                 if ready is None:
                     break
                 numbered, row, inputs = ready
+                if assignment.lease.alone and not self._announced(
+                    assignment, assignment.places[numbered.render, row.index]
+                ):
+                    assignment.put_back(ready)
+                    break
                 try:
                     engine.add(
                         (assignment.key, numbered.render),
@@ -261,16 +292,28 @@ class Worker:
                 else:
                     assignment.running[numbered.render] += 1
 
+    def _announced(self, assignment: Assignment, place: int) -> bool:
+        """Whether the queue knows which row runs next: if it crashes, that one is blamed."""
+        if assignment.told_place == place:
+            return True
+        if assignment.at_place != place:
+            assignment.at_place = place
+            self._beat_wanted.set()
+            self._report_ready.set()
+        return False
+
     def _row_done(self, engine: RenderEngine, done: Any) -> None:
         task_key, render = done.key
         assignment = self._assignments.get(task_key)
         if assignment is None:
             return
         assignment.running[render] -= 1
+        assignment.at_place = None
         self._paces.setdefault(assignment.lane, _Pace()).row_steps += done.steps
         row = Row(assignment.specs[render], done.index)
-        if done.error is not None and done.error.retryable:
-            self._give_up(assignment, "infra", str(done.error))
+        if done.error is not None and done.error.retryable and not assignment.lease.alone:
+            # It may do by itself; if not even so, it fails and its neighbours do not.
+            self._give_up(assignment, "crash", str(done.error))
             return
         if done.error is not None:
             self._picture_failed(assignment, render, row, done.error)
@@ -398,8 +441,15 @@ class Worker:
             if Lane.parse(chunk.lane).checkpoint not in self._engines:
                 raise InvalidInput(f"this worker does not hold the checkpoint of {chunk.lane}")
             executor = self._loaders[lease.priority is Priority.URGENT]
+            found: list[ManifestRow] = []
             wanted = self._wanted(lease, chunk)
-            self._loaded.put(Assignment(lease, chunk, self._inputs, executor, wanted))
+            if lease.attempt > 1:
+                if (receipt := earlier_receipt(self._read, lease)) is not None:
+                    self._stored_before(lease, receipt)
+                    return
+                rows = set(rows_of(chunk)) if wanted is None else wanted
+                found = stored_pictures(self._store, self._read, lease, chunk, rows)
+            self._loaded.put(Assignment(lease, chunk, self._inputs, executor, wanted, found))
             self._wake.set()
         except Exception as error:
             log.warning("task %s cannot be loaded: %s", lease.key, error)
@@ -408,6 +458,14 @@ class Worker:
                 self._arrived.pop(lease.key, None)
                 self._finishing[lease.key] = lease
             self._report(_Report(lease, None, "infra", f"its chunk cannot be read: {error}"))
+
+    def _stored_before(self, lease: Lease, receipt: Receipt) -> None:
+        """An earlier life stored everything; only the queue has not heard of it."""
+        self._publisher.drop(lease.key)
+        with self._lock:
+            self._arrived.pop(lease.key, None)
+            self._finishing[lease.key] = lease
+        self._report(_Report(lease, receipt))
 
     def _wanted(self, lease: Lease, chunk: Chunk) -> set[tuple[int, int]] | None:
         """Of a retried task, what its earlier generations have not made; else None, for all."""
@@ -495,7 +553,8 @@ class Worker:
             self._send_reports()
             if self._room() - self._room_told > self.capacity // 4:
                 next_beat = min(next_beat, last_beat + EARLY_BEAT_SECONDS)
-            if time.monotonic() >= next_beat:
+            if time.monotonic() >= next_beat or self._beat_wanted.is_set():
+                self._beat_wanted.clear()
                 last_beat = time.monotonic()
                 next_beat = last_beat + BEAT_SECONDS
                 self._watch()
@@ -532,7 +591,7 @@ class Worker:
     def _beat(self) -> None:
         with self._lock:
             progress = {
-                key: (assignment.stored, assignment.failed)
+                key: Progress(assignment.stored, assignment.failed, assignment.at_place)
                 for key, assignment in self._assignments.items()
             }
             ours = set(progress) | set(self._arrived) | set(self._finishing)
@@ -542,6 +601,11 @@ class Worker:
         beat = self._queue.beat(self.session, room, progress, stats, self.settings.lease_ms)
         for key in beat.held & ours:
             self._publisher.lease_until(key, sent + self.settings.lease_ms / 1000)
+        with self._lock:
+            for key in progress.keys() & self._assignments.keys():
+                if progress[key].row is not None:
+                    self._assignments[key].told_place = progress[key].row
+                    self._wake.set()
         for key in beat.cancelled | (set(progress) - beat.held):
             self._drop(key)
         unknown = beat.held - ours - beat.cancelled
@@ -621,6 +685,8 @@ class Worker:
         still = time.monotonic() - self._turned
         if still > self.settings.step_deadline_seconds:
             log.critical("no step for %.0f s; the worker ends itself", still)
+            with contextlib.suppress(FarmError):
+                self._queue.end(self.session, "crash")
             os._exit(FROZEN_EXIT)
 
     def _register(self) -> None:

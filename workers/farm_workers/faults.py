@@ -1,0 +1,110 @@
+"""Faults on purpose: an engine that fails as hardware does, for rows whose prompt asks for it.
+
+``FARM_FAULTS="segfault:a row that crashes,nan:a row that fails"`` names a fault and a part of the
+prompts that it strikes.
+"""
+
+import enum
+import os
+import signal
+import time
+from collections.abc import Hashable, Iterable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from farm.errors import FarmError, InvalidInput, OutOfMemory, RenderError
+from farm.spec import Lane, Row
+
+SLOW_SECONDS = 0.5  # longer for every step with a slow row aboard
+HANG_SECONDS = 1e6
+
+
+class Fault(enum.StrEnum):
+    OOM = "oom"  # the row does not fit into the device's memory
+    NAN = "nan"  # its logits are not finite
+    HANG = "hang"  # the step never returns
+    SEGFAULT = "segfault"  # the process dies
+    STICKY = "sticky"  # this step and every later one fails
+    SLOW = "slow"  # the step takes longer
+
+
+class Engine(Protocol):
+    numerics: str
+
+    @property
+    def idle(self) -> bool: ...
+    def room(self, lane: Lane) -> int: ...
+    def add(self, key: Any, row: Row, **inputs: Any) -> None: ...
+    def step(self) -> Sequence[Any]: ...
+    def cancel(self, keys: Any) -> None: ...
+
+
+class Struck(NamedTuple):
+    """What comes out of the engine in place of a row that a fault has struck."""
+
+    key: Hashable
+    index: int
+    error: FarmError
+    steps: int
+
+
+class FaultyEngine:
+    """Any engine, with faults planted in it."""
+
+    def __init__(self, engine: Engine, faults: Iterable[str]) -> None:
+        self._engine = engine
+        self._faults = [_parse(text) for text in faults]
+        self._live: dict[tuple[Hashable, int], Fault] = {}
+        self._broken = False
+        self.numerics = engine.numerics
+
+    @property
+    def idle(self) -> bool:
+        return self._engine.idle
+
+    def room(self, lane: Lane) -> int:
+        return self._engine.room(lane)
+
+    def add(self, key: Hashable, row: Row, **inputs: Any) -> None:
+        self._engine.add(key, row, **inputs)
+        for fault, text in self._faults:
+            if text in row.spec.prompt:
+                self._live[key, row.index] = fault
+
+    def cancel(self, keys: Iterable[Hashable]) -> None:
+        gone = set(keys)
+        self._engine.cancel(gone)
+        self._live = {row: fault for row, fault in self._live.items() if row[0] not in gone}
+
+    def step(self) -> list[Any]:
+        aboard = set(self._live.values())
+        if Fault.SEGFAULT in aboard:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if Fault.HANG in aboard:
+            time.sleep(HANG_SECONDS)
+        if Fault.SLOW in aboard:
+            time.sleep(SLOW_SECONDS)
+        self._broken = self._broken or Fault.STICKY in aboard
+        if self._broken:
+            raise RuntimeError("device-side assert triggered")
+        return [self._after(done) for done in self._engine.step()]
+
+    def _after(self, done: Any) -> Any:
+        match self._live.pop((done.key, done.index), None):
+            case Fault.OOM:
+                error: FarmError = OutOfMemory("the row did not fit")
+            case Fault.NAN:
+                error = RenderError("its logits are not finite")
+            case _:
+                return done
+        return Struck(done.key, done.index, error, done.steps)
+
+
+def _parse(text: str) -> tuple[Fault, str]:
+    name, _, part = text.partition(":")
+    if name not in set(Fault) or not part:
+        raise InvalidInput(
+            f"{text!r} is no fault",
+            field="FARM_FAULTS",
+            hint=f"one of {', '.join(Fault)}, a colon, and a part of a prompt",
+        )
+    return Fault(name), part
