@@ -114,6 +114,12 @@ class Live:
     def done(self) -> bool:
         return self.failed or self.step >= self.spec.num_inference_steps
 
+    @property
+    def kept(self) -> Tensor | None:
+        """The input's tokens, where a part of it shows beside what was painted."""
+        mixed = bool(self.painted.any()) and not bool(self.painted.all())
+        return self.before if mixed else None
+
 
 def start(pending: Pending, info: CheckpointInfo, codec: Codec, kind: str) -> tuple[Live, Tensor]:
     """The row's host state and its starting tokens (tokens,)."""

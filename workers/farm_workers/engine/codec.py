@@ -53,19 +53,6 @@ class Codec:
             pictures.append(self._tile(padded, grid)[: len(tile)])
         return torch.cat(pictures)
 
-    def paste(
-        self, picture: Tensor, before: Tensor, painted: Tensor, grid: tuple[int, int]
-    ) -> Tensor:
-        """An inpainted picture (height, width, 3) with all but its painted cells put back.
-
-        The tokens there are the input's. What the decoder makes of them is not, because its norms
-        see the whole picture, so they come from the input's own tokens, decoded again.
-        """
-        cells = painted.to(picture.device).unflatten(0, grid)
-        for dim in (0, 1):
-            cells = cells.repeat_interleave(picture.shape[dim] // grid[dim], dim)
-        return torch.where(cells[..., None], picture, self.decode(before[None], grid)[0])
-
     def _tile(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         codes = F.embedding(tokens, self._codebook).unflatten(1, grid).permute(0, 3, 1, 2)
         codes = codes.to(self._decode_dtype)
@@ -75,6 +62,18 @@ class Codec:
         pixels = self._decoder(self._post_quant(codes), spatial)
         pixels = (pixels.float().clamp(0, 1) * 255).round().to(torch.uint8)
         return pixels.permute(0, 2, 3, 1).contiguous()
+
+
+def paste(picture: Tensor, whole: Tensor, painted: Tensor, grid: tuple[int, int]) -> Tensor:
+    """An inpainted picture (height, width, 3) with all but its painted cells from ``whole``.
+
+    The tokens there are the input's. What the decoder makes of them is not, because its norms see
+    the whole picture, so ``whole`` is the input's own tokens, decoded. ``painted`` is (tokens,).
+    """
+    cells = painted.to(picture.device).unflatten(0, grid)
+    for dim in (0, 1):
+        cells = cells.repeat_interleave(picture.shape[dim] // grid[dim], dim)
+    return torch.where(cells[..., None], picture, whole)
 
 
 def _as(module: nn.Module, dtype: torch.dtype) -> nn.Module:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from farm.errors import FarmError
 from farm_workers.engine.admission import Live, Pending
-from farm_workers.engine.codec import Codec
+from farm_workers.engine.codec import Codec, paste
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,14 +77,14 @@ def decoded(codec: Codec, rows: Sequence[Finished]) -> list[Done]:
     """Rows of one grid that leave with their pictures."""
     grid = rows[0].grid
     tokens = torch.stack([held.tokens for held in rows])
-    pixels = codec.decode(tokens, grid)
-    for slot, held in enumerate(rows):
-        if held.live.before is not None:
-            pixels[slot] = codec.paste(pixels[slot], held.live.before, held.live.painted, grid)
+    inputs = {slot: held.live.kept for slot, held in enumerate(rows) if held.live.kept is not None}
+    # The inputs come behind the rows, where a padded tile often has slots left for them.
+    pixels = codec.decode(torch.stack([*tokens, *inputs.values()]), grid)
+    for slot, whole in zip(inputs, pixels[len(rows) :], strict=True):
+        pixels[slot] = paste(pixels[slot], whole, rows[slot].live.painted, grid)
     ids = tokens.cpu().numpy().astype(np.uint16).reshape(-1, *grid)
-    return [
-        held.done(*result) for held, *result in zip(rows, ids, pixels.cpu().numpy(), strict=True)
-    ]
+    pictures = pixels[: len(rows)].cpu().numpy()
+    return [held.done(*result) for held, *result in zip(rows, ids, pictures, strict=True)]
 
 
 def mean_confidence(probability: Tensor, painted: Tensor) -> float:
