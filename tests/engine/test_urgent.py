@@ -1,9 +1,10 @@
 """Urgent rows run at once, bulk rows keep their floor, token grids take turns."""
 
-import time
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
+import pytest
 from cases import MakeCheckpoint, row_of
 
 from farm_workers.engine.engine import Engine
@@ -57,33 +58,46 @@ def test_nothing_to_do_is_nothing() -> None:
     assert Turns().choose([], []) is None
 
 
-def _steps_until(engine: Engine, key: str) -> tuple[float, int]:
-    """Tokens of work and pieces of it until the key comes out."""
-    spent, pieces = 0.0, 0
-    step = Tile.step
+class Piece(NamedTuple):
+    """A piece of work that was done, with its cost when it was chosen."""
 
-    def counted(tile: Tile) -> None:
-        nonlocal spent
-        spent += tile.cost
-        step(tile)
-
-    Tile.step = counted  # type: ignore[method-assign]
-    try:
-        while True:
-            pieces += 1
-            if any(done.key == key for done in engine.step()):
-                return spent, pieces
-    finally:
-        Tile.step = step  # type: ignore[method-assign]
+    urgent: bool
+    cost: float
+    is_step: bool
 
 
-def test_an_urgent_row_costs_an_idle_farm_s_time_plus_a_tile_step(
-    make_checkpoint: MakeCheckpoint,
+@pytest.fixture
+def pieces(monkeypatch: pytest.MonkeyPatch) -> list[Piece]:
+    """Every piece that an engine does, in order: admissions, steps of tiles, decodings."""
+    found: list[Piece] = []
+    choose = Turns.choose
+
+    def recorded(turns: Turns, ready: Any, tiles: Any) -> Any:
+        work = choose(turns, ready, tiles)
+        if work is not None:
+            found.append(Piece(work.urgent, work.cost, isinstance(work, Tile)))
+        return work
+
+    monkeypatch.setattr(Turns, "choose", recorded)
+    return found
+
+
+def _until(engine: Engine, key: str, pieces: list[Piece]) -> list[Piece]:
+    """The pieces that run until the key comes out."""
+    pieces.clear()
+    while not any(done.key == key for done in engine.step()):
+        pass
+    return list(pieces)
+
+
+def test_an_urgent_row_costs_an_idle_farm_s_work_plus_a_tile_step(
+    make_checkpoint: MakeCheckpoint, pieces: list[Piece]
 ) -> None:
+    """Bulk rows come and go meanwhile; their admissions and decodings count as well."""
     engine = Engine.load(make_checkpoint(num_hidden_layers=1), threads=1, rows=64, tile=8)
     info = engine.checkpoint
     engine.add("idle", row_of(info, seed=1), urgent=True)
-    idle, _ = _steps_until(engine, "idle")
+    idle = sum(piece.cost for piece in _until(engine, "idle", pieces))
     for key in range(40):
         engine.add(key, row_of(info, seed=key))
     for _ in range(20):  # the bulk tile is full
@@ -91,38 +105,34 @@ def test_an_urgent_row_costs_an_idle_farm_s_time_plus_a_tile_step(
     tile_step = max(tile.cost for tile in engine._tiles)
     for number in range(5):
         engine.add(f"urgent {number}", row_of(info, seed=2), urgent=True)
-        busy, _ = _steps_until(engine, f"urgent {number}")
+        busy = sum(piece.cost for piece in _until(engine, f"urgent {number}", pieces))
         assert busy <= 1.3 * idle + tile_step
     engine.cancel(range(40))
     assert engine.idle
 
 
-def test_an_urgent_row_is_quick_on_the_clock_too(make_checkpoint: MakeCheckpoint) -> None:
-    engine = Engine.load(make_checkpoint(num_hidden_layers=1), threads=1)
+def test_few_bulk_steps_come_between_an_urgent_row_s_own(
+    make_checkpoint: MakeCheckpoint, pieces: list[Piece]
+) -> None:
+    """Its own pieces are those of an idle farm: bulk rows never join its tile or its decoding."""
+    engine = Engine.load(make_checkpoint(num_hidden_layers=1), threads=1, tile=8)
     info = engine.checkpoint
-
-    def timed() -> float:
-        started = time.process_time()  # neighbours of this process do not count
-        engine.add("urgent", row_of(info, seed=2), urgent=True)
-        while not any(done.key == "urgent" for done in engine.step()):
-            pass
-        return time.process_time() - started
-
-    timed()
-    idle = sorted(timed() for _ in range(3))[1]
+    engine.add("idle", row_of(info, seed=1), urgent=True)
+    idle = _until(engine, "idle", pieces)
+    assert len(idle) == 13  # its admission with the first step, eleven steps, its decoding
     for key in range(16):
         engine.add(key, row_of(info, seed=key, num_inference_steps=100))
     for _ in range(20):
         engine.step()
-    tile = max((tile for tile in engine._tiles), key=lambda tile: tile.cost)
-    started = time.process_time()
-    engine.step()
-    tile_step = time.process_time() - started
-    assert len(tile.rows) == 8
-    busy = sorted(timed() for _ in range(3))[1]
+    for number in range(3):
+        engine.add(f"urgent {number}", row_of(info, seed=2), urgent=True)
+        busy = _until(engine, f"urgent {number}", pieces)
+        assert [piece for piece in busy if piece.urgent] == idle
+        between = [piece for piece in busy if not piece.urgent]
+        assert len(between) <= 1
+        assert all(piece.is_step and piece.cost == 8 * 2 * 64 for piece in between)
     engine.cancel(range(16))
     assert engine.idle
-    assert busy <= 1.3 * idle + 2 * tile_step
 
 
 def test_bulk_rows_finish_under_a_constant_urgent_load(engine: Engine) -> None:
