@@ -1,12 +1,14 @@
 """`farm bench engine`: this engine beside the diffusers pipelines, in one interleaved run."""
 
 import argparse
+import itertools
 import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -18,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from farm.checkpoint import inspect_checkpoint
 from farm.spec import CheckpointInfo, Mode, RenderRequest, RenderSpec, Row
 from farm_workers.engine.checkpoint import DTYPES, Parts, load_modules
-from farm_workers.engine.engine import Engine
+from farm_workers.engine.engine import Done, Engine
 from farm_workers.random_weights import CONFIGURATIONS, random_modules
 from farm_workers.upstream import make_pipeline
 
@@ -82,18 +84,22 @@ def _item(info: CheckpointInfo, pictures: tuple[Any, Any] = (None, None), **requ
     return Item(RenderRequest.parse(request).resolve(info, seed=0), *pictures)
 
 
-def draw_with_engine(engine: Engine, items: list[Item]) -> None:
-    waiting, left = iter(enumerate(items)), len(items)
-    while left:
-        for key, item in _take(waiting, engine.room()):
+def drawn(engine: Engine, items: Iterable[Item]) -> Iterator[Done]:
+    """Pictures as they finish; items are taken as soon as the engine has room for them."""
+    waiting = enumerate(items)
+    while True:
+        for key, item in itertools.islice(waiting, engine.room()):
             engine.add(key, Row(item.spec, 0), item.image, item.mask)
+        if engine.idle:
+            return
         for done in engine.step():
             assert done.error is None, done.error
-            left -= 1
+            yield done
 
 
-def _take(items: Iterator[tuple[int, Item]], count: int) -> list[tuple[int, Item]]:
-    return [pair for pair, _ in zip(items, range(count), strict=False)]
+def draw_with_engine(engine: Engine, items: list[Item]) -> None:
+    for _ in drawn(engine, items):
+        pass
 
 
 class Upstream:
@@ -138,10 +144,7 @@ def measure(
     for number in range(rounds + 1):
         for name, items in workloads.items():
             for system in systems:
-                started = time.perf_counter()
-                system.draw(items)
-                sync()
-                spent = (time.perf_counter() - started) / len(items)
+                spent = _seconds(partial(system.draw, items), sync) / len(items)
                 if number:  # the first round warms up
                     system.seconds.setdefault(name, []).append(spent)
 
@@ -149,16 +152,11 @@ def measure(
 def best_batch(upstream: Upstream, items: list[Item], sync: Callable[[], None]) -> int:
     spent: dict[int, float] = {}
     for batch in (size for size in BATCHES if size <= len(items)):
-        times = []
+        draw = partial(upstream.draw, items[:batch], batch)
         try:
-            for _ in range(3):
-                started = time.perf_counter()
-                upstream.draw(items[:batch], batch)
-                sync()
-                times.append((time.perf_counter() - started) / batch)
+            spent[batch] = min(_seconds(draw, sync) for _ in range(3)) / batch
         except torch.cuda.OutOfMemoryError:
             break
-        spent[batch] = min(times)
     return min(spent, key=lambda batch: spent[batch])
 
 
@@ -166,13 +164,7 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, sync: Callable[[], Non
     """FLOP/s of a large product, the best of several: the measured ceiling."""
     side = 8192 if device.type == "cuda" else 1024
     left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-    times = []
-    for _ in range(10):
-        started = time.perf_counter()
-        left @ right
-        sync()
-        times.append(time.perf_counter() - started)
-    return float(2 * side**3 / min(times))
+    return 2 * side**3 / min(_seconds(lambda: left @ right, sync) for _ in range(10))
 
 
 def count_flops(engine: Engine, items: list[Item]) -> float:
@@ -180,6 +172,53 @@ def count_flops(engine: Engine, items: list[Item]) -> float:
     with FlopCounterMode(display=False) as counter:
         draw_with_engine(engine, items)
     return counter.get_total_flops() / len(items)
+
+
+def urgent(engine: Engine, tile: int, rounds: int, sync: Callable[[], None]) -> dict[str, float]:
+    """An urgent picture's seconds beside a full bulk tile, over its seconds in an idle engine.
+
+    Every round takes both and the seconds of a bulk step, one after another; medians of them.
+    """
+    info = engine.checkpoint
+    items = iter(uniform(info, 2 * (rounds + 1)))  # each with a prompt that is new to the engine
+    bulk = uniform(info, 2 * tile, steps=100)
+    idle, step, busy = [], [], []
+    for _ in range(rounds + 1):
+        idle.append(_urgent_seconds(engine, next(items), sync))
+        for key, item in enumerate(bulk):
+            engine.add(key, Row(item.spec, 0))
+        for _ in range(tile):  # admissions go first; the rest of the rows waits
+            engine.step()
+        step.append(statistics.median(_seconds(engine.step, sync) for _ in range(3)))
+        busy.append(_urgent_seconds(engine, next(items), sync))
+        engine.cancel(range(len(bulk)))
+    warm = list(zip(idle, step, busy, strict=True))[1:]
+    return {
+        "idle_seconds": statistics.median(idle[1:]),
+        "bulk_step_seconds": statistics.median(step[1:]),
+        "busy_seconds": statistics.median(busy[1:]),
+        "ratio": statistics.median(full / alone for alone, _, full in warm),
+        "ratio_less_a_bulk_step": statistics.median(
+            (full - piece) / alone for alone, piece, full in warm
+        ),
+    }
+
+
+def _urgent_seconds(engine: Engine, item: Item, sync: Callable[[], None]) -> float:
+    def draw() -> None:
+        engine.add("urgent", Row(item.spec, 0), urgent=True)
+        while not any(done.key == "urgent" for done in engine.step()):
+            pass
+
+    return _seconds(draw, sync)
+
+
+def _seconds(work: Callable[[], object], sync: Callable[[], None]) -> float:
+    sync()
+    started = time.perf_counter()
+    work()
+    sync()
+    return time.perf_counter() - started
 
 
 def report(systems: Sequence[System], workloads: dict[str, list[Item]]) -> dict[str, Any]:
@@ -260,6 +299,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "rounds": options.rounds,
         "best_batch": batch,
         "workloads": report(systems, workloads),
+        "urgent": urgent(engine, options.tile, options.rounds, sync),
         "floor": {
             "gflop_per_image": flops / 1e9,
             "seconds_per_image": floor,
@@ -281,7 +321,14 @@ def _print(result: dict[str, Any], out: Any) -> None:
                 f"{row['seconds_per_image'] * 1e3:9.1f} ms {row['engine_is_faster_by']:6.2f} x",
                 file=out,
             )
-    floor = result["floor"]
+    rush, floor = result["urgent"], result["floor"]
+    print(
+        f"urgent   {rush['busy_seconds'] * 1e3:.1f} ms beside a full bulk tile: "
+        f"{rush['ratio']:.2f} x the {rush['idle_seconds'] * 1e3:.1f} ms of an idle engine; "
+        f"{rush['ratio_less_a_bulk_step']:.2f} x less a bulk step of "
+        f"{rush['bulk_step_seconds'] * 1e3:.1f} ms",
+        file=out,
+    )
     print(
         f"floor    {floor['gflop_per_image']:.2f} GFLOP per image at the measured matrix rate: "
         f"{floor['seconds_per_image'] * 1e3:.1f} ms; {floor['share_reached']:.0%} reached",
