@@ -75,7 +75,8 @@ class Scheduler:
         if self._placement is not None:
             self._dead += self._placement.deaths()
             while self._dead:
-                self._queue.end(self._dead[0], "crash")
+                # A crash of its own making its witness has told of; Ray does not know the cause.
+                self._queue.end(self._dead[0], "lost")
                 self._dead.pop(0)  # only now: a server that is away must still hear of it
         self._queue.tick()
         work = [Work(item.lane, item.priority, item.pictures) for item in self._queue.work()]

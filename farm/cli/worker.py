@@ -21,12 +21,14 @@ def worker(
     from farm.store import open_store
     from farm.store.probing import check_store
     from farm_workers.settings import WorkerSettings
+    from farm_workers.witness import Witness
     from farm_workers.worker import Worker
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     settings = load(WorkerSettings)
     check_store(open_store(settings.store_url), single_writer=settings.single_writer)
-    running = Worker(settings, name or socket.gethostname())
+    witness = Witness(settings.redis_url, settings.name)
+    running = Worker(settings, name or socket.gethostname(), witness=witness)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: running.stop())
     running.run()

@@ -19,6 +19,7 @@ from farm.queue import JobHeader, Queue, connect
 from farm.scheduler import Scheduler
 from farm.spec import Lane, RenderRequest
 from farm.store import Store, keys, open_store
+from farm_workers import queue_link
 from farm_workers import worker as worker_module
 from farm_workers.settings import WorkerSettings
 from farm_workers.worker import Worker
@@ -124,7 +125,7 @@ def test_a_worker_leases_for_itself_when_no_scheduler_answers(farm: Farm) -> Non
 
 
 def test_a_scheduler_grants_at_once(farm: Farm, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker_module, "HUNGRY_SECONDS", 600)
+    monkeypatch.setattr(queue_link, "HUNGRY_SECONDS", 600)
     farm.start()
     until(lambda: any(session.room for session in farm.queue.sessions()))
     scheduler = Scheduler(farm.queue, lease_ms=2000)
@@ -218,16 +219,13 @@ def test_a_cancelled_job_leaves_the_engine(farm: Farm) -> None:
 
 
 def test_progress_counts_pictures_inside_a_task(farm: Farm) -> None:
-    engine = FakeEngine(rows=1, step_seconds=0.005)
-    farm.start(engine=engine)
-    job = farm.submit(*(str(number) for number in range(100)))
-    until(lambda: len(engine.rendered) > 20)
-    engine.gate.clear()
-    until(lambda: 0 < farm.queue.status(job, TENANT).images.running_done < 100)
-    engine.gate.set()
+    engine = farm.start(engine=FakeEngine(rows=1, step_seconds=0.02))
+    job = farm.submit(*(str(number) for number in range(60)))
+    until(lambda: 0 < farm.queue.status(job, TENANT).images.running_done < 60)
+    engine.step_seconds = 0
     farm.wait(job)
     images = farm.queue.status(job, TENANT).images
-    assert (images.done, images.running_done) == (100, 0)
+    assert (images.done, images.running_done) == (60, 0)
 
 
 def test_a_stopped_worker_hands_its_tasks_back(farm: Farm) -> None:
@@ -275,13 +273,13 @@ def test_a_grant_whose_delivery_was_lost_is_found_again(farm: Farm) -> None:
     farm.start()
     session = farm.workers[0][0].session
     until(lambda: farm.queue.sessions())
-    real = farm.workers[0][0]._queue.inbox
+    real = farm.workers[0][0]._link._queue.inbox
 
     def deaf(session: str, seconds: float) -> list[Lease]:
         real(session, seconds)
         return []
 
-    farm.workers[0][0]._queue.inbox = deaf  # type: ignore[method-assign]
+    farm.workers[0][0]._link._queue.inbox = deaf  # type: ignore[method-assign]
     job = farm.submit("a")
     farm.wait(job)
     assert farm.workers[0][0].session == session

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from farm.settings import load
 from farm_workers.settings import WorkerSettings
+from farm_workers.witness import Witness
 from farm_workers.worker import Worker
 
 
@@ -23,7 +24,9 @@ class WorkerActor:
         os.environ.update(environment)
         settings = load(WorkerSettings)
         self._ended = threading.Event()
-        self._worker = Worker(settings, worker)
+        self._worker = Worker(
+            settings, worker, witness=Witness(settings.redis_url, settings.name)
+        )
         self._fingerprint = fingerprint
         if settings.run_dir is not None:
             with contextlib.suppress(OSError):  # the folder is on the machine of ``farm up``
