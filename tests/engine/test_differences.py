@@ -14,6 +14,7 @@ from PIL import Image
 
 from farm.spec import Mode
 from farm_workers.engine.engine import Engine
+from farm_workers.engine.sampler import choose, stay_masked
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +141,44 @@ def test_a_high_temperature_masks_kept_tokens_again_upstream_and_not_here(
         assert done.tokens is not None
         np.testing.assert_array_equal(done.tokens[kept], original)
     assert rewritten > 0
+
+
+def test_half_precision_masks_kept_tokens_again_upstream_and_not_here() -> None:
+    """A uniform that rounds to 0 there has noise of -inf; here confidence is float32 throughout."""
+    codes, side, seeds = 32, 64, range(10)
+    random = torch.Generator().manual_seed(0)
+    logits = torch.randn(1, codes, side, side, generator=random).half()
+    unknown = torch.rand(1, side, side, generator=random) < 0.25
+    tokens = torch.randint(codes, (1, side, side), generator=random).where(~unknown, codes)
+    scheduler = AmusedScheduler(mask_token_id=codes, masking_schedule="linear")
+    scheduler.set_timesteps(4)
+    share = float(unknown.float().mean())
+    planned = int(side * side * share * 0.75)
+
+    def upstream(logits: torch.Tensor, seed: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        step = scheduler.step(logits, 3, tokens, share, generator)
+        return step.prev_sample.flatten(1) == codes
+
+    kept = ~unknown.flatten(1)
+    assert sum(int((upstream(logits, seed) & kept).sum()) for seed in seeds) > 0
+    assert not any((upstream(logits.float(), seed) & kept).any() for seed in seeds)
+    scores, zeros = logits.flatten(2)[0].T, 0
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(seed)
+        race = torch.empty(scores.shape).exponential_(generator=generator)
+        uniform = torch.zeros_like(tokens, dtype=torch.half).uniform_(generator=generator)
+        zeros += int((uniform == 0).sum())
+        stay = stay_masked(
+            choose(scores, race)[1][None],
+            ~kept,
+            uniform.flatten(1).float(),
+            scheduler.temperatures[0],
+            torch.tensor([[planned]]),
+        )
+        assert not (stay & kept).any()
+        assert int(stay.sum()) == planned
+    assert zeros > 0  # what upstream stumbles over was among the numbers
 
 
 def test_a_mask_token_outside_the_multiple_is_rounded_down_upstream_and_not_here(
