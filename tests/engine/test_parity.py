@@ -1,5 +1,8 @@
 """Rows of rng="torch" are diffusers' single calls, token for token."""
 
+import inspect
+import re
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -9,6 +12,9 @@ from cases import Case, MakeCheckpoint, draw, random_case
 from oracle import Oracle
 
 from farm_workers.engine.engine import Engine
+from farm_workers.upstream import PIPELINES
+
+ROOT = Path(__file__).parents[2]
 
 CONFIGURATIONS: list[dict[str, Any]] = [
     {"num_hidden_layers": 1},
@@ -56,6 +62,39 @@ def test_uvit2dmodel_itself_gives_the_same_tokens(make_checkpoint: MakeCheckpoin
     cases = [random_case(random, own.checkpoint, rng="farm-1", mode=mode) for mode in modes]
     for first, second in zip(draw(own, *cases), draw(reference, *cases), strict=True):
         np.testing.assert_array_equal(first.tokens, second.tokens)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_draws_nearly_float32_s_tokens(checkpoint: Path, dtype: str) -> None:
+    full, half = (Engine.load(checkpoint, threads=1, dtype=name) for name in ("float32", dtype))
+    random = Random(3)
+    modes = ["text2img", "img2img", "inpaint"] * 3
+    cases = [
+        random_case(random, full.checkpoint, rng="farm-1", mode=mode, small=True) for mode in modes
+    ]
+    same = [
+        float((one.tokens == other.tokens).mean())
+        for one, other in zip(draw(half, *cases), draw(full, *cases), strict=True)
+    ]
+    assert np.median(same) == 1.0
+    assert np.mean(same) > 0.9
+
+
+def test_every_parameter_of_the_pipelines_is_in_the_readme() -> None:
+    calls = (inspect.signature(pipeline.__call__) for pipeline in PIPELINES.values())
+    names = {name for call in calls for name in call.parameters} - {"self"}
+    assert len(names) > 20
+    readme = (ROOT / "README.md").read_text("utf-8")
+    assert {name for name in names if f"`{name}" not in readme} == set()
+
+
+def test_every_test_that_the_table_of_parity_names_exists() -> None:
+    table = (ROOT / "docs/parity.md").read_text("utf-8")
+    named = re.findall(r"`([\w/]+\.py)::(\w+)`", table)
+    assert len(named) > 20
+    for file, test in named:
+        path = ROOT / file if file.startswith("tests/") else ROOT / "tests" / file
+        assert f"def {test}(" in path.read_text("utf-8"), f"{file}::{test}"
 
 
 def _describe(case: Case) -> str:
