@@ -16,38 +16,50 @@ local session = ARGV[1]
 
 -- Jobs and tasks are read once, and what is done is written once a job, since each call costs as
 -- much as a line of Lua costs little.
-local jobs, order, entries = {}, {}, {}
+local jobs, order, entries, keys = {}, {}, {}, {}
 for at = 2, #ARGV, ARGUMENTS do
   local job, name = ARGV[at], ARGV[at + 1]
   local its = jobs[job]
   if not its then
-    its = {head = read_job(job), tasks = {}, records = {}, finished = {}, failures = {},
-      pictures = 0, done = 0, failed = 0}
+    its = {head = read_job(job), names = {}, tasks = {}, records = {}, finished = {}, failures = {},
+      pictures = 0, done = 0, failed = 0, running_done = 0, running_failed = 0}
     jobs[job] = its
     order[#order + 1] = job
   end
-  local task = its.head and (its.tasks[name] or read_task(job, name))
-  its.tasks[name] = task
-  local entry = {
-    job = job, its = its, name = name, task = task, attempt = tonumber(ARGV[at + 2]),
+  its.names[#its.names + 1] = name
+  keys[#keys + 1] = lease_key(job, name)
+  entries[#entries + 1] = {
+    job = job, its = its, name = name, key = keys[#keys], attempt = tonumber(ARGV[at + 2]),
     done = tonumber(ARGV[at + 3]), failed = tonumber(ARGV[at + 4]), receipt = ARGV[at + 5],
     numerics = ARGV[at + 6],
   }
-  entries[#entries + 1] = entry
-  local told = entry.done + entry.failed
+end
+for job, its in pairs(jobs) do
+  for name, record in pairs(its.head and read_records(job, its.names) or {}) do
+    its.tasks[name] = record and unpack_task(record)
+  end
+end
+for _, entry in ipairs(entries) do
+  local its, task, told = entry.its, entry.its.tasks[entry.name], entry.done + entry.failed
   if task and task.state == 'l' and task.session == session and its.head.state ~= 'x'
       and task.lane ~= 0 and told ~= task.pictures then
     return refuse('INVALID', 'the receipt tells of ' .. told .. ' pictures; the task has '
       .. task.pictures)
   end
 end
+local remembered = #keys > 0 and redis.call('HMGET', P .. 'held:' .. session, unpack(keys)) or {}
 
-local function commit(entry)
-  local its, task = entry.its, entry.task
-  let_go(session, entry.job, entry.name, its.head)
+local classes, committed = {}, {} -- numerics -> its number, keys
+
+local function commit(entry, task, reported)
+  local its = entry.its
+  committed[#committed + 1] = entry.key
+  its.running_done = its.running_done + reported.done
+  its.running_failed = its.running_failed + reported.failed
   task.state = 'd'
   task.session = ''
-  task.rest = intern('numerics', entry.numerics) .. '|' .. entry.receipt
+  classes[entry.numerics] = classes[entry.numerics] or intern('numerics', entry.numerics)
+  task.rest = classes[entry.numerics] .. '|' .. entry.receipt
   its.records[#its.records + 1] = entry.name
   its.records[#its.records + 1] = pack_task(task)
   if task.lane == 0 then
@@ -61,8 +73,8 @@ local function commit(entry)
   its.failed = its.failed + entry.failed
 end
 
-local function complete(entry)
-  local its, task = entry.its, entry.task
+local function complete(entry, held)
+  local its, task = entry.its, entry.its.tasks[entry.name]
   if not task then return {'stale', '', ''} end
   if task.state == 'd' then
     local class, receipt = string.match(task.rest, '^(%d+)|(.*)$')
@@ -75,7 +87,7 @@ local function complete(entry)
   if task.state ~= 'l' or task.session ~= session or task.attempt ~= entry.attempt then
     return {'stale', '', ''}
   end
-  commit(entry)
+  commit(entry, task, unpack_held(held))
   return {'committed', '', ''}
 end
 
@@ -91,7 +103,8 @@ local function finalise(job)
 end
 
 local outcomes = {}
-for at, entry in ipairs(entries) do outcomes[at] = complete(entry) end
+for at, entry in ipairs(entries) do outcomes[at] = complete(entry, remembered[at]) end
+if #committed > 0 then forget(session, committed) end
 for _, job in ipairs(order) do
   local its = jobs[job]
   if #its.records > 0 then write_records(job, its.records) end
@@ -99,6 +112,7 @@ for _, job in ipairs(order) do
     local tasks = #its.finished
     count(job, {
       nl = -tasks, nd = tasks, lp = -its.pictures, id = its.done, ['if'] = its.failed,
+      rd = -its.running_done, rf = -its.running_failed,
     })
     redis.call('RPUSH', P .. 'finished:' .. job, unpack(its.finished))
     if #its.failures > 0 then redis.call('RPUSH', P .. 'failures:' .. job, unpack(its.failures)) end

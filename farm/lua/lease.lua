@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- with: paged ready settle offer
+-- with: paged ready ahead settle offer
 -- QUEUED -> LEASED: grants tasks to a session, to its inbox and to the caller.
 --
 -- ARGV  session, request (the same when a call is sent again), room (pictures), limit (tasks),
@@ -40,7 +40,7 @@ end
 
 -- What was granted is written at the end, since each call costs as much as a line of Lua costs
 -- little: jobs' records and counters, what the session holds, and its inbox.
-local granted, held, given, offers = {}, {}, {}, {}
+local granted, held, given, work, offers = {}, {}, {}, {}, {}
 
 local function done()
   if #granted == 0 then return offers end
@@ -51,38 +51,42 @@ local function done()
   local pictures = 0
   for job, its in pairs(given) do
     write_records(job, its.records)
-    count(job, {nq = -its.tasks, nl = its.tasks, lp = its.pictures})
-    for lane, taken in pairs(its.lanes) do
-      count_ready(job, its.head, lane, -taken.tasks, -taken.pictures)
-    end
+    local changes = {nq = -its.tasks, nl = its.tasks, lp = its.pictures}
+    for lane, ready in pairs(its.ready) do changes['r' .. lane] = -ready end
+    count(job, changes)
     pictures = pictures + its.pictures
-    if redis.call('HSETNX', P .. 'job:' .. job, 'b', now) == 1 then event(job, 'running') end
+    if not its.head.begun then
+      redis.call('HSET', P .. 'job:' .. job, 'b', now)
+      event(job, 'running')
+    end
   end
+  for place, taken in pairs(work) do count_work(place, -taken.tasks, -taken.pictures) end
   if s[6] then
     redis.call('HSET', P .. 'session:' .. session, 'room', math.max(0, s[6] - pictures))
   end
   return offers
 end
 
-local function grant(job, head, name, task)
+local function grant(job, head, name, record)
   local key = lease_key(job, name)
+  local started, remembered, task = start_record(record, session)
   granted[#granted + 1] = key
   held[#held + 1] = key
-  held[#held + 1] = take(session, task)
+  held[#held + 1] = remembered
   offers[#offers + 1] = offer(key, job, head, name, task)
   local its = given[job]
   if not its then
-    its = {head = head, records = {}, lanes = {}, tasks = 0, pictures = 0}
+    its = {head = head, records = {}, ready = {}, tasks = 0, pictures = 0}
     given[job] = its
   end
   its.records[#its.records + 1] = name
-  its.records[#its.records + 1] = pack_task(task)
+  its.records[#its.records + 1] = started
   if task.lane ~= 0 then
     its.tasks = its.tasks + 1
     its.pictures = its.pictures + task.pictures
     room = room - task.pictures
   end
-  return its
+  return its, task
 end
 
 local holding = redis.call('HLEN', P .. 'held:' .. session)
@@ -96,9 +100,11 @@ while #granted < limit do
   local key = redis.call('LPOP', P .. 'finalise')
   if not key then break end
   local job, name = split_key(key)
-  local task = read_task(job, name)
+  local record = read_record(job, name)
   local head = read_job(job)
-  if task and task.state == 'q' and head.state == 'c' then grant(job, head, name, task) end
+  if record and string.sub(record, 1, 1) == 'q' and head.state == 'c' then
+    grant(job, head, name, record)
+  end
 end
 
 local checkpoints = {}
@@ -123,7 +129,7 @@ for _, checkpoint in ipairs(checkpoints) do
       if holding + #granted == 0 and room > 0 then
         redis.call('ZREM', place, key)
         redis.call('SREM', P .. 'draining', session)
-        grant(job, head, name, task)
+        grant(job, head, name, pack_task(task))
         return done()
       end
       suspects = suspects + 1
@@ -141,38 +147,6 @@ elseif lowest == BULK then
 end
 if room <= 0 or #granted >= limit then return done() end
 
--- Virtual times of one checkpoint and class, read once and written at the end.
-local function timetable(checkpoint, class)
-  local key = P .. 'fair:' .. checkpoint .. ':' .. class
-  local times, weights, changed = {}, {}, {}
-  local table_ = {}
-  function table_.of(tenant)
-    if not times[tenant] then times[tenant] = number(redis.call('HGET', key, tenant)) end
-    return times[tenant]
-  end
-  function table_.charge(tenant, cost)
-    if not weights[tenant] then
-      weights[tenant] = tonumber(redis.call('HGET', P .. 'weights', tenant)) or 1
-    end
-    local start = table_.of(tenant)
-    if start > table_.of('now') then
-      times.now = start
-      changed.now = true
-    end
-    times[tenant] = start + cost / weights[tenant]
-    changed[tenant] = true
-  end
-  function table_.set(tenant, value)
-    times[tenant] = value
-    changed[tenant] = true
-  end
-  function table_.write()
-    for tenant in pairs(changed) do redis.call('HSET', key, tenant, times[tenant]) end
-    changed = {}
-  end
-  return table_
-end
-
 -- Everything that a lease needs of one checkpoint and class.
 local function field(checkpoint, class)
   local key = P .. 'lanes:' .. checkpoint .. ':' .. class
@@ -185,49 +159,45 @@ local function field(checkpoint, class)
     lanes = redis.call('SRANDMEMBER', key, MAX_LANES)
   end
   table.sort(lanes)
-  return {checkpoint = checkpoint, class = class, lanes = lanes, heads = {}}
+  return {class = class, lanes = lanes, lines = {}, times = timetable(checkpoint, class)}
 end
 
--- The tenant of a lane with the least virtual time.
-local function first_tenant(f, lane)
-  local tenants = P .. 'tenants:' .. lane .. ':' .. f.class
-  while true do
-    local first = redis.call('ZRANGE', tenants, 0, 0, 'WITHSCORES')
-    if not first[1] then return nil end
-    local true_time = f.times.of(first[1])
-    if true_time <= tonumber(first[2]) then return {tenant = first[1], time = true_time} end
-    redis.call('ZADD', tenants, true_time, first[1])
-  end
+local function write_lines(f)
+  for _, line in pairs(f.lines) do line.write() end
+  f.lines = {}
 end
 
 -- Grants the next task of the field. Returns its cost, or nil if there is none.
 local function grant_next(f)
   while true do
-    local best, best_lane
+    local best, tenant, time
     for _, lane in ipairs(f.lanes) do
-      if f.heads[lane] == nil then f.heads[lane] = first_tenant(f, lane) or false end
-      local head = f.heads[lane]
-      if head and (not best or head.time < best.time) then best, best_lane = head, lane end
+      f.lines[lane] = f.lines[lane] or tenant_line(lane, f.class, f.times, limit)
+      local first = f.lines[lane].first()
+      if first and (not best or f.times.known[first] < time) then
+        best, tenant, time = lane, first, f.times.known[first]
+      end
     end
     if not best then return nil end
-    local job = paged_first(jobs_key(best_lane, f.class, best.tenant))
+    local line = f.lines[best]
+    local jobs = line.jobs(tenant)
+    local job, tasks = jobs.first()
     local head = given[job] and given[job].head or read_job(job)
     if head.deadline and head.deadline <= now then
+      write_lines(f)
       expire_job(job, head)
-      f.heads = {}
     else
-      local name = ready_take(job, best_lane)
-      local task = read_task(job, name)
-      if redis.call('EXISTS', ready_key(job, best_lane)) == 0 then deactivate(job, head, task.lane) end
-      local its = grant(job, head, name, task)
-      local taken = its.lanes[task.lane] or {tasks = 0, pictures = 0}
-      its.lanes[task.lane] = taken
+      local name, record, last = tasks.take()
+      if last and not jobs.leave() then line.leave(tenant) end
+      local its, task = grant(job, head, name, record)
+      its.ready[best] = (its.ready[best] or 0) + task.pictures
+      local place = best .. ':' .. f.class
+      local taken = work[place] or {tasks = 0, pictures = 0}
+      work[place] = taken
       taken.tasks = taken.tasks + 1
       taken.pictures = taken.pictures + task.pictures
-      f.times.charge(best.tenant, task.cost)
-      for lane, other in pairs(f.heads) do
-        if lane == best_lane or (other and other.tenant == best.tenant) then f.heads[lane] = nil end
-      end
+      f.times.charge(tenant, task.cost)
+      for _, other in pairs(f.lines) do other.moved(tenant) end
       return task.cost
     end
   end
@@ -238,7 +208,6 @@ local function serve(checkpoint)
   local fields, open = {}, 0
   for class = URGENT, BULK do
     local f = field(checkpoint, class)
-    f.times = timetable(checkpoint, class)
     if class > lowest then f.lanes = {} end
     fields[class] = f
     open = open + #f.lanes
@@ -275,7 +244,10 @@ local function serve(checkpoint)
       chosen.lanes = {}
     end
   end
-  for class = URGENT, BULK do fields[class].times.write() end
+  for class = URGENT, BULK do
+    write_lines(fields[class])
+    fields[class].times.write()
+  end
 end
 
 -- Sessions with several checkpoints take turns in which comes first.

@@ -57,13 +57,18 @@ end
 
 -- Returns an error, or nil. Tasks start at ARGV[first].
 local function check_tasks(job, first)
-  local seen = {}
+  local names, seen = {}, {}
+  local function refuse_again(name)
+    return refuse('CONFLICT', 'task ' .. name .. ' of job ' .. job .. ' exists')
+  end
   for at = first, #ARGV, TASK_ARGUMENTS do
     local name = ARGV[at]
-    if seen[name] or redis.call('HEXISTS', task_key(job, name), name) == 1 then
-      return refuse('CONFLICT', 'task ' .. name .. ' of job ' .. job .. ' exists')
-    end
+    if seen[name] then return refuse_again(name) end
     seen[name] = true
+    names[#names + 1] = name
+  end
+  for name, record in pairs(read_records(job, names)) do
+    if record then return refuse_again(name) end
   end
   return nil
 end
@@ -72,16 +77,18 @@ local function write_tasks(job, first, rejected)
   local head = read_job(job)
   local records, texts, by_lane, order, total = {}, {}, {}, {}, 0
   local lanes = ',' .. (redis.call('HGET', P .. 'job:' .. job, 'ln') or '') .. ','
+  local known, behind = {}, {} -- lane's text -> its number; lane -> tasks ready in it before
   for at = first, #ARGV, TASK_ARGUMENTS do
-    local name, pictures, cost = ARGV[at], tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3])
-    local lane = intern_lane(ARGV[at + 1])
+    local name, text, pictures = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2])
+    local lane = known[text]
+    if not lane then
+      lane = intern_lane(text)
+      known[text] = lane
+      behind[lane] = number(redis.call('HGET', P .. 'work:tasks', lane .. ':' .. head.class))
+    end
     records[#records + 1] = name
-    records[#records + 1] = pack_task({
-      state = 'q', lane = lane, pictures = pictures, cost = cost, attempt = 0, crashes = 0,
-      losses = 0, alone = 0, session = '', rest = '',
-    })
-    local behind = number(redis.call('HGET', P .. 'work:tasks', lane .. ':' .. head.class))
-    if ARGV[at + 4] ~= '' and behind < MAX_BEHIND then
+    records[#records + 1] = fresh_record(lane, ARGV[at + 2], ARGV[at + 3])
+    if ARGV[at + 4] ~= '' and behind[lane] < MAX_BEHIND then
       texts[#texts + 1] = name
       texts[#texts + 1] = ARGV[at + 4]
     end

@@ -2,6 +2,7 @@
 -- as JSON or empty, rows to leave out.
 
 local lane_texts = {[0] = ''}
+local inline = {} -- job -> whether any of its chunks travels with its task
 
 local function offer(key, job, head, name, task)
   local lane = lane_texts[task.lane]
@@ -9,9 +10,11 @@ local function offer(key, job, head, name, task)
     lane = redis.call('HGET', P .. 'lane:texts', task.lane)
     lane_texts[task.lane] = lane
   end
-  local text = redis.call('HGET', P .. 'text:' .. job, string.match(name, '-?%d+$')) or ''
+  if inline[job] == nil then inline[job] = redis.call('EXISTS', P .. 'text:' .. job) == 1 end
+  local text = inline[job]
+    and redis.call('HGET', P .. 'text:' .. job, string.match(name, '-?%d+$'))
   local _, skipped = crashed_rows(task)
   return {
-    key, task.attempt, lane, task.pictures, task.cost, head.class, task.alone, text, skipped,
+    key, task.attempt, lane, task.pictures, task.cost, head.class, task.alone, text or '', skipped,
   }
 end

@@ -11,21 +11,19 @@ local function paged_add(key, sequence, member)
   redis.call('ZADD', key, page, page)
 end
 
-local function paged_remove(key, sequence, member)
-  local page = math.floor(sequence / PAGE)
-  redis.call('ZREM', key .. ':' .. page, member)
+local function paged_remove_some(key, page, members)
+  redis.call('ZREM', key .. ':' .. page, unpack(members))
   if redis.call('EXISTS', key .. ':' .. page) == 0 then redis.call('ZREM', key, page) end
+end
+
+local function paged_remove(key, sequence, member)
+  paged_remove_some(key, math.floor(sequence / PAGE), {member})
 end
 
 local function paged_has(key, sequence, member)
   local page = math.floor(sequence / PAGE)
   return (redis.call('ZSCORE', key, page) and redis.call('ZSCORE', key .. ':' .. page, member))
     and true or false
-end
-
-local function paged_first(key)
-  local page = redis.call('ZRANGE', key, 0, 0)[1]
-  return page and redis.call('ZRANGE', key .. ':' .. page, 0, 0)[1]
 end
 
 -- At most `limit` members with a lower sequence, the nearest first.

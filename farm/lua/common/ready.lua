@@ -61,13 +61,6 @@ local function ready_prepend(job, lane, name)
   redis.call('HSET', P .. 'job:' .. job, 'h' .. lane, name)
 end
 
-local function ready_take(job, lane)
-  local first = redis.call('HGET', P .. 'job:' .. job, 'h' .. lane)
-  if not first then return redis.call('LPOP', ready_key(job, lane)) end
-  redis.call('HDEL', P .. 'job:' .. job, 'h' .. lane)
-  return first
-end
-
 -- A job has something ready in a lane.
 local function activate(job, head, lane)
   local place = lane .. ':' .. head.class
@@ -87,19 +80,22 @@ local function activate(job, head, lane)
   redis.call('SADD', P .. 'lanes:' .. checkpoint_of(lane) .. ':' .. head.class, lane)
 end
 
--- A job has nothing ready in a lane any more.
-local function deactivate(job, head, lane)
-  local place = lane .. ':' .. head.class
-  local jobs = jobs_key(lane, head.class, head.tenant)
-  paged_remove(jobs, head.sequence, job)
-  if redis.call('EXISTS', jobs) == 1 then return end
-  redis.call('ZREM', P .. 'tenants:' .. place, head.tenant)
-  if redis.call('EXISTS', P .. 'tenants:' .. place) == 1 then return end
-  redis.call('SREM', P .. 'lanes:' .. checkpoint_of(lane) .. ':' .. head.class, lane)
+-- A tenant has nothing ready in a lane any more.
+local function retire(lane, class, tenant)
+  local tenants = P .. 'tenants:' .. lane .. ':' .. class
+  redis.call('ZREM', tenants, tenant)
+  if redis.call('EXISTS', tenants) == 1 then return end
+  redis.call('SREM', P .. 'lanes:' .. checkpoint_of(lane) .. ':' .. class, lane)
 end
 
-local function count_work(head, lane, tasks, pictures)
-  local place = lane .. ':' .. head.class
+-- A job has nothing ready in a lane any more.
+local function deactivate(job, head, lane)
+  local jobs = jobs_key(lane, head.class, head.tenant)
+  paged_remove(jobs, head.sequence, job)
+  if redis.call('EXISTS', jobs) == 0 then retire(lane, head.class, head.tenant) end
+end
+
+local function count_work(place, tasks, pictures)
   if redis.call('HINCRBY', P .. 'work:tasks', place, tasks) == 0 then
     redis.call('HDEL', P .. 'work:tasks', place)
   end
@@ -110,7 +106,7 @@ end
 
 local function count_ready(job, head, lane, tasks, pictures)
   redis.call('HINCRBY', P .. 'job:' .. job, 'r' .. lane, pictures)
-  if not head.paused then count_work(head, lane, tasks, pictures) end
+  if not head.paused then count_work(lane .. ':' .. head.class, tasks, pictures) end
 end
 
 local function suspects_key(lane)
@@ -152,7 +148,8 @@ local function hide_ready(job, head)
   for lane in string.gmatch(lanes, '%d+') do
     local tasks = ready_count(job, lane)
     if tasks > 0 then
-      count_work(head, lane, -tasks, -number(redis.call('HGET', P .. 'job:' .. job, 'r' .. lane)))
+      local pictures = number(redis.call('HGET', P .. 'job:' .. job, 'r' .. lane))
+      count_work(lane .. ':' .. head.class, -tasks, -pictures)
       deactivate(job, head, lane)
     end
   end
@@ -163,7 +160,8 @@ local function show_ready(job, head)
   for lane in string.gmatch(lanes, '%d+') do
     local tasks = ready_count(job, lane)
     if tasks > 0 then
-      count_work(head, lane, tasks, number(redis.call('HGET', P .. 'job:' .. job, 'r' .. lane)))
+      local pictures = number(redis.call('HGET', P .. 'job:' .. job, 'r' .. lane))
+      count_work(lane .. ':' .. head.class, tasks, pictures)
       activate(job, head, lane)
     end
   end

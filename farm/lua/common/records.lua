@@ -66,17 +66,58 @@ local function pack_task(task)
   }, '|')
 end
 
+-- Of a task that was never started.
+local function fresh_record(lane, pictures, cost)
+  return 'q|' .. lane .. '|' .. pictures .. '|' .. blank(tonumber(cost)) .. '||||||'
+end
+
+-- The start of a task, from record to record: what does not change is not taken apart, since numbers
+-- that are read and written again are most of what a grant costs.
+local START = '^%a|((%d*)|(%d*)|(%d*))|(%d*)|(%d*|%d*)|(%d*)|%x*|(.*)$'
+
+-- Returns the new record, what the session is to remember of it, and the task as far as a worker
+-- needs it.
+local function start_record(text, session)
+  local size, lane, pictures, cost, attempt, blame, alone, rest = string.match(text, START)
+  local task = {
+    state = 'l', lane = number(lane), pictures = number(pictures), cost = number(cost),
+    attempt = number(attempt) + 1, alone = number(alone), rest = rest,
+  }
+  local record = 'l|' .. size .. '|' .. task.attempt .. '|' .. blame .. '|' .. alone .. '|'
+    .. session .. '|' .. rest
+  local held = task.attempt .. '|' .. (alone == '' and '0' or alone) .. '|'
+    .. (pictures == '' and '0' or pictures) .. '|0|0|'
+  return record, held, task
+end
+
 local function task_key(job, name)
   return P .. (name == '0' and 'job:' or 'task:') .. job
 end
 
+local function read_record(job, name)
+  return redis.call('HGET', task_key(job, name), name)
+end
+
 local function read_task(job, name)
-  local text = redis.call('HGET', task_key(job, name), name)
+  local text = read_record(job, name)
   return text and unpack_task(text)
 end
 
 local function write_task(job, name, task)
   redis.call('HSET', task_key(job, name), name, pack_task(task))
+end
+
+-- Many at once: name -> packed record, or false where there is none.
+local function read_records(job, names)
+  local found, rest = {}, {}
+  for _, name in ipairs(names) do
+    if name == '0' then found['0'] = read_record(job, '0') else rest[#rest + 1] = name end
+  end
+  if #rest > 0 then
+    local records = redis.call('HMGET', P .. 'task:' .. job, unpack(rest))
+    for at, name in ipairs(rest) do found[name] = records[at] end
+  end
+  return found
 end
 
 -- Many at once: for each its name and its packed record.
@@ -113,14 +154,14 @@ local function tenant_number(text)
   return redis.call('HGET', P .. 'tenant:numbers', text)
 end
 
--- state, tenant, class, sequence, deadline passed, paused, generation, deadline
+-- state, tenant, class, sequence, deadline passed, paused, generation, deadline, begun
 local function read_job(job)
-  local h = redis.call('HMGET', P .. 'job:' .. job, 's', 't', 'p', 'q', 'dx', 'ps', 'g', 'dl')
+  local h = redis.call('HMGET', P .. 'job:' .. job, 's', 't', 'p', 'q', 'dx', 'ps', 'g', 'dl', 'b')
   if not h[1] then return nil end
   return {
     state = h[1], tenant = h[2], class = tonumber(h[3]), sequence = tonumber(h[4]),
     late = h[5] and true or false, paused = h[6] and true or false, generation = number(h[7]),
-    deadline = tonumber(h[8]),
+    deadline = tonumber(h[8]), begun = h[9] and true or false,
   }
 end
 
@@ -142,9 +183,22 @@ local function own_job(job, tenant)
 end
 
 local function count(job, changes)
+  local fields = {}
   for field, by in pairs(changes) do
-    if by ~= 0 then redis.call('HINCRBY', P .. 'job:' .. job, field, by) end
+    if by ~= 0 then fields[#fields + 1] = field end
   end
+  if #fields == 0 then return end
+  if #fields == 1 then
+    redis.call('HINCRBY', P .. 'job:' .. job, fields[1], changes[fields[1]])
+    return
+  end
+  local values = redis.call('HMGET', P .. 'job:' .. job, unpack(fields))
+  local entries = {}
+  for at, field in ipairs(fields) do
+    entries[2 * at - 1] = field
+    entries[2 * at] = number(values[at]) + changes[field]
+  end
+  redis.call('HSET', P .. 'job:' .. job, unpack(entries))
 end
 
 local function event(job, kind)

@@ -16,19 +16,12 @@ local MAX_LOSSES = 20 -- of infrastructure
 local FIRST_WAIT = 1000 -- ms; doubles with every attempt
 local LONGEST_WAIT = 60000
 
--- Marks a task as held; returns what the session is to remember of it.
-local function take(session, task)
-  task.state = 'l'
-  task.session = session
-  task.attempt = task.attempt + 1
-  return table.concat({task.attempt, task.alone, task.pictures, 0, 0, ''}, '|')
-end
-
-local function hold(session, job, name, task)
+local function hold(session, job, name, record)
   local key = lease_key(job, name)
-  redis.call('HSET', P .. 'held:' .. session, key, take(session, task))
+  local started, held = start_record(record, session)
+  redis.call('HSET', P .. 'held:' .. session, key, held)
   redis.call('RPUSH', P .. 'inbox:' .. session, key)
-  write_task(job, name, task)
+  redis.call('HSET', task_key(job, name), name, started)
 end
 
 local function unpack_held(text)
@@ -43,7 +36,7 @@ end
 -- The rows of a task that crashed, with how often, and of them those that are to be left out.
 local function crashed_rows(task)
   local crashes, skipped = {}, {}
-  if task.state == 'd' or task.state == 'f' then return crashes, skipped end
+  if task.rest == '' or task.state == 'd' or task.state == 'f' then return crashes, skipped end
   for row, times in string.gmatch(task.rest, '(%d+):(%d+)') do
     crashes[#crashes + 1] = {row = row, times = tonumber(times)}
     if tonumber(times) >= MAX_CRASHES then skipped[#skipped + 1] = tonumber(row) end
@@ -70,6 +63,15 @@ local function blame_row(task, row)
   return #skipped <= MAX_SKIPPED
 end
 
+-- A session holds these keys no more.
+local function forget(session, keys)
+  redis.call('HDEL', P .. 'held:' .. session, unpack(keys))
+  local inbox = P .. 'inbox:' .. session
+  if redis.call('LLEN', inbox) == 0 then return end
+  -- Whatever was not fetched lies near the end.
+  for _, key in ipairs(keys) do redis.call('LREM', inbox, -1, key) end
+end
+
 -- Forgets a lease; what it had reported as rendered so far is no longer counted as running.
 -- Returns the row that was running alone, or an empty text.
 local function let_go(session, job, name, head)
@@ -77,9 +79,7 @@ local function let_go(session, job, name, head)
   local text = redis.call('HGET', P .. 'held:' .. session, key)
   if not text then return '' end
   local held = unpack_held(text)
-  redis.call('HDEL', P .. 'held:' .. session, key)
-  -- Whatever was not fetched lies near the end.
-  redis.call('LREM', P .. 'inbox:' .. session, -1, key)
+  forget(session, {key})
   if head and (head.state == 'o' or head.state == 'c') then
     count(job, {rd = -held.done, rf = -held.failed})
   end
@@ -117,7 +117,7 @@ local function settle_job(job, session)
   local takes = session and redis.call('EXISTS', P .. 'session:' .. session) == 1
     and not redis.call('HGET', P .. 'session:' .. session, 'command')
   if takes then
-    hold(session, job, name, task)
+    hold(session, job, name, pack_task(task))
   else
     write_task(job, name, task)
     redis.call('RPUSH', P .. 'finalise', lease_key(job, name))
