@@ -14,7 +14,6 @@ drop_ready(job, head)
 local h = redis.call('HMGET', P .. 'job:' .. job, 'nq', 'nl', 'nw')
 local tasks = number(h[1]) + number(h[2]) + number(h[3])
 redis.call('HSET', P .. 'job:' .. job, 'nq', 0, 'nl', 0, 'nw', 0, 'rd', 0, 'rf', 0, 'lp', 0)
-redis.call('HDEL', P .. 'job:' .. job, 'rt')
 count(job, {nc = tasks})
 end_job(job, 'x')
 return 'x'

@@ -2,9 +2,11 @@
 -- with: paged ready settle
 -- DONE or FAILED -> QUEUED: the tasks with failed pictures run again, as a new generation.
 --
--- ARGV  job, tenant
+-- ARGV  job, tenant, reason or empty: only those that failed for it, see failed_for
 --
 -- Returns the generation; that of a job which is being retried already is the present one.
+local SEARCHED = 1000 -- failures; a retry among more of them may turn out to be empty
+
 local job = ARGV[1]
 local head, refused = own_job(job, ARGV[2])
 if refused then return refused end
@@ -14,13 +16,25 @@ if head.state ~= 'd' and head.state ~= 'f' then
   return refuse('CONFLICT', 'job ' .. job .. ' has not ended')
 end
 if head.late then return refuse('CONFLICT', 'the deadline of job ' .. job .. ' has passed') end
-if redis.call('EXISTS', P .. 'failures:' .. job) == 0 then
-  if head.state == 'd' then return refuse('CONFLICT', 'job ' .. job .. ' has no failed pictures') end
+local reason = ARGV[3]
+local failures = redis.call('LLEN', P .. 'failures:' .. job)
+if failures == 0 and head.state == 'd' then
+  return refuse('CONFLICT', 'job ' .. job .. ' has no failed pictures')
+end
+if reason ~= '' and failures <= SEARCHED then
+  local found = false
+  local names = redis.call('LRANGE', P .. 'failures:' .. job, 0, -1)
+  for _, name in ipairs(names) do found = found or failed_for(read_task(job, name), reason) end
+  if not found then
+    return refuse('CONFLICT', 'no picture of job ' .. job .. ' failed for the reason ' .. reason,
+      'row, crash, infra, or a part of the reason that is told')
+  end
 end
 head.generation = head.generation + 1
 head.state = 'c'
-redis.call('HSET', P .. 'job:' .. job, 's', 'c', 'g', head.generation, 'rt', 1)
+redis.call('HSET', P .. 'job:' .. job, 's', 'c', 'g', head.generation, 'rt', failures)
 redis.call('HDEL', P .. 'job:' .. job, 'e', 'r')
+if reason ~= '' then redis.call('HSET', P .. 'job:' .. job, 'rr', reason) end
 redis.call('ZREM', P .. 'ended', job)
 if head.deadline then redis.call('ZADD', P .. 'deadlines', head.deadline, job) end
 redis.call('SADD', P .. 'retrying', job)

@@ -253,9 +253,18 @@ class Queue:
     def resume(self, job: str, tenant: str) -> None:
         self._run("pause", check_job_id(job), tenant, 0)
 
-    def retry(self, job: str, tenant: str) -> int:
-        """Queue the failed pictures' tasks of an ended job again; returns the new generation."""
-        return int(self._run("retry", check_job_id(job), tenant))
+    def retry(self, job: str, tenant: str, reason: str | None = None) -> int:
+        """Queue the failed pictures' tasks of an ended job again; returns the new generation.
+
+        Args:
+            job: one that is done or has failed.
+            tenant: whose it is.
+            reason: only the tasks that failed for it: ``row``, pictures failed of themselves;
+                ``crash``, they crashed their worker; ``infra``, it was lost too often; or a part of
+                what ``failures`` tells. The error of a single picture is in the manifest and not
+                known here: its task has failed pictures by ``row``, and all of them run again.
+        """
+        return int(self._run("retry", check_job_id(job), tenant, (reason or "")[:MAX_REASON]))
 
     def spoil(self, job: str, tenant: str, task: Finished, left: int) -> int:
         """Count pictures of a done task as failed, because their files are gone: all but ``left``.

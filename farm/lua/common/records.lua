@@ -9,7 +9,8 @@
 --     n tasks, of them nq queued, nl leased, nw waiting, nd done, nf failed, nc cancelled,
 --       nx expired   g generation   fz generation whose finalise task exists
 --     i pictures, of them id done, if failed, lp leased   rd, rf reported while running
---     rt failures are being queued again   ln lanes   r<lane> pictures ready in a lane
+--     rt failures that are still to be queued again   rr for which reason   ln lanes
+--     r<lane> pictures ready in a lane
 --     h<lane> the ready task of a lane that runs next   0 the record of the first task
 --   task:<job>   hash: task -> packed record; a task is "number", or "generation/number". Most jobs
 --                are one task, so the first lies in the job's own hash: a key costs 100 B

@@ -86,12 +86,18 @@ local function let_go(session, job, name, head)
   return held.row
 end
 
+-- What is not queued again by now stays failed.
+local function end_retry(job)
+  redis.call('HDEL', P .. 'job:' .. job, 'rt', 'rr')
+  redis.call('SREM', P .. 'retrying', job)
+end
+
 local function end_job(job, state, reason)
   redis.call('HSET', P .. 'job:' .. job, 's', state, 'e', now)
   if reason then redis.call('HSET', P .. 'job:' .. job, 'r', reason) end
   redis.call('ZADD', P .. 'ended', now, job)
   redis.call('ZREM', P .. 'deadlines', job)
-  redis.call('SREM', P .. 'retrying', job)
+  end_retry(job)
   redis.call('DEL', P .. 'pieces:' .. job)
   -- The chunks' texts are of use for a retry only.
   if state ~= 'f' and redis.call('EXISTS', P .. 'failures:' .. job) == 0 then
@@ -161,6 +167,7 @@ local function give_back(job, head, name, task, kind, was_alone, row, reason)
     return 'f'
   elseif kind == 'crash' and was_alone and row ~= '' then
     if not blame_row(task, row) then
+      task.crashes = MAX_CRASHES
       fail_task(job, name, task, 'nl',
         'more than ' .. MAX_SKIPPED .. ' of its pictures crashed their worker: ' .. reason)
       return 'f'
@@ -233,41 +240,63 @@ local function expire_job(job, head)
   local tasks = number(h[1]) + number(h[2])
   local pictures = number(h[3]) - number(h[4]) - number(h[5]) - number(h[6])
   redis.call('HSET', P .. 'job:' .. job, 'dx', 1)
+  end_retry(job)
   count(job, {nq = -number(h[1]), nw = -number(h[2]), nx = tasks, ['if'] = pictures})
   redis.call('ZREM', P .. 'deadlines', job)
   event(job, 'task')
   settle_job(job, nil)
 end
 
+-- Why a task has failed pictures: `row`, of themselves; `crash`, of their worker; or `infra`.
+local function failed_by(task)
+  if task.state == 'd' then return 'row' end
+  if task.losses >= MAX_LOSSES then return 'infra' end
+  return task.crashes >= MAX_CRASHES and 'crash' or 'row'
+end
+
+-- A reason is one of these words, or what the reason of a task that has failed contains.
+local function failed_for(task, reason)
+  return not reason or failed_by(task) == reason
+    or (task.state == 'f' and string.find(task.rest, reason, 1, true) ~= nil)
+end
+
 -- Some of the tasks with failed pictures are queued again, as the job's present generation; what
--- they did before stays as it is.
+-- they did before stays as it is. `rt` of them were there when the retry was asked for: what fails
+-- while they are queued lies behind them, and so does what has failed for another reason.
 local RETRIED = 200 -- tasks
 
 local function retry_some(job, head)
   local list = P .. 'failures:' .. job
-  local names = redis.call('LPOP', list, RETRIED) or {}
+  local asked = redis.call('HMGET', P .. 'job:' .. job, 'rt', 'rr')
+  local due = number(asked[1])
+  local names = redis.call('LPOP', list, math.min(RETRIED, due)) or {}
   local pictures, tasks = 0, 0
   for _, name in ipairs(names) do
     local task = read_task(job, name)
-    local failed = task.pictures
-    if task.state == 'd' then
-      failed = cjson.decode(string.match(task.rest, '^%d+|(.*)$'))[2]
+    if failed_for(task, asked[2]) then
+      local failed = task.pictures
+      if task.state == 'd' then
+        failed = cjson.decode(string.match(task.rest, '^%d+|(.*)$'))[2]
+      end
+      local fresh = {
+        state = 'q', lane = task.lane, pictures = failed,
+        cost = math.ceil(task.cost * failed / task.pictures), attempt = 0, crashes = 0, losses = 0,
+        alone = task.alone, session = '', rest = '',
+      }
+      local renamed = task_name(head.generation, string.match(name, '%d+$'))
+      write_task(job, renamed, fresh)
+      make_ready(job, head, renamed, fresh)
+      pictures = pictures + failed
+      tasks = tasks + 1
+    else
+      redis.call('RPUSH', list, name)
     end
-    local fresh = {
-      state = 'q', lane = task.lane, pictures = failed,
-      cost = math.ceil(task.cost * failed / task.pictures), attempt = 0, crashes = 0, losses = 0,
-      alone = task.alone, session = '', rest = '',
-    }
-    local renamed = task_name(head.generation, string.match(name, '%d+$'))
-    write_task(job, renamed, fresh)
-    make_ready(job, head, renamed, fresh)
-    pictures = pictures + failed
-    tasks = tasks + 1
   end
   count(job, {n = tasks, nq = tasks, ['if'] = -pictures})
-  if redis.call('EXISTS', list) == 0 then
-    redis.call('HDEL', P .. 'job:' .. job, 'rt')
-    redis.call('SREM', P .. 'retrying', job)
+  if due > #names then
+    redis.call('HSET', P .. 'job:' .. job, 'rt', due - #names)
+  else
+    end_retry(job)
     settle_job(job, nil)
   end
 end
