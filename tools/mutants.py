@@ -25,6 +25,8 @@ TESTS = tuple(
         "rows",
         "why",
         "control",
+        "retry",
+        "spoil",
         "fairness",
         "published_bugs",
         "model",
@@ -213,8 +215,8 @@ MUTANTS = (
     Mutant(
         "twenty-one losses are allowed",
         "common/settle.lua",
-        "if task.losses >= MAX_LOSSES then",
-        "if task.losses > MAX_LOSSES then",
+        "if task.losses >= MAX_LOSSES then\n      fail_task",
+        "if task.losses > MAX_LOSSES then\n      fail_task",
     ),
     Mutant(
         "a crash does not make a task run alone",
@@ -707,6 +709,48 @@ MUTANTS = (
         "spoil.lua",
         "local gone = receipt[1] - left",
         "local gone = task.pictures - left",
+    ),
+    Mutant(
+        "what fails while a retry is being queued is retried with it",
+        "common/settle.lua",
+        "math.min(RETRIED, due)",
+        "RETRIED",
+    ),
+    Mutant(
+        "a deadline leaves a retry going on",
+        "common/settle.lua",
+        "'dx', 1)\n  end_retry(job)",
+        "'dx', 1)",
+    ),
+    Mutant(
+        "a retry for a reason is of everything",
+        "common/settle.lua",
+        "return not reason or failed_by(task)",
+        "return true or failed_by(task)",
+    ),
+    Mutant(
+        "what failed for another reason is forgotten",
+        "common/settle.lua",
+        "      redis.call('RPUSH', list, name)\n",
+        "",
+    ),
+    Mutant(
+        "a second retry is for the first one's reason",
+        "common/settle.lua",
+        "'rt', 'rr')\n  redis.call('SREM'",
+        "'rt')\n  redis.call('SREM'",
+    ),
+    Mutant(
+        "a reason that nothing failed for is taken",
+        "retry.lua",
+        "if not found then",
+        "if false then",
+    ),
+    Mutant(
+        "a task with too many crashing rows did not crash",
+        "common/settle.lua",
+        "      task.crashes = MAX_CRASHES\n",
+        "",
     ),
 )  # fmt: skip
 
