@@ -1,6 +1,9 @@
 """The way to Redis: a client with time limits, and its refusals as errors of the farm."""
 
-from typing import NamedTuple
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import redis
 from redis import exceptions as refused
@@ -21,13 +24,63 @@ from farm.errors import (
 SOCKET_SECONDS = 5.0  # of silence; blocking calls must stay well below it
 CONNECT_SECONDS = 2.0
 RETRIES = 6
+PATIENCE_SECONDS = 8.0  # then a call is not sent again, even if fewer retries were made
 FIRST_PAUSE = 0.05  # seconds; doubles up to the longest, full jitter
 LONGEST_PAUSE = 1.0
 HEALTH_CHECK_SECONDS = 15
 
+_inside = threading.local()  # whether this thread is in a retried call
+_FINAL = (  # connection errors for redis-py, but the same however often they are provoked
+    refused.AuthenticationError,
+    refused.AuthorizationError,
+    refused.ExternalAuthProviderError,
+)
+
+
+class Patience(Retry):
+    """Retries within a number of seconds, and not within each other.
+
+    redis-py retries a command, in it the connecting, and in that the handshake: with the same
+    numbers for each, a server that accepts connections and says nothing held a call for minutes.
+    """
+
+    def call_with_retry(
+        self,
+        do: Callable[[], Any],
+        fail: Callable[..., Any],
+        is_retryable: Callable[[Exception], bool] | None = None,
+        with_failure_count: bool = False,
+    ) -> Any:
+        outer = not getattr(_inside, "retried", False)
+        end = time.monotonic() + PATIENCE_SECONDS
+        failures = 0
+        while True:
+            try:
+                _inside.retried = True
+                return do()
+            except self._supported_errors as error:
+                failures += 1
+                fail(error, failures) if with_failure_count else fail(error)
+                pause = self._backoff.compute(failures)
+                if (
+                    not outer
+                    or failures > RETRIES
+                    or time.monotonic() + pause > end
+                    or isinstance(error, _FINAL)
+                    or (is_retryable is not None and not is_retryable(error))
+                ):
+                    raise
+            finally:
+                _inside.retried = not outer
+            time.sleep(pause)
+
 
 def connect(url: str) -> "redis.Redis":
-    """A client that retries what a lost connection interrupted; every script is safe to repeat."""
+    """A client that retries what a lost connection interrupted; every script is safe to repeat.
+
+    A call fails after seconds: two or three where connections are refused, some fifteen where
+    they are accepted and nobody answers. Whoever must go on for ever calls again.
+    """
     try:
         return redis.Redis.from_url(
             url,
@@ -35,7 +88,7 @@ def connect(url: str) -> "redis.Redis":
             socket_timeout=SOCKET_SECONDS,
             socket_connect_timeout=CONNECT_SECONDS,
             health_check_interval=HEALTH_CHECK_SECONDS,
-            retry=Retry(FullJitterBackoff(cap=LONGEST_PAUSE, base=FIRST_PAUSE), RETRIES),
+            retry=Patience(FullJitterBackoff(cap=LONGEST_PAUSE, base=FIRST_PAUSE), RETRIES),
             retry_on_error=[
                 refused.BusyLoadingError,
                 refused.ConnectionError,
@@ -88,8 +141,16 @@ _TROUBLES = {
     "BUSY": Trouble(Unavailable, "Redis is busy with a script", "try again in a moment"),
     "MISCONF": Trouble(
         Unavailable,
-        "Redis cannot write its append-only file",
+        "Redis takes no writes because it cannot save its data",
         "look at its disk space and its log",
+    ),
+    "NOSCRIPT": Trouble(
+        Unavailable,
+        "Redis forgets the farm's scripts as fast as they are loaded",
+        "does somebody call SCRIPT FLUSH?",
+    ),
+    "MAXCLIENTS": Trouble(
+        Unavailable, "Redis takes no more connections", "raise maxclients, or run fewer processes"
     ),
     "NOAUTH": Trouble(
         Unavailable, "Redis wants a password", "put it into REDIS_URL: redis://:password@host"
@@ -113,6 +174,7 @@ def explain(error: refused.RedisError) -> FarmError:
         return _REFUSALS[word](text, hint=hint or None)
     # redis-py cuts the word off where it has a class of its own for the reply.
     by_class = {
+        refused.NoScriptError: "NOSCRIPT",
         refused.OutOfMemoryError: "OOM",
         refused.BusyLoadingError: "LOADING",
         refused.ReadOnlyError: "READONLY",
@@ -124,6 +186,11 @@ def explain(error: refused.RedisError) -> FarmError:
         if isinstance(error, kind):
             word = name
             break
+    # Two that it gives no class of their own.
+    if word == "NOAUTH" and "invalid" in message:
+        word = "WRONGPASS"
+    elif "max number of clients" in message:
+        word = "MAXCLIENTS"
     if word in _TROUBLES:
         trouble = _TROUBLES[word]
         return trouble.kind(trouble.message, hint=trouble.hint)
