@@ -6,6 +6,7 @@ import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from farm.errors import NotFound, StoreError
 from farm.store.probing import probe
@@ -13,6 +14,9 @@ from farm.store.protocol import STREAM_BYTES, Entry, check_key, check_prefix
 
 # No key's segment starts with a dot, so what is being written is never seen as an object.
 _UNFINISHED = ".writing-"
+
+# What opening or naming a file without a name ends with where the system or the disk cannot do it.
+_NO_UNNAMED = {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT}
 
 _HINTS = {
     errno.ENOSPC: "the disk is full: free some space, or use another folder",
@@ -41,16 +45,17 @@ class LocalStore:
             if path.exists():
                 return False
             _make_folder(path.parent)
-            unfinished = path.parent / f"{_UNFINISHED}{secrets.token_hex(8)}"
-            try:
-                _write(unfinished, data)
+            with _folder(path.parent) as folder:
                 try:
-                    os.link(unfinished, path)
+                    _write_unnamed(folder, path.name, data)
                 except FileExistsError:
                     return False
-            finally:
-                unfinished.unlink(missing_ok=True)
-            _sync_folder(path.parent)
+                except OSError as error:
+                    if error.errno not in _NO_UNNAMED:
+                        raise
+                    if not _write_named(folder, path.name, data):
+                        return False
+                os.fsync(folder)
             return True
 
     def get(self, key: str) -> bytes:
@@ -105,11 +110,38 @@ def _errors(what: str, key: str | None = None) -> Iterator[None]:
         raise StoreError(f"{what}: {error.strerror or error}", hint=hint) from error
 
 
-def _write(path: Path, data: bytes) -> None:
-    with path.open("xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+def _write_unnamed(folder: int, name: str, data: bytes) -> None:
+    """Name the file when it is whole; a process that is killed before leaves nothing behind."""
+    unnamed = getattr(os, "O_TMPFILE", None)
+    if unnamed is None:
+        raise OSError(errno.EOPNOTSUPP, "no unnamed files on this system")
+    descriptor = os.open(".", unnamed | os.O_WRONLY, 0o666, dir_fd=folder)
+    with open(descriptor, "wb") as file:
+        _write(file, data)
+        # Only with a folder given does Python let link(2) follow the name under /proc.
+        os.link(f"/proc/self/fd/{descriptor}", name, src_dir_fd=folder, dst_dir_fd=folder)
+
+
+def _write_named(folder: int, name: str, data: bytes) -> bool:
+    """The same where a file needs a name from the start; False if ``name`` is taken."""
+    unfinished = f"{_UNFINISHED}{secrets.token_hex(8)}"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+    try:
+        with open(os.open(unfinished, flags, 0o666, dir_fd=folder), "wb") as file:
+            _write(file, data)
+        os.link(unfinished, name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
+    except FileExistsError:
+        return False
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(unfinished, dir_fd=folder)
+    return True
+
+
+def _write(file: BinaryIO, data: bytes) -> None:
+    file.write(data)
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _make_folder(folder: Path) -> None:
@@ -122,9 +154,15 @@ def _make_folder(folder: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
+    with _folder(folder) as descriptor:
         os.fsync(descriptor)
+
+
+@contextlib.contextmanager
+def _folder(path: Path) -> Iterator[int]:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield descriptor
     finally:
         os.close(descriptor)
 

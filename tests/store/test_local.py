@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -53,10 +54,36 @@ def test_a_write_that_hits_the_limit_leaves_nothing(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
+def test_a_process_that_is_killed_while_it_writes_leaves_nothing(tmp_path: Path) -> None:
+    script = (
+        "import os, signal, sys\n"
+        "from farm.store import open_store\n"
+        "store = open_store(sys.argv[1])\n"
+        "store.put('folder/first', b'x')\n"
+        "os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "store.put('folder/key', bytes(1_000_000))\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False)
+    assert ended.returncode == -signal.SIGKILL
+    assert os.listdir(tmp_path / "folder") == ["first"]
+
+
+def test_a_file_system_without_unnamed_files_is_written_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(os, "O_TMPFILE")
+    store = open_store(str(tmp_path))
+    store.probe()
+    assert store.put("folder/key", b"x")
+    assert not store.put("folder/key", b"y")
+    assert store.get("folder/key") == b"x"
+    assert os.listdir(tmp_path / "folder") == ["key"]
+
+
 def test_a_file_system_without_hard_links_fails_the_probe(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*arguments: object) -> None:
+    def fail(*arguments: object, **places: object) -> None:
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 
     monkeypatch.setattr(os, "link", fail)
