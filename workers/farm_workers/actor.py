@@ -24,9 +24,7 @@ class WorkerActor:
         os.environ.update(environment)
         settings = load(WorkerSettings)
         self._ended = threading.Event()
-        self._worker = Worker(
-            settings, worker, witness=Witness(settings.redis_url, settings.name)
-        )
+        self._worker = Worker(settings, worker, witness=Witness(settings.redis_url, settings.name))
         self._fingerprint = fingerprint
         if settings.run_dir is not None:
             with contextlib.suppress(OSError):  # the folder is on the machine of ``farm up``

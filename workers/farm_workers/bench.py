@@ -24,6 +24,8 @@ from farm_workers.engine.engine import Done, Engine
 from farm_workers.random_weights import CONFIGURATIONS, random_modules
 from farm_workers.upstream import make_pipeline
 
+Workload = Callable[[int], list["Item"]]  # its pictures in each round
+
 ASSET = "0" * 64
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 
@@ -42,19 +44,22 @@ class System:
     """Something that draws a workload and returns when every picture is there as bytes."""
 
     name: str
-    draw: Callable[[list[Item]], None]
+    draw: Callable[[list[Item]], object]
     seconds: dict[str, list[float]] = field(default_factory=dict)  # per picture, by workload
 
 
-def uniform(info: CheckpointInfo, count: int, steps: int = 12) -> list[Item]:
-    """Text to image at the checkpoint's own size and guidance."""
+def uniform(info: CheckpointInfo, count: int, take: int = 0, steps: int = 12) -> list[Item]:
+    """Text to image at the checkpoint's own size and guidance.
+
+    Prompts differ from picture to picture and from ``take`` to take, so that none is in a cache.
+    """
     return [
-        _item(info, prompt=f"a red bicycle, take {n}", seed=n, num_inference_steps=steps)
+        _item(info, prompt=f"a red bicycle, {take}.{n}", seed=n, num_inference_steps=steps)
         for n in range(count)
     ]
 
 
-def mixed(info: CheckpointInfo, count: int) -> list[Item]:
+def mixed(info: CheckpointInfo, count: int, take: int = 0) -> list[Item]:
     """The three modes, 4 to 20 steps, guidance on and off, several strengths."""
     random, found = Random(0), []
     noise = np.random.default_rng(0)
@@ -63,7 +68,7 @@ def mixed(info: CheckpointInfo, count: int) -> list[Item]:
         mode = list(Mode)[n % 3]
         request: dict[str, Any] = {
             "mode": mode,
-            "prompt": f"a red bicycle, take {n}",
+            "prompt": f"a bicycle of many colours, {take}.{n}",
             "num_inference_steps": random.randint(4, 20),
             "guidance_scale": random.choice([0.0, 4.0, 10.0]),
             "seed": n,
@@ -136,13 +141,14 @@ class Upstream:
 
 def measure(
     systems: Sequence[System],
-    workloads: dict[str, list[Item]],
+    workloads: dict[str, Workload],
     rounds: int,
     sync: Callable[[], None],
 ) -> None:
     """Every system once per round, so that a busy neighbour slows all of them alike."""
     for number in range(rounds + 1):
-        for name, items in workloads.items():
+        for name, make in workloads.items():
+            items = make(number)
             for system in systems:
                 spent = _seconds(partial(system.draw, items), sync) / len(items)
                 if number:  # the first round warms up
@@ -180,7 +186,7 @@ def urgent(engine: Engine, tile: int, rounds: int, sync: Callable[[], None]) -> 
     Every round takes both and the seconds of a bulk step, one after another; medians of them.
     """
     info = engine.checkpoint
-    items = iter(uniform(info, 2 * (rounds + 1)))  # each with a prompt that is new to the engine
+    items = iter(uniform(info, 2 * (rounds + 1), rounds + 2))
     bulk = uniform(info, 2 * tile, steps=100)
     idle, step, busy = [], [], []
     for _ in range(rounds + 1):
@@ -221,7 +227,7 @@ def _seconds(work: Callable[[], object], sync: Callable[[], None]) -> float:
     return time.perf_counter() - started
 
 
-def report(systems: Sequence[System], workloads: dict[str, list[Item]]) -> dict[str, Any]:
+def report(systems: Sequence[System], workloads: Iterable[str]) -> dict[str, Any]:
     table: dict[str, Any] = {}
     for name in workloads:
         ours = systems[0].seconds[name]
@@ -269,16 +275,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     engine = Engine.of(parts, rows=options.rows, tile=options.tile)
     upstream = Upstream(info, modules)
     count = options.images
-    workloads = {
-        "uniform": uniform(info, count),
-        "mixed": mixed(info, count),
-        "single": uniform(info, 1),
+    workloads: dict[str, Workload] = {
+        "uniform": partial(uniform, info, count),
+        "mixed": partial(mixed, info, count),
+        "single": lambda take: uniform(info, 1, -1 - take),  # prompts that "uniform" has not had
     }
-    batch = best_batch(upstream, workloads["uniform"], sync)
+    batch = best_batch(upstream, uniform(info, count), sync)
 
     def in_batches(items: list[Item]) -> None:
         # Only pictures that agree in every parameter can share a call of the pipelines.
-        upstream.draw(items, batch if items is workloads["uniform"] else 1)
+        alike = all(item.spec.mode is Mode.TEXT2IMG for item in items)
+        upstream.draw(items, batch if alike else 1)
 
     systems = [
         System("this engine", lambda items: draw_with_engine(engine, items)),
@@ -290,7 +297,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         compiled = Upstream(info, fast)
         systems.append(System("diffusers, torch.compile", lambda items: compiled.draw(items, 1)))
     measure(systems, workloads, options.rounds, sync)
-    flops = count_flops(engine, workloads["uniform"][:1])
+    flops = count_flops(engine, uniform(info, 1, options.rounds + 1))
     floor = flops / matrix_rate(device, DTYPES[dtype], sync)
     reached = statistics.median(systems[0].seconds["uniform"])
     result = {

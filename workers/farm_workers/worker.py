@@ -31,6 +31,7 @@ from farm_workers.publisher import Event, Publisher
 from farm_workers.queue_link import QueueLink, Report
 from farm_workers.record import PictureRecord
 from farm_workers.settings import WorkerSettings
+from farm_workers.tracing import TracedEngine
 from farm_workers.witness import Witness
 
 log = logging.getLogger(__name__)
@@ -90,11 +91,12 @@ class Worker:
         self._engines: dict[str, RenderEngine] = {
             checkpoint.info.name: load(checkpoint, settings) for checkpoint in found
         }
-        if settings.faults:
-            self._engines = {
-                name: FaultyEngine(engine, settings.faults)
-                for name, engine in self._engines.items()
-            }
+        for name, engine in self._engines.items():
+            if settings.faults:
+                engine = FaultyEngine(engine, settings.faults)
+            if settings.trace is not None:
+                engine = TracedEngine(engine, settings.trace)
+            self._engines[name] = engine
         rows = {
             name: self._engines[name].room(
                 Lane(name, Mode.TEXT2IMG, info.native_height, info.native_width)

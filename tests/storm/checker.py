@@ -1,0 +1,111 @@
+"""The outside view after a storm: acknowledgements, the store's files, the API's last answers.
+
+It shares no code with the queue, the scheduler, the worker or the publisher: parts are read with
+pyarrow, pictures with Pillow.
+"""
+
+import hashlib
+import io
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from random import Random
+
+import pyarrow.parquet as pq
+from orders import order
+from PIL import Image
+
+from farm_client import Farm, JobStatus
+
+SAMPLE = 300  # jobs whose pictures are asked for over the API as well
+
+
+def job_folder(store: Path, job: str) -> Path:
+    return store / hashlib.sha256(job.encode()).hexdigest()[:2] / job
+
+
+def check(farm: Farm, store: Path, acknowledged: Mapping[int, str], jobs: int) -> list[str]:
+    """Whatever is not as it was promised, a line each."""
+    problems = [
+        f"{number} was never acknowledged" for number in range(jobs) if number not in acknowledged
+    ]
+    twice = [job for job, times in Counter(acknowledged.values()).items() if times > 1]
+    problems += [f"{job} stands for more than one submission" for job in twice]
+    told = {status.id: status for status in farm.jobs()}
+    problems += [
+        f"{job} exists and nobody submitted it" for job in told.keys() - set(acknowledged.values())
+    ]
+    sample = set(Random(0).sample(sorted(acknowledged), min(SAMPLE, len(acknowledged))))
+    for number, job in acknowledged.items():
+        if job not in told:
+            problems.append(f"{job} was acknowledged and is lost")
+            continue
+        found = _of_job(store, number, jobs, told[job])
+        if number in sample:
+            found = [*found, *_over_the_api(farm, number, jobs, job)]
+        problems += [f"{job} (storm {number}): {line}" for line in found]
+    return problems
+
+
+def _of_job(store: Path, number: int, jobs: int, status: JobStatus) -> Iterator[str]:
+    it = order(number, jobs)
+    bad = 0 if it.bad is None else 1
+    counts = status.images
+    if status.state != "done":
+        yield f"it is {status.state}: {status.reason}"
+        return
+    if (counts.total, counts.done, counts.failed) != (it.pictures, it.pictures - bad, bad):
+        yield f"{counts.done} done and {counts.failed} failed of {counts.total}, not {it.pictures}"
+    folder = job_folder(store, status.id)
+    success = json.loads((folder / "_SUCCESS").read_text())
+    files = {
+        path.relative_to(store).as_posix() for path in folder.glob("data/**/*") if path.is_file()
+    }
+    parts = {
+        path.relative_to(store).as_posix()
+        for path in folder.glob("manifest/**/*")
+        if path.is_file()
+    }
+    if {part["key"] for part in success["parts"]} != parts:
+        yield "_SUCCESS and the parts in the store differ"
+    rows = defaultdict(list)
+    for part in success["parts"]:
+        data = (store / part["key"]).read_bytes()
+        if hashlib.sha256(data).hexdigest() != part["sha256"]:
+            yield f"{part['key']} is not what _SUCCESS says"
+        for row in pq.read_table(io.BytesIO(data)).to_pylist():
+            rows[row["render"], row["image"]].append(row)
+    images = it.pictures // len(it.prompts)
+    wanted = {(render, image) for render in range(len(it.prompts)) for image in range(images)}
+    if rows.keys() != wanted:
+        yield f"the manifest has {sorted(rows)}"
+    for (render, image), found in rows.items():
+        if len(found) != 1:
+            yield f"picture {render}-{image} was published {len(found)} times"
+        row = found[0]
+        if (row["error"] is not None) != (render == it.bad):
+            yield f"picture {render}-{image}: {row['error'] or 'it did not fail'}"
+        if row["file"] is None:
+            continue
+        if row["file"] not in files:
+            yield f"{row['file']} is missing"
+            continue
+        files.discard(row["file"])
+        data = (store / row["file"]).read_bytes()
+        if hashlib.sha256(data).hexdigest() != row["sha256"]:
+            yield f"{row['file']} is not what the manifest says"
+        spec = json.loads(row["spec"])
+        seed = spec["seed"] + image
+        if spec["prompt"] != it.prompts[render] or row["seed"] != seed:
+            yield f"{row['file']} shows {spec['prompt']!r} with seed {row['seed']}"
+        Image.open(io.BytesIO(data)).load()
+    if files:
+        yield f"nobody knows of {sorted(files)}"
+
+
+def _over_the_api(farm: Farm, number: int, jobs: int, job: str) -> Iterator[str]:
+    it = order(number, jobs)
+    pictures = Counter((one.render, one.image) for one in farm.job(job).images(follow=False))
+    if len(pictures) != it.pictures or set(pictures.values()) != {1}:
+        yield f"the API lists {sorted(pictures)}"
