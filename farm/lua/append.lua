@@ -2,8 +2,7 @@
 -- with: paged ready settle intake
 -- OPEN -> OPEN, with more tasks, each (none) -> QUEUED
 --
--- ARGV  job, piece, sha256 of the piece, renders rejected in it,
---       then for each task: number, lane, pictures, cost, chunk as JSON or empty
+-- ARGV  job, piece, sha256 of the piece, renders rejected in it, tasks
 --
 -- Returns 1, or 0 if the piece was there already.
 if not server_settled() then return refuse('UNSETTLED', 'the server started anew') end
@@ -20,12 +19,13 @@ if head.state ~= 'o' then return refuse('CONFLICT', 'job ' .. job .. ' is closed
 if head.late or (head.deadline and head.deadline <= now) then
   return refuse('CONFLICT', 'the deadline of job ' .. job .. ' has passed')
 end
-local refused = check_tasks(job, 5)
+local tasks = cjson.decode(ARGV[5])
+local refused = check_tasks(job, tasks)
 if refused then return refused end
 redis.call('HSET', P .. 'pieces:' .. job, piece, sha256)
 redis.call('HINCRBY', P .. 'job:' .. job, 'pn', 1)
 if tonumber(piece) > number(redis.call('HGET', P .. 'job:' .. job, 'pm')) then
   redis.call('HSET', P .. 'job:' .. job, 'pm', piece)
 end
-write_tasks(job, 5, tonumber(ARGV[4]))
+write_tasks(job, tasks, tonumber(ARGV[4]))
 return 1

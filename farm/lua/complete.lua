@@ -2,23 +2,22 @@
 -- with: paged ready settle
 -- LEASED -> DONE for each task that the session still holds.
 --
--- ARGV  session, then for each task: job, task, attempt, pictures done, pictures failed, receipt,
---       numerics class
+-- ARGV  session, JSON list of {job, task, attempt, pictures done, pictures failed, receipt,
+--       numerics class}
 --
--- Returns for each {outcome, winner's receipt or empty, its numerics class}:
+-- Returns as JSON for each {outcome, winner's receipt or empty, its numerics class}:
 --   committed  the task is done
 --   already    it was done before; the receipt is the winner's, which is kept
 --   cancelled  its job was cancelled
 --   stale      the session does not hold it any more; it runs elsewhere, will, or has failed
 -- Nothing is recorded if one receipt does not tell of as many pictures as its task has.
-local ARGUMENTS = 7
 local session = ARGV[1]
 
 -- Jobs and tasks are read once, and what is done is written once a job, since each call costs as
 -- much as a line of Lua costs little.
 local jobs, order, entries, keys = {}, {}, {}, {}
-for at = 2, #ARGV, ARGUMENTS do
-  local job, name = ARGV[at], ARGV[at + 1]
+for at, told in ipairs(cjson.decode(ARGV[2])) do
+  local job, name = told[1], told[2]
   local its = jobs[job]
   if not its then
     its = {head = read_job(job), names = {}, tasks = {}, records = {}, finished = {}, failures = {},
@@ -27,11 +26,10 @@ for at = 2, #ARGV, ARGUMENTS do
     order[#order + 1] = job
   end
   its.names[#its.names + 1] = name
-  keys[#keys + 1] = lease_key(job, name)
-  entries[#entries + 1] = {
-    job = job, its = its, name = name, key = keys[#keys], attempt = tonumber(ARGV[at + 2]),
-    done = tonumber(ARGV[at + 3]), failed = tonumber(ARGV[at + 4]), receipt = ARGV[at + 5],
-    numerics = ARGV[at + 6],
+  keys[at] = lease_key(job, name)
+  entries[at] = {
+    job = job, its = its, name = name, key = keys[at], attempt = told[3], done = told[4],
+    failed = told[5], receipt = told[6], numerics = told[7],
   }
 end
 for job, its in pairs(jobs) do
@@ -121,4 +119,4 @@ for _, job in ipairs(order) do
   end
   if its.finalised then finalise(job) end
 end
-return outcomes
+return cjson.encode(outcomes)

@@ -4,8 +4,8 @@
 --
 -- ARGV  session, then the lease keys asked for; all of them if none is named
 --
--- Returns for each what common/offer.lua says. A key that the session does not hold, or whose job
--- was cancelled, is left out.
+-- Returns as JSON for each what common/offer.lua says. A key that the session does not hold, or whose
+-- job was cancelled, is left out.
 local session = ARGV[1]
 local keys = {}
 for at = 2, #ARGV do keys[#keys + 1] = ARGV[at] end
@@ -19,4 +19,4 @@ for _, key in ipairs(keys) do
     found[#found + 1] = offer(key, job, head, name, task)
   end
 end
-return found
+return #found > 0 and cjson.encode(found) or '[]'

@@ -9,7 +9,7 @@
 --
 -- The last grant may be larger than the room left: a task is never split. The lease counts from
 -- the worker's last sign of life, since the caller may be the scheduler.
--- Returns for each task granted what common/offer.lua says; if the call was sent before, those of its
+-- Returns as JSON for each task granted what common/offer.lua says; if the call was sent before, its
 -- keys alone.
 local FLOOR = 0.1 -- of the work, for each class below the busiest
 local MOST_OWED = 10 -- grants
@@ -24,10 +24,10 @@ if not s[1] then return refuse('LEASELOST', 'the session has ended') end
 if s[3] == request then
   local granted = {}
   for key in string.gmatch(s[4], '%S+') do granted[#granted + 1] = key end
-  return granted
+  return cjson.encode(granted)
 end
 redis.call('ZADD', P .. 'sessions', 'GT', s[5] + ms, session)
-if s[2] or tonumber(redis.call('ZSCORE', P .. 'sessions', session)) <= now then return {} end
+if s[2] or tonumber(redis.call('ZSCORE', P .. 'sessions', session)) <= now then return '[]' end
 
 local wanted
 if ARGV[7] == 'only' then
@@ -43,7 +43,7 @@ end
 local granted, held, given, work, offers = {}, {}, {}, {}, {}
 
 local function done()
-  if #granted == 0 then return offers end
+  if #granted == 0 then return '[]' end
   redis.call('HSET', P .. 'held:' .. session, unpack(held))
   redis.call('RPUSH', P .. 'inbox:' .. session, unpack(granted))
   redis.call('HSET', P .. 'session:' .. session, 'request', request,
@@ -64,7 +64,7 @@ local function done()
   if s[6] then
     redis.call('HSET', P .. 'session:' .. session, 'room', math.max(0, s[6] - pictures))
   end
-  return offers
+  return cjson.encode(offers)
 end
 
 local function grant(job, head, name, record)
@@ -92,7 +92,7 @@ end
 local holding = redis.call('HLEN', P .. 'held:' .. session)
 if holding == 1 then
   local only = redis.call('HVALS', P .. 'held:' .. session)
-  if unpack_held(only[1]).alone == 1 then return {} end
+  if unpack_held(only[1]).alone == 1 then return '[]' end
 end
 
 -- Jobs to finalise: small, and somebody waits for them.

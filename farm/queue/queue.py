@@ -132,7 +132,7 @@ class Queue:
             lowest: the class below which nothing is granted.
         """
         which = ["any"] if lanes is None else ["only", *map(str, lanes)]
-        granted = self._run(
+        reply = self._run(
             "lease",
             session,
             secrets.token_hex(8),
@@ -142,6 +142,7 @@ class Queue:
             wire.CLASSES.index(lowest),
             *which,
         )
+        granted = json.loads(reply)
         if granted and isinstance(granted[0], str):  # the answer to a call that was sent again
             return self._leases(session, granted)
         return [wire.lease(row) for row in granted]
@@ -200,10 +201,11 @@ class Queue:
         """
         if len(done) > wire.MAX_ROWS:
             raise InvalidInput(f"{len(done)} receipts; at most {wire.MAX_ROWS} in one call")
-        rows = [value for lease, receipt in done for value in wire.completion(lease, receipt)]
+        rows = [wire.completion(lease, receipt) for lease, receipt in done]
+        outcomes = json.loads(self._run("complete", session, wire.to_json(rows)))
         return [
             Outcome(Verdict(verdict), wire.receipt(winner, numerics) if winner else None)
-            for verdict, winner, numerics in self._run("complete", session, *rows)
+            for verdict, winner, numerics in outcomes
         ]
 
     def fail(self, session: str, lease: Lease, kind: FailKind, reason: str) -> TaskState:
@@ -372,7 +374,7 @@ class Queue:
         return found + list(self._run("fsck_index", int(repair)))
 
     def _leases(self, session: str, keys: Sequence[str]) -> list[Lease]:
-        return [wire.lease(row) for row in self._run("held", session, *keys)]
+        return [wire.lease(row) for row in json.loads(self._run("held", session, *keys))]
 
     def _take_in(self, name: str, *arguments: Any) -> Any:
         """Run a script that brings work in; a server that started anew is made safe first."""

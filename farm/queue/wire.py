@@ -42,6 +42,7 @@ JOB_STATES = {
 
 
 def to_json(data: Any) -> str:
+    """Long lists travel as one text: the client packs and reads every single value in Python."""
     return json.dumps(data, separators=(",", ":"), ensure_ascii=False)
 
 
@@ -68,11 +69,11 @@ def task_arguments(tasks: Sequence[TaskDraft]) -> list[Any]:
     for task in tasks:
         if task.number < 0 or task.pictures < 1 or task.cost < 0:
             raise InvalidInput(f"task {task.number} has no pictures", field="tasks")
-    return [
-        value
+    rows = [
+        (str(task.number), str(task.lane), str(task.pictures), str(task.cost), task.inline)
         for task in tasks
-        for value in (task.number, str(task.lane), task.pictures, task.cost, task.inline)
     ]
+    return [to_json(rows)]
 
 
 def task_name(task: Lease | Finished) -> str:
@@ -87,6 +88,7 @@ def numbers(name: str) -> tuple[int, int]:
 
 def lease(row: Sequence[Any]) -> Lease:
     key, attempt, lane, pictures, cost, number_of_class, alone, inline, skip = row
+    # Lua's JSON writes an empty list as an empty object; tuple() reads both.
     job, generation, number = key.split("/")
     return Lease(
         job=job,

@@ -6,7 +6,6 @@
 --   deadlines        sorted set: job -> deadline (ms)
 --   server           hash: settled: run_id of the server whose append-only file was rewritten
 
-local TASK_ARGUMENTS = 5
 local FINGERPRINT = 32 -- hexadecimal digits that are kept of it
 local MAX_BEHIND = 10000 -- tasks; behind more of them a chunk is read from the store instead
 
@@ -55,14 +54,15 @@ local function open_job(job, tenant, fingerprint, key, class, options, deadline)
   paged_add(P .. 'of:' .. owner, sequence, job)
 end
 
--- Returns an error, or nil. Tasks start at ARGV[first].
-local function check_tasks(job, first)
+-- Tasks come as a JSON list of {number, lane, pictures, cost, chunk as JSON or empty}, all of them
+-- texts. Returns an error, or nil.
+local function check_tasks(job, tasks)
   local names, seen = {}, {}
   local function refuse_again(name)
     return refuse('CONFLICT', 'task ' .. name .. ' of job ' .. job .. ' exists')
   end
-  for at = first, #ARGV, TASK_ARGUMENTS do
-    local name = ARGV[at]
+  for _, task in ipairs(tasks) do
+    local name = task[1]
     if seen[name] then return refuse_again(name) end
     seen[name] = true
     names[#names + 1] = name
@@ -73,13 +73,13 @@ local function check_tasks(job, first)
   return nil
 end
 
-local function write_tasks(job, first, rejected)
+local function write_tasks(job, tasks, rejected)
   local head = read_job(job)
   local records, texts, by_lane, order, total = {}, {}, {}, {}, 0
   local lanes = ',' .. (redis.call('HGET', P .. 'job:' .. job, 'ln') or '') .. ','
   local known, behind = {}, {} -- lane's text -> its number; lane -> tasks ready in it before
-  for at = first, #ARGV, TASK_ARGUMENTS do
-    local name, text, pictures = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2])
+  for _, task in ipairs(tasks) do
+    local name, text, pictures = task[1], task[2], tonumber(task[3])
     local lane = known[text]
     if not lane then
       lane = intern_lane(text)
@@ -87,10 +87,10 @@ local function write_tasks(job, first, rejected)
       behind[lane] = number(redis.call('HGET', P .. 'work:tasks', lane .. ':' .. head.class))
     end
     records[#records + 1] = name
-    records[#records + 1] = fresh_record(lane, ARGV[at + 2], ARGV[at + 3])
-    if ARGV[at + 4] ~= '' and behind[lane] < MAX_BEHIND then
+    records[#records + 1] = fresh_record(lane, task[3], task[4])
+    if task[5] ~= '' and behind[lane] < MAX_BEHIND then
       texts[#texts + 1] = name
-      texts[#texts + 1] = ARGV[at + 4]
+      texts[#texts + 1] = task[5]
     end
     local group = by_lane[lane]
     if not group then

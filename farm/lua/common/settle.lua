@@ -67,9 +67,11 @@ end
 local function forget(session, keys)
   redis.call('HDEL', P .. 'held:' .. session, unpack(keys))
   local inbox = P .. 'inbox:' .. session
-  if redis.call('LLEN', inbox) == 0 then return end
-  -- Whatever was not fetched lies near the end.
-  for _, key in ipairs(keys) do redis.call('LREM', inbox, -1, key) end
+  local unseen = {}
+  for _, key in ipairs(redis.call('LRANGE', inbox, 0, -1)) do unseen[key] = true end
+  for _, key in ipairs(keys) do
+    if unseen[key] then redis.call('LREM', inbox, 1, key) end
+  end
 end
 
 -- Forgets a lease; what it had reported as rendered so far is no longer counted as running.
