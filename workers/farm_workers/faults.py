@@ -5,7 +5,6 @@ prompts that it strikes.
 """
 
 import enum
-import os
 import signal
 import time
 from collections.abc import Hashable, Iterable, Sequence
@@ -78,7 +77,7 @@ class FaultyEngine:
     def step(self) -> list[Any]:
         aboard = set(self._live.values())
         if Fault.SEGFAULT in aboard:
-            os.kill(os.getpid(), signal.SIGSEGV)
+            signal.raise_signal(signal.SIGSEGV)  # of this thread, as a real one is
         if Fault.HANG in aboard:
             time.sleep(HANG_SECONDS)
         if Fault.SLOW in aboard:
