@@ -207,9 +207,15 @@ class Job(JobHandle):
     def resume(self) -> JobStatus:
         return drive(self._act("resume"))
 
-    def retry(self) -> JobStatus:
-        """Make the failed pictures of a job that has ended again; the others stay as they are."""
-        return drive(self._act("retry"))
+    def retry(self, reason: str | None = None) -> JobStatus:
+        """Make the failed pictures of a job that has ended again; the others stay as they are.
+
+        Args:
+            reason: only of the tasks that failed for it: ``row``, pictures failed of themselves;
+                ``crash``, they crashed their worker; ``infra``, their worker was lost too often; or
+                a part of the reason that a failure tells.
+        """
+        return drive(self._act("retry", reason=reason))
 
     def why(self) -> Why:
         """What it waits for, what goes before it, and an estimate."""
@@ -279,8 +285,8 @@ class AsyncJob(JobHandle):
     async def resume(self) -> JobStatus:
         return await self._act("resume")
 
-    async def retry(self) -> JobStatus:
-        return await self._act("retry")
+    async def retry(self, reason: str | None = None) -> JobStatus:
+        return await self._act("retry", reason=reason)
 
     async def why(self) -> Why:
         return await self._why()

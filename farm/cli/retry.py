@@ -13,12 +13,20 @@ def retry(
     failed: Annotated[
         bool, typer.Option("--failed", help="The failed pictures; what is retried anyway.")
     ] = True,
+    reason: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            help="Only what failed for it: row, crash, infra, or a part of the reason told.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Make the failed pictures of jobs that have ended again; the others stay as they are."""
     farm = Farm()
     for handle in [farm.job(job) for job in jobs]:
-        status = handle.retry()
+        status = handle.retry(reason)
         if as_json:
             say_json(status.model_dump(mode="json"))
         else:

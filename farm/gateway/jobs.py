@@ -24,7 +24,7 @@ from farm.gateway.views import image_view, lost_views, rejected_view, status_vie
 from farm.ingest import Feed, Submission
 from farm.job import Chunk, JobOptions, check_job_id
 from farm.manifest import merge, pictures_to_make, read_part, task_rows
-from farm.queue import JobStatus
+from farm.queue import MAX_REASON, JobStatus
 from farm.store import keys
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
@@ -288,10 +288,20 @@ def resume(job: str, parts: WithParts, tenant: Writer) -> dict[str, Any]:
 
 
 @router.post("/{job}/retry")
-def retry(job: str, parts: WithParts, tenant: Writer) -> dict[str, Any]:
+def retry(
+    job: str,
+    parts: WithParts,
+    tenant: Writer,
+    reason: Annotated[str | None, Query(min_length=1, max_length=MAX_REASON)] = None,
+) -> dict[str, Any]:
     """Make the failed pictures of a job that has ended again, as a new generation; what is
-    published stays as it is."""
-    parts.queue.retry(check_job_id(job), tenant)
+    published stays as it is.
+
+    With a reason, only of the tasks that failed for it: `row`, pictures failed of themselves;
+    `crash`, they crashed their worker; `infra`, their worker was lost too often; or a part of the
+    reason that the task's failure tells.
+    """
+    parts.queue.retry(check_job_id(job), tenant, reason)
     return status_view(parts.queue.status(job, tenant))
 
 

@@ -1,7 +1,7 @@
 """The queue: every operation is one Lua script on Valkey or Redis, one transition each."""
 
 from farm.queue.connection import connect
-from farm.queue.queue import Queue
+from farm.queue.queue import MAX_REASON, Queue
 from farm.queue.records import (
     Beat,
     Event,
@@ -20,6 +20,7 @@ from farm.queue.server import ServerFacts, check_server
 from farm.queue.why import LaneQueue, WaitsFor, Why
 
 __all__ = [
+    "MAX_REASON",
     "Beat",
     "Event",
     "Failure",

@@ -74,6 +74,28 @@ def test_a_follower_that_saw_a_picture_fail_keeps_its_good_result(
         assert (again.pictures, again.skipped, again.failed) == (2, 1, 0)
 
 
+def test_a_retry_may_be_of_the_tasks_that_failed_for_one_reason(
+    gateway: Gateway,
+    robot: Robot,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("FARM_URL", gateway.url)
+    with Farm(gateway.url) as farm:
+        # Two sizes, so two tasks.
+        job = farm.submit_many([{"prompt": BAD_PROMPT}, {"prompt": LOST_PROMPT, "height": 32}])
+        assert job.wait(20, check=False).images.failed == 2
+        robot.healed = True
+        with pytest.raises(Conflict, match="failed for the reason crash"):
+            job.retry("crash")
+        assert run(["retry", job.id, "--failed", "--reason", "cannot be drawn"]) == 0
+        assert capsys.readouterr().err.endswith(": 1 picture to make again\n")
+        job.wait(20, check=False)
+        assert {image.render: image.error is None for image in job.images()} == {0: False, 1: True}
+        assert job.retry("row").generation == 2
+        assert job.wait(20).images.done == 2
+
+
 def test_retry_and_pause_have_commands(
     gateway: Gateway,
     robot: Robot,
