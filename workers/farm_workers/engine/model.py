@@ -23,21 +23,21 @@ class RowLinear(nn.Linear):
     together = False
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (nn.Linear's name)
-        if self.together:
-            return F.linear(input, self.weight, self.bias)
-        return multiply_rows(input, self.weight, self.bias)
+        return multiply_rows(self.together, input, self.weight, self.bias)
 
 
-def multiply_rows(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """(rows, ..., channels) by a matrix, one product for each row."""
-    output = x.new_empty(*x.shape[:-1], len(weight))
-    weight = weight.t()
-    for row, target in zip(x.flatten(1, -2), output.flatten(1, -2), strict=True):
+def multiply_rows(together: bool, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """(rows, ..., channels) by a matrix, one product for each row unless ``together``."""
+    if together or len(x) == 1:
+        return F.linear(x, weight, bias)
+    lines, weight = x.flatten(1, -2), weight.t()
+    output = x.new_empty(*lines.shape[:2], weight.shape[1])
+    for row, target in zip(lines.unbind(), output.unbind(), strict=True):
         if bias is None:
             torch.mm(row, weight, out=target)
         else:
             torch.addmm(bias, row, weight, out=target)
-    return output
+    return output.view(*x.shape[:-1], -1)
 
 
 def each_row(together: bool, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -115,7 +115,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.net[0].proj(x)
-        if self.together:
+        if self.together or len(x) == 1:
             return self.net[2](kernels.geglu(x))
         gated = x.new_empty(*x.shape[:-1], x.shape[-1] // 2)
         for row, target in zip(x, gated, strict=True):
@@ -444,7 +444,7 @@ class Transformer(nn.Module):
         x, grid = self.up_block(x, grid, pieces)
         head = self.mlm_layer
         weight, bias = head.conv1.weight.flatten(1), head.conv1.bias
-        x = F.linear(x, weight, bias) if self.together else multiply_rows(x, weight, bias)
+        x = multiply_rows(self.together, x, weight, bias)
         return kernels.add_norm(x, None, head.layer_norm)
 
     def logits(self, features: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ class Tile:
         self.probability = torch.ones(width, seq_len, dtype=torch.float32, device=device)
         layout = parts.transformer.layout
         self.packed = torch.zeros(width, halves, layout.size, dtype=parts.dtype, device=device)
+        self._views: dict[int, list[Tensor]] = {}  # of the first so many rows of ``packed``
 
     @property
     def room(self) -> int:
@@ -69,7 +70,9 @@ class Tile:
         """One denoising step of every row."""
         # On a GPU the shape stays the same, whoever is there.
         count = self.width if self._padded else len(self.rows)
-        views = self._model.layout.views(self.packed[:count])
+        if count not in self._views:
+            self._views[count] = self._model.layout.views(self.packed[:count])
+        views = self._views[count]
         features = self._model.features(self.tokens[:count], views, self.grid)
         for slot in range(len(self.rows)):
             self.advance(slot, features[slot])
