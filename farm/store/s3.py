@@ -35,7 +35,7 @@ from farm.store.protocol import STREAM_BYTES, Entry, check_key, check_prefix
 
 MAX_CONNECTIONS = 32
 CONNECT_SECONDS = 5
-READ_SECONDS = 60
+READ_SECONDS = 20  # of silence; a dead connection costs that much before it is tried anew
 PAGE_KEYS = 1000  # of a list; the most that S3 gives at once
 ATTEMPTS = 6  # botocore waits up to 1, 2, 4, 8 and 16 s between them
 RACE_ATTEMPTS = 8  # of a PUT that met another one of the same key under way
@@ -91,6 +91,7 @@ class S3Store:
                     response_checksum_validation="when_required",
                 ),
             )
+            self._client.meta.events.register_last("before-call.s3", _without_expect)
 
     def put(self, key: str, data: bytes, *, content_type: str = "application/octet-stream") -> bool:
         name = self._name(key)
@@ -256,6 +257,15 @@ class _Racing(StoreError):
 
 class _BrokeOff(StoreError):
     """The connection ended in the middle of a body."""
+
+
+def _without_expect(params: dict[str, Any], **_: object) -> None:
+    """Send a body without waiting to be asked for it.
+
+    While botocore waits for "100 Continue" it reads for ever, at full speed, if the connection ends
+    within that reply's headers, and takes an empty object's for the next one's (issue 3755).
+    """
+    params["headers"].pop("Expect", None)
 
 
 def _disposition(filename: str) -> str:

@@ -1,0 +1,241 @@
+"""An S3 store behind a line that loses replies, breaks off, falls silent or is slow."""
+
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import urlsplit
+
+import pytest
+from fault_proxy import FaultProxy
+from test_publisher import PART, Bench
+
+from farm.errors import StoreError
+from farm.manifest import read_part
+from farm.store import Store, open_store, s3
+from farm_workers.publisher import Publisher
+
+
+@pytest.fixture
+def proxy(s3_address: str) -> Iterator[FaultProxy]:
+    address = urlsplit(s3_address)
+    assert address.hostname is not None
+    with FaultProxy(address.hostname, address.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def prefix() -> str:
+    return f"faults-{os.getpid()}-{os.urandom(4).hex()}"
+
+
+@pytest.fixture
+def near(s3_address: str, prefix: str) -> Store:
+    return open_store(f"s3://farm-test/{prefix}?endpoint_url={s3_address}")
+
+
+@pytest.fixture
+def far(proxy: FaultProxy, prefix: str) -> Store:
+    """The same store, behind the proxy."""
+    return open_store(f"s3://farm-test/{prefix}?endpoint_url=http://{proxy.address}")
+
+
+def test_an_object_whose_reply_was_lost_is_there_once_and_is_ones_own(
+    near: Store, far: Store, proxy: FaultProxy
+) -> None:
+    """The second try finds the key taken, by this very call."""
+    stored: list[bytes] = []
+    proxy.cut(to_client=0, then=lambda: stored.append(near.get("key")))
+    assert far.put("key", b"mine") is False
+    assert stored == [b"mine"], "it was there when the connection ended"
+    assert far.get("key") == b"mine"
+    assert [entry.key for entry in near.list("")] == ["key"]
+
+
+@pytest.mark.parametrize("heard", [1, 12, 25, 60, 100])
+def test_a_reply_that_breaks_off_in_its_headers_is_a_lost_one(
+    near: Store, far: Store, proxy: FaultProxy, heard: int
+) -> None:
+    """botocore spun for ever if that reply was the 100 that asks for the body."""
+    proxy.cut(to_client=heard)
+    far.put("key", b"mine")
+    assert proxy.cuts == 1
+    assert near.get("key") == b"mine"
+
+
+def test_an_empty_object_does_not_spoil_the_next_ones_reply(far: Store) -> None:
+    """botocore issue 3755: a minute's silence, and the next one was written twice."""
+    started = time.monotonic()
+    for number in range(4):
+        assert far.put(f"empty-{number}", b"")
+        assert far.put(f"full-{number}", b"full")
+    assert time.monotonic() - started < 5
+
+
+def test_a_strangers_object_is_not_taken_for_ones_own(
+    near: Store, far: Store, proxy: FaultProxy
+) -> None:
+    near.put("key", b"somebody else's")
+    proxy.cut(to_client=0)
+    assert far.put("key", b"mine") is False
+    assert far.get("key") == b"somebody else's"
+
+
+@pytest.mark.parametrize("sent", [0, 10, 400, 100_000, 900_000])
+def test_a_body_that_broke_off_leaves_nothing_and_is_sent_again(
+    near: Store, far: Store, proxy: FaultProxy, sent: int
+) -> None:
+    data = os.urandom(1_000_000)
+    found: list[int | None] = []
+    proxy.cut(to_server=sent, then=lambda: found.append(near.size("key")))
+    far.put("key", data)
+    assert proxy.cuts == 1
+    assert found == [None]
+    assert near.get("key") == data
+
+
+def test_what_is_read_is_complete_or_an_error(near: Store, far: Store, proxy: FaultProxy) -> None:
+    data = os.urandom(3_000_000)
+    near.put("key", data)
+    for times in (1, 3):
+        proxy.cut(to_client=1_500_000, times=times)
+        assert far.get("key") == data
+    proxy.cut(to_client=1_500_000)
+    with pytest.raises(StoreError, match="broke off"):
+        list(far.stream("key"))
+    assert proxy.cuts == 5
+    assert far.get("key") == data
+
+
+def test_other_calls_are_repeated_too(near: Store, far: Store, proxy: FaultProxy) -> None:
+    for number in range(3):
+        near.put(f"key-{number}", b"x" * number)
+    calls: list[Callable[[], object]] = [
+        lambda: far.size("key-2"),
+        lambda: [entry.key for entry in far.list("")],
+        lambda: far.delete("key-0"),
+        lambda: far.size("key-0"),
+    ]
+    heard = []
+    for call in calls:
+        proxy.cut(to_client=0)
+        heard.append(call())
+    assert heard == [2, ["key-0", "key-1", "key-2"], None, None]
+    assert proxy.cuts == 4
+
+
+def test_a_list_that_breaks_off_names_every_object_once(
+    near: Store, far: Store, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3, "PAGE_KEYS", 5)
+    names = [f"key-{number:02d}" for number in range(12)]
+    for name in names:
+        near.put(name, b"")
+    proxy.cut(to_client=600, times=4)
+    assert [entry.key for entry in far.list("")] == names
+    assert proxy.cuts >= 2
+
+
+def test_a_server_that_comes_back_is_found(far: Store, proxy: FaultProxy) -> None:
+    proxy.refuse()
+    threading.Timer(0.5, proxy.heal).start()
+    assert far.put("key", b"x")
+
+
+def test_a_server_that_stays_away_is_named(proxy: FaultProxy, prefix: str) -> None:
+    store = open_store(f"s3://farm-test/{prefix}?endpoint_url=http://{proxy.address}", attempts=2)
+    with (
+        proxy.failing(proxy.refuse),
+        pytest.raises(StoreError, match=f"{proxy.address} does not answer") as caught,
+    ):
+        store.put("key", b"x")
+    assert caught.value.retryable
+    assert store.put("key", b"x")
+
+
+def test_a_server_that_falls_silent_is_given_up_in_time(
+    proxy: FaultProxy, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3, "READ_SECONDS", 0.3)
+    store = open_store(f"s3://farm-test/{prefix}?endpoint_url=http://{proxy.address}", attempts=2)
+    store.put("before", b"x")
+    with proxy.failing(proxy.black_hole):
+        for call in (lambda: store.put("key", b"x"), lambda: store.get("before")):
+            started = time.monotonic()
+            with pytest.raises(StoreError, match="does not answer"):
+                call()
+            assert time.monotonic() - started < 2 * 0.3 + 2.5, "two silences and a pause"
+    store.put("key", b"x")
+    assert store.get("key") == b"x", "also if the first one arrived late"
+
+
+def test_a_slow_line_is_only_slow(far: Store, proxy: FaultProxy) -> None:
+    data = os.urandom(100_000)
+    proxy.throttle(400_000)
+    assert far.put("key", data)
+    proxy.delay(0.05, jitter=0.1)
+    assert far.get("key") == data
+
+
+def test_many_writers_on_a_bad_line_leave_one_whole_object_a_key(
+    near: Store, far: Store, proxy: FaultProxy
+) -> None:
+    generator = random.Random(3)
+    objects = {f"key-{number:02d}": os.urandom(20_000) for number in range(60)}
+    stopped = threading.Event()
+
+    def spoil() -> None:
+        for number in range(12):
+            if stopped.wait(0.05):
+                return
+            match number % 3:
+                case 0:
+                    proxy.cut(to_client=generator.choice((0, 1, 25, 65, 150)))
+                case 1:
+                    proxy.cut(to_server=generator.randrange(30_000))
+                case 2:
+                    proxy.drop()
+
+    spoiler = threading.Thread(target=spoil)
+    spoiler.start()
+
+    def write(name: str) -> None:
+        while True:
+            try:
+                far.put(name, objects[name])
+                return
+            except StoreError:
+                continue
+
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(write, objects))
+    finally:
+        stopped.set()
+        spoiler.join()
+    assert proxy.cuts >= 2
+    assert {entry.key: near.get(entry.key) for entry in near.list("")} == objects
+
+
+def test_a_publisher_on_a_line_that_loses_replies_tells_of_each_picture_once(
+    near: Store, far: Store, proxy: FaultProxy
+) -> None:
+    publisher = Publisher(far.url, threads=1)
+    bench = Bench(publisher, near)
+    try:
+        proxy.cut(to_client=0, times=4)
+        for render in range(3):
+            bench.picture(render)
+        publisher.finish("task", PART, 3)
+        receipt = bench.receipt()
+    finally:
+        publisher.close()
+    assert proxy.cuts == 4, "for each picture and for the manifest"
+    assert (receipt.done, receipt.failed) == (3, 0)
+    rows = read_part(near.get(PART))
+    assert [row.render for row in rows] == [0, 1, 2]
+    assert sorted(entry.key for entry in near.list("")) == sorted(
+        [PART, *(bench.key(render) for render in range(3))]
+    )
