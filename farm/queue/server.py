@@ -15,6 +15,8 @@ LEAST_MEMORY = 64 * 2**20  # bytes
 REWRITE_SECONDS = 120.0
 POLL_SECONDS = 0.02
 
+_MAY_BE_LOST = {"everysec": "the last second", "no": "the last half minute"}
+
 
 class ServerFacts(NamedTuple):
     version: str
@@ -63,12 +65,13 @@ def check_server(client: "redis.Redis", *, allow_volatile: bool = False) -> Serv
             raise Unavailable(
                 "the Redis server keeps its data in memory only: accepted work would not survive "
                 "its end",
-                hint="set appendonly yes and appendfsync always",
+                hint="set appendonly yes and appendfsync always; for trials, FARM_ALLOW_VOLATILE=1 "
+                "takes it as it is",
             )
         notes.append("no append-only file: accepted work does not survive the server's end")
-    elif settings.get("appendfsync", "always") != "always":
+    elif (fsync := settings.get("appendfsync", "always")) != "always":
         notes.append(
-            f"appendfsync is {settings['appendfsync']}: the last second of accepted work may be "
+            f"appendfsync is {fsync}: {_MAY_BE_LOST.get(fsync, 'some')} of accepted work may be "
             "lost with the server; set it to always"
         )
     if limit == 0:
@@ -106,10 +109,7 @@ def rewrite(client: "redis.Redis", seconds: float = REWRITE_SECONDS) -> str:
                     )
                 time.sleep(POLL_SECONDS)
             if client.info("persistence")["aof_last_bgrewrite_status"] != "ok":
-                raise Unavailable(
-                    "Redis could not rewrite its append-only file",
-                    hint="look at its disk space and its log",
-                )
+                raise _failed()
             # The server may have ended meanwhile and another one answered.
             if client.info("server")["run_id"] == run_id:
                 return run_id
@@ -127,8 +127,14 @@ def _start_rewrite(client: "redis.Redis") -> bool:
         if "unknown command" in str(error):
             return False
         if "progress" not in str(error):
-            raise
+            raise _failed() from error
     return True
+
+
+def _failed() -> Unavailable:
+    return Unavailable(
+        "Redis could not rewrite its append-only file", hint="look at its disk space and its log"
+    )
 
 
 def _rewriting(client: "redis.Redis") -> bool:
