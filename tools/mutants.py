@@ -25,6 +25,7 @@ TESTS = tuple(
         "rows",
         "why",
         "control",
+        "intake",
         "retry",
         "spoil",
         "fairness",
@@ -377,7 +378,7 @@ MUTANTS = (
     Mutant(
         "company comes to a task that runs alone",
         "lease.lua",
-        "if unpack_held(only[1]).alone == 1 then return {} end",
+        "if unpack_held(only[1]).alone == 1 then return '[]' end",
         "",
     ),
     Mutant(
@@ -647,14 +648,14 @@ MUTANTS = (
     Mutant(
         "a task that is not done is spoiled",
         "spoil.lua",
-        "if not task or task.state ~= 'd' or left > task.pictures then",
-        "if not task or left > task.pictures then",
+        "if not task or task.state ~= 'd' then",
+        "if not task then",
     ),
     Mutant(
         "more pictures are left than a task has",
         "spoil.lua",
-        "or left > task.pictures then",
-        "then",
+        "if left > receipt[1] then",
+        "if false then",
     ),
     Mutant(
         "a spoiled task's receipt tells of its old pictures",
@@ -787,6 +788,7 @@ def survives(mutant: Mutant, tests: list[str]) -> bool:
                     "PYTHONPATH": str(tree),
                     "PYTHONDONTWRITEBYTECODE": "1",
                     "FARM_NO_SHRINK": "1",
+                    "FARM_LIVES": "100",
                 },
                 capture_output=True,
                 timeout=LIMIT_SECONDS,

@@ -13,11 +13,15 @@ if head.state ~= 'd' and head.state ~= 'f' then
 end
 if head.late then return refuse('CONFLICT', 'the deadline of job ' .. job .. ' has passed') end
 local task = read_task(job, name)
-if not task or task.state ~= 'd' or left > task.pictures then
+if not task or task.state ~= 'd' then
   return refuse('CONFLICT', 'task ' .. name .. ' of job ' .. job .. ' is not done')
 end
 local class, text = string.match(task.rest, '^(%d+)|(.*)$')
 local receipt = cjson.decode(text)
+if left > receipt[1] then
+  return refuse('CONFLICT', 'task ' .. name .. ' of job ' .. job .. ' has ' .. receipt[1]
+    .. ' pictures')
+end
 local gone = receipt[1] - left
 receipt[1] = left
 receipt[2] = task.pictures - left

@@ -17,6 +17,21 @@ def crash(bench: Bench, row: int | None) -> Lease:
     return lease
 
 
+def test_what_a_task_reports_while_it_runs_is_no_longer_running_when_it_is_done(
+    bench: Bench,
+) -> None:
+    job = bench.submit(2, pictures=8)
+    session = bench.session()
+    first, second = bench.lease(session)
+    told = {first.key: Progress(5, 1), second.key: Progress(2, 0)}
+    bench.queue.beat(session, 0, told, {}, MS)
+    assert bench.queue.status(job, "ann").images.running_done == 7
+    bench.complete(session, first, failed=1)
+    assert bench.queue.status(job, "ann").images.running_done == 2
+    bench.complete(session, second)
+    assert bench.queue.status(job, "ann").images.running_done == 0
+
+
 def test_a_row_that_crashed_twice_alone_is_left_out_and_the_rest_of_its_task_goes_on(
     bench: Bench,
 ) -> None:

@@ -62,6 +62,8 @@ def test_a_task_that_is_spoiled_twice_is_made_again_once(bench: Bench, queue: Qu
 def test_a_task_with_failed_pictures_can_lose_more(bench: Bench, queue: Queue) -> None:
     job = done_job(bench, tasks=1, failed=1, max_failed=4)
     [task] = queue.finished(job)
+    with pytest.raises(Conflict, match="has 3 pictures"):
+        queue.spoil(job, "ann", task, 4)
     assert queue.spoil(job, "ann", task, 2) == 1
     queue.retry(job, "ann")
     assert retried(bench) == [(0, 2)]
@@ -81,7 +83,7 @@ def test_only_done_tasks_of_an_own_job_that_has_ended_are_spoiled(
     task = queue.finished(job)[0]
     with pytest.raises(NotFound):
         queue.spoil(job, "bob", task, 1)
-    with pytest.raises(Conflict, match="is not done"):
+    with pytest.raises(Conflict, match="has 4 pictures"):
         queue.spoil(job, "ann", task, 5)
     with pytest.raises(Conflict, match="is not done"):
         queue.spoil(job, "ann", task._replace(number=9), 1)
