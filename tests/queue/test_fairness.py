@@ -60,6 +60,28 @@ def test_a_new_tenant_gets_its_share_at_once(bench: Bench) -> None:
     assert owners(bench, got)["bob"] == 5
 
 
+def test_a_small_new_tenant_behind_a_backlog_of_95_000_gets_its_share_at_once(
+    bench: Bench, queue: Queue
+) -> None:
+    for number in range(5):
+        header = bench.header(tenant="ann" if number % 2 else "eve")
+        queue.open(header)
+        for piece in range(95):
+            tasks = bench.tasks(200, pictures=1000, cost=12_000, first=200 * piece)
+            queue.append(header.job, piece, "a" * 64, tasks)
+        queue.close(header.job, 95)
+    assert sum(work.tasks for work in queue.work()) == 95_000
+    session = bench.session()
+    serve(bench, session, 1000, at_once=200)
+    bench.submit(8, tenant="bob", pictures=1, cost=12_000)
+    # A third is bob's from the first grant on, one at a time and many at once.
+    got = owners(bench, [lease for _ in range(12) for lease in serve(bench, session, 1)])
+    assert got["bob"] == 4
+    got = owners(bench, serve(bench, session, 12, at_once=12))
+    assert got == {"ann": 4, "bob": 4, "eve": 4}
+    assert set(owners(bench, serve(bench, session, 4))) == {"ann", "eve"}, "bob has no more"
+
+
 def test_an_idle_tenant_saves_nothing_up(bench: Bench) -> None:
     session = bench.session()
     bench.submit(1, tenant="bob", pictures=1, cost=12)
