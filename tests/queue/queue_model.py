@@ -58,6 +58,15 @@ class Task:
         return self.state
 
     @property
+    def failed_by(self) -> str:
+        if self.state == "d":
+            return "row"
+        if self.losses >= MAX_LOSSES:
+            return "infra"
+        crashed = self.crashes >= MAX_CRASHES or len(self.skip) > MAX_SKIPPED
+        return "crash" if crashed else "row"
+
+    @property
     def ready(self) -> bool:
         if self.final:
             return self.state == "q" and self.job.state == "c"
@@ -335,10 +344,21 @@ class Model:
             if session.deadline <= self.now:
                 self.end(session, "lost")
 
-    def retry(self, job: Job) -> None:
+    def failed_for(self, job: Job, reason: str | None) -> list[Task]:
+        return [task for task in job.failures if reason in {None, task.failed_by}]
+
+    def spoil(self, task: Task, left: int) -> int:
+        gone = task.done - left
+        task.done, task.failed = left, task.pictures - left
+        if task.failed and task not in task.job.failures:
+            task.job.failures.append(task)
+        return gone
+
+    def retry(self, job: Job, reason: str | None = None) -> None:
+        retried = self.failed_for(job, reason)
         job.generation += 1
         job.state = "c"
-        for task in job.failures:
+        for task in retried:
             pictures = task.failed if task.state == "d" else task.pictures
             job.tasks[job.generation, task.number] = Task(
                 job,
@@ -349,5 +369,5 @@ class Model:
                 math.ceil(task.cost * pictures / task.pictures),
                 alone=task.alone,
             )
-        job.failures = []
+        job.failures = [task for task in job.failures if task not in retried]
         self.settle(job, None)

@@ -25,14 +25,16 @@ from queue_model import Job, Model, Session
 
 from farm.errors import Conflict, JobCancelled, LeaseLost, NotFound
 from farm.job import JobOptions, JobState, Lease, Priority, Receipt, TaskDraft, job_id
-from farm.queue import JobHeader, Progress, Queue, connect
+from farm.queue import JobHeader, JobStatus, Progress, Queue, connect, wire
 from farm.queue.scripts import read_scripts
+from farm.queue.wire import MAX_ROWS
 from farm.spec import Lane
 from farm.valkey import ServerProcess
 
 DEEP = bool(os.environ.get("FARM_DEEP"))
 SHRINK = not os.environ.get("FARM_NO_SHRINK")  # takes minutes
-EXAMPLES, STEPS = (300, 50) if DEEP else (40, 40)
+LIVES = int(os.environ.get("FARM_LIVES", 3000 if DEEP else 300))
+STEPS = 50
 OTHER = LANE._replace(checkpoint="other/model@r1")
 LANES = [LANE, LANE._replace(width=512), OTHER]
 SHORT, LONG = 30_000, 10**8  # ms: ends before the next move of the clock, and never
@@ -57,13 +59,20 @@ class TwiceQueue(Queue):
                 assert [row[0] for row in after] == [renamed.get(row[0], row[0]) for row in before]
             elif name == "lease":
                 assert json.loads(second) == [row[0] for row in json.loads(first)]
-            elif name == "append" or name == "end":
+            elif name in {"append", "end", "spoil"}:
                 assert second == 0
             elif name == "beat":
                 assert sorted(second[1]) == sorted(first[1])
             elif name not in {"tick", "held"}:
                 assert second == first
         return first
+
+    def ask(self, calls: list[tuple[Any, ...]]) -> list[Any]:
+        """Scripts that only look, all in one round trip."""
+        together = self.client.pipeline(transaction=False)
+        for name, *arguments in calls:
+            together.evalsha(self._scripts[name].sha, 1, self._prefix, *arguments)
+        return list(together.execute())
 
 
 class Farm(RuleBasedStateMachine):
@@ -81,9 +90,18 @@ class Farm(RuleBasedStateMachine):
         self.ended: list[Session] = []
         self.keys: dict[tuple[str, str], tuple[str, str]] = {}
 
-    @initialize()
-    def start(self) -> None:
+    @initialize(data=st.data(), jobs=st.integers(0, 2), sessions=st.integers(0, 2))
+    def start(self, data: st.DataObject, jobs: int, sessions: int) -> None:
+        """A farm at work already: most lives would not get that far by chance."""
         self.queue.tick()
+        for _ in range(sessions):
+            self.register(both=data.draw(st.booleans()), lasting=True, twice=False)
+        for _ in range(jobs):
+            options = JobOptions(max_failed=data.draw(st.sampled_from([0, 2])))
+            header = JobHeader(job_id(), data.draw(st.sampled_from(TENANTS)), options, "0" * 64)
+            tasks = self.draft_tasks(data, least=2)
+            self.queue.submit(header, tasks)
+            self.submitted(header, tasks)
 
     # What is at hand to choose from.
 
@@ -94,11 +112,13 @@ class Farm(RuleBasedStateMachine):
         jobs = [job for job in self.model.jobs.values() if job.state in states]
         return data.draw(st.sampled_from(jobs))
 
-    def draft_tasks(self, data: st.DataObject, first: int = 0) -> list[TaskDraft]:
+    def draft_tasks(
+        self, data: st.DataObject, first: int = 0, least: int | None = None
+    ) -> list[TaskDraft]:
         shapes = st.tuples(st.sampled_from(LANES), st.integers(1, 4), st.integers(0, 50))
-        rows = data.draw(
-            st.lists(shapes, min_size=data.draw(st.sampled_from([0, 1, 2])), max_size=5)
-        )
+        if least is None:
+            least = data.draw(st.sampled_from([0, 1, 2]))
+        rows = data.draw(st.lists(shapes, min_size=least, max_size=5))
         return [TaskDraft(first + at, *row) for at, row in enumerate(rows)]
 
     def has_jobs(self, states: str = "ocdfx") -> bool:
@@ -153,10 +173,14 @@ class Farm(RuleBasedStateMachine):
         assert answer == (header.job, True)
         if key:
             self.keys[tenant, key] = (header.job, fingerprint)
-        when = self.model.now + DEADLINE if deadline else None
-        job = Job(header.job, tenant, priority, max_failed, when)
+        self.submitted(header, None if opened else tasks)
+
+    def submitted(self, header: JobHeader, tasks: list[TaskDraft] | None) -> None:
+        options = header.options
+        when = self.model.now + DEADLINE if options.deadline else None
+        job = Job(header.job, header.tenant, options.priority, options.max_failed, when)
         self.model.jobs[job.id] = job
-        if not opened:
+        if tasks is not None:
             self.model.add(job, [(t.number, t.lane, t.pictures, t.cost) for t in tasks])
             job.state = "c"
             self.model.settle(job, None)
@@ -226,15 +250,41 @@ class Farm(RuleBasedStateMachine):
             self.queue.command(session.id, "drain" if session.command else None)
 
     @precondition(lambda self: self.has_jobs("df"))
-    @rule(data=st.data(), twice=st.booleans())
-    def retry(self, data: st.DataObject, twice: bool) -> None:
+    @rule(
+        data=st.data(),
+        reason=st.sampled_from([None, None, "row", "crash", "infra"]),
+        twice=st.booleans(),
+    )
+    def retry(self, data: st.DataObject, reason: str | None, twice: bool) -> None:
         job = self.any_job(data, "df")
-        if job.late or (job.state == "d" and not job.failures):
+
+        def call() -> int:
+            return self.queue.retry(job.id, job.tenant, reason)
+
+        nothing = not self.model.failed_for(job, reason) and (reason or job.state == "d")
+        if job.late or nothing:
             with pytest.raises(Conflict):
-                self.queue.retry(job.id, job.tenant)
+                call()
             return
-        assert self.send(lambda: self.queue.retry(job.id, job.tenant), twice) == job.generation + 1
-        self.model.retry(job)
+        assert self.send(call, twice) == job.generation + 1
+        self.model.retry(job, reason)
+
+    @precondition(lambda self: self.has_jobs("df"))
+    @rule(data=st.data(), twice=st.booleans())
+    def spoil(self, data: st.DataObject, twice: bool) -> None:
+        job = self.any_job(data, "df")
+        finished = self.queue.finished(job.id)
+        if not finished:
+            return
+        which = data.draw(st.sampled_from(finished))
+        task = job.tasks[which.generation, which.number]
+        left = data.draw(st.integers(0, task.pictures))
+        if job.late or left > task.done:
+            with pytest.raises(Conflict):
+                self.queue.spoil(job.id, job.tenant, which, left)
+            return
+        gone = self.send(lambda: self.queue.spoil(job.id, job.tenant, which, left), twice)
+        assert gone == self.model.spoil(task, left)
 
     # A worker's side.
 
@@ -384,67 +434,75 @@ class Farm(RuleBasedStateMachine):
     # Always.
 
     @invariant()
-    def jobs_are_as_the_model_says(self) -> None:
+    def everything_is_as_the_model_says(self) -> None:
         self.queue.twice = False
-        for job in self.model.jobs.values():
-            status = self.queue.status(job.id, job.tenant)
-            assert (
-                status.tasks.total,
-                status.tasks.queued,
-                status.tasks.leased,
-                status.tasks.waiting,
-                status.tasks.done,
-                status.tasks.failed,
-                status.tasks.cancelled,
-                status.tasks.expired,
-            ) == (len(job.tasks), *(job.count(state) for state in "qlwdfce"))
-            assert (
-                status.images.total,
-                status.images.done,
-                status.images.failed,
-                status.images.running_done,
-            ) == (job.total, job.done, job.failed, job.running_done)
-            states = {"d": JobState.DONE, "f": JobState.FAILED, "x": JobState.CANCELLED}
-            if job.state in states:
-                assert status.state is states[job.state]
-                assert status.ended_at is not None
-            elif job.state == "o":
-                assert status.state is JobState.OPEN
-            else:
-                assert status.state in {JobState.QUEUED, JobState.RUNNING}
-            finished = self.queue.finished(job.id)
-            assert [(row.number, row.generation) for row in finished] == job.finished
-            failed = [(f.number, f.generation) for f in self.queue.failures(job.id)]
-            assert sorted(failed) == sorted(
+        jobs, sessions = list(self.model.jobs.values()), list(self.model.sessions.values())
+        asked: list[tuple[Any, ...]] = [("sessions",), ("work",), ("fsck_index", 0)]
+        for job in jobs:
+            few = (job.id, 0, MAX_ROWS)
+            asked += [("status", job.id, job.tenant), ("finished", *few), ("failures", *few)]
+            asked.append(("fsck", job.id, 0))
+        asked += [("held", session.id) for session in sessions]
+        replies = iter(self.queue.ask(asked))
+        assert {row[0] for row in next(replies)} == set(self.model.sessions)
+        self.check_work(next(replies))
+        assert next(replies) == [], "a recount finds something"
+        for job in jobs:
+            self.check_job(job, wire.status(job.id, next(replies)))
+            assert [wire.numbers(row[0]) for row in next(replies)] == job.finished
+            assert sorted(wire.numbers(row[1]) for row in next(replies)) == sorted(
                 (task.number, task.generation) for task in job.failures if task.state == "f"
             )
+            assert next(replies) == [], "a recount finds something"
+        for session in sessions:
+            self.check_held(session, [wire.lease(row) for row in json.loads(next(replies))])
 
-    @invariant()
-    def sessions_hold_what_the_model_says(self) -> None:
-        assert {s.session for s in self.queue.sessions()} == set(self.model.sessions)
-        for session in self.model.sessions.values():
-            held = {lease.key: lease for lease in self.queue.held(session.id)}
-            alive = {key for key, task in session.held.items() if task.job.state != "x"}
-            assert set(held) == alive
-            for key, lease in held.items():
-                assert lease.attempt == session.held[key].attempt
-                assert set(lease.skip) == session.held[key].skip
+    def check_job(self, job: Job, status: JobStatus) -> None:
+        assert (
+            status.tasks.total,
+            status.tasks.queued,
+            status.tasks.leased,
+            status.tasks.waiting,
+            status.tasks.done,
+            status.tasks.failed,
+            status.tasks.cancelled,
+            status.tasks.expired,
+        ) == (len(job.tasks), *(job.count(state) for state in "qlwdfce"))
+        assert (
+            status.images.total,
+            status.images.done,
+            status.images.failed,
+            status.images.running_done,
+        ) == (job.total, job.done, job.failed, job.running_done)
+        states = {"d": JobState.DONE, "f": JobState.FAILED, "x": JobState.CANCELLED}
+        if job.state in states:
+            assert status.state is states[job.state]
+            assert status.ended_at is not None
+        elif job.state == "o":
+            assert status.state is JobState.OPEN
+        else:
+            assert status.state in {JobState.QUEUED, JobState.RUNNING}
 
-    @invariant()
-    def the_planner_sees_what_is_ready(self) -> None:
-        tasks: Counter[tuple[Lane, Priority]] = Counter()
-        pictures: Counter[tuple[Lane, Priority]] = Counter()
+    def check_held(self, session: Session, leases: list[Lease]) -> None:
+        alive = {key for key, task in session.held.items() if task.job.state != "x"}
+        assert {lease.key for lease in leases} == alive
+        for lease in leases:
+            assert lease.attempt == session.held[lease.key].attempt
+            assert set(lease.skip) == session.held[lease.key].skip
+
+    def check_work(self, rows: list[tuple[str, int, int, int]]) -> None:
+        """The planner sees what is ready."""
+        tasks: Counter[tuple[str, int]] = Counter()
+        pictures: Counter[tuple[str, int]] = Counter()
         for job in self.model.jobs.values():
             for task in job.tasks.values():
                 if task.ready and task.lane is not None:
-                    tasks[task.lane, job.priority] += 1
-                    pictures[task.lane, job.priority] += task.pictures
-        work = {(w.lane, w.priority): (w.tasks, w.pictures) for w in self.queue.work()}
-        assert work == {place: (tasks[place], pictures[place]) for place in tasks}
-
-    @invariant()
-    def a_recount_finds_nothing(self) -> None:
-        assert self.queue.fsck(repair=False) == []
+                    place = (str(task.lane), wire.CLASSES.index(job.priority))
+                    tasks[place] += 1
+                    pictures[place] += task.pictures
+        assert {(row[0], row[1]): (row[2], row[3]) for row in rows} == {
+            place: (tasks[place], pictures[place]) for place in tasks
+        }
 
     def some_lease(self, data: st.DataObject, fresh: bool) -> tuple[Session, Lease]:
         """Mostly one that is held, by its holder; else any that ever was, by anybody."""
@@ -489,14 +547,15 @@ def test_random_lives_agree_with_the_model(volatile: ServerProcess) -> None:
         pass
 
     Life.client, Life.scripts = client, moved_clock(read_scripts())
+    for source in Life.scripts.values():
+        client.script_load(source)
     run_state_machine_as_test(
         Life,
         settings=settings(
-            max_examples=EXAMPLES,
+            max_examples=LIVES,
             stateful_step_count=STEPS,
             deadline=None,
             database=None,
-            derandomize=not DEEP,
             phases=[Phase.generate, Phase.shrink] if SHRINK else [Phase.generate],
             suppress_health_check=list(HealthCheck),
         ),
