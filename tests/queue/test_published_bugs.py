@@ -1,12 +1,14 @@
 """Failures that other queues had, each tried on this one; the names say whose and which issue."""
 
+import subprocess
+import sys
 import threading
 from collections import Counter
 
 import pytest
 from queue_bench import MS, Bench
 
-from farm.errors import LeaseLost, NotFound
+from farm.errors import LeaseLost, NotFound, Unavailable
 from farm.job import JobState, TaskState, job_id
 from farm.queue import Queue, connect
 from farm.valkey import ServerProcess
@@ -41,6 +43,37 @@ def test_sidekiq_4633_a_poison_task_does_not_kill_worker_after_worker(
         queue.tick()
     assert killed == 2
     assert queue.status(job, "ann").tasks.failed == 1
+
+
+def test_sidekiq_4495_a_completion_that_met_a_failing_server_needs_no_restart_to_be_heard(
+    bench: Bench, queue: Queue
+) -> None:
+    """The acknowledgement was lost in a failover, and with it the job: it was neither done nor run
+    again until its worker was restarted, days later."""
+    job = bench.submit(2)
+    session = bench.session()
+    first, second = bench.lease(session)
+    queue.client.replicaof("127.0.0.1", 1)
+    try:
+        for lease in (first, second):
+            with pytest.raises(Unavailable, match="read-only"):
+                bench.complete(session, lease)
+    finally:
+        queue.client.replicaof("NO", "ONE")
+    for _ in range(20):
+        bench.advance(25)
+        queue.beat(session, 0, {}, {}, MS)
+        queue.tick()
+    assert queue.held(session) == [first, second], "neither lost nor given away"
+    assert bench.complete(session, first) == "committed", "the worker says it again"
+    queue.end(session, "lost")  # or it never does
+    bench.advance(61)
+    queue.tick()
+    other = bench.session()
+    [again] = bench.lease(other)
+    assert (again.key, again.attempt) == (second.key, 2)
+    assert bench.complete(other, again) == "committed"
+    assert queue.status(job, "ann").tasks.done == 2
 
 
 def test_bullmq_2466_what_is_due_runs_although_nothing_else_is_added(
@@ -83,6 +116,25 @@ def test_celery_1628_a_job_is_not_acknowledged_by_its_workers_death(
     bench.advance(61)
     queue.tick()
     assert len(bench.lease(bench.session())) == 1
+
+
+def test_celery_2599_what_a_worker_has_fetched_and_not_begun_for_hours_runs_once(
+    bench: Bench, queue: Queue
+) -> None:
+    """What lay with a worker for longer than a fixed time was given to the others too, again and
+    again, although that worker lived."""
+    job = bench.submit(3)
+    holder, others = bench.session(), [bench.session() for _ in range(3)]
+    leases = bench.lease(holder)
+    for _ in range(80):
+        bench.advance(550)
+        for session in (holder, *others):
+            queue.beat(session, 10, {}, {}, 600_000)
+        queue.tick()
+        assert [bench.lease(other) for other in others] == [[], [], []]
+    assert queue.inbox(holder, 0.1) == leases, "twelve hours later"
+    assert [bench.complete(holder, lease) for lease in leases] == ["committed"] * 3
+    assert queue.status(job, "ann").tasks.done == 3
 
 
 def test_celery_8030_a_worker_goes_on_consuming_after_redis_came_back(
@@ -228,6 +280,54 @@ def test_taskiq_redis_130_what_a_dead_worker_had_fetched_is_delivered_again(
     assert len(bench.lease(bench.session())) == 2
 
 
+_KEEPS_TIME = """
+import sys
+from farm.queue import Queue, connect
+queue = Queue(connect(sys.argv[1]))
+while True:
+    queue.tick()
+    print("ticked", flush=True)
+"""
+
+
+def test_taskiq_redis_131_whoever_is_killed_while_reclaiming_does_not_stop_the_others(
+    bench: Bench, queue: Queue, server: ServerProcess
+) -> None:
+    """A lock without an end was left behind, and nobody reclaimed anything ever after."""
+    bench.submit(1)
+    for attempt in range(1, 4):
+        [lease] = bench.lease(bench.session())
+        assert lease.attempt == attempt
+        keeper = subprocess.Popen(
+            [sys.executable, "-c", _KEEPS_TIME, server.url], stdout=subprocess.PIPE
+        )
+        assert keeper.stdout is not None
+        keeper.stdout.readline()
+        bench.advance(31)
+        keeper.kill()  # in the middle of its work
+        keeper.wait()
+        keeper.stdout.close()
+        queue.tick()
+        bench.advance(61)
+        queue.tick()
+    assert len(bench.lease(bench.session())) == 1
+
+
+def test_arq_402_a_lost_task_waits_for_its_own_lease_not_for_the_longest_task(
+    bench: Bench, queue: Queue
+) -> None:
+    """It came back after the longest time limit of all the jobs that its worker knew."""
+    bench.submit(1, cost=10**9)
+    bench.submit(1, cost=1)
+    dead = bench.session()
+    assert len(bench.lease(dead)) == 2
+    bench.advance(31)
+    queue.tick()
+    bench.advance(2.1)
+    queue.tick()
+    assert sorted(lease.attempt for lease in bench.lease(bench.session())) == [2, 2]
+
+
 def test_arq_343_what_a_crashed_worker_had_starts_again_within_the_lease(
     bench: Bench, queue: Queue
 ) -> None:
@@ -269,6 +369,32 @@ def test_arq_485_cancelling_an_unknown_job_does_not_cancel_one_that_comes_later(
     assert len(bench.lease(bench.session())) == 1
 
 
+def test_saq_56_cancelling_a_queued_job_takes_as_long_however_many_there_are(
+    bench: Bench, queue: Queue
+) -> None:
+    """The queue was searched from one end to the other for each job: 30 a second of 500,000."""
+
+    def microseconds(jobs: list[str]) -> float:
+        """Of the server, for the fastest; the others met whatever else the machine does."""
+        taken = []
+        for job in jobs:
+            queue.client.config_resetstat()
+            assert queue.cancel(job, "ann") is JobState.CANCELLED
+            taken.append(queue.client.info("commandstats")["cmdstat_evalsha"]["usec_per_call"])
+        return min(taken)
+
+    few = microseconds([bench.submit(1) for _ in range(40)][::2])
+    many = microseconds([bench.submit(1) for _ in range(3000)][::100])
+    assert many < 5 * few
+    large = bench.header()
+    queue.open(large)
+    for piece in range(10):
+        tasks = bench.tasks(200, first=200 * piece)
+        queue.append(large.job, piece, f"{piece:064x}", tasks)
+    assert microseconds([large.job]) < 20 * few, "nor does the size of the job matter"
+    assert queue.status(large.job, "ann").tasks.cancelled == 2000
+
+
 def test_saq_124_a_queued_job_is_not_swept_for_an_active_one(bench: Bench, queue: Queue) -> None:
     job = bench.submit(1)
     session = bench.session()
@@ -294,6 +420,29 @@ def test_saq_277_a_task_is_not_swept_between_its_grant_and_its_start(
     queue.tick()
     assert queue.status(job, "ann").tasks.leased == 1
     assert bench.complete(session, lease) == "committed"
+
+
+def test_saq_126_a_task_that_was_swept_does_not_go_on_to_count_twice(
+    bench: Bench, queue: Queue
+) -> None:
+    """It was marked as aborted for want of heartbeats, and ran to its end beside the next one."""
+    job = bench.submit(1)
+    silent = bench.session()
+    [old] = bench.lease(silent)
+    bench.advance(31)
+    queue.tick()
+    bench.advance(61)
+    queue.tick()
+    successor = bench.session()
+    [new] = bench.lease(successor)
+    with pytest.raises(LeaseLost, match="ended"):
+        queue.beat(silent, 0, {old.key: (3, 0)}, {}, MS)
+    assert bench.complete(successor, new) == "committed"
+    outcome = queue.complete(silent, old, bench.receipt(old, failed=4))
+    assert outcome == ("already", bench.receipt(new))
+    status = queue.status(job, "ann")
+    assert (status.tasks.done, status.images.done, status.images.failed) == (1, 4, 0)
+    assert [finished.receipt for finished in queue.finished(job)] == [bench.receipt(new)]
 
 
 def test_saq_127_a_killed_process_leaves_no_job_active_for_ever(bench: Bench, queue: Queue) -> None:
