@@ -408,7 +408,7 @@ MUTANTS = (
     Mutant(
         "room is not counted",
         "lease.lua",
-        "    room = room - task.pictures\n",
+        "    room = room - pictures\n",
         "",
     ),
     Mutant(
@@ -426,8 +426,8 @@ MUTANTS = (
     Mutant(
         "an attempt is not counted",
         "common/records.lua",
-        "attempt = number(attempt) + 1,",
-        "attempt = number(attempt),",
+        "tostring(attempt + 1)",
+        "attempt",
     ),
     Mutant(
         "a beat extends nothing",
@@ -624,8 +624,8 @@ MUTANTS = (
     Mutant(
         "a session forgets that its task runs alone",
         "common/records.lua",
-        "(alone == '' and '0' or alone)",
-        "'0'",
+        ".. '|' .. task.alone .. '|' .. task.pictures",
+        ".. '|0|' .. task.pictures",
     ),
     Mutant(
         "a stranger spoils a job's pictures",

@@ -40,7 +40,7 @@ end
 
 -- What was granted is written at the end, since each call costs as much as a line of Lua costs
 -- little: jobs' records and counters, what the session holds, and its inbox.
-local granted, held, given, work, offers = {}, {}, {}, {}, {}
+local granted, held, given, offers = {}, {}, {}, {}
 
 local function done()
   if #granted == 0 then return '[]' end
@@ -60,7 +60,6 @@ local function done()
       event(job, 'running')
     end
   end
-  for place, taken in pairs(work) do count_work(place, -taken.tasks, -taken.pictures) end
   if s[6] then
     redis.call('HSET', P .. 'session:' .. session, 'room', math.max(0, s[6] - pictures))
   end
@@ -81,12 +80,13 @@ local function grant(job, head, name, record)
   end
   its.records[#its.records + 1] = name
   its.records[#its.records + 1] = started
-  if task.lane ~= 0 then
+  local pictures = tonumber(task.pictures)
+  if task.lane ~= '0' then
     its.tasks = its.tasks + 1
-    its.pictures = its.pictures + task.pictures
-    room = room - task.pictures
+    its.pictures = its.pictures + pictures
+    room = room - pictures
   end
-  return its, task
+  return its, pictures, tonumber(task.cost)
 end
 
 local holding = redis.call('HLEN', P .. 'held:' .. session)
@@ -163,7 +163,10 @@ local function field(checkpoint, class)
 end
 
 local function write_lines(f)
-  for _, line in pairs(f.lines) do line.write() end
+  for lane, line in pairs(f.lines) do
+    line.write()
+    if line.tasks > 0 then count_work(lane .. ':' .. f.class, -line.tasks, -line.pictures) end
+  end
   f.lines = {}
 end
 
@@ -189,16 +192,13 @@ local function grant_next(f)
     else
       local name, record, last = tasks.take()
       if last and not jobs.leave() then line.leave(tenant) end
-      local its, task = grant(job, head, name, record)
-      its.ready[best] = (its.ready[best] or 0) + task.pictures
-      local place = best .. ':' .. f.class
-      local taken = work[place] or {tasks = 0, pictures = 0}
-      work[place] = taken
-      taken.tasks = taken.tasks + 1
-      taken.pictures = taken.pictures + task.pictures
-      f.times.charge(tenant, task.cost)
-      for _, other in pairs(f.lines) do other.moved(tenant) end
-      return task.cost
+      local its, pictures, cost = grant(job, head, name, record)
+      its.ready[best] = (its.ready[best] or 0) + pictures
+      line.tasks = line.tasks + 1
+      line.pictures = line.pictures + pictures
+      f.times.charge(tenant, cost)
+      for _, lane in ipairs(f.lanes) do f.lines[lane].moved(tenant) end
+      return cost
     end
   end
 end

@@ -156,7 +156,7 @@ local function tenant_line(lane, class, times, limit)
     return best
   end
 
-  local line = {}
+  local line = {tasks = 0, pictures = 0} -- that were taken
   -- The tenant whose turn it is, or nil.
   function line.first()
     if not head then

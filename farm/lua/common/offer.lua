@@ -1,7 +1,7 @@
 -- What a worker needs to start a task: key, attempt, lane's text, pictures, cost, class, alone, chunk
 -- as JSON or empty, rows to leave out.
 
-local lane_texts = {[0] = ''}
+local lane_texts = {['0'] = '', [0] = ''}
 local inline = {} -- job -> whether any of its chunks travels with its task
 
 local function offer(key, job, head, name, task)

@@ -44,6 +44,11 @@ local function blank(value)
   return value
 end
 
+local function zero(text)
+  if text == '' then return '0' end
+  return text
+end
+
 -- state|lane|pictures|cost|attempt|crashes|losses|alone|session|rest; zero is empty
 --
 -- rest is the receipt of a task that is done, the reason of one that has failed, and until then the
@@ -77,17 +82,16 @@ end
 local START = '^%a|((%d*)|(%d*)|(%d*))|(%d*)|(%d*|%d*)|(%d*)|%x*|(.*)$'
 
 -- Returns the new record, what the session is to remember of it, and the task as far as a worker
--- needs it.
+-- needs it, its numbers as texts.
 local function start_record(text, session)
   local size, lane, pictures, cost, attempt, blame, alone, rest = string.match(text, START)
   local task = {
-    state = 'l', lane = number(lane), pictures = number(pictures), cost = number(cost),
-    attempt = number(attempt) + 1, alone = number(alone), rest = rest,
+    state = 'l', lane = zero(lane), pictures = zero(pictures), cost = zero(cost),
+    attempt = attempt == '' and '1' or tostring(attempt + 1), alone = zero(alone), rest = rest,
   }
   local record = 'l|' .. size .. '|' .. task.attempt .. '|' .. blame .. '|' .. alone .. '|'
     .. session .. '|' .. rest
-  local held = task.attempt .. '|' .. (alone == '' and '0' or alone) .. '|'
-    .. (pictures == '' and '0' or pictures) .. '|0|0|'
+  local held = task.attempt .. '|' .. task.alone .. '|' .. task.pictures .. '|0|0|'
   return record, held, task
 end
 

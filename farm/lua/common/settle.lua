@@ -13,7 +13,7 @@
 local MAX_CRASHES = 2 -- while running alone; of a row, or of what is not in a row
 local MAX_SKIPPED = 16 -- rows; more of them, and it is not the rows
 local MAX_LOSSES = 20 -- of infrastructure
-local FIRST_WAIT = 1000 -- ms; doubles with every attempt
+local FIRST_WAIT = 500 -- ms, at most; doubles with every attempt that was lost
 local LONGEST_WAIT = 60000
 
 local function hold(session, job, name, record)
@@ -34,9 +34,12 @@ local function unpack_held(text)
 end
 
 -- The rows of a task that crashed, with how often, and of them those that are to be left out.
+local NONE = {}
+
 local function crashed_rows(task)
+  if task.rest == '' then return NONE, NONE end
   local crashes, skipped = {}, {}
-  if task.rest == '' or task.state == 'd' or task.state == 'f' then return crashes, skipped end
+  if task.state == 'd' or task.state == 'f' then return crashes, skipped end
   for row, times in string.gmatch(task.rest, '(%d+):(%d+)') do
     crashes[#crashes + 1] = {row = row, times = tonumber(times)}
     if tonumber(times) >= MAX_CRASHES then skipped[#skipped + 1] = tonumber(row) end
@@ -46,7 +49,7 @@ end
 
 -- One more crash of a row. Returns false if the task has too many such rows to go on.
 local function blame_row(task, row)
-  local crashes = crashed_rows(task)
+  local crashes = {unpack((crashed_rows(task)))}
   local known
   for _, entry in ipairs(crashes) do
     if entry.row == row then known = entry end
@@ -204,7 +207,7 @@ local function give_back(job, head, name, task, kind, was_alone, row, reason)
   task.state = 'w'
   write_task(job, name, task)
   local tries = task.losses + task.crashes
-  local wait = math.min(LONGEST_WAIT, FIRST_WAIT * 2 ^ math.min(tries, 10))
+  local wait = math.min(LONGEST_WAIT, FIRST_WAIT * 2 ^ math.max(math.min(tries, 10) - 1, 0))
   redis.call('ZADD', P .. 'waiting', now + math.random(0, wait), lease_key(job, name))
   if counted then count(job, {nl = -1, nw = 1}) end
   return 'w'
