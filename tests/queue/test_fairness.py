@@ -82,6 +82,20 @@ def test_a_small_new_tenant_behind_a_backlog_of_95_000_gets_its_share_at_once(
     assert set(owners(bench, serve(bench, session, 4))) == {"ann", "eve"}, "bob has no more"
 
 
+def test_who_was_served_in_another_lane_does_not_go_first_in_this_one(
+    bench: Bench, queue: Queue
+) -> None:
+    far, near = LANE._replace(height=512), LANE
+    for tenant in ("ann", "bob", "eve"):
+        bench.submit(20, tenant=tenant, pictures=1, cost=12, lane=near)
+    for tenant in ("ann", "bob"):
+        bench.submit(20, tenant=tenant, pictures=1, cost=12, lane=far)
+    session = bench.session()
+    assert len(queue.lease(session, [far], 100, MS, limit=40)) == 40
+    got = [queue.lease(session, [near], 1, MS, limit=1)[0] for _ in range(20)]
+    assert owners(bench, got) == {"eve": 20}
+
+
 def test_an_idle_tenant_saves_nothing_up(bench: Bench) -> None:
     session = bench.session()
     bench.submit(1, tenant="bob", pictures=1, cost=12)
