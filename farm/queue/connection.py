@@ -138,6 +138,9 @@ _TROUBLES = {
     "READONLY": Trouble(
         Unavailable, "Redis answers as a read-only replica", "let REDIS_URL name the primary"
     ),
+    "UNBLOCKED": Trouble(
+        Unavailable, "Redis has become a read-only replica", "let REDIS_URL name the primary"
+    ),
     "BUSY": Trouble(Unavailable, "Redis is busy with a script", "try again in a moment"),
     "MISCONF": Trouble(
         Unavailable,

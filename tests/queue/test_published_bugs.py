@@ -91,6 +91,30 @@ def test_bullmq_2466_what_is_due_runs_although_nothing_else_is_added(
     assert len(bench.lease(idle)) == 1
 
 
+def test_bullmq_648_who_waits_on_a_server_that_becomes_a_replica_is_woken_and_may_wait_again(
+    bench: Bench, queue: Queue
+) -> None:
+    """A failover ended the blocking call with an error that nobody expected, and the worker's loop
+    with it."""
+    session = bench.session()
+    events = queue.last_event()
+    waits = (lambda: queue.inbox(session, 2), lambda: queue.events(events, 2000))
+    for wait in waits:
+        demoting = threading.Timer(0.2, lambda: queue.client.replicaof("127.0.0.1", 1))
+        demoting.start()
+        try:
+            with pytest.raises(Unavailable, match="replica") as caught:
+                wait()
+            assert "primary" in str(caught.value.hint)
+        finally:
+            demoting.join()
+            queue.client.replicaof("NO", "ONE")
+    bench.submit(1)
+    leases = bench.lease(session)
+    assert queue.inbox(session, 1) == leases
+    assert [event.kind for event in queue.events(events, 1)] == ["queued", "running"]
+
+
 def test_bullmq_652_a_job_whose_worker_is_gone_does_not_stay_active_nor_hold_up_the_rest(
     bench: Bench, queue: Queue
 ) -> None:
@@ -243,6 +267,28 @@ def test_faktory_179_a_worker_without_heartbeats_does_not_multiply_its_jobs(
         queue.tick()
     assert runs == 20
     assert queue.status(job, "ann").tasks.failed == 1
+
+
+def test_faktory_worker_node_163_a_late_worker_is_told_before_its_task_starts_elsewhere(
+    bench: Bench, queue: Queue
+) -> None:
+    """A job on a loaded machine outlasted its reservation; it was started again while its first
+    worker went on, which nobody told."""
+    bench.submit(2)
+    loaded = bench.session()
+    held = bench.lease(loaded)
+    for _ in range(4):
+        bench.advance(29)  # as late as can be
+        queue.tick()
+        assert queue.beat(loaded, 0, {}, {}, MS).held == {lease.key for lease in held}
+    bench.advance(31)
+    queue.tick()
+    with pytest.raises(LeaseLost, match="register again and drop everything"):
+        queue.beat(loaded, 0, {}, {}, MS)
+    assert queue.held(loaded) == []
+    bench.advance(61)
+    queue.tick()
+    assert len(bench.lease(bench.session())) == 2
 
 
 def test_taskiq_redis_123_two_workers_cannot_claim_one_task(
