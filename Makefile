@@ -34,6 +34,7 @@ mutants: $(INSTALLED)
 
 bench-queue: $(INSTALLED)
 	$(BIN)/python bench/queue_rates.py
+	$(BIN)/python bench/comparison/compare.py
 
 clean:
 	rm -rf $(VENV) demo-out dist build .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

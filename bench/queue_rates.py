@@ -1,9 +1,11 @@
 """Measures the queue on a server of its own: rates, memory per queued task, latency when deep.
 
-python bench/queue_rates.py [--tasks 1000000]
+python bench/queue_rates.py [--tasks 1000000] [--json FILE]
 """
 
 import argparse
+import json
+import os
 import secrets
 import statistics
 import tempfile
@@ -37,12 +39,14 @@ def server_seconds(queue: Queue) -> float:
     return float(cpu["used_cpu_sys"] + cpu["used_cpu_user"])
 
 
-def measured(queue: Queue, name: str, tasks: int, act: Callable[[], None]) -> None:
+def measured(queue: Queue, name: str, tasks: int, act: Callable[[], None]) -> float:
+    """Returns tasks a second."""
     cpu, start = server_seconds(queue), time.perf_counter()
     act()
     seconds = time.perf_counter() - start
     each = (server_seconds(queue) - cpu) / tasks * 1e6
     print(f"{name:34} {tasks / seconds:10,.0f} tasks/s   {each:6.1f} µs of server CPU each")
+    return tasks / seconds
 
 
 def fill(queue: Queue, tasks: int, tenants: int = 10, job_tasks: int = 10_000) -> None:
@@ -87,9 +91,26 @@ def receipt(pictures: int, key: str) -> Receipt:
     )
 
 
-def percentiles(name: str, seconds: list[float]) -> None:
+def percentiles(name: str, seconds: list[float]) -> dict[str, float]:
     cuts = statistics.quantiles(seconds, n=100)
-    print(f"{name:34} p50 {cuts[49] * 1e3:.2f} ms   p99 {cuts[98] * 1e3:.2f} ms")
+    return told(name, cuts[49] * 1e3, cuts[98] * 1e3)
+
+
+def told(name: str, p50: float, p99: float) -> dict[str, float]:
+    print(f"{name:34} p50 {p50:.2f} ms   p99 {p99:.2f} ms")
+    return {"p50": round(p50, 2), "p99": round(p99, 2)}
+
+
+def cancel_all(queue: Queue, tenants: int = 10) -> int:
+    """Returns how many jobs that were."""
+    cancelled = 0
+    for number in range(tenants):
+        tenant, before = f"tenant-{number}", None
+        while jobs := queue.jobs(tenant, 200, before):
+            for job in jobs:
+                queue.cancel(job.id, tenant)
+            cancelled, before = cancelled + len(jobs), jobs[-1].id
+    return cancelled
 
 
 def timed(count: int, act: Callable[[], object]) -> list[float]:
@@ -105,53 +126,80 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tasks", type=int, default=1_000_000)
     parser.add_argument("--data", type=Path)
+    parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     tasks = arguments.tasks
     with (
         tempfile.TemporaryDirectory(prefix="farm-rates-", dir=arguments.data) as data,
         ServerProcess(Path(data)).serving() as server,
     ):
-        queue = Queue(connect(server.url))
-        print(f"server {check_server(queue.client).version}, appendfsync always")
-        small = tasks // 20
-        before = memory(queue)
+        report = measure(Queue(connect(server.url)), tasks)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
-        def submit_small() -> None:
-            for _ in range(small // CLIENTS):
-                queue.submit(header("small"), [TaskDraft(0, LANES[0], 4, 48)])
 
-        measured(queue, "submit, jobs of one task", small, lambda: together(submit_small))
-        print(f"{'memory, jobs of one task':34} {(memory(queue) - before) / small:10,.0f} B each")
-        # Not in the background, which would still be freeing while memory is measured.
-        queue.client.execute_command("FLUSHALL", "SYNC")
-        before = memory(queue)
-        measured(queue, f"append, {PIECE} a call", tasks, lambda: fill(queue, tasks))
-        used = memory(queue) - before
-        print(f"{'memory, jobs of 10,000 tasks':34} {used / tasks:10,.0f} B each")
-        session = register(queue)
-        queue.client.config_resetstat()
-        percentiles(
-            f"lease {BATCH}, {tasks:,} queued",
-            timed(500, lambda: queue.lease(session, None, 10**9, 10**8, BATCH)),
-        )
-        # Two scripts a call: the grant, and what a worker needs to start.
-        inside = queue.client.info("latencystats")["latency_percentiles_usec_evalsha"]
-        print(f"{'… a script inside the server':34} p50 {inside['p50'] / 1e3:.2f} ms", end="   ")
-        print(f"p99 {inside['p99'] / 1e3:.2f} ms")
-        queue.end(session, "drain")
-        measured(
-            queue,
-            f"lease {BATCH} + complete",
-            small,
-            lambda: together(lambda: drain(queue, small // CLIENTS)),
-        )
-        idle = [register(queue) for _ in range(1000)]
-        other = [Lane("another@r1", Mode.TEXT2IMG, 256, 256)]
-        cpu = server_seconds(queue)
-        for one in idle:
-            queue.lease(one, other, 64, 30_000)
-        each = (server_seconds(queue) - cpu) / len(idle) * 1e6
-        print(f"{'lease, nothing for the asker':34} {each:10,.1f} µs of server CPU")
+def measure(queue: Queue, tasks: int) -> dict[str, object]:
+    version = f"valkey {check_server(queue.client).version}, appendfsync always"
+    print(version)
+    report: dict[str, object] = {"server": version, "queued_tasks": tasks}
+    small = tasks // 20
+    before = memory(queue)
+
+    def submit_small() -> None:
+        for _ in range(small // CLIENTS):
+            queue.submit(header("small"), [TaskDraft(0, LANES[0], 4, 48)])
+
+    rate = measured(queue, "submit, jobs of one task", small, lambda: together(submit_small))
+    report["submit_single_jobs_per_second"] = round(rate)
+    each = (memory(queue) - before) / small
+    print(f"{'memory, jobs of one task':34} {each:10,.0f} B each")
+    report["bytes_per_job_of_one_task"] = round(each)
+    # Not in the background, which would still be freeing while memory is measured.
+    queue.client.execute_command("FLUSHALL", "SYNC")
+    before = memory(queue)
+    rate = measured(queue, f"append, {PIECE} a call", tasks, lambda: fill(queue, tasks))
+    report["append_tasks_per_second"] = round(rate)
+    each = (memory(queue) - before) / tasks
+    print(f"{'memory, jobs of 10,000 tasks':34} {each:10,.0f} B each")
+    report["bytes_per_task_in_jobs_of_10000"] = round(each)
+    session = register(queue)
+    queue.client.config_resetstat()
+    report["lease_32_ms"] = percentiles(
+        f"lease {BATCH}, {tasks:,} queued",
+        timed(500, lambda: queue.lease(session, None, 10**9, 10**8, BATCH)),
+    )
+    inside = queue.client.info("latencystats")["latency_percentiles_usec_evalsha"]
+    report["script_inside_server_ms"] = told(
+        "… the script inside the server", inside["p50"] / 1e3, inside["p99"] / 1e3
+    )
+    report["write_of_one_key_ms"] = percentiles(
+        "for comparison: a SET by itself", timed(500, lambda: queue.client.set("x", 1))
+    )
+    queue.end(session, "drain")
+    rate = measured(
+        queue,
+        f"lease {BATCH} + complete",
+        small,
+        lambda: together(lambda: drain(queue, small // CLIENTS)),
+    )
+    report["lease_and_complete_tasks_per_second"] = round(rate)
+    idle = [register(queue) for _ in range(1000)]
+    other = [Lane("another@r1", Mode.TEXT2IMG, 256, 256)]
+    cpu = server_seconds(queue)
+    for one in idle:
+        queue.lease(one, other, 64, 30_000)
+    each = (server_seconds(queue) - cpu) / len(idle) * 1e6
+    print(f"{'lease, nothing for the asker':34} {each:10,.1f} µs of server CPU")
+    report["idle_lease_server_us"] = round(each)
+    left = sum(work.tasks for work in queue.work())
+    start = time.perf_counter()
+    jobs = cancel_all(queue)
+    seconds = time.perf_counter() - start
+    print(f"{'cancel everything':34} {seconds:10.2f} s   {jobs} jobs, {left:,} tasks")
+    assert queue.work() == []
+    report["cancel_everything"] = {"seconds": round(seconds, 2), "jobs": jobs, "tasks": left}
+    report["machine"] = f"{os.cpu_count()} shared cores, load average {os.getloadavg()[0]:.1f}"
+    return report
 
 
 if __name__ == "__main__":
