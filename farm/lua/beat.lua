@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- with: settle
--- A worker's sign of life: extends everything its session holds.
+-- A worker's sign of life: everything that its session holds ends so much later than now.
 --
 -- ARGV  session, lease (ms), room (pictures), stats as JSON,
 --       then for each task that it works on: lease key, pictures done so far, failed so far,
@@ -46,7 +46,7 @@ for at = 1, #entries, 2 do
     let_go(session, job, name, head)
   end
 end
-redis.call('ZADD', P .. 'sessions', 'GT', now + ARGV[2], session)
+redis.call('ZADD', P .. 'sessions', now + ARGV[2], session)
 redis.call('HSET', P .. 'session:' .. session, 'seen', now, 'room', math.max(0, room),
   'stats', ARGV[4])
 return {redis.call('HGET', P .. 'session:' .. session, 'command') or '', held, cancelled}

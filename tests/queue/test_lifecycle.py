@@ -230,6 +230,19 @@ def test_a_silent_session_is_given_up_after_its_lease(bench: Bench, queue: Queue
     assert queue.status(job, "ann").tasks.queued == 1
 
 
+def test_a_beat_says_how_long_a_session_lasts_from_then_on(bench: Bench, queue: Queue) -> None:
+    """The time a session has until its first beat is long, because a worker may still be loading;
+    one that dies after its first beat must not keep its tasks that long."""
+    session = bench.session()
+    job = bench.submit()
+    bench.lease(session)
+    queue.beat(session, 0, {}, {}, 5_000)
+    bench.advance(6)
+    queue.tick()
+    assert queue.sessions() == []
+    assert queue.status(job, "ann").tasks.leased == 0
+
+
 def test_failed_by_its_row_is_final(bench: Bench, queue: Queue) -> None:
     job = bench.submit(1)
     session = bench.session()
