@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint unit clean mutants bench-queue
+.PHONY: demo test lint unit clean mutants storm storm-ray bench-queue bench-recovery
 
 demo: $(INSTALLED)
 	$(BIN)/farm demo
@@ -31,6 +31,16 @@ $(INSTALLED): pyproject.toml constraints.txt
 # An hour and more: breaks the queue's scripts one by one and tells which breaks the tests find.
 mutants: $(INSTALLED)
 	$(BIN)/python tools/mutants.py
+
+# Everything in a farm is killed while 20,000 jobs come in; then a checker looks at what is left.
+storm: $(INSTALLED)
+	$(BIN)/python tests/storm/storm.py
+
+storm-ray: $(INSTALLED)
+	$(BIN)/python tests/storm/storm.py --ray --jobs 1655 --kills 20 --server-kills 2
+
+bench-recovery: $(INSTALLED)
+	$(BIN)/python bench/recovery.py --json
 
 bench-queue: $(INSTALLED)
 	$(BIN)/python bench/queue_rates.py

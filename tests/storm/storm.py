@@ -1,7 +1,7 @@
 """A farm in a storm: everything in it is killed, again and again, while jobs come in.
 
 python tests/storm/storm.py --jobs 20000 --kills 120 --server-kills 10
-python tests/storm/storm.py --ray --jobs 1450 --kills 20 --server-kills 2
+python tests/storm/storm.py --ray --jobs 1655 --kills 20 --server-kills 2
 
 Real processes: a Valkey server, a gateway, schedulers, two workers with a tiny checkpoint, their
 publishers and witnesses, and a client that submits. In the end a checker that knows nothing of the

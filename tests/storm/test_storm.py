@@ -1,0 +1,17 @@
+"""A small storm in every run of the tests; the large ones are ``make storm`` and ``make storm-ray``."""
+
+from pathlib import Path
+
+from grounds import Processes
+from orders import FAULTS
+from storm import Storm
+
+JOBS = 100
+KILLS = 8
+
+
+def test_nothing_is_lost_or_published_twice_in_a_storm(tmp_path: Path) -> None:
+    storm = Storm(Processes(tmp_path, FAULTS), tmp_path, JOBS, KILLS, server_kills=1, seed=5)
+    outcome = storm.run(print)
+    assert outcome.problems == []
+    assert sum(outcome.kills.values()) == KILLS
