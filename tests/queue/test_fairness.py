@@ -174,6 +174,19 @@ def test_jobs_of_one_tenant_run_in_the_order_they_came(bench: Bench) -> None:
     ]
 
 
+def test_one_call_takes_from_very_many_jobs_and_tenants(bench: Bench) -> None:
+    """More of them than are read at once, and more tasks of one job than are."""
+    few = [bench.submit(1, tenant="ann", pictures=1, cost=12) for _ in range(120)]
+    for number in range(40):
+        bench.submit(2, tenant=f"tenant-{number}", pictures=1, cost=12)
+    long = bench.submit(60, tenant="bob", pictures=1, cost=0)
+    got = serve(bench, bench.session(), 260, at_once=200)
+    assert [lease.job for lease in got if lease.job in few] == few
+    assert [lease.number for lease in got if lease.job == long] == list(range(60))
+    assert len({lease.key for lease in got}) == 260
+    assert bench.lease(bench.session()) == []
+
+
 def test_a_suspect_waits_until_a_busy_session_has_made_itself_free(bench: Bench) -> None:
     bench.submit(2)
     first = bench.session()
