@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from farm.job import JobOptions, Receipt, TaskDraft, job_id
@@ -162,12 +163,12 @@ def measure(queue: Queue, tasks: int) -> dict[str, object]:
     each = (memory(queue) - before) / tasks
     print(f"{'memory, jobs of 10,000 tasks':34} {each:10,.0f} B each")
     report["bytes_per_task_in_jobs_of_10000"] = round(each)
-    session = register(queue)
+    sessions = [register(queue) for _ in range(10)]
     queue.client.config_resetstat()
-    report["lease_32_ms"] = percentiles(
-        f"lease {BATCH}, {tasks:,} queued",
-        timed(500, lambda: queue.lease(session, None, 10**9, 10**8, BATCH)),
-    )
+    seconds = []
+    for session in sessions:
+        seconds += timed(50, partial(queue.lease, session, None, 10**9, 10**8, BATCH))
+    report["lease_32_ms"] = percentiles(f"lease {BATCH}, {tasks:,} queued", seconds)
     inside = queue.client.info("latencystats")["latency_percentiles_usec_evalsha"]
     report["script_inside_server_ms"] = told(
         "… the script inside the server", inside["p50"] / 1e3, inside["p99"] / 1e3
@@ -175,7 +176,8 @@ def measure(queue: Queue, tasks: int) -> dict[str, object]:
     report["write_of_one_key_ms"] = percentiles(
         "for comparison: a SET by itself", timed(500, lambda: queue.client.set("x", 1))
     )
-    queue.end(session, "drain")
+    for session in sessions:
+        queue.end(session, "drain")
     rate = measured(
         queue,
         f"lease {BATCH} + complete",
@@ -194,10 +196,10 @@ def measure(queue: Queue, tasks: int) -> dict[str, object]:
     left = sum(work.tasks for work in queue.work())
     start = time.perf_counter()
     jobs = cancel_all(queue)
-    seconds = time.perf_counter() - start
-    print(f"{'cancel everything':34} {seconds:10.2f} s   {jobs} jobs, {left:,} tasks")
+    took = time.perf_counter() - start
+    print(f"{'cancel everything':34} {took:10.2f} s   {jobs} jobs, {left:,} tasks")
     assert queue.work() == []
-    report["cancel_everything"] = {"seconds": round(seconds, 2), "jobs": jobs, "tasks": left}
+    report["cancel_everything"] = {"seconds": round(took, 2), "jobs": jobs, "tasks": left}
     report["machine"] = f"{os.cpu_count()} shared cores, load average {os.getloadavg()[0]:.1f}"
     return report
 
