@@ -37,7 +37,7 @@ MAX_CONNECTIONS = 32
 CONNECT_SECONDS = 5
 READ_SECONDS = 20  # of silence; a dead connection costs that much before it is tried anew
 PAGE_KEYS = 1000  # of a list; the most that S3 gives at once
-ATTEMPTS = 6  # botocore waits up to 1, 2, 4, 8 and 16 s between them
+ATTEMPTS = 10  # botocore waits up to 0.05, 0.1 … 12.8 s between them, but 1, 2 … 20 s if overloaded
 RACE_ATTEMPTS = 8  # of a PUT that met another one of the same key under way
 BODY_ATTEMPTS = 4  # of a body that broke off; botocore repeats requests, not bodies
 

@@ -140,7 +140,7 @@ def test_a_list_that_breaks_off_names_every_object_once(
 
 def test_a_server_that_comes_back_is_found(far: Store, proxy: FaultProxy) -> None:
     proxy.refuse()
-    threading.Timer(0.5, proxy.heal).start()
+    threading.Timer(2.0, proxy.heal).start()
     assert far.put("key", b"x")
 
 
