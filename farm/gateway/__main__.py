@@ -12,6 +12,8 @@ from farm.settings import GatewaySettings, load
 from farm.store import open_store
 from farm.store.probing import check_store
 
+log = logging.getLogger(__name__)
+
 GRACE_SECONDS = 5  # event streams are cut after it; their clients come again
 HEADER_BYTES = 32 * 1024
 
@@ -22,7 +24,9 @@ def main() -> int:
         settings = load(GatewaySettings)
         app = create_app(settings)
         check_store(open_store(settings.store_url), single_writer=settings.single_writer)
-        check_server(connect(settings.redis_url), allow_volatile=settings.allow_volatile)
+        client = connect(settings.redis_url)
+        for note in check_server(client, allow_volatile=settings.allow_volatile).notes:
+            log.warning("the queue's server: %s", note)
     except FarmError as error:
         print(error, file=sys.stderr)
         return error.exit_code

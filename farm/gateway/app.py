@@ -24,7 +24,7 @@ from farm.settings import GatewaySettings
 from farm.spec import CheckpointInfo
 from farm.store import Store, open_store
 
-STORE_ATTEMPTS = 3  # a caller is waiting; the workers are more patient
+STORE_ATTEMPTS = 6  # a caller is waiting; the workers are more patient
 
 
 def create_app(

@@ -26,6 +26,30 @@ def test_a_store_that_lets_several_writers_win_is_refused(tmp_path: Path) -> Non
     assert "--single-writer" in (caught.value.hint or "")
 
 
+class Forgetful(LocalStore):
+    """The winner's reply is lost; asked again, the store says that the key is taken."""
+
+    def put(self, key: str, data: bytes, *, content_type: str = "") -> bool:
+        super().put(key, data)
+        return False
+
+
+def test_a_store_whose_reply_to_the_winner_was_lost_is_taken(tmp_path: Path) -> None:
+    check_store(Forgetful(tmp_path), single_writer=False)
+
+
+class Swapping(LocalStore):
+    """One writer is told that he won, and another one's bytes are kept."""
+
+    def put(self, key: str, data: bytes, *, content_type: str = "") -> bool:
+        return super().put(key, b"another's" if data.startswith(b"writer") else data)
+
+
+def test_a_store_that_keeps_other_bytes_than_the_winners_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(WritesTwice):
+        check_store(Swapping(tmp_path), single_writer=False)
+
+
 def test_a_single_writer_may_use_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         check_store(Careless(tmp_path), single_writer=True)
