@@ -432,7 +432,7 @@ MUTANTS = (
     Mutant(
         "a beat extends nothing",
         "beat.lua",
-        "redis.call('ZADD', P .. 'sessions', 'GT', now + ARGV[2], session)\n",
+        "redis.call('ZADD', P .. 'sessions', now + ARGV[2], session)\n",
         "",
     ),
     Mutant(
@@ -626,6 +626,12 @@ MUTANTS = (
         "common/records.lua",
         ".. '|' .. task.alone .. '|' .. task.pictures",
         ".. '|0|' .. task.pictures",
+    ),
+    Mutant(
+        "a beat never makes a session shorter",
+        "beat.lua",
+        "redis.call('ZADD', P .. 'sessions', now + ARGV[2], session)",
+        "redis.call('ZADD', P .. 'sessions', 'GT', now + ARGV[2], session)",
     ),
     Mutant(
         "a stranger spoils a job's pictures",

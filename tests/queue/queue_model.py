@@ -321,7 +321,7 @@ class Model:
     def beat(
         self, session: Session, progress: dict[str, Progress], ms: int
     ) -> tuple[set[str], set[str]]:
-        session.deadline = max(session.deadline, self.now + ms / 1000)
+        session.deadline = self.now + ms / 1000
         session.seen = self.now
         cancelled = {key for key, task in session.held.items() if task.job.state == "x"}
         for key in cancelled:

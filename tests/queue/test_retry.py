@@ -14,9 +14,9 @@ from farm.queue.queue import FailKind
 def many(bench: Bench, tasks: int, **options: object) -> str:
     header = bench.header(**options)
     bench.queue.open(header)
-    pieces = range(0, tasks, 200)
+    pieces = range(0, tasks, 100)
     for piece, first in enumerate(pieces):
-        drafts = bench.tasks(200, pictures=1, first=first)
+        drafts = bench.tasks(100, pictures=1, first=first)
         bench.queue.append(header.job, piece, "a" * 64, drafts)
     bench.queue.close(header.job, len(pieces))
     return header.job
@@ -43,21 +43,21 @@ def tick(bench: Bench) -> None:
 def test_what_fails_again_while_a_retry_is_still_being_queued_waits_for_the_next_one(
     bench: Bench, queue: Queue
 ) -> None:
-    job = many(bench, 400)
+    job = many(bench, 300)
     session = bench.session()
     work(bench, session, failed=1)
     queue.retry(job, "ann")
     assert work(bench, session, failed=1) == 200
     for _ in range(4):
         tick(bench)
-    assert queue.status(job, "ann").tasks.queued == 200
-    assert work(bench, session) == 200
+    assert queue.status(job, "ann").tasks.queued == 100
+    assert work(bench, session) == 100
     status = queue.status(job, "ann")
-    assert (status.state, status.images.failed, status.tasks.total) == (JobState.FAILED, 200, 800)
+    assert (status.state, status.images.failed, status.tasks.total) == (JobState.FAILED, 200, 600)
     assert queue.retry(job, "ann") == 2
     assert work(bench, session) == 200
     status = queue.status(job, "ann")
-    assert (status.state, status.images.done, status.images.failed) == (JobState.DONE, 400, 0)
+    assert (status.state, status.images.done, status.images.failed) == (JobState.DONE, 300, 0)
 
 
 def test_a_deadline_ends_a_retry_that_is_still_being_queued(bench: Bench, queue: Queue) -> None:
