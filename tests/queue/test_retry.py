@@ -160,8 +160,9 @@ def test_a_task_with_too_many_crashing_rows_failed_by_a_crash(bench: Bench, queu
         queue.tick()
         crashes += 1
     finish(bench)
-    with pytest.raises(Conflict, match="failed for the reason infra"):
-        queue.retry(job, "ann", "infra")
+    for reason in ("row", "infra"):
+        with pytest.raises(Conflict, match=f"failed for the reason {reason}"):
+            queue.retry(job, "ann", reason)
     assert queue.retry(job, "ann", "crash") == 1
 
 
