@@ -36,15 +36,17 @@ class Aboard:
             self._at_work[assignment.key] = assignment
             return True
 
-    def skip(self, lease: Lease) -> None:
+    def skip(self, lease: Lease) -> bool:
         """Nothing has to be rendered of it; it leaves as soon as the queue has heard how it ended.
 
-        A lease that was dropped meanwhile stays away.
+        False if it was dropped while it was loaded; the task may be aboard under a newer lease.
         """
         with self._lock:
-            if self._arrived.get(lease.key) is lease:
-                del self._arrived[lease.key]
-                self._leaving[lease.key] = lease
+            if self._arrived.get(lease.key) is not lease:
+                return False
+            del self._arrived[lease.key]
+            self._leaving[lease.key] = lease
+            return True
 
     def leave(self, key: str) -> tuple[Lease | None, Assignment | None]:
         """Nothing more is rendered of what was at work; the queue has to hear how it ended."""

@@ -96,9 +96,9 @@ class Loader:
             self._end(Report(lease, None, "infra", f"its chunk cannot be read: {error}"))
 
     def _end(self, report: Report) -> None:
-        self._publisher.drop(report.lease.key)
-        self._aboard.skip(report.lease)
-        self._report(report)
+        if self._aboard.skip(report.lease):
+            self._publisher.drop(report.lease.key)
+            self._report(report)
 
     def _wanted(self, lease: Lease, chunk: Chunk) -> set[RowId] | None:
         """Of a retried task, what its earlier generations have not made; else None, for all."""
@@ -112,7 +112,6 @@ class Loader:
         return wanted
 
     def _finalise(self, lease: Lease) -> None:
-        self._aboard.skip(lease)
         receipts: list[Receipt] = []
         failed: dict[int, int] = {}  # by task: a newer generation has tried its failures again
         after = 0
@@ -120,6 +119,8 @@ class Loader:
             receipts += (finished.receipt for finished in found)
             failed |= {finished.number: finished.receipt.failed for finished in found}
             after = found[-1].position
+        if not self._aboard.skip(lease):
+            return
         self._publisher.finalise(
             lease.key,
             lease.job,
