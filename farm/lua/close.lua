@@ -5,6 +5,7 @@
 -- ARGV  job, how many pieces it has
 --
 -- Returns 1; also when the job was closed with as many pieces before.
+if not server_settled() then return refuse('UNSETTLED', 'the server started anew') end
 local job, pieces = ARGV[1], tonumber(ARGV[2])
 local h = redis.call('HMGET', P .. 'job:' .. job, 's', 'cl', 'pn', 'pm')
 if not h[1] then return refuse('NOTFOUND', 'there is no job ' .. job) end

@@ -1,5 +1,5 @@
 #!lua
--- with: paged ready settle
+-- with: paged ready settle intake
 -- DONE or FAILED -> QUEUED: the tasks with failed pictures run again, as a new generation.
 --
 -- ARGV  job, tenant, reason or empty: only those that failed for it, see failed_for
@@ -7,6 +7,7 @@
 -- Returns the generation; that of a job which is being retried already is the present one.
 local SEARCHED = 1000 -- failures; a retry among more of them may turn out to be empty
 
+if not server_settled() then return refuse('UNSETTLED', 'the server started anew') end
 local job = ARGV[1]
 local head, refused = own_job(job, ARGV[2])
 if refused then return refused end

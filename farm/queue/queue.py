@@ -94,7 +94,7 @@ class Queue:
 
     def close(self, job: str, pieces: int) -> None:
         """No more pieces will come; all of them must be there."""
-        self._run("close", check_job_id(job), pieces)
+        self._take_in("close", check_job_id(job), pieces)
 
     def submit(self, header: JobHeader, tasks: Sequence[TaskDraft], rejected: int = 0) -> Opened:
         """Open, append and close in one."""
@@ -266,7 +266,7 @@ class Queue:
                 what ``failures`` tells. The error of a single picture is in the manifest and not
                 known here: its task has failed pictures by ``row``, and all of them run again.
         """
-        return int(self._run("retry", check_job_id(job), tenant, (reason or "")[:MAX_REASON]))
+        return int(self._take_in("retry", check_job_id(job), tenant, (reason or "")[:MAX_REASON]))
 
     def spoil(self, job: str, tenant: str, task: Finished, left: int) -> int:
         """Count pictures of a done task as failed, because their files are gone: all but ``left``.

@@ -330,3 +330,32 @@ def test_each_start_is_rewritten_once(serving: Serving) -> None:
             server.kill()
             server.start()
             server.ready()
+
+
+def test_a_job_is_closed_and_retried_on_a_rewritten_file_only(serving: Serving) -> None:
+    """What ``close`` and ``retry`` acknowledge is work taken in, as a submission is."""
+    with serving() as server:
+        bench = Bench(Queue(connect(server.url)))
+        opened = bench.queue.open(bench.header())
+        failed = bench.submit(1)
+        session = bench.session()
+        for lease in (*bench.lease(session), *bench.lease(session)):
+            if lease.finalise:
+                bench.complete(session, lease)
+            else:
+                bench.queue.fail(session, lease, "row", "it is bad")
+        for lease in bench.queue.held(session):
+            bench.complete(session, lease)
+
+        def restart() -> None:
+            server.kill()
+            server.start()
+            server.ready()
+
+        for act in (
+            lambda: bench.queue.close(opened.job, 0),
+            lambda: bench.queue.retry(failed, "ann"),
+        ):
+            restart()
+            act()
+            assert bench.queue.client.info("persistence")["aof_rewrites"] == 1

@@ -1,4 +1,4 @@
-"""A small storm in every run of the tests; the large ones are ``make storm`` and ``make storm-ray``."""
+"""A small storm in every run of the tests; ``make storm`` and ``make storm-ray`` are large ones."""
 
 from pathlib import Path
 
