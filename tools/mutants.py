@@ -198,13 +198,25 @@ MUTANTS = (
     Mutant(
         "every crash counts",
         "common/settle.lua",
+        "elseif kind == 'crash' and was_alone and task.alone == 1 then",
+        "elseif kind == 'crash' and task.alone == 1 then",
+    ),
+    Mutant(
+        "the crash of a task that happened to be alone counts",
+        "common/settle.lua",
+        "elseif kind == 'crash' and was_alone and task.alone == 1 then",
         "elseif kind == 'crash' and was_alone then",
-        "elseif kind == 'crash' then",
+    ),
+    Mutant(
+        "a finalise task is blamed for a crash",
+        "common/settle.lua",
+        "if kind == 'crash' and not counted then kind = 'infra' end",
+        "",
     ),
     Mutant(
         "no crash counts",
         "common/settle.lua",
-        "elseif kind == 'crash' and was_alone then",
+        "elseif kind == 'crash' and was_alone and task.alone == 1 then",
         "elseif false then",
     ),
     Mutant(
@@ -222,14 +234,14 @@ MUTANTS = (
     Mutant(
         "a crash does not make a task run alone",
         "common/settle.lua",
-        "if kind == 'crash' and counted then task.alone = 1 end",
+        "if kind == 'crash' then task.alone = 1 end",
         "",
     ),
     Mutant(
         "a release costs an attempt",
         "common/settle.lua",
-        "elseif kind == 'infra' or",
-        "elseif kind == 'infra' or kind == 'release' or",
+        "elseif kind == 'infra' then",
+        "elseif kind == 'infra' or kind == 'release' then",
     ),
     Mutant(
         "late work is queued again",

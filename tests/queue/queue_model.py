@@ -233,22 +233,24 @@ class Model:
         if kind == "row":
             self.fail(task)
             return
+        if kind == "crash" and task.final:
+            kind = "infra"
         if kind == "crash" and was_alone and row is not None:
             task.row_crashes[row] += 1
             if len(task.skip) > MAX_SKIPPED:
                 self.fail(task)
                 return
-        elif kind == "crash" and was_alone:
+        elif kind == "crash" and was_alone and task.alone:
             task.crashes += 1
             if task.crashes >= MAX_CRASHES:
                 self.fail(task)
                 return
-        elif kind == "infra" or (kind == "crash" and task.final):
+        elif kind == "infra":
             task.losses += 1
             if task.losses >= MAX_LOSSES:
                 self.fail(task)
                 return
-        if kind == "crash" and not task.final:
+        if kind == "crash":
             task.alone = True
         if task.job.late and not task.final:
             task.state = "e"

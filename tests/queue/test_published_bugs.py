@@ -41,7 +41,7 @@ def test_sidekiq_4633_a_poison_task_does_not_kill_worker_after_worker(
         killed += 1
         bench.advance(61)
         queue.tick()
-    assert killed == 2
+    assert killed == 3
     assert queue.status(job, "ann").tasks.failed == 1
 
 

@@ -2,7 +2,7 @@
 
 from queue_bench import MS, Bench
 
-from farm.job import Lease, TaskState
+from farm.job import JobState, Lease, TaskState
 from farm.queue import Progress
 
 
@@ -61,8 +61,10 @@ def test_several_bad_rows_of_a_task_are_all_left_out(bench: Bench) -> None:
 
 def test_a_crash_outside_any_row_still_counts_against_the_task(bench: Bench) -> None:
     job = bench.submit(1)
-    crash(bench, None)
+    assert not crash(bench, None).alone, "by chance nothing else was aboard: that does not count"
+    assert crash(bench, None).alone
     crash(bench, 1)
+    assert bench.queue.failures(job) == []
     crash(bench, None)
     [failure] = bench.queue.failures(job)
     assert "2 times while running alone" in failure.reason
@@ -100,3 +102,19 @@ def test_a_worker_may_tell_of_a_rows_crash_itself(bench: Bench) -> None:
         bench.advance(70)
         bench.queue.tick()
     assert bench.lease(bench.session())[0].skip == (1,)
+
+
+def test_crashes_while_a_job_is_finalised_do_not_fail_it(bench: Bench) -> None:
+    job = bench.submit(1)
+    session = bench.session()
+    [lease] = bench.lease(session)
+    bench.complete(session, lease)
+    for _ in range(3):
+        bench.queue.end(session, "crash")
+        bench.advance(70)
+        bench.queue.tick()
+        session = bench.session()
+        [final] = bench.lease(session)
+        assert final.finalise
+    bench.complete(session, final)
+    assert bench.queue.status(job, "ann").state is JobState.DONE

@@ -65,3 +65,21 @@ def test_two_schedulers_grant_a_task_once(bench: Bench, queue: Queue) -> None:
     granted = sum(scheduler.step() for _ in range(3) for scheduler in schedulers)
     assert granted == len(queue.held(session))
     assert queue.fsck() == []
+
+
+def test_who_runs_a_suspect_alone_is_not_waited_for(bench: Bench, queue: Queue) -> None:
+    """It has room and takes nothing: what it was planned for must go to somebody else at once."""
+    bench.submit(1)
+    crashed = bench.session()
+    bench.lease(crashed)
+    queue.end(crashed, "crash")
+    bench.advance(5)
+    queue.tick()
+    alone, idle = bench.session(), bench.session()
+    queue.beat(alone, 1000, {}, {}, MS)
+    assert [lease.alone for lease in bench.lease(alone)] == [True]
+    queue.beat(alone, 1000, {}, {}, MS)
+    queue.beat(idle, 10, {}, {}, MS)
+    bench.submit(1, priority="urgent")
+    assert Scheduler(queue, lease_ms=MS).step() == 1
+    assert len(queue.held(idle)) == 1

@@ -10,7 +10,7 @@
 --   ended            sorted set: job -> when it ended (ms)
 --   retrying         set: jobs with failures that are still to be queued again
 
-local MAX_CRASHES = 2 -- while running alone; of a row, or of what is not in a row
+local MAX_CRASHES = 2 -- of a task that was leased to run alone: of a row, or of what is in none
 local MAX_SKIPPED = 16 -- rows; more of them, and it is not the rows
 local MAX_LOSSES = 20 -- of infrastructure
 local FIRST_WAIT = 500 -- ms, at most; doubles with every attempt that was lost
@@ -160,12 +160,14 @@ end
 
 -- LEASED -> QUEUED | WAITING | FAILED | EXPIRED, for a task whose lease has just ended.
 --
--- kind   row: final. crash: counts if the task was alone aboard, against the row that was running
---        if the worker said which; else the task will run alone.
+-- kind   row: final. crash: counts if the task ran alone, as one does that was aboard at a crash,
+--        against the row that was running if the worker said which; else it will run alone.
 --        infra: the task is not to blame. release: the worker gives it back unharmed.
 -- Returns the letter of the new state.
 local function give_back(job, head, name, task, kind, was_alone, row, reason)
   local counted = task.lane ~= 0
+  -- To finalise a job renders nothing: its worker's crash is none of its doing.
+  if kind == 'crash' and not counted then kind = 'infra' end
   count(job, {lp = -task.pictures})
   if kind == 'row' then
     fail_task(job, name, task, 'nl', reason)
@@ -177,21 +179,21 @@ local function give_back(job, head, name, task, kind, was_alone, row, reason)
         'more than ' .. MAX_SKIPPED .. ' of its pictures crashed their worker: ' .. reason)
       return 'f'
     end
-  elseif kind == 'crash' and was_alone then
+  elseif kind == 'crash' and was_alone and task.alone == 1 then
     task.crashes = task.crashes + 1
     if task.crashes >= MAX_CRASHES then
       fail_task(job, name, task, 'nl',
         'crashed its worker ' .. task.crashes .. ' times while running alone: ' .. reason)
       return 'f'
     end
-  elseif kind == 'infra' or (kind == 'crash' and not counted) then
+  elseif kind == 'infra' then
     task.losses = task.losses + 1
     if task.losses >= MAX_LOSSES then
       fail_task(job, name, task, 'nl', 'lost ' .. task.losses .. ' times: ' .. reason)
       return 'f'
     end
   end
-  if kind == 'crash' and counted then task.alone = 1 end
+  if kind == 'crash' then task.alone = 1 end
   if head.late and counted then
     expire_task(job, name, task, 'nl')
     return 'e'
