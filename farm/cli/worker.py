@@ -1,6 +1,7 @@
 """``farm worker``: one worker in this process, without Ray."""
 
 import logging
+import os
 import signal
 import socket
 from typing import Annotated
@@ -31,4 +32,14 @@ def worker(
     running = Worker(settings, name or socket.gethostname(), witness=witness)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: running.stop())
-    running.run()
+    status = 1
+    try:
+        running.run()
+        status = 0
+    except Exception:
+        logging.getLogger(__name__).critical("the worker failed", exc_info=True)
+    finally:
+        logging.shutdown()
+        # A thread that still waits for the store must not keep a worker that has ended from being
+        # started again.
+        os._exit(status)

@@ -15,7 +15,7 @@ from farm.store.protocol import STREAM_BYTES, Entry, check_key, check_prefix
 # No key's segment starts with a dot, so what is being written is never seen as an object.
 _UNFINISHED = ".writing-"
 
-# What opening or naming a file without a name ends with where the system or the disk cannot do it.
+# What opening or naming a file without a name fails with where the system or the disk cannot.
 _NO_UNNAMED = {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT}
 
 _HINTS = {

@@ -86,7 +86,8 @@ def test_a_stopped_publisher_process_is_replaced(
     farm.start(engine=engine)
     publisher = farm.workers[0][0]._publisher
     until(lambda: publisher._ready)
-    stopped = publisher.pid or 0
+    stopped = publisher.pid
+    assert stopped
     job = farm.submit(*(str(number) for number in range(20)))
     until(lambda: not engine.idle)
     os.kill(stopped, signal.SIGSTOP)

@@ -264,7 +264,9 @@ def test_a_killed_publisher_loses_no_picture(farm: Farm) -> None:
     until(lambda: publisher.pid)
     job = farm.submit(*(str(number) for number in range(40)))
     until(lambda: len(engine.rendered) > 10)
-    os.kill(publisher.pid or 0, signal.SIGKILL)
+    pid = publisher.pid
+    assert pid
+    os.kill(pid, signal.SIGKILL)
     farm.wait(job)
     assert len(farm.rows(job)) == 40
 

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Mapping
 
 from farm.settings import load
+from farm.supervisor import write_pid
 from farm_workers.settings import WorkerSettings
 from farm_workers.witness import Witness
 from farm_workers.worker import Worker
@@ -28,7 +29,7 @@ class WorkerActor:
         self._fingerprint = fingerprint
         if settings.run_dir is not None:
             with contextlib.suppress(OSError):  # the folder is on the machine of ``farm up``
-                (settings.run_dir / f"{worker}.pid").write_text(f"{os.getpid()}\n")
+                write_pid(settings.run_dir / f"{worker}.pid", os.getpid())
         self._thread = threading.Thread(target=self._work, name="main", daemon=True)
         self._thread.start()
 

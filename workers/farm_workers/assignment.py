@@ -58,22 +58,22 @@ class Assignment:
             for row, place in self.places.items()
             if place in lease.skip and row in wanted and row not in there
         ]
-        self._todo = wanted - there - set(self.left_out)
+        self._todo = set(wanted) - there - set(self.left_out)  # not taken yet
         self.at_place: int | None = None  # of the row that is next, where rows run one by one
         self.told_place: int | None = None  # the last one that a beat has told of
-        self._put_back: tuple[NumberedSpec, Row, Inputs] | None = None
         self._source = iter([numbered for numbered in chunk.renders if self.rows(numbered)])
         self._ahead: collections.deque[tuple[NumberedSpec, Future[Inputs]]] = collections.deque()
         self._rows: Iterator[Row] | None = None
         self._current: tuple[NumberedSpec, Inputs] | None = None
-        self._read_ahead()
+        if not lease.alone:
+            self._read_ahead(PREFETCH)
 
     @property
     def key(self) -> str:
         return self.lease.key
 
     def rows(self, numbered: NumberedSpec) -> list[Row]:
-        """Those of a render that are to be made."""
+        """Those of a render that are still to be made."""
         return [row for row in numbered.spec.rows() if (numbered.render, row.index) in self._todo]
 
     @property
@@ -86,41 +86,52 @@ class Assignment:
         """Every picture is with the publisher."""
         return self.handed_over == self.pictures
 
-    def put_back(self, ready: tuple[NumberedSpec, Row, Inputs]) -> None:
-        """The row comes out of ``next_row`` once more."""
-        self._put_back = ready
+    @property
+    def next_place(self) -> int | None:
+        """Of the row that ``next_row`` will return; None after the last."""
+        return min((self.places[row] for row in self._todo), default=None)
 
     def next_row(self) -> tuple[NumberedSpec, Row, Inputs] | None:
         """The next row that can start; ``None`` while inputs are read, and at the end.
 
+        Of a task that runs alone nothing is read before it is called: a decoder can crash as well.
+
         Raises:
             InputFailed: the inputs of a whole render cannot be had.
         """
-        if self._put_back is not None:
-            ready, self._put_back = self._put_back, None
-            return ready
         while True:
             if self._rows is not None and self._current is not None:
                 row = next(self._rows, None)
                 if row is not None:
+                    self._todo.discard((self._current[0].render, row.index))
                     return self._current[0], row, self._current[1]
                 self._rows = self._current = None
+                if self.lease.alone:
+                    return None  # the next one is told of before it is read
+            if self.lease.alone:
+                self._read_ahead(1)
             if not self._ahead or not self._ahead[0][1].done():
                 return None
             numbered, future = self._ahead.popleft()
-            self._read_ahead()
+            if not self.lease.alone:
+                self._read_ahead(PREFETCH)
             try:
                 inputs = future.result()
             except FarmError as error:
-                raise InputFailed(numbered, error) from None
+                raise self._failed(numbered, error) from None
             except Exception as error:  # of a library that met a file it cannot take
                 wrong = RenderError(f"its inputs cannot be read: {error!r}")
-                raise InputFailed(numbered, wrong) from error
+                raise self._failed(numbered, wrong) from error
             self.notes[numbered.render] = inputs.notes
             self._current, self._rows = (numbered, inputs), iter(self.rows(numbered))
 
-    def _read_ahead(self) -> None:
-        while len(self._ahead) < PREFETCH:
+    def _failed(self, numbered: NumberedSpec, error: FarmError) -> "InputFailed":
+        rows = self.rows(numbered)
+        self._todo -= {(numbered.render, row.index) for row in rows}
+        return InputFailed(numbered.render, rows, error)
+
+    def _read_ahead(self, renders: int) -> None:
+        while len(self._ahead) < renders:
             numbered = next(self._source, None)
             if numbered is None:
                 return
@@ -130,9 +141,10 @@ class Assignment:
 
 
 class InputFailed(Exception):
-    """The inputs of one render cannot be read."""
+    """The inputs of one render cannot be read, so none of its rows can be made."""
 
-    def __init__(self, numbered: NumberedSpec, error: FarmError) -> None:
+    def __init__(self, render: int, rows: Sequence[Row], error: FarmError) -> None:
         super().__init__(str(error))
-        self.numbered = numbered
+        self.render = render
+        self.rows = rows
         self.error = error

@@ -7,11 +7,12 @@ prompts that it strikes.
 import enum
 import signal
 import time
-from collections.abc import Hashable, Iterable, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Hashable, Iterable
+from typing import Any, NamedTuple
 
 from farm.errors import FarmError, InvalidInput, OutOfMemory, RenderError
 from farm.spec import Lane, Row
+from farm_workers.render_engine import RenderEngine
 
 SLOW_SECONDS = 0.5  # longer for every step with a slow row aboard
 HANG_SECONDS = 1e6
@@ -26,17 +27,6 @@ class Fault(enum.StrEnum):
     SLOW = "slow"  # the step takes longer
 
 
-class Engine(Protocol):
-    numerics: str
-
-    @property
-    def idle(self) -> bool: ...
-    def room(self, lane: Lane) -> int: ...
-    def add(self, key: Any, row: Row, **inputs: Any) -> None: ...
-    def step(self) -> Sequence[Any]: ...
-    def cancel(self, keys: Any) -> None: ...
-
-
 class Struck(NamedTuple):
     """What comes out of the engine in place of a row that a fault has struck."""
 
@@ -49,7 +39,7 @@ class Struck(NamedTuple):
 class FaultyEngine:
     """Any engine, with faults planted in it."""
 
-    def __init__(self, engine: Engine, faults: Iterable[str]) -> None:
+    def __init__(self, engine: RenderEngine, faults: Iterable[str]) -> None:
         self._engine = engine
         self._faults = [_parse(text) for text in faults]
         self._live: dict[tuple[Hashable, int], Fault] = {}

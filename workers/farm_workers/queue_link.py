@@ -17,6 +17,7 @@ from farm.queue import Queue
 from farm.queue.queue import FIRST_LEASE_MS
 from farm.queue.wire import MAX_ROWS
 from farm_workers.aboard import Aboard
+from farm_workers.drain import drain
 from farm_workers.witness import Witness
 
 log = logging.getLogger(__name__)
@@ -83,6 +84,7 @@ class QueueLink:
         self._step_deadline_seconds = step_deadline_seconds
         self._witness = witness
         self._stopped = stopped
+        self._ended = threading.Event()
         self._reports: queues.SimpleQueue[Report] = queues.SimpleQueue()
         self._wake = threading.Event()
         self._beat_wanted = threading.Event()
@@ -121,6 +123,7 @@ class QueueLink:
 
     def leave(self, why: Literal["crash", "drain"]) -> None:
         """End the session; what it holds goes back."""
+        self._ended.set()
         try:
             self._queue.end(self.session, why)
         except FarmError as error:
@@ -149,7 +152,7 @@ class QueueLink:
     # Reports and beats.
 
     def control(self) -> None:
-        """Send reports and beats, until ``stopped``."""
+        """Send reports and beats until ``stopped``, and then watch the main loop until it ends."""
         next_beat = last_beat = 0.0
         while not self._stopped.is_set():
             self._wake.wait(max(next_beat - time.monotonic(), 0.0))
@@ -167,10 +170,12 @@ class QueueLink:
                         self._beat()
                     except LeaseLost:
                         self._start_over()
+        while not self._ended.wait(BEAT_SECONDS):
+            self._watch()
 
     def _send_reports(self) -> None:
         """All there are: tasks that are done in one call, since each call waits for the disk."""
-        while reports := list(_all_of(self._reports, MAX_ROWS)):
+        while reports := list(drain(self._reports, MAX_ROWS)):
             done = [report for report in reports if report.receipt is not None]
             groups = [done] if done else []
             groups += [[report] for report in reports if report.receipt is None]
@@ -187,7 +192,11 @@ class QueueLink:
                         for report in group:
                             self._send_until_heard([report])
                         return
-                    log.error("task %s: %s", group[0].lease.key, error)  # the task is not ours
+                    log.error("task %s: %s", group[0].lease.key, error)
+                    if isinstance(error, InvalidInput) and group[0].receipt is not None:
+                        # Still ours: it is tried again, a limited number of times.
+                        group = [Report(group[0].lease, None, "infra", str(error))]
+                        continue
                 for report in group:
                     self._aboard.left(report.lease.key)
                 return
@@ -226,7 +235,7 @@ class QueueLink:
         self._lease_end = sent + self._lease_ms / 1000
         self._crew.lease_until(beat.held & ours, self._lease_end)
         self._aboard.told(progress)
-        for key in beat.cancelled | (set(progress) - beat.held):
+        for key in beat.cancelled | (ours - beat.held):
             self._crew.drop(key)
         unknown = beat.held - ours - beat.cancelled
         if unknown & self._unknown:
@@ -275,10 +284,3 @@ class QueueLink:
         except Unavailable as error:
             log.warning("%s: %s; trying again", what, error)
             self._stopped.wait(0.1 + 0.4 * random.random())
-
-
-def _all_of(held: "queues.SimpleQueue[Report]", limit: int) -> Iterator[Report]:
-    """What is in a queue now."""
-    with contextlib.suppress(queues.Empty):
-        for _ in range(limit):
-            yield held.get_nowait()

@@ -37,21 +37,18 @@ def stored_pictures(
     store: Store, read: Read, lease: Lease, chunk: Chunk, wanted: Set[RowId]
 ) -> list[ManifestRow]:
     """The rows of pictures that are in the store already."""
+    specs = {numbered.render: numbered.spec for numbered in chunk.renders}
     records = {
-        keys.picture(
-            lease.job, lease.generation, numbered.render, image, chunk.format
-        ): PictureRecord(
+        keys.picture(lease.job, lease.generation, render, image, chunk.format): PictureRecord(
             job=lease.job,
             generation=lease.generation,
-            render=numbered.render,
+            render=render,
             image=image,
-            spec=numbered.spec,
+            spec=specs[render],
             numerics="",  # the file says which
             format=chunk.format,
         )
-        for numbered in chunk.renders
-        for image in range(numbered.spec.num_images)
-        if (numbered.render, image) in wanted
+        for render, image in wanted
     }
     there = {entry.key for entry in store.list(_common(records))}
     found = []

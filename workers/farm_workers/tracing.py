@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from farm.spec import Lane, Row
-from farm_workers.faults import Engine
+from farm_workers.render_engine import RenderEngine
 
 
 class TracedEngine:
     """Any engine; each row that it starts is a line in a file, which many workers may share."""
 
-    def __init__(self, engine: Engine, file: Path) -> None:
+    def __init__(self, engine: RenderEngine, file: Path) -> None:
         self._engine = engine
-        self._file = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        self._file = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         self.numerics = engine.numerics
 
     @property

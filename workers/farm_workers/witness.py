@@ -4,6 +4,8 @@ A worker that dies by a signal of its own making (SIGSEGV, SIGABRT, SIGBUS, SIGF
 the trace of Python's fault handler, which goes into the pipe that the witness reads. One that is
 killed from outside leaves none. So what was aboard is suspected after a crash, and after a SIGKILL
 it is not; and nobody has to wait until the leases run out.
+
+A trace is told at once: the kernel may write a core for minutes before the process is gone.
 """
 
 import contextlib
@@ -14,7 +16,10 @@ import random
 import re
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Mapping
+from typing import Literal
 
 from farm.errors import FarmError
 from farm.queue import Queue, connect
@@ -22,7 +27,7 @@ from farm.queue import Queue, connect
 log = logging.getLogger(__name__)
 
 BYE = "bye"
-PATIENCE_SECONDS = 300.0  # for a queue that is away; the leases have run out long before
+PATIENCE_SECONDS = 300.0  # for a queue that is away
 
 _SESSION = re.compile(r"[0-9a-f]{32}")
 
@@ -37,6 +42,7 @@ class Witness:
     def __init__(self, redis_url: str, farm: str) -> None:
         self._place = json.dumps({"redis_url": redis_url, "farm": farm})
         self._session = ""
+        self._lock = threading.Lock()
         self._process = self._start()
 
     def watch(self, session: str) -> None:
@@ -46,12 +52,15 @@ class Witness:
 
     def keep_alive(self) -> None:
         """Start another one where this one has died."""
-        if self._process.poll() is not None:
+        with self._lock:
+            if self._process.poll() is None:
+                return
             log.warning("the witness ended; starting another")
-            if self._process.stdin is not None:
-                self._process.stdin.close()
+            before = self._process
             self._process = self._start()
-            self._say(self._session)
+            if before.stdin is not None:  # only now: the fault handler has left it
+                before.stdin.close()
+        self._say(self._session)
 
     def accuse(self) -> None:
         """The worker is about to end by a fault of its own, and could not tell the queue."""
@@ -65,46 +74,47 @@ class Witness:
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "farm_workers.witness"],
             stdin=subprocess.PIPE,
+            bufsize=0,  # what could not be written must not come back when the pipe is closed
             start_new_session=True,  # what ends the worker's process group must not end it
         )
         assert process.stdin is not None
         with contextlib.suppress(OSError):
             process.stdin.write(f"{self._place}\n".encode())  # no argument: it has a password
-            process.stdin.flush()
         faulthandler.enable(process.stdin, all_threads=False)
         return process
 
     def _say(self, line: str) -> None:
-        assert self._process.stdin is not None
-        with contextlib.suppress(OSError):  # it has died; the next one is told
+        with self._lock, contextlib.suppress(OSError):  # it has died; the next one is told
+            assert self._process.stdin is not None
             self._process.stdin.write(f"{line}\n".encode())
-            self._process.stdin.flush()
 
 
 def main() -> int:
     """Read what the worker says until it ends; then tell the queue how."""
     place = json.loads(sys.stdin.readline() or "{}")
-    session, trace = "", []
+    session = ""
     for line in map(str.strip, sys.stdin):
         if line == BYE:
             return 0
         if _SESSION.fullmatch(line):
-            session, trace = line, []
+            session = line
         elif line:
-            trace.append(line)
-    if not session:
-        return 0
-    if trace:
-        print("\n".join(trace), file=sys.stderr, flush=True)
+            ended = tell(place, session, "crash")
+            print(line, *sys.stdin, sep="\n", file=sys.stderr)
+            return ended
+    return tell(place, session, "lost") if session else 0
+
+
+def tell(place: Mapping[str, str], session: str, why: Literal["crash", "lost"]) -> int:
+    """End a session, as soon as the queue can be reached; returns an exit status."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < deadline:
         try:
-            queue = Queue(connect(place["redis_url"]), farm=place["farm"])
-            queue.end(session, "crash" if trace else "lost")
+            Queue(connect(place["redis_url"]), farm=place["farm"]).end(session, why)
         except FarmError:
             time.sleep(random.random())
         else:
-            print(f"session {session} ended: {'crash' if trace else 'lost'}", file=sys.stderr)
+            print(f"session {session} ended: {why}", file=sys.stderr, flush=True)
             return 0
     return 1
 

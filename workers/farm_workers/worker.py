@@ -5,7 +5,6 @@ waits for grants and one that beats and reports; the publisher's thread brings w
 Only the main loop touches a device, so a slow server never stops a step.
 """
 
-import contextlib
 import dataclasses
 import logging
 import os
@@ -13,8 +12,8 @@ import queue as queues
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, Protocol, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 from farm.checkpoint import Checkpoint, inspect_checkpoint
 from farm.errors import FarmError, RenderError
@@ -24,37 +23,24 @@ from farm.spec import Lane, Mode, Row
 from farm.store import keys, open_store
 from farm_workers.aboard import Aboard
 from farm_workers.assignment import Assignment, InputFailed
+from farm_workers.drain import drain
 from farm_workers.faults import FaultyEngine
 from farm_workers.load import load_engine
 from farm_workers.loader import Loader
 from farm_workers.publisher import Event, Publisher
 from farm_workers.queue_link import QueueLink, Report
 from farm_workers.record import PictureRecord
+from farm_workers.render_engine import RenderEngine
 from farm_workers.settings import WorkerSettings
 from farm_workers.tracing import TracedEngine
 from farm_workers.witness import Witness
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
 IDLE_SECONDS = 0.05  # longest sleep of the main loop; a grant wakes it at once
 URGENT_SHARE = 8  # one of so many rows of an engine is kept free for urgent tasks
 BUFFERED_ENGINES = 3  # rows held, in engines' worth: one runs, the others are ready to follow
 PENDING_BYTES = 512 * 2**20  # given to the publisher and not stored; above it the engines wait
-
-
-class RenderEngine(Protocol):
-    """The part of ``Engine`` that a worker uses."""
-
-    numerics: str
-
-    @property
-    def idle(self) -> bool: ...
-    def room(self, lane: Lane) -> int: ...
-    def add(self, key: Any, row: Row, **inputs: Any) -> None: ...
-    def step(self) -> Sequence[Any]: ...
-    def cancel(self, keys: Any) -> None: ...
 
 
 @dataclasses.dataclass
@@ -197,9 +183,9 @@ class Worker:
         """One pass: take in what was loaded, fill the engines, do one step of each."""
         self._link.turned()
         self._forget()
-        for event in _all_of(self._events):
+        for event in drain(self._events):
             self._stored(event)
-        for assignment in _all_of(self._loaded):
+        for assignment in drain(self._loaded):
             if self._aboard.start(assignment):
                 self._take_up(assignment)
         self._fill()
@@ -249,8 +235,11 @@ class Worker:
             engine = self._engines[assignment.lane.checkpoint]
             kept_free = 0 if assignment.urgent else self._reserve[assignment.lane.checkpoint]
             while engine.room(assignment.lane) > kept_free:
-                if assignment.lease.alone and assignment.running.total():
-                    break  # row by row: a crash then blames one
+                # Row by row, and none that the queue does not know of: a crash then blames one.
+                if assignment.lease.alone and (
+                    assignment.running.total() or not self._announced(assignment)
+                ):
+                    break
                 try:
                     ready = assignment.next_row()
                 except InputFailed as failure:
@@ -261,11 +250,6 @@ class Worker:
                 if ready is None:
                     break
                 numbered, row, inputs = ready
-                if assignment.lease.alone and not self._announced(
-                    assignment, assignment.places[numbered.render, row.index]
-                ):
-                    assignment.put_back(ready)
-                    break
                 try:
                     engine.add(
                         (assignment.key, numbered.render),
@@ -281,9 +265,10 @@ class Worker:
                 else:
                     assignment.running[numbered.render] += 1
 
-    def _announced(self, assignment: Assignment, place: int) -> bool:
-        """Whether the queue knows which row runs next: if it crashes, that one is blamed."""
-        if assignment.told_place == place:
+    def _announced(self, assignment: Assignment) -> bool:
+        """Whether the queue knows which row runs next."""
+        place = assignment.next_place
+        if place is None or assignment.told_place == place:
             return True
         if assignment.at_place != place:
             assignment.at_place = place
@@ -349,8 +334,8 @@ class Worker:
         if failure.error.retryable:
             self._give_up(assignment, "infra", str(failure.error))
             return
-        for row in assignment.rows(failure.numbered):
-            self._picture_failed(assignment, failure.numbered.render, row, failure.error)
+        for row in failure.rows:
+            self._picture_failed(assignment, failure.render, row, failure.error)
 
     def _picture_failed(
         self, assignment: Assignment, render: int, row: Row, error: FarmError
@@ -380,7 +365,7 @@ class Worker:
         self._link.report(Report(assignment.lease, None, kind, reason))
 
     def _forget(self) -> None:
-        for dropped in _all_of(self._dropped):
+        for dropped in drain(self._dropped):
             if isinstance(dropped, str):
                 self._forget_one(dropped)
             else:
@@ -452,13 +437,6 @@ class Worker:
     def _take_in(self, assignment: Assignment) -> None:
         self._loaded.put(assignment)
         self._wake.set()
-
-
-def _all_of(held: "queues.SimpleQueue[T]") -> Iterator[T]:
-    """What is in a queue now."""
-    with contextlib.suppress(queues.Empty):
-        while True:
-            yield held.get_nowait()
 
 
 def _load_engine(checkpoint: Checkpoint, settings: WorkerSettings) -> RenderEngine:
