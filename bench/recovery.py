@@ -47,10 +47,12 @@ redis_url, checkpoint, lease_ms, witnessed = sys.argv[1:]
 queue = Queue(connect(redis_url))
 session = secrets.token_hex(16)
 if witnessed == "yes":
-    Witness(redis_url, "farm").watch(session)
+    witness = Witness(redis_url, "farm")
+    witness.watch(session)
 queue.register(session, "victim", [checkpoint], {})
 queue.beat(session, 1000, {}, {}, int(lease_ms))
-while not queue.lease(session, None, 1000, int(lease_ms)):
+while not queue.held(session):
+    queue.lease(session, None, 1000, int(lease_ms))
     time.sleep(0.01)
 print("holds", flush=True)
 while True:

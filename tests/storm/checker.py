@@ -18,6 +18,7 @@ from PIL import Image
 
 from farm_client import Farm, JobStatus
 
+FACTS = "amused-farm"  # where a PNG carries what it shows
 SAMPLE = 300  # jobs whose pictures are asked for over the API as well
 
 
@@ -87,6 +88,8 @@ def _of_job(store: Path, number: int, jobs: int, status: JobStatus) -> Iterator[
         if (row["error"] is not None) != (render == it.bad):
             yield f"picture {render}-{image}: {row['error'] or 'it did not fail'}"
         if row["file"] is None:
+            if row["error"] is None:
+                yield f"picture {render}-{image} has neither a file nor an error"
             continue
         if row["file"] not in files:
             yield f"{row['file']} is missing"
@@ -95,11 +98,13 @@ def _of_job(store: Path, number: int, jobs: int, status: JobStatus) -> Iterator[
         data = (store / row["file"]).read_bytes()
         if hashlib.sha256(data).hexdigest() != row["sha256"]:
             yield f"{row['file']} is not what the manifest says"
-        spec = json.loads(row["spec"])
-        seed = spec["seed"] + image
-        if spec["prompt"] != it.prompts[render] or row["seed"] != seed:
-            yield f"{row['file']} shows {spec['prompt']!r} with seed {row['seed']}"
-        Image.open(io.BytesIO(data)).load()
+        picture = Image.open(io.BytesIO(data))
+        picture.load()
+        facts = json.loads(picture.text[FACTS])
+        # Prompts that come together have the same seed; the pictures of a prompt count it up.
+        told = (facts["spec"]["prompt"], facts["seed"], row["seed"])
+        if told != (it.prompts[render], number + image, number + image):
+            yield f"{row['file']} shows {told}"
     if files:
         yield f"nobody knows of {sorted(files)}"
 

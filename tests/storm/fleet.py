@@ -1,6 +1,5 @@
 """Processes that are started again whenever they end, as a machine's service manager would."""
 
-import contextlib
 import importlib
 import multiprocessing
 import os
@@ -144,9 +143,13 @@ class Fleet:
                         self._launch(member)
 
 
-def send(pid: int, number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError):
+def send(pid: int, number: signal.Signals) -> bool:
+    """Whether there was such a process."""
+    try:
         os.kill(pid, number)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def pause(pid: int, seconds: float) -> None:

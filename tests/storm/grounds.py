@@ -15,6 +15,7 @@ import psutil
 from fleet import Fleet, Member, send
 
 from farm.embedded import free_port
+from farm.supervisor import members
 from farm.valkey import ServerProcess
 from farm_workers.tiny import make_tiny
 
@@ -159,13 +160,15 @@ class Cluster:
         if victim == "submitter":
             pid = self._fleet.pid(victim)
             return [] if pid is None else [pid]
-        found = [int(file.read_text()) for file in (self._data / "run").glob(f"{victim}*.pid")]
-        return [pid for pid in found if psutil.pid_exists(pid)]
+        told = {int(file.read_text()) for file in (self._data / "run").glob(f"{victim}*.pid")}
+        return [process.pid for process in members(self._data) if process.pid in told]
 
     def kill_server(self) -> None:
-        (pid,) = self.pids("valkey")
-        send(pid, signal.SIGKILL)
-        until(lambda: self.pids("valkey") not in ([], [pid]), 60, "the server does not come back")
+        until(lambda: self.pids("valkey"), 60, "the server is not there")
+        before = self.pids("valkey")
+        for pid in before:
+            send(pid, signal.SIGKILL)
+        until(lambda: self.pids("valkey") not in ([], before), 60, "the server does not come back")
 
     def submitted(self) -> bool:
         return self._fleet.ended("submitter")

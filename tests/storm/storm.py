@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from checker import check
 from fleet import Member, pause, send
-from grounds import LEASE_MS, Cluster, Ground, Processes
+from grounds import LEASE_MS, Cluster, Ground, Processes, until
 from orders import FAULTS, order
 from submitter import acknowledged
 
@@ -35,6 +35,7 @@ from farm_client import Farm
 STALLED_SECONDS = 15.0  # without a row that starts, then the next kill comes anyway
 LEAST_GAP_SECONDS = 0.5
 PATIENCE_SECONDS = 300.0  # without a row that starts and nothing left to kill
+RESTART_SECONDS = 180.0  # in which what was killed must be there again
 BARELY = 1.5  # seconds: a pause that no lease notices
 VICTIMS = {"worker": 9, "publisher": 4, "gateway": 3, "scheduler": 3, "witness": 1, "submitter": 1}
 PAUSES = {"worker": 3, "publisher": 1, "gateway": 1, "scheduler": 1}
@@ -120,11 +121,13 @@ class Storm:
         if victim == "server":
             self._ground.kill_server()
         else:
-            while not (pids := self._ground.pids(victim)):
-                if victim == "submitter" and self._ground.submitted():
-                    victim = "worker"  # the client is through: somebody else then
-                time.sleep(0.05)
-            send(self._random.choice(pids), signal.SIGKILL)
+            if victim == "submitter" and self._ground.submitted():
+                victim = "worker"  # the client is through: somebody else then
+            until(lambda: self._ground.pids(victim), RESTART_SECONDS, f"no {victim} comes back")
+            pids = self._ground.pids(victim)
+            if not pids or not send(self._random.choice(pids), signal.SIGKILL):
+                self._kill(victim)  # it ended of itself between the two
+                return
         self._kills[victim] += 1
 
     def _pause(self) -> None:
@@ -184,6 +187,8 @@ def main() -> int:
     def tell(line: str) -> None:
         print(line, flush=True)
 
+    # Ended by another one it ends in order: what it started must not stay.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     tell(f"seed {seed}")
     with tempfile.TemporaryDirectory(prefix="storm-") as made:
         folder = (given.keep or Path(made)).absolute()
