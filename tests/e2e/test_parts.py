@@ -29,16 +29,17 @@ def running(*command: str, environment: dict[str, str]) -> Iterator[None]:
 
 
 @pytest.fixture
-def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
+def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
     """Of a farm whose server, store, gateway, scheduler and worker are started one by one."""
+    # The S3 server takes its own environment's secret for the one that signs.
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
     tiny = str(tmp_path / "tiny")
     subprocess.run([*FARM, "checkpoint", "make-tiny", tiny], check=True)
     port = free_port()
     with ServerProcess(tmp_path / "v").serving() as server, ministack(tmp_path) as store:
         environment = {
             **os.environ,
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
             "AWS_REGION": "us-east-1",
             "REDIS_URL": server.url,
             "FARM_DATA": str(tmp_path / "data"),
@@ -48,9 +49,7 @@ def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
             "FARM_PORT": str(port),
             "FARM_URL": f"http://127.0.0.1:{port}",
         }
-        boto3.client(
-            "s3", endpoint_url=store, aws_access_key_id="test", aws_secret_access_key="test"
-        ).create_bucket(Bucket="farm")
+        boto3.client("s3", endpoint_url=store, region_name="us-east-1").create_bucket(Bucket="farm")
         with (
             running("-m", "farm.gateway", environment=environment),
             running("-m", "farm.scheduler", environment=environment),
@@ -67,9 +66,9 @@ def test_a_farm_of_separate_processes_on_s3_serves_pictures_by_signed_addresses(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
     submit = [*FARM, "submit", "a red circle", "-n", "3", "--seed", "5", "-o", str(tmp_path / "o")]
-    job = subprocess.run(
-        submit, env=environment, check=True, capture_output=True, text=True, timeout=120
-    ).stdout.strip()
+    submitted = subprocess.run(submit, env=environment, capture_output=True, text=True, timeout=120)
+    assert submitted.returncode == 0, submitted.stderr
+    job = submitted.stdout.strip()
     assert [row["seed"] for row in manifest(tmp_path / "o")] == [5, 6, 7]
     with urllib.request.urlopen(f"{environment['FARM_URL']}/v1/jobs/{job}/images") as answer:
         assert "X-Amz-Signature" in answer.read().decode()
