@@ -106,6 +106,8 @@ class ServerProcess:
             *("--unixsocket", str(self.socket), "--unixsocketperm", "700"),
             *("--dir", str(self.data), "--logfile", str(self.log)),
             *("--daemonize", "no"),
+            # A title would be written over the environment, by which a farm knows its processes.
+            *("--set-proc-title", "no"),
             *("--appendonly", "yes", "--appendfsync", self.fsync),
             *("--save", ""),
             *("--maxmemory", str(self.max_memory), "--maxmemory-policy", "noeviction"),

@@ -156,6 +156,15 @@ def test_everything_listens_on_loopback_only(farm: RunningFarm) -> None:
     assert listening <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 
 
+def test_each_process_is_known_to_be_the_farms(farm: RunningFarm) -> None:
+    """One that is not stays behind when the farm's own process is killed, and the next farm in the
+    folder would start a second server on the same files."""
+    known = {process.pid for process in farm.processes()}
+    names = [file.stem for file in (farm.data / "run").glob("*.pid")]
+    assert {"valkey", "ray", "gateway", "scheduler", "worker-0"} <= set(names)
+    assert [name for name in names if name != "up" and farm.pid(name) not in known] == []
+
+
 def test_a_second_farm_in_the_same_folder_is_refused(farm: RunningFarm) -> None:
     ended = farm.run("up", check=False)
     assert ended.returncode == 2
