@@ -198,14 +198,8 @@ MUTANTS = (
     Mutant(
         "every crash counts",
         "common/settle.lua",
-        "elseif kind == 'crash' and was_alone and task.alone == 1 then",
         "elseif kind == 'crash' and task.alone == 1 then",
-    ),
-    Mutant(
-        "the crash of a task that happened to be alone counts",
-        "common/settle.lua",
-        "elseif kind == 'crash' and was_alone and task.alone == 1 then",
-        "elseif kind == 'crash' and was_alone then",
+        "elseif kind == 'crash' then",
     ),
     Mutant(
         "a finalise task is blamed for a crash",
@@ -216,7 +210,7 @@ MUTANTS = (
     Mutant(
         "no crash counts",
         "common/settle.lua",
-        "elseif kind == 'crash' and was_alone and task.alone == 1 then",
+        "elseif kind == 'crash' and task.alone == 1 then",
         "elseif false then",
     ),
     Mutant(
@@ -276,8 +270,8 @@ MUTANTS = (
     Mutant(
         "a session that ended keeps its leases",
         "common/settle.lua",
-        "give_back(job, head, name, task, kind, aboard == 1,",
-        "do end (function() end)(job, head, name, task, kind, aboard == 1,",
+        "give_back(job, head, name, task, kind, row, 'the worker",
+        "do end (function() end)(job, head, name, task, kind, row, 'the worker",
     ),
     Mutant(
         "a lost session is taken for a crashed one",
@@ -294,7 +288,7 @@ MUTANTS = (
     Mutant(
         "a crash alone blames no row",
         "common/settle.lua",
-        "elseif kind == 'crash' and was_alone and row ~= '' then",
+        "elseif kind == 'crash' and task.alone == 1 and row ~= '' then",
         "elseif false then",
     ),
     Mutant(

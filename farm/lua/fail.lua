@@ -16,8 +16,7 @@ end
 if task.state ~= 'l' or task.session ~= session or task.attempt ~= tonumber(ARGV[4]) then
   return seen_state(head, task)
 end
-local was_alone = redis.call('HLEN', P .. 'held:' .. session) == 1
 local row = let_go(session, job, name, head)
-local state = give_back(job, head, name, task, kind, was_alone, row, ARGV[6])
+local state = give_back(job, head, name, task, kind, row, ARGV[6])
 settle_job(job, session)
 return state

@@ -214,7 +214,7 @@ class Queue:
         Args:
             session: the caller's; one that does not hold the task changes nothing.
             lease: the task.
-            kind: ``row`` is final; ``crash`` counts if the task was alone aboard, against the row
+            kind: ``row`` is final; ``crash`` counts if the task was leased alone, against the row
                 that a beat told of, else it will run alone; ``infra`` blames the surroundings;
                 ``release`` gives it back for free.
             reason: for people.

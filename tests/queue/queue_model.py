@@ -227,7 +227,7 @@ class Model:
         for task in given:
             self.hold(session, task)
 
-    def give_back(self, task: Task, kind: str, was_alone: bool) -> None:
+    def give_back(self, task: Task, kind: str) -> None:
         row = task.progress.row
         task.session, task.progress = None, NOTHING
         if kind == "row":
@@ -235,12 +235,12 @@ class Model:
             return
         if kind == "crash" and task.final:
             kind = "infra"
-        if kind == "crash" and was_alone and row is not None:
+        if kind == "crash" and task.alone and row is not None:
             task.row_crashes[row] += 1
             if len(task.skip) > MAX_SKIPPED:
                 self.fail(task)
                 return
-        elif kind == "crash" and was_alone and task.alone:
+        elif kind == "crash" and task.alone:
             task.crashes += 1
             if task.crashes >= MAX_CRASHES:
                 self.fail(task)
@@ -305,9 +305,8 @@ class Model:
         if not self.holds(session, task, lease.attempt):
             return task.seen_state
         assert session is not None
-        was_alone = len(session.held) == 1
         del session.held[task.key]
-        self.give_back(task, kind, was_alone)
+        self.give_back(task, kind)
         self.settle(task.job, session)
         return task.state
 
@@ -316,7 +315,7 @@ class Model:
         del self.sessions[session.id]
         for task in session.held.values():
             if task.job.state != "x" and task.state == "l" and task.session == session.id:
-                self.give_back(task, kind, len(session.held) == 1)
+                self.give_back(task, kind)
                 self.settle(task.job, None)
         return len(session.held)
 

@@ -17,6 +17,13 @@ def crash(bench: Bench, row: int | None) -> Lease:
     return lease
 
 
+def suspect(bench: Bench, pictures: int) -> str:
+    """A job whose only task was aboard at a crash, so that it runs alone from now on."""
+    job = bench.submit(1, pictures=pictures)
+    assert not crash(bench, None).alone
+    return job
+
+
 def test_what_a_task_reports_while_it_runs_is_no_longer_running_when_it_is_done(
     bench: Bench,
 ) -> None:
@@ -35,7 +42,7 @@ def test_what_a_task_reports_while_it_runs_is_no_longer_running_when_it_is_done(
 def test_a_row_that_crashed_twice_alone_is_left_out_and_the_rest_of_its_task_goes_on(
     bench: Bench,
 ) -> None:
-    job = bench.submit(1, pictures=8)
+    job = suspect(bench, 8)
     assert [crash(bench, 5).skip for _ in range(2)] == [(), ()]
     session = bench.session()
     [lease] = bench.lease(session)
@@ -46,22 +53,21 @@ def test_a_row_that_crashed_twice_alone_is_left_out_and_the_rest_of_its_task_goe
 
 
 def test_one_crash_of_a_row_may_be_the_machines(bench: Bench) -> None:
-    bench.submit(1, pictures=8)
+    suspect(bench, 8)
     crash(bench, 5)
     crash(bench, 2)
     assert bench.lease(bench.session())[0].skip == ()
 
 
 def test_several_bad_rows_of_a_task_are_all_left_out(bench: Bench) -> None:
-    bench.submit(1, pictures=8)
+    suspect(bench, 8)
     for row in (0, 7, 7, 0, 3, 3):
         crash(bench, row)
     assert sorted(bench.lease(bench.session())[0].skip) == [0, 3, 7]
 
 
 def test_a_crash_outside_any_row_still_counts_against_the_task(bench: Bench) -> None:
-    job = bench.submit(1)
-    assert not crash(bench, None).alone, "by chance nothing else was aboard: that does not count"
+    job = suspect(bench, 4)  # by chance nothing else was aboard then: that does not count
     assert crash(bench, None).alone
     crash(bench, 1)
     assert bench.queue.failures(job) == []
@@ -71,7 +77,7 @@ def test_a_crash_outside_any_row_still_counts_against_the_task(bench: Bench) -> 
 
 
 def test_a_task_whose_rows_all_crash_comes_to_an_end(bench: Bench) -> None:
-    job = bench.submit(1, pictures=100)
+    job = suspect(bench, 100)
     crashes = 0
     while not bench.queue.failures(job):
         crash(bench, crashes // 2)
@@ -93,7 +99,7 @@ def test_a_crash_in_company_blames_no_row(bench: Bench) -> None:
 
 
 def test_a_worker_may_tell_of_a_rows_crash_itself(bench: Bench) -> None:
-    bench.submit(1)
+    suspect(bench, 4)
     for _ in range(2):
         session = bench.session()
         [lease] = bench.lease(session)

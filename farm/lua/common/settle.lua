@@ -160,11 +160,11 @@ end
 
 -- LEASED -> QUEUED | WAITING | FAILED | EXPIRED, for a task whose lease has just ended.
 --
--- kind   row: final. crash: counts if the task ran alone, as one does that was aboard at a crash,
+-- kind   row: final. crash: counts if the task was leased alone, as one is after its first crash,
 --        against the row that was running if the worker said which; else it will run alone.
 --        infra: the task is not to blame. release: the worker gives it back unharmed.
 -- Returns the letter of the new state.
-local function give_back(job, head, name, task, kind, was_alone, row, reason)
+local function give_back(job, head, name, task, kind, row, reason)
   local counted = task.lane ~= 0
   -- To finalise a job renders nothing: its worker's crash is none of its doing.
   if kind == 'crash' and not counted then kind = 'infra' end
@@ -172,14 +172,14 @@ local function give_back(job, head, name, task, kind, was_alone, row, reason)
   if kind == 'row' then
     fail_task(job, name, task, 'nl', reason)
     return 'f'
-  elseif kind == 'crash' and was_alone and row ~= '' then
+  elseif kind == 'crash' and task.alone == 1 and row ~= '' then
     if not blame_row(task, row) then
       task.crashes = MAX_CRASHES
       fail_task(job, name, task, 'nl',
         'more than ' .. MAX_SKIPPED .. ' of its pictures crashed their worker: ' .. reason)
       return 'f'
     end
-  elseif kind == 'crash' and was_alone and task.alone == 1 then
+  elseif kind == 'crash' and task.alone == 1 then
     task.crashes = task.crashes + 1
     if task.crashes >= MAX_CRASHES then
       fail_task(job, name, task, 'nl',
@@ -218,7 +218,6 @@ end
 -- A session's life ends; everything it holds goes back. Returns how many tasks that were.
 local function end_session(session, why)
   local held = redis.call('HGETALL', P .. 'held:' .. session)
-  local aboard = #held / 2
   redis.call('DEL', P .. 'inbox:' .. session)
   local kind = ({crash = 'crash', drain = 'release', lost = 'infra'})[why]
   for at = 1, #held, 2 do
@@ -227,14 +226,14 @@ local function end_session(session, why)
     local row = let_go(session, job, name, head)
     local task = head and read_task(job, name)
     if task and head.state ~= 'x' and task.state == 'l' and task.session == session then
-      give_back(job, head, name, task, kind, aboard == 1, row, 'the worker ended (' .. why .. ')')
+      give_back(job, head, name, task, kind, row, 'the worker ended (' .. why .. ')')
       settle_job(job, nil)
     end
   end
   redis.call('DEL', P .. 'session:' .. session, P .. 'held:' .. session)
   redis.call('ZREM', P .. 'sessions', session)
   redis.call('SREM', P .. 'draining', session)
-  return aboard
+  return #held / 2
 end
 
 -- QUEUED and WAITING -> EXPIRED for all of a job's tasks; those in a session's hands go on. Their
