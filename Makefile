@@ -40,7 +40,7 @@ storm-ray: $(INSTALLED)
 	$(BIN)/python tests/storm/storm.py --ray --jobs 1655 --kills 20 --server-kills 2
 
 bench-recovery: $(INSTALLED)
-	$(BIN)/python bench/recovery.py --json
+	$(BIN)/python bench/recovery.py
 
 bench-queue: $(INSTALLED)
 	$(BIN)/python bench/queue_rates.py

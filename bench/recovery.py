@@ -1,7 +1,7 @@
 """How long a farm takes to go on after a kill: task leased again, and the first lease of a server
 that is back.
 
-python bench/recovery.py [--trials 30] [--json]
+python bench/recovery.py [--trials 30] [--json FILE]
 
 A victim holds a task and is killed with SIGKILL; another session with room waits. Who tells the
 queue of the death: the victim's witness, Ray, or nobody, so that the lease runs out.
@@ -235,7 +235,7 @@ KINDS: dict[str, Callable[[ServerProcess, int], Iterator[float]]] = {
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--trials", type=int, default=30)
-    options.add_argument("--json", action="store_true")
+    options.add_argument("--json", type=Path, help="the result goes here as well")
     given = options.parse_args()
     result = {}
     for name, measure in KINDS.items():
@@ -251,8 +251,8 @@ def main() -> None:
             "p99_seconds": round(seconds[min(int(0.99 * len(seconds)), len(seconds) - 1)], 2),
         }
         print(name, result[name], file=sys.stderr, flush=True)
-    if given.json:
-        print(json.dumps(result, indent=1))
+    if given.json:  # a file: Ray prints what it likes to stdout
+        given.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
