@@ -408,7 +408,7 @@ MUTANTS = (
     Mutant(
         "late work starts",
         "lease.lua",
-        "    if head.deadline and head.deadline <= now then\n",
+        "    if overdue(head) then\n",
         "    if false then\n",
     ),
     Mutant(
@@ -654,8 +654,14 @@ MUTANTS = (
     Mutant(
         "pictures are spoiled after the deadline",
         "spoil.lua",
-        "if head.late then return",
+        "if overdue(head) then return",
         "if false then return",
+    ),
+    Mutant(
+        "a deadline that passes after a job's end is not noticed",
+        "common/records.lua",
+        "return head.late or (head.deadline ~= nil and head.deadline <= now)",
+        "return head.late",
     ),
     Mutant(
         "a task that is not done is spoiled",

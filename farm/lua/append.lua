@@ -16,7 +16,7 @@ if known then
 end
 if head.state == 'x' then return refuse('CANCELLED', 'job ' .. job .. ' was cancelled') end
 if head.state ~= 'o' then return refuse('CONFLICT', 'job ' .. job .. ' is closed') end
-if head.late or (head.deadline and head.deadline <= now) then
+if overdue(head) then
   return refuse('CONFLICT', 'the deadline of job ' .. job .. ' has passed')
 end
 local tasks = cjson.decode(ARGV[5])

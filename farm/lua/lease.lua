@@ -121,7 +121,7 @@ for _, checkpoint in ipairs(checkpoints) do
     local task = head and read_task(job, name)
     if not task or task.state ~= 'q' or head.late or (head.state ~= 'o' and head.state ~= 'c') then
       redis.call('ZREM', place, key)
-    elseif head.deadline and head.deadline <= now then
+    elseif overdue(head) then
       expire_job(job, head)
       redis.call('ZREM', place, key)
     elseif not head.paused and head.class <= lowest
@@ -186,7 +186,7 @@ local function grant_next(f)
     local jobs = line.jobs(tenant)
     local job, tasks = jobs.first()
     local head = given[job] and given[job].head or read_job(job)
-    if head.deadline and head.deadline <= now then
+    if overdue(head) then
       write_lines(f)
       expire_job(job, head)
     else

@@ -16,7 +16,7 @@ if head.state ~= 'd' and head.state ~= 'f' then
   if head.generation > 0 then return head.generation end
   return refuse('CONFLICT', 'job ' .. job .. ' has not ended')
 end
-if head.late then return refuse('CONFLICT', 'the deadline of job ' .. job .. ' has passed') end
+if overdue(head) then return refuse('CONFLICT', 'the deadline of job ' .. job .. ' has passed') end
 local reason = ARGV[3]
 local failures = redis.call('LLEN', P .. 'failures:' .. job)
 if failures == 0 and head.state == 'd' then

@@ -11,7 +11,7 @@ if refused then return refused end
 if head.state ~= 'd' and head.state ~= 'f' then
   return refuse('CONFLICT', 'job ' .. job .. ' has not ended by itself')
 end
-if head.late then return refuse('CONFLICT', 'the deadline of job ' .. job .. ' has passed') end
+if overdue(head) then return refuse('CONFLICT', 'the deadline of job ' .. job .. ' has passed') end
 local task = read_task(job, name)
 if not task or task.state ~= 'd' then
   return refuse('CONFLICT', 'task ' .. name .. ' of job ' .. job .. ' is not done')

@@ -94,6 +94,9 @@ class Job:
     def alive(self) -> bool:
         return self.state in "oc"
 
+    def overdue(self, now: float) -> bool:
+        return self.late or (self.deadline is not None and self.deadline <= now)
+
     def count(self, state: str) -> int:
         return sum(task.seen_state == state for task in self.tasks.values())
 

@@ -262,7 +262,7 @@ class Farm(RuleBasedStateMachine):
             return self.queue.retry(job.id, job.tenant, reason)
 
         nothing = not self.model.failed_for(job, reason) and (reason or job.state == "d")
-        if job.late or nothing:
+        if job.overdue(self.model.now) or nothing:
             with pytest.raises(Conflict):
                 call()
             return
@@ -279,7 +279,7 @@ class Farm(RuleBasedStateMachine):
         which = data.draw(st.sampled_from(finished))
         task = job.tasks[which.generation, which.number]
         left = data.draw(st.integers(0, task.pictures))
-        if job.late or left > task.done:
+        if job.overdue(self.model.now) or left > task.done:
             with pytest.raises(Conflict):
                 self.queue.spoil(job.id, job.tenant, which, left)
             return

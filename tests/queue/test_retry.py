@@ -77,6 +77,23 @@ def test_a_deadline_ends_a_retry_that_is_still_being_queued(bench: Bench, queue:
     assert status.state is JobState.FAILED
 
 
+def test_a_job_that_ended_in_time_is_not_retried_after_its_deadline(
+    bench: Bench, queue: Queue
+) -> None:
+    job = bench.submit(1, deadline=datetime.now(UTC) + timedelta(seconds=60))
+    session = bench.session()
+    queue.beat(session, 0, {}, {}, 10**8)
+    work(bench, session, failed=1)
+    bench.advance(61)
+    queue.tick()
+    with pytest.raises(Conflict, match="deadline"):
+        queue.retry(job, "ann")
+    [finished] = queue.finished(job)
+    with pytest.raises(Conflict, match="deadline"):
+        queue.spoil(job, "ann", finished, 0)
+    assert queue.status(job, "ann").state is JobState.FAILED
+
+
 def failed_for_each_reason(bench: Bench) -> str:
     """A job of five tasks, of which the first is good."""
     job = bench.submit(5)

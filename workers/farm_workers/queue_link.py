@@ -255,6 +255,8 @@ class QueueLink:
 
     def _start_over(self) -> None:
         """The farm has ended this session: drop everything and begin a new one."""
+        if self._stopped.is_set():  # the worker itself has just ended it
+            return
         log.warning("session %s was ended by the farm; starting a new one", self.session)
         for key in self._aboard.keys:
             self._crew.drop(key)

@@ -170,6 +170,12 @@ local function read_job(job)
   }
 end
 
+-- Whether the job's deadline has passed; `late` says so only once its tasks are counted as expired,
+-- and nobody counts while the job has ended.
+local function overdue(head)
+  return head.late or (head.deadline ~= nil and head.deadline <= now)
+end
+
 -- A task's state as users see it: a job that was cancelled or whose deadline has passed leaves the
 -- records of its tasks as they were.
 local function seen_state(head, task)
