@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_engine import BAD_PROMPT, INFO, FakeEngine
@@ -241,6 +242,40 @@ def test_a_stopped_worker_hands_its_tasks_back(farm: Farm) -> None:
     farm.workers.clear()
     farm.start("worker-1")
     farm.wait(job)
+
+
+def test_a_beat_that_meets_the_workers_own_end_begins_nothing(
+    farm: Farm, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    farm.start()
+    worker, _, thread = farm.workers[0]
+    until(lambda: farm.queue.sessions())
+    session = worker.session
+    ended, told, beat, end = threading.Event(), threading.Event(), Queue.beat, Queue.end
+
+    def late_beat(*arguments: Any) -> Any:
+        assert ended.wait(20)
+        try:
+            return beat(*arguments)
+        finally:
+            told.set()
+
+    def end_first(*arguments: Any) -> int:
+        try:
+            return end(*arguments)
+        finally:
+            ended.set()
+
+    monkeypatch.setattr(Queue, "beat", late_beat)
+    monkeypatch.setattr(Queue, "end", end_first)
+    time.sleep(1.2 * queue_link.BEAT_SECONDS)  # so that a beat is on its way
+    worker.stop()
+    assert told.wait(20)
+    thread.join(20)
+    farm.workers.clear()
+    assert not thread.is_alive()
+    assert worker.session == session
+    assert "starting a new one" not in caplog.text
 
 
 def test_a_session_that_the_farm_ended_starts_anew_and_the_job_is_stored_once(farm: Farm) -> None:
