@@ -664,6 +664,12 @@ MUTANTS = (
         "return head.late",
     ),
     Mutant(
+        "a task that ran again since is spoiled",
+        "spoil.lua",
+        "if read_record(job, task_name(newer, index or name)) then",
+        "if false then",
+    ),
+    Mutant(
         "a task that is not done is spoiled",
         "spoil.lua",
         "if not task or task.state ~= 'd' then",

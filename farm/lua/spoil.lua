@@ -2,7 +2,10 @@
 -- Some pictures of a done task count as failed, because their files are gone; a retry then makes
 -- them again.
 --
--- ARGV  job, tenant, task, pictures of it that are still there
+-- ARGV  job, tenant, task, pictures of it that are still there: fewer than none where files of its
+--       earlier generations are gone
+--
+-- Only the newest generation of a task takes it: a retry is of one generation of each task.
 --
 -- Returns how many pictures fewer count as done.
 local job, name, left = ARGV[1], ARGV[3], tonumber(ARGV[4])
@@ -15,6 +18,13 @@ if overdue(head) then return refuse('CONFLICT', 'the deadline of job ' .. job ..
 local task = read_task(job, name)
 if not task or task.state ~= 'd' then
   return refuse('CONFLICT', 'task ' .. name .. ' of job ' .. job .. ' is not done')
+end
+local generation, index = string.match(name, '^(%d+)/(%d+)$')
+for newer = number(generation) + 1, head.generation do
+  if read_record(job, task_name(newer, index or name)) then
+    return refuse('CONFLICT', 'task ' .. (index or name) .. ' of job ' .. job
+      .. ' ran again since and was not done', 'retry the failed pictures of the job first')
+  end
 end
 local class, text = string.match(task.rest, '^(%d+)|(.*)$')
 local receipt = cjson.decode(text)

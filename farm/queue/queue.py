@@ -270,7 +270,12 @@ class Queue:
 
     def spoil(self, job: str, tenant: str, task: Finished, left: int) -> int:
         """Count pictures of a done task as failed, because their files are gone: all but ``left``.
-        ``retry`` then makes them again. Returns how many fewer count as done."""
+        ``retry`` then makes them again. Returns how many fewer count as done.
+
+        Args:
+            task: the newest generation of its task; Conflict if that is not done.
+            left: below zero where files of earlier generations are gone as well.
+        """
         name = wire.task_name(task)
         return int(self._run("spoil", check_job_id(job), tenant, name, left))
 

@@ -97,6 +97,14 @@ class Job:
     def overdue(self, now: float) -> bool:
         return self.late or (self.deadline is not None and self.deadline <= now)
 
+    def newest(self, task: Task) -> bool:
+        return not any((task.number == n and g > task.generation) for g, n in self.tasks)
+
+    def done_before(self, task: Task) -> int:
+        """Pictures of the task's earlier generations."""
+        earlier = (self.tasks.get((g, task.number)) for g in range(task.generation))
+        return sum(one.done for one in earlier if one is not None)
+
     def count(self, state: str) -> int:
         return sum(task.seen_state == state for task in self.tasks.values())
 

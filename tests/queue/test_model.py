@@ -278,8 +278,8 @@ class Farm(RuleBasedStateMachine):
             return
         which = data.draw(st.sampled_from(finished))
         task = job.tasks[which.generation, which.number]
-        left = data.draw(st.integers(0, task.pictures))
-        if job.overdue(self.model.now) or left > task.done:
+        left = data.draw(st.integers(-job.done_before(task), task.pictures))
+        if job.overdue(self.model.now) or left > task.done or not job.newest(task):
             with pytest.raises(Conflict):
                 self.queue.spoil(job.id, job.tenant, which, left)
             return

@@ -100,6 +100,28 @@ def test_only_done_tasks_of_an_own_job_that_has_ended_are_spoiled(
         queue.spoil(lost, "ann", Finished(1, 0, 0, bench.receipt(lease)), 0)
 
 
+def test_only_the_newest_generation_of_a_task_is_spoiled(bench: Bench, queue: Queue) -> None:
+    """Else a retry would make the task twice, under one name."""
+    job = done_job(bench, tasks=1, failed=1, max_failed=4)
+    [old] = queue.finished(job)
+    queue.retry(job, "ann")
+    session = bench.session()
+    [lease] = bench.lease(session)
+    bench.complete(session, lease, failed=1)
+    [final] = queue.held(session)
+    bench.complete(session, final)
+    with pytest.raises(Conflict, match="ran again since"):
+        queue.spoil(job, "ann", old, 0)
+    new = queue.finished(job)[1]
+    assert queue.spoil(job, "ann", new, -3) == 3, "three pictures of the first generation are gone"
+    status = queue.status(job, "ann")
+    assert (status.images.done, status.images.failed) == (0, 4)
+    queue.retry(job, "ann")
+    assert retried(bench) == [(0, 4)]
+    status = queue.status(job, "ann")
+    assert (status.state, status.images.done, status.images.failed) == (JobState.DONE, 4, 0)
+
+
 def test_pictures_are_not_spoiled_after_the_deadline(bench: Bench, queue: Queue) -> None:
     job = bench.submit(2, deadline=datetime.now(UTC) + timedelta(seconds=60))
     session = bench.session()
