@@ -1,5 +1,7 @@
 """What tests of every kind may need: one real Valkey server for the whole run."""
 
+import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,6 +9,10 @@ from pathlib import Path
 import pytest
 
 from farm.valkey import ServerProcess
+
+if shutil.which("nvidia-smi") is None:
+    # Triton reads it when it is imported, and any test may be the first to do so.
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""GPU tests: skipped where there is none."""
+"""What needs a GPU is skipped where there is none; the kernels are not."""
 
 import sys
 from pathlib import Path
