@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint unit clean mutants storm storm-ray bench-queue bench-recovery
+.PHONY: demo test lint unit clean lives mutants storm storm-ray bench-queue bench-recovery
 
 demo: $(INSTALLED)
 	$(BIN)/farm demo
@@ -27,6 +27,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev]'
 	touch $@
+
+# Ten minutes: ten times as many random lives of the queue as in the tests, other ones every time.
+lives: $(INSTALLED)
+	FARM_DEEP=1 $(BIN)/pytest --timeout 0 tests/queue/test_model.py
 
 # An hour and more: breaks the queue's scripts one by one and tells which breaks the tests find.
 mutants: $(INSTALLED)
