@@ -790,18 +790,13 @@ def copy_tree(to: Path) -> None:
             shutil.copy(source, target)
 
 
-def survives(mutant: Mutant, tests: list[str]) -> bool:
+def passes(tests: list[str], mutant: Mutant | None = None) -> bool:
+    """Whether the tests pass in a copy of the tree; a run that hangs does not."""
     with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
         tree = Path(folder)
         copy_tree(tree)
-        path = tree / "farm" / "lua" / mutant.file
-        source = path.read_text(encoding="utf-8")
-        if source.count(mutant.old) != 1:
-            raise SystemExit(
-                f"{mutant.name}: its text stands {source.count(mutant.old)} times "
-                f"in {mutant.file}, not once"
-            )
-        path.write_text(source.replace(mutant.old, mutant.new), encoding="utf-8")
+        if mutant is not None:
+            break_script(tree / "farm" / "lua" / mutant.file, mutant)
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
         try:
             ended = subprocess.run(
@@ -823,6 +818,16 @@ def survives(mutant: Mutant, tests: list[str]) -> bool:
         return ended.returncode == 0
 
 
+def break_script(path: Path, mutant: Mutant) -> None:
+    source = path.read_text(encoding="utf-8")
+    if source.count(mutant.old) != 1:
+        raise SystemExit(
+            f"{mutant.name}: its text stands {source.count(mutant.old)} times "
+            f"in {mutant.file}, not once"
+        )
+    path.write_text(source.replace(mutant.old, mutant.new), encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="mutants whose name has this word")
@@ -831,10 +836,12 @@ def main() -> None:
     arguments = parser.parse_args()
     chosen = [mutant for mutant in MUTANTS if arguments.only in mutant.name]
     chosen = chosen[arguments.first :]
+    if not passes(arguments.tests):
+        raise SystemExit("the tests fail without any mutant: nothing would be learnt from them")
     survivors = []
     for mutant in chosen:
         start = time.monotonic()
-        alive = survives(mutant, arguments.tests)
+        alive = passes(arguments.tests, mutant)
         seconds = time.monotonic() - start
         print(f"{'SURVIVES' if alive else 'found':8} {seconds:5.0f} s  {mutant.name}", flush=True)
         if alive:
