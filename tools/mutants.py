@@ -666,8 +666,20 @@ MUTANTS = (
     Mutant(
         "a task that ran again since is spoiled",
         "spoil.lua",
-        "if read_record(job, task_name(newer, index or name)) then",
+        "if its and its.state ~= 'f' then",
         "if false then",
+    ),
+    Mutant(
+        "a generation that failed is not asked for the pictures of an earlier one",
+        "spoil.lua",
+        "  failed.pictures = pictures\n",
+        "",
+    ),
+    Mutant(
+        "a job that could not be finalised in time never is",
+        "retry.lua",
+        "if overdue(head) and not all_but_finalised then",
+        "if overdue(head) then",
     ),
     Mutant(
         "a task that is not done is spoiled",

@@ -73,7 +73,11 @@ class Verifier:
 
     def repair(self, differences: Sequence[Difference]) -> Repaired:
         """Remove orphans, write lost parts again where the pictures give the same bytes, and have
-        lost and damaged pictures made again as a new generation."""
+        lost and damaged pictures made again as a new generation.
+
+        Raises:
+            Conflict: not those of every task can be made again; the rest was repaired.
+        """
         job = self.status.id
         now = self._queue.status(job, self._tenant)
         self._check_ended(now)
@@ -89,17 +93,24 @@ class Verifier:
                 mended.append(one)
             elif one.kind in DAMAGED and one.task is not None and keys.is_picture(one.subject):
                 damaged.setdefault(one.task, []).append(one)
-        generation = now.generation
+        generation, spoiled, refused = now.generation, False, None
         for number, found in damaged.items():
-            self._spoil(number, len(found))
+            try:
+                self._spoil(number, len(found))
+            except Conflict as error:  # the others are made again all the same
+                refused = error
+                continue
+            spoiled = True
             for one in found:
                 self._store.delete(one.subject)
             mended += found
-        if damaged:
+        if spoiled:
             generation = self._queue.retry(job, self._tenant)
         if mended:
             told = canonical_json([one._asdict() for one in mended])
             self._store.put(f"{keys.repairs(job)}{secrets.token_hex(8)}.json", told.encode())
+        if refused is not None:
+            raise refused
         return Repaired(len(differences) - len(mended), generation)
 
     def _check_ended(self, status: JobStatus) -> None:

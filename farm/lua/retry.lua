@@ -16,9 +16,13 @@ if head.state ~= 'd' and head.state ~= 'f' then
   if head.generation > 0 then return head.generation end
   return refuse('CONFLICT', 'job ' .. job .. ' has not ended')
 end
-if overdue(head) then return refuse('CONFLICT', 'the deadline of job ' .. job .. ' has passed') end
 local reason = ARGV[3]
 local failures = redis.call('LLEN', P .. 'failures:' .. job)
+local final = read_task(job, task_name(head.generation, FINALISE))
+local all_but_finalised = failures == 0 and final and final.state == 'f'
+if overdue(head) and not all_but_finalised then
+  return refuse('CONFLICT', 'the deadline of job ' .. job .. ' has passed')
+end
 if failures == 0 and head.state == 'd' then
   return refuse('CONFLICT', 'job ' .. job .. ' has no failed pictures')
 end

@@ -5,7 +5,8 @@
 -- ARGV  job, tenant, task, pictures of it that are still there: fewer than none where files of its
 --       earlier generations are gone
 --
--- Only the newest generation of a task takes it: a retry is of one generation of each task.
+-- The task is the newest of its generations that is done. A retry is of one generation of each task:
+-- where a newer one has failed, that is to make these pictures as well.
 --
 -- Returns how many pictures fewer count as done.
 local job, name, left = ARGV[1], ARGV[3], tonumber(ARGV[4])
@@ -20,11 +21,14 @@ if not task or task.state ~= 'd' then
   return refuse('CONFLICT', 'task ' .. name .. ' of job ' .. job .. ' is not done')
 end
 local generation, index = string.match(name, '^(%d+)/(%d+)$')
+local newest, failed
 for newer = number(generation) + 1, head.generation do
-  if read_record(job, task_name(newer, index or name)) then
-    return refuse('CONFLICT', 'task ' .. (index or name) .. ' of job ' .. job
-      .. ' ran again since and was not done', 'retry the failed pictures of the job first')
+  local its_name = task_name(newer, index or name)
+  local its = read_task(job, its_name)
+  if its and its.state ~= 'f' then
+    return refuse('CONFLICT', 'task ' .. name .. ' of job ' .. job .. ' ran again since')
   end
+  if its then newest, failed = its_name, its end
 end
 local class, text = string.match(task.rest, '^(%d+)|(.*)$')
 local receipt = cjson.decode(text)
@@ -38,6 +42,13 @@ receipt[2] = task.pictures - left
 task.rest = class .. '|' .. cjson.encode(receipt)
 write_task(job, name, task)
 count(job, {id = -gone, ['if'] = gone})
+if failed then
+  local pictures = failed.pictures + gone
+  failed.cost = math.ceil(failed.cost * pictures / failed.pictures)
+  failed.pictures = pictures
+  write_task(job, newest, failed)
+  return gone
+end
 local failures = P .. 'failures:' .. job
 if receipt[2] > 0 and not redis.call('LPOS', failures, name) then
   redis.call('RPUSH', failures, name)

@@ -273,7 +273,7 @@ class Queue:
         ``retry`` then makes them again. Returns how many fewer count as done.
 
         Args:
-            task: the newest generation of its task; Conflict if that is not done.
+            task: the newest of its generations that is done, else Conflict.
             left: below zero where files of earlier generations are gone as well.
         """
         name = wire.task_name(task)

@@ -247,18 +247,22 @@ def test_a_stopped_worker_hands_its_tasks_back(farm: Farm) -> None:
 def test_a_beat_that_meets_the_workers_own_end_begins_nothing(
     farm: Farm, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    before = threading.enumerate()
     farm.start()
     worker, _, thread = farm.workers[0]
-    until(lambda: farm.queue.sessions())
+
+    def controls() -> list[threading.Thread]:
+        return [one for one in threading.enumerate() if one.name == "control" and one not in before]
+
+    until(controls)
+    [control] = controls()
     session = worker.session
-    ended, told, beat, end = threading.Event(), threading.Event(), Queue.beat, Queue.end
+    begun, ended, beat, end = threading.Event(), threading.Event(), Queue.beat, Queue.end
 
     def late_beat(*arguments: Any) -> Any:
+        begun.set()
         assert ended.wait(20)
-        try:
-            return beat(*arguments)
-        finally:
-            told.set()
+        return beat(*arguments)
 
     def end_first(*arguments: Any) -> int:
         try:
@@ -268,10 +272,10 @@ def test_a_beat_that_meets_the_workers_own_end_begins_nothing(
 
     monkeypatch.setattr(Queue, "beat", late_beat)
     monkeypatch.setattr(Queue, "end", end_first)
-    time.sleep(1.2 * queue_link.BEAT_SECONDS)  # so that a beat is on its way
+    assert begun.wait(20)
     worker.stop()
-    assert told.wait(20)
-    thread.join(20)
+    for one in (control, thread):
+        one.join(20)
     farm.workers.clear()
     assert not thread.is_alive()
     assert worker.session == session

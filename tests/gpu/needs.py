@@ -12,5 +12,5 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 needs_gpu = pytest.mark.skipif(not GPU, reason="no GPU")
 needs_kernels = pytest.mark.skipif(
-    not TRITON or not (GPU or INTERPRETED), reason="no Triton, which is made for Linux"
+    not TRITON or not (GPU or INTERPRETED), reason="neither Triton on a GPU nor its interpreter"
 )

@@ -97,8 +97,17 @@ class Job:
     def overdue(self, now: float) -> bool:
         return self.late or (self.deadline is not None and self.deadline <= now)
 
-    def newest(self, task: Task) -> bool:
-        return not any((task.number == n and g > task.generation) for g, n in self.tasks)
+    def newer(self, task: Task) -> list[Task]:
+        """Later generations of the same task."""
+        return [
+            one
+            for (generation, number), one in sorted(self.tasks.items())
+            if number == task.number and generation > task.generation
+        ]
+
+    @property
+    def all_but_finalised(self) -> bool:
+        return not self.failures and self.finals[self.generation].state == "f"
 
     def done_before(self, task: Task) -> int:
         """Pictures of the task's earlier generations."""
@@ -362,7 +371,11 @@ class Model:
     def spoil(self, task: Task, left: int) -> int:
         gone = task.done - left
         task.done, task.failed = left, task.pictures - left
-        if task.failed and task not in task.job.failures:
+        if newer := task.job.newer(task):
+            failed = newer[-1]
+            failed.cost = math.ceil(failed.cost * (failed.pictures + gone) / failed.pictures)
+            failed.pictures += gone
+        elif task.failed and task not in task.job.failures:
             task.job.failures.append(task)
         return gone
 

@@ -262,7 +262,8 @@ class Farm(RuleBasedStateMachine):
             return self.queue.retry(job.id, job.tenant, reason)
 
         nothing = not self.model.failed_for(job, reason) and (reason or job.state == "d")
-        if job.overdue(self.model.now) or nothing:
+        late = job.overdue(self.model.now) and not job.all_but_finalised
+        if late or nothing:
             with pytest.raises(Conflict):
                 call()
             return
@@ -279,7 +280,8 @@ class Farm(RuleBasedStateMachine):
         which = data.draw(st.sampled_from(finished))
         task = job.tasks[which.generation, which.number]
         left = data.draw(st.integers(-job.done_before(task), task.pictures))
-        if job.overdue(self.model.now) or left > task.done or not job.newest(task):
+        again = any(newer.state != "f" for newer in job.newer(task))
+        if job.overdue(self.model.now) or left > task.done or again:
             with pytest.raises(Conflict):
                 self.queue.spoil(job.id, job.tenant, which, left)
             return

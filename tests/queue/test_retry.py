@@ -94,6 +94,21 @@ def test_a_job_that_ended_in_time_is_not_retried_after_its_deadline(
     assert queue.status(job, "ann").state is JobState.FAILED
 
 
+def test_what_could_not_be_finalised_in_time_still_can_be(bench: Bench, queue: Queue) -> None:
+    job = bench.submit(1, deadline=datetime.now(UTC) + timedelta(seconds=60))
+    session = bench.session()
+    queue.beat(session, 0, {}, {}, 10**8)
+    bench.complete(session, bench.lease(session)[0])
+    [final] = queue.held(session)
+    queue.fail(session, final, "row", "the store refuses")
+    bench.advance(61)
+    queue.tick()
+    assert queue.status(job, "ann").state is JobState.FAILED
+    queue.retry(job, "ann")
+    work(bench, session)
+    assert queue.status(job, "ann").state is JobState.DONE
+
+
 def failed_for_each_reason(bench: Bench) -> str:
     """A job of five tasks, of which the first is good."""
     job = bench.submit(5)

@@ -100,6 +100,27 @@ def test_only_done_tasks_of_an_own_job_that_has_ended_are_spoiled(
         queue.spoil(lost, "ann", Finished(1, 0, 0, bench.receipt(lease)), 0)
 
 
+def test_a_newer_generation_that_failed_makes_spoiled_pictures_as_well(
+    bench: Bench, queue: Queue
+) -> None:
+    job = done_job(bench, tasks=1, failed=1, max_failed=4)
+    [task] = queue.finished(job)
+    queue.retry(job, "ann")
+    session = bench.session()
+    [lease] = bench.lease(session)
+    assert queue.fail(session, lease, "row", "the chunk is gone").value == "failed"
+    [final] = queue.held(session)
+    bench.complete(session, final)
+    for _ in range(2):
+        queue.spoil(job, "ann", task, 1)
+        status = queue.status(job, "ann")
+        assert (status.images.done, status.images.failed) == (1, 3)
+    queue.retry(job, "ann")
+    assert retried(bench) == [(0, 3)]
+    status = queue.status(job, "ann")
+    assert (status.state, status.images.done, status.images.failed) == (JobState.DONE, 4, 0)
+
+
 def test_only_the_newest_generation_of_a_task_is_spoiled(bench: Bench, queue: Queue) -> None:
     """Else a retry would make the task twice, under one name."""
     job = done_job(bench, tasks=1, failed=1, max_failed=4)
