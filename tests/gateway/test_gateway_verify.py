@@ -1,7 +1,9 @@
 """A store is damaged on purpose, and ``farm verify`` names and mends it."""
 
 import json
+import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from harness import Gateway
@@ -138,6 +140,24 @@ def test_an_orphan_is_removed(gateway: Gateway, job: Job) -> None:
     assert found.left == 0
     assert gateway.store.size(stray) is None
     assert gateway.store.size(picture(job, 0)) is not None
+
+
+def test_what_can_be_mended_is_mended_where_pictures_cannot_be_made_again(
+    gateway: Gateway, farm: Farm, robot: Robot
+) -> None:
+    deadline = datetime.now(UTC) + timedelta(seconds=4)
+    job = farm.submit(["a boat", "a bird"], deadline=deadline)
+    job.wait(20)
+    stray = picture(job, 99)
+    gateway.store.put(stray, b"x")
+    gateway.store.delete(picture(job, 0))
+    time.sleep(max((deadline - datetime.now(UTC)).total_seconds(), 0) + 0.1)
+    with pytest.raises(Conflict, match="deadline"):
+        job.verify(repair=True)
+    assert gateway.store.size(stray) is None
+    (record,) = gateway.store.list(keys.repairs(job.id))
+    assert [one["subject"] for one in json.loads(gateway.store.get(record.key))] == [stray]
+    assert job.status().images.done == 2, "nothing is counted as lost that will not be made"
 
 
 def test_a_job_that_still_runs_is_not_verified(farm: Farm) -> None:
