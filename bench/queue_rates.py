@@ -16,9 +16,9 @@ from functools import partial
 from pathlib import Path
 
 from farm.job import JobOptions, Receipt, TaskDraft, job_id
+from farm.local.valkey import ServerProcess
 from farm.queue import JobHeader, Queue, check_server, connect
 from farm.spec import Lane, Mode
-from farm.valkey import ServerProcess
 
 PIECE = 200  # tasks a call
 BATCH = 32  # tasks a lease

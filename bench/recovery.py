@@ -23,14 +23,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 
-from farm.embedded import Embedded, Plan
 from farm.errors import Unavailable
 from farm.job import JobOptions, Lease, TaskDraft, job_id
+from farm.local.embedded import Embedded, Plan
+from farm.local.supervisor import Supervisor
+from farm.local.valkey import ServerProcess
 from farm.queue import JobHeader, Queue, connect
-from farm.scheduler import Scheduler
+from farm.scheduler.scheduler import Scheduler
 from farm.spec import Lane, Mode
-from farm.supervisor import Supervisor
-from farm.valkey import ServerProcess
 
 LEASE_MS = 10_000  # the default of scheduler and worker
 CHECKPOINT = "amused/amused-256@r1"
@@ -41,7 +41,7 @@ RESTARTED_SECONDS = 5.0  # in which a victim's next life does not take its own t
 VICTIM = """
 import secrets, sys, time
 from farm.queue import Queue, connect
-from farm_workers.witness import Witness
+from farm_workers.worker.crash_reporter import Witness
 
 redis_url, checkpoint, lease_ms, witnessed = sys.argv[1:]
 queue = Queue(connect(redis_url))
@@ -174,11 +174,10 @@ def after_kills_seen_by_ray(server: ServerProcess, trials: int) -> Iterator[floa
         os.environ.update(embedded.environment)  # Ray reads it when it is imported
         import ray
 
-        from farm.placement import Placement
-        from farm_workers import actor
+        from farm.scheduler.placement import Placement
 
-        actor.WorkerActor = RayVictim  # type: ignore[assignment,misc]
         placement = Placement(
+            RayVictim,
             embedded.ray_address,
             "recovery",
             1,

@@ -13,7 +13,7 @@ import httpx2
 import farm
 from farm.errors import CODES, FarmError, InvalidInput, Unavailable, from_dict
 from farm_client.address import Address
-from farm_client.wire import Call, Opened, Reply, Wire
+from farm_client.transport import Call, Opened, Reply, Wire
 
 PATIENCE_SECONDS = 60.0  # for a farm that has answered before
 FIRST_PATIENCE_SECONDS = 1.0  # for one that never has: it is probably not running

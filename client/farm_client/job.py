@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 from farm.errors import FarmError, JobCancelled, JobFailed, TimedOut, Unavailable, from_dict
 from farm.job import TERMINAL_JOBS, JobState
-from farm_client.bridge import drive, iterate
 from farm_client.connection import Connection, path_of
 from farm_client.fetch import PARALLEL, Fetched, Fetcher
 from farm_client.image import AsyncImage, Image, ImageFacts
 from farm_client.models import Difference, JobStatus, Picture, Verified, Why
+from farm_client.sync import drive, iterate
 
 FIRST_POLL_SECONDS = 0.1
 MAX_POLL_SECONDS = 1.0

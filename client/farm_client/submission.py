@@ -10,7 +10,7 @@ from typing import Any
 from farm.errors import FarmError, InvalidInput, TooLarge, from_dict
 from farm_client.connection import Connection, Refused, path_of
 from farm_client.job import RejectedLine
-from farm_client.lines import Line, bad_line, pieces, read_lines, with_data
+from farm_client.ndjson import Line, bad_line, pieces, read_lines, with_data
 from farm_client.parameters import check_options, split_options
 from farm_client.uploads import Uploads
 

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from farm.cli.cells import convert
+from farm.cli.input_files import Source, looks_like_file, open_source
 from farm.cli.output import (
     fail,
     go_on_also_with,
@@ -14,7 +14,7 @@ from farm.cli.output import (
     say_error,
     say_json,
 )
-from farm.cli.tables import Source, looks_like_file, open_source
+from farm.cli.parse_values import convert
 from farm.errors import InvalidInput
 from farm_client import AllRejected, Farm
 from farm_client.inputs import FILE_FIELDS

@@ -21,9 +21,9 @@ def worker(
     from farm.settings import load
     from farm.store import open_store
     from farm.store.probing import check_store
-    from farm_workers.settings import WorkerSettings
-    from farm_workers.witness import Witness
-    from farm_workers.worker import Worker
+    from farm_workers.worker.crash_reporter import Witness
+    from farm_workers.worker.settings import WorkerSettings
+    from farm_workers.worker.worker import Worker
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     settings = load(WorkerSettings)

@@ -1,7 +1,7 @@
 """What is aboard, when leases come, go and come again."""
 
 from farm.job import Lease, Priority
-from farm_workers.aboard import Aboard
+from farm_workers.worker.lease_table import Aboard
 
 
 def lease(attempt: int, number: int = 0, priority: Priority = Priority.NORMAL) -> Lease:

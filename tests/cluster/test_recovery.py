@@ -12,8 +12,8 @@ from test_worker import Farm, until
 from farm.errors import InvalidInput
 from farm.job import JobState
 from farm.store import keys
-from farm_workers import publisher_link
-from farm_workers.faults import FaultyEngine
+from farm_workers.publisher import pipe as publisher_link
+from farm_workers.testing.faults import FaultyEngine
 
 
 @pytest.fixture

@@ -142,7 +142,7 @@ def test_a_worker_whose_witness_dies_again_and_again_works_on(redis_url: str) ->
 
 DYING_WITNESSES = """
 import sys, time
-from farm_workers.witness import Witness
+from farm_workers.worker.crash_reporter import Witness
 
 witness = Witness(sys.argv[1], "farm")
 for session in ("0" * 32, "1" * 32):
@@ -171,7 +171,7 @@ def test_a_crash_is_told_before_the_process_is_gone(redis_url: str, processes: P
 SLOW_DEATH = """
 import sys, time
 from farm.queue import Queue, connect
-from farm_workers.witness import Witness
+from farm_workers.worker.crash_reporter import Witness
 
 Queue(connect(sys.argv[1])).register("a" * 32, "dying", [], {})
 witness = Witness(sys.argv[1], "farm")
@@ -195,6 +195,6 @@ def test_a_worker_that_ends_in_order_is_not_spoken_of(processes: Processes) -> N
 def witness_of(pid: int) -> int:
     for child in psutil.Process(pid).children():
         with contextlib.suppress(psutil.ZombieProcess):
-            if "farm_workers.witness" in child.cmdline():
+            if "farm_workers.worker.crash_reporter" in child.cmdline():
                 return child.pid
     return 0

@@ -12,18 +12,18 @@ from typing import Any
 import pytest
 from fake_engine import BAD_PROMPT, INFO, FakeEngine
 
-from farm.checkpoint import Checkpoint
+from farm.checkpoints.inspect import Checkpoint
+from farm.formats.manifest import ManifestRow, merge, read_part
+from farm.formats.picture_file import read_facts
 from farm.job import Chunk, JobOptions, JobState, Lease, NumberedSpec, Priority, TaskDraft, job_id
-from farm.manifest import ManifestRow, merge, read_part
-from farm.picture_file import read_facts
 from farm.queue import JobHeader, Queue, connect
-from farm.scheduler import Scheduler
+from farm.scheduler.scheduler import Scheduler
 from farm.spec import Lane, RenderRequest
 from farm.store import Store, keys, open_store
-from farm_workers import queue_link
-from farm_workers import worker as worker_module
-from farm_workers.settings import WorkerSettings
-from farm_workers.worker import Worker
+from farm_workers.worker import queue_session as queue_link
+from farm_workers.worker import worker as worker_module
+from farm_workers.worker.settings import WorkerSettings
+from farm_workers.worker.worker import Worker
 
 TENANT = "local"
 

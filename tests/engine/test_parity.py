@@ -11,8 +11,8 @@ import pytest
 from cases import Case, MakeCheckpoint, draw, random_case
 from oracle import Oracle
 
+from farm_workers.bench.pipelines import PIPELINES
 from farm_workers.engine.engine import Engine
-from farm_workers.upstream import PIPELINES
 
 ROOT = Path(__file__).parents[2]
 

@@ -6,13 +6,14 @@ import threading
 
 import numpy as np
 
+from farm.formats.encoding import encode
+from farm.formats.manifest import ManifestRow, write_part
+from farm.formats.picture_file import Facts, token_bytes
 from farm.job import Chunk, Format, Lease, Receipt
-from farm.manifest import ManifestRow, pictures_to_make, write_part
-from farm.picture_file import Facts, token_bytes
 from farm.queue import Queue
+from farm.sinks.parts import pictures_to_make
 from farm.spec import CheckpointInfo, Row
 from farm.store import Store, keys
-from farm_workers.encoder import encode
 
 BAD_PROMPT = "please fail"
 LOST_PROMPT = "please crash"

@@ -9,7 +9,7 @@ from harness import Gateway
 from robot import Robot
 
 from farm.cli.app import run
-from farm.doctor import Health, Patient, examine
+from farm.local.doctor import Health, Patient, examine
 from farm.store.local import LocalStore
 
 

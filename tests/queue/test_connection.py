@@ -15,10 +15,10 @@ from queue_bench import CHECKPOINT, MS, Bench, moved_clock
 
 from farm.errors import FarmError, QueueFull, Unavailable
 from farm.job import JobState, TaskState
+from farm.local.valkey import ServerProcess
 from farm.queue import JobHeader, Opened, Queue, connect, connection
 from farm.queue.scripts import read_scripts
-from farm.scheduler import Scheduler
-from farm.valkey import ServerProcess
+from farm.scheduler.scheduler import Scheduler
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ from queue_bench import MS, Bench, moved_clock
 
 from farm.errors import Conflict, FarmError, QueueFull, Unavailable
 from farm.job import JobState
+from farm.local.valkey import ServerProcess
 from farm.queue import Queue, check_server, connect
 from farm.queue.scripts import read_scripts
-from farm.valkey import ServerProcess
 
 
 def finish(bench: Bench, job: str, failed: dict[int, int]) -> None:

@@ -11,8 +11,8 @@ from queue_bench import Bench
 
 from farm.errors import Unavailable
 from farm.job import JobState
+from farm.local.valkey import ServerProcess
 from farm.queue import Queue, connect
-from farm.valkey import ServerProcess
 
 SERVERS = 8  # at a time; each waits for its disk, its child and its start most of the time
 

@@ -25,11 +25,11 @@ from queue_model import Job, Model, Session
 
 from farm.errors import Conflict, JobCancelled, LeaseLost, NotFound
 from farm.job import JobOptions, JobState, Lease, Priority, Receipt, TaskDraft, job_id
+from farm.local.valkey import ServerProcess
 from farm.queue import JobHeader, JobStatus, Progress, Queue, connect, wire
 from farm.queue.scripts import read_scripts
 from farm.queue.wire import MAX_ROWS
 from farm.spec import Lane
-from farm.valkey import ServerProcess
 
 DEEP = bool(os.environ.get("FARM_DEEP"))  # other lives every time, and ten times as many
 SHRINK = not os.environ.get("FARM_NO_SHRINK")  # takes minutes

@@ -10,8 +10,8 @@ from queue_bench import MS, Bench
 
 from farm.errors import LeaseLost, NotFound, Unavailable
 from farm.job import JobState, TaskState, job_id
+from farm.local.valkey import ServerProcess
 from farm.queue import Queue, connect
-from farm.valkey import ServerProcess
 
 
 def test_sidekiq_4611_a_job_that_just_started_is_not_recovered_from_a_living_worker(

@@ -5,7 +5,7 @@ from queue_bench import MS, Bench
 
 from farm.errors import Unavailable
 from farm.queue import Queue
-from farm.scheduler import Scheduler
+from farm.scheduler.scheduler import Scheduler
 
 
 class Certificates:

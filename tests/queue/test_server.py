@@ -18,9 +18,9 @@ import redis
 from queue_bench import Bench
 
 from farm.errors import Unavailable
+from farm.local.valkey import ServerProcess
 from farm.queue import Queue, check_server, connect
 from farm.queue.server import rewrite
-from farm.valkey import ServerProcess
 
 Serving = Callable[..., AbstractContextManager[ServerProcess]]
 

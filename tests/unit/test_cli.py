@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from farm.cli.app import COMMANDS, run
-from farm.cli.cells import convert, parameter_of
+from farm.cli.input_files import columns_of, looks_like_file
 from farm.cli.output import one_line, printable
-from farm.cli.tables import columns_of, looks_like_file
+from farm.cli.parse_values import convert, parameter_of
 from farm.cli.watch import Rate, _rate_text
 from farm.errors import InvalidInput
 from farm.spec import CheckpointInfo, RenderRequest
@@ -129,9 +129,9 @@ def test_a_picture_says_what_made_it(
 ) -> None:
     import numpy as np
 
+    from farm.formats.encoding import encode
+    from farm.formats.picture_file import Facts
     from farm.job import Format
-    from farm.picture_file import Facts
-    from farm_workers.encoder import encode
 
     monkeypatch.chdir(tmp_path)
     request = RenderRequest(prompt="a red bicycle", seed=7)

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from farm.assets import Assets
-from farm.catalogue import Catalogue
-from farm.entries import AllRejected, Entry, parse_line
+from farm.checkpoints.registry import CheckpointRegistry
 from farm.errors import Conflict, FarmError, InvalidInput, QueueFull, TooLarge, Unavailable
-from farm.ingest import MAX_APPEND_TASKS, Feed, Ingest, split
+from farm.ingest.assets import Assets
+from farm.ingest.ingest import MAX_APPEND_TASKS, Feed, Ingest, split
+from farm.ingest.ndjson import AllRejected, Entry, parse_line
 from farm.job import MAX_TASK_PICTURES, Chunk, JobOptions, JobState, NumberedSpec, TaskDraft
 from farm.queue import JobHeader, Opened
 from farm.spec import CheckpointInfo, RenderRequest
@@ -98,8 +98,8 @@ def queue(store: Store) -> FakeQueue:
 
 
 def make(queue: FakeQueue, store: Store, paces: Mapping[str, float] | None = None) -> Ingest:
-    catalogue = Catalogue([INFO, OTHER])
-    return Ingest(queue, store, catalogue, Assets(store), lambda: paces or {})  # type: ignore[arg-type]
+    registry = CheckpointRegistry([INFO, OTHER])
+    return Ingest(queue, store, registry, Assets(store), lambda: paces or {})  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -303,15 +303,15 @@ def test_the_job_file_has_what_an_empty_queue_needs(ingest: Ingest, store: Store
 
 
 def test_a_checkpoint_is_found_by_any_clear_name() -> None:
-    catalogue = Catalogue([INFO, OTHER])
+    registry = CheckpointRegistry([INFO, OTHER])
     for name in (None, "owner/tiny", "owner/tiny@1", "tiny"):
-        assert catalogue.find(name) is INFO
-    assert catalogue.find("other") is OTHER
+        assert registry.find(name) is INFO
+    assert registry.find("other") is OTHER
     with pytest.raises(InvalidInput) as error:
-        catalogue.find("tinny")
+        registry.find("tinny")
     assert error.value.field == "checkpoint"
     with pytest.raises(InvalidInput, match="no checkpoint yet"):
-        Catalogue().find(None)
+        CheckpointRegistry().find(None)
 
 
 def test_checkpoints_of_workers_are_asked_for_now_and_then() -> None:
@@ -321,10 +321,10 @@ def test_checkpoints_of_workers_are_asked_for_now_and_then() -> None:
         asked.append(now[0])
         return [INFO]
 
-    catalogue = Catalogue(live=live, clock=lambda: now[0])
+    registry = CheckpointRegistry(live=live, clock=lambda: now[0])
     for moment in (0.0, 1.0, 2.0, 10.0):
         now[0] = moment
-        assert catalogue.all() == [INFO]
+        assert registry.all() == [INFO]
     assert asked == [0.0, 10.0]
 
 

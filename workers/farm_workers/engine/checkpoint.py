@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
-from farm.checkpoint import Checkpoint
+from farm.checkpoints.inspect import Checkpoint
 from farm.errors import InvalidCheckpoint, InvalidInput
 from farm.spec import CheckpointInfo
 from farm_workers.engine.model import Transformer

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from farm.checkpoint import Checkpoint, inspect_checkpoint
+from farm.checkpoints.inspect import Checkpoint, inspect_checkpoint
 from farm.errors import FarmError, InvalidInput, OutOfMemory, RenderError
 from farm.spec import CheckpointInfo, Lane, Row
 from farm_workers.engine.admission import Live, Pending, start
