@@ -1,7 +1,5 @@
 -- What every script starts with: the clock, the key prefix, refusals.
 --
--- requires: constants
---
 -- KEYS[1] is the prefix of every key and carries the farm's hash tag. Redis is the only clock.
 
 local P = KEYS[1]

@@ -1,6 +1,6 @@
 -- The index of ready work.
 --
--- requires: prelude, job_record, task_record, paged_set
+-- requires: prelude, task_record, paged_set
 --
 --   ready:<job>:<lane>             list: a job's tasks in the order they run; the very first one may
 --                                  be in the job's own hash instead
