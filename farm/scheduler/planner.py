@@ -6,7 +6,7 @@ from typing import NamedTuple
 from farm.job import Priority
 from farm.spec import Lane
 
-_RANK = {Priority.URGENT: 0, Priority.NORMAL: 1, Priority.BULK: 2}
+_RANK = {priority: rank for rank, priority in enumerate(Priority)}
 
 
 class Work(NamedTuple):

@@ -140,7 +140,7 @@ class Verifier:
         rows = merge(task_rows(self._store, job, number, range(self.status.generation + 1)))
         good = sum(row.file is not None for row in rows.values())
         earlier = sum(task.receipt.done for task in tasks[:-1])
-        self._queue.spoil(job, self._tenant, tasks[-1], good - damaged - earlier)
+        self._queue.invalidate(job, self._tenant, tasks[-1], good - damaged - earlier)
 
     def _write_part(self, lost: Difference) -> bool:
         """Write a part again from what the picture files tell, if that gives the receipt's hash."""

@@ -55,4 +55,4 @@ def queue(client: "redis.Redis") -> Queue:
 def bench(queue: Queue) -> Iterator[Bench]:
     """Whatever a test did, the counters equal a recount."""
     yield Bench(queue)
-    assert queue.fsck(repair=False) == []
+    assert queue.check(repair=False) == []

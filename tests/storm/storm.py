@@ -167,7 +167,7 @@ class Storm:
 
     def _problems(self) -> list[str]:
         queue = Queue(connect(self._ground.redis_url))
-        problems = [f"recount: {line}" for line in queue.fsck(repair=False)]
+        problems = [f"recount: {line}" for line in queue.check(repair=False)]
         with Farm(self._ground.url) as farm:
             known = acknowledged(self._acknowledged)
             return problems + check(farm, self._ground.store, known, self._jobs)

@@ -14,7 +14,7 @@ from farm.ingest.assets import Assets
 from farm.ingest.ingest import MAX_APPEND_TASKS, Feed, Ingest, split
 from farm.ingest.ndjson import AllRejected, Entry, parse_line
 from farm.job import MAX_TASK_PICTURES, Chunk, JobOptions, JobState, NumberedSpec, TaskDraft
-from farm.queue import JobHeader, Opened
+from farm.queue import JobHeader, Submitted
 from farm.spec import CheckpointInfo, RenderRequest
 from farm.store import Store, keys, open_store
 
@@ -40,7 +40,7 @@ class FakeQueue:
         self.cancelled: list[str] = []
         self.away: FarmError | None = None
 
-    def open(self, header: JobHeader) -> Opened:
+    def open(self, header: JobHeader) -> Submitted:
         if self.away:
             raise self.away
         assert self.store.size(keys.header(header.job)) is not None
@@ -51,11 +51,11 @@ class FakeQueue:
             if fingerprint != header.fingerprint:
                 raise Conflict("the key stands for other content")
             if job != header.job:
-                return Opened(job, False)
+                return Submitted(job, False)
         self.tasks[header.job] = []
         self.pieces[header.job] = {}
         self.rejected[header.job] = 0
-        return Opened(header.job, True)
+        return Submitted(header.job, True)
 
     def append(
         self, job: str, piece: int, sha256: str, tasks: Sequence[TaskDraft], rejected: int = 0
@@ -73,7 +73,7 @@ class FakeQueue:
         assert set(self.pieces[job]) == set(range(pieces))
         self.closed[job] = pieces
 
-    def submit(self, header: JobHeader, tasks: Sequence[TaskDraft], rejected: int = 0) -> Opened:
+    def submit(self, header: JobHeader, tasks: Sequence[TaskDraft], rejected: int = 0) -> Submitted:
         opened = self.open(header)
         if opened.created:
             self.append(opened.job, 0, "x", tasks, rejected)

@@ -14,8 +14,8 @@ from typing import Any, Literal, NamedTuple, Protocol
 from farm.errors import FarmError, InvalidInput, LeaseLost, NotFound, Unavailable
 from farm.job import Lease, Priority, Receipt
 from farm.queue import Queue
+from farm.queue.constants import MAX_ROWS
 from farm.queue.queue import FIRST_LEASE_MS
-from farm.queue.wire import MAX_ROWS
 from farm_workers.worker.crash_reporter import Witness
 from farm_workers.worker.drain import drain
 from farm_workers.worker.lease_table import Aboard
@@ -231,7 +231,7 @@ class QueueLink:
         self._beats += 1
         stats = {**self._crew.stats(), "beat": self._beats, "urgent_room": urgent_room}
         sent = time.monotonic()
-        beat = self._queue.beat(self.session, room, progress, stats, self._lease_ms)
+        beat = self._queue.heartbeat(self.session, room, progress, stats, self._lease_ms)
         self._lease_end = sent + self._lease_ms / 1000
         self._crew.lease_until(beat.held & ours, self._lease_end)
         self._aboard.told(progress)
