@@ -12,8 +12,8 @@ from farm.formats.picture_file import EXTENSIONS
 from farm.job import Format, NumberedSpec
 from farm.spec import CheckpointInfo, Row
 from farm_workers.publisher.record import PictureRecord, encode_picture, failed_row, stored_row
+from farm_workers.render_engine import RenderEngine
 from farm_workers.worker.inputs import InputReader, Inputs
-from farm_workers.worker.worker import RenderEngine
 
 JOB = "local"  # in the manifest, where the farm has a job's id
 PREFETCH = 16  # renders whose inputs are read ahead
@@ -38,7 +38,7 @@ class LocalRenderer:
     def __init__(
         self,
         engines: Mapping[str, RenderEngine],
-        infos: dict[str, CheckpointInfo],
+        infos: Mapping[str, CheckpointInfo],
         read_asset: Callable[[str], bytes],
         out: Path,
         picture_format: Format,

@@ -21,7 +21,8 @@ from farm.spec import CheckpointInfo, Mode, RenderRequest, RenderSpec, Row
 from farm_workers.bench.floor import decode_flops, step_flops
 from farm_workers.bench.pipelines import make_pipeline
 from farm_workers.engine.checkpoint import DTYPES, Parts, load_modules
-from farm_workers.engine.engine import Done, Engine
+from farm_workers.engine.done import Done
+from farm_workers.engine.engine import Engine
 from farm_workers.testing.random_weights import CONFIGURATIONS, random_modules
 
 Workload = Callable[[int], list["Item"]]  # its pictures in each round

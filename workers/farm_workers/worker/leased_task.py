@@ -14,7 +14,7 @@ from farm_workers.worker.resume import RowId, rows_of
 PREFETCH = 16  # renders whose inputs are read ahead
 
 
-class Assignment:
+class LeasedTask:
     """One lease with its chunk; belongs to the worker's main loop alone.
 
     Its rows come out of ``next_row`` in the chunk's order, each once its render's inputs are read.
