@@ -14,10 +14,9 @@ import typer
 from farm.cli.flags import Column, InputFormat
 from farm.cli.input_files import open_source
 from farm.cli.output import list_rejected, say, say_error, say_json
-from farm.errors import FarmError, InvalidInput
+from farm.errors import FarmError, InvalidInput, RejectedRender
 from farm.job import OPTIONS, Format, NumberedSpec
 from farm_client.inputs import ASSET_KINDS, FILE_FIELDS, asset_id, read_input
-from farm_client.job import RejectedLine
 from farm_client.ndjson import Line, read_lines
 
 MANIFEST = "manifest.jsonl"
@@ -116,7 +115,7 @@ class _Requests:
         self._resolver = Resolver(CheckpointRegistry(self.infos.values()), self._assets)
         self._base = base
         self._seed = secrets.randbits(48) if seed is None else seed
-        self.rejected: list[RejectedLine] = []
+        self.rejected: list[RejectedRender] = []
 
     def load_engines(self, threads: int) -> Mapping[str, Any]:
         from farm_workers.worker.load_engine import load_engine
@@ -138,7 +137,7 @@ class _Requests:
                 spec = self._resolver.resolve(TENANT, data, seed=self._seed, render=render)
             except FarmError as error:
                 place = line.place(error.field)
-                self.rejected.append(RejectedLine(line.number, place, error))
+                self.rejected.append(RejectedRender(render, error.at(line.number, place)))
             else:
                 yield NumberedSpec(render=render, spec=spec)
 

@@ -75,7 +75,8 @@ def submit(
         else:
             job = _submit_prompts(farm, [*words, *(prompt or ())], parameters, options)
     except AllRejected as error:
-        list_rejected(error.rejected, file or "prompts")
+        if file or len(error.rejected) > 1:  # of a single prompt the error itself says it all
+            list_rejected(error.rejected, file or "prompts")
         return fail(error)
     if job.rejected:
         list_rejected(job.rejected, file or "prompts")

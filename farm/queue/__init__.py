@@ -18,9 +18,11 @@ from farm.queue.records import (
 )
 from farm.queue.server import ServerFacts, check_server
 from farm.queue.why import LaneQueue, WaitsFor, Why
+from farm.queue.wire import MAX_ROWS
 
 __all__ = [
     "MAX_REASON",
+    "MAX_ROWS",
     "Beat",
     "Event",
     "Failure",

@@ -104,7 +104,7 @@ def test_every_command_has_a_help(name: str, capsys: pytest.CaptureFixture[str])
 
 def test_no_command_prints_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert run([]) == 0
-    assert "Commands:" in capsys.readouterr().out
+    assert "Jobs:" in capsys.readouterr().out
     assert run(["--version"]) == 0
 
 
