@@ -1,6 +1,7 @@
 """The queue: every operation is one Lua script on Valkey or Redis, one transition each."""
 
 from farm.queue.connection import connect
+from farm.queue.constants import MAX_ROWS
 from farm.queue.messages import (
     Event,
     Failure,
@@ -21,6 +22,7 @@ from farm.queue.why import LaneQueue, WaitsFor, Why
 
 __all__ = [
     "MAX_REASON",
+    "MAX_ROWS",
     "Event",
     "Failure",
     "Finished",

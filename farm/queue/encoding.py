@@ -54,7 +54,7 @@ def header_arguments(header: JobHeader) -> list[Any]:
         header.tenant,
         header.fingerprint,
         options.idempotency_key or "",
-        CLASSES.index(options.priority),
+        options.priority.rank,
         to_json(stored),
         "" if deadline is None else int(deadline.timestamp() * 1000),
     ]

@@ -146,7 +146,7 @@ class Queue:
             room,
             min(limit, MAX_ROWS),
             ms,
-            CLASSES.index(lowest),
+            lowest.rank,
             *which,
         )
         granted = json.loads(reply)
@@ -347,7 +347,7 @@ class Queue:
             LaneBacklog(Lane.parse(lane), CLASSES[number], tasks, pictures)
             for lane, number, tasks, pictures in self._run("backlog")
         ]
-        return sorted(found, key=lambda ready: (CLASSES.index(ready.priority), ready.lane))
+        return sorted(found, key=lambda ready: (ready.priority.rank, ready.lane))
 
     def events(self, after: str, block_ms: int) -> list[Event]:
         """What happened after an event; waits for it, two seconds at most."""

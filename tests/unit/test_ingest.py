@@ -9,12 +9,20 @@ from typing import Any
 import pytest
 
 from farm.checkpoints.registry import CheckpointRegistry
-from farm.errors import Conflict, FarmError, InvalidInput, QueueFull, TooLarge, Unavailable
+from farm.errors import (
+    AllRejected,
+    Conflict,
+    FarmError,
+    InvalidInput,
+    QueueFull,
+    TooLarge,
+    Unavailable,
+)
 from farm.ingest.assets import Assets
-from farm.ingest.ingest import MAX_APPEND_TASKS, Feed, Ingest, split
-from farm.ingest.ndjson import AllRejected, Entry, parse_line
+from farm.ingest.ingest import Feed, Ingest, split
+from farm.ingest.ndjson import Entry, parse_line
 from farm.job import MAX_TASK_PICTURES, Chunk, JobOptions, JobState, NumberedSpec, TaskDraft
-from farm.queue import JobHeader, Submitted
+from farm.queue import MAX_ROWS, JobHeader, Submitted
 from farm.spec import CheckpointInfo, RenderRequest
 from farm.store import Store, keys, open_store
 
@@ -60,7 +68,7 @@ class FakeQueue:
     def append(
         self, job: str, piece: int, sha256: str, tasks: Sequence[TaskDraft], rejected: int = 0
     ) -> bool:
-        assert len(tasks) <= MAX_APPEND_TASKS
+        assert len(tasks) <= MAX_ROWS
         for task in tasks:
             assert self.store.size(keys.chunk(job, task.number)) is not None
         if self.pieces[job].setdefault(piece, sha256) != sha256:
