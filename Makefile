@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint unit clean lives mutants storm storm-ray bench-queue bench-recovery
+.PHONY: demo test lint unit clean lives graph mutants storm storm-ray bench-queue bench-recovery
 
 demo: $(INSTALLED)
 	$(BIN)/farm demo
@@ -31,6 +31,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 # Ten minutes: ten times as many random lives of the queue as in the tests, other ones every time.
 lives: $(INSTALLED)
 	FARM_DEEP=1 $(BIN)/pytest --timeout 0 tests/queue/test_model.py
+
+# Which package imports which: docs/packages.md.
+graph: $(INSTALLED)
+	$(BIN)/python tools/package_graph.py
 
 # An hour and more: breaks the queue's scripts one by one and tells which breaks the tests find.
 mutants: $(INSTALLED)
