@@ -26,7 +26,7 @@ its own.
 
 
 def room(module: str) -> str | None:
-    """``farm.store.s3`` is in ``farm.store``; ``farm`` itself, which has the version, is in none."""
+    """``farm.store.s3`` is in ``farm.store``; the package ``farm`` itself is in no room."""
     parts = module.split(".")
     if parts[0] == "farm_client":
         return "farm_client"
