@@ -1,16 +1,21 @@
 # Two commands do everything on a machine with Python >= 3.11 and make: `make demo` and `make test`.
 
 PYTHON ?= python3
+TEST_PROCESSES ?= 3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint unit clean lives graph mutants storm storm-ray bench-queue bench-recovery
+.PHONY: demo check test lint tests clean lives graph mutants storm storm-ray bench-queue bench-recovery
 
 demo: $(INSTALLED)
 	$(BIN)/farm demo
 
-test: lint unit
+# Before each commit, in a minute: lint, types, layers, and the tests that need no other process.
+check: lint
+	$(BIN)/pytest tests/unit
+
+test: lint tests
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -18,8 +23,9 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-unit: $(INSTALLED)
-	$(BIN)/pytest
+# Many tests wait for processes, so there may be more test processes than cores.
+tests: $(INSTALLED)
+	$(BIN)/pytest -n $(TEST_PROCESSES) --dist loadgroup
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
