@@ -13,6 +13,8 @@ import pytest
 from PIL import Image
 from running_farm import FARM, RunningFarm, manifest
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("farm")]
+
 PROMPT = "a large red circle in the centre on a blue background"
 
 

@@ -72,7 +72,7 @@ def _forked(function: str, name: str, environment: dict[str, str], log: str) -> 
     getattr(importlib.import_module(module), called)(name)
 
 
-class Fleet:
+class ProcessGroup:
     """Args:
     environment: of all members.
     logs: a folder for what each of them says.
@@ -85,7 +85,7 @@ class Fleet:
         self._running: dict[str, Running] = {}
         self._lock = threading.Lock()
         self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="fleet", daemon=True)
+        self._thread = threading.Thread(target=self._watch, name="process group", daemon=True)
         self._thread.start()
 
     def start(self, member: Member) -> None:

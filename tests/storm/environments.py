@@ -1,4 +1,4 @@
-"""Where a storm can rage: plain processes, or a farm on Ray as ``farm up`` makes it."""
+"""What a storm runs in: plain processes, or a farm on Ray as ``farm up`` makes it."""
 
 import os
 import random
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 import psutil
-from fleet import Fleet, Member, send
+from processes import Member, ProcessGroup, send
 
 from farm.local.embedded import free_port
 from farm.local.supervisor import members
@@ -28,7 +28,7 @@ CHILDREN = {
 }
 
 
-class Ground(Protocol):
+class Environment(Protocol):
     url: str  # of the gateway
     redis_url: str
     store: Path
@@ -40,7 +40,7 @@ class Ground(Protocol):
     def close(self) -> None: ...
 
 
-def environment(folder: Path, faults: str) -> dict[str, str]:
+def variables(folder: Path, faults: str) -> dict[str, str]:
     """What all processes of a farm in a storm are told."""
     return {
         "FARM_LEASE_MS": str(LEASE_MS),
@@ -75,7 +75,7 @@ def children(pids: list[int], words: str) -> list[int]:
     return found
 
 
-class Processes:
+class ProcessEnvironment:
     """A server, a gateway, two schedulers and two workers, without Ray."""
 
     def __init__(self, folder: Path, faults: str) -> None:
@@ -86,9 +86,9 @@ class Processes:
         self.store = folder / "store"
         logs = folder / "logs"
         logs.mkdir()
-        self._fleet = Fleet(
+        self._group = ProcessGroup(
             {
-                **environment(folder, faults),
+                **variables(folder, faults),
                 "REDIS_URL": self.redis_url,
                 "FARM_URL": self.url,
                 "FARM_DATA": str(folder),
@@ -106,18 +106,18 @@ class Processes:
         self._server.start()
         self._server.ready()
         python = [sys.executable, "-P", "-m"]
-        self._fleet.start(Member("gateway", [*python, "farm.gateway"]))
+        self._group.start(Member("gateway", [*python, "farm.gateway"]))
         for number in range(2):
-            self._fleet.start(Member(f"scheduler-{number}", [*python, "farm.cli", "scheduler"]))
+            self._group.start(Member(f"scheduler-{number}", [*python, "farm.cli", "scheduler"]))
         for number in range(WORKERS):
-            self._fleet.start(Member(f"worker-{number}", function="farm.cli.worker:worker"))
+            self._group.start(Member(f"worker-{number}", function="farm.cli.worker:worker"))
         until(lambda: _answers(f"{self.url}/readyz"), 180, "the farm does not start")
-        self._fleet.start(submitter)
+        self._group.start(submitter)
 
     def pids(self, victim: str) -> list[int]:
         if victim in CHILDREN:
             return children(self.pids("worker"), CHILDREN[victim])
-        found = [self._fleet.pid(name) for name in self._fleet.names(victim)]
+        found = [self._group.pid(name) for name in self._group.names(victim)]
         return [pid for pid in found if pid is not None]
 
     def kill_server(self) -> None:
@@ -127,14 +127,14 @@ class Processes:
         self._server.ready()
 
     def submitted(self) -> bool:
-        return self._fleet.ended("submitter")
+        return self._group.ended("submitter")
 
     def close(self) -> None:
-        self._fleet.close()
+        self._group.close()
         self._server.stop()
 
 
-class Cluster:
+class RayEnvironment:
     """``farm up``: its supervisor starts again what dies, Ray the actors."""
 
     def __init__(self, folder: Path, faults: str) -> None:
@@ -144,10 +144,10 @@ class Cluster:
         self.url = f"http://127.0.0.1:{self._port}"
         self.redis_url = ServerProcess(self._data / "valkey").url
         self.store = self._data / "store"
-        self._environment = {**environment(folder, faults), "FARM_URL": self.url}
+        self._variables = {**variables(folder, faults), "FARM_URL": self.url}
         logs = folder / "logs"
         logs.mkdir()
-        self._fleet = Fleet(self._environment, logs)
+        self._group = ProcessGroup(self._variables, logs)
 
     def start(self, submitter: Member) -> None:
         make_tiny(self._folder / "tiny", num_hidden_layers=1, size=64)
@@ -155,13 +155,13 @@ class Cluster:
             *("up", "--data", self._data, "--port", self._port, "--workers", WORKERS),
             *("--checkpoint", self._folder / "tiny", "--detach"),
         )
-        self._fleet.start(submitter)
+        self._group.start(submitter)
 
     def pids(self, victim: str) -> list[int]:
         if victim in CHILDREN:
             return children(self.pids("worker"), CHILDREN[victim])
         if victim == "submitter":
-            pid = self._fleet.pid(victim)
+            pid = self._group.pid(victim)
             return [] if pid is None else [pid]
         told = {int(file.read_text()) for file in (self._data / "run").glob(f"{victim}*.pid")}
         return [process.pid for process in members(self._data) if process.pid in told]
@@ -174,16 +174,16 @@ class Cluster:
         until(lambda: self.pids("valkey") not in ([], before), 60, "the server does not come back")
 
     def submitted(self) -> bool:
-        return self._fleet.ended("submitter")
+        return self._group.ended("submitter")
 
     def close(self) -> None:
-        self._fleet.close()
+        self._group.close()
         self._farm("down", "--data", self._data)
 
     def _farm(self, *words: object) -> None:
         subprocess.run(
             [sys.executable, "-m", "farm.cli", *map(str, words)],
-            env={**os.environ, **self._environment},
+            env={**os.environ, **self._variables},
             check=True,
         )
 

@@ -8,7 +8,7 @@ CRASHES = "a row that crashes"  # FARM_FAULTS makes it end its worker by SIGSEGV
 FAULTS = f"nan:{FAILS},segfault:{CRASHES}"
 
 
-class Order(NamedTuple):
+class PlannedJob(NamedTuple):
     prompts: list[str]
     parameters: dict[str, Any]  # of the submission
     inputs: tuple[str, ...] = ()  # "image", "mask_image"
@@ -19,7 +19,7 @@ class Order(NamedTuple):
         return len(self.prompts) * int(self.parameters.get("num_images", 1))
 
 
-def order(number: int, jobs: int) -> Order:
+def planned_job(number: int, jobs: int) -> PlannedJob:
     """Job ``number`` of a storm of so many."""
     random = Random(number)
     key = {"idempotency_key": f"storm-{number}", "seed": number}
@@ -28,7 +28,7 @@ def order(number: int, jobs: int) -> Order:
     if number % max(jobs // 4, 50) == 25:
         return _planted(number, random, CRASHES, key)
     mode = random.choices(["text2img", "img2img", "inpaint"], [8, 1, 1])[0]
-    return Order(
+    return PlannedJob(
         [f"storm {number}"],
         {
             **key,
@@ -41,7 +41,7 @@ def order(number: int, jobs: int) -> Order:
     )
 
 
-def _planted(number: int, random: Random, words: str, key: dict[str, Any]) -> Order:
+def _planted(number: int, random: Random, words: str, key: dict[str, Any]) -> PlannedJob:
     bad = random.randrange(5)
     prompts = [f"storm {number} {words if at == bad else 'beside it'} {at}" for at in range(5)]
-    return Order(prompts, {**key, "num_inference_steps": 2, "max_failed": 1}, bad=bad)
+    return PlannedJob(prompts, {**key, "num_inference_steps": 2, "max_failed": 1}, bad=bad)
