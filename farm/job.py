@@ -24,6 +24,7 @@ MAX_ASSET_BYTES = 100 * 2**20
 CELL = 0  # of this farm; part of every job id, so that farms can stand side by side
 
 _JOB_ID = re.compile(r"^j\d+-[0-9a-hjkmnp-tv-z]{26}$")
+_SINK = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 _CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz"
 
 
@@ -31,10 +32,6 @@ class Priority(enum.StrEnum):
     URGENT = "urgent"  # somebody is looking at the screen
     NORMAL = "normal"
     BULK = "bulk"  # a dataset; takes what the others leave
-
-
-class Sink(enum.StrEnum):
-    IMAGES = "images"  # one object per picture
 
 
 class Format(enum.StrEnum):
@@ -86,7 +83,7 @@ class JobOptions(BaseModel):
 
     name: str | None = Field(default=None, max_length=MAX_NAME)
     priority: Priority = Priority.NORMAL
-    sink: Sink = Sink.IMAGES
+    sink: str = "images"  # by its name; which there are, ``farm.sinks.registry`` knows
     format: Format = Format.PNG
     seed: int | None = Field(default=None, ge=0, lt=2**53, strict=True)
     max_failed: int = Field(default=0, ge=0, strict=True)
@@ -98,6 +95,13 @@ class JobOptions(BaseModel):
     def _printable(cls, value: str | None) -> str | None:
         if value is not None and not value.isprintable():
             raise ValueError("has characters that cannot be printed; remove them")
+        return value
+
+    @field_validator("sink")
+    @classmethod
+    def _sink_name(cls, value: str) -> str:
+        if not _SINK.fullmatch(value):
+            raise ValueError(f"{value[:40]!r} is not the name of a sink")
         return value
 
     @field_validator("deadline")
@@ -138,7 +142,7 @@ class Chunk(BaseModel):
     job: str
     number: int  # of the task in its job
     tenant: str
-    sink: Sink
+    sink: str
     format: Format
     lane: str
     renders: tuple[NumberedSpec, ...]
