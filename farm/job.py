@@ -25,6 +25,7 @@ MAX_ASSET_BYTES = 100 * 2**20
 CELL = 0  # of this farm; part of every job id, so that several farms can be one service
 
 _JOB_ID = re.compile(r"^j\d+-[0-9a-hjkmnp-tv-z]{26}$")
+_SINK = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 _CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz"
 
 
@@ -39,10 +40,6 @@ class Priority(enum.StrEnum):
     def rank(self) -> int:
         """0 for the class that is served first."""
         return list(Priority).index(self)
-
-
-class Sink(enum.StrEnum):
-    IMAGES = "images"  # one object per picture
 
 
 class Format(enum.StrEnum):
@@ -98,7 +95,8 @@ class JobOptions(BaseModel):
         str | None, Field(max_length=MAX_NAME), Parameter(help="A name for the job")
     ] = None
     priority: Annotated[Priority, Parameter(help=", ".join(Priority))] = Priority.NORMAL
-    sink: Annotated[Sink, Parameter(help="How pictures are stored")] = Sink.IMAGES
+    # Which sinks there are, ``farm.sinks.registry`` knows.
+    sink: Annotated[str, Parameter(help="How pictures are stored")] = "images"
     format: Annotated[Format, Parameter(help=", ".join(Format))] = Format.PNG
     seed: Annotated[
         int | None,
@@ -132,6 +130,13 @@ class JobOptions(BaseModel):
     def _printable(cls, value: str | None) -> str | None:
         if value is not None and not value.isprintable():
             raise ValueError("has characters that cannot be printed; remove them")
+        return value
+
+    @field_validator("sink")
+    @classmethod
+    def _sink_name(cls, value: str) -> str:
+        if not _SINK.fullmatch(value):
+            raise ValueError(f"{value[:40]!r} is not the name of a sink")
         return value
 
     @field_validator("deadline")
@@ -175,7 +180,7 @@ class Chunk(BaseModel):
     job: str
     number: int  # of the task in its job
     tenant: str
-    sink: Sink
+    sink: str
     format: Format
     lane: str
     renders: tuple[NumberedSpec, ...]

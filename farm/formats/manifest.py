@@ -40,9 +40,9 @@ class ManifestRow(NamedTuple):
     generation: int
     render: int
     image: int
-    file: str | None  # key in the store
-    sha256: str | None  # of the file
-    size: int | None  # bytes of the file
+    file: str | None  # where it is stored, in the words of the job's sink; a key for images
+    sha256: str | None  # of the picture file
+    size: int | None  # bytes of the picture file
     width: int
     height: int
     seed: int

@@ -22,6 +22,7 @@ from farm.ingest.assets import Assets
 from farm.ingest.ingest import Ingest
 from farm.queue import Queue, connect
 from farm.settings import GatewaySettings
+from farm.sinks.registry import Sinks
 from farm.spec import CheckpointInfo
 from farm.store import Store, open_store
 
@@ -53,6 +54,7 @@ def create_app(
         settings=settings,
         queue=queue,
         store=store,
+        sinks=Sinks(store, settings.data / "scratch" / "gateway"),
         assets=kept,
         registry=registry,
         ingest=Ingest(queue, store, registry, kept, paces(queue)),

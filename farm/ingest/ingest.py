@@ -33,11 +33,11 @@ from farm.job import (
     JobOptions,
     JobState,
     NumberedSpec,
-    Sink,
     TaskDraft,
     job_id,
 )
 from farm.queue import MAX_ROWS, JobHeader, Queue
+from farm.sinks.registry import check_sink
 from farm.spec import Lane, canonical_json
 from farm.store import Store, keys
 
@@ -59,7 +59,7 @@ class JobRecord(BaseModel):
     tenant: str
     options: dict[str, Any]
     seed: int
-    sink: Sink
+    sink: str
     format: Format
     fingerprint: str
     created_at: datetime
@@ -267,6 +267,7 @@ class Ingest:
             self.queue.cancel(record.job, record.tenant)
 
     def _record(self, tenant: str, options: JobOptions, content: str) -> JobRecord:
+        check_sink(options.sink)
         kept = options.model_dump(mode="json")
         marks = {name: value for name, value in kept.items() if name != "idempotency_key"}
         fingerprint = hashlib.sha256(f"{canonical_json(marks)}:{content}".encode()).hexdigest()

@@ -171,6 +171,7 @@ def status(job: str, fields: Sequence[str]) -> JobStatus:
         state=state,
         paused="ps" in header,
         priority=CLASSES[number("p")],
+        sink=options.get("sink", "images"),
         format=Format(options.get("format", Format.PNG)),
         created_at=created,
         started_at=started,

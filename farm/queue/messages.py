@@ -133,6 +133,7 @@ class JobStatus(BaseModel):
     state: JobState
     paused: bool
     priority: Priority
+    sink: str
     format: Format
     created_at: datetime
     started_at: datetime | None

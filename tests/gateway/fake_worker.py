@@ -3,6 +3,7 @@
 import hashlib
 import secrets
 import threading
+from pathlib import Path
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from farm.formats.manifest import ManifestRow, write_part
 from farm.formats.picture_file import Facts, token_bytes
 from farm.job import Chunk, Format, Lease, Receipt
 from farm.queue import Queue
+from farm.sinks.images import Images
 from farm.sinks.parts import pictures_to_make
 from farm.spec import CheckpointInfo, Row
 from farm.store import Store, keys
@@ -62,7 +64,7 @@ class FakeWorker:
         if not self.healed and any(one.spec.prompt == LOST_PROMPT for one in chunk.renders):
             self.queue.fail(self.session, lease, "row", "the picture cannot be drawn")
             return
-        wanted = pictures_to_make(self.store, chunk, lease.generation)
+        wanted = pictures_to_make(self.store, Images(self.store, Path()), chunk, lease.generation)
         rows = [
             self._paint(chunk, lease, numbered.render, row)
             for numbered in chunk.renders

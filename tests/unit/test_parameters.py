@@ -6,7 +6,7 @@ from typing import Any, get_args
 import pytest
 
 from farm.errors import InvalidInput
-from farm.job import OPTIONS, Format, JobOptions, Priority, Sink
+from farm.job import OPTIONS, Format, JobOptions, Priority
 from farm.spec import PARAMETERS, Mode, RenderRequest, Rng
 from farm_client.parameters import Options, RenderParameters
 
@@ -22,7 +22,6 @@ def test_the_sdk_takes_every_parameter_and_option() -> None:
         (RenderParameters.__annotations__["mode"], Mode),
         (RenderParameters.__annotations__["rng"], Rng),
         (Options.__annotations__["priority"], Priority),
-        (Options.__annotations__["sink"], Sink),
         (Options.__annotations__["format"], Format),
     ],
 )

@@ -17,12 +17,13 @@ from typing import Any, Literal
 
 from farm.checkpoints.inspect import Checkpoint, inspect_checkpoint
 from farm.errors import FarmError, RenderError
+from farm.formats.picture_record import PictureRecord
 from farm.job import Lease
 from farm.queue import Queue, connect
+from farm.sinks.registry import Sinks
 from farm.spec import Lane, Mode, Row
-from farm.store import keys, open_store
+from farm.store import open_store
 from farm_workers.publisher.publisher import Event, Publisher
-from farm_workers.publisher.record import PictureRecord
 from farm_workers.render_engine import RenderEngine
 from farm_workers.testing.faults import FaultyEngine
 from farm_workers.testing.tracing import TracedEngine
@@ -92,7 +93,8 @@ class Worker:
         self.capacity = BUFFERED_ENGINES * sum(rows.values())
         self._reserve = {name: count // URGENT_SHARE for name, count in rows.items()}
         self._aboard = LeaseTable()
-        self._publisher = Publisher(settings.store_url)
+        scratch = settings.data / "scratch" / worker
+        self._publisher = Publisher(settings.store_url, scratch=scratch)
         queue = Queue(connect(settings.redis_url), farm=settings.name)
         self._queue_session = QueueSession(
             queue,
@@ -116,8 +118,10 @@ class Worker:
         self._dropped: queues.SimpleQueue[str | threading.Event] = queues.SimpleQueue()
         self._events: queues.SimpleQueue[Event] = queues.SimpleQueue()
         self._wake = threading.Event()
+        store = open_store(settings.store_url)
         self._loader = Loader(
-            open_store(settings.store_url),
+            store,
+            Sinks(store, scratch),
             queue,
             self._publisher,
             self._aboard,
@@ -294,13 +298,7 @@ class Worker:
         record = self._record(assignment, render, row, engine.numerics, done.truncated)
         self._publisher.picture(
             task_key,
-            keys.picture(
-                assignment.lease.job,
-                assignment.lease.generation,
-                render,
-                done.index,
-                assignment.chunk.format,
-            ),
+            assignment.place,
             record,
             done.pixels,
             done.tokens,
@@ -349,12 +347,7 @@ class Worker:
     def _handed_over(self, assignment: LeasedTask) -> None:
         assignment.handed_over += 1
         if assignment.complete:
-            lease = assignment.lease
-            self._publisher.finish(
-                assignment.key,
-                keys.part(lease.job, lease.generation, lease.number),
-                assignment.pictures,
-            )
+            self._publisher.finish(assignment.key, assignment.place, assignment.pictures)
 
     def _give_up(
         self, assignment: LeasedTask, kind: Literal["crash", "infra"], reason: str
