@@ -341,7 +341,7 @@ def test_a_lost_or_damaged_bundle_is_named_and_its_pictures_are_made_again(
     assert check_pictures(job) == before
     assert job.status().images.done == 5
     assert job.verify().differences == ()
-    assert gateway.queue.fsck() == []
+    assert gateway.queue.check() == []
 
 
 def test_a_part_of_a_bundle_is_read_with_its_own_signature_only(
