@@ -42,6 +42,7 @@ COMMANDS = {
     "down": Place("farm.cli.up", "End it."),
     "demo": Place("farm.cli.demo", "Start a farm, render a few pictures, show them."),
     "doctor": Place("farm.cli.doctor", "Check what the farm stands on."),
+    "queue": Place("farm.cli.queue", "Check the queue, set a tenant's share, drain a worker."),
     "worker": Place("farm.cli.worker", "Run one worker in this process, without Ray."),
     "bench": Place("farm.cli.bench", "Measure how fast pictures are made here."),
     "checkpoint": Place("farm.cli.checkpoint", "Check a checkpoint, or make a tiny one."),
