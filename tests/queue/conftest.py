@@ -1,4 +1,4 @@
-"""A real server on a socket of its own."""
+"""A real server on a socket of its own, directly or behind a proxy that loses replies."""
 
 import os
 import shutil

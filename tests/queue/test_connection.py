@@ -57,15 +57,15 @@ def test_a_whole_job_comes_through_a_line_that_loses_every_other_reply(
     stopped = threading.Event()
     generator = random.Random(1)
 
-    def spoil() -> None:
+    def cut_often() -> None:
         armed = 0
         while not stopped.wait(generator.random() * 0.01):
             if proxy.cuts == armed:
                 armed += 1
                 proxy.cut(to_client=generator.choice((0, 0, 1, 50, 300, 600)))
 
-    spoiler = threading.Thread(target=spoil)
-    spoiler.start()
+    cutter = threading.Thread(target=cut_often)
+    cutter.start()
     try:
         headers = [bench.header(tenant) for tenant in ("ann", "bob", "eve")]
         for header in headers:
@@ -79,7 +79,7 @@ def test_a_whole_job_comes_through_a_line_that_loses_every_other_reply(
                 assert outcome.verdict in {"committed", "already"}
     finally:
         stopped.set()
-        spoiler.join()
+        cutter.join()
     assert proxy.cuts > 3
     for header in headers:
         status = bench.queue.status(header.job, header.tenant)

@@ -87,10 +87,10 @@ def test_bullmq_2466_what_is_due_runs_although_nothing_else_is_added(
     assert len(bench.lease(idle)) == 1
 
 
-def test_bullmq_648_who_waits_on_a_server_that_becomes_a_replica_is_woken_and_may_wait_again(
+def test_bullmq_648_a_caller_waiting_on_a_server_that_becomes_a_replica_is_woken(
     bench: Bench, queue: Queue
 ) -> None:
-    """A failover ended the blocking call with an error that nobody expected, and the worker's loop
+    """A failover ended the blocking call with an unexpected error, and the worker's loop
     with it."""
     session = bench.session()
     events = queue.last_event()
@@ -132,7 +132,7 @@ def test_river_1302_a_rescue_does_not_overwrite_what_was_completed_meanwhile(
     session = bench.session()
     [lease] = bench.lease(session)
     bench.advance(31)
-    assert bench.complete(session, lease) == "committed", "late, but nobody had taken it back"
+    assert bench.complete(session, lease) == "committed", "late, but it had not been taken back"
     queue.tick()
     status = queue.status(job, "ann")
     assert (status.tasks.done, status.tasks.waiting, status.tasks.queued) == (1, 0, 0)
@@ -176,7 +176,7 @@ def test_faktory_worker_node_163_a_late_worker_is_told_before_its_task_starts_el
     bench: Bench, queue: Queue
 ) -> None:
     """A job on a loaded machine outlasted its reservation; it was started again while its first
-    worker went on, which nobody told."""
+    worker went on, which was not told."""
     bench.submit(2)
     loaded = bench.session()
     held = bench.lease(loaded)
@@ -212,6 +212,6 @@ def test_bull_308_a_worker_that_lost_its_lock_cannot_end_the_job_of_its_successo
     assert bench.complete(successor, new) == "committed"
 
 
-def test_an_id_that_nobody_made_is_not_found(queue: Queue) -> None:
+def test_an_unknown_id_is_not_found(queue: Queue) -> None:
     with pytest.raises(NotFound):
         queue.close(job_id(), 1)

@@ -152,10 +152,10 @@ while True:
 """
 
 
-def test_taskiq_redis_131_whoever_is_killed_while_reclaiming_does_not_stop_the_others(
+def test_taskiq_redis_131_a_death_while_reclaiming_does_not_stop_the_others(
     bench: Bench, queue: Queue, server: ServerProcess
 ) -> None:
-    """A lock without an end was left behind, and nobody reclaimed anything ever after."""
+    """A lock that never expires was left behind, and nothing was reclaimed after that."""
     bench.submit(1)
     for attempt in range(1, 4):
         [lease] = bench.lease(bench.session())

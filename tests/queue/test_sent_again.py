@@ -13,7 +13,7 @@ from farm.queue import Queue, Submitted
 
 
 def everything(client: "redis.Redis") -> dict[str, Any]:
-    """All that the server holds, but for when somebody was last seen."""
+    """Everything that the server holds, except when a session was last seen."""
     readers: dict[str, Callable[[str], Any]] = {
         "hash": client.hgetall,
         "set": client.smembers,

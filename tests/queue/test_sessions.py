@@ -47,21 +47,21 @@ def test_cancelled_work_is_let_go(bench: Bench, queue: Queue) -> None:
     assert bench.lease(session) == []
     assert queue.held(session) == []
     assert bench.complete(session, lease) == "cancelled"
-    beat = queue.heartbeat(session, 5, {}, {}, MS)
-    assert (beat.held, beat.cancelled) == (set(), set())
+    answer = queue.heartbeat(session, 5, {}, {}, MS)
+    assert (answer.held, answer.cancelled) == (set(), set())
     assert queue.backlog() == []
     with pytest.raises(JobCancelled):
         queue.append(job, 1, "a" * 64, bench.tasks(1, first=9))
 
 
-def test_a_beat_tells_what_was_cancelled(bench: Bench, queue: Queue) -> None:
+def test_a_heartbeat_names_what_was_cancelled(bench: Bench, queue: Queue) -> None:
     keep, drop = bench.submit(1), bench.submit(1)
     session = bench.session()
     first, second = bench.lease(session)
     queue.cancel(drop, "ann")
-    beat = queue.heartbeat(session, 5, {}, {}, MS)
+    answer = queue.heartbeat(session, 5, {}, {}, MS)
     assert first.job == keep
-    assert (beat.held, beat.cancelled, beat.command) == ({first.key}, {second.key}, None)
+    assert (answer.held, answer.cancelled, answer.command) == ({first.key}, {second.key}, None)
 
 
 def test_an_ended_session_is_told_so(bench: Bench, queue: Queue) -> None:
@@ -105,9 +105,9 @@ def test_a_silent_session_is_given_up_after_its_lease(bench: Bench, queue: Queue
     assert queue.status(job, "ann").tasks.queued == 1
 
 
-def test_a_beat_says_how_long_a_session_lasts_from_then_on(bench: Bench, queue: Queue) -> None:
-    """The time a session has until its first beat is long, because a worker may still be loading;
-    one that dies after its first beat must not keep its tasks that long."""
+def test_a_heartbeat_says_how_long_a_session_lasts_from_then_on(bench: Bench, queue: Queue) -> None:
+    """The time until the first heartbeat is long, because a worker may still be loading;
+    one that dies after its first heartbeat must not keep its tasks that long."""
     session = bench.session()
     job = bench.submit()
     bench.lease(session)
@@ -149,7 +149,7 @@ def test_the_planner_sees_sessions_and_work(bench: Bench, queue: Queue) -> None:
     assert queue.lease(session, [other], 10, MS) == []
 
 
-def test_what_is_no_session_or_farm_is_refused(bench: Bench, queue: Queue) -> None:
+def test_a_malformed_session_or_farm_name_is_refused(bench: Bench, queue: Queue) -> None:
     with pytest.raises(InvalidInput):
         queue.register("short", "w", [CHECKPOINT], {})
     for name in ("", "Farm", "a b", "x}", "-x"):
@@ -187,7 +187,9 @@ def test_an_earlier_attempt_of_the_same_session_is_stale(bench: Bench, queue: Qu
     assert queue.held(session) == [second]
 
 
-def test_progress_moves_with_every_beat_and_ends_with_the_lease(bench: Bench, queue: Queue) -> None:
+def test_progress_moves_with_every_heartbeat_and_ends_with_the_lease(
+    bench: Bench, queue: Queue
+) -> None:
     job = bench.submit(1)
     session = bench.session()
     [lease] = bench.lease(session)

@@ -89,7 +89,7 @@ def test_user_text_is_never_a_part_of_a_key(bench: Bench, queue: Queue) -> None:
         assert "}" not in key.removeprefix("{farm}:")
 
 
-def test_what_is_no_job_id_never_reaches_redis(queue: Queue) -> None:
+def test_a_malformed_job_id_never_reaches_redis(queue: Queue) -> None:
     for text in ("", "j0-", "*", "j0-" + "u" * 26, "}{\r\n", "../x"):
         with pytest.raises(InvalidInput, match="is not a job id"):
             queue.status(text, "ann")
