@@ -1,4 +1,4 @@
-"""How jobs, tasks and receipts are written for the scripts, and read from their replies."""
+"""How jobs, tasks and receipts are encoded for the scripts and decoded from their replies."""
 
 import json
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ JOB_STATES = {
 
 
 def to_json(data: Any) -> str:
-    """Long lists travel as one text: the client packs and reads every single value in Python."""
+    """A long list is sent as one text: the client would encode each value in Python."""
     return json.dumps(data, separators=(",", ":"), ensure_ascii=False)
 
 
@@ -152,7 +152,7 @@ def _moment(milliseconds: str | None) -> datetime | None:
 
 
 def status(job: str, fields: Sequence[str]) -> JobStatus:
-    """A job's header as it lies in Redis, with its short field names."""
+    """From a job's header as Redis stores it, with its short field names."""
     header = dict(zip(fields[::2], fields[1::2], strict=True))
     options = json.loads(header["o"])
     state = JOB_STATES[header["s"]]

@@ -1,4 +1,4 @@
-"""What the queue is told and what it answers."""
+"""What callers pass to the queue, and what it returns."""
 
 import enum
 from collections.abc import Mapping
@@ -17,42 +17,42 @@ class JobHeader(NamedTuple):
     job: str  # the id that the caller made for it
     tenant: str
     options: JobOptions
-    fingerprint: str  # sha256 hex of what was submitted: the same key with another one is refused
+    fingerprint: str  # sha256 hex of the submission; a reused key with another one is refused
 
 
 class Submitted(NamedTuple):
-    job: str  # may be an older one, found by its idempotency key
+    job: str  # an older one if the idempotency key was used before
     created: bool
 
 
 class Progress(NamedTuple):
-    """How far a worker is with a task."""
+    """How far a worker has got with a task."""
 
     done: int  # pictures
     failed: int
-    # The one that runs next, by its place in the task, of a task that runs row by row. A beat tells
-    # of it before it runs: if the worker then crashes, it is blamed and the rest of the task kept.
+    # The row that runs next, by its place in the task, if the task runs row by row. A heartbeat
+    # names it before it runs: a crash is then blamed on this row and the rest of the task is kept.
     row: int | None = None
 
 
 class Heartbeat(NamedTuple):
-    """The answer to a sign of life."""
+    """The answer to a heartbeat."""
 
-    held: set[str]  # lease keys; a worker drops whatever it has that is not among them
-    cancelled: set[str]  # were held until now
+    held: set[str]  # lease keys; a worker drops everything else
+    cancelled: set[str]  # held until now
     command: str | None
 
 
 class Verdict(enum.StrEnum):
     COMMITTED = "committed"
-    ALREADY = "already"  # somebody was first, perhaps the caller itself
+    ALREADY = "already"  # it was recorded before, perhaps for an earlier call of the same caller
     CANCELLED = "cancelled"
-    STALE = "stale"  # the session does not hold the task any more
+    STALE = "stale"  # the session no longer holds the task
 
 
 class Outcome(NamedTuple):
     verdict: Verdict
-    receipt: Receipt | None  # the winner's, where the task is done
+    receipt: Receipt | None  # the recorded one, if the task is done
 
 
 class Finished(NamedTuple):
@@ -80,9 +80,9 @@ class Session(NamedTuple):
     session: str
     worker: str
     checkpoints: tuple[str, ...]
-    room: int  # pictures, less what was granted since the last beat
+    room: int  # pictures, less what was granted since the last heartbeat
     held: int  # tasks
-    seen_ms: int  # since the last sign of life
+    seen_ms: int  # since the last heartbeat
     info: Mapping[str, Any]
     stats: Mapping[str, Any]
     command: str | None
@@ -109,7 +109,7 @@ class Images(BaseModel):
     total: int
     done: int
     failed: int
-    running_done: int  # rendered in tasks that are not done yet
+    running_done: int  # rendered in tasks that are not yet done
 
 
 class Tasks(BaseModel):

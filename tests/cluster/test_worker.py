@@ -20,10 +20,9 @@ from farm.queue import JobHeader, Queue, connect
 from farm.scheduler.scheduler import Scheduler
 from farm.spec import Lane, RenderRequest
 from farm.store import Store, keys, open_store
-from farm_workers.worker import queue_session
-from farm_workers.worker import worker as worker_module
 from farm_workers.worker.settings import WorkerSettings
-from farm_workers.worker.worker import Worker
+from farm_workers.worker.worker import Worker, queue_session
+from farm_workers.worker.worker import worker as worker_module
 
 TENANT = "local"
 

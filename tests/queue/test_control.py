@@ -175,7 +175,7 @@ DAMAGES: dict[str, Damage] = {
     "the planner's pictures": lambda client, job, _: client.hset("{farm}:work:pictures", "1:1", 1),
     "a session": lambda client, job, s: client.zrem("{farm}:sessions", s),
     "what is held": lambda client, job, s: client.delete(f"{{farm}}:held:{s}"),
-    "what is held in vain": lambda client, job, s: client.hset(
+    "what is held but not leased": lambda client, job, s: client.hset(
         f"{{farm}}:held:{s}", f"{job}/0/2", "1|0|4|0|0|"
     ),
 }
@@ -199,7 +199,7 @@ def test_damage_is_found_and_repaired(damage: str, bench: Bench, queue: Queue) -
     del other
 
 
-def test_a_job_that_nobody_finalises_is_found_and_repaired(bench: Bench, queue: Queue) -> None:
+def test_a_job_without_a_finalise_task_is_found_and_repaired(bench: Bench, queue: Queue) -> None:
     job = bench.submit(1)
     session = bench.session()
     [lease] = bench.lease(session)
@@ -277,7 +277,9 @@ def test_a_restarted_server_takes_work_after_its_file_is_rewritten(folder: Path)
         assert client.info("persistence")["aof_rewrites"] == 0
         bench.advance(3600)
         queue.tick()
-        assert queue.held(session) == [lease], "nobody could beat: nothing is given up yet"
+        assert queue.held(session) == [lease], (
+            "no worker could send a heartbeat, so nothing is given up yet"
+        )
         assert bench.complete(session, lease) == "committed"
         bench.submit(1)
         assert client.info("persistence")["aof_rewrites"] == 1

@@ -130,7 +130,7 @@ def test_one_urgent_picture_passes_every_backlog(bench: Bench) -> None:
     assert serve(bench, session, 1)[0].job == job
 
 
-def test_a_lane_without_workers_holds_nobody_up(bench: Bench) -> None:
+def test_a_lane_without_workers_holds_up_no_other_lane(bench: Bench) -> None:
     """A newcomer joins a lane where it stands, also when the class has gone far ahead of it."""
     far, near = LANE._replace(height=512), LANE
     bench.submit(100, tenant="ann", pictures=1, lane=far)

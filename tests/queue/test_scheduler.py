@@ -19,7 +19,9 @@ class Certificates:
         return told
 
 
-def test_a_certified_death_frees_the_tasks_and_blames_nobody(bench: Bench, queue: Queue) -> None:
+def test_a_certified_death_frees_the_tasks_and_blames_none_of_them(
+    bench: Bench, queue: Queue
+) -> None:
     certificates = Certificates()
     scheduler = Scheduler(queue, lease_ms=MS, placement=certificates)
     bench.submit(3)
@@ -68,7 +70,7 @@ def test_two_schedulers_grant_a_task_once(bench: Bench, queue: Queue) -> None:
 
 
 def test_who_runs_a_suspect_alone_is_not_waited_for(bench: Bench, queue: Queue) -> None:
-    """It has room and takes nothing: what it was planned for must go to somebody else at once."""
+    """It has room and takes nothing: what was planned for it must go to another worker at once."""
     bench.submit(1)
     crashed = bench.session()
     bench.lease(crashed)

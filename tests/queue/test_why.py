@@ -13,7 +13,7 @@ def reason(bench: Bench, job: str) -> WaitsFor:
     return bench.queue.why(job, "ann").waits_for
 
 
-def test_a_job_that_nobody_can_serve_waits_for_a_worker(bench: Bench) -> None:
+def test_a_job_that_no_worker_can_serve_waits_for_one(bench: Bench) -> None:
     job = bench.submit(2)
     bench.session(("other/model@r1",))
     assert reason(bench, job) is WaitsFor.WORKER

@@ -24,8 +24,7 @@ from farm.job import Format, Receipt
 from farm.sinks.protocol import TaskPlace
 from farm.spec import RenderRequest
 from farm.store import Store, keys, open_store
-from farm_workers.publisher import publisher
-from farm_workers.publisher.publisher import Event, Publisher
+from farm_workers.publisher.publisher import Event, Publisher, publisher
 
 JOB = "j0-01arz3ndektsv4rrffq69g5fav"
 

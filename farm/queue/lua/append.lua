@@ -13,7 +13,8 @@ if not head then return refuse('NOTFOUND', 'there is no job ' .. job) end
 local known = redis.call('HGET', P .. 'pieces:' .. job, piece)
 if known == sha256 then return 0 end
 if known then
-  return refuse('CONFLICT', 'piece ' .. piece .. ' of job ' .. job .. ' was sent before with other content')
+  return refuse('CONFLICT', 'piece ' .. piece .. ' of job ' .. job
+    .. ' was sent before with other content')
 end
 if head.state == 'x' then return refuse('CANCELLED', 'job ' .. job .. ' was cancelled') end
 if head.state ~= 'o' then return refuse('CONFLICT', 'job ' .. job .. ' is closed') end

@@ -5,8 +5,8 @@
 --
 -- ARGV  job, position to start after, limit
 --
--- Returns for each: position, name, pictures, reason. A task that is done with failed pictures is not
--- among them: its manifest part lists those pictures.
+-- Returns for each: position, name, pictures, reason. A task that is done with failed pictures is
+-- not among them: its manifest part lists those pictures.
 local job, after = ARGV[1], tonumber(ARGV[2])
 local found = {}
 local names = redis.call('LRANGE', P .. 'failures:' .. job, after, after + ARGV[3] - 1)

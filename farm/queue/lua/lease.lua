@@ -27,8 +27,8 @@ local MAX_SUSPECTS = 64 -- looked at per checkpoint
 local session, request, room = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local limit, ms, lowest = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 
--- A call that is sent again gets the same answer. A session that drains, or whose lease has run out,
--- gets nothing.
+-- A call that is sent again gets the same answer. A session that has a command, or whose lease has
+-- run out, gets nothing.
 local s = redis.call('HMGET', P .. 'session:' .. session,
   'checkpoints', 'command', 'request', 'granted', 'seen', 'room', 'turn')
 if not s[1] then return refuse('LEASELOST', 'the session has ended') end
@@ -81,8 +81,8 @@ while batch.tasks < limit do
   end
 end
 
--- 2. Tasks that run alone. A session that holds nothing takes one. As long as there are more of them
--- than sessions that drain for one, this session starts to drain.
+-- 2. Tasks that run alone. A session that holds nothing takes one. As long as there are more of
+-- them than sessions that drain for one, this session starts to drain.
 local suspects = 0
 for _, checkpoint in ipairs(checkpoints) do
   local place = P .. 'suspects:' .. checkpoint

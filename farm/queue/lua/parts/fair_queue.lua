@@ -1,10 +1,10 @@
--- The ready work of one checkpoint and class, shared fairly between tenants: start-time fair queueing
--- over row-steps. docs/fairness.md explains the algorithm.
+-- The ready work of one checkpoint and class, shared fairly between tenants by start-time fair
+-- queueing over row-steps. docs/fairness.md explains the algorithm.
 --
 -- requires: prelude, job_record, task_record, paged_set, ready_index, job_lifecycle
 --
--- A lease reads ahead in blocks and writes its changes once at the end, because redis.call dominates
--- the cost. Between reading and `write` nothing else may change the index of ready work.
+-- A lease reads ahead in blocks and writes its changes once at the end, because redis.call
+-- dominates the cost. Between reading and `write` nothing else may change the index of ready work.
 
 local TENANTS, JOBS = 16, 8 -- at most in a block
 local FIRST_TASKS = 4 -- in a job's first block; each further one is twice as long
@@ -236,7 +236,7 @@ local function fair_queue(checkpoint, class, lanes, limit)
   end
 
   -- Takes the next task and gives it to `grant`(job, head, name, record, lane), which returns its
-  -- pictures and its cost; `head_of`(job) reads a job. Returns the cost, or nil if there is no task.
+  -- pictures and its cost; `head_of`(job) reads a job. Returns the cost, or nil if none is left.
   function queue.grant_next(head_of, grant)
     while true do
       local lane, tenant = least()

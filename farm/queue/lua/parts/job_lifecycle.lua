@@ -30,8 +30,8 @@ local function end_job(job, state, reason)
   event(job, ({d = 'done', f = 'failed', x = 'cancelled'})[state])
 end
 
--- CLOSED, all tasks ended: queues the task that finalises the job. It goes to `session`, which ended
--- the last task, if that session is there and takes work.
+-- CLOSED, all tasks ended: queues the task that finalises the job. It goes to `session`, which
+-- ended the last task, if that session is there and takes work.
 local function finalise_when_ended(job, session)
   local h = redis.call('HMGET', P .. 'job:' .. job,
     's', 'n', 'nd', 'nf', 'nc', 'nx', 'g', 'fz', 'rt')

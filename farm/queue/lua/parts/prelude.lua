@@ -12,7 +12,7 @@ end
 local now, microsecond = clock()
 math.randomseed(now % 1000003 * 1000 + microsecond % 1000)
 
--- farm/queue/connection.py turns the first word into an exception, and what follows " | " into a hint.
+-- farm/queue/connection.py makes an exception of the first word and a hint of what follows " | ".
 local function refuse(kind, message, hint)
   if hint then message = message .. ' | ' .. hint end
   return redis.error_reply(kind .. ' ' .. message)

@@ -2,8 +2,8 @@
 --
 -- requires: prelude, task_record, paged_set
 --
---   ready:<job>:<lane>             list: a job's tasks in the order they run; the very first one may
---                                  be in the job's own hash instead
+--   ready:<job>:<lane>             list: a job's tasks in the order they run; the first one may be
+--                                  in the job's own hash instead
 --   jobs:<lane>:<class>:<tenant>   paged set: job -> sequence; jobs with ready tasks
 --   tenants:<lane>:<class>         sorted set: tenant -> a virtual time at or below the one in
 --                                  `fair`; leases update the front (docs/fairness.md)
@@ -12,7 +12,7 @@
 --                                  "now" -> virtual time of the last grant;
 --                                  "owed" -> row-steps that the class is owed (lease.lua)
 --   work:tasks, work:pictures      hash: "lane:class" -> how many are ready, for the planner
---   suspects:<checkpoint>          sorted set: lease key -> class and sequence; tasks that run alone
+--   suspects:<checkpoint>          sorted set: lease key -> class and sequence; they run alone
 --   finalise                       list: lease keys of jobs to finalise that no session holds
 
 local lane_checkpoints = {}

@@ -3,7 +3,7 @@
 -- requires: prelude, interning
 --
 -- It is written as class|text. The class is the number of the numerics class; the text is the JSON
--- list that farm/queue/encoding.py writes: [pictures done, pictures failed, size, part, its sha256].
+-- list that farm/queue/encoding.py writes: [pictures done, failed, size, part, its sha256].
 
 local numerics_numbers = {}
 

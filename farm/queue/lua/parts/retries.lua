@@ -17,8 +17,8 @@ local function failed_for(task, reason)
     or (task.state == 'f' and string.find(task.rest, reason, 1, true) ~= nil)
 end
 
--- Queues some of the tasks with failed pictures again, as tasks of the job's present generation; the
--- old tasks stay as they are. Only the first `rt` failures belong to the retry: later ones, and
+-- Queues some of the tasks with failed pictures again, as tasks of the job's present generation;
+-- the old tasks stay as they are. Only the first `rt` failures belong to the retry: later ones, and
 -- those that failed for another reason, are behind them in the list.
 local function retry_some(job, head)
   local list = P .. 'failures:' .. job

@@ -10,7 +10,7 @@ local FINGERPRINT = 32 -- hexadecimal digits of it that are kept
 local MAX_BEHIND = 10000 -- tasks; behind more of them a chunk is read from the store instead
 
 -- Some server versions lose later writes at the next start if a crash cut the append-only file off
--- inside a script's transaction, so after every start the file is rewritten before new work is taken.
+-- inside a script's transaction, so after every start it is rewritten before new work is taken.
 local function aof_rewritten()
   local run_id = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')
   return redis.call('HGET', P .. 'server', 'settled') == run_id
