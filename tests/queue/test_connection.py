@@ -51,6 +51,7 @@ def test_a_grant_whose_delivery_was_lost_is_still_held(
     assert far.held(session) == leases
 
 
+@pytest.mark.slow
 def test_a_whole_job_comes_through_a_line_that_loses_every_other_reply(
     bench: Bench, far: Queue, proxy: FaultProxy
 ) -> None:

@@ -48,6 +48,7 @@ def test_acknowledged_submissions_survive_a_sigkill_of_the_server(server: Server
     assert bench.queue.check(repair=False) == []
 
 
+@pytest.mark.slow
 def test_a_file_torn_in_its_last_transaction_loses_nothing_acknowledged(
     server: ServerProcess, folder: Path
 ) -> None:

@@ -542,6 +542,7 @@ def volatile(folder: Any) -> Iterator[ServerProcess]:
         yield server
 
 
+@pytest.mark.slow
 def test_random_lives_agree_with_the_model(volatile: ServerProcess) -> None:
     client = connect(volatile.url)
 

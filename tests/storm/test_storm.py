@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 from environments import ProcessEnvironment
 from storm import Storm
 from workload import FAULTS
@@ -10,6 +11,7 @@ JOBS = 100
 KILLS = 8
 
 
+@pytest.mark.slow
 def test_nothing_is_lost_or_published_twice_in_a_storm(tmp_path: Path) -> None:
     storm = Storm(
         ProcessEnvironment(tmp_path, FAULTS), tmp_path, JOBS, KILLS, server_kills=1, seed=5
