@@ -8,7 +8,7 @@ import torch
 from cases import ASSET, Case, Embeds, draw, row_of, run
 
 from farm.errors import InvalidInput, RenderError
-from farm_workers.engine.engine import Engine
+from farm_workers.engine import Engine
 
 
 def _poisoned(engine: Engine, value: float) -> Case:
@@ -124,7 +124,8 @@ def test_a_row_whose_tokens_are_all_fixed_early_goes_on_to_its_end(engine: Engin
     engine.step()
     tile = engine._tiles.live[0]
     with torch.inference_mode():
-        tile.tokens[0] = 5
+        for slot in tile.rows[0].slots:
+            tile.state.tokens[slot] = 5
     done = run(engine)["a"]
     assert done.steps == 4
     assert done.tokens is not None

@@ -19,8 +19,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from farm.checkpoint import inspect_checkpoint
 from farm.spec import CheckpointInfo, Mode, RenderRequest, RenderSpec, Row
-from farm_workers.engine.checkpoint import DTYPES, Parts, load_modules
-from farm_workers.engine.engine import Done, Engine
+from farm_workers.engine import Engine, Result
+from farm_workers.engine.amused import DTYPES, AmusedModel, load_modules
+from farm_workers.engine.device import Device
 from farm_workers.random_weights import CONFIGURATIONS, random_modules
 from farm_workers.upstream import make_pipeline
 
@@ -89,7 +90,7 @@ def _item(info: CheckpointInfo, pictures: tuple[Any, Any] = (None, None), **requ
     return Item(RenderRequest.parse(request).resolve(info, seed=0), *pictures)
 
 
-def drawn(engine: Engine, items: Iterable[Item]) -> Iterator[Done]:
+def drawn(engine: Engine, items: Iterable[Item]) -> Iterator[Result]:
     """Pictures as they finish; items are taken as soon as the engine has room for them."""
     waiting = enumerate(items)
     while True:
@@ -271,8 +272,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         checkpoint = inspect_checkpoint(options.checkpoint)
         info, modules = checkpoint.info, load_modules(checkpoint, device, DTYPES[dtype])
-    parts = Parts.of(info, modules, device, DTYPES[dtype], together=device.type != "cpu")
-    engine = Engine.of(parts, rows=options.rows, tile=options.tile)
+    target = Device(device)
+    with torch.inference_mode(), target.scope():
+        model = AmusedModel(info, modules, target, DTYPES[dtype])
+    engine = Engine(model, rows=options.rows, tile=options.tile)
     upstream = Upstream(info, modules)
     count = options.images
     workloads: dict[str, Workload] = {
