@@ -50,19 +50,19 @@ def test_rows_are_the_same_alone_and_among_neighbours(engine: Engine) -> None:
 def test_a_graph_gives_the_eager_step_s_tokens(engine: Engine) -> None:
     cases = [Case(row_of(engine.checkpoint, seed=seed)) for seed in range(6)]
     with_graph = draw(engine, *cases)
-    tiles, decoders = list(engine._tiles), engine._model.codec._graphs
+    tiles, decoders = list(engine._tiles), engine._model.codec._decoders
     graphs = [tile._replay for tile in tiles]
     assert any(graph is not None for graph in graphs)
     assert decoders
     try:
         for tile in tiles:
             tile._replay = None
-        engine._model.codec._graphs = {}
+        engine._model.codec._decoders = {}
         eager = draw(engine, *cases)
     finally:
         for tile, graph in zip(tiles, graphs, strict=True):
             tile._replay = graph
-        engine._model.codec._graphs = decoders
+        engine._model.codec._decoders = decoders
     for one, other in zip(with_graph, eager, strict=True):
         np.testing.assert_array_equal(one.tokens, other.tokens)
         np.testing.assert_array_equal(one.pixels, other.pixels)

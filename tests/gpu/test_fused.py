@@ -65,7 +65,7 @@ def test_conditioning(models: tuple[AmusedModel, AmusedModel]) -> None:
                 torch.testing.assert_close(one.packed, other.packed.cpu(), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("grid", [(4, 6), (2, 2)])
+@pytest.mark.parametrize("grid", [(4, 2)])
 @torch.inference_mode()
 def test_scores(models: tuple[AmusedModel, AmusedModel], grid: tuple[int, int]) -> None:
     exact, fused = models
@@ -86,10 +86,10 @@ def test_scores(models: tuple[AmusedModel, AmusedModel], grid: tuple[int, int]) 
 def test_pictures(models: tuple[AmusedModel, AmusedModel]) -> None:
     exact, fused = models
     noise = torch.Generator().manual_seed(3)
-    tokens = torch.randint(exact.info.codebook_size, (3, 4 * 6), generator=noise)
-    expected = exact.decode(tokens, (4, 6), width=1).int()
+    tokens = torch.randint(exact.info.codebook_size, (3, 2 * 3), generator=noise)
+    expected = exact.decode(tokens, (2, 3), width=1).int()
     with fused.device.scope():
-        found = fused.decode(tokens.to(fused.device.torch), (4, 6), width=2).cpu().int()
+        found = fused.decode(tokens.to(fused.device.torch), (2, 3), width=2).cpu().int()
         codes = fused.encode(expected[0].numpy().astype(np.uint8)).cpu()
     assert int((found - expected).abs().max()) <= 1
     assert float((found != expected).float().mean()) < 0.02
@@ -97,10 +97,16 @@ def test_pictures(models: tuple[AmusedModel, AmusedModel]) -> None:
     assert float(same.float().mean()) > 0.9
 
 
-def test_the_whole_engine(tmp_path: Path) -> None:
-    make_tiny(tmp_path, num_hidden_layers=1, hidden_size=64, codebook_size=256, seed=3)
+def test_the_whole_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a GPU a graph is the function itself, with a graph's inputs and outputs."""
+    make_tiny(tmp_path, num_hidden_layers=1, hidden_size=64, codebook_size=256, size=24, seed=3)
     exact = Engine.load(tmp_path, threads=1)
-    fused = Engine(_model(tmp_path, _device(), fused=True), tile=2)
+    model = _model(tmp_path, _device(), fused=True)
+    if not model.device.is_cuda:
+        monkeypatch.setattr(Device, "capture", lambda device, function: function)
+        model.device.graphs = True
+    fused = Engine(model, tile=2)
+    assert model.codec._decoders
     random = Random(5)
     cases = [
         random_case(random, exact.checkpoint, rng=rng, mode=mode, small=True)
@@ -109,10 +115,9 @@ def test_the_whole_engine(tmp_path: Path) -> None:
             ("torch", "img2img"),
             ("farm-1", "inpaint"),
             ("torch", "text2img"),
-            ("farm-1", "img2img"),
         )
     ]
-    urgent = Case(row_of(exact.checkpoint, height=16, width=24, num_inference_steps=3))
+    urgent = Case(row_of(exact.checkpoint, num_inference_steps=3))
     expected = draw(exact, *cases, urgent)
     for key, case in enumerate(cases):
         fused.add(key, case.row, **case.inputs)

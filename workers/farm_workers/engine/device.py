@@ -1,6 +1,7 @@
 """What the engine asks of a device: guards, copies that do not wait, CUDA graphs, caches."""
 
 import contextlib
+import logging
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any, Generic, TypeVar
@@ -18,12 +19,13 @@ T = TypeVar("T")
 class Device:
     """One CPU or one GPU; an engine does all its work inside ``scope``."""
 
-    def __init__(self, name: str | torch.device) -> None:
+    def __init__(self, name: str | torch.device, *, graphs: bool = True) -> None:
         device = torch.device(name)
         if device.type == "cuda" and device.index is None:
             device = torch.device("cuda", torch.cuda.current_device())
         self.torch = device
         self.is_cuda = device.type == "cuda"
+        self.graphs = graphs and self.is_cuda
         self._stream: Any = None  # of all captures: the libraries keep a workspace for each stream
         self._pool: Any = None  # of all graphs: what one of them has computed, the next overwrites
         self._queued: deque[Any] = deque()
@@ -63,12 +65,15 @@ class Device:
         if len(self._queued) > RUN_AHEAD:
             self._queued.popleft().synchronize()
 
-    def capture(self, function: Callable[[], object]) -> Callable[[], None]:
+    def capture(self, function: Callable[[], object]) -> Callable[[], object]:
         """Record the function as a CUDA graph and return its replay.
 
         It may read and write only tensors that live longer than the graph. All graphs of a device
-        share one memory pool, because no two of them ever run at once.
+        share one memory pool, because no two of them ever run at once. Where there is no graph to
+        be had, the function itself is returned.
         """
+        if not self.graphs:
+            return function
         if self._stream is None:
             self._stream = torch.cuda.Stream(self.torch)
             self._pool = torch.cuda.graph_pool_handle()
@@ -78,15 +83,49 @@ class Device:
                 function()
         torch.cuda.current_stream().wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(
-            graph,
-            pool=self._pool,
-            stream=self._stream,
-            capture_error_mode="thread_local",  # other threads may use CUDA meanwhile
-        ):
-            function()
-        replay: Callable[[], None] = graph.replay
-        return replay
+        try:
+            with torch.cuda.graph(
+                graph,
+                pool=self._pool,
+                stream=self._stream,
+                capture_error_mode="thread_local",  # other threads may use CUDA meanwhile
+            ):
+                function()
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:
+            logging.getLogger(__name__).warning("runs without a CUDA graph", exc_info=True)
+            return function
+        return graph.replay
+
+    def graphed(
+        self, function: Callable[..., Tensor | tuple[Tensor, ...]], *examples: Tensor
+    ) -> Callable[..., tuple[Tensor, ...]]:
+        """The function of tensors shaped as the examples, as a CUDA graph where there are graphs.
+
+        What it returns is overwritten by its next call.
+        """
+        if not self.graphs:
+            return lambda *given: _tuple(function(*given))
+        outputs = tuple(torch.empty_like(one) for one in _tuple(function(*examples)))
+
+        def computed() -> None:
+            for target, value in zip(outputs, _tuple(function(*examples)), strict=True):
+                target.copy_(value)
+
+        replay = self.capture(computed)
+
+        def run(*given: Tensor) -> tuple[Tensor, ...]:
+            for target, value in zip(examples, given, strict=True):
+                target.copy_(value)
+            replay()
+            return outputs
+
+        return run
+
+
+def _tuple(value: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return value if isinstance(value, tuple) else (value,)
 
 
 class Download:

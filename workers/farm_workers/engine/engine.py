@@ -68,6 +68,7 @@ class Engine:
         rows: int | None = None,
         tile: int = 8,
         threads: int | None = None,
+        graphs: bool = True,
     ) -> Self:
         """Load a checkpoint's parts, once for all modes.
 
@@ -77,6 +78,7 @@ class Engine:
             tile: guided rows that step together; twice as many where there is no guidance. A
                 part of the numerics class on a GPU, where urgent rows step alone.
             threads: of torch on the CPU; part of the numerics class.
+            graphs: on a GPU, work of fixed shape as CUDA graphs: much less for the host to do.
         """
         from farm_workers.engine.amused import AmusedModel
 
@@ -84,7 +86,7 @@ class Engine:
             torch.set_num_threads(threads)
         if not isinstance(checkpoint, Checkpoint):
             checkpoint = inspect_checkpoint(checkpoint)
-        target = Device(device)
+        target = Device(device, graphs=graphs)
         with torch.inference_mode(), target.scope():
             model = AmusedModel.load(checkpoint, target, dtype)
         return cls(model, rows=rows, tile=tile)
@@ -204,7 +206,7 @@ class Engine:
             if finished and (urgent or not stepping or self._fill_a_tile(finished)):
                 found.append(finished[0])
                 continue
-            waiting = (held for held in self._pending if held.urgent is urgent)
+            waiting = [held for held in self._pending if held.urgent is urgent]
             pending = self._tiles.next(waiting)
             if pending is not None:
                 found.append(pending)

@@ -1,6 +1,6 @@
 """Half-slots for rows of one token grid: tensors that stay in place while rows come and go."""
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
@@ -74,8 +74,8 @@ class Model(Protocol):
     def decode(self, tokens: Tensor, grid: tuple[int, int], *, width: int) -> Tensor:
         """Token ids (pictures, tokens) to uint8 (pictures, height, width, 3)."""
 
-    def capture_decode(self, grid: tuple[int, int], width: int) -> None:
-        """Make a CUDA graph of it, for pictures of that size."""
+    def capture(self, grid: tuple[int, int], widths: Collection[int]) -> None:
+        """Make CUDA graphs of all but ``forward``, for pictures of that size and such tiles."""
 
     def numerics(self, width: int) -> str:
         """The name of the numbers: in one class the same row has the same tokens and bytes."""
@@ -110,7 +110,7 @@ class Tile:
             else TritonSampler(model, self.state, model.device)
         )
         self._free = list(range(self.size))
-        self._replay: Callable[[], None] | None = None
+        self._replay: Callable[[], object] | None = None
 
     @property
     def busy(self) -> int:
@@ -137,10 +137,14 @@ class Tile:
         return tuple(self._free.pop(0) for _ in range(halves))
 
     def leave(self, live: Live) -> None:
+        """Drop a row before its end."""
+        self._release(live)
+        for slot in live.slots:
+            self.state.tokens[slot].zero_()  # nothing masked: the sampler passes over it
+
+    def _release(self, live: Live) -> None:
         self.rows.remove(live)
         self._free = sorted((*self._free, *live.slots))
-        for slot in live.slots:
-            self.state.tokens[slot].zero_()  # nothing masked: what is computed is never read
 
     def step(self) -> None:
         """One denoising step of every row."""
@@ -171,7 +175,7 @@ class Tile:
         tokens, facts, places = self.sampler.outcome(done)
         outcome = Outcome(Download(tokens, facts))
         for live in done:
-            self.leave(live)
+            self._release(live)
         return [
             Finished(live, self.grid, tokens[place], outcome, place)
             for live, place in zip(done, places, strict=True)
@@ -213,6 +217,9 @@ class RowTile(Tile):
         return (2 * count, 2 * count + 1) if halves == 2 else (self.size - 1 - count,)
 
     def leave(self, live: Live) -> None:
+        self._release(live)
+
+    def _release(self, live: Live) -> None:
         """The last row of its kind moves into the gap."""
         last = max(self._kind(len(live.slots)), key=lambda one: abs(one.slots[0] - self._end(one)))
         if last is not live:
@@ -329,27 +336,34 @@ class TilePool:
         grid = self._model.info.grid(spec.height, spec.width)
         return Kind(grid, pending.urgent, on_host)
 
-    def next(self, waiting: Iterable[Pending]) -> Pending | None:
-        """The first row that its tile has room for.
+    def next(self, waiting: Sequence[Pending]) -> Pending | None:
+        """The row to admit now: the first one that its tile has room for.
 
-        A row that needs two half-slots may be overtaken by rows that need one, but not for ever.
+        Rows that need one half-slot may overtake one that needs two, and where no more rows wait
+        than fit into a tile, the one with most steps goes first, so that the tile stays full to
+        the end. No row is overtaken for ever.
         """
-        passed: list[Pending] = []
+        order = waiting
+        if len(waiting) <= 2 * self._width:
+            patient = sorted(waiting, key=lambda held: held.row.spec.row_steps, reverse=True)
+            order = sorted(patient, key=self._may_wait)  # stable
         closed: set[Kind] = set()
-        for pending in waiting:
+        for pending in order:
             kind = self.kind(pending)
+            tile = self._tiles.get(kind)
             if kind in closed:
                 continue
-            tile = self._tiles.get(kind)
             if tile is None or tile.room >= pending.halves:
-                for other in passed:
+                for other in waiting[: waiting.index(pending)]:
                     other.overtaken += self.kind(other) == kind
                 return pending
-            if tile.room == 0 or pending.overtaken >= tile.size:
+            if tile.room == 0 or not self._may_wait(pending):
                 closed.add(kind)
-            else:
-                passed.append(pending)
         return None
+
+    def _may_wait(self, pending: Pending) -> bool:
+        """Whether other rows may still overtake it."""
+        return pending.overtaken < 2 * self._width
 
     def tile(self, pending: Pending) -> Tile:
         """The tile of that row's kind; idle ones of other kinds make room for a new one.
@@ -395,20 +409,20 @@ class TilePool:
             torch.cuda.empty_cache()
 
     def warm_up(self) -> None:
-        """On a GPU: steps and decoding at the checkpoint's own size, each as a CUDA graph."""
-        if not self._model.device.is_cuda:
+        """The tiles of the checkpoint's own size, and CUDA graphs of all their work."""
+        if self._model.by_row:
             return
         info = self._model.info
         grid = info.grid(info.native_height, info.native_width)
         for urgent in (False, True):
             kind = Kind(grid, urgent, on_host=False)
-            tile = or_out_of_memory(lambda kind=kind: self._captured(kind), self._width)
-            self._tiles[kind] = tile
-            self._model.capture_decode(grid, self._model.decode_width(grid, tile.width))
+            self._tiles[kind] = or_out_of_memory(partial(self._captured, kind), self._width)
+        self._model.capture(grid, {tile.width for tile in self})
 
     def _captured(self, kind: Kind) -> Tile:
         tile = self._make(kind)
-        tile.capture()
+        if self._model.device.graphs:
+            tile.capture()
         return tile
 
 

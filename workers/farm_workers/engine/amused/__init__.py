@@ -2,7 +2,7 @@
 
 import importlib.metadata
 import platform
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any, Self
 
@@ -97,8 +97,10 @@ class AmusedModel:
     def decode(self, tokens: Tensor, grid: tuple[int, int], *, width: int) -> Tensor:
         return self.codec.decode(tokens, grid, width=width)
 
-    def capture_decode(self, grid: tuple[int, int], width: int) -> None:
-        self.codec.capture(grid, width)
+    def capture(self, grid: tuple[int, int], widths: Collection[int]) -> None:
+        decoded = {self.decode_width(grid, width) for width in widths}
+        self.codec.capture(grid, self.info.pixel_factor, sorted(decoded))
+        self.conditioning.capture(1, PROMPTS)
 
     def numerics(self, width: int) -> str:
         if not self.device.is_cuda:

@@ -1,7 +1,7 @@
 """Pictures to tokens and back, through the VQ model."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from farm_workers.engine.device import Device
 
+Graph = Callable[..., tuple[Tensor, ...]]
 FUSED_NORMS = True  # on a GPU: the decoder's group norms by a kernel that keeps channels last
 
 
@@ -31,7 +32,8 @@ class Codec:
         self._decode_dtype = torch.float32 if dtype is torch.float16 else dtype
         self._decoder = _as(vqvae.decoder, self._decode_dtype)
         self._post_quant = _as(vqvae.post_quant_conv, self._decode_dtype)
-        self._graphs: dict[tuple[int, int, int], _Graph] = {}
+        self._encoders: dict[tuple[int, ...], Graph] = {}  # by height and width in pixels
+        self._decoders: dict[tuple[int, ...], Graph] = {}  # by grid and number of pictures
         if fused:
             # Its own copy: the norms and the memory format of the caller's model stay as they are.
             own = copy.deepcopy(self._decoder).to(memory_format=torch.channels_last)
@@ -39,8 +41,12 @@ class Codec:
 
     def encode(self, image: NDArray[np.uint8]) -> Tensor:
         """One picture (height, width, 3) to its token ids (tokens,), on the device."""
-        pixels = self._device.upload(torch.from_numpy(np.array(image, dtype=np.float32)))[None]
-        pixels = (pixels / 255.0).permute(0, 3, 1, 2).contiguous()
+        pixels = self._device.upload(torch.from_numpy(np.array(image, dtype=np.float32)))
+        graph = self._encoders.get(image.shape[:2])
+        return self._codes(pixels) if graph is None else graph(pixels)[0].clone()
+
+    def _codes(self, pixels: Tensor) -> Tensor:
+        pixels = (pixels[None] / 255.0).permute(0, 3, 1, 2).contiguous()
         latents = self._quant(self._encoder(pixels))
         points = latents.permute(0, 2, 3, 1).flatten(0, 2)
         return torch.cdist(points, self._codebook).argmin(1)
@@ -50,21 +56,27 @@ class Codec:
 
         ``width`` pictures go through the decoder at a time, copies of the last one if need be.
         """
+        graph = self._decoders.get((*grid, width))
         pictures = []
         for tile in tokens.split(width):
             missing = width - len(tile)
             padded = torch.cat([tile, tile[-1:].expand(missing, -1)]) if missing else tile
-            graph = self._graphs.get((*grid, width))
-            pixels = self._tile(padded, grid) if graph is None else graph.run(padded)
+            pixels = self._tile(padded, grid) if graph is None else graph(padded)[0].clone()
             pictures.append(pixels[: len(tile)])
         return torch.cat(pictures)
 
-    def capture(self, grid: tuple[int, int], width: int) -> None:
-        """Record the decoding of so many pictures of that size as a CUDA graph."""
-        tokens = torch.zeros(width, grid[0] * grid[1], dtype=torch.int64, device=self._device.torch)
-        self._graphs[*grid, width] = _Graph(
-            self._device, lambda given: self._tile(given, grid), tokens
+    def capture(self, grid: tuple[int, int], pixel_factor: int, widths: Collection[int]) -> None:
+        """CUDA graphs for pictures of that size: of one to encode, of so many to decode."""
+        on, (rows, columns) = {"device": self._device.torch}, grid
+        height, width = rows * pixel_factor, columns * pixel_factor
+        self._encoders[height, width] = self._device.graphed(
+            self._codes, torch.zeros(height, width, 3, **on)
         )
+        for count in widths:
+            self._decoders[rows, columns, count] = self._device.graphed(
+                lambda tokens: self._tile(tokens, grid),
+                torch.zeros(count, rows * columns, dtype=torch.int64, **on),
+            )
 
     def _tile(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         codes = F.embedding(tokens, self._codebook).unflatten(1, grid).permute(0, 3, 1, 2)
@@ -74,22 +86,6 @@ class Codec:
         pixels = self._decoder(self._post_quant(codes), codes if self._spatial else None)
         pixels = (pixels.float().clamp(0, 1) * 255).round().to(torch.uint8)
         return pixels.permute(0, 2, 3, 1).contiguous()
-
-
-class _Graph:
-    """A function of one tensor as a CUDA graph, with the tensors that it reads and writes."""
-
-    def __init__(
-        self, device: Device, function: Callable[[Tensor], Tensor], example: Tensor
-    ) -> None:
-        self._input = example
-        self._output = torch.empty_like(function(example))
-        self._replay = device.capture(lambda: self._output.copy_(function(self._input)))
-
-    def run(self, given: Tensor) -> Tensor:
-        self._input.copy_(given)
-        self._replay()
-        return self._output.clone()
 
 
 def with_fused_norms(decoder: nn.Module) -> nn.Module:

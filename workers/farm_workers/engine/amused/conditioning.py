@@ -1,5 +1,6 @@
 """Prompts to packed conditioning, each distinct one computed once and kept while there is room."""
 
+from collections import defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -53,9 +54,31 @@ class Conditioning:
         self._info, self._device, self._transformer = info, device, transformer
         self._tokenizer, self._encoder = modules["tokenizer"], modules["text_encoder"]
         self._dtype = next(self._encoder.parameters()).dtype
+        self._limit = min(self._tokenizer.model_max_length, info.text_tokens)
+        self._steps = transformer.config["micro_cond_embed_dim"]
+        self._texts_of: dict[int, Any] = defaultdict(lambda: self._encoded)
+        self._condition: dict[int, Any] = defaultdict(
+            lambda: lambda *given: (transformer.condition(*given),)
+        )
         self._empty: dict[int, Text] = {}  # by width; most rows want it, so it always stays
         self._texts: Lru[Text] = Lru(cache_bytes // 4, lambda text: text.hidden.nbytes)
         self._packed: Lru[Conditioned] = Lru(cache_bytes, lambda held: held.packed.nbytes)
+
+    def capture(self, *widths: int) -> None:
+        """CUDA graphs of the text encoder and of all that follows, for such batches."""
+        for width in widths:
+            ids = self._device.upload(self._ids([""], width))
+            encode = self._device.graphed(self._encoded, ids)
+            hidden, pooled = (part.clone() for part in encode(ids.clone()))
+            steps = torch.zeros(width, self._steps, device=hidden.device)
+            self._texts_of[width] = encode
+            self._condition[width] = self._device.graphed(
+                self._transformer.condition, hidden, pooled, steps
+            )
+
+    def _encoded(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        output = self._encoder(ids, return_dict=True, output_hidden_states=True)
+        return output.hidden_states[-2], output.text_embeds
 
     def of(
         self, pending: Pending, ahead: Iterable[Pending] = (), *, width: int
@@ -101,14 +124,15 @@ class Conditioning:
         made = [
             encoded[half.text] if half.given is None else self._taken(half.given) for half in halves
         ]
-        numbers = torch.tensor([half.micro for half in halves], dtype=self._dtype)
-        steps = sinusoids(numbers.flatten(), self._transformer.config["micro_cond_encode_dim"])
-        steps = self._device.upload(steps.reshape(len(halves), -1))
         padding = [0] * (width - len(halves))  # the first one again, which is never read
-        packed = self._transformer.condition(
+        micro = [halves[place].micro for place in (*range(len(halves)), *padding)]
+        numbers = torch.tensor(micro, dtype=self._dtype)
+        steps = sinusoids(numbers.flatten(), self._transformer.config["micro_cond_encode_dim"])
+        steps = self._device.upload(steps.reshape(width, -1))
+        (packed,) = self._condition[width](
             torch.cat([made[place].hidden for place in (*range(len(made)), *padding)]),
             torch.cat([made[place].pooled for place in (*range(len(made)), *padding)]),
-            torch.cat([steps, *(steps[:1] for _ in padding)]),
+            steps,
         )
         found = []
         for half, text, vector in zip(halves, made, packed, strict=False):
@@ -139,26 +163,26 @@ class Conditioning:
         return [found[text] for text in texts]  # type: ignore[misc]
 
     def _encode(self, texts: Sequence[str], width: int) -> list[Text]:
-        limit = min(self._tokenizer.model_max_length, self._info.text_tokens)
-        ids = self._tokenizer(
+        ids = self._ids(texts, width)
+        hidden, pooled = (part.clone() for part in self._texts_of[width](self._device.upload(ids)))
+        return [
+            Text(
+                hidden[index : index + 1],
+                pooled[index : index + 1],
+                len(self._tokenizer(text, verbose=False).input_ids) > self._limit,
+            )
+            for index, text in enumerate(texts)
+        ]
+
+    def _ids(self, texts: Sequence[str], width: int) -> Tensor:
+        ids: Tensor = self._tokenizer(
             [*texts, *[""] * (width - len(texts))],
             return_tensors="pt",
             padding="max_length",
             truncation=True,
-            max_length=limit,
+            max_length=self._limit,
         ).input_ids
-        output = self._encoder(
-            self._device.upload(ids), return_dict=True, output_hidden_states=True
-        )
-        hidden, pooled = output.hidden_states[-2], output.text_embeds
-        return [
-            Text(
-                hidden[index : index + 1].clone(),
-                pooled[index : index + 1].clone(),
-                len(self._tokenizer(text, verbose=False).input_ids) > limit,
-            )
-            for index, text in enumerate(texts)
-        ]
+        return ids
 
 
 def _given(embeds: Any, half: str) -> tuple[Any, Any] | None:
