@@ -92,14 +92,27 @@ def with_fused_norms(decoder: nn.Module) -> nn.Module:
     """The decoder with each group norm and the SiLU after it as one module."""
     from farm_workers.engine.triton_kernels import GroupNormSilu
 
-    for module in decoder.modules():
-        if isinstance(getattr(module, "nonlinearity", None), nn.SiLU):
-            module.norm1 = GroupNormSilu(module.norm1)  # type: ignore[assignment, arg-type]
-            module.norm2 = GroupNormSilu(module.norm2)  # type: ignore[assignment, arg-type]
-            module.nonlinearity = nn.Identity()
+    for block in [module for module in decoder.modules() if hasattr(module, "resnets")]:
+        block.resnets = nn.ModuleList(  # type: ignore[assignment]
+            [_Resnet(resnet, GroupNormSilu) for resnet in block.resnets]  # type: ignore[union-attr]
+        )
     decoder.conv_norm_out = GroupNormSilu(decoder.conv_norm_out)  # type: ignore[arg-type]
     decoder.conv_act = nn.Identity()
     return decoder
+
+
+class _Resnet(nn.Module):
+    """diffusers' ResnetBlock2D without a time embedding."""
+
+    def __init__(self, given: Any, norm: Callable[[Any], nn.Module]) -> None:
+        super().__init__()
+        assert given.output_scale_factor == 1
+        self.norm1, self.norm2 = norm(given.norm1), norm(given.norm2)
+        self.conv1, self.conv2, self.shortcut = given.conv1, given.conv2, given.conv_shortcut
+
+    def forward(self, x: Tensor, temb: None = None) -> Tensor:
+        inner = self.conv2(self.norm2(self.conv1(self.norm1(x))))
+        return inner.add_(x if self.shortcut is None else self.shortcut(x))
 
 
 def _as(module: nn.Module, dtype: torch.dtype) -> nn.Module:

@@ -136,7 +136,7 @@ class Conditioning:
         )
         found = []
         for half, text, vector in zip(halves, made, packed, strict=False):
-            held = Conditioned(half.key, vector.clone() if width > 1 else vector, text.truncated)
+            held = Conditioned(half.key, vector.clone(), text.truncated)
             self._packed.put(half.key, held)
             found.append(held)
         return found

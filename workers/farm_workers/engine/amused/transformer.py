@@ -168,9 +168,10 @@ class Attention(nn.Module):
         self.to_v = Linear(source, channels, bias=bias)
         self.to_out = nn.ModuleList([Linear(channels, channels, bias=bias)])
 
-    def forward(self, x: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        mixed = F.scaled_dot_product_attention(self.split(self.to_q(x)), keys, values)
-        return self.to_out[0](mixed.transpose(1, 2).reshape(x.shape))
+    def forward(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Of queries (rows, halves, tokens, channels); keys and values are split into heads."""
+        mixed = F.scaled_dot_product_attention(self.split(queries), keys, values)
+        return self.to_out[0](mixed.transpose(1, 2).reshape(queries.shape))
 
     def split(self, x: Tensor) -> Tensor:
         """(rows, halves, tokens, channels) to (rows x halves, heads, tokens, channels of each)."""
@@ -181,7 +182,21 @@ class PromptAttention(Attention, Block):
     """An attention whose keys and values are the prompt's, computed before the first step."""
 
     def forward(self, x: Tensor, given: Given) -> Tensor:  # type: ignore[override]
-        return super().forward(x, given[f"{self.name}.keys"], given[f"{self.name}.values"])
+        keys, values = given[f"{self.name}.keys"], given[f"{self.name}.values"]
+        return super().forward(self.to_q(x), keys, values)
+
+
+class SelfAttention(Attention):
+    """An attention among a half's tokens; rows that share products have one for all three."""
+
+    merged: tuple[Tensor, Tensor | None] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        if self.merged is None:
+            queries, keys, values = self.to_q(x), self.to_k(x), self.to_v(x)
+        else:
+            queries, keys, values = F.linear(x, *self.merged).chunk(3, -1)
+        return super().forward(queries, self.split(keys), self.split(values))
 
 
 class Modulation(Block):
@@ -216,7 +231,7 @@ class TransformerLayer(nn.Module):
         eps, affine = config["layer_norm_eps"], config["ln_elementwise_affine"]
         heads = config["num_attention_heads"]
         self.norm1 = Modulation(width, width, RMSNorm(width, eps, affine), bias)
-        self.attn1 = Attention(width, width, heads, bias)
+        self.attn1 = SelfAttention(width, width, heads, bias)
         self.norm2 = Modulation(width, width, RMSNorm(width, eps, affine), bias)
         self.attn2 = PromptAttention(width, width, heads, bias)
         layer_norm = nn.LayerNorm(width, eps, elementwise_affine=affine, bias=bias)
@@ -225,10 +240,8 @@ class TransformerLayer(nn.Module):
 
     def forward(self, x: Tensor, delta: Tensor | None, given: Given) -> tuple[Tensor, Tensor]:
         """The residual stream and what the next norm has to add to it."""
-        normed = self.norm1(x, delta, given)
-        split = self.attn1.split
-        keys, values = split(self.attn1.to_k(normed)), split(self.attn1.to_v(normed))
-        normed = self.norm2(x, self.attn1(normed, keys, values), given)
+        mixed = self.attn1(self.norm1(x, delta, given))
+        normed = self.norm2(x, mixed, given)
         return x, self.ff(self.norm3(x, self.attn2(normed, given), given))
 
 
@@ -481,6 +494,8 @@ class Transformer(nn.Module):
         for module in self.modules():
             if isinstance(module, Block):
                 module.ops = ops
+            if isinstance(module, SelfAttention) and ops.together:
+                module.merged = _stacked([module.to_q, module.to_k, module.to_v])
             if isinstance(module, ResBlock):
                 taps = module.depthwise.weight[:, 0].permute(1, 2, 0).flatten(0, 1)
                 module.register_buffer("taps", taps.contiguous(), persistent=False)
