@@ -17,6 +17,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python tools/lua_lint.py
 
 unit: $(INSTALLED)
 	$(BIN)/pytest

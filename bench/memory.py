@@ -24,9 +24,9 @@ import numpy as np
 import psutil
 
 from farm.spec import CheckpointInfo, Mode, RenderRequest
-from farm_workers.bench import ASSET, Item, drawn
+from farm_workers.bench.engine import ASSET, Item, drawn
 from farm_workers.engine import Engine, amused
-from farm_workers.tiny import make_tiny
+from farm_workers.testing.tiny import make_tiny
 
 SIDES = (16, 24, 32)  # of the pictures, in pixels: every pair is a token grid of its own
 WARM_UP = 2000  # pictures until allocator and caches have their size

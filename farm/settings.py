@@ -14,8 +14,8 @@ from pydantic import (
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from farm.errors import InvalidInput
-from farm.home import data_dir
 from farm.job import MAX_ASSET_BYTES
+from farm.paths import data_dir
 
 Kind = TypeVar("Kind", bound="FarmSettings")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from farm.valkey import ServerProcess
+from farm.local.valkey import ServerProcess
 
 if shutil.which("nvidia-smi") is None:
     # Triton reads it when it is imported, and any test may be the first to do so.

@@ -19,8 +19,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from farm.local.valkey import ServerProcess
 from farm.queue import check_server, connect
-from farm.valkey import ServerProcess
 
 HERE = Path(__file__).resolve().parent
 CLIENTS = 4  # threads that submit

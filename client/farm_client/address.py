@@ -6,7 +6,7 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from farm.errors import InvalidInput
-from farm.home import client_file
+from farm.paths import client_file
 
 DEFAULT_URL = "http://127.0.0.1:8400"
 

@@ -1,7 +1,7 @@
 """The farm, from a program's side: ``Farm``, and ``AsyncFarm`` with ``await``.
 
 Both are thin: each public method hands over to one asynchronous method of ``FarmHandle``, which
-awaits nothing but its wire (``farm_client.bridge`` says how the synchronous one runs it). Two other
+awaits nothing but its wire (``farm_client.sync`` says how the synchronous one runs it). Two other
 ways were refused: a background event loop makes every exception, Ctrl-C and fork of the caller's
 program cross a thread border, and generated code is a second copy to read and to debug.
 """
@@ -13,15 +13,15 @@ from typing import Any, Self, Unpack
 from farm.job import check_job_id
 from farm.spec import CheckpointInfo
 from farm_client.address import find_address
-from farm_client.bridge import drive, iterate
 from farm_client.connection import PATIENCE_SECONDS, Connection
 from farm_client.inputs import FileInput
 from farm_client.job import AsyncJob, Job
 from farm_client.models import Asset, JobStatus
 from farm_client.parameters import BulkOptions, Submission
 from farm_client.submission import Submitter
+from farm_client.sync import drive, iterate
+from farm_client.transport import AsyncWire, BlockingWire, Wire
 from farm_client.uploads import Uploads
-from farm_client.wire import AsyncWire, BlockingWire, Wire
 
 
 class FarmHandle:

@@ -11,7 +11,7 @@ from typing import IO, NamedTuple
 
 from farm.errors import InvalidInput
 from farm_client.image import ImageFacts, write_whole
-from farm_client.wire import Wire
+from farm_client.transport import Wire
 
 PARALLEL = 8
 MANIFEST = "manifest.jsonl"

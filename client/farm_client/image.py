@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from farm.errors import FarmError, RenderError, StoreError, from_dict
-from farm_client.bridge import drive
 from farm_client.connection import Connection
 from farm_client.inputs import digest
 from farm_client.models import Picture
+from farm_client.sync import drive
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}")
 

@@ -6,15 +6,22 @@ import os
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import NamedTuple
 
-from farm.errors import FarmError, JobCancelled, JobFailed, TimedOut, Unavailable, from_dict
+from farm.errors import (
+    FarmError,
+    JobCancelled,
+    JobFailed,
+    RejectedRender,
+    TimedOut,
+    Unavailable,
+    from_dict,
+)
 from farm.job import TERMINAL_JOBS, JobState
-from farm_client.bridge import drive, iterate
 from farm_client.connection import Connection, path_of
 from farm_client.fetch import PARALLEL, Fetched, Fetcher
 from farm_client.image import AsyncImage, Image, ImageFacts
 from farm_client.models import Difference, JobStatus, Picture, Verified, Why
+from farm_client.sync import drive, iterate
 
 FIRST_POLL_SECONDS = 0.1
 MAX_POLL_SECONDS = 1.0
@@ -22,17 +29,6 @@ VERIFY_SECONDS = 120.0  # without a line
 QUIET_SECONDS = 45.0  # the farm sends a sign of life every 15
 
 Progress = Callable[[JobStatus], None]
-
-
-class RejectedLine(NamedTuple):
-    """A render that was refused while others were taken."""
-
-    line: int  # in the file or the list, from 1
-    column: int
-    error: FarmError
-
-    def __str__(self) -> str:
-        return str(self.error.at(self.line, self.column))
 
 
 class JobHandle:
@@ -43,7 +39,7 @@ class JobHandle:
         connection: Connection,
         id: str,  # noqa: A002  the API's own word
         *,
-        rejected: tuple[RejectedLine, ...] = (),
+        rejected: tuple[RejectedRender, ...] = (),
         rejected_count: int = 0,
         accepted: int | None = None,
         created: bool | None = None,

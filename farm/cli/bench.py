@@ -20,6 +20,6 @@ def _measurements() -> None:
 )
 def engine(context: typer.Context) -> int:
     """The engine beside diffusers, on the same work in turn; --help lists what can be chosen."""
-    from farm_workers.bench import main
+    from farm_workers.bench.engine import main
 
     return main(context.args)

@@ -24,7 +24,7 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """Check that a checkpoint is whole and of a kind that the farm loads, and say what it is."""
-    from farm.checkpoint import inspect_checkpoint
+    from farm.checkpoints.inspect import inspect_checkpoint
 
     found = inspect_checkpoint(reference)
     facts = {"path": str(found.path), **found.info.model_dump(mode="json")}
@@ -49,7 +49,7 @@ def make_tiny(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InvalidInput(f"{folder} is there and not empty", field="folder")
     try:
-        from farm_workers.tiny import make_tiny as make
+        from farm_workers.testing.tiny import make_tiny as make
     except ImportError as error:
         raise InvalidInput(
             f"{error.name} is needed to make a checkpoint",

@@ -81,7 +81,7 @@ def _render(farm: "Farm", output: Path) -> dict[str, Path]:
 
 @contextlib.contextmanager
 def _farm(data: Path) -> Iterator["Farm"]:
-    from farm.embedded import free_port
+    from farm.local.embedded import free_port
     from farm_client import Farm
 
     farm = [sys.executable, "-P", "-m", "farm.cli"]
@@ -122,7 +122,7 @@ def _mask() -> "Image.Image":
 def _sheet(folders: dict[str, Path], output: Path) -> Path:
     import json
 
-    from farm.contact_sheet import contact_sheet
+    from farm.formats.contact_sheet import contact_sheet
 
     pictures = [(output / "input.png", "input"), (output / "mask.png", "mask")]
     for name, folder in folders.items():

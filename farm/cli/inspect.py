@@ -20,7 +20,7 @@ def inspect(
     """Show what made a picture: its parameters, seed, numerics class and tokens. Read from the file
     alone, without a farm."""
     try:
-        from farm.picture_file import read_facts, token_bytes
+        from farm.formats.picture_file import read_facts, token_bytes
     except ImportError as error:
         raise InvalidInput(
             f"{error.name} is needed to read pictures",

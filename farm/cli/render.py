@@ -11,13 +11,13 @@ from typing import Annotated, Any
 
 import typer
 
+from farm.cli.flags import Column, InputFormat
+from farm.cli.input_files import open_source
 from farm.cli.output import list_rejected, say, say_error, say_json
-from farm.cli.tables import open_source
-from farm.errors import FarmError, InvalidInput
-from farm.job import Format, NumberedSpec
-from farm_client.inputs import FILE_FIELDS, KINDS, asset_id, read_input
-from farm_client.job import RejectedLine
-from farm_client.lines import Line, read_lines
+from farm.errors import FarmError, InvalidInput, RejectedRender
+from farm.job import OPTIONS, Format, NumberedSpec
+from farm_client.inputs import ASSET_KINDS, FILE_FIELDS, asset_id, read_input
+from farm_client.ndjson import Line, read_lines
 
 MANIFEST = "manifest.jsonl"
 TENANT = "local"
@@ -34,12 +34,10 @@ def render(
         Format, typer.Option(help="Of the picture files.")
     ] = Format.PNG,
     seed: Annotated[
-        int | None, typer.Option(help="What the seeds of renders without one come from.")
+        int | None, typer.Option(metavar="N", help=f"{OPTIONS['seed'].help}.", show_default=False)
     ] = None,
-    column: Annotated[str | None, typer.Option(help="Of a table: where the prompts are.")] = None,
-    input_format: Annotated[
-        str | None, typer.Option("--input-format", help="jsonl, json, csv, tsv, parquet or txt.")
-    ] = None,
+    column: Column = None,
+    input_format: InputFormat = None,
     threads: Annotated[int, typer.Option(min=0, help="Of torch; 0: all cores but one.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON.")] = False,
 ) -> int:
@@ -47,7 +45,7 @@ def render(
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from farm_workers.local import LocalRenderer
+    from farm_workers.local_renderer import LocalRenderer
 
     source = open_source(file, input_format, column, {})
     lines, base = read_lines(source.requests)
@@ -98,10 +96,10 @@ class _Requests:
     def __init__(
         self, names: list[str] | None, scratch: Path, base: Path | None, seed: int | None
     ) -> None:
-        from farm.assets import Assets
-        from farm.catalogue import Catalogue
-        from farm.checkpoint import built_in, inspect_checkpoint
-        from farm.resolver import Resolver
+        from farm.checkpoints.inspect import built_in, inspect_checkpoint
+        from farm.checkpoints.registry import CheckpointRegistry
+        from farm.ingest.assets import Assets
+        from farm.ingest.resolver import Resolver
         from farm.store import open_store
 
         chosen = names or list(built_in())
@@ -114,13 +112,13 @@ class _Requests:
         self._checkpoints = [inspect_checkpoint(name) for name in chosen]
         self.infos = {checkpoint.info.name: checkpoint.info for checkpoint in self._checkpoints}
         self._assets = Assets(open_store(str(scratch)))
-        self._resolver = Resolver(Catalogue(self.infos.values()), self._assets)
+        self._resolver = Resolver(CheckpointRegistry(self.infos.values()), self._assets)
         self._base = base
         self._seed = secrets.randbits(48) if seed is None else seed
-        self.rejected: list[RejectedLine] = []
+        self.rejected: list[RejectedRender] = []
 
     def load_engines(self, threads: int) -> Mapping[str, Any]:
-        from farm_workers.load import load_engine
+        from farm_workers.worker.load_engine import load_engine
 
         return {
             checkpoint.info.name: load_engine(checkpoint, threads=threads)
@@ -139,7 +137,7 @@ class _Requests:
                 spec = self._resolver.resolve(TENANT, data, seed=self._seed, render=render)
             except FarmError as error:
                 place = line.place(error.field)
-                self.rejected.append(RejectedLine(line.number, place, error))
+                self.rejected.append(RejectedRender(render, error.at(line.number, place)))
             else:
                 yield NumberedSpec(render=render, spec=spec)
 
@@ -154,7 +152,7 @@ class _Requests:
             value = data.get(field)
             if value is not None and asset_id(value) is None and not _is_data_url(value):
                 content = read_input(value, field, self._base)
-                ids[field] = self._assets.add(TENANT, content, KINDS[field]).id
+                ids[field] = self._assets.add(TENANT, content, ASSET_KINDS[field]).id
         return {**data, **ids}
 
 

@@ -19,10 +19,10 @@ import typer
 from rich.console import Console
 
 from farm.errors import Conflict, FarmError, Unavailable
-from farm.home import client_file, data_dir
+from farm.paths import client_file, data_dir
 
 if TYPE_CHECKING:
-    from farm.embedded import Plan
+    from farm.local.embedded import Plan
 
 READY_SECONDS = 600.0  # a worker may have to build or load a large checkpoint
 DOWN_SECONDS = 30.0
@@ -64,8 +64,8 @@ def up(
     ] = False,
 ) -> None:
     """Start a farm on this machine: queue, store, Ray, scheduler, gateway and workers."""
-    from farm.embedded import Plan, check_port
-    from farm.supervisor import sweep
+    from farm.local.embedded import Plan, check_port
+    from farm.local.supervisor import sweep
 
     folder = (data or data_dir()).expanduser().resolve()
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -90,7 +90,7 @@ def up(
 
 def down(data: Data = None) -> None:
     """End the farm that ``farm up`` started, and everything that belongs to it."""
-    from farm.supervisor import sweep
+    from farm.local.supervisor import sweep
 
     folder = (data or data_dir()).expanduser().resolve()
     supervisor = _holder(folder)
@@ -114,8 +114,9 @@ def down(data: Data = None) -> None:
 
 def _run(plan: "Plan") -> None:
     """Everything from the first process to the last, in the foreground."""
-    from farm.embedded import Embedded
-    from farm.supervisor import Supervisor, sweep, write_pid
+    from farm.local.embedded import Embedded
+    from farm.local.supervisor import Supervisor, sweep
+    from farm.paths import write_pid
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     stopped = threading.Event()

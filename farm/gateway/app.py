@@ -8,17 +8,18 @@ from fastapi import FastAPI
 from pydantic import ValidationError
 
 import farm
-from farm.assets import Assets
-from farm.catalogue import Catalogue
-from farm.checkpoint import inspect_checkpoint
-from farm.gateway import assets, health, jobs, problems
-from farm.gateway.auth import Door, KeyFile
+from farm.checkpoints.inspect import inspect_checkpoint
+from farm.checkpoints.registry import CheckpointRegistry
+from farm.gateway import exception_handlers
+from farm.gateway.auth import Authenticator, KeyFile
+from farm.gateway.dependencies import Dependencies
 from farm.gateway.events import EventHub
-from farm.gateway.guard import Guard
 from farm.gateway.metrics import Measure, Metrics
-from farm.gateway.objects import Links, Signer, secret_of
-from farm.gateway.parts import Parts
-from farm.ingest import Ingest
+from farm.gateway.middleware import RequestGuard
+from farm.gateway.routes import assets, health, jobs
+from farm.gateway.signed_urls import Links, Signer, secret_of
+from farm.ingest.assets import Assets
+from farm.ingest.ingest import Ingest
 from farm.queue import Queue, connect
 from farm.settings import GatewaySettings
 from farm.spec import CheckpointInfo
@@ -41,21 +42,23 @@ def create_app(
     queue = queue or Queue(connect(settings.redis_url), farm=settings.name)
     store = store or open_store(settings.store_url, attempts=STORE_ATTEMPTS)
     named = [inspect_checkpoint(ref).info for ref in settings.checkpoints]
-    catalogue = Catalogue([*infos, *named], live=lambda: live_checkpoints(queue))
+    registry = CheckpointRegistry([*infos, *named], live=lambda: live_checkpoints(queue))
     kept = Assets(store)
-    metrics = Metrics(queue.work)
+    metrics = Metrics(queue.backlog)
     signer = Signer(
         settings.secret.get_secret_value().encode() if settings.secret else secret_of(settings.data)
     )
     keys = KeyFile(settings.keys) if settings.keys else None
-    parts = Parts(
+    deps = Dependencies(
         settings=settings,
         queue=queue,
         store=store,
         assets=kept,
-        catalogue=catalogue,
-        ingest=Ingest(queue, store, catalogue, kept, paces(queue)),
-        door=Door(keys, without_keys=settings.open, now=lambda: datetime.now(UTC)),
+        registry=registry,
+        ingest=Ingest(queue, store, registry, kept, paces(queue)),
+        authenticator=Authenticator(
+            keys, without_keys=settings.open, now=lambda: datetime.now(UTC)
+        ),
         signer=signer,
         links=Links(store, signer, settings.url_seconds),
         events=EventHub(queue),
@@ -64,9 +67,9 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        parts.events.start()
+        deps.events.start()
         yield
-        parts.events.stop()
+        deps.events.stop()
 
     app = FastAPI(
         title="amused-farm",
@@ -74,11 +77,11 @@ def create_app(
         description="A render farm for aMUSEd: text-to-image, image-to-image and inpainting.",
         lifespan=lifespan,
     )
-    app.state.parts = parts
+    app.state.deps = deps
     for router in (jobs.router, assets.router, health.router):
         app.include_router(router)
-    problems.install(app)
-    app.add_middleware(Guard, door=parts.door)
+    exception_handlers.install(app)
+    app.add_middleware(RequestGuard, authenticator=deps.authenticator)
     app.add_middleware(Measure, metrics=metrics)
     return app
 

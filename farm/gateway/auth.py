@@ -91,7 +91,7 @@ class KeyFile:
             ) from None
 
 
-class Door:
+class Authenticator:
     """Lets callers in."""
 
     def __init__(

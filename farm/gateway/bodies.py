@@ -6,8 +6,8 @@ from typing import Any
 from starlette.requests import Request
 
 from farm import strict_json
-from farm.entries import Entry, long_line, parse_line
 from farm.errors import InvalidInput, TooLarge
+from farm.ingest.ndjson import Entry, long_line, parse_line
 from farm.job import MAX_LINE_BYTES, MAX_PIECE_LINES
 
 JSON_TYPES = ("application/json",)

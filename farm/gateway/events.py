@@ -12,7 +12,7 @@ from typing import Any
 from anyio.to_thread import run_sync
 
 from farm.errors import FarmError
-from farm.gateway.views import status_view
+from farm.gateway.serializers import status_view
 from farm.job import TERMINAL_JOBS
 from farm.queue import Queue
 

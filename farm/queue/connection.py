@@ -103,7 +103,7 @@ def connect(url: str) -> "redis.Redis":
         ) from None
 
 
-class Unsettled(Unavailable):
+class RewriteNeeded(Unavailable):
     """The server started anew; its append-only file must be rewritten before work comes in."""
 
 
@@ -114,7 +114,7 @@ _REFUSALS: dict[str, type[FarmError]] = {
     "LEASELOST": LeaseLost,
     "CANCELLED": JobCancelled,
     "INVALID": InvalidInput,
-    "UNSETTLED": Unsettled,
+    "REWRITE": RewriteNeeded,
 }
 
 

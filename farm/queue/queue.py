@@ -12,20 +12,21 @@ from redis.exceptions import RedisError
 
 from farm.errors import InvalidInput
 from farm.job import JobState, Lease, Priority, Receipt, TaskDraft, TaskState, check_job_id
-from farm.queue import wire
-from farm.queue.connection import Unsettled, explain
-from farm.queue.records import (
-    Beat,
+from farm.queue import encoding
+from farm.queue.connection import RewriteNeeded, explain
+from farm.queue.constants import CLASSES, MAX_ROWS
+from farm.queue.messages import (
     Event,
     Failure,
     Finished,
+    Heartbeat,
     JobHeader,
     JobStatus,
-    LaneWork,
-    Opened,
+    LaneBacklog,
     Outcome,
     Progress,
     Session,
+    Submitted,
     Verdict,
 )
 from farm.queue.scripts import read_scripts
@@ -43,6 +44,7 @@ _SESSION = re.compile(r"[0-9a-f]{32}")
 
 FailKind = Literal["row", "crash", "infra", "release"]
 EndReason = Literal["crash", "drain", "lost"]
+Command = Literal["drain"]
 
 
 class Queue:
@@ -77,30 +79,35 @@ class Queue:
 
     # A job comes in.
 
-    def open(self, header: JobHeader) -> Opened:
+    def open(self, header: JobHeader) -> Submitted:
         """Start a job whose tasks come by pieces; the same submission again finds the same job."""
-        job, created = self._take_in("open", *wire.header_arguments(header))
-        return Opened(job, bool(created))
+        job, created = self._accept("open", *encoding.header_arguments(header))
+        return Submitted(job, bool(created))
 
     def append(
         self, job: str, piece: int, sha256: str, tasks: Sequence[TaskDraft], rejected: int = 0
     ) -> bool:
         """Add a piece of an open job; False if it was there already. Its tasks may run at once."""
         return bool(
-            self._take_in(
-                "append", check_job_id(job), piece, sha256, rejected, *wire.task_arguments(tasks)
+            self._accept(
+                "append",
+                check_job_id(job),
+                piece,
+                sha256,
+                rejected,
+                *encoding.task_arguments(tasks),
             )
         )
 
     def close(self, job: str, pieces: int) -> None:
         """No more pieces will come; all of them must be there."""
-        self._take_in("close", check_job_id(job), pieces)
+        self._accept("close", check_job_id(job), pieces)
 
-    def submit(self, header: JobHeader, tasks: Sequence[TaskDraft], rejected: int = 0) -> Opened:
+    def submit(self, header: JobHeader, tasks: Sequence[TaskDraft], rejected: int = 0) -> Submitted:
         """Open, append and close in one."""
-        arguments = [*wire.header_arguments(header), rejected, *wire.task_arguments(tasks)]
-        job, created = self._take_in("submit", *arguments)
-        return Opened(job, bool(created))
+        arguments = [*encoding.header_arguments(header), rejected, *encoding.task_arguments(tasks)]
+        job, created = self._accept("submit", *arguments)
+        return Submitted(job, bool(created))
 
     # A worker's life.
 
@@ -110,7 +117,7 @@ class Queue:
         """Start a session: a token of 128 random bits, made by the worker, that owns its leases."""
         if not _SESSION.fullmatch(session):
             raise InvalidInput("a session is 32 hexadecimal digits", field="session")
-        self._run("register", session, worker, wire.to_json(info), FIRST_LEASE_MS, *checkpoints)
+        self._run("register", session, worker, encoding.to_json(info), FIRST_LEASE_MS, *checkpoints)
 
     def lease(
         self,
@@ -137,15 +144,15 @@ class Queue:
             session,
             secrets.token_hex(8),
             room,
-            min(limit, wire.MAX_ROWS),
+            min(limit, MAX_ROWS),
             ms,
-            wire.CLASSES.index(lowest),
+            lowest.rank,
             *which,
         )
         granted = json.loads(reply)
         if granted and isinstance(granted[0], str):  # the answer to a call that was sent again
             return self._leases(session, granted)
-        return [wire.lease(row) for row in granted]
+        return [encoding.lease(row) for row in granted]
 
     def inbox(self, session: str, seconds: float) -> list[Lease]:
         """What was granted since the last call; waits for it, two seconds at most.
@@ -155,7 +162,7 @@ class Queue:
         seconds = max(0.01, min(seconds, MAX_BLOCK_SECONDS))
         try:
             popped: Any = self.client.blmpop(
-                seconds, 1, f"{self._prefix}inbox:{session}", direction="LEFT", count=wire.MAX_ROWS
+                seconds, 1, f"{self._prefix}inbox:{session}", direction="LEFT", count=MAX_ROWS
             )
         except RedisError as error:
             raise explain(error) from error
@@ -165,14 +172,14 @@ class Queue:
         """Everything that a session holds."""
         return self._leases(session, [])
 
-    def beat(
+    def heartbeat(
         self,
         session: str,
         room: int,
         progress: Mapping[str, Progress | tuple[int, int]],
         stats: Mapping[str, Any],
         ms: int,
-    ) -> Beat:
+    ) -> Heartbeat:
         """Show life: extend all the session holds by ``ms`` and hear what has changed.
 
         Args:
@@ -185,9 +192,11 @@ class Queue:
         Raises:
             LeaseLost: the session has ended; register anew and drop everything.
         """
-        rows = [value for key, at in progress.items() for value in wire.progress(key, at)]
-        command, held, cancelled = self._run("beat", session, ms, room, wire.to_json(stats), *rows)
-        return Beat(set(held), set(cancelled), command or None)
+        rows = [value for key, at in progress.items() for value in encoding.progress(key, at)]
+        command, held, cancelled = self._run(
+            "heartbeat", session, ms, room, encoding.to_json(stats), *rows
+        )
+        return Heartbeat(set(held), set(cancelled), command or None)
 
     def complete(self, session: str, lease: Lease, receipt: Receipt) -> Outcome:
         """Record that a task is done, if the session still holds it."""
@@ -199,12 +208,12 @@ class Queue:
         Raises:
             InvalidInput: a receipt does not tell of its task's pictures; nothing is recorded.
         """
-        if len(done) > wire.MAX_ROWS:
-            raise InvalidInput(f"{len(done)} receipts; at most {wire.MAX_ROWS} in one call")
-        rows = [wire.completion(lease, receipt) for lease, receipt in done]
-        outcomes = json.loads(self._run("complete", session, wire.to_json(rows)))
+        if len(done) > MAX_ROWS:
+            raise InvalidInput(f"{len(done)} receipts; at most {MAX_ROWS} in one call")
+        rows = [encoding.completion(lease, receipt) for lease, receipt in done]
+        outcomes = json.loads(self._run("complete", session, encoding.to_json(rows)))
         return [
-            Outcome(Verdict(verdict), wire.receipt(winner, numerics) if winner else None)
+            Outcome(Verdict(verdict), encoding.receipt(winner, numerics) if winner else None)
             for verdict, winner, numerics in outcomes
         ]
 
@@ -223,20 +232,23 @@ class Queue:
             "fail",
             session,
             lease.job,
-            wire.task_name(lease),
+            encoding.task_name(lease),
             lease.attempt,
             kind,
             reason[:MAX_REASON],
         )
-        return wire.TASK_STATES[state]
+        return encoding.TASK_STATES[state]
 
     def end(self, session: str, why: EndReason) -> int:
         """End a session; what it held goes back. Returns how many tasks that were."""
-        return int(self._run("end", session, why))
+        return int(self._run("end_session", session, why))
 
-    def command(self, session: str, command: str | None) -> bool:
-        """Tell a worker something in its next beats; it gets no work until that is taken back."""
-        return bool(self._run("command", session, command or ""))
+    def set_command(self, session: str, command: Command | None) -> bool:
+        """Tell a worker something with its next heartbeats; until None it gets no work.
+
+        Returns whether the session exists.
+        """
+        return bool(self._run("set_command", session, command or ""))
 
     def tick(self) -> None:
         """Do what time brings: retries, deadlines, sessions that fell silent, old jobs."""
@@ -246,7 +258,7 @@ class Queue:
 
     def cancel(self, job: str, tenant: str) -> JobState:
         """Stop a job at once; one that has ended stays as it is."""
-        return wire.JOB_STATES[self._run("cancel", check_job_id(job), tenant)]
+        return encoding.JOB_STATES[self._run("cancel", check_job_id(job), tenant)]
 
     def pause(self, job: str, tenant: str) -> None:
         """Start nothing more of a job until it is resumed; what runs goes on."""
@@ -266,9 +278,9 @@ class Queue:
                 what ``failures`` tells. The error of a single picture is in the manifest and not
                 known here: its task has failed pictures by ``row``, and all of them run again.
         """
-        return int(self._take_in("retry", check_job_id(job), tenant, (reason or "")[:MAX_REASON]))
+        return int(self._accept("retry", check_job_id(job), tenant, (reason or "")[:MAX_REASON]))
 
-    def spoil(self, job: str, tenant: str, task: Finished, left: int) -> int:
+    def invalidate(self, job: str, tenant: str, task: Finished, left: int) -> int:
         """Count pictures of a done task as failed, because their files are gone: all but ``left``.
         ``retry`` then makes them again. Returns how many fewer count as done.
 
@@ -276,38 +288,38 @@ class Queue:
             task: the newest of its generations that is done, else Conflict.
             left: below zero where files of earlier generations are gone as well.
         """
-        name = wire.task_name(task)
-        return int(self._run("spoil", check_job_id(job), tenant, name, left))
+        name = encoding.task_name(task)
+        return int(self._run("invalidate", check_job_id(job), tenant, name, left))
 
     def status(self, job: str, tenant: str) -> JobStatus:
-        return wire.status(job, self._run("status", check_job_id(job), tenant))
+        return encoding.status(job, self._run("status", check_job_id(job), tenant))
 
     def jobs(self, tenant: str, limit: int = 50, before: str | None = None) -> list[JobStatus]:
         """A tenant's jobs, newest first."""
-        found = self._run("jobs", tenant, min(limit, wire.MAX_ROWS), before or "")
-        return [wire.status(job, header) for job, header in found]
+        found = self._run("jobs", tenant, min(limit, MAX_ROWS), before or "")
+        return [encoding.status(job, header) for job, header in found]
 
-    def finished(self, job: str, after: int = 0, limit: int = wire.MAX_ROWS) -> list[Finished]:
+    def finished(self, job: str, after: int = 0, limit: int = MAX_ROWS) -> list[Finished]:
         """Tasks with a receipt, in the order they were done, from behind a position."""
-        found = self._run("finished", check_job_id(job), after, min(limit, wire.MAX_ROWS))
+        found = self._run("finished", check_job_id(job), after, min(limit, MAX_ROWS))
         return [
-            Finished(position, *wire.numbers(name), wire.receipt(receipt, numerics))
+            Finished(position, *encoding.numbers(name), encoding.receipt(receipt, numerics))
             for position, (name, receipt, numerics) in enumerate(found, after + 1)
         ]
 
-    def failures(self, job: str, after: int = 0, limit: int = wire.MAX_ROWS) -> list[Failure]:
+    def failures(self, job: str, after: int = 0, limit: int = MAX_ROWS) -> list[Failure]:
         """Tasks that ran out of attempts, from behind a position."""
-        found = self._run("failures", check_job_id(job), after, min(limit, wire.MAX_ROWS))
+        found = self._run("failures", check_job_id(job), after, min(limit, MAX_ROWS))
         return [
-            Failure(position, *wire.numbers(name), pictures, reason)
+            Failure(position, *encoding.numbers(name), pictures, reason)
             for position, name, pictures, reason in found
         ]
 
     def why(self, job: str, tenant: str) -> Why:
         """What a job waits for, what goes before it, and how long that may take."""
         header, alone, *lanes = self._run("why", check_job_id(job), tenant)
-        queues = [wire.lane_queue(row) for row in lanes]
-        return reckon(wire.status(job, header), alone, queues, self.sessions())
+        queues = [encoding.lane_queue(row) for row in lanes]
+        return reckon(encoding.status(job, header), alone, queues, self.sessions())
 
     # The planner's view, and everybody's.
 
@@ -329,20 +341,20 @@ class Queue:
             )
         ]
 
-    def work(self) -> list[LaneWork]:
+    def backlog(self) -> list[LaneBacklog]:
         """What is ready, by lane and class."""
         found = [
-            LaneWork(Lane.parse(lane), wire.CLASSES[number], tasks, pictures)
-            for lane, number, tasks, pictures in self._run("work")
+            LaneBacklog(Lane.parse(lane), CLASSES[number], tasks, pictures)
+            for lane, number, tasks, pictures in self._run("backlog")
         ]
-        return sorted(found, key=lambda work: (wire.CLASSES.index(work.priority), work.lane))
+        return sorted(found, key=lambda ready: (ready.priority.rank, ready.lane))
 
     def events(self, after: str, block_ms: int) -> list[Event]:
         """What happened after an event; waits for it, two seconds at most."""
         block = max(1, min(block_ms, int(MAX_BLOCK_SECONDS * 1000)))
         try:
             found: Any = self.client.xread(
-                {f"{self._prefix}events": after or "0"}, count=wire.MAX_ROWS, block=block
+                {f"{self._prefix}events": after or "0"}, count=MAX_ROWS, block=block
             )
         except RedisError as error:
             raise explain(error) from error
@@ -361,13 +373,13 @@ class Queue:
             raise explain(error) from error
         return str(found[0][0]) if found else "0"
 
-    def weigh(self, tenant: str, weight: float) -> None:
+    def set_weight(self, tenant: str, weight: float) -> None:
         """Give a tenant a larger or smaller share; everybody starts with 1."""
         if not 0.001 <= weight <= 1000:
             raise InvalidInput(f"{weight} is not from 0.001 to 1000", field="weight")
-        self._run("weigh", tenant, weight)
+        self._run("set_weight", tenant, weight)
 
-    def fsck(self, *, repair: bool = True) -> list[str]:
+    def check(self, *, repair: bool = True) -> list[str]:
         """Recount everything; a line for each thing that was not as it should be.
 
         Redis does nothing else while it looks at one job, some microseconds a task.
@@ -375,18 +387,18 @@ class Queue:
         found = []
         for key in self.client.scan_iter(f"{self._prefix}job:*", count=1000):
             job = str(key).removeprefix(f"{self._prefix}job:")
-            found += [f"{job}: {line}" for line in self._run("fsck", job, int(repair))]
-        return found + list(self._run("fsck_index", int(repair)))
+            found += [f"{job}: {line}" for line in self._run("check_job", job, int(repair))]
+        return found + list(self._run("check_index", int(repair)))
 
     def _leases(self, session: str, keys: Sequence[str]) -> list[Lease]:
-        return [wire.lease(row) for row in json.loads(self._run("held", session, *keys))]
+        return [encoding.lease(row) for row in json.loads(self._run("held", session, *keys))]
 
-    def _take_in(self, name: str, *arguments: Any) -> Any:
+    def _accept(self, name: str, *arguments: Any) -> Any:
         """Run a script that brings work in; a server that started anew is made safe first."""
         try:
             return self._run(name, *arguments)
-        except Unsettled:
-            self._run("settled", rewrite(self.client))
+        except RewriteNeeded:
+            self._run("mark_aof_rewritten", rewrite(self.client))
             return self._run(name, *arguments)
 
     def _run(self, name: str, *arguments: Any) -> Any:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from farm.job import TERMINAL_JOBS, JobState
-from farm.queue.records import JobStatus, Session
+from farm.queue.messages import JobStatus, Session
 from farm.spec import Lane
 
 

@@ -2,8 +2,8 @@
 
 import hashlib
 
+from farm.formats.picture_file import EXTENSIONS
 from farm.job import Format
-from farm.picture_file import EXTENSIONS
 
 
 def prefix(job: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import psutil
 
-from farm.supervisor import members
+from farm.local.supervisor import members
 
 FARM = [sys.executable, "-m", "farm.cli"]
 

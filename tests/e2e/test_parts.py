@@ -14,8 +14,8 @@ import pytest
 from running_farm import FARM, manifest
 from s3_servers import ministack
 
-from farm.embedded import answers, free_port
-from farm.valkey import ServerProcess
+from farm.local.embedded import answers, free_port
+from farm.local.valkey import ServerProcess
 
 
 @contextlib.contextmanager
@@ -52,7 +52,7 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dic
         boto3.client("s3", endpoint_url=store, region_name="us-east-1").create_bucket(Bucket="farm")
         with (
             running("-m", "farm.gateway", environment=environment),
-            running("-m", "farm.scheduler", environment=environment),
+            running("-m", "farm.cli", "scheduler", environment=environment),
             running("-m", "farm.cli", "worker", "--name", "w", environment=environment),
         ):
             deadline = time.monotonic() + 120

@@ -11,7 +11,7 @@ import torch
 from cases import MakeCheckpoint
 
 from farm_workers.engine import Engine
-from farm_workers.tiny import make_tiny
+from farm_workers.testing.tiny import make_tiny
 
 torch.set_num_threads(1)
 

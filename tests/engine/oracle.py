@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
-from farm.checkpoint import inspect_checkpoint
+from farm.checkpoints.inspect import inspect_checkpoint
 from farm.spec import Mode, Row
-from farm_workers.upstream import make_pipeline
+from farm_workers.bench.pipelines import make_pipeline
 
 
 class Oracle:

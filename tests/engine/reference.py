@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from farm.checkpoint import inspect_checkpoint
+from farm.checkpoints.inspect import inspect_checkpoint
 from farm_workers.engine.amused import AmusedModel, load_modules
 from farm_workers.engine.device import Device
 from farm_workers.engine.row import Pending

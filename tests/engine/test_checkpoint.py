@@ -13,10 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from farm.checkpoint import inspect_checkpoint
+from farm.checkpoints.inspect import inspect_checkpoint
 from farm.errors import InvalidCheckpoint
 from farm_workers.engine import Engine
-from farm_workers.tiny import make_tiny
+from farm_workers.testing.tiny import make_tiny
 
 
 @pytest.fixture
@@ -185,6 +185,7 @@ def test_the_same_seed_makes_the_same_bytes(tmp_path: Path) -> None:
 def test_looking_at_a_checkpoint_needs_no_torch(checkpoint: Path) -> None:
     code = (
         "import sys\nsys.modules.update(dict.fromkeys(['torch', 'diffusers', 'transformers']))\n"
-        "from farm.checkpoint import inspect_checkpoint\nprint(inspect_checkpoint(sys.argv[1]))"
+        "from farm.checkpoints.inspect import inspect_checkpoint\n"
+        "print(inspect_checkpoint(sys.argv[1]))"
     )
     subprocess.run([sys.executable, "-c", code, str(checkpoint)], check=True, timeout=60)

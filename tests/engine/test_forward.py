@@ -8,7 +8,7 @@ import torch.nn.functional as F  # noqa: N812  (torch's own name for it)
 from cases import MakeCheckpoint
 from torch import Tensor, nn
 
-from farm.checkpoint import inspect_checkpoint
+from farm.checkpoints.inspect import inspect_checkpoint
 from farm_workers.engine.amused import AmusedModel, load_modules
 from farm_workers.engine.amused.transformer import sinusoids
 from farm_workers.engine.device import Device

@@ -12,8 +12,8 @@ from cases import Case, MakeCheckpoint, draw, random_case
 from oracle import Oracle
 from reference import ReferenceModel
 
+from farm_workers.bench.pipelines import PIPELINES
 from farm_workers.engine import Engine
-from farm_workers.upstream import PIPELINES
 
 ROOT = Path(__file__).parents[2]
 

@@ -11,7 +11,7 @@ from harness import Gateway, Serve, png, post
 
 from farm.errors import InvalidInput
 from farm.gateway.app import create_app
-from farm.gateway.objects import Signer
+from farm.gateway.signed_urls import Signer
 from farm.settings import GatewaySettings
 
 KEYS = {

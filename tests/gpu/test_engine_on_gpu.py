@@ -12,7 +12,7 @@ from needs import needs_gpu
 
 from farm.errors import RenderError
 from farm_workers.engine import Engine
-from farm_workers.tiny import make_tiny
+from farm_workers.testing.tiny import make_tiny
 
 pytestmark = needs_gpu
 

@@ -11,12 +11,12 @@ from cases import Case, draw, random_case, row_of
 from needs import needs_kernels
 from torch import Tensor
 
-from farm.checkpoint import inspect_checkpoint
+from farm.checkpoints.inspect import inspect_checkpoint
 from farm_workers.engine import Engine
 from farm_workers.engine.amused import AmusedModel, load_modules
 from farm_workers.engine.device import Device
 from farm_workers.engine.row import Pending
-from farm_workers.tiny import make_tiny
+from farm_workers.testing.tiny import make_tiny
 
 pytestmark = needs_kernels
 

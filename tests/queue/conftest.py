@@ -11,9 +11,9 @@ import redis
 from queue_bench import Bench, moved_clock
 
 from farm.errors import Unavailable
+from farm.local.valkey import ServerProcess, find_server
 from farm.queue import Queue, connect
 from farm.queue.scripts import read_scripts
-from farm.valkey import ServerProcess, find_server
 
 
 @pytest.fixture(scope="session")
@@ -55,4 +55,4 @@ def queue(client: "redis.Redis") -> Queue:
 def bench(queue: Queue) -> Iterator[Bench]:
     """Whatever a test did, the counters equal a recount."""
     yield Bench(queue)
-    assert queue.fsck(repair=False) == []
+    assert queue.check(repair=False) == []

@@ -15,10 +15,10 @@ from queue_bench import CHECKPOINT, MS, Bench, moved_clock
 
 from farm.errors import FarmError, QueueFull, Unavailable
 from farm.job import JobState, TaskState
-from farm.queue import JobHeader, Opened, Queue, connect, connection
+from farm.local.valkey import ServerProcess
+from farm.queue import JobHeader, Queue, Submitted, connect, connection
 from farm.queue.scripts import read_scripts
-from farm.scheduler import Scheduler
-from farm.valkey import ServerProcess
+from farm.scheduler.scheduler import Scheduler
 
 
 @pytest.fixture
@@ -93,11 +93,11 @@ class Stage:
 SENT_AGAIN: dict[str, tuple[Callable[[Queue, Stage], Any], Callable[[Any, Stage], bool]]] = {
     "submit": (
         lambda q, s: q.submit(s.header, s.bench.tasks(3)),
-        lambda heard, s: heard == Opened(s.header.job, True),
+        lambda heard, s: heard == Submitted(s.header.job, True),
     ),
     "open": (
         lambda q, s: q.open(s.header),
-        lambda heard, s: heard == Opened(s.header.job, True),
+        lambda heard, s: heard == Submitted(s.header.job, True),
     ),
     "append": (
         lambda q, s: q.append(s.open, 0, "a" * 64, s.bench.tasks(3), rejected=2),
@@ -139,19 +139,22 @@ SENT_AGAIN: dict[str, tuple[Callable[[Queue, Stage], Any], Callable[[Any, Stage]
         lambda q, s: q.fail(s.session, s.leases[0], "release", ""),
         lambda heard, s: heard is TaskState.QUEUED,
     ),
-    "beat": (
-        lambda q, s: q.beat(s.session, 7, {s.leases[0].key: (2, 1)}, {"beat": 1}, MS),
+    "heartbeat": (
+        lambda q, s: q.heartbeat(s.session, 7, {s.leases[0].key: (2, 1)}, {"beat": 1}, MS),
         lambda heard, s: heard == ({lease.key for lease in s.leases}, set(), None),
     ),
     "end_crash": (lambda q, s: q.end(s.session, "crash"), lambda heard, s: heard == 0),
     "end_drain": (lambda q, s: q.end(s.session, "drain"), lambda heard, s: heard == 0),
-    "command": (lambda q, s: q.command(s.session, "drain"), lambda heard, s: heard is True),
+    "set_command": (lambda q, s: q.set_command(s.session, "drain"), lambda heard, s: heard is True),
     "cancel": (lambda q, s: q.cancel(s.job, "ann"), lambda heard, s: heard is JobState.CANCELLED),
     "pause": (lambda q, s: q.pause(s.job, "ann"), lambda heard, s: heard is None),
     "resume": (lambda q, s: q.resume(s.paused, "bob"), lambda heard, s: heard is None),
     "retry": (lambda q, s: q.retry(s.ended, "ann"), lambda heard, s: heard == 1),
-    "spoil": (lambda q, s: q.spoil(s.ended, "ann", s.finished[0], 1), lambda heard, s: heard == 0),
-    "weigh": (lambda q, s: q.weigh("ann", 2.5), lambda heard, s: heard is None),
+    "invalidate": (
+        lambda q, s: q.invalidate(s.ended, "ann", s.finished[0], 1),
+        lambda heard, s: heard == 0,
+    ),
+    "set_weight": (lambda q, s: q.set_weight("ann", 2.5), lambda heard, s: heard is None),
     "tick": (lambda q, s: q.tick(), lambda heard, s: heard is None),
 }
 
@@ -287,7 +290,7 @@ def test_a_server_that_falls_silent_is_given_up_in_time_and_found_again(
             assert seconds_until_unavailable(mine.submit) < 2 * (0.8 + 0.5)
     header = bench.header()
     for mine in (connected, fresh):
-        assert mine.queue.submit(header, bench.tasks(2)) == Opened(header.job, True)
+        assert mine.queue.submit(header, bench.tasks(2)) == Submitted(header.job, True)
     assert bench.queue.status(header.job, "ann").tasks.total == 2
 
 
@@ -507,7 +510,7 @@ def test_the_scheduler_goes_on_when_a_killed_server_is_back(own: ServerProcess) 
     try:
         for away in (0.2, 3.0):
             session = bench.session()
-            bench.queue.beat(session, 100, {}, {}, 60_000)
+            bench.queue.heartbeat(session, 100, {}, {}, 60_000)
             job = bench.submit(1)
             assert bench.queue.inbox(session, 2), "it works"
             own.kill()
@@ -526,7 +529,7 @@ def test_the_scheduler_goes_on_when_a_killed_server_is_back(own: ServerProcess) 
         stopped.set()
         thread.join()
     print("seconds from the server's return to the first lease:", *(f"{at:.2f}" for at in waits))
-    assert bench.queue.fsck(repair=False) == []
+    assert bench.queue.check(repair=False) == []
 
 
 def test_the_scheduler_goes_on_whatever_the_line_does(
@@ -542,7 +545,7 @@ def test_the_scheduler_goes_on_whatever_the_line_does(
     session = bench.session()
     try:
         for turn in range(60):
-            bench.queue.beat(session, 1000, {}, {}, 600_000)
+            bench.queue.heartbeat(session, 1000, {}, {}, 600_000)
             bench.submit(1)
             match turn % 6:
                 case 0 | 3:
@@ -559,7 +562,7 @@ def test_the_scheduler_goes_on_whatever_the_line_does(
         proxy.heal()
         healed = time.monotonic()
         while len(bench.queue.held(session)) < 60:
-            bench.queue.beat(session, 1000, {}, {}, 600_000)
+            bench.queue.heartbeat(session, 1000, {}, {}, 600_000)
             assert thread.is_alive()
             assert time.monotonic() - healed < 30
             time.sleep(0.05)

@@ -10,9 +10,9 @@ from queue_bench import MS, Bench, moved_clock
 
 from farm.errors import Conflict, FarmError, QueueFull, Unavailable
 from farm.job import JobState
+from farm.local.valkey import ServerProcess
 from farm.queue import Queue, check_server, connect
 from farm.queue.scripts import read_scripts
-from farm.valkey import ServerProcess
 
 
 def finish(bench: Bench, job: str, failed: dict[int, int]) -> None:
@@ -36,7 +36,7 @@ def test_a_paused_job_starts_nothing_until_it_is_resumed(bench: Bench, queue: Qu
     queue.pause(job, "ann")
     assert queue.status(job, "ann").paused
     assert [lease.job for lease in bench.lease(session)] == [other]
-    assert queue.work() == []
+    assert queue.backlog() == []
     assert bench.complete(session, running) == "committed"
     queue.resume(job, "ann")
     queue.resume(job, "ann")
@@ -187,12 +187,12 @@ def test_damage_is_found_and_repaired(damage: str, bench: Bench, queue: Queue) -
     session = bench.session()
     lease, other = bench.lease(session, limit=2)
     bench.complete(session, lease)
-    assert queue.fsck() == []
+    assert queue.check() == []
     DAMAGES[damage](queue.client, job, session)
-    assert queue.fsck(repair=False) != []
-    queue.fsck()
-    queue.fsck()
-    assert queue.fsck(repair=False) == []
+    assert queue.check(repair=False) != []
+    queue.check()
+    queue.check()
+    assert queue.check(repair=False) == []
     queue.end(session, "drain")
     finish(bench, job, {})
     assert queue.status(job, "ann").state is JobState.DONE
@@ -206,7 +206,7 @@ def test_a_job_that_nobody_finalises_is_found_and_repaired(bench: Bench, queue: 
     bench.complete(session, lease)
     queue.end(session, "drain")
     queue.client.delete("{farm}:finalise")
-    assert len(queue.fsck()) == 1
+    assert len(queue.check()) == 1
     finish(bench, job, {})
     assert queue.status(job, "ann").state is JobState.DONE
 
@@ -222,7 +222,7 @@ def test_full_memory_refuses_new_work_and_lets_work_go_on(bench: Bench, queue: Q
         with pytest.raises(QueueFull):
             queue.open(header)
         first, second, third = bench.lease(session)
-        queue.beat(session, 1, {first.key: (1, 0)}, {}, MS)
+        queue.heartbeat(session, 1, {first.key: (1, 0)}, {}, MS)
         assert bench.complete(session, first) == "committed"
         queue.fail(session, second, "infra", "")
         queue.fail(session, third, "release", "")
@@ -270,7 +270,7 @@ def test_a_restarted_server_takes_work_after_its_file_is_rewritten(folder: Path)
         [lease] = bench.lease(session, limit=1)
         queue.tick()
         longer = bench.session()
-        queue.beat(longer, 1, {}, {}, 100_000)
+        queue.heartbeat(longer, 1, {}, {}, 100_000)
         server.kill()
         server.start()
         server.ready()
@@ -290,7 +290,7 @@ def test_a_restarted_server_takes_work_after_its_file_is_rewritten(folder: Path)
         queue.tick()
         assert queue.sessions() == [], "after one of its own"
         assert queue.status(job, "ann").tasks.done == 1
-        assert queue.fsck(repair=False) == []
+        assert queue.check(repair=False) == []
 
 
 def test_each_refusal_of_redis_is_named(folder: Path) -> None:

@@ -163,7 +163,7 @@ def test_cancelled_work_is_let_go(bench: Bench, queue: Queue) -> None:
     job = bench.submit(3)
     session = bench.session()
     [lease] = bench.lease(session, limit=1)
-    queue.beat(session, 0, {lease.key: (2, 0)}, {}, MS)
+    queue.heartbeat(session, 0, {lease.key: (2, 0)}, {}, MS)
     assert queue.status(job, "ann").images.running_done == 2
     assert queue.cancel(job, "ann") is JobState.CANCELLED
     assert queue.cancel(job, "ann") is JobState.CANCELLED
@@ -172,9 +172,9 @@ def test_cancelled_work_is_let_go(bench: Bench, queue: Queue) -> None:
     assert bench.lease(session) == []
     assert queue.held(session) == []
     assert bench.complete(session, lease) == "cancelled"
-    beat = queue.beat(session, 5, {}, {}, MS)
+    beat = queue.heartbeat(session, 5, {}, {}, MS)
     assert (beat.held, beat.cancelled) == (set(), set())
-    assert queue.work() == []
+    assert queue.backlog() == []
     with pytest.raises(JobCancelled):
         queue.append(job, 1, "a" * 64, bench.tasks(1, first=9))
 
@@ -184,7 +184,7 @@ def test_a_beat_tells_what_was_cancelled(bench: Bench, queue: Queue) -> None:
     session = bench.session()
     first, second = bench.lease(session)
     queue.cancel(drop, "ann")
-    beat = queue.beat(session, 5, {}, {}, MS)
+    beat = queue.heartbeat(session, 5, {}, {}, MS)
     assert first.job == keep
     assert (beat.held, beat.cancelled, beat.command) == ({first.key}, {second.key}, None)
 
@@ -193,7 +193,7 @@ def test_an_ended_session_is_told_so(bench: Bench, queue: Queue) -> None:
     session = bench.session()
     queue.end(session, "drain")
     with pytest.raises(LeaseLost):
-        queue.beat(session, 1, {}, {}, MS)
+        queue.heartbeat(session, 1, {}, {}, MS)
     with pytest.raises(LeaseLost):
         bench.lease(session)
 
@@ -201,10 +201,10 @@ def test_an_ended_session_is_told_so(bench: Bench, queue: Queue) -> None:
 def test_a_session_with_a_command_gets_no_work(bench: Bench, queue: Queue) -> None:
     bench.submit(1)
     session = bench.session()
-    assert queue.command(session, "drain")
+    assert queue.set_command(session, "drain")
     assert bench.lease(session) == []
-    assert queue.beat(session, 1, {}, {}, MS).command == "drain"
-    queue.command(session, None)
+    assert queue.heartbeat(session, 1, {}, {}, MS).command == "drain"
+    queue.set_command(session, None)
     assert len(bench.lease(session)) == 1
 
 
@@ -216,7 +216,7 @@ def test_a_silent_session_is_given_up_after_its_lease(bench: Bench, queue: Queue
     bench.advance(29)
     queue.tick()
     assert queue.held(session) == [lease]
-    queue.beat(session, 0, {}, {}, MS)
+    queue.heartbeat(session, 0, {}, {}, MS)
     bench.advance(29)
     queue.tick()
     assert queue.held(session) == [lease]
@@ -236,7 +236,7 @@ def test_a_beat_says_how_long_a_session_lasts_from_then_on(bench: Bench, queue: 
     session = bench.session()
     job = bench.submit()
     bench.lease(session)
-    queue.beat(session, 0, {}, {}, 5_000)
+    queue.heartbeat(session, 0, {}, {}, 5_000)
     bench.advance(6)
     queue.tick()
     assert queue.sessions() == []
@@ -273,7 +273,7 @@ def test_twenty_losses_of_infrastructure_are_enough(bench: Bench, queue: Queue) 
         [lease] = bench.lease(session)
         state = queue.fail(session, lease, "infra", "no route to the store")
         assert state is (TaskState.FAILED if loss == 19 else TaskState.WAITING)
-        queue.beat(session, 1, {}, {}, 10**8)
+        queue.heartbeat(session, 1, {}, {}, 10**8)
         bench.advance(61)
         queue.tick()
     assert queue.failures(job)[0].reason == "lost 20 times: no route to the store"
@@ -315,7 +315,7 @@ def test_a_deadline_never_lets_work_start_late(bench: Bench, queue: Queue) -> No
     job = bench.submit(3, deadline=deadline)
     session = bench.session()
     [lease] = bench.lease(session, limit=1)
-    queue.beat(session, 0, {}, {}, 10**6)
+    queue.heartbeat(session, 0, {}, {}, 10**6)
     bench.advance(61)
     assert bench.lease(session) == []
     status = queue.status(job, "ann")
@@ -329,8 +329,8 @@ def test_a_deadline_never_lets_work_start_late(bench: Bench, queue: Queue) -> No
 def test_the_planner_sees_sessions_and_work(bench: Bench, queue: Queue) -> None:
     bench.submit(2, priority="bulk")
     session = bench.session()
-    queue.beat(session, 10, {}, {"rows": 3}, MS)
-    [work] = queue.work()
+    queue.heartbeat(session, 10, {}, {"rows": 3}, MS)
+    [work] = queue.backlog()
     assert work == (LANE, Priority.BULK, 2, 8)
     [lease] = queue.lease(session, [LANE], 10, MS, limit=1)
     [seen] = queue.sessions()
@@ -338,10 +338,10 @@ def test_the_planner_sees_sessions_and_work(bench: Bench, queue: Queue) -> None:
         session, (CHECKPOINT,), 6, 1,
     )  # fmt: skip
     assert (seen.info, seen.stats) == ({"host": "here"}, {"rows": 3})
-    queue.beat(session, 10, {}, {}, MS)
+    queue.heartbeat(session, 10, {}, {}, MS)
     assert queue.sessions()[0].room == 6, "the worker has not fetched its grant"
     assert queue.inbox(session, 0.1) == [lease]
-    queue.beat(session, 7, {lease.key: (0, 0)}, {}, MS)
+    queue.heartbeat(session, 7, {lease.key: (0, 0)}, {}, MS)
     assert queue.sessions()[0].room == 7
     other = LANE._replace(height=512)
     assert queue.lease(session, [other], 10, MS) == []
@@ -386,11 +386,11 @@ def test_user_text_is_never_a_part_of_a_key(bench: Bench, queue: Queue) -> None:
     session = bench.session((lane.checkpoint,))
     [lease] = bench.lease(session)
     assert (lease.lane, lease.inline) == (str(lane), evil)
-    assert queue.work() == []
+    assert queue.backlog() == []
     queue.fail(session, lease, "row", evil)
     assert queue.failures(job)[0].reason == evil
     assert queue.status(job, evil).tasks.failed == 1
-    queue.weigh(evil, 2)
+    queue.set_weight(evil, 2)
     for key in queue.client.scan_iter():
         assert key.startswith("{farm}:")
         assert "ev" not in key.removeprefix("{farm}:") or "events" in key
@@ -445,7 +445,7 @@ def test_two_farms_on_one_server_do_not_see_each_other(bench: Bench, queue: Queu
     job = bench.submit(1)
     with pytest.raises(NotFound):
         other.status(job, "ann")
-    assert other.work() == []
+    assert other.backlog() == []
     assert other.sessions() == []
 
 
@@ -491,7 +491,7 @@ def test_many_leases_of_an_ended_session_go_back_quickly(bench: Bench, queue: Qu
     for _ in range(5):
         queue.lease(session, None, 10**6, MS, limit=200)
     assert queue.end(session, "drain") == 1000
-    assert queue.work()[0].tasks == 1000
+    assert queue.backlog()[0].tasks == 1000
 
 
 def test_only_the_holder_can_end_a_lease(bench: Bench, queue: Queue) -> None:
@@ -519,7 +519,7 @@ def test_progress_moves_with_every_beat_and_ends_with_the_lease(bench: Bench, qu
     session = bench.session()
     [lease] = bench.lease(session)
     for done in (1, 3, 3):
-        queue.beat(session, 0, {lease.key: (done, 0)}, {}, MS)
+        queue.heartbeat(session, 0, {lease.key: (done, 0)}, {}, MS)
         assert queue.status(job, "ann").images.running_done == done
     queue.fail(session, lease, "release", "")
     assert queue.status(job, "ann").images.running_done == 0
@@ -529,7 +529,7 @@ def test_a_session_that_drains_is_not_given_the_finalise_task(bench: Bench, queu
     bench.submit(1)
     session = bench.session()
     [lease] = bench.lease(session)
-    queue.command(session, "drain")
+    queue.set_command(session, "drain")
     bench.complete(session, lease)
     assert queue.held(session) == []
     assert [lease.finalise for lease in bench.lease(bench.session())] == [True]
@@ -540,7 +540,7 @@ def test_a_session_whose_lease_has_run_out_gets_no_work(bench: Bench, queue: Que
     session = bench.session()
     bench.advance(31)
     assert bench.lease(session) == []
-    queue.beat(session, 10, {}, {}, MS)
+    queue.heartbeat(session, 10, {}, {}, MS)
     assert len(bench.lease(session)) == 1
 
 
@@ -559,7 +559,7 @@ def test_what_fails_after_the_deadline_is_not_tried_again(bench: Bench, queue: Q
     job = bench.submit(1, deadline=deadline)
     session = bench.session()
     [lease] = bench.lease(session)
-    queue.beat(session, 0, {}, {}, 10**6)
+    queue.heartbeat(session, 0, {}, {}, 10**6)
     bench.advance(61)
     queue.tick()
     assert queue.fail(session, lease, "infra", "store is away") is TaskState.EXPIRED
@@ -612,7 +612,7 @@ def test_one_wrong_receipt_records_none_of_its_call(bench: Bench, queue: Queue) 
     session = bench.session()
     first, second = bench.lease(session)
     wrong = bench.receipt(second).model_copy(update={"done": 3})
-    with pytest.raises(InvalidInput, match="tells of 3 pictures"):
+    with pytest.raises(InvalidInput, match="accounts for 3 pictures"):
         queue.complete_all(session, [(first, bench.receipt(first)), (second, wrong)])
     assert queue.status(job, "ann").tasks.done == 0
     assert bench.complete(session, first) == "committed"

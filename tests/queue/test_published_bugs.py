@@ -10,8 +10,8 @@ from queue_bench import MS, Bench
 
 from farm.errors import LeaseLost, NotFound, Unavailable
 from farm.job import JobState, TaskState, job_id
+from farm.local.valkey import ServerProcess
 from farm.queue import Queue, connect
-from farm.valkey import ServerProcess
 
 
 def test_sidekiq_4611_a_job_that_just_started_is_not_recovered_from_a_living_worker(
@@ -62,7 +62,7 @@ def test_sidekiq_4495_a_completion_that_met_a_failing_server_needs_no_restart_to
         queue.client.replicaof("NO", "ONE")
     for _ in range(20):
         bench.advance(25)
-        queue.beat(session, 0, {}, {}, MS)
+        queue.heartbeat(session, 0, {}, {}, MS)
         queue.tick()
     assert queue.held(session) == [first, second], "neither lost nor given away"
     assert bench.complete(session, first) == "committed", "the worker says it again"
@@ -86,7 +86,7 @@ def test_bullmq_2466_what_is_due_runs_although_nothing_else_is_added(
     queue.fail(idle, lease, "infra", "store is away")
     assert bench.lease(idle) == []
     bench.advance(24 * 3600)
-    queue.beat(idle, 1, {}, {}, MS)
+    queue.heartbeat(idle, 1, {}, {}, MS)
     queue.tick()
     assert len(bench.lease(idle)) == 1
 
@@ -153,7 +153,7 @@ def test_celery_2599_what_a_worker_has_fetched_and_not_begun_for_hours_runs_once
     for _ in range(80):
         bench.advance(550)
         for session in (holder, *others):
-            queue.beat(session, 10, {}, {}, 600_000)
+            queue.heartbeat(session, 10, {}, {}, 600_000)
         queue.tick()
         assert [bench.lease(other) for other in others] == [[], [], []]
     assert queue.inbox(holder, 0.1) == leases, "twelve hours later"
@@ -184,7 +184,7 @@ def test_dramatiq_692_a_long_task_that_renders_nothing_for_long_is_not_queued_ag
     for _ in range(100):
         bench.advance(25)
         queue.tick()
-        assert queue.beat(session, 0, {lease.key: (0, 0)}, {}, MS).held == {lease.key}
+        assert queue.heartbeat(session, 0, {lease.key: (0, 0)}, {}, MS).held == {lease.key}
     assert bench.complete(session, lease) == "committed"
     assert queue.status(job, "ann").tasks.done == 1
 
@@ -241,10 +241,10 @@ def test_oban_1141_a_running_job_is_not_started_a_second_time(bench: Bench, queu
     [lease] = bench.lease(session)
     for minute in range(30):
         bench.advance(20)
-        queue.beat(session, 0, {}, {}, MS)
+        queue.heartbeat(session, 0, {}, {}, MS)
         queue.tick()
         for at, other in enumerate(others):
-            queue.beat(other, 10, {}, {}, MS)
+            queue.heartbeat(other, 10, {}, {}, MS)
             assert bench.lease(other) == [], f"worker {at} after {minute} turns"
     assert lease.attempt == 1
     assert queue.held(session) == [lease]
@@ -280,11 +280,11 @@ def test_faktory_worker_node_163_a_late_worker_is_told_before_its_task_starts_el
     for _ in range(4):
         bench.advance(29)  # as late as can be
         queue.tick()
-        assert queue.beat(loaded, 0, {}, {}, MS).held == {lease.key for lease in held}
+        assert queue.heartbeat(loaded, 0, {}, {}, MS).held == {lease.key for lease in held}
     bench.advance(31)
     queue.tick()
     with pytest.raises(LeaseLost, match="register again and drop everything"):
-        queue.beat(loaded, 0, {}, {}, MS)
+        queue.heartbeat(loaded, 0, {}, {}, MS)
     assert queue.held(loaded) == []
     bench.advance(61)
     queue.tick()
@@ -396,7 +396,7 @@ def test_arq_407_the_time_to_notice_a_death_does_not_grow_with_the_task(
     [lease] = bench.lease(session)
     for _ in range(200):
         bench.advance(25)
-        queue.beat(session, 0, {lease.key: (1, 0)}, {}, MS)
+        queue.heartbeat(session, 0, {lease.key: (1, 0)}, {}, MS)
         queue.tick()
     assert queue.status(job, "ann").tasks.leased == 1
     bench.advance(31)
@@ -482,7 +482,7 @@ def test_saq_126_a_task_that_was_swept_does_not_go_on_to_count_twice(
     successor = bench.session()
     [new] = bench.lease(successor)
     with pytest.raises(LeaseLost, match="ended"):
-        queue.beat(silent, 0, {old.key: (3, 0)}, {}, MS)
+        queue.heartbeat(silent, 0, {old.key: (3, 0)}, {}, MS)
     assert bench.complete(successor, new) == "committed"
     outcome = queue.complete(silent, old, bench.receipt(old, failed=4))
     assert outcome == ("already", bench.receipt(new))
@@ -498,7 +498,7 @@ def test_saq_127_a_killed_process_leaves_no_job_active_for_ever(bench: Bench, qu
     bench.advance(31)
     queue.tick()
     with pytest.raises(LeaseLost):
-        queue.beat(killed, 1, {}, {}, MS)
+        queue.heartbeat(killed, 1, {}, {}, MS)
     status = queue.status(job, "ann")
     assert (status.tasks.leased, status.tasks.waiting) == (0, 2)
 

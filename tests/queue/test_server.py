@@ -18,9 +18,9 @@ import redis
 from queue_bench import Bench
 
 from farm.errors import Unavailable
+from farm.local.valkey import ServerProcess
 from farm.queue import Queue, check_server, connect
 from farm.queue.server import rewrite
-from farm.valkey import ServerProcess
 
 Serving = Callable[..., AbstractContextManager[ServerProcess]]
 
@@ -316,7 +316,7 @@ def test_many_who_submit_to_a_server_that_started_anew_are_all_taken_in(serving:
         for thread in threads:
             thread.join()
         assert len({benches[0].queue.status(job, "ann").id for job in jobs}) == 8
-        assert benches[0].queue.fsck(repair=False) == []
+        assert benches[0].queue.check(repair=False) == []
 
 
 def test_each_start_is_rewritten_once(serving: Serving) -> None:

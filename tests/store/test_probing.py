@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from farm.embedded import Plan
 from farm.errors import InvalidInput
+from farm.local.embedded import Plan
 from farm.store.local import LocalStore
 from farm.store.probing import WritesTwice, check_store
 

@@ -16,14 +16,14 @@ from fake_engine import INFO
 from s3_servers import Answer, StubS3
 
 from farm.errors import Conflict, RenderError, StoreError
+from farm.formats.manifest import read_part
+from farm.formats.picture_file import read_facts, token_bytes
 from farm.job import Format, Receipt
-from farm.manifest import read_part
-from farm.picture_file import read_facts, token_bytes
 from farm.spec import RenderRequest
 from farm.store import Store, keys, open_store
-from farm_workers import publisher
-from farm_workers.publisher import Event, Publisher
-from farm_workers.record import PictureRecord, encode_picture
+from farm_workers.publisher import publisher
+from farm_workers.publisher.publisher import Event, Publisher
+from farm_workers.publisher.record import PictureRecord, encode_picture
 
 JOB = "j0-01arz3ndektsv4rrffq69g5fav"
 PART = keys.part(JOB, 0, 0)
@@ -402,7 +402,7 @@ def test_the_process_ends_with_its_publisher(bench: Bench) -> None:
 def test_the_process_ends_with_its_worker(tmp_path: Path) -> None:
     script = (
         "import sys, time\n"
-        "from farm_workers.publisher import Publisher\n"
+        "from farm_workers.publisher.publisher import Publisher\n"
         "publisher = Publisher(sys.argv[1])\n"
         "while not publisher.pid: time.sleep(0.01)\n"
         "print(publisher.pid, flush=True)\n"

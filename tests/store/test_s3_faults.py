@@ -13,9 +13,9 @@ from fault_proxy import FaultProxy
 from test_publisher import PART, Bench
 
 from farm.errors import StoreError
-from farm.manifest import read_part
+from farm.formats.manifest import read_part
 from farm.store import Store, open_store, s3
-from farm_workers.publisher import Publisher
+from farm_workers.publisher.publisher import Publisher
 
 
 @pytest.fixture

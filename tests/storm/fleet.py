@@ -52,7 +52,7 @@ class _Fork:
 
     def __init__(self, member: Member, environment: Mapping[str, str], log: Path) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["farm_workers.worker", "farm_workers.engine.engine"])
+        context.set_forkserver_preload(["farm_workers.worker.worker", "farm_workers.engine.engine"])
         self._process = context.Process(
             target=_forked, args=(member.function, member.name, dict(environment), str(log))
         )

@@ -14,15 +14,18 @@ from typing import Protocol
 import psutil
 from fleet import Fleet, Member, send
 
-from farm.embedded import free_port
-from farm.supervisor import members
-from farm.valkey import ServerProcess
-from farm_workers.tiny import make_tiny
+from farm.local.embedded import free_port
+from farm.local.supervisor import members
+from farm.local.valkey import ServerProcess
+from farm_workers.testing.tiny import make_tiny
 
 HERE = Path(__file__).parent
 WORKERS = 2
 LEASE_MS = 4000
-CHILDREN = {"publisher": "farm_workers.publisher_process", "witness": "farm_workers.witness"}
+CHILDREN = {
+    "publisher": "farm_workers.publisher.process",
+    "crash_reporter": "farm_workers.worker.crash_reporter",
+}
 
 
 class Ground(Protocol):
@@ -105,7 +108,7 @@ class Processes:
         python = [sys.executable, "-P", "-m"]
         self._fleet.start(Member("gateway", [*python, "farm.gateway"]))
         for number in range(2):
-            self._fleet.start(Member(f"scheduler-{number}", [*python, "farm.scheduler"]))
+            self._fleet.start(Member(f"scheduler-{number}", [*python, "farm.cli", "scheduler"]))
         for number in range(WORKERS):
             self._fleet.start(Member(f"worker-{number}", function="farm.cli.worker:worker"))
         until(lambda: _answers(f"{self.url}/readyz"), 180, "the farm does not start")

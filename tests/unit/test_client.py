@@ -13,11 +13,11 @@ from farm.errors import FarmError, InvalidInput, NotAllowed, OverQuota, TooLarge
 from farm.job import MAX_LINE_BYTES
 from farm_client import Farm
 from farm_client.address import find_address
-from farm_client.bridge import drive, iterate
 from farm_client.inputs import read_input
 from farm_client.job import read_events
-from farm_client.lines import Line, pieces, read_lines
-from farm_client.wire import BlockingWire
+from farm_client.ndjson import Line, pieces, read_lines
+from farm_client.sync import drive, iterate
+from farm_client.transport import BlockingWire
 
 Handler = Callable[[httpx2.Request], httpx2.Response]
 JOB = "j0-01m848b6zxgnjbpp0f506dqmht"

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from farm.contact_sheet import CELL, GAP, contact_sheet
+from farm.formats.contact_sheet import CELL, GAP, contact_sheet
 
 RED = Image.new("RGB", (32, 16), (255, 0, 0))
 

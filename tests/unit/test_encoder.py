@@ -16,11 +16,18 @@ from fake_engine import INFO
 from PIL import Image
 
 from farm.errors import InvalidInput
+from farm.formats.decoding import read_image
+from farm.formats.encoding import encode
+from farm.formats.picture_file import (
+    CONTENT_TYPES,
+    EXTENSIONS,
+    KEYWORD,
+    Facts,
+    read_facts,
+    token_bytes,
+)
 from farm.job import Format
-from farm.picture import read_image
-from farm.picture_file import CONTENT_TYPES, EXTENSIONS, KEYWORD, Facts, read_facts, token_bytes
 from farm.spec import MAX_PROMPT_CHARACTERS, MAX_SEED, RenderRequest
-from farm_workers.encoder import encode
 
 RANDOM = np.random.default_rng(7)
 TOKENS = RANDOM.integers(0, 8192, (32, 32)).astype(np.uint16)

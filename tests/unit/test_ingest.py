@@ -8,13 +8,21 @@ from typing import Any
 
 import pytest
 
-from farm.assets import Assets
-from farm.catalogue import Catalogue
-from farm.entries import AllRejected, Entry, parse_line
-from farm.errors import Conflict, FarmError, InvalidInput, QueueFull, TooLarge, Unavailable
-from farm.ingest import MAX_APPEND_TASKS, Feed, Ingest, split
+from farm.checkpoints.registry import CheckpointRegistry
+from farm.errors import (
+    AllRejected,
+    Conflict,
+    FarmError,
+    InvalidInput,
+    QueueFull,
+    TooLarge,
+    Unavailable,
+)
+from farm.ingest.assets import Assets
+from farm.ingest.ingest import Feed, Ingest, split
+from farm.ingest.ndjson import Entry, parse_line
 from farm.job import MAX_TASK_PICTURES, Chunk, JobOptions, JobState, NumberedSpec, TaskDraft
-from farm.queue import JobHeader, Opened
+from farm.queue import MAX_ROWS, JobHeader, Submitted
 from farm.spec import CheckpointInfo, RenderRequest
 from farm.store import Store, keys, open_store
 
@@ -40,7 +48,7 @@ class FakeQueue:
         self.cancelled: list[str] = []
         self.away: FarmError | None = None
 
-    def open(self, header: JobHeader) -> Opened:
+    def open(self, header: JobHeader) -> Submitted:
         if self.away:
             raise self.away
         assert self.store.size(keys.header(header.job)) is not None
@@ -51,16 +59,16 @@ class FakeQueue:
             if fingerprint != header.fingerprint:
                 raise Conflict("the key stands for other content")
             if job != header.job:
-                return Opened(job, False)
+                return Submitted(job, False)
         self.tasks[header.job] = []
         self.pieces[header.job] = {}
         self.rejected[header.job] = 0
-        return Opened(header.job, True)
+        return Submitted(header.job, True)
 
     def append(
         self, job: str, piece: int, sha256: str, tasks: Sequence[TaskDraft], rejected: int = 0
     ) -> bool:
-        assert len(tasks) <= MAX_APPEND_TASKS
+        assert len(tasks) <= MAX_ROWS
         for task in tasks:
             assert self.store.size(keys.chunk(job, task.number)) is not None
         if self.pieces[job].setdefault(piece, sha256) != sha256:
@@ -73,7 +81,7 @@ class FakeQueue:
         assert set(self.pieces[job]) == set(range(pieces))
         self.closed[job] = pieces
 
-    def submit(self, header: JobHeader, tasks: Sequence[TaskDraft], rejected: int = 0) -> Opened:
+    def submit(self, header: JobHeader, tasks: Sequence[TaskDraft], rejected: int = 0) -> Submitted:
         opened = self.open(header)
         if opened.created:
             self.append(opened.job, 0, "x", tasks, rejected)
@@ -98,8 +106,8 @@ def queue(store: Store) -> FakeQueue:
 
 
 def make(queue: FakeQueue, store: Store, paces: Mapping[str, float] | None = None) -> Ingest:
-    catalogue = Catalogue([INFO, OTHER])
-    return Ingest(queue, store, catalogue, Assets(store), lambda: paces or {})  # type: ignore[arg-type]
+    registry = CheckpointRegistry([INFO, OTHER])
+    return Ingest(queue, store, registry, Assets(store), lambda: paces or {})  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -303,15 +311,15 @@ def test_the_job_file_has_what_an_empty_queue_needs(ingest: Ingest, store: Store
 
 
 def test_a_checkpoint_is_found_by_any_clear_name() -> None:
-    catalogue = Catalogue([INFO, OTHER])
+    registry = CheckpointRegistry([INFO, OTHER])
     for name in (None, "owner/tiny", "owner/tiny@1", "tiny"):
-        assert catalogue.find(name) is INFO
-    assert catalogue.find("other") is OTHER
+        assert registry.find(name) is INFO
+    assert registry.find("other") is OTHER
     with pytest.raises(InvalidInput) as error:
-        catalogue.find("tinny")
+        registry.find("tinny")
     assert error.value.field == "checkpoint"
     with pytest.raises(InvalidInput, match="no checkpoint yet"):
-        Catalogue().find(None)
+        CheckpointRegistry().find(None)
 
 
 def test_checkpoints_of_workers_are_asked_for_now_and_then() -> None:
@@ -321,10 +329,10 @@ def test_checkpoints_of_workers_are_asked_for_now_and_then() -> None:
         asked.append(now[0])
         return [INFO]
 
-    catalogue = Catalogue(live=live, clock=lambda: now[0])
+    registry = CheckpointRegistry(live=live, clock=lambda: now[0])
     for moment in (0.0, 1.0, 2.0, 10.0):
         now[0] = moment
-        assert catalogue.all() == [INFO]
+        assert registry.all() == [INFO]
     assert asked == [0.0, 10.0]
 
 

@@ -9,7 +9,7 @@ import pytest
 from fake_engine import INFO
 
 from farm.errors import RenderError, StoreError
-from farm.manifest import ManifestRow, read_part, write_part
+from farm.formats.manifest import ManifestRow, read_part, write_part
 from farm.spec import MAX_SEED, RenderRequest
 
 TOKENS = np.arange(24, dtype="<u2").tobytes()

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from farm.errors import FarmError, InvalidInput, TooLarge
-from farm.picture import MAX_PICTURE_BYTES, Decoded, Kind, probe, read_image, read_mask
+from farm.formats.decoding import MAX_PICTURE_BYTES, Decoded, Kind, probe, read_image, read_mask
 
-# Pillow's own warnings; farm.picture silences them, but pytest listens again.
+# Pillow's own warnings; farm.formats.decoding silences them, but pytest listens again.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
 
 SIZE = (64, 96)  # height, width of what the tests ask for

@@ -1,7 +1,7 @@
 """The planner: a list in, a list out."""
 
 from farm.job import Priority
-from farm.planner import Grant, Room, Work, plan
+from farm.scheduler.planner import Grant, Room, Work, plan
 from farm.spec import Lane, Mode
 
 SMALL = Lane("shapes-64@1", Mode.TEXT2IMG, 64, 64)

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from farm.errors import Unavailable
-from farm.supervisor import MARK, Service, Supervisor, sweep
+from farm.local.supervisor import MARK, Service, Supervisor, sweep
 
 SLEEPS = [sys.executable, "-c", "import time; time.sleep(600)"]
 HAS_CHILD = [

@@ -10,8 +10,8 @@ import pytest
 import safetensors.numpy
 
 from farm.errors import InvalidInput, TooLarge
+from farm.formats.tensors import MAX_TENSOR_BYTES, read_embeds, read_latents
 from farm.spec import CheckpointInfo
-from farm.tensors import MAX_TENSOR_BYTES, read_embeds, read_latents
 
 INFO = CheckpointInfo(
     id="tiny", revision="1", pixel_factor=16, size_multiple=16, native_height=64, native_width=96,

@@ -5,10 +5,10 @@ from collections.abc import Callable
 
 import pytest
 
+from farm.formats.manifest import ManifestRow, write_part
 from farm.job import Format, Receipt
-from farm.manifest import ManifestRow, write_part
 from farm.store import keys
-from farm.verify import Comparison, Counts, Difference, Kind, Part
+from farm.verify.compare import Comparison, Counts, Difference, Kind, Part
 
 JOB = "j0-01m848b6zxgnjbpp0f506dqmht"
 

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from farm.checkpoint import Checkpoint, inspect_checkpoint
+from farm.checkpoints.inspect import Checkpoint, inspect_checkpoint
 from farm.errors import InvalidInput
 from farm.spec import CheckpointInfo, Lane, RenderRequest, RenderSpec, Row, derived_seed
 from farm_workers.engine.device import Device, Download

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from farm.checkpoint import Checkpoint
+from farm.checkpoints.inspect import Checkpoint
 from farm.errors import InvalidCheckpoint, InvalidInput
 from farm.spec import CheckpointInfo
 from farm_workers.engine.amused.codec import Codec

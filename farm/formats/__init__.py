@@ -1,0 +1,1 @@
+"""What files look like: pictures with their metadata, manifests, tensors, contact sheets."""

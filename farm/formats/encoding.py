@@ -1,0 +1,64 @@
+"""Pixels and tokens to the bytes of a picture file, with the farm's facts inside."""
+
+import io
+import struct
+import zlib
+
+import fpng
+import numpy as np
+import safetensors.numpy
+from numpy.typing import NDArray
+from PIL import Image
+
+from farm.formats.picture_file import EXIF_ASCII, EXIF_IFD, EXIF_USER_COMMENT, KEYWORD, Facts
+from farm.job import Format
+
+JPEG_QUALITY = 95
+WEBP_EFFORT = 0  # of 6 and 100: more takes several times as long for a few per cent
+PNG_HEAD_BYTES = 33  # signature and IHDR chunk; text that stands right behind is read first
+
+
+def encode(pixels: NDArray[np.uint8] | None, facts: Facts, file_format: Format) -> bytes:
+    """The file's bytes; the same arguments give the same bytes.
+
+    Args:
+        pixels: (height, width, 3); None for ``Format.TOKENS``, which stores no pixels.
+    """
+    if file_format is Format.TOKENS:
+        return _tokens(facts)
+    if pixels is None:
+        raise ValueError(f"{file_format} needs pixels")
+    pixels = np.ascontiguousarray(pixels, dtype=np.uint8)
+    if file_format is Format.PNG:
+        return _png(pixels, facts)
+    out = io.BytesIO()
+    picture = Image.fromarray(pixels)
+    if file_format is Format.WEBP:
+        picture.save(
+            out, "WEBP", lossless=True, quality=WEBP_EFFORT, method=WEBP_EFFORT, exif=_exif(facts)
+        )
+    else:
+        picture.save(out, "JPEG", quality=JPEG_QUALITY, exif=_exif(facts))
+    return out.getvalue()
+
+
+def _png(pixels: NDArray[np.uint8], facts: Facts) -> bytes:
+    data = bytes(fpng.from_ndarray(pixels))
+    # An international text: keyword, not compressed, no language, no translated keyword.
+    body = b"iTXt" + KEYWORD.encode() + b"\0\0\0\0\0" + facts.to_json().encode()
+    chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+    return data[:PNG_HEAD_BYTES] + chunk + data[PNG_HEAD_BYTES:]
+
+
+def _exif(facts: Facts) -> bytes:
+    exif = Image.Exif()
+    exif.get_ifd(EXIF_IFD)[EXIF_USER_COMMENT] = EXIF_ASCII + facts.to_json().encode()
+    return exif.tobytes()
+
+
+def _tokens(facts: Facts) -> bytes:
+    # One entry of metadata: with more, safetensors writes them in an order that varies.
+    return safetensors.numpy.save(
+        {"tokens": np.ascontiguousarray(facts.tokens, dtype=np.int32)},
+        metadata={KEYWORD: facts.to_json(with_tokens=False)},
+    )

@@ -1,0 +1,120 @@
+"""The manifest: one row per picture, kept as one parquet file per task."""
+
+import io
+import json
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from farm.errors import FarmError, StoreError, from_dict
+
+_SCHEMA = pa.schema(
+    [
+        pa.field("job", pa.string(), nullable=False),
+        pa.field("generation", pa.int32(), nullable=False),
+        pa.field("render", pa.int64(), nullable=False),
+        pa.field("image", pa.int32(), nullable=False),
+        pa.field("file", pa.string()),
+        pa.field("sha256", pa.string()),
+        pa.field("size", pa.int64()),
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("seed", pa.uint64(), nullable=False),
+        pa.field("spec_sha256", pa.string(), nullable=False),
+        pa.field("spec", pa.string(), nullable=False),
+        pa.field("tokens", pa.binary()),
+        pa.field("tokens_sha256", pa.string()),
+        pa.field("numerics", pa.string(), nullable=False),
+        pa.field("notes", pa.list_(pa.field("element", pa.string(), nullable=False))),
+        pa.field("error", pa.string()),
+    ]
+)
+
+
+class ManifestRow(NamedTuple):
+    """What is known of one picture; ``file`` to ``tokens_sha256`` are None where it failed."""
+
+    job: str
+    generation: int
+    render: int
+    image: int
+    file: str | None  # key in the store
+    sha256: str | None  # of the file
+    size: int | None  # bytes of the file
+    width: int
+    height: int
+    seed: int
+    spec_sha256: str
+    spec: str  # canonical JSON
+    tokens: bytes | None  # uint16, little endian, row by row
+    tokens_sha256: str | None  # of exactly those bytes
+    numerics: str
+    notes: tuple[str, ...] = ()
+    error: str | None = None  # JSON of ``FarmError.to_dict``
+
+    @property
+    def picture(self) -> tuple[int, int]:
+        """Names it in its job, whichever generation made it."""
+        return self.render, self.image
+
+    @property
+    def failure(self) -> FarmError | None:
+        return None if self.error is None else from_dict(json.loads(self.error))
+
+    def public(self) -> dict[str, Any]:
+        """The row as a line of ``manifest.jsonl``."""
+        return {
+            "render": self.render,
+            "image": self.image,
+            "generation": self.generation,
+            "file": self.file,
+            "sha256": self.sha256,
+            "size": self.size,
+            "width": self.width,
+            "height": self.height,
+            "seed": self.seed,
+            "tokens_sha256": self.tokens_sha256,
+            "numerics": self.numerics,
+            "notes": list(self.notes),
+            "error": None if self.error is None else json.loads(self.error),
+            "spec": json.loads(self.spec),
+        }
+
+
+def write_part(rows: Iterable[ManifestRow]) -> bytes:
+    """The rows, ordered by render and image, as parquet; the same rows give the same bytes."""
+    ordered = sorted(rows, key=lambda row: (row.render, row.image))
+    columns = zip(*ordered, strict=True) if ordered else ((),) * len(_SCHEMA)
+    table = pa.Table.from_arrays(
+        [pa.array(column, field.type) for column, field in zip(columns, _SCHEMA, strict=True)],
+        schema=_SCHEMA,
+    )
+    out = io.BytesIO()
+    pq.write_table(table, out, compression="zstd", version="2.6")
+    return out.getvalue()
+
+
+def read_part(data: bytes) -> list[ManifestRow]:
+    try:
+        table = pq.read_table(pa.BufferReader(data), schema=_SCHEMA)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise StoreError("a manifest part is damaged", hint="farm verify finds it") from error
+    columns = [column.to_pylist() for column in table.columns]
+    rows = (ManifestRow._make(values) for values in zip(*columns, strict=True))
+    return [row._replace(notes=tuple(row.notes or ())) for row in rows]
+
+
+def merge(rows: Iterable[ManifestRow]) -> dict[tuple[int, int], ManifestRow]:
+    """What counts of each picture: the newest good row, or the newest where none is good."""
+    merged: dict[tuple[int, int], ManifestRow] = {}
+    for row in rows:
+        known = merged.get(row.picture)
+        if known is None or _rank(row) > _rank(known):
+            merged[row.picture] = row
+    return merged
+
+
+def _rank(row: ManifestRow) -> tuple[bool, int]:
+    return row.error is None, row.generation

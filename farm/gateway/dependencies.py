@@ -1,0 +1,56 @@
+"""What the routes share, made once when the application starts."""
+
+from typing import Annotated, NamedTuple, cast
+
+from fastapi import Depends, Request
+
+from farm.checkpoints.registry import CheckpointRegistry
+from farm.gateway.auth import Authenticator, Caller, scope_missing
+from farm.gateway.events import EventHub
+from farm.gateway.metrics import Metrics
+from farm.gateway.signed_urls import Links, Signer
+from farm.ingest.assets import Assets
+from farm.ingest.ingest import Ingest
+from farm.queue import Queue
+from farm.settings import GatewaySettings
+from farm.store import Store
+
+
+class Dependencies(NamedTuple):
+    settings: GatewaySettings
+    queue: Queue
+    store: Store
+    assets: Assets
+    registry: CheckpointRegistry
+    ingest: Ingest
+    authenticator: Authenticator
+    signer: Signer
+    links: Links
+    events: EventHub
+    metrics: Metrics
+
+
+def dependencies_of(request: Request) -> Dependencies:
+    return cast(Dependencies, request.app.state.deps)
+
+
+async def reader(request: Request) -> str:
+    return _tenant(request, "read")
+
+
+async def writer(request: Request) -> str:
+    return _tenant(request, "write")
+
+
+def _tenant(request: Request, scope: str) -> str:
+    caller: Caller = dependencies_of(request).authenticator.caller(
+        request.headers.get("authorization")
+    )
+    if scope not in caller.scopes:
+        raise scope_missing(scope)
+    return caller.tenant
+
+
+Deps = Annotated[Dependencies, Depends(dependencies_of)]
+Reader = Annotated[str, Depends(reader)]  # the tenant of a caller that may read
+Writer = Annotated[str, Depends(writer)]

@@ -1,0 +1,49 @@
+"""Whether the farm works, and with which checkpoints."""
+
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.responses import JSONResponse, Response
+
+import farm
+from farm.errors import FarmError
+from farm.gateway.dependencies import Deps, Reader
+from farm.gateway.metrics import CONTENT_TYPE
+
+router = APIRouter(tags=["farm"])
+
+
+@router.get("/healthz")
+async def healthz() -> dict[str, str]:
+    """The process answers."""
+    return {"status": "ok", "version": farm.__version__}
+
+
+@router.get("/readyz")
+def readyz(deps: Deps, workers: int = 1) -> Response:
+    """200 when a job would run: queue and store answer and a worker is there. A load balancer
+    that only asks whether jobs are taken asks with ``?workers=0``."""
+    found: dict[str, Any] = {"queue": "ok", "store": "ok", "workers": 0}
+    try:
+        found["workers"] = len(deps.queue.sessions())
+    except FarmError as error:
+        found["queue"] = str(error)
+    try:
+        deps.store.size("ready")
+    except FarmError as error:
+        found["store"] = str(error)
+    ready = found["queue"] == found["store"] == "ok" and found["workers"] >= workers
+    return JSONResponse({"ready": ready, **found}, 200 if ready else 503)
+
+
+@router.get("/metrics", response_class=Response)
+def metrics(deps: Deps) -> Response:
+    """For Prometheus."""
+    return Response(deps.metrics.text(), media_type=CONTENT_TYPE)
+
+
+@router.get("/v1/checkpoints")
+def checkpoints(deps: Deps, _: Reader) -> dict[str, Any]:
+    """What renders can be made with; the first is the default."""
+    listed = [info.model_dump(mode="json") for info in deps.registry.all()]
+    return {"checkpoints": [{**info, "default": not index} for index, info in enumerate(listed)]}

@@ -1,0 +1,1 @@
+"""The way into the farm: requests become resolved renders, and renders become chunks."""

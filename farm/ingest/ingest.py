@@ -1,0 +1,372 @@
+"""Requests become resolved renders, renders become chunks; the store has them before the queue."""
+
+import hashlib
+import secrets
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel, ConfigDict
+
+from farm.checkpoints.registry import CheckpointRegistry
+from farm.errors import (
+    AllRejected,
+    Conflict,
+    FarmError,
+    InvalidInput,
+    NotFound,
+    QueueFull,
+    RejectedRender,
+    TooLarge,
+)
+from farm.ingest.assets import Assets
+from farm.ingest.ndjson import Entry, content_of, placed
+from farm.ingest.resolver import Resolver
+from farm.job import (
+    DEFAULT_ROW_STEPS_PER_SECOND,
+    MAX_PIECE_LINES,
+    MAX_TASK_PICTURES,
+    TASK_SECONDS,
+    Chunk,
+    Format,
+    JobOptions,
+    JobState,
+    NumberedSpec,
+    Sink,
+    TaskDraft,
+    job_id,
+)
+from farm.queue import MAX_ROWS, JobHeader, Queue
+from farm.spec import Lane, canonical_json
+from farm.store import Store, keys
+
+WRITERS = 16  # chunks written at a time; a call to S3 takes some 30 ms
+MAX_LISTED = MAX_PIECE_LINES  # refused lines that an answer names
+MAX_INLINE_BYTES = 8 * 1024  # of all chunks of a job that travels inline
+
+
+class JobRecord(BaseModel):
+    """``job.json``: with it and the chunks an empty queue can be filled again.
+
+    Options are kept as they were checked when the job came in; a deadline may have passed since.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    v: int = 1
+    job: str
+    tenant: str
+    options: dict[str, Any]
+    seed: int
+    sink: Sink
+    format: Format
+    fingerprint: str
+    created_at: datetime
+    paces: dict[str, float]  # row-steps/s by lane, so that the same piece is always cut alike
+
+
+class Piece(NamedTuple):
+    """A part of a job, cut into tasks."""
+
+    chunks: tuple[Chunk, ...]
+    texts: tuple[str, ...]  # the chunks' JSON
+    rejected: tuple[RejectedRender, ...]
+
+    @property
+    def renders(self) -> int:
+        return sum(len(chunk.renders) for chunk in self.chunks)
+
+    @property
+    def pictures(self) -> int:
+        return sum(chunk.pictures for chunk in self.chunks)
+
+    def drafts(self, *, inline: bool = False) -> list[TaskDraft]:
+        return [
+            TaskDraft(
+                chunk.number,
+                Lane.parse(chunk.lane),
+                chunk.pictures,
+                chunk.cost,
+                text if inline else "",
+            )
+            for chunk, text in zip(self.chunks, self.texts, strict=True)
+        ]
+
+
+class Submission(NamedTuple):
+    """What became of a call: the job, what was taken and what was not."""
+
+    job: str
+    created: bool
+    renders: int
+    pictures: int
+    rejected: tuple[RejectedRender, ...]
+
+
+class Ingest:
+    """The only way into the farm; safe to call from many threads and many gateways."""
+
+    def __init__(
+        self,
+        queue: Queue,
+        store: Store,
+        registry: CheckpointRegistry,
+        assets: Assets,
+        paces: Callable[[], Mapping[str, float]] = dict,
+    ) -> None:
+        self.queue = queue
+        self._store = store
+        self._resolver = Resolver(registry, assets)
+        self._paces = paces
+        self._writers = ThreadPoolExecutor(WRITERS, thread_name_prefix="chunks")
+
+    def submit(self, tenant: str, options: JobOptions, entries: Sequence[Entry]) -> Submission:
+        """A whole job in one call.
+
+        Raises:
+            AllRejected: none of the entries can be rendered.
+        """
+        content = hashlib.sha256()
+        for entry in entries:
+            content.update(content_of(entry))
+        record = self._record(tenant, options, content.hexdigest())
+        piece = self.cut(record, 0, 0, entries)
+        if not piece.chunks:
+            raise AllRejected(piece.rejected)
+        if len(piece.chunks) > MAX_ROWS:
+            record, created = self.open(tenant, options, content=content.hexdigest())
+            return self._feed(record, created, piece, entries)
+        header = self._writers.submit(self._store_record, record)
+        self.write(piece)
+        header.result()
+        inline = sum(len(text.encode()) for text in piece.texts) <= MAX_INLINE_BYTES
+        try:
+            opened = self.queue.submit(
+                _header(record, options), piece.drafts(inline=inline), len(piece.rejected)
+            )
+        except (Conflict, QueueFull):  # plainly refused; after another failure it may be there
+            self._discard(record, piece)
+            raise
+        if opened.job == record.job:
+            return Submission(record.job, True, piece.renders, piece.pictures, piece.rejected)
+        self._discard(record, piece)  # nobody was told of this id
+        return self._feed(self.record(opened.job, tenant), False, piece, entries)
+
+    def open(
+        self, tenant: str, options: JobOptions, *, content: str = "stream"
+    ) -> tuple[JobRecord, bool]:
+        """A job that comes in by pieces; with a known idempotency key the one that is there."""
+        record = self._record(tenant, options, content)
+        self._store_record(record)
+        try:
+            opened = self.queue.open(_header(record, options))
+        except (Conflict, QueueFull):
+            self._discard(record)
+            raise
+        if opened.job == record.job:
+            return record, True
+        self._discard(record)
+        return self.record(opened.job, tenant), False
+
+    def record(self, job: str, tenant: str) -> JobRecord:
+        try:
+            record = JobRecord.model_validate_json(self._store.get(keys.header(job)))
+        except NotFound:
+            record = None
+        if record is None or record.tenant != tenant:
+            raise NotFound(f"there is no job {job}", field="job", hint="farm ls shows yours")
+        return record
+
+    def append(self, record: JobRecord, number: int, first: int, entries: Sequence[Entry]) -> Piece:
+        """One piece; sent again unchanged it changes nothing.
+
+        Args:
+            first: index of its first render in the job.
+        """
+        if len(entries) > MAX_PIECE_LINES:
+            raise TooLarge(
+                f"{len(entries):,} renders in one piece; at most {MAX_PIECE_LINES:,} are allowed",
+                field="piece",
+            )
+        piece = self.cut(record, number, first, entries)
+        if len(piece.chunks) > MAX_ROWS:
+            raise TooLarge(
+                f"the piece makes {len(piece.chunks)} tasks; {MAX_ROWS} are allowed",
+                field="piece",
+                hint=f"send at most {MAX_ROWS} renders in a piece",
+            )
+        content = hashlib.sha256(f"{first}:".encode())
+        for entry in entries:
+            content.update(content_of(entry))
+        self.write(piece)
+        self.queue.append(
+            record.job, number, content.hexdigest(), piece.drafts(), len(piece.rejected)
+        )
+        return piece
+
+    def close(self, record: JobRecord, pieces: int) -> None:
+        """No more pieces come."""
+        self.queue.close(record.job, pieces)
+
+    def cut(self, record: JobRecord, number: int, first: int, entries: Sequence[Entry]) -> Piece:
+        """Resolve the entries and cut them into tasks, lane by lane. The same input gives the
+        same chunks."""
+        lanes: dict[Lane, list[NumberedSpec]] = {}
+        rejected = []
+        for render, entry in enumerate(entries, first):
+            try:
+                if entry.error is not None:
+                    raise entry.error
+                spec = self._resolver.resolve(
+                    record.tenant, entry.data, seed=record.seed, render=render
+                )
+            except FarmError as error:
+                rejected.append(RejectedRender(render, placed(error, entry)))
+            else:
+                lanes.setdefault(spec.lane, []).append(NumberedSpec(render=render, spec=spec))
+        chunks: list[Chunk] = []
+        for lane, renders in lanes.items():
+            pace = record.paces.get(str(lane), DEFAULT_ROW_STEPS_PER_SECOND)
+            for group in split(renders, max_cost=pace * TASK_SECONDS):
+                chunks.append(
+                    Chunk(
+                        job=record.job,
+                        number=number * MAX_PIECE_LINES + len(chunks),
+                        tenant=record.tenant,
+                        sink=record.sink,
+                        format=record.format,
+                        lane=str(lane),
+                        renders=tuple(group),
+                    )
+                )
+        texts = tuple(chunk.model_dump_json() for chunk in chunks)
+        return Piece(tuple(chunks), texts, tuple(rejected))
+
+    def _feed(
+        self, record: JobRecord, created: bool, piece: Piece, entries: Sequence[Entry]
+    ) -> Submission:
+        """Bring a long job in; of one that is known, what an interrupted call may have left."""
+        known = Submission(record.job, created, piece.renders, piece.pictures, piece.rejected)
+        if not created and self.queue.status(record.job, record.tenant).state is not JobState.OPEN:
+            return known
+        feed = Feed(self, record)
+        try:
+            for start in range(0, len(entries), MAX_PIECE_LINES):
+                feed.add(entries[start : start + MAX_PIECE_LINES])
+            feed.close()
+        except BaseException:
+            if created:
+                self.abandon(record)
+            raise
+        return known
+
+    def abandon(self, record: JobRecord) -> None:
+        """End a job whose caller went away in the middle, unless the caller can come back."""
+        if not record.options.get("idempotency_key"):
+            self.queue.cancel(record.job, record.tenant)
+
+    def _record(self, tenant: str, options: JobOptions, content: str) -> JobRecord:
+        kept = options.model_dump(mode="json")
+        marks = {name: value for name, value in kept.items() if name != "idempotency_key"}
+        fingerprint = hashlib.sha256(f"{canonical_json(marks)}:{content}".encode()).hexdigest()
+        return JobRecord(
+            job=job_id(),
+            tenant=tenant,
+            options=kept,
+            seed=secrets.randbits(48) if options.seed is None else options.seed,
+            sink=options.sink,
+            format=options.format,
+            fingerprint=fingerprint,
+            created_at=datetime.now(UTC),
+            paces=dict(self._paces()),
+        )
+
+    def write(self, piece: Piece) -> None:
+        """Store the chunks; all of them are there when this returns."""
+        written = self._writers.map(self._write_chunk, piece.chunks, piece.texts)
+        for _ in written:
+            pass
+
+    def _write_chunk(self, chunk: Chunk, text: str) -> None:
+        key, data = keys.chunk(chunk.job, chunk.number), text.encode()
+        if not self._store.put(key, data) and self._store.get(key) != data:
+            raise Conflict(
+                f"this piece of job {chunk.job} came in before with other content", field="piece"
+            )
+
+    def _store_record(self, record: JobRecord) -> None:
+        self._store.put(keys.header(record.job), record.model_dump_json().encode())
+
+    def _discard(self, record: JobRecord, piece: Piece | None = None) -> None:
+        for chunk in piece.chunks if piece else ():
+            self._store.delete(keys.chunk(chunk.job, chunk.number))
+        self._store.delete(keys.header(record.job))
+
+
+class Feed:
+    """A job that one caller brings in order, piece by piece, through one connection."""
+
+    def __init__(self, ingest: Ingest, record: JobRecord) -> None:
+        self._ingest = ingest
+        self._record = record
+        self._cuts = 0
+        self._pieces = 0
+        self.lines = 0
+        self.renders = 0
+        self.pictures = 0
+        self.rejected_count = 0
+        self.rejected: list[RejectedRender] = []  # the first ones; memory stays flat
+
+    def add(self, entries: Sequence[Entry]) -> None:
+        piece = self._ingest.cut(self._record, self._cuts, self.lines, entries)
+        self._ingest.write(piece)
+        drafts = piece.drafts()
+        for start in range(0, max(len(drafts), 1), MAX_ROWS):
+            texts = "\n".join(piece.texts[start : start + MAX_ROWS])
+            refused = 0 if start else len(piece.rejected)
+            self._ingest.queue.append(
+                self._record.job,
+                self._pieces,
+                hashlib.sha256(f"{refused}:{texts}".encode()).hexdigest(),
+                drafts[start : start + MAX_ROWS],
+                refused,
+            )
+            self._pieces += 1
+        self._cuts += 1
+        self.lines += len(entries)
+        self.renders += piece.renders
+        self.pictures += piece.pictures
+        self.rejected_count += len(piece.rejected)
+        self.rejected += piece.rejected[: max(MAX_LISTED - len(self.rejected), 0)]
+
+    def close(self) -> None:
+        """Raises ``AllRejected`` where nothing came in that can be rendered."""
+        if not self.renders:
+            self._ingest.queue.cancel(self._record.job, self._record.tenant)
+            if not self.rejected:
+                raise InvalidInput("there is nothing to render in it", field="renders")
+            raise AllRejected(self.rejected)
+        self._ingest.close(self._record, self._pieces)
+
+
+def split(renders: Iterable[NumberedSpec], *, max_cost: float) -> Iterable[list[NumberedSpec]]:
+    """Groups of at most ``MAX_TASK_PICTURES`` pictures and about ``max_cost`` row-steps; a render
+    that is larger stays whole."""
+    group: list[NumberedSpec] = []
+    pictures = cost = 0
+    for numbered in renders:
+        spec = numbered.spec
+        full = pictures + spec.num_images > MAX_TASK_PICTURES or cost + spec.cost > max_cost
+        if group and full:
+            yield group
+            group, pictures, cost = [], 0, 0
+        group.append(numbered)
+        pictures += spec.num_images
+        cost += spec.cost
+    if group:
+        yield group
+
+
+def _header(record: JobRecord, options: JobOptions) -> JobHeader:
+    return JobHeader(record.job, record.tenant, options, record.fingerprint)

@@ -1,0 +1,36 @@
+"""Requests become resolved renders, by one set of rules for the farm and for ``farm render``."""
+
+from typing import Any
+
+from farm.checkpoints.registry import CheckpointRegistry
+from farm.ingest.assets import Assets
+from farm.spec import RenderRequest, RenderSpec, derived_seed
+
+
+class Resolver:
+    """Knows the checkpoints and the tenants' files."""
+
+    def __init__(self, registry: CheckpointRegistry, assets: Assets) -> None:
+        self._registry = registry
+        self._assets = assets
+
+    def resolve(self, tenant: str, data: Any, *, seed: int, render: int) -> RenderSpec:
+        """A render from JSON-like data.
+
+        Args:
+            tenant: whose files it may name.
+            data: as the user wrote it.
+            seed: of the job; a render that names no seed gets one made from it.
+            render: index in the job.
+
+        Raises:
+            FarmError: what is wrong with it.
+        """
+        if isinstance(data, dict):
+            data = self._assets.take_data_urls(tenant, data)
+        request = RenderRequest.parse(data)
+        info = self._registry.find(request.checkpoint)
+        picture = self._assets.check(tenant, request)
+        spec = request.resolve(info, seed=derived_seed(seed, render), picture=picture)
+        self._assets.check_tensors(tenant, request, info, spec.height, spec.width)
+        return spec

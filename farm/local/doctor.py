@@ -1,0 +1,174 @@
+"""``farm doctor``: whether everything that a farm stands on is as it should be, check by check."""
+
+import contextlib
+import enum
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+import psutil
+import redis
+
+from farm.checkpoints.inspect import inspect_checkpoint
+from farm.errors import FarmError
+from farm.local.embedded import answers, reachable, serves
+from farm.queue import check_server, connect
+from farm.store import open_store
+
+LEAST_DISK_BYTES = 2**30  # below it a farm soon stands still
+SCARCE_DISK_BYTES = 10 * 2**30
+CLOCK_WARN_SECONDS = 2.0
+CLOCK_FAIL_SECONDS = 60.0  # stores refuse signatures that are a few minutes off
+
+
+class Health(enum.StrEnum):
+    OK = "ok"
+    WARN = "warn"  # works, but should be known
+    FAIL = "fail"
+
+
+class Finding(NamedTuple):
+    check: str
+    health: Health
+    told: str
+    hint: str | None = None
+
+
+class Patient(NamedTuple):
+    """Where the parts of a farm are."""
+
+    data: Path
+    url: str  # of its gateway
+    redis_url: str
+    store: str
+    ray_address: str  # empty: the one that ``farm up`` starts
+    checkpoints: Sequence[str]
+
+
+def examine(patient: Patient) -> Iterator[Finding]:
+    """Every check; one that breaks off is a finding like any other."""
+    for name, check in _CHECKS.items():
+        try:
+            for health, told, hint in check(patient):
+                yield Finding(name, health, told, hint)
+        except FarmError as error:
+            yield Finding(name, Health.FAIL, error.message, error.hint)
+
+
+_Told = Iterator[tuple[Health, str, str | None]]
+
+
+def _gateway(patient: Patient) -> _Told:
+    if not answers(f"{patient.url}/healthz"):
+        yield Health.FAIL, f"no farm answers at {patient.url}", "start one with: farm up"
+    elif not answers(f"{patient.url}/readyz"):
+        yield (
+            Health.FAIL,
+            f"the farm at {patient.url} takes jobs, but would not run them",
+            "the lines below say what is missing; a worker may still be loading",
+        )
+    else:
+        yield Health.OK, f"{patient.url} is ready", None
+
+
+def _server(patient: Patient) -> _Told:
+    """Append-only file, eviction, version and memory."""
+    if not serves(patient.redis_url):
+        yield (
+            Health.FAIL,
+            f"no Redis or Valkey server answers at {_shown(patient.redis_url)}",
+            "farm up starts one; is REDIS_URL right?",
+        )
+        return
+    facts = check_server(connect(patient.redis_url), allow_volatile=False)
+    yield Health.OK, f"version {facts.version} keeps what it accepted", None
+    for note in facts.notes:
+        yield Health.WARN, note, None
+
+
+def _store(patient: Patient) -> _Told:
+    open_store(patient.store, attempts=1).probe()
+    yield Health.OK, f"{patient.store}: one of 16 writers of the same object wins", None
+
+
+def _ray(patient: Patient) -> _Told:
+    if patient.ray_address:
+        where = patient.ray_address.removeprefix("ray://")
+        if reachable(where):
+            yield Health.OK, f"{where} listens", None
+        else:
+            yield Health.FAIL, f"nothing listens at {where}", "is RAY_ADDRESS right?"
+        return
+    pid = patient.data / "run" / "ray.pid"
+    alive = pid.exists() and psutil.pid_exists(int(pid.read_text()))
+    if alive:
+        yield Health.OK, "runs on this machine", None
+    else:
+        yield Health.WARN, "does not run on this machine", "farm up starts it"
+
+
+def _checkpoints(patient: Patient) -> _Told:
+    if not patient.checkpoints:
+        yield (
+            Health.WARN,
+            "none is named",
+            "farm up makes a tiny one; FARM_CHECKPOINTS names others",
+        )
+    for name in patient.checkpoints:
+        info = inspect_checkpoint(name).info
+        yield Health.OK, f"{info.name}: every file is there and whole", None
+
+
+def _disk(patient: Patient) -> _Told:
+    folder = next(one for one in (patient.data, *patient.data.parents) if one.exists())
+    free = shutil.disk_usage(folder).free
+    told = f"{free / 2**30:.1f} GiB free at {folder}"
+    if free < LEAST_DISK_BYTES:
+        yield Health.FAIL, told, "free some space; the queue and the store stand still without"
+    elif free < SCARCE_DISK_BYTES:
+        yield Health.WARN, told, "free some space before a large job"
+    else:
+        yield Health.OK, told, None
+    if not os.access(folder, os.W_OK):
+        yield Health.FAIL, f"{folder} is not writable", "correct its permissions, or set FARM_DATA"
+
+
+def _clock(patient: Patient) -> _Told:
+    """Redis is the farm's clock; links and deadlines are made by this machine's."""
+    told = None
+    with contextlib.suppress(redis.RedisError):
+        if serves(patient.redis_url):
+            told = connect(patient.redis_url).time()
+    if told is None:
+        yield Health.WARN, "there is no server to compare it with", None
+        return
+    seconds, microseconds = told
+    off = abs(time.time() - seconds - microseconds / 1e6)
+    text = f"{off:.1f} s from the server's"
+    if off > CLOCK_FAIL_SECONDS:
+        yield Health.FAIL, text, "set the clock (chronyc makestep, or timedatectl set-ntp true)"
+    elif off > CLOCK_WARN_SECONDS:
+        yield Health.WARN, text, "deadlines and links are off by as much; use NTP"
+    else:
+        yield Health.OK, text, None
+
+
+_CHECKS: dict[str, Callable[[Patient], _Told]] = {
+    "gateway": _gateway,
+    "server": _server,
+    "store": _store,
+    "ray": _ray,
+    "checkpoints": _checkpoints,
+    "disk": _disk,
+    "clock": _clock,
+}
+
+
+def _shown(url: str) -> str:
+    """Without a password."""
+    parts = urlsplit(url)
+    return url.replace(f":{parts.password}@", ":…@") if parts.password else url

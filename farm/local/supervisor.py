@@ -1,0 +1,200 @@
+"""Processes kept alive: started in order, restarted when they die, ended without a rest."""
+
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from farm.errors import Unavailable
+from farm.paths import write_pid
+
+log = logging.getLogger(__name__)
+
+MARK = "FARM_UP"  # in the environment of every process of an embedded farm: its data directory
+STABLE_SECONDS = 60.0  # a process that lived so long starts again without delay
+MAX_DELAY_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Service:
+    """One process of a farm; ``ready`` says whether it serves, within so many seconds."""
+
+    name: str
+    command: Sequence[str]
+    ready: Callable[[], bool]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    seconds: float = 60.0
+
+
+class Supervisor:
+    """Runs services under one data directory.
+
+    Every service leads a process session of its own, so that Ctrl-C reaches the supervisor alone
+    and ``stop`` ends what a service started in turn. ``run/<name>.pid`` holds its process id.
+    """
+
+    def __init__(self, data: Path, stopped: threading.Event) -> None:
+        self._stopped = stopped
+        self._run = data / "run"
+        self._logs = data / "logs"
+        self._mark = {MARK: str(data)}
+        self._started: list[_Running] = []
+        for folder in (self._run, self._logs):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def start(self, service: Service) -> None:
+        """Start a service and wait until it serves.
+
+        Raises:
+            Unavailable: it ended or did not serve in time; the message has its last words.
+            KeyboardInterrupt: ``stopped`` was set meanwhile.
+        """
+        running = _Running(service, self._launch(service), time.monotonic())
+        self._started.append(running)
+        deadline = time.monotonic() + service.seconds
+        while not service.ready():
+            if running.process.poll() is not None:
+                raise Unavailable(
+                    f"{service.name} ended with status {running.process.returncode} at its start: "
+                    f"{self._last_words(service)}",
+                    hint=f"the whole story is in {self._log(service)}",
+                )
+            if time.monotonic() > deadline:
+                raise Unavailable(
+                    f"{service.name} did not serve within {service.seconds:.0f} s; its last words: "
+                    f"{self._last_words(service)}",
+                    hint=f"see {self._log(service)}",
+                )
+            if self._stopped.wait(0.05):
+                raise KeyboardInterrupt
+        log.info("%s runs (pid %d)", service.name, running.process.pid)
+
+    def watch(self) -> None:
+        """Start again whatever dies, until ``stopped`` is set."""
+        while not self._stopped.wait(0.1):
+            now = time.monotonic()
+            for running in self._started:
+                if running.process.poll() is None:
+                    if running.failures and now - running.since > STABLE_SECONDS:
+                        running.failures = 0
+                    continue
+                if running.restart_at is None:
+                    delay = min(0.1 * 3 ** min(running.failures, 6), MAX_DELAY_SECONDS)
+                    running.restart_at = now + delay
+                    running.failures += 1
+                    _end_session(running.process.pid)
+                    log.warning(
+                        "%s ended (status %s); starting it again",
+                        running.service.name,
+                        running.process.returncode,
+                    )
+                if now >= running.restart_at:
+                    running.since = now
+                    try:
+                        running.process = self._launch(running.service)
+                    except OSError as error:  # no disk or process left for it: later, perhaps
+                        log.warning("%s cannot be started: %s", running.service.name, error)
+                        running.restart_at = now + MAX_DELAY_SECONDS
+                    else:
+                        running.restart_at = None
+
+    def stop(self, name: str, seconds: float = 10.0) -> None:
+        """End one service and everything in its process session."""
+        for running in self._started:
+            if running.service.name == name:
+                running.process.terminate()
+                try:
+                    running.process.wait(seconds)
+                except subprocess.TimeoutExpired:
+                    running.process.kill()
+                    running.process.wait()
+                _end_session(running.process.pid)
+                self._started.remove(running)
+                (self._run / f"{name}.pid").unlink(missing_ok=True)
+                return
+
+    @property
+    def names(self) -> list[str]:
+        return [running.service.name for running in self._started]
+
+    def _launch(self, service: Service) -> "subprocess.Popen[bytes]":
+        with self._log(service).open("ab") as out:
+            process = subprocess.Popen(
+                list(service.command),
+                env={**os.environ, **service.environment, **self._mark},
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                cwd=self._run,
+                start_new_session=True,
+            )
+        write_pid(self._run / f"{service.name}.pid", process.pid)
+        return process
+
+    def _log(self, service: Service) -> Path:
+        return self._logs / f"{service.name}.log"
+
+    def _last_words(self, service: Service) -> str:
+        lines = self._log(service).read_text(errors="replace").strip().splitlines()
+        return lines[-1] if lines else "it said nothing"
+
+
+@dataclass
+class _Running:
+    service: Service
+    process: "subprocess.Popen[bytes]"
+    since: float
+    failures: int = 0
+    restart_at: float | None = None
+
+
+def sweep(data: Path) -> list[int]:
+    """End every process, but this one, that belongs to the farm in ``data``; returns their ids.
+
+    They are known by a mark in their environment, not by a pid file: a recycled process id never
+    costs a stranger's process its life.
+    """
+    ended: list[int] = []
+    while found := members(data):
+        for process in found:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        _, alive = psutil.wait_procs(found, timeout=10)
+        ended += [process.pid for process in found]
+        if alive:
+            log.warning("%s does not end", ", ".join(map(str, alive)))
+            break
+    return ended
+
+
+def members(data: Path) -> list[psutil.Process]:
+    """What belongs to the farm in ``data``: processes with its mark, and what they started.
+
+    Ray's workers write their title over their environment, so they are found by their parents.
+    """
+    found: set[psutil.Process] = set()
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get(MARK) == str(data):
+                found |= {process, *process.children(recursive=True)}
+    return [
+        process
+        for process in found
+        if process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE
+    ]
+
+
+def _end_session(leader: int) -> None:
+    """SIGKILL what is left of a process session whose leader has ended."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, ProcessLookupError, PermissionError):
+            if os.getsid(process.pid) == leader and process.pid != leader:
+                process.send_signal(signal.SIGKILL)

@@ -1,0 +1,156 @@
+"""Workers on a Ray cluster: placed, found again, and certified dead."""
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+from ray.exceptions import ActorUnavailableError, RayActorError
+
+log = logging.getLogger(__name__)
+
+JOIN_SECONDS = 5.0  # of one pending call; the next one follows at once
+RETRY_SECONDS = 5.0  # before a worker that could not start is placed again
+ACTOR_THREADS = 8  # each may wait for a scheduler that is gone
+
+
+class Placement:
+    """Keeps ``count`` detached actors alive, named ``worker-0`` and so on.
+
+    No work travels by Ray's calls: an actor leases for itself, so the death of whoever holds this
+    object strands nothing. Ray restarts an actor that crashes; ``deaths`` says so at once, from
+    one pending ``join`` call per actor, where a lease would take seconds to run out.
+
+    Args:
+        actor: the workers' class; made with a name, the environment and its fingerprint.
+        address: of the cluster's head, ``host:port``.
+        farm: tells this farm's actors from those of others on the cluster.
+        count: of workers.
+        environment: settings of the workers, on top of their node's environment; an argument
+            and not a runtime_env, which the dashboard would show with every secret in it.
+        num_gpus, num_cpus: what one worker reserves.
+    """
+
+    def __init__(
+        self,
+        actor: type,
+        address: str,
+        farm: str,
+        count: int,
+        environment: Mapping[str, str],
+        *,
+        num_gpus: float,
+        num_cpus: float,
+    ) -> None:
+        digest = hashlib.sha256(farm.encode()).hexdigest()[:12]
+        ray.init(
+            address=address,
+            namespace=f"farm-{digest}",
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+        self._actor = actor
+        self._places = {f"worker-{number}": _Place() for number in range(count)}
+        self._environment = dict(environment)
+        self._fingerprint = hashlib.sha256(
+            json.dumps(self._environment, sort_keys=True).encode()
+        ).hexdigest()
+        self._resources = {"num_gpus": num_gpus, "num_cpus": num_cpus}
+
+    def deaths(self) -> list[str]:
+        """Sessions whose process has died since the last call; never blocks."""
+        dead = []
+        for worker, place in self._places.items():
+            died = None
+            try:
+                died = self._visit(worker, place)
+            except ActorUnavailableError:  # Ray is starting it again
+                died = place.forget()
+            except RayActorError as error:
+                log.error("%s cannot run: %s", worker, _cause(error))
+                died = place.forget(retry_at=time.monotonic() + RETRY_SECONDS)
+            if died is not None:
+                log.warning("%s died; its session %s ends", worker, died)
+                dead.append(died)
+        return dead
+
+    def close(self) -> None:
+        """End the workers; Ray does not start them again."""
+        for place in self._places.values():
+            if place.actor is not None:
+                ray.kill(place.actor)
+
+    def _visit(self, worker: str, place: "_Place") -> str | None:
+        """One look at a worker; returns the session that it turned out to have lost."""
+        if place.actor is None:
+            if time.monotonic() >= place.retry_at:
+                place.actor = self._place(worker)
+        elif place.session is None:
+            place.asked = place.asked or place.actor.life.remote()
+            if _ready(place.asked):
+                asked, place.asked = place.asked, None
+                session, fingerprint = ray.get(asked)
+                if fingerprint != self._fingerprint:
+                    log.info("%s runs with other settings; it is placed anew", worker)
+                    ray.kill(place.actor)
+                    place.forget(retry_at=time.monotonic() + RETRY_SECONDS)
+                    return str(session)
+                place.session = session
+                place.joined = place.actor.join.remote(JOIN_SECONDS)
+                log.info("%s runs, session %s", worker, place.session)
+        elif _ready(place.joined):
+            ray.get(place.joined)
+            place.joined = place.actor.join.remote(JOIN_SECONDS)
+        return None
+
+    def _place(self, worker: str) -> Any:
+        return (
+            ray.remote(self._actor)
+            .options(
+                name=worker,
+                lifetime="detached",
+                get_if_exists=True,
+                max_restarts=-1,
+                max_task_retries=0,
+                max_concurrency=ACTOR_THREADS,
+                **self._resources,
+            )
+            .remote(worker, self._environment, self._fingerprint)
+        )
+
+
+class _Place:
+    """What is known of one worker."""
+
+    def __init__(self) -> None:
+        self.actor: Any = None
+        self.asked: Any = None  # pending call for its life
+        self.session: str | None = None
+        self.joined: Any = None  # pending call that fails when it dies
+        self.retry_at = 0.0
+
+    def forget(self, retry_at: float | None = None) -> str | None:
+        """Start over with a new life of the worker; returns the session that ended."""
+        session, self.session, self.asked, self.joined = self.session, None, None, None
+        if retry_at is not None:
+            self.actor, self.retry_at = None, retry_at
+        return session
+
+
+def worker_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """What of this process's environment a worker on another node needs as well."""
+    prefixes = ("FARM_", "AWS_", "REDIS_URL")
+    return {name: value for name, value in environment.items() if name.startswith(prefixes)}
+
+
+def _ready(reference: Any) -> bool:
+    return bool(ray.wait([reference], timeout=0)[0])
+
+
+def _cause(error: BaseException) -> str:
+    """The last line of Ray's report: the worker's own message."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

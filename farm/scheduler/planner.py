@@ -1,0 +1,90 @@
+"""Which lanes go to which worker: pure, so that a test is a list in and a list out."""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from farm.job import Priority
+from farm.spec import Lane
+
+
+class Work(NamedTuple):
+    """Queued tasks of one lane and class."""
+
+    lane: Lane
+    priority: Priority
+    pictures: int
+
+
+class Room(NamedTuple):
+    """What one worker's session can take."""
+
+    session: str
+    checkpoints: frozenset[str]
+    rows: int
+    urgent_rows: int = 0  # of urgent tasks alone: kept free for them, however full it is
+    lanes: frozenset[Lane] = frozenset()  # of the tasks it holds
+
+
+class Grant(NamedTuple):
+    """An order to lease tasks of these lanes, best first, up to so many rows."""
+
+    session: str
+    lanes: tuple[Lane, ...]
+    rows: int
+    lowest: Priority = Priority.BULK  # nothing below this class
+
+
+def plan(work: Iterable[Work], rooms: Sequence[Room]) -> list[Grant]:
+    """Match queued lanes with workers that have room.
+
+    Urgent lanes come first and go to the emptiest workers; where every worker is full they go into
+    the room that is kept for them, so that a person at a screen does not wait for a dataset. Among
+    the others a worker prefers lanes whose grid it already runs, since rows of one token grid share
+    its forward passes; a lane that no busy worker prefers still goes to the one with most room, so
+    affinity starves nobody.
+    """
+    waiting: dict[Lane, int] = {}
+    urgent: dict[Lane, int] = {}
+    rank: dict[Lane, int] = {}
+    for item in work:
+        waiting[item.lane] = waiting.get(item.lane, 0) + item.pictures
+        rank[item.lane] = min(rank.get(item.lane, len(Priority)), item.priority.rank)
+        if item.priority is Priority.URGENT:
+            urgent[item.lane] = urgent.get(item.lane, 0) + item.pictures
+    grants = []
+    ordered = sorted(rooms, key=lambda room: (-room.rows, room.session))
+    for room in ordered:
+        grids = {_grid(lane) for lane in room.lanes}
+        fitting = _fitting(waiting, room)
+        fitting.sort(key=lambda lane: (rank[lane], _grid(lane) not in grids, -waiting[lane], lane))
+        if chosen := _take(fitting, room.rows, waiting, urgent):
+            grants.append(Grant(room.session, chosen, room.rows))
+    for room in ordered:
+        if chosen := _take(sorted(_fitting(urgent, room)), room.urgent_rows, urgent):
+            grants.append(Grant(room.session, chosen, room.urgent_rows, Priority.URGENT))
+    return grants
+
+
+def _fitting(waiting: dict[Lane, int], room: Room) -> list[Lane]:
+    return [
+        lane for lane, left in waiting.items() if left > 0 and lane.checkpoint in room.checkpoints
+    ]
+
+
+def _take(lanes: list[Lane], rows: int, *waiting: dict[Lane, int]) -> tuple[Lane, ...]:
+    """The first lanes that fill so many rows; what they take no longer waits."""
+    chosen = []
+    for lane in lanes:
+        if rows <= 0:
+            break
+        chosen.append(lane)
+        taken = min(rows, waiting[0][lane])
+        for left in waiting:
+            if lane in left:
+                left[lane] -= taken
+        rows -= taken
+    return tuple(chosen)
+
+
+def _grid(lane: Lane) -> tuple[str, int, int]:
+    return lane.checkpoint, lane.height, lane.width

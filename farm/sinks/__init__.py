@@ -1,0 +1,1 @@
+"""How the results of tasks lie in the store."""

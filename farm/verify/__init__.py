@@ -1,0 +1,1 @@
+"""A job's manifest, queue and store compared, and what differs repaired."""

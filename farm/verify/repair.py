@@ -1,0 +1,224 @@
+"""``farm verify``: reads what the store holds of a job, and repairs what can be."""
+
+import hashlib
+import json
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from farm.errors import Conflict, FarmError, InvalidInput, NotFound
+from farm.formats.manifest import ManifestRow, merge, write_part
+from farm.formats.picture_file import read_facts, token_bytes
+from farm.job import TERMINAL_JOBS, Chunk, JobState
+from farm.queue import Finished, JobStatus, Queue
+from farm.sinks.parts import task_rows
+from farm.spec import Row, canonical_json
+from farm.store import Store, keys
+from farm.verify.compare import Comparison, Counts, Difference, Kind, Part
+
+SIGN_SECONDS = 2.0  # between two lines
+DAMAGED = {Kind.MISSING, Kind.WRONG_SIZE, Kind.WRONG_SHA256}
+
+
+class Repaired(NamedTuple):
+    """What came of a repair."""
+
+    left: int  # differences that nothing here can repair
+    generation: int  # of the job now; a higher one than before makes pictures again
+
+
+class Verifier:
+    """One job that has ended."""
+
+    def __init__(self, queue: Queue, store: Store, job: str, tenant: str) -> None:
+        self._queue = queue
+        self._store = store
+        self._tenant = tenant
+        self.status: JobStatus = queue.status(job, tenant)
+        self._check_ended(self.status)
+        self._done: dict[int, list[Finished]] = {}  # by the task's number, the oldest first
+        self._comparison: Comparison | None = None
+
+    def compare(self) -> Iterator[Difference | None]:
+        """Every difference; None after each task, as a sign of life."""
+        job = self.status.id
+        objects = {entry.key: entry.size for entry in self._store.list(keys.prefix(job))}
+        comparison = self._comparison = Comparison(job, objects, self._sha256)
+        after = 0
+        while finished := self._queue.finished(job, after):
+            for one in finished:
+                self._done.setdefault(one.number, []).append(one)
+            after = finished[-1].position
+        lost: dict[int, int] = {}
+        after = 0
+        while failures := self._queue.failures(job, after):
+            lost |= {failure.number: failure.pictures for failure in failures}
+            after = failures[-1].position
+        for number in sorted({*self._done, *lost}):
+            parts = [self._part(one) for one in self._done.get(number, ())]
+            yield from comparison.task(number, parts, lost.get(number, 0))
+            yield None
+        images = self.status.images
+        # No list names the tasks whose deadline passed: their pictures are taken as counted.
+        failed = comparison.counts.failed if self.status.tasks.expired else images.failed
+        complete = self.status.state is JobState.DONE
+        yield from comparison.end(
+            Counts(images.done, failed), generation=self.status.generation, complete=complete
+        )
+
+    @property
+    def pictures(self) -> int:
+        """Checked so far."""
+        return self._comparison.counts.done if self._comparison else 0
+
+    def repair(self, differences: Sequence[Difference]) -> Repaired:
+        """Remove orphans, write lost parts again where the pictures give the same bytes, and have
+        lost and damaged pictures made again as a new generation.
+
+        Raises:
+            Conflict: not those of every task can be made again; the rest was repaired.
+        """
+        job = self.status.id
+        now = self._queue.status(job, self._tenant)
+        self._check_ended(now)
+        if now.generation != self.status.generation:
+            raise Conflict(f"job {job} was retried meanwhile", hint="verify it again")
+        mended: list[Difference] = []
+        damaged: dict[int, list[Difference]] = {}
+        for one in differences:
+            if one.kind is Kind.ORPHAN:
+                self._store.delete(one.subject)
+                mended.append(one)
+            elif one.kind in (Kind.PART_MISSING, Kind.PART_CHANGED) and self._write_part(one):
+                mended.append(one)
+            elif one.kind in DAMAGED and one.task is not None and keys.is_picture(one.subject):
+                damaged.setdefault(one.task, []).append(one)
+        generation, spoiled, refused = now.generation, False, None
+        for number, found in damaged.items():
+            try:
+                self._spoil(number, len(found))
+            except Conflict as error:  # the others are made again all the same
+                refused = error
+                continue
+            spoiled = True
+            for one in found:
+                self._store.delete(one.subject)
+            mended += found
+        if spoiled:
+            generation = self._queue.retry(job, self._tenant)
+        if mended:
+            told = canonical_json([one._asdict() for one in mended])
+            self._store.put(f"{keys.repairs(job)}{secrets.token_hex(8)}.json", told.encode())
+        if refused is not None:
+            raise refused
+        return Repaired(len(differences) - len(mended), generation)
+
+    def _check_ended(self, status: JobStatus) -> None:
+        if status.state not in TERMINAL_JOBS:
+            raise Conflict(
+                f"job {status.id} is still {status.state}; it is verified when it has ended",
+                hint=f"farm wait {status.id}",
+            )
+
+    def _sha256(self, key: str) -> str:
+        digest = hashlib.sha256()
+        for piece in self._store.stream(key):
+            digest.update(piece)
+        return digest.hexdigest()
+
+    def _part(self, task: Finished) -> Part:
+        try:
+            data = self._store.get(task.receipt.part)
+        except NotFound:
+            data = None
+        return Part(task.generation, task.receipt, data)
+
+    def _spoil(self, number: int, damaged: int) -> None:
+        """Tell the queue how many of the task's pictures are left, on its newest receipt."""
+        job, tasks = self.status.id, self._done[number]
+        rows = merge(task_rows(self._store, job, number, range(self.status.generation + 1)))
+        good = sum(row.file is not None for row in rows.values())
+        earlier = sum(task.receipt.done for task in tasks[:-1])
+        self._queue.invalidate(job, self._tenant, tasks[-1], good - damaged - earlier)
+
+    def _write_part(self, lost: Difference) -> bool:
+        """Write a part again from what the picture files tell, if that gives the receipt's hash."""
+        assert lost.task is not None
+        task = next(one for one in self._done[lost.task] if one.receipt.part == lost.subject)
+        data = write_part(self._rows(task))
+        if hashlib.sha256(data).hexdigest() != task.receipt.part_sha256:
+            return False
+        self._store.delete(lost.subject)
+        self._store.put(lost.subject, data)
+        return True
+
+    def _rows(self, task: Finished) -> Iterator[ManifestRow]:
+        job = self.status.id
+        try:
+            chunk = Chunk.model_validate_json(self._store.get(keys.chunk(job, task.number)))
+        except NotFound:
+            return
+        for numbered in chunk.renders:
+            for row in numbered.spec.rows():
+                file = keys.picture(job, task.generation, numbered.render, row.index, chunk.format)
+                try:
+                    yield _row_of(chunk, task.generation, numbered.render, row, file, self._store)
+                except (NotFound, InvalidInput):  # gone, or damaged
+                    continue
+
+
+def report(verifier: Verifier, *, repair: bool) -> Iterator[str]:
+    """The lines of the answer; one at least every few seconds, so that nobody gives up."""
+    differences: list[Difference] = []
+    told = time.monotonic()
+    try:
+        for found in verifier.compare():
+            if found is not None:
+                differences.append(found)
+                yield _line("difference", found._asdict())
+            elif time.monotonic() > told + SIGN_SECONDS:
+                told = time.monotonic()
+                yield _line("checked", {"pictures": verifier.pictures})
+        left, generation = len(differences), verifier.status.generation
+        if repair and differences:
+            left, generation = verifier.repair(differences)
+        result = {
+            "pictures": verifier.pictures,
+            "differences": len(differences),
+            "left": left,
+            "generation": generation,
+        }
+        yield _line("verified", result)
+    except FarmError as error:  # the status line has gone out long ago
+        yield _line("error", error.to_dict())
+
+
+def _line(name: str, content: dict[str, Any]) -> str:
+    return json.dumps({name: content}) + "\n"
+
+
+def _row_of(
+    chunk: Chunk, generation: int, render: int, row: Row, file: str, store: Store
+) -> ManifestRow:
+    """What a picture's own file tells of it."""
+    data = store.get(file)
+    facts = read_facts(data)
+    tokens = token_bytes(facts.tokens)
+    return ManifestRow(
+        job=chunk.job,
+        generation=generation,
+        render=render,
+        image=row.index,
+        file=file,
+        sha256=hashlib.sha256(data).hexdigest(),
+        size=len(data),
+        width=row.spec.width,
+        height=row.spec.height,
+        seed=row.seed,
+        spec_sha256=row.spec.sha256,
+        spec=row.spec.canonical(),
+        tokens=tokens,
+        tokens_sha256=hashlib.sha256(tokens).hexdigest(),
+        numerics=facts.numerics,
+    )

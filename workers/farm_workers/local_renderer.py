@@ -1,0 +1,174 @@
+"""``farm render``: the farm's engine and file formats in one process, without queue or cluster."""
+
+import collections
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from farm.errors import FarmError
+from farm.formats.manifest import ManifestRow
+from farm.formats.picture_file import EXTENSIONS
+from farm.job import Format, NumberedSpec
+from farm.spec import CheckpointInfo, Row
+from farm_workers.publisher.record import PictureRecord, encode_picture, failed_row, stored_row
+from farm_workers.render_engine import RenderEngine
+from farm_workers.worker.inputs import InputReader, Inputs
+
+JOB = "local"  # in the manifest, where the farm has a job's id
+PREFETCH = 16  # renders whose inputs are read ahead
+WRITERS = 2  # threads that encode and write
+
+
+class _Ready(NamedTuple):
+    numbered: NumberedSpec
+    inputs: "Future[Inputs]"
+
+
+class LocalRenderer:
+    """Renders specs into a folder.
+
+    Args:
+        engines: by checkpoint name, as in the specs.
+        infos: of the same checkpoints.
+        read_asset: gives an asset's bytes by its id.
+        out: the folder; a picture is written as ``<render>-<image>.<extension>``.
+    """
+
+    def __init__(
+        self,
+        engines: Mapping[str, RenderEngine],
+        infos: Mapping[str, CheckpointInfo],
+        read_asset: Callable[[str], bytes],
+        out: Path,
+        picture_format: Format,
+    ) -> None:
+        self._engines = engines
+        self._out = out
+        self._format = picture_format
+        self._loaders = ThreadPoolExecutor(2, thread_name_prefix="load")
+        self._writers = ThreadPoolExecutor(WRITERS, thread_name_prefix="write")
+        self._inputs = InputReader(lambda _, asset: read_asset(asset), infos)
+        self._notes: dict[int, tuple[str, ...]] = {}  # of renders that have rows left
+        self._left: collections.Counter[int] = collections.Counter()
+        self._written: collections.deque[Future[ManifestRow]] = collections.deque()
+
+    def render(self, specs: Iterable[NumberedSpec]) -> Iterator[ManifestRow]:
+        """One row per picture, in the order in which they are written; memory stays flat."""
+        try:
+            source = iter(specs)
+            ahead: collections.deque[_Ready] = collections.deque()
+            rows: collections.deque[tuple[NumberedSpec, Row, Inputs]] = collections.deque()
+            more = True
+            while more or ahead or rows or not self._idle:
+                while more and len(ahead) < PREFETCH:
+                    numbered = next(source, None)
+                    more = numbered is not None
+                    if numbered is not None:
+                        ahead.append(
+                            _Ready(numbered, self._inputs.prepare("", numbered.spec, self._loaders))
+                        )
+                while ahead and len(rows) < PREFETCH:
+                    if not ahead[0].inputs.done() and (rows or not self._idle):
+                        break  # there is other work meanwhile
+                    self._open(ahead.popleft(), rows)
+                self._admit(rows)
+                self._step()
+                yield from self._finished(wait=len(self._written) > 4 * PREFETCH)
+            while self._written:
+                yield from self._finished(wait=True)
+        finally:
+            self._loaders.shutdown(cancel_futures=True)
+            self._writers.shutdown(cancel_futures=True)
+
+    @property
+    def _idle(self) -> bool:
+        return all(engine.idle for engine in self._engines.values())
+
+    def _open(
+        self, ready: _Ready, rows: "collections.deque[tuple[NumberedSpec, Row, Inputs]]"
+    ) -> None:
+        numbered = ready.numbered
+        try:
+            inputs = ready.inputs.result()
+        except FarmError as error:
+            for row in numbered.spec.rows():
+                self._fail(numbered, row.index, error)
+            return
+        self._notes[numbered.render] = inputs.notes
+        self._left[numbered.render] = numbered.spec.num_images
+        rows.extend((numbered, row, inputs) for row in numbered.spec.rows())
+
+    def _admit(self, rows: "collections.deque[tuple[NumberedSpec, Row, Inputs]]") -> None:
+        while rows and self._engines[rows[0][1].spec.checkpoint].room(rows[0][1].spec.lane) > 0:
+            numbered, row, inputs = rows.popleft()
+            try:
+                self._engines[row.spec.checkpoint].add(
+                    numbered,
+                    row,
+                    image=inputs.image,
+                    mask=inputs.mask,
+                    latents=inputs.latents,
+                    embeds=inputs.embeds,
+                )
+            except FarmError as error:
+                self._row_over(numbered)
+                self._fail(numbered, row.index, error)
+
+    def _step(self) -> None:
+        for engine in self._engines.values():
+            if engine.idle:
+                continue
+            for done in engine.step():
+                numbered = done.key
+                notes = self._row_over(numbered)
+                if done.error is not None:
+                    self._fail(numbered, done.index, done.error)
+                    continue
+                if done.truncated:
+                    notes = (*notes, "prompt_truncated")
+                record = self._record(numbered, done.index, engine.numerics, notes)
+                self._written.append(
+                    self._writers.submit(self._write, record, done.pixels, done.tokens)
+                )
+
+    def _row_over(self, numbered: NumberedSpec) -> tuple[str, ...]:
+        """What was noted of a render's inputs; forgotten with its last row."""
+        self._left[numbered.render] -= 1
+        if self._left[numbered.render]:
+            return self._notes[numbered.render]
+        del self._left[numbered.render]
+        return self._notes.pop(numbered.render)
+
+    def _write(self, record: PictureRecord, pixels: object, tokens: object) -> ManifestRow:
+        data = encode_picture(record, pixels, tokens)  # type: ignore[arg-type]
+        name = f"{record.render:08d}-{record.image:02d}.{EXTENSIONS[record.format]}"
+        part = self._out / f".{name}.part"
+        part.write_bytes(data)
+        part.replace(self._out / name)
+        return stored_row(record, name, data)
+
+    def _fail(self, numbered: NumberedSpec, image: int, error: FarmError) -> None:
+        numerics = self._engines[numbered.spec.checkpoint].numerics
+        future: Future[ManifestRow] = Future()
+        future.set_result(failed_row(self._record(numbered, image, numerics, ()), error))
+        self._written.append(future)
+
+    def _record(
+        self, numbered: NumberedSpec, image: int, numerics: str, notes: tuple[str, ...]
+    ) -> PictureRecord:
+        return PictureRecord(
+            job=JOB,
+            generation=0,
+            render=numbered.render,
+            image=image,
+            spec=numbered.spec,
+            numerics=numerics,
+            format=self._format,
+            notes=notes,
+        )
+
+    def _finished(self, *, wait: bool) -> Iterator[ManifestRow]:
+        while self._written and (wait or self._written[0].done()):
+            yield self._written.popleft().result()
+            wait = False

@@ -1,0 +1,1 @@
+"""From pixels to stored files, in a process of its own."""

@@ -1,0 +1,1 @@
+"""Checkpoints, failures and traces that tests need."""

@@ -1,0 +1,1 @@
+"""The worker: leases tasks, drives the engines, hands pictures to the publisher."""
