@@ -3,6 +3,7 @@
 Without a GPU the Triton kernels run in Triton's interpreter.
 """
 
+import os
 from random import Random
 from typing import Any
 
@@ -19,6 +20,9 @@ from farm_workers.engine.sampler import State, TorchSampler, TritonSampler
 from farm_workers.engine.tile import Kind, RowTile, Tile, TilePool
 
 pytest.importorskip("triton", reason="the kernels need Triton")
+pytestmark = pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") != "1", reason="tests/gpu has the kernels on a GPU"
+)
 
 
 class ByRow(Tile):
