@@ -1,4 +1,4 @@
-"""Whose turn it is: urgent work first, a floor for the rest, tiles and token grids in rotation."""
+"""What runs next: urgent work first, a floor for the rest, tiles in rotation."""
 
 from collections.abc import Sequence
 from typing import Protocol, TypeVar
@@ -13,14 +13,14 @@ class Work(Protocol):
 
     @property
     def cost(self) -> float:
-        """In tokens through the transformer, roughly."""
+        """Tokens through the transformer, as many as are computed."""
 
 
 W = TypeVar("W", bound=Work)
 
 
-class Turns:
-    """Remembers only who ran and how much bulk work is owed."""
+class StepPolicy:
+    """Remembers only what each tile has had and how much bulk work is owed."""
 
     def __init__(self) -> None:
         self._owed = 0.0  # of bulk work, while urgent work goes first
@@ -38,7 +38,7 @@ class Turns:
             return self._take(bulk, tiles) if bulk else None
         if bulk and self._owed >= min(work.cost for work in bulk):
             chosen = self._take(bulk, tiles)
-            self._owed -= chosen.cost  # below zero where a dearer one had its turn
+            self._owed -= chosen.cost  # below zero after a dearer one
             return chosen
         chosen = self._take(urgent, tiles)
         if bulk:

@@ -6,24 +6,24 @@ import numpy as np
 import pytest
 from cases import ASSET, Case, draw, row_of
 
-from farm_workers.engine.engine import Engine
-from farm_workers.engine.opening import Openings
+from farm_workers.engine import Engine
+from farm_workers.engine.tile import FirstStepCache
 
 
 @pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The passes that were computed, in order."""
     found: list[Any] = []
-    make = Openings._make
+    make = FirstStepCache._make
     monkeypatch.setattr(
-        Openings, "_make", lambda self, *given: found.append(given) or make(self, *given)
+        FirstStepCache, "_make", lambda self, *given: found.append(given) or make(self, *given)
     )
     return found
 
 
 def _fresh(engine: Engine, cache_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    openings = Openings(engine._parts, cache_bytes=cache_bytes)
-    monkeypatch.setattr(engine, "_openings", openings)
+    cache = FirstStepCache(engine._model, cache_bytes=cache_bytes)
+    monkeypatch.setattr(engine, "_first_steps", cache)
 
 
 def test_pictures_of_a_prompt_share_it_and_prompts_share_the_negative_one(
