@@ -626,20 +626,20 @@ def stages() -> list[Stage]:
     small, large = "amused-256", "amused-512"
     return [
         Stage("ceilings", 15, ceilings),
-        Stage("tests", 75, gpu_tests),
-        Stage("sweep-256", 45, lambda v, f: sweep(v, f, small, (32, 16, 8, 1, 64))),
-        Stage("profile-256", 15, lambda v, f: profiles(v, f, small, 32)),
-        Stage("pieces-256", 20, lambda v, f: pieces(v, f, small, (1, 8, 32))),
-        Stage("whole-256", 50, lambda v, f: whole(v, f, small, (32, 16))),
-        Stage("independence-256", 15, lambda v, f: independence(v, f, small, 16)),
-        Stage("diffusers-256", 35, lambda v, f: diffusers(v, f, small, (1, 32, 8, 64))),
-        Stage("sweep-512", 30, lambda v, f: sweep(v, f, large, (32, 16, 8))),
+        Stage("sweep-256", 30, lambda v, f: sweep(v, f, small, (32, 16, 8, 1, 64))),
+        Stage("pieces-256", 15, lambda v, f: pieces(v, f, small, (1, 8, 32))),
+        Stage("whole-256", 40, lambda v, f: whole(v, f, small, (32, 16))),
+        Stage("independence-256", 10, lambda v, f: independence(v, f, small, 16)),
+        Stage("diffusers-256", 30, lambda v, f: diffusers(v, f, small, (1, 32, 8, 64))),
+        Stage("sweep-512", 20, lambda v, f: sweep(v, f, large, (32, 16, 8))),
         Stage("pieces-512", 15, lambda v, f: pieces(v, f, large, (1, 8))),
-        Stage("whole-512", 45, lambda v, f: whole(v, f, large, (32, 16))),
-        Stage("independence-512", 15, lambda v, f: independence(v, f, large, 16)),
-        Stage("profile-512", 15, lambda v, f: profiles(v, f, large, 32)),
-        Stage("diffusers-512", 40, lambda v, f: diffusers(v, f, large, (1, 8, 32, 64))),
+        Stage("whole-512", 40, lambda v, f: whole(v, f, large, (32, 16))),
+        Stage("independence-512", 12, lambda v, f: independence(v, f, large, 16)),
+        Stage("diffusers-512", 30, lambda v, f: diffusers(v, f, large, (1, 8, 32, 64))),
         Stage("parity", 25, parity),
+        Stage("profile-256", 10, lambda v, f: profiles(v, f, small, 32)),
+        Stage("profile-512", 10, lambda v, f: profiles(v, f, large, 32)),
+        Stage("tests", 120, gpu_tests),  # the longest, so they take what the others leave
     ]
 
 

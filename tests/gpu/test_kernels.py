@@ -120,7 +120,8 @@ def test_gelu_and_global_response_norm(device: str, dtype: torch.dtype, tokens: 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("channels", [32, 96])
-def test_group_norm_and_silu(device: str, dtype: torch.dtype, channels: int) -> None:
+@pytest.mark.parametrize("biased", [False, True])
+def test_group_norm_and_silu(device: str, dtype: torch.dtype, channels: int, biased: bool) -> None:
     from farm_workers.engine.triton_kernels import GroupNormSilu
 
     torch.manual_seed(0)
@@ -129,9 +130,23 @@ def test_group_norm_and_silu(device: str, dtype: torch.dtype, channels: int) -> 
         nn.init.normal_(parameter)
     norm.to(device, dtype)
     x = 3 + 2 * torch.randn(2, channels, 9, 21, device=device, dtype=dtype)
-    found = GroupNormSilu(norm)(x.to(memory_format=torch.channels_last))
+    bias = torch.randn(channels, device=device, dtype=dtype) if biased else None
+    found = GroupNormSilu(norm)(x.to(memory_format=torch.channels_last), bias)
     assert found.is_contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(found.contiguous(), F.silu(norm(x)), **_tolerance(dtype))
+    expected = F.silu(norm(x if bias is None else x + bias[:, None, None]))
+    torch.testing.assert_close(found.contiguous(), expected, **_tolerance(dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_convolution_s_bias_is_added_with_the_residual(device: str, dtype: torch.dtype) -> None:
+    from farm_workers.engine.triton_kernels import add_bias
+
+    torch.manual_seed(0)
+    x, residual = (torch.randn(2, 96, 9, 21, device=device, dtype=dtype) for _ in range(2))
+    bias = torch.randn(96, device=device, dtype=dtype)
+    expected = x + bias[:, None, None] + residual
+    found = add_bias(x.to(memory_format=torch.channels_last), bias, residual)
+    torch.testing.assert_close(found.contiguous(), expected, **_tolerance(dtype))
 
 
 def test_resampling_convolutions_as_products(device: str) -> None:

@@ -49,6 +49,16 @@ class Device:
             finally:
                 matmul.allow_tf32, cudnn.allow_tf32, cudnn.deterministic = before
 
+    @contextlib.contextmanager
+    def tf32(self, allowed: bool) -> Iterator[None]:
+        """Convolutions in float32 may round their inputs to 10 bits of mantissa here."""
+        before = torch.backends.cudnn.allow_tf32
+        torch.backends.cudnn.allow_tf32 = allowed
+        try:
+            yield
+        finally:
+            torch.backends.cudnn.allow_tf32 = before
+
     def upload(self, host: Tensor) -> Tensor:
         """The tensor on the device; a GPU copies it while the host goes on."""
         if not self.is_cuda:

@@ -188,6 +188,10 @@ class Tile:
             self.leave(live)
         return found
 
+    @property
+    def captured(self) -> bool:
+        return self._replay is not None
+
     def capture(self) -> None:
         """Record the step as a CUDA graph; called at load, while the tile is empty."""
         self._replay = self._model.device.capture(self._advance)
@@ -383,7 +387,12 @@ class TilePool:
         return self._tiles[kind]
 
     def _drop_idle(self, *, keep: int) -> None:
-        idle = [kind for kind, tile in self._tiles.items() if not tile.rows]
+        # A tile with a graph stays as long as there is memory: it would be made again without one.
+        idle = [
+            kind
+            for kind, tile in self._tiles.items()
+            if not tile.rows and (keep == 0 or not tile.captured)
+        ]
         for kind in idle[: max(len(idle) - keep, 0)]:
             del self._tiles[kind]
 

@@ -18,6 +18,8 @@ from farm_workers.engine import sampler
 from farm_workers.engine.rng import Stream
 
 CODE_BLOCK = 1024
+TILE_VALUES = 4096  # of an image at once in a program: 32 of each thread
+SUMMED_TILES = 8  # that a program adds up before its threads meet
 CODES_STREAM = tl.constexpr(int(Stream.CODES))
 ORDER_STREAM = tl.constexpr(int(Stream.ORDER))
 SEED_LOW, SEED_HIGH = tl.constexpr(sampler.SEED_LOW), tl.constexpr(sampler.SEED_HIGH)
@@ -288,17 +290,29 @@ def add_modulate(x: Tensor, delta: Tensor, scale: Tensor, shift: Tensor) -> Tens
 
 @triton.jit
 def _group_sums(
-    x_ptr, out_ptr, pixels, channels, blocks, PIXELS: tl.constexpr, BLOCK: tl.constexpr
-):
+    x_ptr, bias_ptr, out_ptr, pixels, channels, blocks,
+    BIASED: tl.constexpr, PIXELS: tl.constexpr, TILES: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     image, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    pixel = block * PIXELS + tl.arange(0, PIXELS)
     at = tl.arange(0, BLOCK)
-    mask = (pixel[:, None] < pixels) & (at[None, :] < channels)
-    source = x_ptr + (image * pixels + pixel[:, None]) * channels + at[None, :]
-    x = tl.load(source, mask=mask, other=0.0).to(tl.float32)
+    inside = at < channels
+    bias = tl.zeros((BLOCK,), tl.float32)
+    if BIASED:
+        bias = tl.load(bias_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    # Added up in place and across the threads only once: that is what takes time.
+    total = tl.zeros((PIXELS, BLOCK), tl.float32)
+    squares = tl.zeros((PIXELS, BLOCK), tl.float32)
+    for tile in range(TILES):
+        pixel = (block * TILES + tile) * PIXELS + tl.arange(0, PIXELS)
+        mask = (pixel[:, None] < pixels) & inside[None, :]
+        source = x_ptr + (image * pixels + pixel[:, None]) * channels + at[None, :]
+        x = tl.load(source, mask=mask, other=0.0).to(tl.float32)
+        x = tl.where(mask, x + bias[None, :], 0.0)
+        total += x
+        squares += x * x
     target = out_ptr + (image * blocks + block) * 2 * channels + at
-    tl.store(target, tl.sum(x, 0), mask=at < channels)
-    tl.store(target + channels, tl.sum(x * x, 0), mask=at < channels)
+    tl.store(target, tl.sum(total, 0), mask=inside)
+    tl.store(target + channels, tl.sum(squares, 0), mask=inside)
 
 
 @triton.jit
@@ -327,8 +341,8 @@ def _group_facts(
 
 @triton.jit
 def _group_norm(
-    x_ptr, facts_ptr, weight_ptr, bias_ptr, out_ptr, pixels, channels, groups,
-    PIXELS: tl.constexpr, BLOCK: tl.constexpr,
+    x_ptr, added_ptr, facts_ptr, weight_ptr, bias_ptr, out_ptr, pixels, channels, groups,
+    BIASED: tl.constexpr, PIXELS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     image = tl.program_id(0).to(tl.int64)
     pixel = tl.program_id(1) * PIXELS + tl.arange(0, PIXELS)
@@ -342,9 +356,40 @@ def _group_norm(
     place = (image * pixels + pixel[:, None]) * channels + at[None, :]
     mask = (pixel[:, None] < pixels) & inside[None, :]
     x = tl.load(x_ptr + place, mask=mask, other=0.0).to(tl.float32)
+    if BIASED:
+        x += tl.load(added_ptr + at, mask=inside, other=0.0).to(tl.float32)[None, :]
     y = (x - mean[None, :]) * (spread * weight)[None, :] + bias[None, :]
     y = y / (1.0 + tl.exp(-y))
     tl.store(out_ptr + place, y.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _add_bias(
+    x_ptr, bias_ptr, residual_ptr, pixels, channels, PIXELS: tl.constexpr, BLOCK: tl.constexpr
+):
+    pixel = tl.program_id(0).to(tl.int64) * PIXELS + tl.arange(0, PIXELS)
+    at = tl.arange(0, BLOCK)
+    inside = at < channels
+    bias = tl.load(bias_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    place = pixel[:, None] * channels + at[None, :]
+    mask = (pixel[:, None] < pixels) & inside[None, :]
+    x = tl.load(x_ptr + place, mask=mask, other=0.0).to(tl.float32)
+    x += bias[None, :] + tl.load(residual_ptr + place, mask=mask, other=0.0).to(tl.float32)
+    tl.store(x_ptr + place, x.to(x_ptr.dtype.element_ty), mask=mask)
+
+
+def add_bias(x: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
+    """``x`` + bias + residual, into ``x``; images (images, channels, height, width), NHWC."""
+    assert x.is_contiguous(memory_format=torch.channels_last)
+    residual = residual.contiguous(memory_format=torch.channels_last)
+    images, channels, height, width = x.shape
+    block = triton.next_power_of_2(channels)
+    step = max(TILE_VALUES // block, 1)
+    pixels = images * height * width
+    _add_bias[(triton.cdiv(pixels, step),)](
+        x, bias, residual, pixels, channels, PIXELS=step, BLOCK=block, num_warps=4
+    )
+    return x
 
 
 class GroupNormSilu(nn.Module):
@@ -355,19 +400,21 @@ class GroupNormSilu(nn.Module):
         self.groups, self.eps = norm.num_groups, norm.eps
         self.weight, self.bias = norm.weight, norm.bias
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(images, channels, height, width) in torch.channels_last."""
+    def forward(self, x: Tensor, added: Tensor | None = None) -> Tensor:
+        """Of ``x`` (images, channels, height, width) in torch.channels_last, plus ``added``, the
+        bias (channels,) of the convolution before."""
         x = x.contiguous(memory_format=torch.channels_last)
         images, channels, height, width = x.shape
         pixels, block = height * width, triton.next_power_of_2(channels)
-        step = max(4096 // block, 1)
-        blocks = triton.cdiv(pixels, step)
+        step = max(TILE_VALUES // block, 1)
+        blocks = triton.cdiv(pixels, step * SUMMED_TILES)
+        how = {"BIASED": added is not None, "PIXELS": step, "BLOCK": block, "num_warps": 4}
         like: dict[str, Any] = {"dtype": torch.float32, "device": x.device}
         sums = torch.empty(images, blocks, 2, channels, **like)
         facts = torch.empty(images, self.groups, 2, **like)
         output = torch.empty_like(x)  # keeps the memory format
         _group_sums[(images, blocks)](
-            x, sums, pixels, channels, blocks, PIXELS=step, BLOCK=block, num_warps=4
+            x, added, sums, pixels, channels, blocks, TILES=SUMMED_TILES, **how
         )
         group_block = triton.next_power_of_2(channels // self.groups)
         _group_facts[(images, self.groups)](
@@ -382,8 +429,9 @@ class GroupNormSilu(nn.Module):
             BLOCK=group_block,
             num_warps=4,
         )
-        _group_norm[(images, blocks)](
+        _group_norm[(images, triton.cdiv(pixels, step))](
             x,
+            added,
             facts,
             self.weight,
             self.bias,
@@ -391,9 +439,7 @@ class GroupNormSilu(nn.Module):
             pixels,
             channels,
             self.groups,
-            PIXELS=step,
-            BLOCK=block,
-            num_warps=4,
+            **how,
         )
         return output
 
