@@ -39,6 +39,7 @@ class FakeDone(NamedTuple):
     error: FarmError | None = None
     truncated: bool = False
     confidence: float = 1.0
+    numerics: str = "fake"
 
 
 class FakeEngine:

@@ -135,7 +135,7 @@ class LocalRenderer:
                 if done.truncated:
                     notes = (*notes, "prompt_truncated")
                 assert done.tokens is not None
-                record = self._record(numbered, done.index, engine.numerics, notes)
+                record = self._record(numbered, done.index, done.numerics, notes)
                 self._written.append(
                     self._writers.submit(self._write, record, done.pixels, done.tokens)
                 )

@@ -27,12 +27,14 @@ class RowResult(Protocol):
     def error(self) -> FarmError | None: ...
     @property
     def truncated(self) -> bool: ...  # the prompt is longer than the text encoder's input
+    @property
+    def numerics(self) -> str: ...  # class of the row: the width of its tile is a part of it
 
 
 class RenderEngine(Protocol):
     """``Engine``, or what stands in for it or around it in tests."""
 
-    numerics: str
+    numerics: str  # class of its bulk rows
 
     @property
     def idle(self) -> bool: ...

@@ -39,6 +39,7 @@ class FaultyResult:
     tokens: None = None
     pixels: None = None
     truncated: bool = False
+    numerics: str = ""
 
 
 class FaultyEngine:

@@ -295,7 +295,7 @@ class Worker:
         if done.error is not None:
             self._picture_failed(assignment, render, row, done.error)
             return
-        record = self._record(assignment, render, row, engine.numerics, done.truncated)
+        record = self._record(assignment, render, row, done.numerics, done.truncated)
         self._publisher.picture(
             task_key,
             assignment.place,
