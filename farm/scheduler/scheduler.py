@@ -73,7 +73,7 @@ class Scheduler:
         if self._placement is not None:
             self._dead += self._placement.deaths()
             while self._dead:
-                # A crash of its own making its witness has told of; Ray does not know the cause.
+                # Its crash reporter has told of a crash already; Ray does not know the cause.
                 self._queue.end(self._dead[0], "lost")
                 self._dead.pop(0)  # only now: a server that is away must still hear of it
         self._queue.tick()

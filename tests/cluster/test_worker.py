@@ -20,7 +20,7 @@ from farm.queue import JobHeader, Queue, connect
 from farm.scheduler.scheduler import Scheduler
 from farm.spec import Lane, RenderRequest
 from farm.store import Store, keys, open_store
-from farm_workers.worker import queue_session as queue_link
+from farm_workers.worker import queue_session
 from farm_workers.worker import worker as worker_module
 from farm_workers.worker.settings import WorkerSettings
 from farm_workers.worker.worker import Worker
@@ -126,7 +126,7 @@ def test_a_worker_leases_for_itself_when_no_scheduler_answers(farm: Farm) -> Non
 
 
 def test_a_scheduler_grants_at_once(farm: Farm, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(queue_link, "HUNGRY_SECONDS", 600)
+    monkeypatch.setattr(queue_session, "HUNGRY_SECONDS", 600)
     farm.start()
     until(lambda: any(session.room for session in farm.queue.sessions()))
     scheduler = Scheduler(farm.queue, lease_ms=2000)
@@ -314,13 +314,13 @@ def test_a_grant_whose_delivery_was_lost_is_found_again(farm: Farm) -> None:
     farm.start()
     session = farm.workers[0][0].session
     until(lambda: farm.queue.sessions())
-    real = farm.workers[0][0]._link._queue.inbox
+    real = farm.workers[0][0]._queue_session._queue.inbox
 
     def deaf(session: str, seconds: float) -> list[Lease]:
         real(session, seconds)
         return []
 
-    farm.workers[0][0]._link._queue.inbox = deaf  # type: ignore[method-assign]
+    farm.workers[0][0]._queue_session._queue.inbox = deaf  # type: ignore[method-assign]
     job = farm.submit("a")
     farm.wait(job)
     assert farm.workers[0][0].session == session

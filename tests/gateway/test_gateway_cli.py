@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import httpx2
 import pytest
+from fake_worker import BAD_PROMPT, FakeWorker
 from harness import Gateway, png
-from robot import BAD_PROMPT, Robot
 
 from farm.cli.app import run
 from farm.job import is_job_id
@@ -63,7 +63,7 @@ def test_submit_prints_the_id_and_nothing_else(cli: Cli) -> None:
     assert json.loads(cli("submit", "x", "--json").out)["accepted"] == 1
 
 
-def test_submit_wait_and_fetch_at_once(cli: Cli, robot: Robot) -> None:
+def test_submit_wait_and_fetch_at_once(cli: Cli, fake_worker: FakeWorker) -> None:
     result = cli("submit", "a boat", "a bird", "--steps", "3", "-o", "out")
     assert result.code == 0
     assert len(result.out.splitlines()) == 1
@@ -96,7 +96,9 @@ def test_every_parameter_is_a_flag(cli: Cli) -> None:
     assert result.code == 0, result.err
 
 
-def test_a_failed_and_a_cancelled_job_have_codes_of_their_own(cli: Cli, robot: Robot) -> None:
+def test_a_failed_and_a_cancelled_job_have_codes_of_their_own(
+    cli: Cli, fake_worker: FakeWorker
+) -> None:
     failed = cli("submit", BAD_PROMPT, "--wait")
     assert (failed.code, failed.err.splitlines()[-1][:17]) == (1, "error[job_failed]")
     assert cli("fetch", failed.out.strip(), "-o", "out").code == 1

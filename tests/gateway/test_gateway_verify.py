@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from fake_worker import BAD_PROMPT, FakeWorker
 from harness import Gateway
-from robot import BAD_PROMPT, Robot
 
 from farm.cli.app import run
 from farm.errors import Conflict
@@ -23,7 +23,7 @@ def farm(gateway: Gateway) -> Iterator[Farm]:
 
 
 @pytest.fixture
-def job(farm: Farm, robot: Robot) -> Job:
+def job(farm: Farm, fake_worker: FakeWorker) -> Job:
     job = farm.submit(["a boat", "a bird", "a fish"], seed=1)
     job.wait(20)
     return job
@@ -80,11 +80,11 @@ def test_a_damaged_picture_is_named_and_made_again(
 
 
 def test_a_retried_picture_that_is_damaged_is_made_a_third_time(
-    gateway: Gateway, farm: Farm, robot: Robot
+    gateway: Gateway, farm: Farm, fake_worker: FakeWorker
 ) -> None:
     job = farm.submit(["a boat", BAD_PROMPT], seed=1)
     job.wait(20, check=False)
-    robot.healed = True
+    fake_worker.healed = True
     job.retry()
     job.wait(20)
     for render, generation in ((0, 0), (1, 1)):
@@ -143,7 +143,7 @@ def test_an_orphan_is_removed(gateway: Gateway, job: Job) -> None:
 
 
 def test_what_can_be_mended_is_mended_where_pictures_cannot_be_made_again(
-    gateway: Gateway, farm: Farm, robot: Robot
+    gateway: Gateway, farm: Farm, fake_worker: FakeWorker
 ) -> None:
     deadline = datetime.now(UTC) + timedelta(seconds=4)
     job = farm.submit(["a boat", "a bird"], deadline=deadline)

@@ -24,7 +24,7 @@ WORKERS = 2
 LEASE_MS = 4000
 CHILDREN = {
     "publisher": "farm_workers.publisher.process",
-    "witness": "farm_workers.worker.crash_reporter",
+    "crash_reporter": "farm_workers.worker.crash_reporter",
 }
 
 

@@ -4,8 +4,8 @@ python tests/storm/storm.py --jobs 20000 --kills 120 --server-kills 10
 python tests/storm/storm.py --ray --jobs 1655 --kills 20 --server-kills 2
 
 Real processes: a Valkey server, a gateway, schedulers, two workers with a tiny checkpoint, their
-publishers and witnesses, and a client that submits. In the end a checker that knows nothing of the
-farm's insides compares what was acknowledged with what is stored and what the API says.
+publishers and crash reporters, and a client that submits. In the end a checker that knows nothing
+of the farm's insides compares what was acknowledged with what is stored and what the API says.
 """
 
 import argparse
@@ -37,7 +37,14 @@ LEAST_GAP_SECONDS = 0.5
 PATIENCE_SECONDS = 300.0  # without a row that starts and nothing left to kill
 RESTART_SECONDS = 180.0  # in which what was killed must be there again
 BARELY = 1.5  # seconds: a pause that no lease notices
-VICTIMS = {"worker": 9, "publisher": 4, "gateway": 3, "scheduler": 3, "witness": 1, "submitter": 1}
+VICTIMS = {
+    "worker": 9,
+    "publisher": 4,
+    "gateway": 3,
+    "scheduler": 3,
+    "crash_reporter": 1,
+    "submitter": 1,
+}
 PAUSES = {"worker": 3, "publisher": 1, "gateway": 1, "scheduler": 1}
 
 

@@ -34,8 +34,8 @@ from farm_workers.publisher.messages import (
     StoreSuccess,
     StoreTask,
 )
-from farm_workers.publisher.outbox import Outbox, Parcel
-from farm_workers.publisher.pipe import Link
+from farm_workers.publisher.outbox import Outbox, PendingUpload
+from farm_workers.publisher.pipe import ProcessPipe
 
 log = logging.getLogger(__name__)
 
@@ -103,9 +103,9 @@ class Publisher:
         self._numbers = itertools.count()
         self._tasks: dict[str, _Task] = {}
         self._by_number: dict[int, _Task] = {}
-        self._parcels: dict[int, Parcel] = {}  # not answered, in the order they were queued
+        self._parcels: dict[int, PendingUpload] = {}  # not answered, in the order they were queued
         self._outbox = Outbox()
-        self._link: Link | None = None
+        self._link: ProcessPipe | None = None
         self._ready = False  # the process takes work
         self._pending_bytes = self._sent_bytes = 0
         self._closed = False
@@ -168,7 +168,7 @@ class Publisher:
                 tokens=token_bytes(tokens),
                 token_shape=tokens.shape,
             )
-            self._queue(Parcel(work, urgent=task.urgent, pixels=view))
+            self._queue(PendingUpload(work, urgent=task.urgent, pixels=view))
 
     def failed_picture(self, task_key: str, record: PictureRecord, error: FarmError) -> None:
         """A picture that could not be made; it goes into the manifest only."""
@@ -216,7 +216,7 @@ class Publisher:
                 keys.success(job, generation),
                 canonical_json(document).encode(),
             )
-            self._queue(Parcel(work, urgent=True))
+            self._queue(PendingUpload(work, urgent=True))
 
     def drop(self, task_key: str) -> None:
         """Forget a task: what has not begun to be uploaded never is, and no event follows."""
@@ -269,7 +269,7 @@ class Publisher:
             if not task.working and task.deadline is not None and task.deadline < before:
                 self._forget(task)
 
-    def _queue(self, parcel: Parcel) -> None:
+    def _queue(self, parcel: PendingUpload) -> None:
         self._parcels[parcel.work.number] = parcel
         self._pending_bytes += parcel.size
         self._outbox.add(parcel)
@@ -282,7 +282,7 @@ class Publisher:
         if len(task.rows) >= pictures:
             task.whole = None
             work = StoreTask(next(self._numbers), task.number, place, tuple(task.rows))
-            self._queue(Parcel(work, urgent=task.urgent))
+            self._queue(PendingUpload(work, urgent=task.urgent))
 
     def _forget(self, task: _Task) -> None:
         del self._tasks[task.key], self._by_number[task.number]
@@ -293,7 +293,7 @@ class Publisher:
         self._outbox.orders.append(Drop(task.number))
         self._changed.notify_all()
 
-    def _take(self, number: int) -> Parcel | None:
+    def _take(self, number: int) -> PendingUpload | None:
         parcel = self._parcels.pop(number, None)
         if parcel is not None:
             self._pending_bytes -= parcel.size
@@ -333,7 +333,7 @@ class Publisher:
         """Keep a process running and take its answers."""
         failed_starts = 0
         while not self._closed:
-            link = Link(self._begin)
+            link = ProcessPipe(self._begin)
             with self._changed:
                 self._link = link
                 self._send_again()
@@ -402,11 +402,11 @@ class Publisher:
                 if link is not None:
                     link.send(item)
 
-    def _next(self) -> Parcel | LeaseUntil | Drop | None:
+    def _next(self) -> PendingUpload | LeaseUntil | Drop | None:
         if not self._ready:
             return None
         item = self._outbox.next(room=self._sent_bytes < SENT_BYTES)
-        if isinstance(item, Parcel):
+        if isinstance(item, PendingUpload):
             item.sent = next(self._numbers)
             self._sent_bytes += item.size
         return item

@@ -15,7 +15,7 @@ from farm_workers.worker.inputs import InputReader, Inputs
 PREFETCH = 16  # renders whose inputs are read ahead
 
 
-class Assignment:
+class LeasedTask:
     """One lease with its chunk; belongs to the worker's main loop alone.
 
     Its rows come out of ``next_row`` in the chunk's order, each once its render's inputs are read.

@@ -19,8 +19,8 @@ from farm.spec import CheckpointInfo, Lane
 from farm.store import Store, keys
 from farm_workers.publisher.publisher import Publisher
 from farm_workers.worker.inputs import InputReader
-from farm_workers.worker.lease_table import Aboard
-from farm_workers.worker.leased_task import Assignment
+from farm_workers.worker.lease_table import LeaseTable
+from farm_workers.worker.leased_task import LeasedTask
 from farm_workers.worker.queue_session import Report
 
 log = logging.getLogger(__name__)
@@ -46,10 +46,10 @@ class Loader:
         sinks: Sinks,
         queue: Queue,
         publisher: Publisher,
-        aboard: Aboard,
+        aboard: LeaseTable,
         infos: Mapping[str, CheckpointInfo],
         *,
-        loaded: Callable[[Assignment], None],
+        loaded: Callable[[LeasedTask], None],
         report: Callable[[Report], None],
     ) -> None:
         self._store = store
@@ -101,7 +101,7 @@ class Loader:
                 rows = set(rows_of(chunk)) if wanted is None else wanted
                 found = self._patiently(lambda: sink.stored_pictures(place, chunk, rows))
             threads = self._threads[lease.priority is Priority.URGENT]
-            self._loaded(Assignment(lease, chunk, self._inputs, threads, wanted, found))
+            self._loaded(LeasedTask(lease, chunk, self._inputs, threads, wanted, found))
         except Exception as error:
             log.warning("task %s cannot be loaded: %s", lease.key, error)
             self._end(Report(lease, None, "infra", f"its chunk cannot be read: {error}"))

@@ -21,7 +21,7 @@ BAD_PROMPT = "please fail"
 LOST_PROMPT = "please crash"
 
 
-class Robot:
+class FakeWorker:
     def __init__(self, queue: Queue, store: Store, info: CheckpointInfo) -> None:
         self.queue = queue
         self.store = store
@@ -33,7 +33,7 @@ class Robot:
 
     def start(self) -> None:
         self.queue.register(
-            self.session, "robot", [self.info.name], {"checkpoints": [self.info.model_dump()]}
+            self.session, "fake", [self.info.name], {"checkpoints": [self.info.model_dump()]}
         )
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -56,7 +56,7 @@ class Robot:
     def do(self, lease: Lease) -> None:
         if lease.finalise:
             self.store.put(keys.success(lease.job, lease.generation), b"{}")
-            receipt = Receipt(done=0, failed=0, size=0, part="", part_sha256="", numerics="robot")
+            receipt = Receipt(done=0, failed=0, size=0, part="", part_sha256="", numerics="fake")
             self.queue.complete(self.session, lease, receipt)
             return
         text = lease.inline or self.store.get(keys.chunk(lease.job, lease.number)).decode()
@@ -84,7 +84,7 @@ class Robot:
                 size=sum(row.size or 0 for row in rows),
                 part=key,
                 part_sha256=hashlib.sha256(part).hexdigest(),
-                numerics="robot",
+                numerics="fake",
             ),
         )
 
@@ -93,7 +93,7 @@ class Robot:
         common = {
             "job": chunk.job, "generation": lease.generation, "render": render,
             "image": row.index, "width": spec.width, "height": spec.height, "seed": row.seed,
-            "spec_sha256": spec.sha256, "spec": spec.canonical(), "numerics": "robot",
+            "spec_sha256": spec.sha256, "spec": spec.canonical(), "numerics": "fake",
         }  # fmt: skip
         if spec.prompt == BAD_PROMPT and not self.healed:
             error = '{"code": "render", "message": "the logits are not finite"}'
@@ -102,7 +102,7 @@ class Robot:
                 error=error,
             )  # fmt: skip
         colour = hashlib.sha256(f"{spec.prompt}{row.seed}".encode()).digest()[:3]
-        facts = Facts(spec, row.index, "robot", np.array([[*colour]], np.uint16))
+        facts = Facts(spec, row.index, "fake", np.array([[*colour]], np.uint16))
         pixels = np.full((spec.height, spec.width, 3), [*colour], np.uint8)
         data = encode(pixels, facts, Format(chunk.format))
         file = keys.picture(chunk.job, lease.generation, render, row.index, Format(chunk.format))

@@ -1,7 +1,7 @@
 """What is aboard, when leases come, go and come again."""
 
 from farm.job import Lease, Priority
-from farm_workers.worker.lease_table import Aboard
+from farm_workers.worker.lease_table import LeaseTable
 
 
 def lease(attempt: int, number: int = 0, priority: Priority = Priority.NORMAL) -> Lease:
@@ -21,7 +21,7 @@ def lease(attempt: int, number: int = 0, priority: Priority = Priority.NORMAL) -
 
 
 def test_a_lease_is_aboard_once() -> None:
-    aboard = Aboard()
+    aboard = LeaseTable()
     assert aboard.arrive(lease(1))
     assert not aboard.arrive(lease(1))
     assert aboard.skip(first := lease(1)) is False, "it is another object: of another grant"
@@ -29,7 +29,7 @@ def test_a_lease_is_aboard_once() -> None:
 
 
 def test_what_was_dropped_while_it_was_loaded_does_not_end_its_successor() -> None:
-    aboard = Aboard()
+    aboard = LeaseTable()
     old, new = lease(1), lease(2)
     aboard.arrive(old)
     aboard.drop(old.key)
@@ -42,7 +42,7 @@ def test_what_was_dropped_while_it_was_loaded_does_not_end_its_successor() -> No
 
 
 def test_what_is_to_be_rendered_is_counted_by_urgency() -> None:
-    aboard = Aboard()
+    aboard = LeaseTable()
     aboard.arrive(lease(1, 0))
     aboard.arrive(lease(1, 1, Priority.URGENT))
     assert aboard.outstanding() == 8

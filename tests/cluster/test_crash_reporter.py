@@ -1,4 +1,4 @@
-"""Worker processes that die, and what the queue learns of it: real processes, real signals."""
+"""Worker processes that die, and what the queue is told: real processes, real signals."""
 
 import contextlib
 import os
@@ -55,7 +55,7 @@ class Processes:
             until(lambda: not self.farm.queue.sessions(), 20)
         raise AssertionError("the job does not end")
 
-    def words(self) -> str:
+    def log(self) -> str:
         return self._log.read_text()
 
     def stop(self) -> None:
@@ -81,7 +81,7 @@ def errors(farm: Farm, job: str) -> dict[int, str]:
     return {row.render: str(row.failure) for row in farm.rows(job) if row.error is not None}
 
 
-def test_a_killed_worker_loses_its_leases_at_once_and_nobody_is_blamed(
+def test_a_killed_worker_loses_its_leases_at_once_and_no_task_is_blamed(
     processes: Processes,
 ) -> None:
     farm = processes.farm
@@ -94,7 +94,7 @@ def test_a_killed_worker_loses_its_leases_at_once_and_nobody_is_blamed(
     processes.start("worker-1")
     farm.wait(job)
     assert errors(farm, job) == {}
-    assert "ended: lost" in processes.words()
+    assert "ended: lost" in processes.log()
 
 
 def test_a_row_that_segfaults_fails_alone(processes: Processes) -> None:
@@ -102,7 +102,7 @@ def test_a_row_that_segfaults_fails_alone(processes: Processes) -> None:
     job = farm.submit("a", "b", "a bad one", "c", max_failed=1)
     assert processes.lives(job, FARM_FAULTS="segfault:bad") == 4
     assert errors(farm, job) == {2: "error[render]: it crashed its worker twice while it ran alone"}
-    assert "Segmentation fault" in processes.words()
+    assert "Segmentation fault" in processes.log()
 
 
 def test_a_row_that_hangs_fails_alone(processes: Processes) -> None:
@@ -119,41 +119,43 @@ def test_a_row_that_is_not_finite_and_one_that_is_slow(processes: Processes) -> 
     assert errors(farm, job) == {1: "error[render]: its logits are not finite"}
 
 
-def test_a_worker_whose_witness_was_killed_gets_another(processes: Processes) -> None:
+def test_a_worker_whose_crash_reporter_was_killed_gets_another(processes: Processes) -> None:
     farm = processes.farm
     first = processes.start("worker-0")
     until(lambda: farm.queue.sessions(), 60)
-    witness = witness_of(first.pid)
-    assert witness
-    os.kill(witness, signal.SIGKILL)
-    until(lambda: witness_of(first.pid) not in (0, witness), 20)
+    reporter = reporter_of(first.pid)
+    assert reporter
+    os.kill(reporter, signal.SIGKILL)
+    until(lambda: reporter_of(first.pid) not in (0, reporter), 20)
     first.kill()
     until(lambda: not farm.queue.sessions(), 20)
 
 
-def test_a_worker_whose_witness_dies_again_and_again_works_on(redis_url: str) -> None:
-    """Also before there is a session to speak of: what could not be said must not come back."""
+def test_a_worker_whose_crash_reporter_dies_again_and_again_works_on(redis_url: str) -> None:
+    """Also before there is a session: what could not be written must not come back."""
     ended = subprocess.run(
-        [sys.executable, "-c", DYING_WITNESSES, redis_url], capture_output=True, text=True
+        [sys.executable, "-c", DYING_REPORTERS, redis_url], capture_output=True, text=True
     )
     assert ended.returncode == 0, ended.stderr
     assert "ended: lost" in ended.stderr
 
 
-DYING_WITNESSES = """
+DYING_REPORTERS = """
 import sys, time
-from farm_workers.worker.crash_reporter import Witness
+from farm_workers.worker.crash_reporter import CrashReporter
 
-witness = Witness(sys.argv[1], "farm")
+reporter = CrashReporter(sys.argv[1], "farm")
 for session in ("0" * 32, "1" * 32):
-    witness._process.kill()
-    witness._process.wait()
-    witness.watch(session)
-    witness.keep_alive()
+    reporter._process.kill()
+    reporter._process.wait()
+    reporter.follow(session)
+    reporter.keep_alive()
 """
 
 
-def test_a_crash_is_told_before_the_process_is_gone(redis_url: str, processes: Processes) -> None:
+def test_a_crash_is_reported_before_the_process_is_gone(
+    redis_url: str, processes: Processes
+) -> None:
     """The kernel may write a core for longer than a lease lasts."""
     queue = processes.farm.queue
     dying = subprocess.Popen(
@@ -171,28 +173,28 @@ def test_a_crash_is_told_before_the_process_is_gone(redis_url: str, processes: P
 SLOW_DEATH = """
 import sys, time
 from farm.queue import Queue, connect
-from farm_workers.worker.crash_reporter import Witness
+from farm_workers.worker.crash_reporter import CrashReporter
 
 Queue(connect(sys.argv[1])).register("a" * 32, "dying", [], {})
-witness = Witness(sys.argv[1], "farm")
-witness.watch("a" * 32)
+reporter = CrashReporter(sys.argv[1], "farm")
+reporter.follow("a" * 32)
 time.sleep(2)
-witness.accuse()
+reporter.report_crash()
 time.sleep(60)
 """
 
 
-def test_a_worker_that_ends_in_order_is_not_spoken_of(processes: Processes) -> None:
+def test_a_worker_that_ends_in_order_is_not_reported(processes: Processes) -> None:
     first = processes.start("worker-0")
     until(lambda: processes.farm.queue.sessions(), 60)
-    witness = witness_of(first.pid)
+    reporter = reporter_of(first.pid)
     first.terminate()
     assert first.wait(20) == 0
-    until(lambda: not psutil.pid_exists(witness), 20)
-    assert "session" not in processes.words()
+    until(lambda: not psutil.pid_exists(reporter), 20)
+    assert "session" not in processes.log()
 
 
-def witness_of(pid: int) -> int:
+def reporter_of(pid: int) -> int:
     for child in psutil.Process(pid).children():
         with contextlib.suppress(psutil.ZombieProcess):
             if "farm_workers.worker.crash_reporter" in child.cmdline():
