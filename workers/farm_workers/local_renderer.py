@@ -18,8 +18,8 @@ from farm.sinks.protocol import TaskPlace
 from farm.sinks.registry import Sinks
 from farm.spec import CheckpointInfo, Row
 from farm.store.local import ReplacingStore
+from farm_workers.render_engine import RenderEngine
 from farm_workers.worker.inputs import InputReader, Inputs
-from farm_workers.worker.worker import RenderEngine
 
 SINK = "images"
 JOB = "local"  # in the manifest, where the farm has a job's id
@@ -45,7 +45,7 @@ class LocalRenderer:
     def __init__(
         self,
         engines: Mapping[str, RenderEngine],
-        infos: dict[str, CheckpointInfo],
+        infos: Mapping[str, CheckpointInfo],
         read_asset: Callable[[str], bytes],
         out: Path,
         picture_format: Format,

@@ -21,7 +21,8 @@ from farm.checkpoints.inspect import inspect_checkpoint
 from farm.spec import CheckpointInfo, Mode, RenderRequest, RenderSpec, Row
 from farm_workers.bench.pipelines import make_pipeline
 from farm_workers.engine.checkpoint import DTYPES, Parts, load_modules
-from farm_workers.engine.engine import Done, Engine
+from farm_workers.engine.done import Done
+from farm_workers.engine.engine import Engine
 from farm_workers.testing.random_weights import CONFIGURATIONS, random_modules
 
 Workload = Callable[[int], list["Item"]]  # its pictures in each round
@@ -177,7 +178,7 @@ def count_flops(engine: Engine, items: list[Item]) -> float:
     """Of one picture, as this engine computes it."""
     with FlopCounterMode(display=False) as counter:
         draw_with_engine(engine, items)
-    return counter.get_total_flops() / len(items)
+    return float(counter.get_total_flops()) / len(items)
 
 
 def urgent(engine: Engine, tile: int, rounds: int, sync: Callable[[], None]) -> dict[str, float]:
