@@ -211,7 +211,7 @@ def test_a_cancelled_job_leaves_the_engine(farm: Farm) -> None:
     job = farm.submit(*"abcdefgh")
     until(lambda: not engine.idle)
     assert farm.queue.cancel(job, TENANT) is JobState.CANCELLED
-    until(lambda: not farm.workers[0][0]._dropped.empty())
+    until(lambda: not farm.workers[0][0]._leases.tasks)
     engine.gate.set()
     until(lambda: engine.idle)
     assert engine.cancelled
@@ -282,7 +282,9 @@ def test_a_beat_that_meets_the_workers_own_end_begins_nothing(
     assert "starting a new one" not in caplog.text
 
 
-def test_a_session_that_the_farm_ended_starts_anew_and_the_job_is_stored_once(farm: Farm) -> None:
+def test_a_worker_whose_session_was_ended_starts_another_and_stores_once(
+    farm: Farm,
+) -> None:
     engine = FakeEngine(rows=1)
     engine.gate.clear()
     farm.start(engine=engine)

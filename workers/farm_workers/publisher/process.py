@@ -59,6 +59,8 @@ class _Dropped(Exception):
 
 
 class PublisherProcess:
+    """Serves one worker over one connection."""
+
     def __init__(self, connection: "Connection[Any, Any]", begin: Begin) -> None:
         self._connection = connection
         # Between two attempts the lease is looked at, so they are made here, not inside the store.
@@ -213,7 +215,7 @@ def main() -> None:
         PublisherProcess(connection, begin).run()
     except (EOFError, OSError):
         pass
-    os._exit(0)  # at once: an upload that goes on would be one that nobody holds a lease for
+    os._exit(0)  # at once: an upload that goes on would be one without a lease
 
 
 if __name__ == "__main__":
