@@ -50,14 +50,14 @@ if reported == "yes":
     reporter = CrashReporter(redis_url, "farm")
     reporter.follow(session)
 queue.register(session, "victim", [checkpoint], {})
-queue.beat(session, 1000, {}, {}, int(lease_ms))
+queue.heartbeat(session, 1000, {}, {}, int(lease_ms))
 while not queue.held(session):
     queue.lease(session, None, 1000, int(lease_ms))
     time.sleep(0.01)
 print("holds", flush=True)
 while True:
     time.sleep(1)
-    queue.beat(session, 0, {}, {}, int(lease_ms))
+    queue.heartbeat(session, 0, {}, {}, int(lease_ms))
 """
 
 
@@ -79,7 +79,7 @@ class Successor:
 
     def open(self) -> None:
         self.room = 1000
-        self._queue.beat(self._session, self.room, {}, {}, LEASE_MS)
+        self._queue.heartbeat(self._session, self.room, {}, {}, LEASE_MS)
 
     def take(self) -> float:
         """When the task came; it is given up for good, and the door is closed."""
@@ -91,7 +91,7 @@ class Successor:
                 if lease.finalise:  # of the trial before
                     continue
                 self.room = 0
-                self._queue.beat(self._session, 0, {}, {}, LEASE_MS)
+                self._queue.heartbeat(self._session, 0, {}, {}, LEASE_MS)
                 return came
         raise TimeoutError("the task was never leased again")
 
@@ -108,7 +108,7 @@ class Successor:
     def _beat(self) -> None:
         while not self._stopped.wait(1.0):
             with contextlib.suppress(Unavailable):
-                self._queue.beat(self._session, self.room, {}, {}, LEASE_MS)
+                self._queue.heartbeat(self._session, self.room, {}, {}, LEASE_MS)
 
 
 def submit(queue: Queue) -> None:
@@ -155,7 +155,7 @@ class RayVictim:
         self._queue.register(self._session, worker, [CHECKPOINT], {"pid": os.getpid()})
         while True:
             room = 0 if self._queue.held(self._session) else 1000
-            self._queue.beat(self._session, room, {}, {}, LEASE_MS)
+            self._queue.heartbeat(self._session, room, {}, {}, LEASE_MS)
             time.sleep(1)
 
     def life(self) -> tuple[str, str]:

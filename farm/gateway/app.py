@@ -45,7 +45,7 @@ def create_app(
     named = [inspect_checkpoint(ref).info for ref in settings.checkpoints]
     registry = CheckpointRegistry([*infos, *named], live=lambda: live_checkpoints(queue))
     kept = Assets(store)
-    metrics = Metrics(queue.work)
+    metrics = Metrics(queue.backlog)
     signer = Signer(
         settings.secret.get_secret_value().encode() if settings.secret else secret_of(settings.data)
     )

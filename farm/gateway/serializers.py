@@ -3,12 +3,11 @@
 from collections.abc import Container, Iterable, Iterator
 from typing import Any
 
-from farm.errors import FarmError
+from farm.errors import FarmError, RejectedRender
 from farm.formats.manifest import ManifestRow
 from farm.formats.picture_record import PictureRecord
 from farm.gateway.signed_urls import Links
 from farm.ingest.ingest import MAX_LISTED
-from farm.ingest.ndjson import Rejected
 from farm.job import Chunk
 from farm.queue import Failure, JobStatus
 from farm.queue.why import Why
@@ -64,5 +63,5 @@ def lost_views(
                 yield {**record.failed_row(error).public(), "numerics": None, "url": None}
 
 
-def rejected_view(rejected: Iterable[Rejected]) -> list[dict[str, Any]]:
+def rejected_view(rejected: Iterable[RejectedRender]) -> list[dict[str, Any]]:
     return [one.to_dict() for one in list(rejected)[:MAX_LISTED]]

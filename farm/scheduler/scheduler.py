@@ -77,7 +77,7 @@ class Scheduler:
                 self._queue.end(self._dead[0], "lost")
                 self._dead.pop(0)  # only now: a server that is away must still hear of it
         self._queue.tick()
-        work = [Work(item.lane, item.priority, item.pictures) for item in self._queue.work()]
+        work = [Work(item.lane, item.priority, item.pictures) for item in self._queue.backlog()]
         if not work:
             return 0
         sessions = self._queue.sessions()

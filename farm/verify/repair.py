@@ -147,7 +147,7 @@ class Verifier:
             if stored.key not in damaged
         )
         earlier = sum(task.receipt.done for task in tasks[:-1])
-        self._queue.spoil(job, self._tenant, tasks[-1], good - earlier)
+        self._queue.invalidate(job, self._tenant, tasks[-1], good - earlier)
 
     def _write_part(self, lost: Difference) -> bool:
         """Write a part again from what the stored pictures tell, if that gives its hash."""

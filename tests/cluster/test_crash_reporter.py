@@ -81,6 +81,7 @@ def errors(farm: Farm, job: str) -> dict[int, str]:
     return {row.render: str(row.failure) for row in farm.rows(job) if row.error is not None}
 
 
+@pytest.mark.slow
 def test_a_killed_worker_loses_its_leases_at_once_and_no_task_is_blamed(
     processes: Processes,
 ) -> None:
@@ -97,6 +98,7 @@ def test_a_killed_worker_loses_its_leases_at_once_and_no_task_is_blamed(
     assert "ended: lost" in processes.log()
 
 
+@pytest.mark.slow
 def test_a_row_that_segfaults_fails_alone(processes: Processes) -> None:
     farm = processes.farm
     job = farm.submit("a", "b", "a bad one", "c", max_failed=1)
@@ -105,6 +107,7 @@ def test_a_row_that_segfaults_fails_alone(processes: Processes) -> None:
     assert "Segmentation fault" in processes.log()
 
 
+@pytest.mark.slow
 def test_a_row_that_hangs_fails_alone(processes: Processes) -> None:
     farm = processes.farm
     job = farm.submit("a", "a bad one", "c", max_failed=1)

@@ -40,6 +40,7 @@ ENDED = (JobState.DONE, JobState.FAILED)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.slow
 def test_a_row_that_crashes_its_worker_fails_alone(farm: Farm) -> None:
     job = farm.submit(*"abcd", "a bad one", *"efgh", max_failed=1)
     lives(farm, job, "sticky:bad")

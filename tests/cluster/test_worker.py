@@ -183,7 +183,7 @@ def test_a_retry_renders_the_failed_rows_only_and_keeps_the_others(farm: Farm) -
     merged = merge(farm.rows(job))
     assert [merged[render, 0].generation for render in range(3)] == [0, 1, 0]
     assert all(farm.store.size(row.file or "") == row.size for row in merged.values())
-    assert farm.queue.fsck() == []
+    assert farm.queue.check() == []
     success = json.loads(farm.store.get(keys.success(job, 1)))
     assert success["counts"] == {"parts": 2, "done": 3, "failed": 0}
 
@@ -196,7 +196,7 @@ def test_urgent_rows_enter_the_engine_before_older_bulk_rows(farm: Farm) -> None
     until(lambda: not engine.idle)
     urgent = farm.submit("u", priority=Priority.URGENT)
     until(lambda: farm.queue.status(urgent, TENANT).tasks.leased == 1)
-    time.sleep(0.3)  # until the grant has been loaded
+    until(lambda: not farm.workers[0][0]._loaded.empty())
     engine.gate.set()
     farm.wait(bulk)
     farm.wait(urgent)
@@ -257,7 +257,7 @@ def test_a_beat_that_meets_the_workers_own_end_begins_nothing(
     until(controls)
     [control] = controls()
     session = worker.session
-    begun, ended, beat, end = threading.Event(), threading.Event(), Queue.beat, Queue.end
+    begun, ended, beat, end = threading.Event(), threading.Event(), Queue.heartbeat, Queue.end
 
     def late_beat(*arguments: Any) -> Any:
         begun.set()
@@ -270,7 +270,7 @@ def test_a_beat_that_meets_the_workers_own_end_begins_nothing(
         finally:
             ended.set()
 
-    monkeypatch.setattr(Queue, "beat", late_beat)
+    monkeypatch.setattr(Queue, "heartbeat", late_beat)
     monkeypatch.setattr(Queue, "end", end_first)
     assert begun.wait(20)
     worker.stop()

@@ -46,7 +46,7 @@ class FakeWorker:
 
     def _run(self) -> None:
         while not self._stop.is_set():
-            self.queue.beat(self.session, 1000, {}, {}, 10_000)
+            self.queue.heartbeat(self.session, 1000, {}, {}, 10_000)
             self.queue.tick()
             self.queue.lease(self.session, None, 1000, 10_000)
             for lease in self.queue.held(self.session):

@@ -16,6 +16,7 @@ from PIL import Image
 
 from farm.errors import InvalidInput, JobCancelled, JobFailed, NotAllowed, NotFound, TimedOut
 from farm_client import AllRejected, AsyncFarm, Farm
+from farm_client.connection import Connection
 from farm_client.fetch import MANIFEST
 
 
@@ -237,23 +238,32 @@ def test_a_folder_that_cannot_be_written_is_said_at_once(
 
 
 def test_a_watcher_survives_a_restart_of_the_gateway(
-    start: Serve, gateway: Gateway, tmp_path: Path
+    start: Serve, gateway: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    told, away, pause = threading.Event(), threading.Event(), Connection.pause
+
+    async def paused(*arguments: Any) -> None:
+        away.set()
+        await pause(*arguments)
+
+    monkeypatch.setattr(Connection, "pause", paused)
     first = start()
     port = int(first.url.rsplit(":", 1)[1])
     job = Farm(first.url).submit("x")
     seen = []
 
     def watch() -> None:
-        seen.extend(status.state for status in job.events())
+        for status in job.events():
+            seen.append(status.state)
+            told.set()
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    time.sleep(0.3)
+    assert told.wait(20)
     first.server.should_exit = True
     while any(server.is_serving() for server in first.server.servers):
         time.sleep(0.02)
-    time.sleep(1.2)
+    assert away.wait(20)
     second = start(port=port)
     second.queue.cancel(job.id, "local")
     watcher.join(20)

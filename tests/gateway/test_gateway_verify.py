@@ -73,7 +73,7 @@ def test_a_damaged_picture_is_named_and_made_again(
     assert {render: image.generation for render, image in images.items()} == {0: 0, 1: 1, 2: 0}
     assert images[1].bytes() == data
     assert job.verify().differences == ()
-    assert gateway.queue.fsck() == []
+    assert gateway.queue.check() == []
     (record,) = gateway.store.list(keys.repairs(job.id))
     told = json.loads(gateway.store.get(record.key))
     assert [(one["kind"], one["subject"]) for one in told] == [(kind, key)]
@@ -93,7 +93,7 @@ def test_a_retried_picture_that_is_damaged_is_made_a_third_time(
     assert job.wait(20).images.done == 2
     assert {image.generation for image in job.images()} == {2}
     assert job.verify().differences == ()
-    assert gateway.queue.fsck() == []
+    assert gateway.queue.check() == []
 
 
 def test_the_newest_part_of_a_repaired_job_is_written_again_too(gateway: Gateway, job: Job) -> None:

@@ -299,7 +299,7 @@ def test_a_killed_worker_leaves_the_bytes_of_an_undisturbed_job(
     check_pictures(job, 100)
 
 
-def test_what_an_attempt_stored_before_it_was_lost_is_not_rendered_again(
+def test_a_lost_part_is_written_again_from_the_bundle_alone(
     gateway: Gateway, workers: Workers, farm: Farm
 ) -> None:
     workers.start()
@@ -341,7 +341,7 @@ def test_a_lost_or_damaged_bundle_is_named_and_its_pictures_are_made_again(
     assert check_pictures(job) == before
     assert job.status().images.done == 5
     assert job.verify().differences == ()
-    assert gateway.queue.fsck() == []
+    assert gateway.queue.check() == []
 
 
 def test_a_part_of_a_bundle_is_read_with_its_own_signature_only(

@@ -12,8 +12,7 @@ from farm.errors import InvalidInput, NotFound
 from farm.gateway.bodies import content_type, read_body
 from farm.gateway.dependencies import Deps, Reader, Writer
 from farm.gateway.signed_urls import media_type
-from farm.ingest.assets import Kind
-from farm.spec import AssetId
+from farm.spec import AssetId, AssetKind
 
 router = APIRouter(prefix="/v1", tags=["assets"])
 
@@ -27,7 +26,7 @@ async def upload(
     request: Request,
     deps: Deps,
     tenant: Writer,
-    kind: Kind | None = None,
+    kind: AssetKind | None = None,
 ) -> Response:
     """Keep an input picture, mask or tensor file, sent as the raw body; what it is, is found by
     its content. Its id is the sha256 of its bytes."""

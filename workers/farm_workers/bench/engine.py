@@ -15,17 +15,18 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.flop_counter import FlopCounterMode
 
 from farm.checkpoints.inspect import inspect_checkpoint
 from farm.spec import CheckpointInfo, Mode, RenderRequest, RenderSpec, Row
+from farm_workers.bench.floor import decode_flops, step_flops
 from farm_workers.bench.pipelines import make_pipeline
-from farm_workers.engine.checkpoint import DTYPES, Parts, load_modules
-from farm_workers.engine.done import Done
-from farm_workers.engine.engine import Engine
+from farm_workers.engine import Engine, Result
+from farm_workers.engine.amused import DTYPES, AmusedModel, load_modules
+from farm_workers.engine.device import Device
 from farm_workers.testing.random_weights import CONFIGURATIONS, random_modules
 
 Workload = Callable[[int], list["Item"]]  # its pictures in each round
+Loaded = tuple[CheckpointInfo, dict[str, Any]]
 
 ASSET = "0" * 64
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
@@ -90,7 +91,7 @@ def _item(info: CheckpointInfo, pictures: tuple[Any, Any] = (None, None), **requ
     return Item(RenderRequest.parse(request).resolve(info, seed=0), *pictures)
 
 
-def drawn(engine: Engine, items: Iterable[Item]) -> Iterator[Done]:
+def drawn(engine: Engine, items: Iterable[Item]) -> Iterator[Result]:
     """Pictures as they finish; items are taken as soon as the engine has room for them."""
     waiting = enumerate(items)
     while True:
@@ -174,11 +175,19 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, sync: Callable[[], Non
     return 2 * side**3 / min(_seconds(lambda: left @ right, sync) for _ in range(10))
 
 
-def count_flops(engine: Engine, items: list[Item]) -> float:
-    """Of one picture, as this engine computes it."""
-    with FlopCounterMode(display=False) as counter:
-        draw_with_engine(engine, items)
-    return float(counter.get_total_flops()) / len(items)
+def picture_flops(info: CheckpointInfo, modules: dict[str, Any], steps: int = 12) -> float:
+    """FLOPs of one guided picture of the checkpoint's own size."""
+    grid = info.grid(info.native_height, info.native_width)
+    step = step_flops(modules["transformer"].config, info.text_tokens, grid)
+    return 2 * steps * step + decode_flops(modules["vqvae"], grid)
+
+
+def load(name: str, random: str | None, device: torch.device, dtype: torch.dtype) -> Loaded:
+    """A checkpoint's modules, or random ones of a full-size configuration."""
+    if random:
+        return random_modules(random, device, dtype)
+    checkpoint = inspect_checkpoint(name)
+    return checkpoint.info, load_modules(checkpoint, device, dtype)
 
 
 def urgent(engine: Engine, tile: int, rounds: int, sync: Callable[[], None]) -> dict[str, float]:
@@ -252,7 +261,12 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--tile", type=int, default=8)
     options.add_argument("--rows", type=int, default=None)
     options.add_argument("--threads", type=int, default=None)
-    options.add_argument("--images", type=int, default=24, help="of each workload")
+    options.add_argument(
+        "--images",
+        type=int,
+        default=None,
+        help="of each workload, and diffusers' largest batch; 24 on a CPU, 64 on a GPU",
+    )
     options.add_argument("--rounds", type=int, default=5)
     options.add_argument("--compile", action="store_true", help="diffusers with torch.compile too")
     options.add_argument("--json", action="store_true", help="JSON on stdout, the table on stderr")
@@ -267,15 +281,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sync = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     if options.threads:
         torch.set_num_threads(options.threads)
-    if options.random_weights:
-        info, modules = random_modules(options.random_weights, device, DTYPES[dtype])
-    else:
-        checkpoint = inspect_checkpoint(options.checkpoint)
-        info, modules = checkpoint.info, load_modules(checkpoint, device, DTYPES[dtype])
-    parts = Parts.of(info, modules, device, DTYPES[dtype], together=device.type != "cpu")
-    engine = Engine.of(parts, rows=options.rows, tile=options.tile)
-    upstream = Upstream(info, modules)
-    count = options.images
+    source = (options.checkpoint, options.random_weights, device, DTYPES[dtype])
+    info, modules = load(*source)
+    target = Device(device)
+    with torch.inference_mode(), target.scope():
+        model = AmusedModel(info, modules, target, DTYPES[dtype])
+    engine = Engine(model, rows=options.rows, tile=options.tile)
+    # diffusers gets modules of its own: each side may change what it has.
+    info, others = load(*source)
+    upstream = Upstream(info, others)
+    count = options.images or (max(BATCHES) if device.type == "cuda" else 24)
     workloads: dict[str, Workload] = {
         "uniform": partial(uniform, info, count),
         "mixed": partial(mixed, info, count),
@@ -294,11 +309,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         System(f"diffusers, batch {batch}", in_batches),
     ]
     if options.compile:
-        fast = {**modules, "transformer": torch.compile(modules["transformer"])}
+        fast = {**others, "transformer": torch.compile(others["transformer"])}
         compiled = Upstream(info, fast)
         systems.append(System("diffusers, torch.compile", lambda items: compiled.draw(items, 1)))
     measure(systems, workloads, options.rounds, sync)
-    flops = count_flops(engine, uniform(info, 1, options.rounds + 1))
+    flops = picture_flops(info, others)
     floor = flops / matrix_rate(device, DTYPES[dtype], sync)
     reached = statistics.median(systems[0].seconds["uniform"])
     result = {

@@ -19,7 +19,6 @@ from farm.formats.manifest import ManifestRow
 from farm.formats.picture_file import token_bytes
 from farm.formats.picture_record import PictureRecord
 from farm.job import Receipt
-from farm.spec import canonical_json
 from farm.store import keys, open_store
 from farm_workers.leased_task import LeasedTask
 from farm_workers.publisher.messages import (
@@ -34,6 +33,7 @@ from farm_workers.publisher.messages import (
     Work,
 )
 from farm_workers.publisher.pipe import ProcessPipe
+from farm_workers.publisher.success import success_document
 from farm_workers.publisher.uploads import PendingUpload, UploadQueue
 
 log = logging.getLogger(__name__)
@@ -173,15 +173,7 @@ class Publisher:
     ) -> None:
         """Write ``_SUCCESS`` of the task's job: parts with their sha256, and what was counted."""
         job, generation = task.lease.job, task.lease.generation
-        ordered = sorted(parts)
-        document = {
-            "v": 1,
-            "job": job,
-            "generation": generation,
-            "counts": {"parts": len(ordered), **(counts or {})},
-            "parts": [{"key": key, "sha256": sha256} for key, sha256 in ordered],
-        }
-        data = canonical_json(document).encode()
+        data = success_document(job, generation, parts, counts or {})
         with self._changed:
             if self._open(task):
                 key = keys.success(job, generation)
@@ -201,13 +193,13 @@ class Publisher:
         """
         if not self._closed and not all(thread.is_alive() for thread in self._threads):
             raise RuntimeError("a thread of the publisher has died")
-        events = []
-        try:
-            events.append(self._events.get(timeout=timeout) if timeout > 0 else None)
+        events: list[Event] = []
+        with contextlib.suppress(queues.Empty):
+            if timeout > 0:
+                events.append(self._events.get(timeout=timeout))
             while True:
                 events.append(self._events.get_nowait())
-        except queues.Empty:
-            return [event for event in events if event is not None]
+        return events
 
     def close(self) -> None:
         """End the process at once; what is not stored yet is not."""
@@ -301,13 +293,12 @@ class Publisher:
         """The process has died: fail what it dies of, and everything if it does not start."""
         for upload in self._uploads.count_death(self._begin.threads):
             if task := self._tasks.get(upload.work.task):
-                error = f"the publisher's process died {upload.deaths} times while it was to store"
-                self._fail(task, StoreError(f"{error} {upload.work.subject}"))
+                died = f"the publisher's process died {upload.deaths} times while it was to store"
+                self._fail(task, StoreError(f"{died} {upload.work.subject}"))
         if failed_starts >= MAX_FAILED_STARTS:
+            error = StoreError("the publisher's process does not start")
             for number in self._uploads.tasks & self._tasks.keys():
-                self._fail(
-                    self._tasks[number], StoreError("the publisher's process does not start")
-                )
+                self._fail(self._tasks[number], error)
 
     def _send(self) -> None:
         while True:

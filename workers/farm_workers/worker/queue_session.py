@@ -13,8 +13,8 @@ from typing import Any, Literal
 from farm.errors import FarmError, InvalidInput, LeaseLost, NotFound, Unavailable
 from farm.job import Lease, Priority
 from farm.queue import Queue
+from farm.queue.constants import MAX_ROWS
 from farm.queue.queue import FIRST_LEASE_MS
-from farm.queue.wire import MAX_ROWS
 from farm_workers.leased_task import LeasedTask, Outcome
 from farm_workers.publisher.publisher import Publisher
 from farm_workers.worker.crash_reporter import CrashReporter
@@ -199,7 +199,7 @@ class QueueSession:
             "urgent_room": urgent_room,
         }
         sent = time.monotonic()
-        answer = self._queue.beat(self.token, room, progress, stats, self._lease_ms)
+        answer = self._queue.heartbeat(self.token, room, progress, stats, self._lease_ms)
         self._lease_end = sent + self._lease_ms / 1000
         self._leases.announced(progress)
         for key, task in ours.items():

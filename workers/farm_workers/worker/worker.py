@@ -11,7 +11,8 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from farm.checkpoints.inspect import Checkpoint, inspect_checkpoint
 from farm.queue import Queue, connect
@@ -39,7 +40,7 @@ LoadEngine = Callable[[Checkpoint, WorkerSettings], RenderEngine]
 
 
 class Worker:
-    """One life of a worker.
+    """One run of a worker.
 
     Args:
         settings: where everything is.
@@ -88,13 +89,7 @@ class Worker:
             self._loader.load,
             name,
             list(infos),
-            {
-                "host": socket.gethostname(),
-                "pid": os.getpid(),
-                "capacity": self._leases.capacity,
-                "checkpoints": [info.model_dump(mode="json") for info in infos.values()],
-                "numerics": {engine: engines[engine].numerics for engine in engines},
-            },
+            _session_info(infos, engines, self._leases.capacity),
             lease_ms=settings.lease_ms,
             step_deadline_seconds=settings.step_deadline_seconds,
             crash_reporter=crash_reporter,
@@ -103,7 +98,7 @@ class Worker:
 
     @property
     def session(self) -> str:
-        """The token of this life; another one after the farm has ended it."""
+        """The token of its session; another one after the farm has ended that."""
         return self._queue_session.token
 
     def run(self) -> None:
@@ -165,6 +160,18 @@ def _outcome(event: Event) -> Outcome:
         return Outcome(event.receipt)
     final = event.error is not None and not event.error.retryable
     return Outcome(None, "row" if final else "infra", str(event.error))
+
+
+def _session_info(
+    infos: Mapping[str, CheckpointInfo], engines: Mapping[str, RenderEngine], capacity: int
+) -> dict[str, Any]:
+    return {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "capacity": capacity,
+        "checkpoints": [info.model_dump(mode="json") for info in infos.values()],
+        "numerics": {name: engine.numerics for name, engine in engines.items()},
+    }
 
 
 def _native(info: CheckpointInfo) -> Lane:
