@@ -196,7 +196,7 @@ def test_urgent_rows_enter_the_engine_before_older_bulk_rows(farm: Farm) -> None
     until(lambda: not engine.idle)
     urgent = farm.submit("u", priority=Priority.URGENT)
     until(lambda: farm.queue.status(urgent, TENANT).tasks.leased == 1)
-    until(lambda: not farm.workers[0][0]._loaded.empty())
+    until(lambda: not farm.workers[0][0]._engine_loop._loaded.empty())
     engine.gate.set()
     farm.wait(bulk)
     farm.wait(urgent)

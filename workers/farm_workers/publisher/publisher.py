@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from farm.errors import FarmError, StoreError, from_dict
 from farm.formats.manifest import ManifestRow
-from farm.formats.picture_file import token_bytes
 from farm.formats.picture_record import PictureRecord
 from farm.job import Receipt
 from farm.store import keys, open_store
@@ -27,14 +26,12 @@ from farm_workers.publisher.messages import (
     NotStored,
     Ready,
     Stored,
-    StorePicture,
     StoreSuccess,
     StoreTask,
-    Work,
 )
 from farm_workers.publisher.pipe import ProcessPipe
 from farm_workers.publisher.success import success_document
-from farm_workers.publisher.uploads import PendingUpload, UploadQueue
+from farm_workers.publisher.uploads import PendingUpload, UploadQueue, picture_upload
 
 log = logging.getLogger(__name__)
 
@@ -134,25 +131,10 @@ class Publisher:
             pixels: uint8 (height, width, 3), None where only tokens are stored; like ``tokens``,
                 (token rows, columns), they must not be changed afterwards.
         """
-        view = None
-        if pixels is not None:
-            pixels = np.ascontiguousarray(pixels, dtype=np.uint8)
-            view = pixels.data.cast("B")
-        assert task.place is not None
         with self._changed:
-            if not self._open(task):
-                return
-            task.handed_over += 1
-            work = StorePicture(
-                number=next(self._numbers),
-                task=task.number,
-                place=task.place,
-                record=record,
-                shape=None if pixels is None else pixels.shape,
-                tokens=token_bytes(tokens),
-                token_shape=tokens.shape,
-            )
-            self._upload(work, urgent=task.urgent, pixels=view)
+            if self._open(task):
+                task.handed_over += 1
+                self._upload(picture_upload(next(self._numbers), task, record, pixels, tokens))
 
     def failed_picture(self, task: LeasedTask, record: PictureRecord, error: FarmError) -> None:
         """A picture that could not be made; it goes into the manifest only."""
@@ -178,7 +160,7 @@ class Publisher:
             if self._open(task):
                 key = keys.success(job, generation)
                 work = StoreSuccess(next(self._numbers), task.number, key, data)
-                self._upload(work, urgent=True)
+                self._upload(PendingUpload(work, urgent=True))
 
     def drop(self, task: LeasedTask) -> None:
         """Forget a task: what has not begun to be uploaded never is, and no event follows."""
@@ -225,15 +207,15 @@ class Publisher:
             self._uploads.forget(task.number)
             self._changed.notify_all()
 
-    def _upload(self, work: Work, *, urgent: bool, pixels: memoryview | None = None) -> None:
-        self._uploads.add(PendingUpload(work, urgent=urgent, pixels=pixels))
+    def _upload(self, upload: PendingUpload) -> None:
+        self._uploads.add(upload)
         self._changed.notify_all()
 
     def _add_row(self, task: LeasedTask, row: ManifestRow) -> None:
         if task.add_row(row):
             assert task.place is not None
             work = StoreTask(next(self._numbers), task.number, task.place, tuple(task.rows))
-            self._upload(work, urgent=task.urgent)
+            self._upload(PendingUpload(work, urgent=task.urgent))
 
     def _answered(self, answer: Stored | NotStored) -> None:
         upload = self._uploads.answered(answer.number)

@@ -3,7 +3,13 @@
 import collections
 from collections.abc import Iterable
 
-from farm_workers.publisher.messages import Drop, LeaseUntil, Work
+import numpy as np
+from numpy.typing import NDArray
+
+from farm.formats.picture_file import token_bytes
+from farm.formats.picture_record import PictureRecord
+from farm_workers.leased_task import LeasedTask
+from farm_workers.publisher.messages import Drop, LeaseUntil, StorePicture, Work
 
 RECORD_BYTES = 4096  # about what a picture takes besides its pixels
 SENT_BYTES = 64 * 2**20  # with the process and not answered; nothing urgent waits behind more
@@ -22,6 +28,31 @@ class PendingUpload:
         self.size = RECORD_BYTES + (pixels.nbytes if pixels is not None else 0)
         self.sent: int | None = None  # its place in the order of sending
         self.deaths = 0
+
+
+def picture_upload(
+    number: int,
+    task: LeasedTask,
+    record: PictureRecord,
+    pixels: NDArray[np.uint8] | None,
+    tokens: NDArray[np.integer],
+) -> PendingUpload:
+    """One picture of a task that has its place; the arrays are not copied."""
+    assert task.place is not None
+    view = None
+    if pixels is not None:
+        pixels = np.ascontiguousarray(pixels, dtype=np.uint8)
+        view = pixels.data.cast("B")
+    work = StorePicture(
+        number=number,
+        task=task.number,
+        place=task.place,
+        record=record,
+        shape=None if pixels is None else pixels.shape,
+        tokens=token_bytes(tokens),
+        token_shape=tokens.shape,
+    )
+    return PendingUpload(work, urgent=task.urgent, pixels=view)
 
 
 class UploadQueue:

@@ -72,15 +72,8 @@ class Worker:
         self._engine_loop = EngineLoop(engines, rows, self._leases, self._publisher)
         queue = Queue(connect(settings.redis_url), farm=settings.name)
         store = open_store(settings.store_url)
-        self._loader = Loader(
-            store,
-            Sinks(store, scratch),
-            queue,
-            self._publisher,
-            self._leases,
-            infos,
-            self._engine_loop.enqueue,
-        )
+        sinks, enqueue = Sinks(store, scratch), self._engine_loop.enqueue
+        self._loader = Loader(store, sinks, queue, self._publisher, self._leases, infos, enqueue)
         self._queue_session = QueueSession(
             queue,
             self._leases,
