@@ -16,7 +16,7 @@ REASONS = {
     "higher": "work of a higher class goes first",
     "turn": "your earlier jobs go first",
     "room": "the workers are full",
-    "empty-worker": "what was aboard at a crash runs alone, on a worker without other work",
+    "empty-worker": "what a crashed worker held runs alone, on a worker without other work",
     "retry": "a pause before what failed is tried again",
     "finalise": "its last file is being written",
 }

@@ -1,7 +1,19 @@
-"""What is aboard, when leases come, go and come again."""
+"""The table of leases, when they come, go and come again."""
 
-from farm.job import Lease, Priority
+import pytest
+
+from farm.job import Format, Lease, Priority, Receipt
+from farm.queue import Progress
+from farm.sinks.protocol import TaskPlace
+from farm_workers.leased_task import LeasedTask, Outcome
 from farm_workers.worker.lease_table import LeaseTable
+
+CRASHED = Outcome(None, "crash", "it crashed")
+
+
+@pytest.fixture
+def table() -> LeaseTable:
+    return LeaseTable(capacity=20)
 
 
 def lease(attempt: int, number: int = 0, priority: Priority = Priority.NORMAL) -> Lease:
@@ -20,30 +32,61 @@ def lease(attempt: int, number: int = 0, priority: Priority = Priority.NORMAL) -
     )
 
 
-def test_a_lease_is_aboard_once() -> None:
-    aboard = LeaseTable()
-    assert aboard.arrive(lease(1))
-    assert not aboard.arrive(lease(1))
-    assert aboard.skip(first := lease(1)) is False, "it is another object: of another grant"
-    assert aboard.keys == {first.key}
+def add(table: LeaseTable, attempt: int = 1, number: int = 0) -> LeasedTask:
+    task = table.add(lease(attempt, number))
+    assert task is not None
+    return task
 
 
-def test_what_was_dropped_while_it_was_loaded_does_not_end_its_successor() -> None:
-    aboard = LeaseTable()
-    old, new = lease(1), lease(2)
-    aboard.arrive(old)
-    aboard.drop(old.key)
-    aboard.arrive(new)
-    assert not aboard.skip(old)
-    assert aboard.skip(new)
-    assert aboard.leave(new.key) == (new, None)
-    aboard.left(new.key)
-    assert aboard.keys == set()
+def test_a_task_is_held_once(table: LeaseTable) -> None:
+    task = add(table)
+    assert table.add(lease(1)) is None
+    assert table.tasks == {task.key: task}
 
 
-def test_what_is_to_be_rendered_is_counted_by_urgency() -> None:
-    aboard = LeaseTable()
-    aboard.arrive(lease(1, 0))
-    aboard.arrive(lease(1, 1, Priority.URGENT))
-    assert aboard.outstanding() == 8
-    assert aboard.outstanding(urgent_only=True) == 4
+def test_what_is_left_of_a_dropped_lease_does_not_end_its_successor(table: LeaseTable) -> None:
+    old = add(table, 1)
+    table.remove(old)
+    new = add(table, 2)
+    assert new.key == old.key
+    assert new.number != old.number
+    assert not table.end(old, CRASHED)
+    table.remove(old)
+    assert table.holds(new)
+    assert not table.holds(old)
+
+
+def test_a_lease_ends_once_and_is_held_until_the_queue_has_heard(table: LeaseTable) -> None:
+    task = add(table)
+    receipt = Receipt(done=4, failed=0, size=1, part="part", part_sha256="", numerics="")
+    assert table.end(task, Outcome(receipt))
+    assert table.queue_wanted.is_set()
+    assert not table.end(task, CRASHED)
+    assert table.ended == [(task, Outcome(receipt))]
+    assert not table.holds(task)
+    assert table.add(lease(2)) is None
+    table.remove(task)
+    assert table.ended == []
+    assert table.add(lease(2)) is not None
+
+
+def test_room_is_told_with_a_second_number_for_urgent_tasks(table: LeaseTable) -> None:
+    ended = add(table, number=0)
+    table.end(ended, CRASHED)
+    begun = add(table, number=1)
+    begun.handed_over = 3
+    table.add(lease(1, 2, Priority.URGENT))
+    assert table.room() == 20 - 1 - 4
+    assert table.room(urgent=True) == 20 - 4
+
+
+def test_a_row_is_announced_until_the_queue_has_heard_of_it(table: LeaseTable) -> None:
+    task = add(table)
+    assert table.progress() == {}, "it is not rendered yet"
+    task.place = TaskPlace.local("images", "job", Format.PNG)
+    table.announce(task, 2)
+    assert table.unannounced
+    heard = table.progress()
+    assert heard == {task.key: Progress(0, 0, 2)}
+    table.announced(heard)
+    assert (task.announced_row, table.unannounced) == (2, False)

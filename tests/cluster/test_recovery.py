@@ -13,7 +13,7 @@ from farm.errors import InvalidInput
 from farm.job import JobState
 from farm.spec import RenderRequest, Row
 from farm.store import keys
-from farm_workers.publisher.publisher import pipe
+from farm_workers.publisher import pipe
 from farm_workers.testing.faults import FaultyEngine
 
 

@@ -20,9 +20,10 @@ from farm.queue import JobHeader, Queue, connect
 from farm.scheduler.scheduler import Scheduler
 from farm.spec import Lane, RenderRequest
 from farm.store import Store, keys, open_store
+from farm_workers.worker import queue_session
+from farm_workers.worker import worker as worker_module
 from farm_workers.worker.settings import WorkerSettings
-from farm_workers.worker.worker import Worker, queue_session
-from farm_workers.worker.worker import worker as worker_module
+from farm_workers.worker.worker import Worker
 
 TENANT = "local"
 
@@ -195,7 +196,7 @@ def test_urgent_rows_enter_the_engine_before_older_bulk_rows(farm: Farm) -> None
     until(lambda: not engine.idle)
     urgent = farm.submit("u", priority=Priority.URGENT)
     until(lambda: farm.queue.status(urgent, TENANT).tasks.leased == 1)
-    until(lambda: not farm.workers[0][0]._loaded.empty())
+    until(lambda: not farm.workers[0][0]._engine_loop._loaded.empty())
     engine.gate.set()
     farm.wait(bulk)
     farm.wait(urgent)
@@ -210,7 +211,7 @@ def test_a_cancelled_job_leaves_the_engine(farm: Farm) -> None:
     job = farm.submit(*"abcdefgh")
     until(lambda: not engine.idle)
     assert farm.queue.cancel(job, TENANT) is JobState.CANCELLED
-    until(lambda: not farm.workers[0][0]._dropped.empty())
+    until(lambda: not farm.workers[0][0]._leases.tasks)
     engine.gate.set()
     until(lambda: engine.idle)
     assert engine.cancelled
@@ -281,7 +282,9 @@ def test_a_beat_that_meets_the_workers_own_end_begins_nothing(
     assert "starting a new one" not in caplog.text
 
 
-def test_a_session_that_the_farm_ended_starts_anew_and_the_job_is_stored_once(farm: Farm) -> None:
+def test_a_worker_whose_session_was_ended_starts_another_and_stores_once(
+    farm: Farm,
+) -> None:
     engine = FakeEngine(rows=1)
     engine.gate.clear()
     farm.start(engine=engine)

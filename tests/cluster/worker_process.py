@@ -14,10 +14,10 @@ from fake_engine import INFO, FakeEngine
 
 from farm.checkpoints.inspect import Checkpoint
 from farm.settings import load
+from farm_workers.worker import worker as worker_module
 from farm_workers.worker.crash_reporter import CrashReporter
 from farm_workers.worker.settings import WorkerSettings
 from farm_workers.worker.worker import Worker
-from farm_workers.worker.worker import worker as worker_module
 
 
 def main() -> None:

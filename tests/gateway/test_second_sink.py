@@ -29,9 +29,9 @@ from farm.sinks.protocol import RowId, Source, StoredObject, TaskPlace
 from farm.sinks.registry import Sinks
 from farm.store import Store, keys
 from farm_client import Farm, Job
+from farm_workers.worker import worker as worker_module
 from farm_workers.worker.settings import WorkerSettings
 from farm_workers.worker.worker import Worker
-from farm_workers.worker.worker import worker as worker_module
 
 TESTS = Path(__file__).parents[1]
 

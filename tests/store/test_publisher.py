@@ -20,11 +20,13 @@ from farm.formats.encoding import encode
 from farm.formats.manifest import read_part
 from farm.formats.picture_file import read_facts, token_bytes
 from farm.formats.picture_record import PictureRecord
-from farm.job import Format, Receipt
+from farm.job import Format, Lease, Priority, Receipt
 from farm.sinks.protocol import TaskPlace
 from farm.spec import RenderRequest
 from farm.store import Store, keys, open_store
-from farm_workers.publisher.publisher import Event, Publisher, publisher
+from farm_workers.leased_task import LeasedTask
+from farm_workers.publisher import publisher, uploads
+from farm_workers.publisher.publisher import Event, Publisher
 
 JOB = "j0-01arz3ndektsv4rrffq69g5fav"
 
@@ -48,6 +50,7 @@ class Bench:
     def __init__(self, publisher: Publisher, store: Store) -> None:
         self.publisher = publisher
         self.store = store
+        self.tasks: dict[str, LeasedTask] = {}
 
     def record(self, render: int, **changes: object) -> PictureRecord:
         request = RenderRequest(prompt=f"bicycle {render}", seed=render, width=48)
@@ -63,9 +66,27 @@ class Bench:
     def key(self, render: int) -> str:
         return keys.picture(JOB, 0, render, 0, Format.PNG)
 
+    def task(
+        self,
+        name: str = "task",
+        *,
+        pictures: int = 1000,
+        place: TaskPlace = PLACE,
+        priority: Priority = Priority.NORMAL,
+    ) -> LeasedTask:
+        """A new lease; from now on the one of that name."""
+        lease = Lease(
+            job=JOB, generation=0, number=place.number, attempt=1, lane="a lane",
+            pictures=pictures, cost=0, priority=priority, alone=False, inline="",
+        )  # fmt: skip
+        task = self.tasks[name] = LeasedTask(lease)
+        task.place = place
+        return task
+
     def picture(self, render: int, task: str = "task") -> None:
         pixels, tokens = self.arrays(render)
-        self.publisher.picture(task, PLACE, self.record(render), pixels, tokens)
+        leased = self.tasks.get(task) or self.task(task)
+        self.publisher.picture(leased, self.record(render), pixels, tokens)
 
     def wait(self, kind: str = "finished", seconds: float = 20.0) -> list[Event]:
         """Every event up to the first of that kind."""
@@ -111,13 +132,14 @@ def bench(open_bench: Callable[..., Bench]) -> Bench:
 
 
 def test_a_task_is_stored_with_its_manifest(bench: Bench) -> None:
+    task = bench.task(pictures=6)
     for render in range(5):
         bench.picture(render)
     failed = bench.record(5)
-    bench.publisher.failed_picture("task", failed, RenderError("not finite", hint="try again"))
-    bench.publisher.finish("task", PLACE, 6)
+    bench.publisher.failed_picture(task, failed, RenderError("not finite", hint="try again"))
     events = bench.wait()
-    assert [event.stored for event in events] == [1, 2, 3, 4, 5, 5]
+    assert [event.kind for event in events] == ["picture"] * 5 + ["finished"]
+    assert (task.handed_over, task.stored, task.failed) == (6, 5, 1)
     receipt = events[-1].receipt
     assert receipt is not None
     part = bench.store.get(PART)
@@ -141,7 +163,7 @@ def test_a_task_is_stored_with_its_manifest(bench: Bench) -> None:
 
 
 def test_the_manifest_waits_for_the_last_picture(bench: Bench) -> None:
-    bench.publisher.finish("task", PLACE, 2)
+    bench.task(pictures=2)
     bench.picture(0)
     assert [event.kind for event in bench.wait("picture")] == ["picture"]
     assert bench.store.size(PART) is None
@@ -150,10 +172,10 @@ def test_the_manifest_waits_for_the_last_picture(bench: Bench) -> None:
 
 
 def test_tasks_do_not_mix(bench: Bench) -> None:
+    for number in range(2):
+        bench.task(f"task-{number}", pictures=3, place=place(number))
     for render in range(6):
         bench.picture(render, task=f"task-{render % 2}")
-    for number in range(2):
-        bench.publisher.finish(f"task-{number}", place(number), 3)
     finished = 0
     while finished < 2:
         finished += sum(event.kind == "finished" for event in bench.wait())
@@ -168,20 +190,20 @@ def test_every_format_is_stored(bench: Bench, kind: Format) -> None:
     key = keys.picture(JOB, 0, 0, 0, kind)
     record = bench.record(0, format=kind)
     shown = None if kind is Format.TOKENS else pixels
-    bench.publisher.picture("task", place(0, kind), record, shown, tokens)
-    bench.publisher.finish("task", PLACE, 1)
+    task = bench.task(pictures=1, place=place(0, kind))
+    bench.publisher.picture(task, record, shown, tokens)
     bench.receipt()
     assert (read_facts(bench.store.get(key)).tokens == tokens).all()
 
 
 def test_a_killed_process_loses_and_doubles_nothing(bench: Bench) -> None:
+    bench.task(pictures=40)
     pictures = 0
     for kills in range(2):
         for render in range(20 * kills, 20 * kills + 20):
             bench.picture(render)
         pictures += len(bench.wait("picture"))
         bench.kill()
-    bench.publisher.finish("task", PLACE, 40)
     events = bench.wait()
     assert pictures + [event.kind for event in events].count("picture") == 40
     assert bench.publisher.pending_bytes == 0
@@ -191,17 +213,17 @@ def test_a_killed_process_loses_and_doubles_nothing(bench: Bench) -> None:
 
 
 def test_work_on_which_the_process_dies_again_and_again_is_given_up(bench: Bench) -> None:
-    bench.publisher.lease_until("task", time.monotonic())  # held back, so aboard at every death
+    bench.task("other", pictures=3)
+    bench.publisher.lease_until(bench.task(), time.monotonic())  # held back until every death
     bench.picture(0)
     for deaths in range(3):
         bench.picture(deaths + 1, task="other")  # stored: the process is up and has both
         bench.wait("picture")
         bench.kill()
     failed = bench.wait("failed")[-1]
-    assert failed.task_key == "task"
+    assert failed.task is bench.tasks["task"]
     assert isinstance(failed.error, StoreError)
     assert "died 3 times" in failed.error.message
-    bench.publisher.finish("other", PLACE, 3)
     assert bench.receipt().done == 3
 
 
@@ -216,7 +238,7 @@ def test_a_process_that_does_not_start_fails_what_waits(
     bench.picture(1)
     assert "does not start" in str(bench.wait("failed")[-1].error)
     monkeypatch.delenv("PYTHONHOME")
-    bench.picture(2)
+    bench.picture(2, task="other")
     bench.wait("picture")
 
 
@@ -225,9 +247,9 @@ def test_an_object_that_exists_is_taken_over_with_its_own_facts(bench: Bench) ->
     pixels, tokens = bench.arrays(99)
     winner = encode_picture(bench.record(0, numerics="class-b"), pixels, tokens)
     bench.store.put(bench.key(0), winner)
+    bench.task(pictures=2)
     bench.picture(0)
     bench.picture(1)
-    bench.publisher.finish("task", PLACE, 2)
     receipt = bench.receipt()
     row = read_part(bench.store.get(PART))[0]
     assert bench.store.get(bench.key(0)) == winner
@@ -249,11 +271,11 @@ def test_an_object_of_something_else_fails_the_task(bench: Bench, other: str) ->
 
 
 def test_a_part_that_exists_is_reported_as_it_is(bench: Bench) -> None:
+    bench.task(pictures=1)
     bench.picture(0)
-    bench.publisher.finish("task", PLACE, 1)
     first = bench.receipt()
-    bench.publisher.failed_picture("task", bench.record(0), RenderError("this one failed"))
-    bench.publisher.finish("task", PLACE, 1)
+    again = bench.task(pictures=1)
+    bench.publisher.failed_picture(again, bench.record(0), RenderError("this one failed"))
     assert bench.receipt() == first
 
 
@@ -262,13 +284,12 @@ def test_two_workers_with_the_same_task_agree_on_what_is_stored(
 ) -> None:
     """One of them lost its lease without knowing; their pictures differ by numerics class."""
     benches = [open_bench(), open_bench()]
+    tasks = [bench.task(pictures=30) for bench in benches]
     for render in range(30):
         for number, bench in enumerate(benches):
             pixels, tokens = bench.arrays(render + 100 * number)
             record = bench.record(render, numerics=f"class-{number}")
-            bench.publisher.picture("task", PLACE, record, pixels, tokens)
-    for bench in benches:
-        bench.publisher.finish("task", PLACE, 30)
+            bench.publisher.picture(tasks[number], record, pixels, tokens)
     first, second = (bench.receipt() for bench in benches)
     assert first == second
     for row in read_part(benches[0].store.get(PART)):
@@ -284,9 +305,9 @@ def test_a_store_that_fails_for_a_while_costs_only_time(
 ) -> None:
     stub.rule = lambda method, path: Answer(403, "AccessDenied")
     bench = open_bench(f"s3://bucket?endpoint_url={stub.address}")
+    bench.task(pictures=3)
     for render in range(3):
         bench.picture(render)
-    bench.publisher.finish("task", PLACE, 3)
     while len(stub.requests) < 9:
         assert bench.publisher.poll(0.05) == []
     stub.rule = lambda method, path: None
@@ -322,25 +343,26 @@ def test_a_lost_reply_does_not_double_a_picture(
         return None
 
     stub.rule = rule
+    bench.task(pictures=1)
     bench.picture(0)
-    bench.publisher.finish("task", PLACE, 1)
     assert bench.receipt().done == 1
 
 
 def test_nothing_is_written_after_the_lease(bench: Bench) -> None:
-    bench.publisher.lease_until("task", time.monotonic() - 0.001)
+    task = bench.task()
+    bench.publisher.lease_until(task, time.monotonic() - 0.001)
     bench.picture(0)
     bench.picture(1, task="other")
-    assert bench.wait("picture")[-1].task_key == "other"
+    assert bench.wait("picture")[-1].task is bench.tasks["other"]
     assert bench.publisher.poll(0.3) == []
     assert bench.store.size(bench.key(0)) is None
-    bench.publisher.lease_until("task", time.monotonic() + 60)
-    assert bench.wait("picture")[-1].task_key == "task"
+    bench.publisher.lease_until(task, time.monotonic() + 60)
+    assert bench.wait("picture")[-1].task is task
     assert bench.store.size(bench.key(0)) is not None
 
 
 def test_a_new_process_knows_the_leases(bench: Bench) -> None:
-    bench.publisher.lease_until("task", time.monotonic() - 0.001)
+    bench.publisher.lease_until(bench.task(), time.monotonic() - 0.001)
     bench.picture(0)
     bench.picture(1, task="other")
     bench.wait("picture")
@@ -352,54 +374,55 @@ def test_a_new_process_knows_the_leases(bench: Bench) -> None:
 
 
 def test_a_dropped_task_is_forgotten(bench: Bench) -> None:
-    bench.publisher.lease_until("task", time.monotonic() - 0.001)
+    task = bench.task()
+    bench.publisher.lease_until(task, time.monotonic() - 0.001)
     for render in range(4):
         bench.picture(render)
     assert bench.publisher.pending_bytes >= 4 * 32 * 48 * 3
-    bench.publisher.drop("task")
-    bench.publisher.drop("task")
+    bench.publisher.drop(task)
+    bench.publisher.drop(task)
+    bench.publisher.lease_until(task, time.monotonic() + 60)
+    bench.picture(4)  # the engine had it already
     assert bench.publisher.pending_bytes == 0
     bench.picture(9, task="other")
-    assert [event.task_key for event in bench.wait("picture")] == ["other"]
+    assert [event.task for event in bench.wait("picture")] == [bench.tasks["other"]]
     assert bench.publisher.poll(0.3) == []
-    assert [bench.store.size(bench.key(render)) for render in range(4)] == [None] * 4
+    assert [bench.store.size(bench.key(render)) for render in range(5)] == [None] * 5
 
 
 def test_urgent_pictures_do_not_wait_behind_the_others(
     open_bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(publisher, "SENT_BYTES", 1)  # so that one picture is on its way at a time
+    monkeypatch.setattr(uploads, "SENT_BYTES", 1)  # so that one picture is on its way at a time
     bench = open_bench()
     for render in range(20):
         bench.picture(render)
-    pixels, tokens = bench.arrays(20)
-    bench.publisher.picture("now", PLACE, bench.record(20), pixels, tokens, urgent=True)
-    bench.publisher.finish("now", place(1), 1)
+    urgent = bench.task("now", pictures=1, place=place(1), priority=Priority.URGENT)
+    bench.picture(20, task="now")
     events = bench.wait()
-    assert events[-1].task_key == "now"
+    assert events[-1].task is urgent
     assert len(events) < 10
 
 
 def test_a_task_can_come_back_after_a_drop(bench: Bench) -> None:
-    bench.publisher.lease_until("task", time.monotonic() - 0.001)
+    bench.publisher.lease_until(bench.task(), time.monotonic() - 0.001)
     bench.picture(0)
-    bench.publisher.drop("task")
-    bench.publisher.lease_until("task", time.monotonic() + 60)
+    bench.publisher.drop(bench.tasks["task"])
+    bench.publisher.lease_until(bench.task(pictures=1), time.monotonic() + 60)
     bench.picture(1)
-    bench.publisher.finish("task", PLACE, 1)
     assert bench.receipt().done == 1
     assert list(bench.rows()) == [1]
 
 
 def test_the_end_of_a_job_is_written_once(bench: Bench) -> None:
     parts = [("b", "2"), ("a", "1")]
-    bench.publisher.finalise("end", JOB, 0, parts, {"done": 7})
+    bench.publisher.finalise(bench.task(), parts, {"done": 7})
     first = bench.receipt()
     assert json.loads(bench.store.get(keys.success(JOB))) == {
         "v": 1, "job": JOB, "generation": 0, "counts": {"done": 7, "parts": 2},
         "parts": [{"key": "a", "sha256": "1"}, {"key": "b", "sha256": "2"}],
     }  # fmt: skip
-    bench.publisher.finalise("end", JOB, 0, [("other", "3")])
+    bench.publisher.finalise(bench.task(), [("other", "3")])
     assert bench.receipt() == first
 
 

@@ -126,18 +126,18 @@ class LocalRenderer:
         for engine in self._engines.values():
             if engine.idle:
                 continue
-            for done in engine.step():
-                numbered = done.key
+            for result in engine.step():
+                numbered = result.key
                 notes = self._row_over(numbered)
-                if done.error is not None:
-                    self._fail(numbered, done.index, done.error)
+                if result.error is not None:
+                    self._fail(numbered, result.index, result.error)
                     continue
-                if done.truncated:
+                if result.truncated:
                     notes = (*notes, "prompt_truncated")
-                assert done.tokens is not None
-                record = self._record(numbered, done.index, done.numerics, notes)
+                assert result.tokens is not None
+                record = self._record(numbered, result.index, result.numerics, notes)
                 self._written.append(
-                    self._writers.submit(self._write, record, done.pixels, done.tokens)
+                    self._writers.submit(self._write, record, result.pixels, result.tokens)
                 )
 
     def _row_over(self, numbered: NumberedSpec) -> tuple[str, ...]:

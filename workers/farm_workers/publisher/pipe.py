@@ -15,7 +15,7 @@ from farm_workers.publisher.messages import (
     Ready,
     Stored,
 )
-from farm_workers.publisher.outbox import PendingUpload
+from farm_workers.publisher.uploads import PendingUpload
 
 START_SECONDS = 120  # until the process takes work
 SILENT_SECONDS = 10  # without a sign of life, then it has been stopped or hangs

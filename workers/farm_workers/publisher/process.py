@@ -6,7 +6,6 @@ worker can start another one at any time and send again whatever was not answere
 
 import contextlib
 import ctypes
-import hashlib
 import logging
 import os
 import random
@@ -44,6 +43,7 @@ from farm_workers.publisher.messages import (
     StoreTask,
     Work,
 )
+from farm_workers.publisher.success import store_success
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +59,8 @@ class _Dropped(Exception):
 
 
 class PublisherProcess:
+    """Serves one worker over one connection."""
+
     def __init__(self, connection: "Connection[Any, Any]", begin: Begin) -> None:
         self._connection = connection
         # Between two attempts the lease is looked at, so they are made here, not inside the store.
@@ -110,7 +112,7 @@ class PublisherProcess:
             self._pool.submit(self._serve, message, pixels)
 
     def _forget(self, task: int) -> None:
-        """Before any message of the task's next life, which may need the same files."""
+        """Before any message of the task's next lease, which may need the same files."""
         place = self._places.pop(task, None)
         if place is not None:
             try:
@@ -178,20 +180,6 @@ class PublisherProcess:
         raise _Dropped
 
 
-def store_success(store: Store, key: str, document: bytes) -> Receipt:
-    """Write the object that says that a job is complete; the first one counts."""
-    if not store.put(key, document, content_type="application/json"):
-        document = store.get(key)
-    return Receipt(
-        done=0,
-        failed=0,
-        size=len(document),
-        part=key,
-        part_sha256=hashlib.sha256(document).hexdigest(),
-        numerics="",
-    )
-
-
 def _die_with(parent: int) -> None:
     """End when the worker ends, even if something else keeps its end of the connection open."""
     if sys.platform == "linux":
@@ -213,7 +201,7 @@ def main() -> None:
         PublisherProcess(connection, begin).run()
     except (EOFError, OSError):
         pass
-    os._exit(0)  # at once: an upload that goes on would be one that nobody holds a lease for
+    os._exit(0)  # at once: an upload that goes on would be one without a lease
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ import queue as queues
 import shutil
 import tempfile
 import threading
-import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -17,34 +16,28 @@ from numpy.typing import NDArray
 
 from farm.errors import FarmError, StoreError, from_dict
 from farm.formats.manifest import ManifestRow
-from farm.formats.picture_file import token_bytes
 from farm.formats.picture_record import PictureRecord
 from farm.job import Receipt
-from farm.sinks.protocol import TaskPlace
-from farm.spec import canonical_json
 from farm.store import keys, open_store
+from farm_workers.leased_task import LeasedTask
 from farm_workers.publisher.messages import (
     Begin,
-    Drop,
     LeaseUntil,
     NotStored,
     Ready,
     Stored,
-    StorePicture,
     StoreSuccess,
     StoreTask,
 )
-from farm_workers.publisher.outbox import Outbox, PendingUpload
 from farm_workers.publisher.pipe import ProcessPipe
+from farm_workers.publisher.success import success_document
+from farm_workers.publisher.uploads import PendingUpload, UploadQueue, picture_upload
 
 log = logging.getLogger(__name__)
 
 S3_THREADS = 8
 LOCAL_THREADS = 4
 PATIENCE_SECONDS = 3600.0  # a store that fails is asked again for that long
-MAX_DEATHS = 3  # of the process with one piece of work aboard, then the work is given up
-SENT_BYTES = 64 * 2**20  # with the process and not answered; nothing urgent waits behind more
-IDLE_TASK_SECONDS = 600.0  # after its deadline, a task of which nothing came is forgotten
 MAX_FAILED_STARTS = 5  # in a row, then what waits is given up
 RESTART_SECONDS = 0.1  # twice that after each failed start
 MAX_RESTART_SECONDS = 5.0
@@ -53,29 +46,17 @@ MAX_RESTART_SECONDS = 5.0
 class Event(NamedTuple):
     """``picture``: one more is stored. ``finished`` and ``failed`` are a task's last events."""
 
-    task_key: str
+    task: LeasedTask
     kind: Literal["picture", "finished", "failed"]
     receipt: Receipt | None = None  # of a finished task
     error: FarmError | None = None  # why the task failed
-    stored: int = 0  # pictures of the task by now
-
-
-class _Task:
-    """One life of a task in the worker; leased again after a drop, it is another one."""
-
-    def __init__(self, number: int, key: str) -> None:
-        self.number = number
-        self.key = key
-        self.deadline: float | None = None
-        self.working = False  # something of it was handed over
-        self.urgent = False
-        self.rows: list[ManifestRow] = []
-        self.stored = 0
-        self.whole: tuple[TaskPlace, int] | None = None  # and how many pictures it must have
 
 
 class Publisher:
     """Thread-safe. What was handed over survives the process's death: a new one gets it again.
+
+    It keeps the results in the ``LeasedTask`` itself. Once a task has ended or was dropped, calls
+    about it do nothing.
 
     Args:
         store_url: as ``open_store`` takes it.
@@ -101,13 +82,10 @@ class Publisher:
         self._events: queues.SimpleQueue[Event] = queues.SimpleQueue()
         self._changed = threading.Condition()
         self._numbers = itertools.count()
-        self._tasks: dict[str, _Task] = {}
-        self._by_number: dict[int, _Task] = {}
-        self._parcels: dict[int, PendingUpload] = {}  # not answered, in the order they were queued
-        self._outbox = Outbox()
-        self._link: ProcessPipe | None = None
+        self._tasks: dict[int, LeasedTask] = {}  # that were named and are not closed
+        self._uploads = UploadQueue()
+        self._pipe: ProcessPipe | None = None
         self._ready = False  # the process takes work
-        self._pending_bytes = self._sent_bytes = 0
         self._closed = False
         self._threads = [
             threading.Thread(target=target, name=name, daemon=True)
@@ -119,110 +97,75 @@ class Publisher:
     @property
     def pending_bytes(self) -> int:
         """What is handed over and not stored yet; a worker stops rendering when it is too much."""
-        return self._pending_bytes
+        return self._uploads.pending_bytes
 
     @property
     def pid(self) -> int | None:
         """Of the process; None while there is none."""
-        link = self._link
-        return link.pid if link else None
+        pipe = self._pipe
+        return pipe.pid if pipe else None
 
-    def lease_until(self, task_key: str, deadline: float) -> None:
+    def lease_until(self, task: LeasedTask, deadline: float) -> None:
         """Nothing of the task is written after ``deadline``, a time of ``time.monotonic``.
 
         A task that was never given a deadline is written at any time.
         """
         with self._changed:
-            task = self._task(task_key, working=False)
-            task.deadline = deadline
-            self._outbox.orders.append(LeaseUntil(task.number, deadline))
-            self._changed.notify_all()
+            if self._open(task):
+                task.deadline = deadline
+                self._uploads.notify(LeaseUntil(task.number, deadline))
+                self._changed.notify_all()
 
     def picture(
         self,
-        task_key: str,
-        place: TaskPlace,
+        task: LeasedTask,
         record: PictureRecord,
         pixels: NDArray[np.uint8] | None,
         tokens: NDArray[np.integer],
-        *,
-        urgent: bool = False,
     ) -> None:
-        """Queue one picture. The arrays must not be changed afterwards.
+        """Queue one picture of a task that has its place.
 
-        Whatever follows of an urgent picture's task is urgent too.
+        After the last one the task is stored as a whole.
+
+        Args:
+            pixels: uint8 (height, width, 3), None where only tokens are stored; like ``tokens``,
+                (token rows, columns), they must not be changed afterwards.
         """
-        view = None
-        if pixels is not None:
-            pixels = np.ascontiguousarray(pixels, dtype=np.uint8)
-            view = pixels.data.cast("B")
         with self._changed:
-            task = self._task(task_key)
-            task.urgent |= urgent
-            work = StorePicture(
-                number=next(self._numbers),
-                task=task.number,
-                place=place,
-                record=record,
-                shape=None if pixels is None else pixels.shape,
-                tokens=token_bytes(tokens),
-                token_shape=tokens.shape,
-            )
-            self._queue(PendingUpload(work, urgent=task.urgent, pixels=view))
+            if self._open(task):
+                task.handed_over += 1
+                self._upload(picture_upload(next(self._numbers), task, record, pixels, tokens))
 
-    def failed_picture(self, task_key: str, record: PictureRecord, error: FarmError) -> None:
+    def failed_picture(self, task: LeasedTask, record: PictureRecord, error: FarmError) -> None:
         """A picture that could not be made; it goes into the manifest only."""
-        with self._changed:
-            task = self._task(task_key)
-            task.rows.append(record.failed_row(error))
-            self._queue_whole(task)
+        self.found_picture(task, record.failed_row(error))
 
-    def found_picture(self, task_key: str, row: ManifestRow) -> None:
-        """A picture that lies in the store since an earlier life of the task."""
+    def found_picture(self, task: LeasedTask, row: ManifestRow) -> None:
+        """A picture that an earlier attempt at the task has stored."""
         with self._changed:
-            task = self._task(task_key)
-            task.rows.append(row)
-            task.stored += 1
-            self._queue_whole(task)
-
-    def finish(self, task_key: str, place: TaskPlace, pictures: int) -> None:
-        """Store the task as a whole as soon as that many pictures are stored or failed."""
-        with self._changed:
-            task = self._task(task_key)
-            task.whole = (place, pictures)
-            self._queue_whole(task)
+            if self._open(task):
+                task.handed_over += 1
+                self._add_row(task, row)
 
     def finalise(
         self,
-        task_key: str,
-        job: str,
-        generation: int,
+        task: LeasedTask,
         parts: Iterable[tuple[str, str]],
         counts: Mapping[str, int] | None = None,
     ) -> None:
-        """Write the job's ``_SUCCESS``: its parts with their sha256, and what was counted."""
-        ordered = sorted(parts)
-        document = {
-            "v": 1,
-            "job": job,
-            "generation": generation,
-            "counts": {"parts": len(ordered), **(counts or {})},
-            "parts": [{"key": key, "sha256": sha256} for key, sha256 in ordered],
-        }
+        """Write ``_SUCCESS`` of the task's job: parts with their sha256, and what was counted."""
+        job, generation = task.lease.job, task.lease.generation
+        data = success_document(job, generation, parts, counts or {})
         with self._changed:
-            work = StoreSuccess(
-                next(self._numbers),
-                self._task(task_key).number,
-                keys.success(job, generation),
-                canonical_json(document).encode(),
-            )
-            self._queue(PendingUpload(work, urgent=True))
+            if self._open(task):
+                key = keys.success(job, generation)
+                work = StoreSuccess(next(self._numbers), task.number, key, data)
+                self._upload(PendingUpload(work, urgent=True))
 
-    def drop(self, task_key: str) -> None:
+    def drop(self, task: LeasedTask) -> None:
         """Forget a task: what has not begun to be uploaded never is, and no event follows."""
         with self._changed:
-            if task := self._tasks.get(task_key):
-                self._forget(task)
+            self._close(task)
 
     def poll(self, timeout: float) -> list[Event]:
         """What has happened, in order; waits up to ``timeout`` seconds for the first event.
@@ -232,20 +175,20 @@ class Publisher:
         """
         if not self._closed and not all(thread.is_alive() for thread in self._threads):
             raise RuntimeError("a thread of the publisher has died")
-        events = []
-        try:
-            events.append(self._events.get(timeout=timeout) if timeout > 0 else None)
+        events: list[Event] = []
+        with contextlib.suppress(queues.Empty):
+            if timeout > 0:
+                events.append(self._events.get(timeout=timeout))
             while True:
                 events.append(self._events.get_nowait())
-        except queues.Empty:
-            return [event for event in events if event is not None]
+        return events
 
     def close(self) -> None:
         """End the process at once; what is not stored yet is not."""
         with self._changed:
             self._closed = True
-            if self._link is not None:
-                self._link.kill()
+            if self._pipe is not None:
+                self._pipe.kill()
             self._changed.notify_all()
         for thread in self._threads:
             thread.join()
@@ -253,79 +196,45 @@ class Publisher:
 
     # Everything below is called with the lock held, but for the two threads' own loops.
 
-    def _task(self, key: str, *, working: bool = True) -> _Task:
-        task = self._tasks.get(key)
-        if task is None:
-            self._forget_idle()
-            task = _Task(next(self._numbers), key)
-            self._tasks[key] = self._by_number[task.number] = task
-        task.working |= working
-        return task
+    def _open(self, task: LeasedTask) -> bool:
+        if not task.closed:
+            self._tasks[task.number] = task
+        return not task.closed
 
-    def _forget_idle(self) -> None:
-        """Leases of finished tasks may be extended a last time, before the queue has heard."""
-        before = time.monotonic() - IDLE_TASK_SECONDS
-        for task in list(self._tasks.values()):
-            if not task.working and task.deadline is not None and task.deadline < before:
-                self._forget(task)
+    def _close(self, task: LeasedTask) -> None:
+        task.closed = True
+        if self._tasks.pop(task.number, None) is not None:
+            self._uploads.forget(task.number)
+            self._changed.notify_all()
 
-    def _queue(self, parcel: PendingUpload) -> None:
-        self._parcels[parcel.work.number] = parcel
-        self._pending_bytes += parcel.size
-        self._outbox.add(parcel)
+    def _upload(self, upload: PendingUpload) -> None:
+        self._uploads.add(upload)
         self._changed.notify_all()
 
-    def _queue_whole(self, task: _Task) -> None:
-        if task.whole is None:
-            return
-        place, pictures = task.whole
-        if len(task.rows) >= pictures:
-            task.whole = None
-            work = StoreTask(next(self._numbers), task.number, place, tuple(task.rows))
-            self._queue(PendingUpload(work, urgent=task.urgent))
-
-    def _forget(self, task: _Task) -> None:
-        del self._tasks[task.key], self._by_number[task.number]
-        gone = [parcel for parcel in self._parcels.values() if parcel.work.task == task.number]
-        for parcel in gone:
-            self._take(parcel.work.number)
-        self._outbox.forget(task.number)
-        self._outbox.orders.append(Drop(task.number))
-        self._changed.notify_all()
-
-    def _take(self, number: int) -> PendingUpload | None:
-        parcel = self._parcels.pop(number, None)
-        if parcel is not None:
-            self._pending_bytes -= parcel.size
-            if parcel.sent is not None:
-                self._sent_bytes -= parcel.size
-                self._changed.notify_all()
-        return parcel
+    def _add_row(self, task: LeasedTask, row: ManifestRow) -> None:
+        if task.add_row(row):
+            assert task.place is not None
+            work = StoreTask(next(self._numbers), task.number, task.place, tuple(task.rows))
+            self._upload(PendingUpload(work, urgent=task.urgent))
 
     def _answered(self, answer: Stored | NotStored) -> None:
-        parcel = self._take(answer.number)
-        task = self._by_number.get(parcel.work.task) if parcel else None
+        upload = self._uploads.answered(answer.number)
+        self._changed.notify_all()
+        task = self._tasks.get(upload.work.task) if upload else None
         if task is None:
             return
         if isinstance(answer, NotStored):
             self._fail(task, from_dict(answer.error))
         elif isinstance(answer.result, Receipt):
-            self._forget(task)
-            self._events.put(Event(task.key, "finished", receipt=answer.result, stored=task.stored))
+            self._close(task)
+            self._events.put(Event(task, "finished", receipt=answer.result))
         else:
-            task.rows.append(answer.result)
-            task.stored += 1
-            self._events.put(Event(task.key, "picture", stored=task.stored))
-            self._queue_whole(task)
+            self._add_row(task, answer.result)
+            self._events.put(Event(task, "picture"))
 
-    def _fail(self, task: _Task, error: FarmError) -> None:
-        self._forget(task)
-        self._events.put(Event(task.key, "failed", error=error, stored=task.stored))
-
-    def _fail_all(self, error: FarmError) -> None:
-        for task in list(self._tasks.values()):
-            if task.working:
-                self._fail(task, error)
+    def _fail(self, task: LeasedTask, error: FarmError) -> None:
+        self._close(task)
+        self._events.put(Event(task, "failed", error=error))
 
     # The process.
 
@@ -333,13 +242,17 @@ class Publisher:
         """Keep a process running and take its answers."""
         failed_starts = 0
         while not self._closed:
-            link = ProcessPipe(self._begin)
+            pipe = ProcessPipe(self._begin)
             with self._changed:
-                self._link = link
-                self._send_again()
+                self._pipe = pipe
+                self._uploads.send_again(
+                    LeaseUntil(task.number, task.deadline)
+                    for task in self._tasks.values()
+                    if task.deadline is not None
+                )
                 if self._closed:
-                    link.kill()
-            while (answer := link.receive()) is not None:
+                    pipe.kill()
+            while (answer := pipe.receive()) is not None:
                 with self._changed:
                     if isinstance(answer, Ready):
                         failed_starts = -1
@@ -349,64 +262,34 @@ class Publisher:
                         self._answered(answer)
             failed_starts += 1
             with self._changed:
-                self._ready, self._link = False, None
-                link.kill()
+                self._ready, self._pipe = False, None
+                pipe.kill()
                 if self._closed:
                     return
-                self._count_deaths()
-                if failed_starts >= MAX_FAILED_STARTS:
-                    self._fail_all(StoreError("the publisher's process does not start"))
+                self._give_up(failed_starts)
                 delay = min(RESTART_SECONDS * 2**failed_starts, MAX_RESTART_SECONDS)
                 log.warning("the publisher's process ended; starting another in %.1f s", delay)
                 self._changed.wait_for(lambda: self._closed, timeout=delay)
 
-    def _send_again(self) -> None:
-        """Queue all that a new process has to know."""
-        self._outbox = Outbox()
-        for task in self._tasks.values():
-            if task.deadline is not None:
-                self._outbox.orders.append(LeaseUntil(task.number, task.deadline))
-        for parcel in self._parcels.values():
-            self._outbox.add(parcel)
-
-    def _count_deaths(self) -> None:
-        """Blame what was being done: the process takes work in order, so the oldest."""
-        sent = [
-            (parcel.sent, parcel) for parcel in self._parcels.values() if parcel.sent is not None
-        ]
-        oldest = sorted(sent, key=lambda pair: pair[0])[: self._begin.threads]
-        for _, parcel in sent:
-            parcel.sent = None
-        self._sent_bytes = 0
-        for _, parcel in oldest:
-            parcel.deaths += 1
-            task = self._by_number.get(parcel.work.task)
-            if parcel.deaths >= MAX_DEATHS and task is not None:
-                self._fail(
-                    task,
-                    StoreError(
-                        f"the publisher's process died {parcel.deaths} times "
-                        f"while it was to store {parcel.work.subject}"
-                    ),
-                )
+    def _give_up(self, failed_starts: int) -> None:
+        """The process has died: fail what it dies of, and everything if it does not start."""
+        for upload in self._uploads.count_death(self._begin.threads):
+            if task := self._tasks.get(upload.work.task):
+                died = f"the publisher's process died {upload.deaths} times while it was to store"
+                self._fail(task, StoreError(f"{died} {upload.work.subject}"))
+        if failed_starts >= MAX_FAILED_STARTS:
+            error = StoreError("the publisher's process does not start")
+            for number in self._uploads.tasks & self._tasks.keys():
+                self._fail(self._tasks[number], error)
 
     def _send(self) -> None:
         while True:
             with self._changed:
-                while (item := self._next()) is None:
+                while not self._ready or (item := self._uploads.next()) is None:
                     if self._closed:
                         return
                     self._changed.wait()
-                link = self._link
+                pipe = self._pipe
             with contextlib.suppress(OSError):  # it has ended; the next one gets everything again
-                if link is not None:
-                    link.send(item)
-
-    def _next(self) -> PendingUpload | LeaseUntil | Drop | None:
-        if not self._ready:
-            return None
-        item = self._outbox.next(room=self._sent_bytes < SENT_BYTES)
-        if isinstance(item, PendingUpload):
-            item.sent = next(self._numbers)
-            self._sent_bytes += item.size
-        return item
+                if pipe is not None:
+                    pipe.send(item)

@@ -1,111 +1,104 @@
-"""What a worker has aboard: leases that have arrived, tasks at work, tasks on their way out."""
+"""The leases that a worker holds."""
 
 import threading
+from collections.abc import Mapping
 
-from farm.job import Lease, Priority
+from farm.job import Lease
 from farm.queue import Progress
-from farm_workers.worker.leased_task import LeasedTask
+from farm_workers.leased_task import LeasedTask, Outcome
 
 
 class LeaseTable:
-    """Thread-safe. A lease is in one of three places, or not aboard.
+    """Thread-safe. At most one lease of each task, from its grant until the queue knows its end.
 
-    Assignments belong to the main loop; other threads read their counters through this.
+    Args:
+        capacity: pictures that the worker takes at a time.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.engines_wanted = threading.Event()  # there is news for the engine loop
+        self.queue_wanted = threading.Event()  # there is something to tell the queue
         self._lock = threading.Lock()
-        self._arrived: dict[str, Lease] = {}  # its content is being loaded
-        self._at_work: dict[str, LeasedTask] = {}
-        self._leaving: dict[str, Lease] = {}  # with the publisher or on the way to the queue
+        self._tasks: dict[str, LeasedTask] = {}
 
-    def arrive(self, lease: Lease) -> bool:
-        """Take a lease aboard; False if it is there already."""
+    def add(self, lease: Lease) -> LeasedTask | None:
+        """Take a lease that was granted; None if a lease of this task is held already."""
         with self._lock:
-            if lease.key in self._arrived.keys() | self._at_work.keys() | self._leaving.keys():
-                return False
-            self._arrived[lease.key] = lease
-            return True
+            if lease.key in self._tasks:
+                return None
+            task = self._tasks[lease.key] = LeasedTask(lease)
+            return task
 
-    def start(self, assignment: LeasedTask) -> bool:
-        """Its content is there. False if it was dropped; granted again, it is another lease."""
+    def holds(self, task: LeasedTask) -> bool:
+        """Whether there is still something to do for this lease."""
         with self._lock:
-            if self._arrived.get(assignment.key) is not assignment.lease:
-                return False
-            del self._arrived[assignment.key]
-            self._at_work[assignment.key] = assignment
-            return True
+            return self._holds(task) and task.outcome is None
 
-    def skip(self, lease: Lease) -> bool:
-        """Nothing has to be rendered of it; it leaves as soon as the queue has heard how it ended.
+    def end(self, task: LeasedTask, outcome: Outcome) -> bool:
+        """Nothing more of it is rendered, and the queue has to hear why.
 
-        False if it was dropped while it was loaded; the task may be aboard under a newer lease.
+        False if it has been dropped or has ended before.
         """
         with self._lock:
-            if self._arrived.get(lease.key) is not lease:
+            if not self._holds(task) or task.outcome is not None:
                 return False
-            del self._arrived[lease.key]
-            self._leaving[lease.key] = lease
-            return True
+            task.outcome = outcome
+        self.engines_wanted.set()
+        self.queue_wanted.set()
+        return True
 
-    def leave(self, key: str) -> tuple[Lease | None, LeasedTask | None]:
-        """Nothing more is rendered of what was at work; the queue has to hear how it ended."""
+    def remove(self, task: LeasedTask) -> None:
+        """The queue knows how it ended, or it is not ours any more."""
         with self._lock:
-            assignment = self._at_work.pop(key, None)
-            if assignment is not None:
-                self._leaving[key] = assignment.lease
-            return self._leaving.get(key), assignment
+            if self._holds(task):
+                del self._tasks[task.key]
+        self.engines_wanted.set()
 
-    def left(self, key: str) -> None:
-        """The queue has heard of it."""
-        with self._lock:
-            self._leaving.pop(key, None)
-
-    def drop(self, key: str) -> LeasedTask | None:
-        """It is not ours any more, wherever it is; returns what was at work of it."""
-        with self._lock:
-            self._arrived.pop(key, None)
-            self._leaving.pop(key, None)
-            return self._at_work.pop(key, None)
-
-    def assignment(self, key: str) -> LeasedTask | None:
-        return self._at_work.get(key)
+    def announce(self, task: LeasedTask, row: int) -> None:
+        """This row runs next, as soon as the queue has heard of it."""
+        if task.next_row != row:
+            task.next_row = row
+            self.queue_wanted.set()
 
     @property
-    def assignments(self) -> list[LeasedTask]:
-        """What is at work, in the order in which it came."""
+    def tasks(self) -> dict[str, LeasedTask]:
+        """All of them by key, in the order of their grants."""
         with self._lock:
-            return list(self._at_work.values())
+            return dict(self._tasks)
 
     @property
-    def keys(self) -> set[str]:
-        """All that is aboard."""
-        with self._lock:
-            return {*self._arrived, *self._at_work, *self._leaving}
+    def ended(self) -> list[tuple[LeasedTask, Outcome]]:
+        """Those of whose end the queue has to hear."""
+        tasks = self.tasks.values()
+        return [(task, task.outcome) for task in tasks if task.outcome is not None]
+
+    @property
+    def unannounced(self) -> bool:
+        """Whether a row waits until the queue has heard of it."""
+        return any(
+            task.next_row is not None and task.next_row != task.announced_row
+            for task in self.tasks.values()
+        )
 
     def progress(self) -> dict[str, Progress]:
-        """How far the tasks at work are."""
-        with self._lock:
-            return {
-                key: Progress(task.stored, task.failed, task.at_place)
-                for key, task in self._at_work.items()
-            }
+        """How far the tasks are that are being rendered."""
+        return {
+            task.key: Progress(task.stored, task.failed, task.next_row)
+            for task in self.tasks.values()
+            if task.place is not None and task.outcome is None
+        }
 
-    def told(self, progress: dict[str, Progress]) -> None:
-        """The queue knows now which rows are about to run alone."""
-        with self._lock:
-            for key in progress.keys() & self._at_work.keys():
-                if progress[key].row is not None:
-                    self._at_work[key].told_place = progress[key].row
+    def announced(self, progress: Mapping[str, Progress]) -> None:
+        """The queue has heard this."""
+        for key, task in self.tasks.items():
+            if key in progress and progress[key].row is not None:
+                task.announced_row = progress[key].row
 
-    def outstanding(self, *, urgent_only: bool = False) -> int:
-        """Pictures that are still to be rendered."""
-        with self._lock:
-            left = [
-                (task.lease, task.pictures - task.handed_over) for task in self._at_work.values()
-            ] + [(lease, lease.pictures) for lease in self._arrived.values()]
-        return sum(
-            pictures
-            for lease, pictures in left
-            if not urgent_only or lease.priority is Priority.URGENT
-        )
+    def room(self, *, urgent: bool = False) -> int:
+        """Pictures that can be granted now; with ``urgent``, to urgent tasks."""
+        held = sum(task.to_render for task in self.tasks.values() if task.urgent or not urgent)
+        return max(self.capacity - held, 0)
+
+    def _holds(self, task: LeasedTask) -> bool:
+        return self._tasks.get(task.key) is task

@@ -1,4 +1,4 @@
-"""From a lease to something a worker can work on: its chunk, its inputs, what is stored already."""
+"""Loads a leased task: its chunk, its inputs, and what is stored of it already."""
 
 import logging
 import random
@@ -10,18 +10,18 @@ from typing import TypeVar
 
 from farm.errors import InvalidInput, StoreError
 from farm.formats.manifest import ManifestRow
-from farm.job import Chunk, Lease, Priority, Receipt
+from farm.job import Chunk, Lease, Receipt
 from farm.queue import Queue
 from farm.sinks.parts import pictures_to_make, rows_of, stored_receipt
 from farm.sinks.protocol import RowId, Sink, TaskPlace
 from farm.sinks.registry import Sinks
 from farm.spec import CheckpointInfo, Lane
 from farm.store import Store, keys
+from farm_workers.leased_task import LeasedTask, Outcome
 from farm_workers.publisher.publisher import Publisher
 from farm_workers.worker.inputs import InputReader
 from farm_workers.worker.lease_table import LeaseTable
-from farm_workers.worker.leased_task import LeasedTask
-from farm_workers.worker.queue_session import Report
+from farm_workers.worker.task_rows import TaskRows
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +36,7 @@ class Loader:
 
     Args:
         infos: the checkpoints that the worker holds.
-        loaded: called with each assignment that is ready to start.
-        report: called for a lease that ends without one.
+        enqueue: called with the rows of each task that is ready to start.
     """
 
     def __init__(
@@ -46,70 +45,70 @@ class Loader:
         sinks: Sinks,
         queue: Queue,
         publisher: Publisher,
-        aboard: LeaseTable,
+        leases: LeaseTable,
         infos: Mapping[str, CheckpointInfo],
-        *,
-        loaded: Callable[[LeasedTask], None],
-        report: Callable[[Report], None],
+        enqueue: Callable[[TaskRows], None],
     ) -> None:
         self._store = store
         self._sinks = sinks
         self._queue = queue
         self._publisher = publisher
-        self._aboard = aboard
+        self._leases = leases
         self._infos = infos
-        self._loaded = loaded
-        self._report = report
+        self._enqueue = enqueue
         self._stopped = threading.Event()
         self._inputs = InputReader(
             lambda tenant, asset: self._read(keys.asset(tenant, asset)), infos
         )
-        # Whoever looks at a screen does not queue behind a dataset's files.
+        # Urgent tasks do not queue behind a dataset's files.
         self._threads = {
             urgent: ThreadPoolExecutor(THREADS, thread_name_prefix="load")
             for urgent in (True, False)
         }
 
-    def load(self, lease: Lease) -> None:
-        """Begin to load a lease that has come aboard."""
-        self._threads[lease.priority is Priority.URGENT].submit(self._load, lease)
+    def load(self, task: LeasedTask) -> None:
+        """Begin to load a task that was granted."""
+        self._threads[task.urgent].submit(self._load, task)
 
     def close(self) -> None:
         self._stopped.set()
         for threads in self._threads.values():
             threads.shutdown(wait=False, cancel_futures=True)
 
-    def _load(self, lease: Lease) -> None:
+    def _load(self, task: LeasedTask) -> None:
         try:
-            if lease.finalise:
-                self._finalise(lease)
-                return
-            text = lease.inline or self._read(keys.chunk(lease.job, lease.number)).decode()
-            chunk = Chunk.model_validate_json(text)
-            if Lane.parse(chunk.lane).checkpoint not in self._infos:
-                raise InvalidInput(f"this worker does not hold the checkpoint of {chunk.lane}")
-            sink = self._sinks.get(chunk.sink)
-            found: list[ManifestRow] = []
-            wanted = self._wanted(lease, chunk, sink)
-            if lease.attempt > 1:
-                # What earlier attempts left is not rendered a second time.
-                place = TaskPlace.of(chunk, lease.generation)
-                receipt = self._patiently(lambda: stored_receipt(self._store, place))
-                if receipt is not None:
-                    self._end(Report(lease, receipt))
-                    return
-                rows = set(rows_of(chunk)) if wanted is None else wanted
-                found = self._patiently(lambda: sink.stored_pictures(place, chunk, rows))
-            threads = self._threads[lease.priority is Priority.URGENT]
-            self._loaded(LeasedTask(lease, chunk, self._inputs, threads, wanted, found))
+            if task.lease.finalise:
+                self._finalise(task)
+            else:
+                self._load_rows(task)
         except Exception as error:
-            log.warning("task %s cannot be loaded: %s", lease.key, error)
-            self._end(Report(lease, None, "infra", f"its chunk cannot be read: {error}"))
+            log.warning("task %s cannot be loaded: %s", task.key, error)
+            self._end(task, Outcome(None, "infra", f"its chunk cannot be read: {error}"))
 
-    def _end(self, report: Report) -> None:
-        if self._aboard.skip(report.lease):
-            self._publisher.drop(report.lease.key)
-            self._report(report)
+    def _load_rows(self, task: LeasedTask) -> None:
+        lease = task.lease
+        text = lease.inline or self._read(keys.chunk(lease.job, lease.number)).decode()
+        chunk = Chunk.model_validate_json(text)
+        if Lane.parse(chunk.lane).checkpoint not in self._infos:
+            raise InvalidInput(f"this worker does not hold the checkpoint of {chunk.lane}")
+        sink = self._sinks.get(chunk.sink)
+        found: list[ManifestRow] = []
+        wanted = self._wanted(lease, chunk, sink)
+        if lease.attempt > 1:
+            # What earlier attempts left is not rendered a second time.
+            place = TaskPlace.of(chunk, lease.generation)
+            receipt = self._patiently(lambda: stored_receipt(self._store, place))
+            if receipt is not None:
+                self._end(task, Outcome(receipt))
+                return
+            rows = set(rows_of(chunk)) if wanted is None else wanted
+            found = self._patiently(lambda: sink.stored_pictures(place, chunk, rows))
+        threads = self._threads[task.urgent]
+        self._enqueue(TaskRows(task, chunk, self._inputs, threads, wanted=wanted, found=found))
+
+    def _end(self, task: LeasedTask, outcome: Outcome) -> None:
+        self._publisher.drop(task)  # before the queue hears of it and a successor can come
+        self._leases.end(task, outcome)
 
     def _wanted(self, lease: Lease, chunk: Chunk, sink: Sink) -> set[RowId] | None:
         """Of a retried task, what its earlier generations have not made; else None, for all."""
@@ -122,20 +121,16 @@ class Loader:
             )
         return wanted
 
-    def _finalise(self, lease: Lease) -> None:
+    def _finalise(self, task: LeasedTask) -> None:
         receipts: list[Receipt] = []
         failed: dict[int, int] = {}  # by task: a newer generation has tried its failures again
         after = 0
-        while found := self._queue.finished(lease.job, after):
+        while found := self._queue.finished(task.lease.job, after):
             receipts += (finished.receipt for finished in found)
             failed |= {finished.number: finished.receipt.failed for finished in found}
             after = found[-1].position
-        if not self._aboard.skip(lease):
-            return
         self._publisher.finalise(
-            lease.key,
-            lease.job,
-            lease.generation,
+            task,
             [(receipt.part, receipt.part_sha256) for receipt in receipts],
             {
                 "done": sum(receipt.done for receipt in receipts),

@@ -1,69 +1,54 @@
-"""A worker's side of its session with the queue: it joins, takes grants, beats and reports."""
+"""A worker's session with the queue: it registers, takes grants, sends heartbeats and reports."""
 
 import contextlib
 import logging
 import os
-import queue as queues
 import random
 import secrets
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 from farm.errors import FarmError, InvalidInput, LeaseLost, NotFound, Unavailable
-from farm.job import Lease, Priority, Receipt
+from farm.job import Lease, Priority
 from farm.queue import Queue
 from farm.queue.constants import MAX_ROWS
 from farm.queue.queue import FIRST_LEASE_MS
+from farm_workers.leased_task import LeasedTask, Outcome
+from farm_workers.publisher.publisher import Publisher
 from farm_workers.worker.crash_reporter import CrashReporter
-from farm_workers.worker.drain import drain
+from farm_workers.worker.engine_loop import EngineLoop
 from farm_workers.worker.lease_table import LeaseTable
 
 log = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 1.0
-EARLY_HEARTBEAT_SECONDS = 0.1  # where a quarter of the worker has become free since the last beat
+EARLY_HEARTBEAT_SECONDS = 0.1  # if a quarter of the worker has become free since the last one
 HUNGRY_SECONDS = 1.0  # without a grant, then the worker leases for itself
-FROZEN_EXIT = 70  # EX_SOFTWARE: whoever placed the worker starts it again
+FROZEN_EXIT = 70  # EX_SOFTWARE: what placed the worker starts it again
 
-
-class Report(NamedTuple):
-    """How a lease ended: done where there is a receipt, else failed as ``kind`` and ``reason``."""
-
-    lease: Lease
-    receipt: Receipt | None
-    kind: Literal["row", "crash", "infra"] = "infra"
-    reason: str = ""
-
-
-class Crew(Protocol):
-    """The worker, as far as its session with the queue needs it."""
-
-    capacity: int
-
-    def accept(self, lease: Lease) -> None: ...
-    def drop(self, key: str) -> None: ...
-    def when_dropped(self) -> threading.Event: ...
-    def stats(self) -> Mapping[str, Any]: ...
-    def lease_until(self, leases: set[str], deadline: float) -> None: ...
+Ended = list[tuple[LeasedTask, Outcome]]
 
 
 class QueueSession:
     """Owns the session; ``listen`` and ``control`` are the loops of two threads of the worker.
 
     Args:
+        on_lease: called with each lease that was granted.
         name: of the worker, unique in the farm.
         checkpoints, info: what the session is registered with.
-        crash_reporter: told of every session that begins, so that it can say how it ended.
+        crash_reporter: told of every session that begins, so that it can report how it ended.
         stopped: ends the loops.
     """
 
     def __init__(
         self,
         queue: Queue,
-        crew: Crew,
-        aboard: LeaseTable,
+        leases: LeaseTable,
+        engine_loop: EngineLoop,
+        publisher: Publisher,
+        on_lease: Callable[[LeasedTask], None],
         name: str,
         checkpoints: Sequence[str],
         info: Mapping[str, Any],
@@ -73,10 +58,12 @@ class QueueSession:
         crash_reporter: CrashReporter | None,
         stopped: threading.Event,
     ) -> None:
-        self.session = secrets.token_hex(16)
+        self.token = secrets.token_hex(16)
         self._queue = queue
-        self._crew = crew
-        self._aboard = aboard
+        self._leases = leases
+        self._engine_loop = engine_loop
+        self._publisher = publisher
+        self._on_lease = on_lease
         self._name = name
         self._checkpoints = list(checkpoints)
         self._info = info
@@ -85,47 +72,29 @@ class QueueSession:
         self._crash_reporter = crash_reporter
         self._stopped = stopped
         self._ended = threading.Event()
-        self._reports: queues.SimpleQueue[Report] = queues.SimpleQueue()
-        self._wake = threading.Event()
-        self._heartbeat_wanted = threading.Event()
-        self._unknown: set[str] = set()  # held by the session, not by us, at the last beat
+        self._unknown: set[str] = set()  # held by the session, not by us, at the last heartbeat
         self._lease_end = 0.0  # of the session, on the monotonic clock
         self._last_grant = time.monotonic()
-        self._turned = time.monotonic()
         self._heartbeats = 0
         self._room_told = 0
         self._draining = False
 
     def register(self) -> None:
-        """Begin a session; waits for a server that is away."""
+        """Begin a session; waits for a server that does not answer."""
         if self._crash_reporter is not None:
-            self._crash_reporter.follow(self.session)
+            self._crash_reporter.follow(self.token)
         while not self._stopped.is_set():
             with self._patience("register"):
                 sent = time.monotonic()
-                self._queue.register(self.session, self._name, self._checkpoints, self._info)
+                self._queue.register(self.token, self._name, self._checkpoints, self._info)
                 self._lease_end = sent + FIRST_LEASE_MS / 1000
                 return
 
-    def report(self, report: Report) -> None:
-        """Tell the queue how a lease ended, as soon as it can be told."""
-        self._reports.put(report)
-        self._wake.set()
-
-    def heartbeat_now(self) -> None:
-        """The next beat does not wait for its time."""
-        self._heartbeat_wanted.set()
-        self._wake.set()
-
-    def turned(self) -> None:
-        """The main loop goes round: the worker is not frozen."""
-        self._turned = time.monotonic()
-
     def leave(self, why: Literal["crash", "drain"]) -> None:
-        """End the session; what it holds goes back."""
+        """End the session; what it holds goes back to the queue."""
         self._ended.set()
         try:
-            self._queue.end(self.session, why)
+            self._queue.end(self.token, why)
         except FarmError as error:
             log.warning("the queue was not told of the end: %s", error)
             if self._crash_reporter is not None and why == "crash":
@@ -140,32 +109,32 @@ class QueueSession:
         """Take what is granted, until ``stopped``."""
         while not self._stopped.is_set():
             with self._patience("inbox"):
-                for lease in self._queue.inbox(self.session, 1.0):
-                    self._accept(lease)
+                for lease in self._queue.inbox(self.token, 1.0):
+                    self._take(lease)
 
-    def _accept(self, lease: Lease) -> None:
+    def _take(self, lease: Lease) -> None:
         self._last_grant = time.monotonic()
-        if self._aboard.arrive(lease):
-            self._crew.lease_until({lease.key}, self._lease_end)
-            self._crew.accept(lease)
+        task = self._leases.add(lease)
+        if task is not None:
+            self._publisher.lease_until(task, self._lease_end)
+            self._on_lease(task)
 
-    # Reports and beats.
+    # Reports and heartbeats.
 
     def control(self) -> None:
-        """Send reports and beats until ``stopped``, and then watch the main loop until it ends."""
-        next_beat = last_beat = 0.0
+        """Report and send heartbeats until ``stopped``; then watch the main loop until it ends."""
+        next_heartbeat = last_heartbeat = 0.0
         while not self._stopped.is_set():
-            self._wake.wait(max(next_beat - time.monotonic(), 0.0))
-            self._wake.clear()
-            self._send_reports()
-            if self.room() - self._room_told > self._crew.capacity // 4:
-                next_beat = min(next_beat, last_beat + EARLY_HEARTBEAT_SECONDS)
-            if time.monotonic() >= next_beat or self._heartbeat_wanted.is_set():
-                self._heartbeat_wanted.clear()
-                last_beat = time.monotonic()
-                next_beat = last_beat + HEARTBEAT_SECONDS
+            self._leases.queue_wanted.wait(max(next_heartbeat - time.monotonic(), 0.0))
+            self._leases.queue_wanted.clear()
+            self._report_ended()
+            if self._room() - self._room_told > self._leases.capacity // 4:
+                next_heartbeat = min(next_heartbeat, last_heartbeat + EARLY_HEARTBEAT_SECONDS)
+            if time.monotonic() >= next_heartbeat or self._leases.unannounced:
+                last_heartbeat = time.monotonic()
+                next_heartbeat = last_heartbeat + HEARTBEAT_SECONDS
                 self._watch()
-                with self._patience("beat"):
+                with self._patience("heartbeat"):
                     try:
                         self._heartbeat()
                     except LeaseLost:
@@ -173,106 +142,112 @@ class QueueSession:
         while not self._ended.wait(HEARTBEAT_SECONDS):
             self._watch()
 
-    def _send_reports(self) -> None:
-        """All there are: tasks that are done in one call, since each call waits for the disk."""
-        while reports := list(drain(self._reports, MAX_ROWS)):
-            done = [report for report in reports if report.receipt is not None]
-            groups = [done] if done else []
-            groups += [[report] for report in reports if report.receipt is None]
-            for group in groups:
-                self._send_until_heard(group)
+    def _report_ended(self) -> None:
+        """Report done tasks in one call: each call waits for the queue's disk."""
+        while not self._stopped.is_set() and (ended := self._leases.ended[:MAX_ROWS]):
+            done = [(task, outcome) for task, outcome in ended if outcome.receipt is not None]
+            failed = [(task, outcome) for task, outcome in ended if outcome.receipt is None]
+            for group in ([done] if done else []) + [[one] for one in failed]:
+                self._report(group)
 
-    def _send_until_heard(self, group: list[Report]) -> None:
+    def _report(self, group: Ended) -> None:
         while not self._stopped.is_set():
             with self._patience("report"):
                 try:
                     self._send(group)
                 except (NotFound, InvalidInput, LeaseLost) as error:
                     if len(group) > 1:  # one of them is wrong; the others must not suffer for it
-                        for report in group:
-                            self._send_until_heard([report])
+                        for one in group:
+                            self._report([one])
                         return
-                    log.error("task %s: %s", group[0].lease.key, error)
-                    if isinstance(error, InvalidInput) and group[0].receipt is not None:
+                    [(task, outcome)] = group
+                    log.error("task %s: %s", task.key, error)
+                    if isinstance(error, InvalidInput) and outcome.receipt is not None:
                         # Still ours: it is tried again, a limited number of times.
-                        group = [Report(group[0].lease, None, "infra", str(error))]
+                        group = [(task, Outcome(None, "infra", str(error)))]
                         continue
-                for report in group:
-                    self._aboard.left(report.lease.key)
+                for task, _ in group:
+                    self._leases.remove(task)
                 return
 
-    def _send(self, group: list[Report]) -> None:
-        done = [(report.lease, report.receipt) for report in group if report.receipt is not None]
+    def _send(self, group: Ended) -> None:
+        done = [
+            (task.lease, outcome.receipt) for task, outcome in group if outcome.receipt is not None
+        ]
         if done:
-            outcomes = self._queue.complete_all(self.session, done)
-            for (lease, _), outcome in zip(done, outcomes, strict=True):
-                log.info("task %s: %s", lease.key, outcome.verdict)
+            answers = self._queue.complete_all(self.token, done)
+            for (lease, _), answer in zip(done, answers, strict=True):
+                log.info("task %s: %s", lease.key, answer.verdict)
             return
-        for lease, _, kind, reason in group:
-            self._queue.fail(self.session, lease, kind, reason)
-            log.warning("task %s: %s, %s", lease.key, kind, reason)
+        for task, outcome in group:
+            self._queue.fail(self.token, task.lease, outcome.kind, outcome.reason)
+            log.warning("task %s: %s, %s", task.key, outcome.kind, outcome.reason)
 
-    def room(self) -> int:
+    def _room(self, *, urgent: bool = False) -> int:
         """Pictures that could be granted now."""
-        if self._draining:
-            return 0
-        return max(self._crew.capacity - self._aboard.outstanding(), 0)
-
-    def _urgent_room(self) -> int:
-        if self._draining:
-            return 0
-        return max(self._crew.capacity - self._aboard.outstanding(urgent_only=True), 0)
+        return 0 if self._draining else self._leases.room(urgent=urgent)
 
     def _heartbeat(self) -> None:
-        progress = self._aboard.progress()
-        ours = self._aboard.keys
-        room = self._room_told = self.room()
-        urgent_room = self._urgent_room()
+        ours = self._leases.tasks
+        progress = self._leases.progress()
+        room = self._room_told = self._room()
+        urgent_room = self._room(urgent=True)
         self._heartbeats += 1
-        stats = {**self._crew.stats(), "beat": self._heartbeats, "urgent_room": urgent_room}
+        stats = {
+            **self._engine_loop.stats(),
+            "beat": self._heartbeats,
+            "urgent_room": urgent_room,
+        }
         sent = time.monotonic()
-        beat = self._queue.heartbeat(self.session, room, progress, stats, self._lease_ms)
+        answer = self._queue.heartbeat(self.token, room, progress, stats, self._lease_ms)
         self._lease_end = sent + self._lease_ms / 1000
-        self._crew.lease_until(beat.held & ours, self._lease_end)
-        self._aboard.told(progress)
-        for key in beat.cancelled | (ours - beat.held):
-            self._crew.drop(key)
-        unknown = beat.held - ours - beat.cancelled
+        self._leases.announced(progress)
+        for key, task in ours.items():
+            if key in answer.held:
+                self._publisher.lease_until(task, self._lease_end)
+            else:
+                self._drop(task)
+        self._find_undelivered(answer.held - ours.keys() - answer.cancelled)
+        self._draining = answer.command == "drain"
+        if time.monotonic() - self._last_grant > HUNGRY_SECONDS:
+            self._lease_for_itself(room, urgent_room)
+
+    def _find_undelivered(self, unknown: set[str]) -> None:
+        """Leases that are unknown here at two heartbeats: their delivery was lost."""
         if unknown & self._unknown:
-            for lease in self._queue.held(self.session):
-                self._accept(lease)
+            for lease in self._queue.held(self.token):
+                self._take(lease)
         self._unknown = unknown
-        self._draining = beat.command == "drain"
-        hungry = time.monotonic() - self._last_grant > HUNGRY_SECONDS
-        if hungry:  # no scheduler answers, so the worker keeps the queue's time as well
-            self._queue.tick()
-            if room:
-                self._queue.lease(self.session, None, room, self._lease_ms)
-            elif urgent_room:
-                self._queue.lease(
-                    self.session, None, urgent_room, self._lease_ms, lowest=Priority.URGENT
-                )
+
+    def _lease_for_itself(self, room: int, urgent_room: int) -> None:
+        """No scheduler answers, so the worker keeps the queue's time as well."""
+        self._queue.tick()
+        if room:
+            self._queue.lease(self.token, None, room, self._lease_ms)
+        elif urgent_room:
+            self._queue.lease(self.token, None, urgent_room, self._lease_ms, lowest=Priority.URGENT)
+
+    def _drop(self, task: LeasedTask) -> None:
+        """A lease is not ours any more; the engine loop takes its rows out of the engine."""
+        self._publisher.drop(task)  # before a successor can come
+        self._leases.remove(task)
 
     def _start_over(self) -> None:
         """The farm has ended this session: drop everything and begin a new one."""
         if self._stopped.is_set():  # the worker itself has just ended it
             return
-        log.warning("session %s was ended by the farm; starting a new one", self.session)
-        for key in self._aboard.keys:
-            self._crew.drop(key)
-        # The same task may come back under the new session: first the old one must be gone.
-        gone = self._crew.when_dropped()
-        while not gone.wait(HEARTBEAT_SECONDS) and not self._stopped.is_set():
-            self._watch()
+        log.warning("session %s was ended by the farm; starting a new one", self.token)
+        for task in self._leases.tasks.values():
+            self._drop(task)
         self._draining = False
-        self.session = secrets.token_hex(16)
+        self.token = secrets.token_hex(16)
         self.register()
 
     def _watch(self) -> None:
         """End a process whose main loop stands still: its leases are worth more than its state."""
         if self._crash_reporter is not None:
             self._crash_reporter.keep_alive()
-        still = time.monotonic() - self._turned
+        still = time.monotonic() - self._engine_loop.turned_at
         if still > self._step_deadline_seconds:
             log.critical("no step for %.0f s; the worker ends itself", still)
             self.leave("crash")
@@ -280,7 +255,7 @@ class QueueSession:
 
     @contextlib.contextmanager
     def _patience(self, what: str) -> Iterator[None]:
-        """A server that is away is waited for; work that is aboard goes on meanwhile."""
+        """Wait for a server that does not answer; the tasks at work go on meanwhile."""
         try:
             yield
         except Unavailable as error:

@@ -45,7 +45,7 @@ class WorkerActor:
             self._ended.set()
 
     def life(self) -> tuple[str, str]:
-        """The token of this life, another one after every restart, and what it was placed with."""
+        """The token of its session, another one after a restart, and what it was placed with."""
         return self._worker.session, self._fingerprint
 
     def join(self, seconds: float) -> None:

@@ -1,0 +1,63 @@
+"""One lease of a task: the record that queue session, engine loop and publisher share."""
+
+import itertools
+from typing import Literal, NamedTuple
+
+from farm.formats.manifest import ManifestRow
+from farm.job import Lease, Priority, Receipt
+from farm.sinks.protocol import TaskPlace
+
+_numbers = itertools.count()
+
+
+class Outcome(NamedTuple):
+    """How a lease ended: done if there is a receipt, else failed for ``kind`` and ``reason``."""
+
+    receipt: Receipt | None
+    kind: Literal["row", "crash", "infra"] = "infra"
+    reason: str = ""
+
+
+class LeasedTask:
+    """One lease of a task, from its grant until the queue has heard how it ended.
+
+    Granted again after it was dropped, the same task is another ``LeasedTask`` with another number.
+    Every field has one writer, named below; all threads may read.
+    """
+
+    def __init__(self, lease: Lease) -> None:
+        self.lease = lease
+        self.key = lease.key
+        self.number = next(_numbers)  # of this lease in this process
+        self.urgent = lease.priority is Priority.URGENT
+        self.pictures = lease.pictures
+
+        # The lease table.
+        self.outcome: Outcome | None = None  # once nothing more of it is rendered
+
+        # The engine loop.
+        self.place: TaskPlace | None = None  # of its results; None until it is loaded
+        self.next_row: int | None = None  # that runs next, of a task whose rows run one by one
+        self.announced_row: int | None = None  # the last of those that the queue has heard of
+
+        # The publisher.
+        self.closed = False  # ended or dropped: nothing more of it is stored
+        self.deadline: float | None = None  # of ``time.monotonic``; nothing is written after it
+        self.handed_over = 0  # pictures given to the publisher, failed ones included
+        self.rows: list[ManifestRow] = []  # of the pictures that are stored or failed
+        self.stored = 0
+        self.failed = 0
+
+    @property
+    def to_render(self) -> int:
+        """Pictures that are still to be made."""
+        return 0 if self.outcome is not None else self.pictures - self.handed_over
+
+    def add_row(self, row: ManifestRow) -> bool:
+        """One more picture is stored or failed; returns whether it was the last one."""
+        self.rows.append(row)
+        if row.error is None:
+            self.stored += 1
+        else:
+            self.failed += 1
+        return len(self.rows) == self.pictures

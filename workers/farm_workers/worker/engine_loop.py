@@ -1,0 +1,217 @@
+"""The worker's main loop: fills the engines with rows, steps them, hands on what they finish.
+
+Only this thread touches a device, so a slow server never stops a step.
+"""
+
+import dataclasses
+import queue as queues
+import time
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from farm.errors import FarmError, RenderError
+from farm.spec import Lane
+from farm_workers.leased_task import Outcome
+from farm_workers.publisher.publisher import Publisher
+from farm_workers.render_engine import RenderEngine, RowResult
+from farm_workers.worker.lease_table import LeaseTable
+from farm_workers.worker.task_rows import InputFailed, TaskRows
+
+IDLE_SECONDS = 0.05  # longest sleep of the loop; a grant wakes it at once
+URGENT_SHARE = 8  # one of so many rows of an engine is kept free for urgent tasks
+PENDING_BYTES = 512 * 2**20  # given to the publisher and not stored; above it the engines wait
+
+
+@dataclasses.dataclass
+class _Pace:
+    """The engine time that a lane has had, and what was done in it."""
+
+    row_steps: int = 0
+    seconds: float = 0.0
+
+
+class EngineLoop:
+    """One thread calls ``turn`` again and again; only ``enqueue`` and ``stats`` are for others.
+
+    Args:
+        engines: by the name of their checkpoint.
+        rows: how many rows each engine holds when it is full.
+    """
+
+    def __init__(
+        self,
+        engines: Mapping[str, RenderEngine],
+        rows: Mapping[str, int],
+        leases: LeaseTable,
+        publisher: Publisher,
+    ) -> None:
+        self.turned_at = time.monotonic()  # the last turn began then
+        self._engines = engines
+        self._kept_free = {name: count // URGENT_SHARE for name, count in rows.items()}
+        self._leases = leases
+        self._publisher = publisher
+        self._loaded: queues.SimpleQueue[TaskRows] = queues.SimpleQueue()
+        self._tasks: dict[str, TaskRows] = {}  # at work, by key, in the order they came
+        self._paces: dict[Lane, _Pace] = {}
+
+    def enqueue(self, rows: TaskRows) -> None:
+        """A task was loaded: start it with the next turn."""
+        self._loaded.put(rows)
+        self._leases.engines_wanted.set()
+
+    def stats(self) -> Mapping[str, Any]:
+        """For people who look at the farm, and for its planner: lanes, and row-steps per second."""
+        return {
+            "lanes": sorted({str(rows.lane) for rows in list(self._tasks.values())}),
+            "paces": {
+                str(lane): round(pace.row_steps / pace.seconds, 1)
+                for lane, pace in dict(self._paces).items()
+                if pace.row_steps and pace.seconds
+            },
+        }
+
+    def turn(self) -> None:
+        """One pass: start what was loaded, fill the engines, do one step of each."""
+        self.turned_at = time.monotonic()
+        self._start_loaded()
+        self._fill()
+        busy = False
+        urgent = any(rows.task.urgent for rows in self._tasks.values())
+        if urgent or self._publisher.pending_bytes < PENDING_BYTES:
+            for engine in self._engines.values():
+                if not engine.idle:
+                    busy = True
+                    self._step(engine)
+        if not busy:
+            self._leases.engines_wanted.wait(IDLE_SECONDS)
+            self._leases.engines_wanted.clear()
+
+    # What comes and goes.
+
+    def _start_loaded(self) -> None:
+        loaded = []
+        while not self._loaded.empty():
+            loaded.append(self._loaded.get())
+        # Only now: what is loaded may be the successor of a lease that was dropped. Its rows have
+        # the same keys in the engine, so those of the dropped one must have left first.
+        for rows in list(self._tasks.values()):
+            if not self._leases.holds(rows.task):
+                self._leave_engine(rows)
+        for rows in loaded:
+            if self._leases.holds(rows.task):
+                self._start(rows)
+
+    def _start(self, rows: TaskRows) -> None:
+        """What is stored already, and what crashes its worker, is not rendered."""
+        rows.task.place = rows.place
+        self._tasks[rows.task.key] = rows
+        for found in rows.found:
+            self._publisher.found_picture(rows.task, found)
+        for render, image in rows.left_out:
+            error = RenderError("it crashed its worker twice while it ran alone")
+            self._picture_failed(rows, render, image, error)
+
+    def _leave_engine(self, rows: TaskRows) -> None:
+        del self._tasks[rows.task.key]
+        if running := rows.running_keys:
+            self._engines[rows.lane.checkpoint].cancel(running)
+
+    def _give_up(self, rows: TaskRows, kind: Literal["crash", "infra"], reason: str) -> None:
+        """Hand a task back to the queue; nothing more of it is rendered or stored here."""
+        self._publisher.drop(rows.task)
+        self._leave_engine(rows)
+        self._leases.end(rows.task, Outcome(None, kind, reason))
+
+    # Into the engines.
+
+    def _fill(self) -> None:
+        """Add rows while there is room, a share of which is kept for urgent tasks.
+
+        Urgent tasks come first, then the others in the order they came.
+        """
+        for rows in sorted(self._tasks.values(), key=lambda rows: not rows.task.urgent):
+            name = rows.lane.checkpoint
+            kept_free = 0 if rows.task.urgent else self._kept_free[name]
+            while self._engines[name].room(rows.lane) > kept_free and self._add_next(rows):
+                pass
+
+    def _add_next(self, rows: TaskRows) -> bool:
+        """Add a task's next row; False if none can start now."""
+        if rows.task.lease.alone and (rows.running.total() or not self._announced(rows)):
+            return False
+        try:
+            ready = rows.take()
+        except InputFailed as failure:
+            self._input_failed(rows, failure)
+            return rows.task.key in self._tasks
+        if ready is None:
+            return False
+        try:
+            self._engines[rows.lane.checkpoint].add(
+                (rows.task.key, ready.render),
+                ready.row,
+                image=ready.inputs.image,
+                mask=ready.inputs.mask,
+                latents=ready.inputs.latents,
+                embeds=ready.inputs.embeds,
+                urgent=rows.task.urgent,
+            )
+        except FarmError as error:
+            self._picture_failed(rows, ready.render, ready.row.index, error)
+        else:
+            rows.running[ready.render] += 1
+        return True
+
+    def _announced(self, rows: TaskRows) -> bool:
+        """Whether the queue knows which row runs next: a crash then blames that one alone."""
+        number = rows.next_number
+        if number is None or rows.task.announced_row == number:
+            return True
+        self._leases.announce(rows.task, number)
+        return False
+
+    def _input_failed(self, rows: TaskRows, failure: InputFailed) -> None:
+        if failure.error.retryable:
+            self._give_up(rows, "infra", str(failure.error))
+            return
+        for row in failure.rows:
+            self._picture_failed(rows, failure.render, row.index, failure.error)
+
+    # Out of the engines.
+
+    def _step(self, engine: RenderEngine) -> None:
+        started = time.monotonic()
+        results = engine.step()
+        seconds = time.monotonic() - started
+        running = {
+            rows.lane
+            for rows in self._tasks.values()
+            if rows.running.total() > 0 and self._engines[rows.lane.checkpoint] is engine
+        }
+        for lane in running:
+            self._paces.setdefault(lane, _Pace()).seconds += seconds / len(running)
+        for result in results:
+            self._row_finished(engine, result)
+
+    def _row_finished(self, engine: RenderEngine, result: RowResult) -> None:
+        key, render = result.key
+        rows = self._tasks.get(key)
+        if rows is None:  # it was given up in this step
+            return
+        rows.running[render] -= 1
+        rows.task.next_row = None
+        self._paces.setdefault(rows.lane, _Pace()).row_steps += result.steps
+        if result.error is not None:
+            if result.error.retryable and not rows.task.lease.alone:
+                # Alone it may succeed; if it does not, it fails and its neighbours do not.
+                self._give_up(rows, "crash", str(result.error))
+            else:
+                self._picture_failed(rows, render, result.index, result.error)
+            return
+        assert result.tokens is not None
+        record = rows.record(render, result.index, result.numerics, truncated=result.truncated)
+        self._publisher.picture(rows.task, record, result.pixels, result.tokens)
+
+    def _picture_failed(self, rows: TaskRows, render: int, image: int, error: FarmError) -> None:
+        numerics = self._engines[rows.lane.checkpoint].numerics
+        self._publisher.failed_picture(rows.task, rows.record(render, image, numerics), error)
