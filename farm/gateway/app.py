@@ -78,6 +78,7 @@ def create_app(
         version=farm.__version__,
         description="A render farm for aMUSEd: text-to-image, image-to-image and inpainting.",
         lifespan=lifespan,
+        redirect_slashes=False,  # else the host header would decide where a caller is sent
     )
     app.state.deps = deps
     for router in (jobs.router, assets.router, health.router):

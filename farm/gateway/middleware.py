@@ -45,7 +45,10 @@ class RequestGuard:
                     field="headers",
                 )
             headers = Headers(scope=scope)
-            self._authenticator.check_page(headers.get("host"), headers.get("origin"))
+            client = scope.get("client")
+            self._authenticator.check_page(
+                headers.get("host"), headers.get("origin"), client[0] if client else None
+            )
         except FarmError as error:
             await answer(error)(scope, receive, stamped)
             return

@@ -11,6 +11,10 @@ import pytest
 from fake_worker import BAD_PROMPT, LOST_PROMPT, FakeWorker
 from harness import INFO, Gateway, Serve, ndjson, png, post, post_lines
 
+from farm.gateway.metrics import Metrics
+from farm.job import Priority
+from farm.queue import LaneWork
+from farm.spec import Lane, Mode
 from farm.store import keys
 
 
@@ -287,3 +291,22 @@ def test_a_farm_without_its_queue_says_so(start: Serve, gateway: Gateway) -> Non
         assert answer.json()["error"]["retryable"]
         assert http.get("/healthz").status_code == 200
         assert http.get("/readyz").status_code == 503
+
+
+def test_invented_methods_do_not_become_labels(http: httpx2.Client) -> None:
+    for number in range(50):
+        assert http.request(f"INVENTED{number}", "/healthz").status_code == 405
+        assert http.request(f"INVENTED{number}", f"/nothing/{number}").status_code == 404
+    text = http.get("/metrics").text
+    assert "INVENTED" not in text
+    assert 'method="other",route="/healthz",status="405"} 50' in text
+
+
+def test_many_sizes_do_not_become_many_numbers() -> None:
+    work = [
+        LaneWork(Lane("shapes-64@r1", Mode.TEXT2IMG, 8, 8 * side), Priority.NORMAL, 1, side)
+        for side in range(1, 301)
+    ]
+    text = Metrics(lambda: work).text().decode()
+    assert text.count("farm_queued_tasks{") == 101
+    assert 'farm_queued_tasks{lane="others",priority="normal"} 200.0' in text

@@ -34,9 +34,8 @@ async def upload(
         raise InvalidInput(
             "the body is a form", field="Content-Type", hint="send the file's bytes as the body"
         )
-    async with _UPLOADS:
-        body = await read_body(request, deps.settings.max_asset_bytes)
-        asset = await run_sync(deps.assets.add, tenant, body, kind)
+    body = await read_body(request, deps.settings.max_asset_bytes)  # one that waits holds no slot
+    asset = await run_sync(deps.assets.add, tenant, body, kind, limiter=_UPLOADS)
     deps.metrics.uploads.inc(asset.size)
     return JSONResponse(asset.model_dump(mode="json"), 201)
 
