@@ -10,6 +10,7 @@ from pydantic import ValidationError
 import farm
 from farm.checkpoints.inspect import inspect_checkpoint
 from farm.checkpoints.registry import CheckpointRegistry
+from farm.formats.sandbox import Sandbox
 from farm.gateway import exception_handlers
 from farm.gateway.auth import Authenticator, KeyFile
 from farm.gateway.dependencies import Dependencies
@@ -44,7 +45,8 @@ def create_app(
     store = store or open_store(settings.store_url, attempts=STORE_ATTEMPTS)
     named = [inspect_checkpoint(ref).info for ref in settings.checkpoints]
     registry = CheckpointRegistry([*infos, *named], live=lambda: live_checkpoints(queue))
-    kept = Assets(store)
+    sandbox = Sandbox()
+    kept = Assets(store, sandbox.probe)
     metrics = Metrics(queue.backlog)
     signer = Signer(
         settings.secret.get_secret_value().encode() if settings.secret else secret_of(settings.data)
@@ -72,6 +74,7 @@ def create_app(
         deps.events.start()
         yield
         deps.events.stop()
+        sandbox.close()
 
     app = FastAPI(
         title="amused-farm",
