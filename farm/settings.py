@@ -79,6 +79,9 @@ class GatewaySettings(FarmSettings):
     max_body_memory: int = Field(default=256 * 2**20, ge=1)  # bytes; of all bodies read at a time
     max_connections: int = Field(default=1024, ge=1)
     max_connections_per_address: int = Field(default=512, ge=1)
+    quota_requests: int = Field(default=1000, ge=1)  # of a tenant; per second, for ten at once
+    quota_pictures: int = Field(default=20_000_000, ge=1)  # of a tenant, that are still to be made
+    quota_bytes: int = Field(default=100 * 2**30, ge=1)  # of a tenant's assets
     header_seconds: float = Field(default=10, gt=0)  # until a request's header is there
     least_rate: int = Field(default=1024, ge=0)  # bytes/s of a body
     read_seconds: float = Field(default=30, gt=0)  # that an answer may wait to be read

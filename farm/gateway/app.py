@@ -17,6 +17,8 @@ from farm.gateway.dependencies import Dependencies
 from farm.gateway.events import EventHub
 from farm.gateway.metrics import Measure, Metrics
 from farm.gateway.middleware import RequestGuard
+from farm.gateway.quotas import QuotaLimits, Quotas
+from farm.gateway.readiness import Readiness
 from farm.gateway.routes import assets, health, jobs
 from farm.gateway.signed_urls import Links, Signer, secret_of
 from farm.ingest.assets import Assets
@@ -46,7 +48,8 @@ def create_app(
     named = [inspect_checkpoint(ref).info for ref in settings.checkpoints]
     registry = CheckpointRegistry([*infos, *named], live=lambda: live_checkpoints(queue))
     sandbox = Sandbox()
-    kept = Assets(store, sandbox.probe)
+    quotas = Quotas(queue, QuotaLimits.of(settings))
+    kept = Assets(store, sandbox.probe, quotas)
     metrics = Metrics(queue.backlog)
     signer = Signer(
         settings.secret.get_secret_value().encode() if settings.secret else secret_of(settings.data)
@@ -67,6 +70,8 @@ def create_app(
         links=Links(store, signer, settings.url_seconds),
         events=EventHub(queue),
         metrics=metrics,
+        readiness=Readiness(queue, store),
+        quotas=quotas,
     )
 
     @asynccontextmanager

@@ -6,7 +6,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
@@ -39,11 +39,22 @@ class Asset(BaseModel):
     notes: tuple[str, ...] = ()
 
 
+class ByteQuota(Protocol):
+    """Counts the bytes that a tenant stores."""
+
+    def take_bytes(self, tenant: str, size: int) -> None: ...
+
+    def give_bytes(self, tenant: str, size: int) -> None: ...
+
+
 class Assets:
     """A tenant sees its own files and no others."""
 
-    def __init__(self, store: Store, probe: Probe = picture.probe) -> None:
+    def __init__(
+        self, store: Store, probe: Probe = picture.probe, quota: ByteQuota | None = None
+    ) -> None:
         """``probe`` looks at a picture; of strangers' pictures it does so in a sandbox."""
+        self._quota = quota
         self._store = store
         self._probe = probe
         self.facts = functools.lru_cache(_CACHED)(self._facts)
@@ -59,9 +70,21 @@ class Assets:
         if kind is not None and asset.kind != ("image" if kind == "mask" else kind):
             raise InvalidInput(f"the file holds {asset.kind}, not {kind}", field="asset")
         key = keys.asset(tenant, asset.id)
-        self._store.put(key, data)
+        self._keep(tenant, key, data)
         self._store.put(f"{key}.json", asset.model_dump_json().encode())
         return asset
+
+    def _keep(self, tenant: str, key: str, data: bytes) -> None:
+        if self._quota is None or self._store.size(key) is not None:
+            self._store.put(key, data)
+            return
+        self._quota.take_bytes(tenant, len(data))
+        fresh = False
+        try:
+            fresh = self._store.put(key, data)
+        finally:
+            if not fresh:  # it was there already, or could not be stored
+                self._quota.give_bytes(tenant, len(data))
 
     def _facts(self, tenant: str, asset: str) -> Asset:
         key = keys.asset(tenant, asset)
@@ -137,17 +160,19 @@ class Assets:
             if not isinstance(value, str):
                 continue
             if value.startswith("data:"):
-                content = _data_url(value, field)
-                try:
-                    taken[field] = self.add(tenant, content, FILE_FIELDS[field]).id
-                except InvalidInput as error:
-                    error.field = field
-                    raise
+                taken[field] = self.take_data_url(tenant, field, value).id
             elif "://" in value[:16]:
                 raise InvalidInput(
                     "addresses are not fetched", field=field, hint="upload the file as an asset"
                 )
         return data | taken if taken else data
+
+    def take_data_url(self, tenant: str, field: str, url: str) -> Asset:
+        try:
+            return self.add(tenant, _data_url(url, field), FILE_FIELDS[field])
+        except InvalidInput as error:
+            error.field = field
+            raise
 
 
 def examine(data: bytes, *, mask: bool = False, probe: Probe = picture.probe) -> Asset:

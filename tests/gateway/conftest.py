@@ -43,7 +43,7 @@ def serve(redis_url: str) -> Iterator[Serve]:
             time.sleep(0.005)
         running.append((server, thread))
         bound = server.servers[0].sockets[0].getsockname()[1]
-        return Gateway(f"http://127.0.0.1:{bound}", queue, store, server)
+        return Gateway(f"http://127.0.0.1:{bound}", queue, store, server, app.state.deps)
 
     yield serve
     for server, _ in running:
