@@ -13,13 +13,14 @@ from farm.checkpoints.registry import CheckpointRegistry
 from farm.formats.sandbox import Sandbox
 from farm.gateway import exception_handlers
 from farm.gateway.auth import Authenticator, KeyFile
+from farm.gateway.body_memory import BodyMemory
 from farm.gateway.dependencies import Dependencies
 from farm.gateway.events import EventHub
 from farm.gateway.metrics import Measure, Metrics
 from farm.gateway.middleware import RequestGuard
 from farm.gateway.quotas import QuotaLimits, Quotas
 from farm.gateway.readiness import Readiness
-from farm.gateway.routes import assets, health, jobs
+from farm.gateway.routes import assets, docs, health, jobs
 from farm.gateway.signed_urls import Links, Signer, secret_of
 from farm.ingest.assets import Assets
 from farm.ingest.ingest import Ingest
@@ -86,13 +87,16 @@ def create_app(
         version=farm.__version__,
         description="A render farm for aMUSEd: text-to-image, image-to-image and inpainting.",
         lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
         redirect_slashes=False,  # else the host header would decide where a caller is sent
     )
     app.state.deps = deps
-    for router in (jobs.router, assets.router, health.router):
+    for router in (jobs.router, assets.router, health.router, docs.router):
         app.include_router(router)
     exception_handlers.install(app)
-    app.add_middleware(RequestGuard, authenticator=deps.authenticator)
+    body_memory = app.state.body_memory = BodyMemory(settings.max_body_memory)
+    app.add_middleware(RequestGuard, authenticator=deps.authenticator, body_memory=body_memory)
     app.add_middleware(Measure, metrics=metrics)
     return app
 

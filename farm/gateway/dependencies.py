@@ -55,6 +55,7 @@ def _tenant(request: Request, scope: str) -> str:
     if scope not in caller.scopes:
         raise scope_missing(scope)
     dependencies_of(request).quotas.take_request(caller.tenant)
+    request.state.tenant = caller.tenant
     return caller.tenant
 
 

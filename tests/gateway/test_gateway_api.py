@@ -1,8 +1,10 @@
 """Jobs, pictures and events over HTTP, from the first call to the last."""
 
+import base64
 import contextlib
 import hashlib
 import json
+import re
 import time
 from typing import Any
 
@@ -396,3 +398,18 @@ def test_a_queue_that_takes_no_writes_is_not_ready(
         gateway.queue.client.config_set("maxmemory", "0")
     assert told.status_code == 503
     assert "no memory" in told.json()["queue"]
+
+
+def test_the_documentation_runs_nothing_and_loads_nothing(http: httpx2.Client) -> None:
+    answer = http.get("/docs")
+    policy = answer.headers["content-security-policy"]
+    assert policy.startswith("default-src 'none'")
+    assert "unsafe" not in policy
+    style = re.search(r"<style>(.*?)</style>", answer.text, re.DOTALL)
+    assert style is not None
+    digest = base64.b64encode(hashlib.sha256(style[1].encode()).digest()).decode()
+    assert f"'sha256-{digest}'" in policy
+    assert not re.search(r"<script|src=|https?://|<link|@import", answer.text)
+    for path in http.get("/openapi.json").json()["paths"]:
+        assert f" {path}</code>" in answer.text
+    assert http.get("/redoc").status_code == 404

@@ -157,3 +157,22 @@ def test_what_is_no_http_is_refused_and_hung_up(gateway: Gateway, data: bytes) -
     with sockets() as held:
         said = ended(dial(gateway, held, data))
     assert said.split(b"\r\n")[0].split()[1][:1] == b"4"
+
+
+def test_bodies_that_wait_take_no_more_memory_than_they_may(start: Serve) -> None:
+    small = start(max_body_memory=1_000_000)
+    with sockets() as held:
+        for _ in range(4):
+            dial(small, held, START_OF_AN_UPLOAD + b"x" * 99_999)
+        time.sleep(0.3)
+        with small.client() as http:
+            large = http.put("/v1/assets", content=b"x" * 200_000)
+            assert large.status_code == 429
+            assert "500,000" in large.json()["error"]["message"]
+            assert post(http, {"prompt": "x"}).status_code == 201
+        for one in held:
+            one.close()
+        time.sleep(0.3)
+        with small.client() as http:
+            for _ in range(4):
+                assert http.put("/v1/assets", content=b"x" * 200_000).status_code == 422
