@@ -134,12 +134,14 @@ class JobFailed(FarmError):
     """More pictures of the job failed than it allows."""
 
     code = "job_failed"
+    status = 409
 
 
 class JobCancelled(FarmError):
     """The job was cancelled before it was done."""
 
     code = "job_cancelled"
+    status = 409
     exit_code = 3
 
 
@@ -169,6 +171,7 @@ class LeaseLost(FarmError):
     """The caller no longer holds the task; what it did is not recorded."""
 
     code = "lease_lost"
+    status = 409
 
 
 class RejectedRender(NamedTuple):

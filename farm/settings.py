@@ -1,7 +1,7 @@
 """What a process of the control plane must be told, read once at its start."""
 
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import (
     AliasChoices,
@@ -10,9 +10,11 @@ from pydantic import (
     SecretStr,
     ValidationError,
     field_validator,
+    model_validator,
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from farm.addresses import REDIS_HINT, check_redis_url, is_loopback
 from farm.errors import InvalidInput
 from farm.job import MAX_ASSET_BYTES
 from farm.paths import data_dir
@@ -37,8 +39,8 @@ class FarmSettings(BaseSettings):
     )
 
     data: Path = Field(default_factory=data_dir)
-    redis_url: str = Field(validation_alias=AliasChoices("redis_url", "REDIS_URL"))
-    store: str = ""  # empty: DATA/store
+    redis_url: str = Field(validation_alias=AliasChoices("redis_url", "REDIS_URL"), repr=False)
+    store: str = Field(default="", repr=False)  # empty: DATA/store
     name: str = Field(default="farm", pattern=r"^[a-z0-9][a-z0-9-]{0,31}$")  # the keys' hash tag
 
     single_writer: bool = False  # one worker: then a store may let several writers win
@@ -51,9 +53,7 @@ class FarmSettings(BaseSettings):
     @field_validator("redis_url")
     @classmethod
     def _redis(cls, value: str) -> str:
-        if not value.startswith(("redis://", "rediss://", "unix://")):
-            raise ValueError("must start with redis://, rediss:// or unix://")
-        return value
+        return check_redis_url(value)
 
     @property
     def store_url(self) -> str:
@@ -68,11 +68,54 @@ class GatewaySettings(FarmSettings):
     checkpoints: Names = ()  # the first is the default
     keys: Path | None = None  # JSON: {sha256 of a key: {"tenant": ..., "expires": ...}}
     open: bool = False  # requests without a key are tenant "local"; for loopback only
+    tls_cert: Path | None = None  # PEM, with the chain
+    tls_key: Path | None = None
+    behind_proxy: bool = False  # a proxy on a trusted network speaks TLS for the gateway
     secret: SecretStr | None = None  # signs object addresses; else DATA/secret is made
     url_seconds: int = Field(default=3600, ge=1, le=7 * 86400)  # life of a signed address
     allow_volatile: bool = False  # take a server that forgets with its process; for trials
     max_asset_bytes: int = Field(default=MAX_ASSET_BYTES, ge=1)
     max_json_bytes: int = Field(default=16 * 2**20, ge=1)
+    max_body_memory: int = Field(default=256 * 2**20, ge=1)  # bytes; of all bodies read at a time
+    max_connections: int = Field(default=1024, ge=1)
+    max_connections_per_address: int = Field(default=512, ge=1)
+    quota_requests: int = Field(default=1000, ge=1)  # of a tenant; per second, for ten at once
+    quota_pictures: int = Field(default=20_000_000, ge=1)  # of a tenant, that are still to be made
+    quota_bytes: int = Field(default=100 * 2**30, ge=1)  # of a tenant's assets
+    header_seconds: float = Field(default=10, gt=0)  # until a request's header is there
+    least_rate: int = Field(default=1024, ge=0)  # bytes/s of a body
+    read_seconds: float = Field(default=30, gt=0)  # that an answer may wait to be read
+
+    @model_validator(mode="after")
+    def _who_may_call(self) -> Self:
+        """An open gateway is for one machine; what others reach needs keys, and TLS to carry them.
+
+        What a request's headers say of its host proves nothing, so the address decides.
+        """
+        if self.open and self.keys is not None:
+            raise InvalidInput(
+                "lets everyone in although FARM_KEYS names a keys file",
+                field="FARM_OPEN",
+                hint="unset one of the two",
+            )
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise InvalidInput("and FARM_TLS_KEY belong together", field="FARM_TLS_CERT")
+        if is_loopback(self.host):
+            return self
+        if self.open:
+            raise InvalidInput(
+                f"lets everyone in who reaches {self.host}",
+                field="FARM_OPEN",
+                hint="name a keys file in FARM_KEYS, or set FARM_HOST=127.0.0.1",
+            )
+        if self.tls_cert is None and not self.behind_proxy:
+            raise InvalidInput(
+                f"{self.host} can be reached from outside, where keys must not travel unencrypted",
+                field="FARM_HOST",
+                hint="set FARM_TLS_CERT and FARM_TLS_KEY, or FARM_BEHIND_PROXY=1 where a proxy "
+                "on a trusted network does TLS",
+            )
+        return self
 
 
 def load(kind: type[Kind]) -> Kind:
@@ -89,4 +132,4 @@ def load(kind: type[Kind]) -> Kind:
         raise InvalidInput(f"{message}; got {finding['input']!r}", field=variable) from None
 
 
-_EXAMPLES = {"REDIS_URL": "for example redis://127.0.0.1:6379 or unix:///run/valkey.sock"}
+_EXAMPLES = {"REDIS_URL": REDIS_HINT}

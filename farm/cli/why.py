@@ -18,6 +18,7 @@ REASONS = {
     "room": "the workers are full",
     "empty-worker": "what a crashed worker held runs alone, on a worker without other work",
     "retry": "a pause before what failed is tried again",
+    "store": "the store takes no files: it is full, read-only or away (farm doctor)",
     "finalise": "its last file is being written",
 }
 

@@ -13,9 +13,14 @@ from PIL import Image
 from farm.errors import InvalidInput, TooLarge
 
 MAX_PICTURE_BYTES = 100 * 2**20
-MAX_PIXELS = 2**26  # 8192 x 8192; a 61-megapixel camera's pictures fit
+MAX_PIXELS = 2**25  # 8192 x 4096; four bytes each in memory, and a copy of some of them
+MAX_JPEG_PIXELS = 2**26  # 8192 x 8192; a 61-megapixel camera's pictures fit
 MAX_PROFILE_BYTES = 4 * 2**20  # of a colour profile; real ones have up to 3 MB
-MAX_JPEG_SCANS = 200  # each goes over all pixels again; real progressive files have about ten
+MAX_WEBP_PIXELS = 2**24  # 4096 x 4096; its decoder holds four copies of them
+_MOST_PIXELS = {"JPEG": MAX_JPEG_PIXELS, "WEBP": MAX_WEBP_PIXELS}
+MAX_JPEG_SCANS = 100  # each goes over all pixels again; real progressive files have about ten
+MAX_SCANNED_PIXELS = 2**30  # of all scans of a JPEG: sixteen of the largest picture, 3 s
+MAX_PNG_CHUNKS = 2**16
 MASK_THRESHOLD = 128  # of 255: from here on a pixel is painted anew, as diffusers rounds it
 
 Kind = Literal["image", "mask"]
@@ -55,7 +60,7 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# Pillow warns of damage that it can live with, and of sizes at a limit above MAX_PIXELS.
+# Pillow warns of damage that it can live with, and of sizes at a limit above the farm's.
 warnings.filterwarnings("ignore", module="PIL")
 
 
@@ -105,6 +110,7 @@ class _Reader:
         self.kind = kind
         self.quick = quick  # for what is found out only: the pixels are not brought into shape
         self.width = self.height = 0
+        self.most = MAX_PIXELS
         self.deep = False  # it has 16 bits per channel
         self.notes: list[str] = []
 
@@ -121,15 +127,22 @@ class _Reader:
                 field=_FIELDS[self.kind],
             )
         form = self._form(data)
+        self.most = _MOST_PIXELS.get(form, MAX_PIXELS)
         if form == "PNG":
             data = self._check_png(data)
         elif form == "WEBP":
             self._check_webp(data)
-        elif form == "JPEG" and data.count(_JPEG_SCAN) > MAX_JPEG_SCANS:
+        scans = data.count(_JPEG_SCAN) if form == "JPEG" else 0
+        if scans > MAX_JPEG_SCANS:
             raise self.refuse(f"has more than {MAX_JPEG_SCANS} scans", "open it and save it again")
         try:
             with Image.open(io.BytesIO(data), formats=[form]) as image:
                 self._check_header(image, form)
+                if scans * image.width * image.height > MAX_SCANNED_PIXELS:
+                    raise self.refuse(
+                        f"has {scans} scans of {image.width:,} x {image.height:,} pixels",
+                        "save it as a baseline JPEG, which has one",
+                    )
                 self._check_animation(image)
                 if self.quick and form == "JPEG":
                     image.draft(None, (image.width // 8 or 1, image.height // 8 or 1))
@@ -140,7 +153,11 @@ class _Reader:
         except Image.DecompressionBombError:
             raise self._too_large() from None
         except MemoryError:
-            raise self._too_large() from None
+            raise TooLarge(
+                "takes too much memory to decode",
+                field=_FIELDS[self.kind],
+                hint="scale it down; a render has at most 4096 x 4096",
+            ) from None
         except Exception as error:  # a damaged file leads Pillow to almost any of them
             raise self.refuse(
                 f"is a damaged {form} file: {str(error) or type(error).__name__}",
@@ -179,13 +196,13 @@ class _Reader:
         self.width, self.height = width, height
         if width < 1 or height < 1:
             raise self.refuse(f"has {width} x {height} pixels")
-        if width * height > MAX_PIXELS:
+        if width * height > self.most:
             raise self._too_large()
 
     def _too_large(self) -> TooLarge:
         size = f"{self.width:,} x {self.height:,}" if self.width else "too many"
         return TooLarge(
-            f"has {size} pixels; at most {MAX_PIXELS:,} in all are allowed",
+            f"has {size} pixels; at most {self.most:,} in all are allowed",
             field=_FIELDS[self.kind],
             hint="scale it down first; a render has at most 4096 x 4096",
         )
@@ -235,12 +252,17 @@ class _Reader:
 
         Pillow itself leaves the checksums of pixel data unread.
         """
-        kept = [_PNG_SIGNATURE]
+        kept: list[bytes | memoryview] = [_PNG_SIGNATURE]
+        chunks = 0
+        profiled = False
         view = memoryview(data)
         offset, ended = 8, False
         while not ended:
             if offset + 12 > len(data):
                 raise self.refuse("is a PNG file that ends too early", "send the whole file")
+            chunks += 1
+            if chunks > MAX_PNG_CHUNKS:
+                raise self.refuse(f"has more than {MAX_PNG_CHUNKS:,} chunks", "save it again")
             (length,) = struct.unpack_from(">I", data, offset)
             name = data[offset + 4 : offset + 8]
             end = offset + 12 + length
@@ -258,11 +280,14 @@ class _Reader:
                 self._check_size(*struct.unpack_from(">II", body))
                 self.deep = body[8] == 16
             elif name == b"iCCP":
+                if profiled:
+                    raise self.refuse("is a damaged PNG file: it has several colour profiles")
+                profiled = True
                 self._check_profile(_inflate(bytes(body)) if length < MAX_PROFILE_BYTES else body)
             elif name == b"acTL" and length == 8 and int.from_bytes(body[:4], "big") > 1:
                 self.note("has several frames; the first one was taken")
             if name in _PNG_CHUNKS:
-                kept.append(view[offset:end])  # type: ignore[arg-type]
+                kept.append(view[offset:end])
             offset, ended = end, name == b"IEND"
         return b"".join(kept)
 
@@ -298,6 +323,12 @@ class _Reader:
         if self.deep:
             self.note("was converted from 16 to 8 bits")
         if mode in _MODES_16:
+            if self.quick and self.kind == "image":
+                key = image.info.get("transparency")
+                if isinstance(key, int):
+                    alpha = np.asarray(image) != key
+                    self._note_transparency(bool(alpha.all()), bool(alpha.any()))
+                return image
             image = self._scale(image)
         if mode == "CMYK":
             self.note("was converted from CMYK")
@@ -328,15 +359,20 @@ class _Reader:
             return Image.fromarray(np.stack([scaled, alpha], axis=-1), "LA")
         return Image.fromarray(scaled)
 
+    def _note_transparency(self, opaque: bool, visible: bool) -> bool:
+        """Note what is done about transparent parts; returns whether there are none."""
+        if not opaque:
+            ground = "white" if self.kind == "image" else "black, which is kept"
+            what = "has transparent parts; it" if visible else "is fully transparent; it"
+            self.note(f"{what} was laid on {ground}")
+        return opaque
+
     def _lay(self, image: Image.Image) -> Image.Image:
         alpha = image.getchannel("A")
         least, most = alpha.getextrema()
-        if least == 255:
-            return image
         white = self.kind == "image"
-        ground = "white" if white else "black, which is kept"
-        what = "is fully transparent; it" if most == 0 else "has transparent parts; it"
-        self.note(f"{what} was laid on {ground}")
+        if self._note_transparency(least == 255, most != 0):
+            return image
         if white and self.quick:
             return image
         laid = Image.new("RGB", image.size, (255, 255, 255) if white else (0, 0, 0))

@@ -7,15 +7,13 @@ import uvicorn
 
 from farm.errors import FarmError
 from farm.gateway.app import create_app
+from farm.gateway.server import server_config
 from farm.queue import check_server, connect
 from farm.settings import GatewaySettings, load
 from farm.store import open_store
 from farm.store.probing import check_store
 
 log = logging.getLogger(__name__)
-
-GRACE_SECONDS = 5  # event streams are cut after it; their clients come again
-HEADER_BYTES = 32 * 1024
 
 
 def main() -> int:
@@ -30,19 +28,7 @@ def main() -> int:
     except FarmError as error:
         print(error, file=sys.stderr)
         return error.exit_code
-    uvicorn.run(
-        app,
-        host=settings.host,
-        port=settings.port,
-        http="h11",
-        ws="none",
-        h11_max_incomplete_event_size=HEADER_BYTES,
-        timeout_keep_alive=30,
-        timeout_graceful_shutdown=GRACE_SECONDS,
-        access_log=False,
-        server_header=False,
-        log_config=None,
-    )
+    uvicorn.Server(server_config(app, settings)).run()
     return 0
 
 

@@ -10,13 +10,17 @@ from pydantic import ValidationError
 import farm
 from farm.checkpoints.inspect import inspect_checkpoint
 from farm.checkpoints.registry import CheckpointRegistry
+from farm.formats.sandbox import Sandbox
 from farm.gateway import exception_handlers
 from farm.gateway.auth import Authenticator, KeyFile
+from farm.gateway.body_memory import BodyMemory
 from farm.gateway.dependencies import Dependencies
 from farm.gateway.events import EventHub
 from farm.gateway.metrics import Measure, Metrics
 from farm.gateway.middleware import RequestGuard
-from farm.gateway.routes import assets, health, jobs
+from farm.gateway.quotas import QuotaLimits, Quotas
+from farm.gateway.readiness import Readiness
+from farm.gateway.routes import assets, docs, health, jobs
 from farm.gateway.signed_urls import Links, Signer, secret_of
 from farm.ingest.assets import Assets
 from farm.ingest.ingest import Ingest
@@ -44,7 +48,9 @@ def create_app(
     store = store or open_store(settings.store_url, attempts=STORE_ATTEMPTS)
     named = [inspect_checkpoint(ref).info for ref in settings.checkpoints]
     registry = CheckpointRegistry([*infos, *named], live=lambda: live_checkpoints(queue))
-    kept = Assets(store)
+    sandbox = Sandbox()
+    quotas = Quotas(queue, QuotaLimits.of(settings))
+    kept = Assets(store, sandbox.probe, quotas)
     metrics = Metrics(queue.backlog)
     signer = Signer(
         settings.secret.get_secret_value().encode() if settings.secret else secret_of(settings.data)
@@ -65,6 +71,8 @@ def create_app(
         links=Links(store, signer, settings.url_seconds),
         events=EventHub(queue),
         metrics=metrics,
+        readiness=Readiness(queue, store),
+        quotas=quotas,
     )
 
     @asynccontextmanager
@@ -72,18 +80,23 @@ def create_app(
         deps.events.start()
         yield
         deps.events.stop()
+        sandbox.close()
 
     app = FastAPI(
         title="amused-farm",
         version=farm.__version__,
         description="A render farm for aMUSEd: text-to-image, image-to-image and inpainting.",
         lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,  # else the host header would decide where a caller is sent
     )
     app.state.deps = deps
-    for router in (jobs.router, assets.router, health.router):
+    for router in (jobs.router, assets.router, health.router, docs.router):
         app.include_router(router)
     exception_handlers.install(app)
-    app.add_middleware(RequestGuard, authenticator=deps.authenticator)
+    body_memory = app.state.body_memory = BodyMemory(settings.max_body_memory)
+    app.add_middleware(RequestGuard, authenticator=deps.authenticator, body_memory=body_memory)
     app.add_middleware(Measure, metrics=metrics)
     return app
 

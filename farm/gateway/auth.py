@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import ipaddress
 import json
 import threading
 import time
@@ -10,10 +9,10 @@ from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import urlsplit
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, TypeAdapter, ValidationError
 
+from farm.addresses import is_loopback, split_host
 from farm.errors import InvalidInput, NotAllowed
 
 LOCAL_TENANT = "local"
@@ -129,31 +128,28 @@ class Authenticator:
             raise NotAllowed(f"the API key expired on {key.expires:%Y-%m-%d %H:%M %Z}")
         return Caller(key.tenant, key.scopes)
 
-    def check_page(self, host: str | None, origin: str | None) -> None:
-        """On an open farm a web page of a stranger must not get in by way of the user's browser.
+    def check_page(self, host: str | None, origin: str | None, address: str | None) -> None:
+        """On an open farm neither another machine nor a stranger's web page may get in.
 
-        Its name may point to this machine for a moment, so the host that the browser believes in
-        must be a loopback name, and a page's origin must be that very host.
+        A header can say anything, so the caller's own address must be of this machine. A page's
+        name may point to this machine for a moment, so the host that the browser believes in must
+        be a loopback name, and a page's origin must be that very host.
+
+        Args:
+            address: of the caller; None where it came through a unix socket.
         """
         if not self._open:
             return
-        name = urlsplit(f"//{host or ''}").hostname or ""
-        if not _loopback(name):
+        if address is not None and not is_loopback(address):
+            raise Forbidden("this farm has no keys file, so only its own machine may call")
+        name = split_host(host or "")
+        if name is None or not is_loopback(name):
             raise Forbidden(
-                f"the host {name[:80]!r} is not this machine",
+                f"the host {(host or '')[:80]!r} is not this machine",
                 hint="use http://127.0.0.1, or give the farm a keys file",
             )
-        if origin is not None and urlsplit(origin).netloc != host:
+        if origin is not None and origin.partition("://")[2] != host:
             raise Forbidden("pages of other origins may not call this farm")
-
-
-def _loopback(name: str) -> bool:
-    if name == "localhost" or name.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False
 
 
 def scope_missing(scope: str) -> Forbidden:

@@ -7,6 +7,7 @@ from starlette.requests import Request
 
 from farm import strict_json
 from farm.errors import InvalidInput, TooLarge
+from farm.gateway.body_memory import BodyMemory
 from farm.ingest.ndjson import Entry, long_line, parse_line
 from farm.job import MAX_LINE_BYTES, MAX_PIECE_LINES
 
@@ -45,11 +46,13 @@ async def read_body(request: Request, limit: int) -> bytes:
     claimed = request.headers.get("content-length", "")
     if claimed.isdigit() and int(claimed) > limit:
         raise _too_large(limit)
+    memory = BodyMemory.of(request)
     parts, size = [], 0
     async for part in request.stream():
         size += len(part)
         if size > limit:
             raise _too_large(limit)
+        memory.take(request, len(part))
         parts.append(part)
     return b"".join(parts)
 
@@ -108,13 +111,16 @@ def _entry(line: bytearray, number: int) -> Entry | None:
 
 async def pieces(request: Request) -> AsyncIterator[list[Entry]]:
     """The entries of an NDJSON body in groups that are cut at the same places every time."""
+    memory = BodyMemory.of(request)
     group: list[Entry] = []
     size = 0
     async for entry in lines(request):
+        memory.take(request, len(entry.text))
         group.append(entry)
         size += len(entry.text)
         if len(group) == MAX_PIECE_LINES or size >= PIECE_BYTES:
             yield group
+            memory.give(request.scope)
             group, size = [], 0
     if group:
         yield group
@@ -122,9 +128,11 @@ async def pieces(request: Request) -> AsyncIterator[list[Entry]]:
 
 async def one_piece(request: Request) -> list[Entry]:
     """The entries of a body that may hold one piece and no more."""
+    memory = BodyMemory.of(request)
     group: list[Entry] = []
     size = 0
     async for entry in lines(request):
+        memory.take(request, len(entry.text))
         group.append(entry)
         size += len(entry.text)
         if len(group) > MAX_PIECE_LINES or size > 2 * PIECE_BYTES:

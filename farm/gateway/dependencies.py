@@ -8,6 +8,8 @@ from farm.checkpoints.registry import CheckpointRegistry
 from farm.gateway.auth import Authenticator, Caller, scope_missing
 from farm.gateway.events import EventHub
 from farm.gateway.metrics import Metrics
+from farm.gateway.quotas import Quotas
+from farm.gateway.readiness import Readiness
 from farm.gateway.signed_urls import Links, Signer
 from farm.ingest.assets import Assets
 from farm.ingest.ingest import Ingest
@@ -30,6 +32,8 @@ class Dependencies(NamedTuple):
     links: Links
     events: EventHub
     metrics: Metrics
+    readiness: Readiness
+    quotas: Quotas
 
 
 def dependencies_of(request: Request) -> Dependencies:
@@ -50,6 +54,8 @@ def _tenant(request: Request, scope: str) -> str:
     )
     if scope not in caller.scopes:
         raise scope_missing(scope)
+    dependencies_of(request).quotas.take_request(caller.tenant)
+    request.state.tenant = caller.tenant
     return caller.tenant
 
 

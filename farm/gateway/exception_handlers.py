@@ -34,6 +34,11 @@ def _answer(status: int, content: dict[str, Any]) -> Response:
     return JSONResponse(content, status, headers)
 
 
+def path_of(request: Request) -> str:
+    """As it was asked for; ``request.url`` cannot be had where the host header is malformed."""
+    return str(request.scope["path"])[:120]
+
+
 async def _farm_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, FarmError)
     return answer(error)
@@ -43,9 +48,9 @@ async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     message = str(error.detail)
     if error.status_code == 404:
-        message = f"there is nothing at {request.url.path[:120]!r}; /docs lists the addresses"
+        message = f"there is nothing at {path_of(request)!r}; /docs lists the addresses"
     elif error.status_code == 405:
-        message = f"{request.method} is not possible here"
+        message = f"{request.method[:20]!r} is not possible here"
     facts = {"code": _CODES.get(error.status_code, "http"), "message": message, "retryable": False}
     response = _answer(error.status_code, {"error": facts})
     for name, value in (error.headers or {}).items():
@@ -68,7 +73,7 @@ async def _client_left(_: Request, __: Exception) -> Response:
 async def _unexpected(request: Request, error: Exception) -> Response:
     """The log has the trace, under a number that the caller is given."""
     number = secrets.token_hex(4)
-    log.error("%s %r failed (%s)", request.method, request.url.path, number, exc_info=error)
+    log.error("%r %r failed (%s)", request.method[:20], path_of(request), number, exc_info=error)
     facts = {
         "code": "internal",
         "message": f"the gateway failed; its log has more under {number}",

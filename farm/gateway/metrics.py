@@ -20,6 +20,9 @@ from farm.queue import LaneBacklog
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
 
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+MAX_LANES = 100  # with a number of their own; users choose sizes, and each size is a lane
+
 # Else each counter has a second series that nobody charts.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
@@ -62,18 +65,27 @@ class _Backlog(Collector):
             "farm_queued_pictures", "Pictures queued", labels=["lane", "priority"]
         )
         try:
-            for work in self._work():
-                labels = [str(work.lane), str(work.priority)]
-                tasks.add_metric(labels, work.tasks)
-                pictures.add_metric(labels, work.pictures)
+            found = sorted(self._work(), key=lambda work: work.pictures, reverse=True)
         except FarmError:
             return  # the queue is away; the other numbers still count
+        others: dict[str, list[int]] = {}
+        for place, work in enumerate(found):
+            if place < MAX_LANES:
+                tasks.add_metric([str(work.lane), str(work.priority)], work.tasks)
+                pictures.add_metric([str(work.lane), str(work.priority)], work.pictures)
+            else:
+                both = others.setdefault(str(work.priority), [0, 0])
+                both[0] += work.tasks
+                both[1] += work.pictures
+        for priority, (its_tasks, its_pictures) in others.items():
+            tasks.add_metric(["others", priority], its_tasks)
+            pictures.add_metric(["others", priority], its_pictures)
         yield tasks
         yield pictures
 
 
 class Measure:
-    """Counts requests by route; the route's pattern, never the path, is the label."""
+    """Counts requests by route; no label is what a caller made up."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
@@ -96,5 +108,6 @@ class Measure:
             await self._app(scope, receive, watch)
         finally:
             route = getattr(scope.get("route"), "path", "none")
-            self._metrics.requests.labels(scope["method"], route, status).inc()
+            method = scope["method"] if scope["method"] in METHODS else "other"
+            self._metrics.requests.labels(method, route, status).inc()
             self._metrics.seconds.labels(route).observe(time.perf_counter() - started)

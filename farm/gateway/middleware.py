@@ -6,6 +6,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 import farm
 from farm.errors import FarmError, TooLarge
 from farm.gateway.auth import Authenticator
+from farm.gateway.body_memory import BodyMemory
 from farm.gateway.exception_handlers import answer
 
 MAX_HEADERS = 100
@@ -20,9 +21,10 @@ class TooManyHeaders(TooLarge):
 class RequestGuard:
     """Checks host and origin, counts headers, and names the server's version in every answer."""
 
-    def __init__(self, app: ASGIApp, authenticator: Authenticator) -> None:
+    def __init__(self, app: ASGIApp, authenticator: Authenticator, body_memory: BodyMemory) -> None:
         self._app = app
         self._authenticator = authenticator
+        self._body_memory = body_memory
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -45,8 +47,14 @@ class RequestGuard:
                     field="headers",
                 )
             headers = Headers(scope=scope)
-            self._authenticator.check_page(headers.get("host"), headers.get("origin"))
+            client = scope.get("client")
+            self._authenticator.check_page(
+                headers.get("host"), headers.get("origin"), client[0] if client else None
+            )
         except FarmError as error:
             await answer(error)(scope, receive, stamped)
             return
-        await self._app(scope, receive, stamped)
+        try:
+            await self._app(scope, receive, stamped)
+        finally:
+            self._body_memory.give(scope)

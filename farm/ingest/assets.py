@@ -5,8 +5,8 @@ import binascii
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
@@ -20,6 +20,7 @@ MAX_TENSOR_HEADER = 2**20  # bytes
 FILE_FIELDS: Mapping[str, AssetKind] = {
     name: parameter.asset for name, parameter in PARAMETERS.items() if parameter.asset is not None
 }
+Probe = Callable[[bytes, Literal["image", "mask"]], picture.Picture]
 PICTURE_FIELDS = tuple(name for name, kind in FILE_FIELDS.items() if kind in ("image", "mask"))
 _CACHED = 4096  # facts kept in memory; a few hundred bytes each
 
@@ -38,11 +39,24 @@ class Asset(BaseModel):
     notes: tuple[str, ...] = ()
 
 
+class ByteQuota(Protocol):
+    """Counts the bytes that a tenant stores."""
+
+    def take_bytes(self, tenant: str, size: int) -> None: ...
+
+    def give_bytes(self, tenant: str, size: int) -> None: ...
+
+
 class Assets:
     """A tenant sees its own files and no others."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(
+        self, store: Store, probe: Probe = picture.probe, quota: ByteQuota | None = None
+    ) -> None:
+        """``probe`` looks at a picture; of strangers' pictures it does so in a sandbox."""
+        self._quota = quota
         self._store = store
+        self._probe = probe
         self.facts = functools.lru_cache(_CACHED)(self._facts)
         self._check_tensors = functools.lru_cache(_CACHED)(self._check_tensors_once)
 
@@ -52,13 +66,25 @@ class Assets:
         Args:
             kind: what it is meant for, where that is known; other files are refused.
         """
-        asset = examine(data, mask=kind == "mask")
+        asset = examine(data, mask=kind == "mask", probe=self._probe)
         if kind is not None and asset.kind != ("image" if kind == "mask" else kind):
             raise InvalidInput(f"the file holds {asset.kind}, not {kind}", field="asset")
         key = keys.asset(tenant, asset.id)
-        self._store.put(key, data)
+        self._keep(tenant, key, data)
         self._store.put(f"{key}.json", asset.model_dump_json().encode())
         return asset
+
+    def _keep(self, tenant: str, key: str, data: bytes) -> None:
+        if self._quota is None or self._store.size(key) is not None:
+            self._store.put(key, data)
+            return
+        self._quota.take_bytes(tenant, len(data))
+        fresh = False
+        try:
+            fresh = self._store.put(key, data)
+        finally:
+            if not fresh:  # it was there already, or could not be stored
+                self._quota.give_bytes(tenant, len(data))
 
     def _facts(self, tenant: str, asset: str) -> Asset:
         key = keys.asset(tenant, asset)
@@ -66,7 +92,7 @@ class Assets:
             return Asset.model_validate_json(self._store.get(f"{key}.json"))
         except NotFound:
             data = self.read(tenant, asset)  # an upload that died before its facts were written
-        facts = examine(data)
+        facts = examine(data, probe=self._probe)
         self._store.put(f"{key}.json", facts.model_dump_json().encode())
         return facts
 
@@ -134,20 +160,22 @@ class Assets:
             if not isinstance(value, str):
                 continue
             if value.startswith("data:"):
-                content = _data_url(value, field)
-                try:
-                    taken[field] = self.add(tenant, content, FILE_FIELDS[field]).id
-                except InvalidInput as error:
-                    error.field = field
-                    raise
+                taken[field] = self.take_data_url(tenant, field, value).id
             elif "://" in value[:16]:
                 raise InvalidInput(
                     "addresses are not fetched", field=field, hint="upload the file as an asset"
                 )
         return data | taken if taken else data
 
+    def take_data_url(self, tenant: str, field: str, url: str) -> Asset:
+        try:
+            return self.add(tenant, _data_url(url, field), FILE_FIELDS[field])
+        except InvalidInput as error:
+            error.field = field
+            raise
 
-def examine(data: bytes, *, mask: bool = False) -> Asset:
+
+def examine(data: bytes, *, mask: bool = False, probe: Probe = picture.probe) -> Asset:
     """What a file holds, by its content; what the farm has no use for is refused."""
     name = hashlib.sha256(data).hexdigest()
     if not data:
@@ -159,7 +187,7 @@ def examine(data: bytes, *, mask: bool = False) -> Asset:
             hint="save tensors with safetensors",
         )
     if not _is_safetensors(data):
-        found = picture.probe(data, "mask" if mask else "image")
+        found = probe(data, "mask" if mask else "image")
         return Asset(
             id=name, kind="image", size=len(data),
             width=found.width, height=found.height, notes=tuple(found.notes),
@@ -194,12 +222,18 @@ def _tensor_shapes(data: bytes) -> dict[str, list[int]]:
     try:
         header = json.loads(data[8 : 8 + length])
         return {
-            str(name)[:80]: [int(side) for side in entry["shape"]]
+            str(name)[:80]: [_side(side) for side in entry["shape"]]
             for name, entry in header.items()
             if name != "__metadata__"
         }
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise InvalidInput("the safetensors header cannot be read", field="asset") from None
+
+
+def _side(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 2**31:
+        raise ValueError(f"{value!r} is not a side of a tensor")
+    return value
 
 
 def _data_url(value: str, field: str) -> bytes:

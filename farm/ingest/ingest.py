@@ -42,7 +42,7 @@ from farm.spec import Lane, canonical_json
 from farm.store import Store, keys
 
 WRITERS = 16  # chunks written at a time; a call to S3 takes some 30 ms
-MAX_LISTED = MAX_PIECE_LINES  # refused lines that an answer names
+MAX_LISTED = 100  # refused lines that the answer to a whole submission names
 MAX_INLINE_BYTES = 8 * 1024  # of all chunks of a job that travels inline
 
 
@@ -133,7 +133,7 @@ class Ingest:
         record = self._record(tenant, options, content.hexdigest())
         piece = self.cut(record, 0, 0, entries)
         if not piece.chunks:
-            raise AllRejected(piece.rejected)
+            raise AllRejected(piece.rejected[:MAX_LISTED])
         if len(piece.chunks) > MAX_ROWS:
             record, created = self.open(tenant, options, content=content.hexdigest())
             return self._feed(record, created, piece, entries)

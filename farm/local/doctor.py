@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import psutil
 import redis
 
+from farm.addresses import without_secrets
 from farm.checkpoints.inspect import inspect_checkpoint
 from farm.errors import FarmError
 from farm.local.embedded import answers, reachable, serves
@@ -92,7 +93,11 @@ def _server(patient: Patient) -> _Told:
 
 def _store(patient: Patient) -> _Told:
     open_store(patient.store, attempts=1).probe()
-    yield Health.OK, f"{patient.store}: one of 16 writers of the same object wins", None
+    yield (
+        Health.OK,
+        f"{without_secrets(patient.store)}: one of 16 writers of the same object wins",
+        None,
+    )
 
 
 def _ray(patient: Patient) -> _Told:

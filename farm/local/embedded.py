@@ -17,11 +17,13 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from farm.addresses import check_redis_url
 from farm.checkpoints.inspect import built_in, inspect_checkpoint
 from farm.errors import InvalidInput
 from farm.local.supervisor import Service
 from farm.local.valkey import ServerProcess
 from farm.machine import cores, count_gpus, worker_threads
+from farm.store import open_store
 
 RAY_SECONDS = 120.0
 WORKER_SECONDS = 300.0
@@ -49,6 +51,10 @@ class Plan:
 
     def complete(self) -> "Plan":
         """The plan with the machine's defaults filled in and its checkpoints looked at."""
+        if self.redis_url:
+            check_redis_url(self.redis_url)
+        if self.store:
+            open_store(self.store)  # a wrong address is refused before anything starts
         workers = self.workers or max(self.gpus, 1)
         if self.single_writer and workers > 1:
             raise InvalidInput(
@@ -134,7 +140,8 @@ class Embedded:
             "FARM_SINGLE_WRITER": "1" if plan.single_writer else "0",
             "FARM_HOST": "127.0.0.1",
             "FARM_PORT": str(plan.port),
-            "FARM_OPEN": "1",
+            "FARM_OPEN": "0" if os.environ.get("FARM_KEYS") else "1",
+            "FARM_BEHIND_PROXY": "0",
             "FARM_CHECKPOINTS": ",".join(plan.checkpoints),
             "FARM_WORKERS": str(plan.workers),
             "FARM_WORKER_GPUS": "1" if plan.gpus else "0",
@@ -242,6 +249,7 @@ def free_port(preferred: int = 0) -> int:
 
 def serves(redis_url: str) -> bool:
     """Whether a Redis server answers, now and without patience."""
+    check_redis_url(redis_url)
     with contextlib.suppress(redis.RedisError):
         client = redis.Redis.from_url(redis_url, socket_timeout=1, retry=Retry(NoBackoff(), 0))
         return bool(client.ping())

@@ -10,6 +10,7 @@ from redis import exceptions as refused
 from redis.backoff import FullJitterBackoff
 from redis.retry import Retry
 
+from farm.addresses import REDIS_HINT, check_redis_url
 from farm.errors import (
     Conflict,
     FarmError,
@@ -81,6 +82,7 @@ def connect(url: str) -> "redis.Redis":
     A call fails after two or three seconds if connections are refused, and after about fifteen if
     they are accepted and no reply comes. A loop that must not end calls again.
     """
+    check_redis_url(url)
     try:
         return redis.Redis.from_url(
             url,
@@ -95,11 +97,9 @@ def connect(url: str) -> "redis.Redis":
                 refused.TimeoutError,
             ],
         )
-    except ValueError as error:
+    except ValueError:  # its text may hold a part of the password
         raise InvalidInput(
-            f"{url!r} is not a Redis address: {error}",
-            field="REDIS_URL",
-            hint="for example redis://localhost:6379/0 or unix:///path/to/socket",
+            "has an option that is not understood", field="REDIS_URL", hint=REDIS_HINT
         ) from None
 
 

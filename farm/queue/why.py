@@ -21,6 +21,7 @@ class WaitsFor(enum.StrEnum):
     ROOM = "room"  # the workers are full
     EMPTY_WORKER = "empty-worker"  # its tasks run alone after a crash
     RETRY = "retry"  # a failed attempt is about to be tried again
+    STORE = "store"  # nothing can be written there: it is full, read-only or away
     FINALISE = "finalise"  # every picture has ended; the last file has to be written
 
 

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from farm.addresses import without_secrets
 from farm.errors import InvalidInput
 from farm.store.protocol import Entry, Store
 
@@ -12,6 +13,7 @@ __all__ = ["Entry", "Store", "open_store"]
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]")
 _PREFIX = re.compile(r"[A-Za-z0-9_./-]{0,256}")
 _OPTIONS = ("endpoint_url", "region")
+_CREDENTIALS = "credentials come from the environment: AWS_ACCESS_KEY_ID and the like"
 _HINT = "write a folder, file:///folder or s3://bucket/prefix"
 
 
@@ -30,7 +32,9 @@ def open_store(url: str, *, attempts: int | None = None) -> Store:
     if scheme == "file":
         parts = urlsplit(url)
         if parts.netloc not in {"", "localhost"} or len(parts.path) < 2:
-            raise InvalidInput(f"{url!r} names no absolute folder", field="store", hint=_HINT)
+            raise InvalidInput(
+                f"{without_secrets(url)!r} names no absolute folder", field="store", hint=_HINT
+            )
         return _local(Path(unquote(parts.path)))
     if scheme == "s3":
         return _s3(url, attempts)
@@ -46,13 +50,20 @@ def _local(root: Path) -> Store:
 def _s3(url: str, attempts: int | None) -> Store:
     from farm.store.s3 import S3Store  # boto3 takes a third of a second to import
 
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise InvalidInput("is not an address", field="store", hint=_HINT) from None
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
-    if unknown := set(options) - set(_OPTIONS):
+    if set(options) - set(_OPTIONS):
         raise InvalidInput(
-            f"{sorted(unknown)[0]!r} is no option of an s3:// store",
+            "has an option that an s3:// store does not know",
             field="store",
-            hint=f"known are {' and '.join(_OPTIONS)}; credentials come from the environment",
+            hint=f"known are {' and '.join(_OPTIONS)}; {_CREDENTIALS}",
+        )
+    if "@" in url.partition("?")[0] or parts.fragment:
+        raise InvalidInput(
+            "credentials do not belong into its address", field="store", hint=_CREDENTIALS
         )
     if not _BUCKET.fullmatch(parts.netloc):
         raise InvalidInput(f"{parts.netloc!r} is not a bucket's name", field="store", hint=_HINT)
@@ -63,12 +74,8 @@ def _s3(url: str, attempts: int | None) -> Store:
             hint="use letters, digits, dot, dash, underscore and slash",
         )
     endpoint = options.get("endpoint_url")
-    if endpoint is not None and not endpoint.startswith(("http://", "https://")):
-        raise InvalidInput(
-            f"endpoint_url {endpoint!r} is no address",
-            field="store",
-            hint="for example http://127.0.0.1:9000",
-        )
+    if endpoint is not None:
+        _check_endpoint(endpoint)
     return S3Store(
         parts.netloc,
         parts.path,
@@ -76,3 +83,16 @@ def _s3(url: str, attempts: int | None) -> Store:
         region=options.get("region") or None,
         attempts=attempts,
     )
+
+
+def _check_endpoint(endpoint: str) -> None:
+    hint = "for example http://127.0.0.1:9000"
+    try:
+        parts = urlsplit(endpoint)
+        _ = parts.port
+    except ValueError:
+        raise InvalidInput("endpoint_url is not an address", field="store", hint=hint) from None
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise InvalidInput("endpoint_url is not an address", field="store", hint=hint)
+    if parts.username is not None or parts.query:
+        raise InvalidInput("endpoint_url carries credentials", field="store", hint=_CREDENTIALS)

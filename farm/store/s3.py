@@ -29,6 +29,7 @@ from botocore.exceptions import ConnectionError as ConnectFailed
 from botocore.loaders import create_loader
 from urllib3.exceptions import HTTPError
 
+from farm.addresses import masked, without_secrets
 from farm.errors import NotFound, StoreError
 from farm.store.probing import probe
 from farm.store.protocol import STREAM_BYTES, Entry, check_key, check_prefix, whole_range
@@ -206,7 +207,7 @@ class S3Store:
             ) from error
         except SSLError as error:
             raise StoreError(
-                f"cannot {what} {self.url}: {error}",
+                f"cannot {what} {self.url}: {masked(str(error))}",
                 hint="AWS_CA_BUNDLE names the file with the certificates to trust",
             ) from error
         except (ConnectFailed, HTTPClientError) as error:
@@ -217,11 +218,11 @@ class S3Store:
         except (IncompleteReadError, ResponseStreamingError, HTTPError) as error:
             raise _BrokeOff(f"cannot {what} {self.url}: the connection broke off") from error
         except (BotoCoreError, ValueError) as error:
-            raise StoreError(f"cannot {what} {self.url}: {error}") from error
+            raise StoreError(f"cannot {what} {self.url}: {masked(str(error))}") from error
 
     @property
     def _address(self) -> str:
-        return str(self._client.meta.endpoint_url)
+        return without_secrets(str(self._client.meta.endpoint_url))
 
     def _explain(self, what: str, key: str | None, error: ClientError) -> Exception:
         code = str(error.response.get("Error", {}).get("Code", ""))

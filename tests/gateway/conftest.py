@@ -13,6 +13,7 @@ from fake_worker import FakeWorker
 from harness import INFO, Gateway, Serve
 
 from farm.gateway.app import create_app
+from farm.gateway.server import server_config
 from farm.queue import Queue, connect
 from farm.settings import GatewaySettings
 from farm.store import open_store
@@ -23,24 +24,17 @@ def serve(redis_url: str) -> Iterator[Serve]:
     """Starts a gateway in a thread of its own; all end with the session."""
     running: list[tuple[uvicorn.Server, threading.Thread]] = []
 
-    def serve(data: Path, port: int = 0, **given: object) -> Gateway:
+    def serve(data: Path, **given: object) -> Gateway:
         settings = GatewaySettings.model_validate(
-            {"data": data, "redis_url": redis_url, "name": "test", "open": True, **given}
+            {"data": data, "redis_url": redis_url, "name": "test", "port": 0, "open": True, **given}
         )
         queue, store = (
             Queue(connect(settings.redis_url), farm="test"),
             open_store(settings.store_url),
         )
         app = create_app(settings, queue=queue, store=store, infos=[INFO])
-        config = uvicorn.Config(
-            app,
-            port=port,
-            http="h11",
-            ws="none",
-            log_level="error",
-            timeout_graceful_shutdown=1,
-            h11_max_incomplete_event_size=32768,
-        )
+        config = server_config(app, settings)
+        config.timeout_graceful_shutdown = 1
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()
@@ -49,7 +43,7 @@ def serve(redis_url: str) -> Iterator[Serve]:
             time.sleep(0.005)
         running.append((server, thread))
         bound = server.servers[0].sockets[0].getsockname()[1]
-        return Gateway(f"http://127.0.0.1:{bound}", queue, store, server)
+        return Gateway(f"http://127.0.0.1:{bound}", queue, store, server, app.state.deps)
 
     yield serve
     for server, _ in running:

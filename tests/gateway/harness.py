@@ -10,6 +10,7 @@ import httpx2
 import uvicorn
 from PIL import Image
 
+from farm.gateway.dependencies import Dependencies
 from farm.queue import Queue
 from farm.spec import CheckpointInfo
 from farm.store import Store
@@ -26,6 +27,7 @@ class Gateway(NamedTuple):
     queue: Queue
     store: Store
     server: uvicorn.Server
+    app_deps: Dependencies
 
     def client(self, key: str | None = None) -> httpx2.Client:
         headers = {"Authorization": f"Bearer {key}"} if key else {}

@@ -1,8 +1,10 @@
 """Jobs, pictures and events over HTTP, from the first call to the last."""
 
+import base64
 import contextlib
 import hashlib
 import json
+import re
 import time
 from typing import Any
 
@@ -11,6 +13,11 @@ import pytest
 from fake_worker import BAD_PROMPT, LOST_PROMPT, FakeWorker
 from harness import INFO, Gateway, Serve, ndjson, png, post, post_lines
 
+from farm.errors import StoreError
+from farm.gateway.metrics import Metrics
+from farm.job import JobOptions, Priority, job_id
+from farm.queue import JobHeader, LaneBacklog
+from farm.spec import Lane, Mode
 from farm.store import keys
 
 
@@ -287,3 +294,122 @@ def test_a_farm_without_its_queue_says_so(start: Serve, gateway: Gateway) -> Non
         assert answer.json()["error"]["retryable"]
         assert http.get("/healthz").status_code == 200
         assert http.get("/readyz").status_code == 503
+
+
+def test_invented_methods_do_not_become_labels(http: httpx2.Client) -> None:
+    for number in range(50):
+        assert http.request(f"INVENTED{number}", "/healthz").status_code == 405
+        assert http.request(f"INVENTED{number}", f"/nothing/{number}").status_code == 404
+    text = http.get("/metrics").text
+    assert "INVENTED" not in text
+    assert 'method="other",route="/healthz",status="405"} 50' in text
+
+
+def test_many_sizes_do_not_become_many_numbers() -> None:
+    work = [
+        LaneBacklog(Lane("shapes-64@r1", Mode.TEXT2IMG, 8, 8 * side), Priority.NORMAL, 1, side)
+        for side in range(1, 301)
+    ]
+    text = Metrics(lambda: work).text().decode()
+    assert text.count("farm_queued_tasks{") == 101
+    assert 'farm_queued_tasks{lane="others",priority="normal"} 200.0' in text
+
+
+def test_a_page_may_be_longer_than_what_the_queue_gives_at_a_time(gateway: Gateway) -> None:
+    for number in range(405):
+        gateway.queue.open(JobHeader(job_id(number), "local", JobOptions(), str(number)))
+    with gateway.client() as http:
+        for limit in (199, 200, 201, 399, 400, 404, 405, 1000):
+            seen, before = [], None
+            while True:
+                query = {"limit": limit} | ({"before": before} if before else {})
+                page = http.get("/v1/jobs", params=query).json()
+                seen += [job["id"] for job in page["jobs"]]
+                before = page["next"]
+                if before is None:
+                    break
+            assert len(seen) == len(set(seen)) == 405, limit
+            assert seen == sorted(seen, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("asked", "status", "got", "told"),
+    [
+        ("bytes=0-3", 206, b"0123", "bytes 0-3/10"),
+        ("bytes=3-", 206, b"3456789", "bytes 3-9/10"),
+        ("bytes=-2", 206, b"89", "bytes 8-9/10"),
+        ("bytes=-99", 206, b"0123456789", "bytes 0-9/10"),
+        ("bytes=8-99", 206, b"89", "bytes 8-9/10"),
+        ("bytes=5-2", 200, b"0123456789", None),
+        ("bytes=0-1,4-5", 200, b"0123456789", None),
+        ("lines=0-3", 200, b"0123456789", None),
+        ("bytes=-", 200, b"0123456789", None),
+        ("bytes=10-", 416, None, None),
+        ("bytes=-0", 416, None, None),
+    ],
+)
+def test_a_picture_is_sent_in_the_range_that_is_asked_for(
+    http: httpx2.Client, gateway: Gateway, asked: str, status: int, got: bytes, told: str | None
+) -> None:
+    gateway.store.put("a/ten.png", b"0123456789")
+    path = gateway.app_deps.signer.path("a/ten.png", seconds=60, filename="ten.png")
+    answer = http.get(path, headers={"Range": asked})
+    assert answer.status_code == status
+    if got is not None:
+        assert answer.content == got
+        assert answer.headers.get("content-range") == told
+        assert answer.headers["accept-ranges"] == "bytes"
+
+
+def test_the_head_of_a_picture_tells_its_length(http: httpx2.Client, gateway: Gateway) -> None:
+    gateway.store.put("a/ten.png", b"0123456789")
+    answer = http.head(gateway.app_deps.signer.path("a/ten.png", seconds=60, filename="ten.png"))
+    assert (answer.status_code, answer.content) == (200, b"")
+    assert answer.headers["content-length"] == "10"
+    assert answer.headers["content-type"] == "image/png"
+
+
+def test_a_store_that_takes_no_files_is_not_ready_and_why_says_so(
+    http: httpx2.Client, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = post(http, {"prompt": "x"}).json()["id"]
+    monkeypatch.setattr("farm.gateway.readiness.CHECK_SECONDS", 0)
+    assert http.get("/readyz", params={"workers": 0}).status_code == 200
+    assert http.get(f"/v1/jobs/{job}/why").json()["waits_for"] == "worker"
+
+    def full(*_: object, **__: object) -> bool:
+        raise StoreError("cannot write: No space left on device")
+
+    monkeypatch.setattr(gateway.store, "put", full)
+    told = http.get("/readyz", params={"workers": 0})
+    assert told.status_code == 503
+    assert "No space left" in told.json()["store"]
+    assert http.get(f"/v1/jobs/{job}/why").json()["waits_for"] == "store"
+
+
+def test_a_queue_that_takes_no_writes_is_not_ready(
+    http: httpx2.Client, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("farm.gateway.readiness.CHECK_SECONDS", 0)
+    gateway.queue.client.config_set("maxmemory", "1mb")
+    try:
+        told = http.get("/readyz", params={"workers": 0})
+    finally:
+        gateway.queue.client.config_set("maxmemory", "0")
+    assert told.status_code == 503
+    assert "no memory" in told.json()["queue"]
+
+
+def test_the_documentation_runs_nothing_and_loads_nothing(http: httpx2.Client) -> None:
+    answer = http.get("/docs")
+    policy = answer.headers["content-security-policy"]
+    assert policy.startswith("default-src 'none'")
+    assert "unsafe" not in policy
+    style = re.search(r"<style>(.*?)</style>", answer.text, re.DOTALL)
+    assert style is not None
+    digest = base64.b64encode(hashlib.sha256(style[1].encode()).digest()).decode()
+    assert f"'sha256-{digest}'" in policy
+    assert not re.search(r"<script|src=|https?://|<link|@import", answer.text)
+    for path in http.get("/openapi.json").json()["paths"]:
+        assert f" {path}</code>" in answer.text
+    assert http.get("/redoc").status_code == 404

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx2
@@ -11,6 +12,7 @@ from harness import Gateway, Serve, png, post
 
 from farm.errors import InvalidInput
 from farm.gateway.app import create_app
+from farm.gateway.auth import Authenticator, Forbidden
 from farm.gateway.signed_urls import Signer
 from farm.settings import GatewaySettings
 
@@ -103,6 +105,14 @@ def test_on_an_open_farm_a_wrong_key_is_still_wrong(gateway: Gateway) -> None:
         ({"Origin": "null"}, 403),
         ({"Host": "localhost:1", "Origin": "http://localhost:1"}, 200),
         ({"Host": "localhost:1", "Origin": "http://localhost:2"}, 403),
+        ({"Host": "["}, 403),
+        ({"Host": "]"}, 403),
+        ({"Host": "[::1"}, 403),
+        ({"Host": "localhost:port"}, 403),
+        ({"Host": "evil.example/?@localhost"}, 403),
+        ({"Origin": "http://["}, 403),
+        ({"Origin": "["}, 403),
+        ({"Origin": ""}, 403),
     ],
 )
 def test_a_page_of_a_stranger_cannot_use_an_open_farm(
@@ -149,3 +159,23 @@ def test_a_signed_address_opens_one_object_for_a_while(gateway: Gateway) -> None
     now[0] += 61
     with pytest.raises(Exception, match="expired"):
         signer.check("some/picture.png", *facts)
+
+
+def test_a_host_header_does_not_let_another_machine_into_an_open_farm() -> None:
+    door = Authenticator(None, without_keys=True, now=lambda: datetime.now(UTC))
+    door.check_page("localhost", None, "127.0.0.1")
+    door.check_page("localhost", None, None)
+    for address in ("10.0.0.7", "::ffff:10.0.0.7", "unknown"):
+        with pytest.raises(Forbidden, match="only its own machine"):
+            door.check_page("localhost", None, address)
+
+
+@pytest.mark.parametrize("host", ["[", "http://[", "x:y"])
+def test_a_malformed_host_is_no_failure_where_keys_are_asked_for(
+    locked: Gateway, host: str
+) -> None:
+    with locked.client("alice") as http:
+        assert http.get("/v1/jobs", headers={"Host": host}).status_code == 200
+        assert http.get("/nothing", headers={"Host": host}).status_code == 404
+        assert http.get("/v1/jobs/", headers={"Host": host}).status_code == 404
+        assert http.delete("/v1/jobs", headers={"Host": host}).status_code == 405

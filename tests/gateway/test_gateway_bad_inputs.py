@@ -198,7 +198,7 @@ def test_a_job_of_nothing_but_bad_lines_is_no_job(http: httpx2.Client) -> None:
 def test_a_long_stream_of_nothing_but_bad_lines_ends_cancelled(http: httpx2.Client) -> None:
     answer = post_lines(http, ndjson([{"prompt": ""}] * 4500))
     assert answer.status_code == 422
-    assert len(answer.json()["errors"]) == 2000
+    assert len(answer.json()["errors"]) == 100
     assert {job["state"] for job in http.get("/v1/jobs").json()["jobs"]} <= {"cancelled"}
 
 
@@ -388,3 +388,40 @@ def test_pictures_must_fit_what_they_are_used_for(http: httpx2.Client) -> None:
 def test_a_picture_may_stand_in_the_request_as_a_data_url(http: httpx2.Client) -> None:
     url = "data:image/png;base64," + base64.b64encode(png(64, 48)).decode()
     assert post(http, OK | {"image": url}).status_code == 201
+
+
+def test_a_json_body_has_as_many_renders_as_a_piece(http: httpx2.Client) -> None:
+    answer = post(http, *[{}] * 2001)
+    assert answer.status_code == 413
+    assert "2,000" in answer.json()["error"]["message"]
+    most = post(http, *[{}] * 2000)
+    assert most.status_code == 422
+    assert len(most.json()["errors"]) == 100
+    some = post(http, *[{}] * 1999, OK).json()
+    assert (some["accepted"], some["rejected"], len(some["errors"])) == (1, 1999, 100)
+
+
+@pytest.mark.parametrize(
+    "shape", ["[Infinity]", "[NaN]", "[1e20, -5]", "[-1, 8]", "[1.5, 8]", "[true, 8]", '["8", 8]',
+              "[9223372036854775808, 8]", "8", "null", "{}"],
+)  # fmt: skip
+def test_a_tensor_whose_sides_are_no_numbers_is_refused(http: httpx2.Client, shape: str) -> None:
+    header = b'{"latents": {"dtype": "I64", "shape": %s, "data_offsets": [0, 8]}}' % shape.encode()
+    data = len(header).to_bytes(8, "little") + header + bytes(8)
+    answer = http.put("/v1/assets", content=data)
+    assert answer.status_code == 422, answer.text
+
+
+def test_pictures_in_a_request_have_a_budget_and_plain_renders_pass(http: httpx2.Client) -> None:
+    urls = [
+        "data:image/png;base64," + base64.b64encode(png(8, 8, colour=(n, 0, 0))).decode()
+        for n in range(101)
+    ]
+    told = post(http, *[OK | {"image": url} for url in urls], OK, OK | {"image": urls[0]}).json()
+    assert (told["accepted"], told["rejected"]) == (102, 1)
+    assert told["errors"][0]["render"] == 100
+    assert "upload" in told["errors"][0]["hint"]
+    large = "data:image/png;base64," + base64.b64encode(png(8192, 4096)).decode()
+    small = OK | {"image": urls[1]}
+    told = post(http, OK | {"image": large}, small).json()
+    assert [one["render"] for one in told["errors"]] == [1]

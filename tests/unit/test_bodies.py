@@ -3,11 +3,13 @@
 import asyncio
 import tracemalloc
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any, cast
 
 from starlette.requests import Request
 
 from farm.gateway.bodies import lines, pieces
+from farm.gateway.body_memory import BodyMemory
 from farm.job import MAX_PIECE_LINES
 
 
@@ -16,6 +18,8 @@ class Body:
 
     def __init__(self, parts: AsyncIterator[bytes]) -> None:
         self._parts = parts
+        self.scope: dict[str, Any] = {"state": {}}
+        self.app = SimpleNamespace(state=SimpleNamespace(body_memory=BodyMemory(2**28)))
 
     def stream(self) -> AsyncIterator[bytes]:
         return self._parts

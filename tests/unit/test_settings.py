@@ -5,12 +5,20 @@ from pathlib import Path
 import pytest
 
 from farm.errors import InvalidInput
+from farm.local.embedded import Embedded, Plan
 from farm.settings import GatewaySettings, load
 
 
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("FARM_DATA", "FARM_STORE", "FARM_URL", "FARM_CHECKPOINTS", "FARM_NAME"):
+    for name in (
+        "FARM_DATA",
+        "FARM_STORE",
+        "FARM_URL",
+        "FARM_CHECKPOINTS",
+        "FARM_NAME",
+        "FARM_KEYS",
+    ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     monkeypatch.setenv("REDIS_URL", "redis://localhost")
@@ -54,3 +62,54 @@ def test_a_missing_value_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_secret_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FARM_SECRET", "hunter2")
     assert "hunter2" not in repr(load(GatewaySettings))
+
+
+@pytest.mark.parametrize(
+    ("given", "field"),
+    [
+        ({"FARM_OPEN": "1", "FARM_HOST": "0.0.0.0"}, "FARM_OPEN"),
+        ({"FARM_OPEN": "1", "FARM_HOST": "::"}, "FARM_OPEN"),
+        ({"FARM_OPEN": "1", "FARM_HOST": "farm.example"}, "FARM_OPEN"),
+        ({"FARM_OPEN": "1", "FARM_HOST": "0.0.0.0", "FARM_BEHIND_PROXY": "1"}, "FARM_OPEN"),
+        ({"FARM_OPEN": "1", "FARM_KEYS": "/keys.json"}, "FARM_OPEN"),
+        ({"FARM_KEYS": "/keys.json", "FARM_HOST": "0.0.0.0"}, "FARM_HOST"),
+        ({"FARM_KEYS": "/keys.json", "FARM_TLS_CERT": "/cert.pem"}, "FARM_TLS_CERT"),
+    ],
+)
+def test_a_gateway_that_others_reach_needs_keys_and_encryption(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, str], field: str
+) -> None:
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InvalidInput) as error:
+        load(GatewaySettings)
+    assert error.value.field == field
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"FARM_OPEN": "1"},
+        {"FARM_OPEN": "1", "FARM_HOST": "::1"},
+        {"FARM_KEYS": "/keys.json", "FARM_HOST": "0.0.0.0", "FARM_BEHIND_PROXY": "1"},
+        {"FARM_KEYS": "/keys.json", "FARM_HOST": "::", "FARM_TLS_CERT": "/c", "FARM_TLS_KEY": "/k"},
+    ],
+)
+def test_a_gateway_with_both_may_listen_anywhere(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, str]
+) -> None:
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    load(GatewaySettings)
+
+
+def test_farm_up_with_a_keys_file_asks_for_keys(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "run").mkdir()
+    plan = Plan(data=tmp_path, port=8400, workers=1, checkpoints=(), redis_url="redis://host")
+    monkeypatch.delenv("FARM_KEYS", raising=False)
+    assert Embedded(plan).environment["FARM_OPEN"] == "1"
+    monkeypatch.setenv("FARM_KEYS", "/keys.json")
+    assert Embedded(plan).environment["FARM_OPEN"] == "0"

@@ -3,20 +3,20 @@
 from typing import Annotated, Any
 from urllib.parse import quote
 
-import anyio
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Query, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from farm.errors import InvalidInput, NotFound
 from farm.gateway.bodies import content_type, read_body
+from farm.gateway.byte_range import byte_range, read_pieces
 from farm.gateway.dependencies import Deps, Reader, Writer
+from farm.gateway.inline_pictures import UPLOADS
 from farm.gateway.signed_urls import media_type
 from farm.spec import AssetId, AssetKind
 
 router = APIRouter(prefix="/v1", tags=["assets"])
 
-_UPLOADS = anyio.CapacityLimiter(8)  # each may hold an asset's whole size in memory
 _BODY = {"requestBody": {"content": {"application/octet-stream": {"schema": {"type": "string"}}}}}
 
 
@@ -34,9 +34,8 @@ async def upload(
         raise InvalidInput(
             "the body is a form", field="Content-Type", hint="send the file's bytes as the body"
         )
-    async with _UPLOADS:
-        body = await read_body(request, deps.settings.max_asset_bytes)
-        asset = await run_sync(deps.assets.add, tenant, body, kind)
+    body = await read_body(request, deps.settings.max_asset_bytes)  # one that waits holds no slot
+    asset = await run_sync(deps.assets.add, tenant, body, kind, limiter=UPLOADS)
     deps.metrics.uploads.inc(asset.size)
     return JSONResponse(asset.model_dump(mode="json"), 201)
 
@@ -47,26 +46,37 @@ def facts(asset: AssetId, deps: Deps, tenant: Reader) -> dict[str, Any]:
     return deps.assets.facts(tenant, asset).model_dump(mode="json")
 
 
+@router.head("/objects/{key:path}", include_in_schema=False)
 @router.get("/objects/{key:path}", response_class=StreamingResponse)
 def download(
     key: str,
+    request: Request,
     deps: Deps,
     expires: Annotated[int, Query(ge=0, lt=2**53)],
     signature: str,
     filename: str = "",
     part: Annotated[str, Query(pattern=r"^(\d{1,15}\+\d{1,15})?$")] = "",
 ) -> Response:
-    """A stored object or a range of it, for whoever has its signed address."""
+    """A stored object, a part of it that is a file of its own, or a range of either, for whoever
+    has its signed address."""
     deps.signer.check(key, expires, filename, signature, part)
-    headers = {"Cache-Control": "private, immutable"}
+    kind = media_type(filename or key)
+    stored = deps.store.size(key)
+    if stored is None:
+        raise NotFound("the object is gone")
+    offset, size = map(int, part.split("+")) if part else (0, stored)
+    headers = {"Cache-Control": "private, immutable", "Accept-Ranges": "bytes"}
     if filename:
         headers["Content-Disposition"] = f"inline; filename*=UTF-8''{quote(filename)}"
-    kind = media_type(filename or key)
-    if part:
-        offset, size = map(int, part.split("+"))
-        return Response(deps.store.read(key, offset, size), media_type=kind, headers=headers)
-    found = deps.store.size(key)
-    if found is None:
-        raise NotFound("the object is gone")
-    headers["Content-Length"] = str(found)
-    return StreamingResponse(deps.store.stream(key), media_type=kind, headers=headers)
+    if request.method == "HEAD":
+        return Response(None, 200, {**headers, "Content-Length": str(size)}, kind)
+    wanted = byte_range(request.headers.get("range"), size)
+    if wanted is None:
+        headers["Content-Length"] = str(size)
+        whole = read_pieces(deps.store, key, offset, size) if part else deps.store.stream(key)
+        return StreamingResponse(whole, 200, headers, kind)
+    first, after = wanted
+    headers["Content-Range"] = f"bytes {first}-{after - 1}/{size}"
+    headers["Content-Length"] = str(after - first)
+    pieces = read_pieces(deps.store, key, offset + first, after - first)
+    return StreamingResponse(pieces, 206, headers, kind)

@@ -21,17 +21,14 @@ async def healthz() -> dict[str, str]:
 
 @router.get("/readyz")
 def readyz(deps: Deps, workers: int = 1) -> Response:
-    """200 when a job would run: queue and store answer and a worker is there. A load balancer
-    that only asks whether jobs are taken asks with ``?workers=0``."""
-    found: dict[str, Any] = {"queue": "ok", "store": "ok", "workers": 0}
+    """200 when a job would run: queue and store can be written to and a worker is there. A load
+    balancer that only asks whether jobs are taken asks with ``?workers=0``."""
+    queue, store = deps.readiness.problems()
+    found: dict[str, Any] = {"queue": queue or "ok", "store": store or "ok", "workers": 0}
     try:
         found["workers"] = len(deps.queue.sessions())
     except FarmError as error:
         found["queue"] = str(error)
-    try:
-        deps.store.size("ready")
-    except FarmError as error:
-        found["store"] = str(error)
     ready = found["queue"] == found["store"] == "ok" and found["workers"] >= workers
     return JSONResponse({"ready": ready, **found}, 200 if ready else 503)
 

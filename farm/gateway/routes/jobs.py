@@ -1,12 +1,13 @@
 """Jobs over HTTP."""
 
+from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Query, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from farm.errors import InvalidInput
+from farm.errors import InvalidInput, TooLarge
 from farm.formats.manifest import merge, read_part
 from farm.gateway.bodies import (
     JSON_TYPES,
@@ -19,11 +20,13 @@ from farm.gateway.bodies import (
 )
 from farm.gateway.dependencies import Dependencies, Deps, Reader, Writer
 from farm.gateway.events import updates
+from farm.gateway.inline_pictures import keep_pictures
 from farm.gateway.serializers import image_view, lost_views, rejected_view, status_view, why_view
 from farm.ingest.ingest import Feed, Submission
 from farm.ingest.ndjson import Entry
-from farm.job import Chunk, JobOptions, check_job_id
-from farm.queue import MAX_REASON, JobStatus
+from farm.job import MAX_PIECE_LINES, TERMINAL_JOBS, Chunk, JobOptions, check_job_id
+from farm.queue import MAX_REASON, MAX_ROWS, JobStatus
+from farm.queue.why import WaitsFor
 from farm.sinks.parts import pictures_to_make, task_rows
 from farm.sinks.protocol import Sink
 from farm.store import keys
@@ -78,15 +81,22 @@ async def submit(request: Request, deps: Deps, tenant: Writer) -> Response:
         raise InvalidInput("must be a list of renders", field="renders")
     if not renders:
         raise InvalidInput("is empty; give at least one render", field="renders")
+    if len(renders) > MAX_PIECE_LINES:
+        raise TooLarge(
+            f"has {len(renders):,} renders; one JSON body may have {MAX_PIECE_LINES:,}",
+            field="renders",
+            hint="send them as NDJSON, a render a line",
+        )
     options = JobOptions.parse(body | _query_options(request))
-    entries = [Entry(data) for data in renders]
+    entries = await keep_pictures(deps.assets, tenant, [Entry(data) for data in renders])
+    await run_sync(deps.quotas.take_pictures, tenant, entries)
     submission = await run_sync(deps.ingest.submit, tenant, options, entries)
     return await _submitted(deps, tenant, submission, len(submission.rejected))
 
 
 async def _submit_lines(request: Request, deps: Dependencies, tenant: str) -> Response:
     options = JobOptions.parse(_query_options(request))
-    groups = pieces(request)
+    groups = _kept(pieces(request), deps, tenant)
     first = await anext(groups, None)
     if first is None:
         raise InvalidInput("there is no render in the body", field="renders")
@@ -108,6 +118,14 @@ async def _submit_lines(request: Request, deps: Dependencies, tenant: str) -> Re
         raise
     submission = Submission(record.job, created, feed.renders, feed.pictures, tuple(feed.rejected))
     return await _submitted(deps, tenant, submission, feed.rejected_count)
+
+
+async def _kept(
+    groups: AsyncIterator[list[Entry]], deps: Dependencies, tenant: str
+) -> AsyncIterator[list[Entry]]:
+    async for group in groups:
+        await run_sync(deps.quotas.take_pictures, tenant, group)
+        yield await keep_pictures(deps.assets, tenant, group)
 
 
 async def _open(request: Request, deps: Dependencies, tenant: str, kind: str) -> Response:
@@ -160,7 +178,9 @@ async def put_piece(
     if content_type(request) not in NDJSON_TYPES:
         raise WrongType("pieces come as application/x-ndjson", field="Content-Type")
     record = await run_sync(deps.ingest.record, check_job_id(job), tenant)
-    entries = await one_piece(request)
+    lines = await one_piece(request)
+    await run_sync(deps.quotas.take_pictures, tenant, lines)
+    entries = await keep_pictures(deps.assets, tenant, lines)
     taken = await run_sync(deps.ingest.append, record, piece, first, entries)
     deps.metrics.pictures.inc(taken.pictures)
     deps.metrics.rejected.inc(len(taken.rejected))
@@ -195,7 +215,13 @@ def jobs(
     """The caller's jobs, newest first; ``next`` is the cursor for ``before``."""
     if before is not None:
         check_job_id(before)
-    found = deps.queue.jobs(tenant, limit, before)
+    found: list[JobStatus] = []
+    while len(found) < limit:
+        wanted = min(limit - len(found), MAX_ROWS)  # what the queue gives at a time
+        page = deps.queue.jobs(tenant, wanted, found[-1].id if found else before)
+        found += page
+        if len(page) < wanted:
+            break
     return {
         "jobs": [status_view(status) for status in found],
         "next": found[-1].id if len(found) == limit else None,
@@ -312,7 +338,10 @@ def retry(
 @router.get("/{job}/why")
 def why(job: str, deps: Deps, tenant: Reader) -> dict[str, Any]:
     """What the job waits for, what goes before it in each of its lanes, and an estimate."""
-    return why_view(deps.queue.why(check_job_id(job), tenant))
+    found = deps.queue.why(check_job_id(job), tenant)
+    if found.status.state not in TERMINAL_JOBS and deps.readiness.problems()[1]:
+        found = found._replace(waits_for=WaitsFor.STORE)
+    return why_view(found)
 
 
 @router.get("/{job}/verify", response_class=StreamingResponse)

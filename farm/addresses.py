@@ -1,0 +1,91 @@
+"""Addresses that may carry a password: checked, and named in messages without it."""
+
+import ipaddress
+import re
+from urllib.parse import SplitResult, urlsplit
+
+from farm.errors import InvalidInput
+
+REDIS_HINT = "for example redis://127.0.0.1:6379 or unix:///run/valkey.sock"
+ENCODE_HINT = (
+    "in a user name or password write @ as %40, / as %2F, ? as %3F, # as %23, : as %3A, % as %25"
+)
+
+_REDIS_SCHEMES = ("redis", "rediss", "unix")
+_USER_INFO = re.compile(r"//[^\s/\"']*@")
+_LONE_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
+
+
+def is_loopback(name: str) -> bool:
+    """Whether a host is this machine and cannot be another, whatever a name server says."""
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
+def split_host(text: str) -> str | None:
+    """The host of ``host:port`` or ``[v6]:port``; None where it cannot be read."""
+    try:
+        parts = urlsplit(f"//{text}")
+        _ = parts.port
+    except ValueError:
+        return None
+    return parts.hostname if parts.netloc == text else None
+
+
+def without_secrets(url: str) -> str:
+    """The address as it may be shown: without user, password and query."""
+    try:
+        parts = urlsplit(url)
+        host = parts.netloc.rpartition("@")[2]
+    except ValueError:
+        return "an address that cannot be read"
+    return parts._replace(netloc=host, query="", fragment="").geturl()
+
+
+def masked(text: str) -> str:
+    """Another program's message, without the users and passwords of the addresses in it."""
+    return _USER_INFO.sub("//", text)
+
+
+def check_redis_url(url: str) -> str:
+    """The address itself, if it is one of Redis; no message repeats a part of it.
+
+    Raises:
+        InvalidInput: what is wrong, with a hint where a password may need percent-encoding.
+    """
+    scheme, separator, rest = url.partition("://")
+    if not separator or scheme not in _REDIS_SCHEMES:
+        raise _wrong("must start with redis://, rediss:// or unix://")
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        raise _wrong("is not an address", rest) from None
+    credentials = parts.netloc.rpartition("@")[0]
+    if "@" in parts.path + parts.query + parts.fragment or parts.fragment:
+        raise _wrong("has a character in its password that ends the address", rest)
+    if _LONE_PERCENT.search(credentials):
+        raise _wrong("has a % in its password that encodes nothing", rest)
+    if scheme == "unix":
+        if not parts.path.startswith("/"):
+            raise _wrong("names no socket")
+        return url
+    if not host or port == 0:
+        raise _wrong("names no host and port", rest)
+    if not _is_database(parts):
+        raise _wrong("has something else than a database's number after the host")
+    return url
+
+
+def _is_database(parts: SplitResult) -> bool:
+    path = parts.path.strip("/")
+    return not path or (path.isascii() and path.isdigit())
+
+
+def _wrong(message: str, rest: str = "") -> InvalidInput:
+    hint = ENCODE_HINT if "@" in rest else REDIS_HINT
+    return InvalidInput(message, field="REDIS_URL", hint=hint)

@@ -1,0 +1,177 @@
+"""Every route, for every kind of caller: who may call it, and whose things are there.
+
+The routes are the application's own, so a new one without a rule here fails.
+"""
+
+import asyncio
+import itertools
+from pathlib import Path
+from typing import NamedTuple
+
+import httpx2
+import pytest
+from fastapi import FastAPI
+from harness import INFO, png
+from starlette.routing import Route
+from test_gateway_auth import write_keys
+
+from farm.gateway.app import create_app
+from farm.gateway.auth import LOCAL_TENANT
+from farm.ingest.ndjson import Entry
+from farm.job import JobOptions
+from farm.settings import GatewaySettings
+
+
+class Rule(NamedTuple):
+    scope: str | None  # None: no key is asked for
+    owned: bool = False  # it names a thing that belongs to a tenant
+    ok: int = 200  # for the owner with the scope
+    query: str = ""
+    body: bytes | None = None
+    kind: str = "application/x-ndjson"
+
+
+ONE = b'{"prompt": "x"}\n'
+RULES = {
+    ("GET", "/healthz"): Rule(None),
+    ("GET", "/readyz"): Rule(None, query="?workers=0"),
+    ("GET", "/metrics"): Rule(None),
+    ("GET", "/docs"): Rule(None),
+    ("GET", "/v1/checkpoints"): Rule("read"),
+    ("GET", "/v1/jobs"): Rule("read"),
+    ("POST", "/v1/jobs"): Rule("write", ok=201, body=ONE),
+    ("PUT", "/v1/assets"): Rule("write", ok=201, body=png()),
+    ("POST", "/v1/assets"): Rule("write", ok=201, body=png()),
+    ("GET", "/v1/assets/{asset}"): Rule("read", owned=True),
+    # The signature is the key; an address without a right one opens nothing.
+    ("GET", "/v1/objects/{key:path}"): Rule(None, ok=401, query="?expires=1&signature=x"),
+    ("HEAD", "/v1/objects/{key:path}"): Rule(None, ok=401, query="?expires=1&signature=x"),
+    ("GET", "/v1/jobs/{job}"): Rule("read", owned=True),
+    ("GET", "/v1/jobs/{job}/events"): Rule("read", owned=True),
+    ("GET", "/v1/jobs/{job}/images"): Rule("read", owned=True),
+    ("GET", "/v1/jobs/{job}/why"): Rule("read", owned=True),
+    ("GET", "/v1/jobs/{job}/verify"): Rule("read", owned=True),
+    ("POST", "/v1/jobs/{job}/verify"): Rule("write", owned=True),
+    ("PUT", "/v1/jobs/{job}/chunks/{piece}"): Rule(
+        "write", owned=True, ok=409, query="?first=0", body=ONE
+    ),
+    ("POST", "/v1/jobs/{job}/close"): Rule("write", owned=True, ok=409, query="?pieces=1"),
+    ("POST", "/v1/jobs/{job}/cancel"): Rule("write", owned=True),
+    ("POST", "/v1/jobs/{job}/pause"): Rule("write", owned=True, ok=409),
+    ("POST", "/v1/jobs/{job}/resume"): Rule("write", owned=True, ok=409),
+    ("POST", "/v1/jobs/{job}/retry"): Rule("write", owned=True, ok=409),
+}
+FREE = {"/openapi.json"}  # FastAPI's own
+
+OWNER = "alice"
+CALLERS: dict[str | None, tuple[str | None, set[str]]] = {  # key: its tenant and scopes
+    None: (None, set()),
+    "owner": (OWNER, {"read", "write"}),
+    "owner-reads": (OWNER, {"read"}),
+    "owner-writes": (OWNER, {"write"}),
+    "stranger": ("bob", {"read", "write"}),
+    "stranger-reads": ("bob", {"read"}),
+    "expired": (None, set()),
+    "unknown": (None, set()),
+}
+KEYS = {
+    "owner": {"tenant": OWNER},
+    "owner-reads": {"tenant": OWNER, "scopes": ["read"]},
+    "owner-writes": {"tenant": OWNER, "scopes": ["write"]},
+    "stranger": {"tenant": "bob"},
+    "stranger-reads": {"tenant": "bob", "scopes": ["read"]},
+    "expired": {"tenant": OWNER, "expires": "2020-01-01T00:00:00Z"},
+}
+HERE, THERE = ("127.0.0.1", 50000), ("10.0.0.7", 50000)
+HOSTS = {"localhost": True, "127.0.0.1:8400": True, "farm.example": False}
+
+
+def expected(rule: Rule, key: str | None, *, keys: bool, here: bool, local_host: bool) -> int:
+    """What the rules of the farm give."""
+    tenant, scopes = CALLERS[key]
+    if not keys:
+        if not (here and local_host):
+            return 403
+        if rule.scope is None:
+            return rule.ok
+        if key is not None:
+            return 401  # a key that is not known is wrong even where none is needed
+        tenant, scopes = OWNER, {"read", "write"}
+    if rule.scope is None:
+        return rule.ok
+    if tenant is None:
+        return 401
+    if rule.scope not in scopes:
+        return 403
+    return 404 if rule.owned and tenant != OWNER else rule.ok
+
+
+@pytest.fixture
+def apps(redis_url: str, tmp_path: Path) -> dict[bool, FastAPI]:
+    """The application with a keys file, and without one."""
+    usual = {"data": tmp_path, "redis_url": redis_url, "name": "access"}
+    keys = {**usual, "keys": write_keys(tmp_path / "keys.json", KEYS)}
+    return {
+        True: create_app(GatewaySettings.model_validate(keys), infos=[INFO]),
+        False: create_app(GatewaySettings.model_validate({**usual, "open": True}), infos=[INFO]),
+    }
+
+
+def routes(app: FastAPI) -> set[tuple[str, str]]:
+    found = set()
+    for included in app.routes:
+        router = getattr(included, "original_router", None)
+        for route in [included] if router is None else router.routes:
+            assert isinstance(route, Route), f"{route} has no rule"
+            # Starlette lets HEAD in wherever it lets GET in.
+            methods = route.methods or set()
+            extra = {"HEAD"} if {"GET", "HEAD"} <= methods else set()
+            found |= {(method, route.path) for method in methods - extra}
+    return {(method, path) for method, path in found if path not in FREE}
+
+
+def test_every_route_has_a_rule(apps: dict[bool, FastAPI]) -> None:
+    assert routes(apps[True]) == routes(apps[False]) == RULES.keys()
+
+
+async def call(
+    app: FastAPI, method: str, path: str, rule: Rule, key: str | None, *, here: bool, host: str
+) -> int:
+    transport = httpx2.ASGITransport(app, client=HERE if here else THERE)
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    if rule.body is not None:
+        headers["Content-Type"] = rule.kind
+    async with httpx2.AsyncClient(transport=transport, base_url=f"http://{host}") as http:
+        answer = await http.request(method, path, headers=headers, content=rule.body)
+    return answer.status_code
+
+
+def things(app: FastAPI, tenant: str) -> dict[str, str]:
+    """A job and a file of the tenant."""
+    deps = app.state.deps
+    options = JobOptions.parse({})
+    job = deps.ingest.submit(tenant, options, [Entry({"prompt": "x"})]).job
+    deps.queue.cancel(job, tenant)
+    asset = deps.assets.add(tenant, png())
+    return {"job": job, "asset": asset.id, "piece": "0", "key:path": "a/b.png"}
+
+
+@pytest.mark.parametrize(("method", "path"), RULES, ids=[" ".join(one) for one in RULES])
+def test_a_route_lets_in_whom_its_rule_names_and_nobody_else(
+    apps: dict[bool, FastAPI], method: str, path: str
+) -> None:
+    rule = RULES[method, path]
+    wrong = []
+    for keys in (True, False):
+        names = things(apps[keys], OWNER if keys else LOCAL_TENANT)
+        address = path
+        for name, value in names.items():
+            address = address.replace("{" + name + "}", value)
+        for key, here, host in itertools.product(CALLERS, (True, False), HOSTS):
+            got = asyncio.run(
+                call(apps[keys], method, address + rule.query, rule, key, here=here, host=host)
+            )
+            right = expected(rule, key, keys=keys, here=here, local_host=HOSTS[host])
+            if got != right:
+                wrong.append((keys, key, here, host, got, right))
+    assert not wrong

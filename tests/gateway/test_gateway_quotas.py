@@ -1,0 +1,99 @@
+"""What one tenant may take of a farm."""
+
+import httpx2
+import pytest
+from harness import Gateway, Serve, ndjson, png, post, post_lines
+
+from farm.errors import OverQuota
+from farm.gateway import quotas
+from farm.gateway.quotas import QuotaLimits, Quotas
+
+
+def test_requests_come_at_a_rate_and_in_bursts(gateway: Gateway) -> None:
+    now = [0.0]
+    limited = Quotas(gateway.queue, QuotaLimits(2, 1, 1), lambda: now[0])
+    for _ in range(20):
+        limited.take_request("alice")
+    with pytest.raises(OverQuota, match="2 requests a second"):
+        limited.take_request("alice")
+    limited.take_request("bob")
+    now[0] += 1
+    limited.take_request("alice")
+    limited.take_request("alice")
+    with pytest.raises(OverQuota):
+        limited.take_request("alice")
+
+
+def test_too_many_requests_are_told_when_to_come_again(start: Serve) -> None:
+    with start(quota_requests=1).client() as http:
+        answers = [http.get("/v1/jobs") for _ in range(14)]
+    assert [answer.status_code for answer in answers][:10] == [200] * 10
+    last = answers[-1]
+    assert last.status_code == 429
+    assert last.headers["retry-after"].isdigit()
+    assert last.json()["error"]["code"] == "over_quota"
+    assert last.json()["error"]["retryable"]
+
+
+@pytest.fixture
+def small(start: Serve) -> Gateway:
+    return start(quota_pictures=100, quota_bytes=1000)
+
+
+def test_pictures_that_wait_are_counted_however_they_come(small: Gateway) -> None:
+    with small.client() as http:
+        assert post(http, {"prompt": "x", "num_images": 60}).status_code == 201
+        for answer in (
+            post(http, {"prompt": "x", "num_images": 41}),
+            post(http, {"prompt": "x", "num_images_per_prompt": 41}),
+            post_lines(http, ndjson([{"prompt": "x"}] * 41)),
+        ):
+            assert answer.status_code == 429
+            assert "60 pictures" in answer.json()["error"]["message"]
+            assert "100" in answer.json()["error"]["message"]
+        job = http.post("/v1/jobs?open").json()["id"]
+        piece = http.put(
+            f"/v1/jobs/{job}/chunks/0?first=0",
+            content=ndjson([{"prompt": "x"}] * 41),
+            headers={"Content-Type": "application/x-ndjson"},
+        )
+        assert piece.status_code == 429
+        assert post(http, {"prompt": "x", "num_images": 40}).status_code == 201
+
+
+def test_pictures_that_are_made_or_cancelled_wait_no_longer(
+    small: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quotas, "COUNT_SECONDS", 0)
+    with small.client() as http:
+        job = post(http, {"prompt": "x", "num_images": 64}).json()["id"]
+        assert post(http, {"prompt": "x", "num_images": 64}).status_code == 429
+        http.post(f"/v1/jobs/{job}/cancel")
+        assert post(http, {"prompt": "x", "num_images": 64}).status_code == 201
+
+
+def test_another_gateway_counts_what_came_to_this_one(small: Gateway, start: Serve) -> None:
+    with small.client() as http, start(quota_pictures=100).client() as other:
+        assert post(http, {"prompt": "x", "num_images": 64}).status_code == 201
+        assert post(other, {"prompt": "x", "num_images": 64}).status_code == 429
+
+
+def test_the_bytes_of_files_are_counted_once(small: Gateway) -> None:
+    pictures = [png(8, 8, colour=(number, 0, 0)) for number in range(40)]
+    with small.client() as http:
+        for _ in range(30):
+            assert http.put("/v1/assets", content=pictures[0]).status_code == 201
+        answers = [http.put("/v1/assets", content=data) for data in pictures]
+        kept = [answer for answer in answers if answer.status_code == 201]
+        assert sum(answer.json()["size"] for answer in kept) <= 1000
+        refused = answers[-1]
+        assert refused.status_code == 429
+        assert "1,000" in refused.json()["error"]["message"]
+        assert http.put("/v1/assets", content=pictures[0]).status_code == 201
+
+
+def test_what_is_refused_takes_nothing(small: Gateway, http: httpx2.Client) -> None:
+    with small.client() as limited:
+        for _ in range(30):
+            assert limited.put("/v1/assets", content=b"<svg>" + b" " * 100).status_code == 422
+        assert limited.put("/v1/assets", content=png(8, 8)).status_code == 201
