@@ -1,14 +1,16 @@
 """The manifest: one row per picture, kept as one parquet file per task."""
 
+import hashlib
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from farm.errors import FarmError, StoreError, from_dict
+from farm.job import Receipt
 
 _SCHEMA = pa.schema(
     [
@@ -104,6 +106,19 @@ def read_part(data: bytes) -> list[ManifestRow]:
     columns = [column.to_pylist() for column in table.columns]
     rows = (ManifestRow._make(values) for values in zip(*columns, strict=True))
     return [row._replace(notes=tuple(row.notes or ())) for row in rows]
+
+
+def part_receipt(key: str, data: bytes, rows: Sequence[ManifestRow]) -> Receipt:
+    """What a task's manifest says of it; ``data`` are the manifest's bytes."""
+    failed = sum(row.error is not None for row in rows)
+    return Receipt(
+        done=len(rows) - failed,
+        failed=failed,
+        size=sum(row.size or 0 for row in rows),
+        part=key,
+        part_sha256=hashlib.sha256(data).hexdigest(),
+        numerics=" + ".join(sorted({row.numerics for row in rows})),
+    )
 
 
 def merge(rows: Iterable[ManifestRow]) -> dict[tuple[int, int], ManifestRow]:

@@ -13,6 +13,7 @@ from farm.queue.records import (
     Opened,
     Outcome,
     Progress,
+    Restored,
     Session,
     Verdict,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "Outcome",
     "Progress",
     "Queue",
+    "Restored",
     "ServerFacts",
     "Session",
     "Verdict",

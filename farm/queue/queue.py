@@ -4,6 +4,7 @@ import json
 import re
 import secrets
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any, Literal
 
 import redis
@@ -25,6 +26,7 @@ from farm.queue.records import (
     Opened,
     Outcome,
     Progress,
+    Restored,
     Session,
     Verdict,
 )
@@ -40,6 +42,11 @@ MAX_REASON = 500  # characters
 
 _FARM = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
 _SESSION = re.compile(r"[0-9a-f]{32}")
+
+
+def milliseconds(moment: datetime) -> int:
+    return int(moment.timestamp() * 1000)
+
 
 FailKind = Literal["row", "crash", "infra", "release"]
 EndReason = Literal["crash", "drain", "lost"]
@@ -101,6 +108,46 @@ class Queue:
         arguments = [*wire.header_arguments(header), rejected, *wire.task_arguments(tasks)]
         job, created = self._take_in("submit", *arguments)
         return Opened(job, bool(created))
+
+    # A job is put back from the store.
+
+    def restore(self, header: JobHeader, created: datetime, generation: int) -> Opened:
+        """Open a job again under its own id, as of a generation; ``restore_tasks`` fills it."""
+        opened = self.open(header)
+        if opened.job == header.job:
+            self._take_in("restore", header.job, milliseconds(created), generation, "[]")
+        return opened
+
+    def restore_tasks(
+        self, job: str, created: datetime, generation: int, tasks: Sequence[Restored]
+    ) -> int:
+        """Put tasks back, at most ``wire.MAX_ROWS`` a call; those that are there stay. Returns how
+        many were not."""
+        rows = wire.to_json([wire.restored(task) for task in tasks])
+        return int(
+            self._take_in("restore", check_job_id(job), milliseconds(created), generation, rows)
+        )
+
+    def restored(
+        self,
+        job: str,
+        *,
+        deadline: datetime | None,
+        rejected: int,
+        pieces: Sequence[int],
+        closed: bool,
+        ended: datetime | None,
+    ) -> None:
+        """Every task is back: the job stays open, is closed, or ended at a time."""
+        ending = milliseconds(ended) if ended else "close" if closed else ""
+        self._take_in(
+            "restored",
+            check_job_id(job),
+            milliseconds(deadline) if deadline else "",
+            rejected,
+            wire.to_json(list(pieces)),
+            ending,
+        )
 
     # A worker's life.
 

@@ -1,7 +1,6 @@
 """From a rendered picture to its file and its manifest row; farm and ``farm render`` share it."""
 
 import hashlib
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +10,7 @@ from farm.errors import Conflict, FarmError, InvalidInput
 from farm.formats.encoding import encode
 from farm.formats.manifest import ManifestRow
 from farm.formats.picture_file import CONTENT_TYPES, Facts, read_facts, token_bytes
-from farm.job import Format, Receipt
+from farm.job import Format
 from farm.spec import RenderSpec, Row, canonical_json
 from farm.store import Store
 
@@ -80,19 +79,6 @@ def stored_row(record: PictureRecord, key: str, data: bytes) -> ManifestRow:
 def failed_row(record: PictureRecord, error: FarmError) -> ManifestRow:
     """The row of a picture that could not be made."""
     return _row(record, record.numerics)._replace(error=canonical_json(error.to_dict()))
-
-
-def part_receipt(key: str, data: bytes, rows: Sequence[ManifestRow]) -> Receipt:
-    """What a task's manifest says of it; ``data`` are the manifest's bytes."""
-    failed = sum(row.error is not None for row in rows)
-    return Receipt(
-        done=len(rows) - failed,
-        failed=failed,
-        size=sum(row.size or 0 for row in rows),
-        part=key,
-        part_sha256=hashlib.sha256(data).hexdigest(),
-        numerics=" + ".join(sorted({row.numerics for row in rows})),
-    )
 
 
 def _row(record: PictureRecord, numerics: str) -> ManifestRow:
