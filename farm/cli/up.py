@@ -74,7 +74,7 @@ def up(
     if detach:
         _detach(folder)
         return
-    with _lock(folder):
+    with lock(folder):
         sweep(folder)  # of a farm whose supervisor was killed
         check_port(port)
         plan = Plan(
@@ -213,7 +213,7 @@ def _await_ready(process: "subprocess.Popen[bytes]", folder: Path, token: str) -
 
 
 @contextlib.contextmanager
-def _lock(folder: Path) -> Iterator[IO[str]]:
+def lock(folder: Path) -> Iterator[IO[str]]:
     """One farm per data directory; the lock goes with the process, however it ends."""
     run = folder / "run"
     run.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -15,10 +15,14 @@ import redis
 
 from farm.checkpoints.inspect import inspect_checkpoint
 from farm.errors import FarmError
+from farm.job import is_job_id, job_id
 from farm.local.embedded import answers, reachable, serves
-from farm.queue import check_server, connect
-from farm.store import open_store
+from farm.queue import Queue, check_server, connect
+from farm.queue.queue import RETENTION_DAYS
+from farm.store import Store, open_store
+from farm.store.local import LocalStore
 
+MAX_TOLD = 5  # lines of what is amiss with the queue
 LEAST_DISK_BYTES = 2**30  # below it a farm soon stands still
 SCARCE_DISK_BYTES = 10 * 2**30
 CLOCK_WARN_SECONDS = 2.0
@@ -88,6 +92,41 @@ def _server(patient: Patient) -> _Told:
     yield Health.OK, f"version {facts.version} keeps what it accepted", None
     for note in facts.notes:
         yield Health.WARN, note, None
+
+
+def _queue(patient: Patient) -> _Told:
+    """The queue against itself, and against the jobs in a store that can be listed quickly."""
+    if not serves(patient.redis_url):
+        return
+    queue = Queue(connect(patient.redis_url), farm=os.environ.get("FARM_NAME", "farm"))
+    wrong = amiss(queue, open_store(patient.store, attempts=1))
+    for line in wrong[:MAX_TOLD]:
+        yield Health.FAIL, line, "farm down, then farm doctor --rebuild fills it from the store"
+    if not wrong:
+        yield Health.OK, "its counters are right, and it knows every job in the store", None
+
+
+def amiss(queue: Queue, store: Store) -> list[str]:
+    """What of a queue's data is lost or contradicts itself, a line each."""
+    try:
+        found = queue.fsck(repair=False)
+    except FarmError as error:
+        return [f"its records cannot be read: {error.message}"]
+    if isinstance(store, LocalStore):
+        known = {
+            str(key).rpartition(":")[2]
+            for key in queue.client.scan_iter(f"{{{queue.farm}}}:job:*", count=1000)
+        }
+        found += [f"it does not know job {job}" for job in recent(store) if job not in known]
+    return found
+
+
+def recent(store: LocalStore) -> Iterator[str]:
+    """Jobs in the store that the queue has not forgotten for their age."""
+    since = job_id(time.time() - (RETENTION_DAYS - 1) * 86400)
+    for job in store.jobs():
+        if is_job_id(job) and job > since:
+            yield job
 
 
 def _store(patient: Patient) -> _Told:
@@ -160,6 +199,7 @@ def _clock(patient: Patient) -> _Told:
 _CHECKS: dict[str, Callable[[Patient], _Told]] = {
     "gateway": _gateway,
     "server": _server,
+    "queue": _queue,
     "store": _store,
     "ray": _ray,
     "checkpoints": _checkpoints,

@@ -1,6 +1,7 @@
 """A Valkey or Redis server as a child process, for a farm on one machine and for tests."""
 
 import contextlib
+import fcntl
 import importlib.util
 import os
 import shutil
@@ -192,6 +193,19 @@ class ServerProcess:
             yield self
         finally:
             self.stop()
+
+    @contextlib.contextmanager
+    def unused(self) -> Iterator[None]:
+        """No server runs on the folder, and none starts meanwhile; raises ``Unavailable``."""
+        if not self.data.exists():
+            yield
+            return
+        with (self.data / "valkey.lock").open("ab") as file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise Unavailable(f"a server runs on {self.data}", hint="end it first") from None
+            yield
 
     def _answers(self) -> bool:
         """Whether it is this process that answers, and not another one at the same socket."""
