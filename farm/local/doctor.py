@@ -15,11 +15,13 @@ import redis
 
 from farm.checkpoints.inspect import inspect_checkpoint
 from farm.errors import FarmError
+from farm.ingest.ingest import JobRecord
 from farm.job import is_job_id, job_id
 from farm.local.embedded import answers, reachable, serves
-from farm.queue import Queue, check_server, connect
+from farm.queue import JobStatus, Queue, check_server, connect
 from farm.queue.queue import RETENTION_DAYS
-from farm.store import Store, open_store
+from farm.queue.wire import MAX_ROWS
+from farm.store import Store, keys, open_store
 from farm.store.local import LocalStore
 
 MAX_TOLD = 5  # lines of what is amiss with the queue
@@ -107,18 +109,42 @@ def _queue(patient: Patient) -> _Told:
 
 
 def amiss(queue: Queue, store: Store) -> list[str]:
-    """What of a queue's data is lost or contradicts itself, a line each."""
+    """What of a queue's data is lost or contradicts itself or the store, a line each."""
     try:
         found = queue.fsck(repair=False)
-    except FarmError as error:
-        return [f"its records cannot be read: {error.message}"]
-    if isinstance(store, LocalStore):
-        known = {
-            str(key).rpartition(":")[2]
-            for key in queue.client.scan_iter(f"{{{queue.farm}}}:job:*", count=1000)
-        }
-        found += [f"it does not know job {job}" for job in recent(store) if job not in known]
+        if isinstance(store, LocalStore):
+            found += _unlike(queue, store)
+    except (FarmError, ValueError) as error:  # of bytes that are not what was written
+        return [f"its records cannot be read: {error}"]
     return found
+
+
+def _unlike(queue: Queue, store: LocalStore) -> Iterator[str]:
+    """Jobs that the queue does not have as the store has them."""
+    listed: dict[str, dict[str, JobStatus]] = {}
+    for job in recent(store):
+        try:
+            record = JobRecord.model_validate_json(store.get(keys.header(job)))
+        except ValueError:
+            yield f"the record of job {job} in the store is damaged"
+            continue
+        if record.tenant not in listed:
+            listed[record.tenant] = {one.id: one for one in _all_jobs(queue, record.tenant)}
+        status = listed[record.tenant].get(job)
+        if status is None:
+            yield f"it does not know job {job}"
+            continue
+        told = (status.name, status.max_failed, status.priority, status.format)
+        kept = [record.options.get(one) for one in ("name", "max_failed", "priority", "format")]
+        if list(told) != kept:
+            yield f"it knows job {job} with other options"
+
+
+def _all_jobs(queue: Queue, tenant: str) -> Iterator[JobStatus]:
+    before = None
+    while page := queue.jobs(tenant, MAX_ROWS, before):
+        yield from page
+        before = page[-1].id
 
 
 def recent(store: LocalStore) -> Iterator[str]:

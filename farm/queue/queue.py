@@ -15,6 +15,7 @@ from farm.errors import InvalidInput
 from farm.job import JobState, Lease, Priority, Receipt, TaskDraft, TaskState, check_job_id
 from farm.queue import wire
 from farm.queue.connection import Unsettled, explain
+from farm.queue.identity import Identity
 from farm.queue.records import (
     Beat,
     Event,
@@ -76,6 +77,7 @@ class Queue:
         self.client = client
         self.farm = farm
         self._prefix = f"{{{farm}}}:"
+        Identity(f"{self._prefix}server").guard(client)
         self._retention_ms = int(retention_days * 86_400_000)
         self._scripts: dict[str, Script] = {
             name: client.register_script(source)

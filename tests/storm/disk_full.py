@@ -184,7 +184,8 @@ def run(rounds: int) -> str:
             sweep(disk)
     return (
         f"{rounds} rounds: {len(client.acknowledged)} jobs acknowledged, all done; "
-        f"the server ended in {deaths}; {client.refused} refused while the disk was full; never more than one server"
+        f"the server ended in {deaths}; {client.refused} refused while the disk "
+        "was full; never more than one server"
     )
 
 
