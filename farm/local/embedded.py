@@ -21,7 +21,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from farm.checkpoints.inspect import built_in, inspect_checkpoint
-from farm.errors import InvalidInput
+from farm.errors import InvalidInput, Unavailable
 from farm.local.supervisor import Service
 from farm.local.valkey import ServerProcess, advice
 from farm.machine import cores, count_gpus, worker_threads
@@ -29,6 +29,7 @@ from farm.machine import cores, count_gpus, worker_threads
 VALKEY_SECONDS = 600.0  # it reads a long append-only file
 RAY_SECONDS = 120.0
 WORKER_SECONDS = 300.0
+WAITS = ("farm.errors.Unavailable", "farm.errors.StoreError")  # a worker may well run later
 MAX_SOCKET_PATH = 100  # bytes; the kernel takes 107
 _PLAIN = re.compile(r"[A-Za-z0-9/._-]+")
 OBJECT_STORE_BYTES = 80 * 2**20  # Ray's least; pictures never travel through it
@@ -141,13 +142,28 @@ class Embedded:
             ready=lambda: answers(f"{self.plan.url}/healthz"),
             environment=self.environment,
         )
+        for told in self._run.glob("*.failed"):
+            told.unlink()
         yield Service(
             "scheduler",
             [sys.executable, "-P", "-m", "farm.cli", "scheduler"],
-            ready=lambda: answers(f"{self.plan.url}/readyz"),
+            ready=self._workers_ready,
             environment=self.environment,
             seconds=WORKER_SECONDS,
         )
+
+    def _workers_ready(self) -> bool:
+        """Raises ``Unavailable`` as soon as a worker has ended at its start, a checkpoint that does
+        not load for example: it is placed again and again, and would end again."""
+        for told in self._run.glob("*.failed"):
+            cause = told.read_text().strip()
+            told.unlink()
+            if cause and not cause.startswith(WAITS):
+                raise Unavailable(
+                    f"{told.stem} cannot run: {cause}",
+                    hint="farm up --checkpoint names the checkpoints that it loads",
+                )
+        return answers(f"{self.plan.url}/readyz")
 
     @property
     def environment(self) -> dict[str, str]:

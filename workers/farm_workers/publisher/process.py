@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from farm.errors import FarmError, NotFound, StoreError
-from farm.formats.manifest import ManifestRow, read_part, write_part
+from farm.formats.manifest import ManifestRow, part_receipt, read_part, write_part
 from farm.job import Receipt
 from farm.store import Store, open_store
 from farm_workers.publisher.messages import (
@@ -40,7 +40,7 @@ from farm_workers.publisher.messages import (
     StoreSuccess,
     Work,
 )
-from farm_workers.publisher.record import encode_picture, part_receipt, store_picture
+from farm_workers.publisher.record import encode_picture, store_picture
 
 log = logging.getLogger(__name__)
 

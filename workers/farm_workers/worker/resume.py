@@ -4,10 +4,10 @@ import contextlib
 from collections.abc import Callable, Collection, Set
 
 from farm.errors import Conflict, NotFound
-from farm.formats.manifest import ManifestRow, read_part
+from farm.formats.manifest import ManifestRow, part_receipt, read_part
 from farm.job import Chunk, Lease, Receipt
 from farm.store import Store, keys
-from farm_workers.publisher.record import PictureRecord, part_receipt, stored_row
+from farm_workers.publisher.record import PictureRecord, stored_row
 
 RowId = tuple[int, int]  # of the render in its job, of the picture in its render
 
