@@ -1,25 +1,32 @@
 # Two commands do everything on a machine with Python >= 3.11 and make: `make demo` and `make test`.
 
 PYTHON ?= python3
+TEST_PROCESSES ?= 3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint unit clean lives mutants storm storm-ray damage disk-full bench-queue bench-recovery
+.PHONY: demo check test lint tests clean lives graph mutants storm storm-ray damage disk-full bench-queue bench-recovery
 
 demo: $(INSTALLED)
 	$(BIN)/farm demo
 
-test: lint unit
+# Before each commit, in a minute: lint, types, layers, and the tests that need no other process.
+check: lint
+	$(BIN)/pytest tests/unit
+
+test: lint tests
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python tools/lua_lint.py
 
-unit: $(INSTALLED)
-	$(BIN)/pytest
+# Many tests wait for processes, so there may be more test processes than cores.
+tests: $(INSTALLED)
+	$(BIN)/pytest -n $(TEST_PROCESSES) --dist loadgroup
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -31,6 +38,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 # Ten minutes: ten times as many random lives of the queue as in the tests, other ones every time.
 lives: $(INSTALLED)
 	FARM_DEEP=1 $(BIN)/pytest --timeout 0 tests/queue/test_model.py
+
+# Which package imports which: docs/packages.md.
+graph: $(INSTALLED)
+	$(BIN)/python tools/package_graph.py
 
 # An hour and more: breaks the queue's scripts one by one and tells which breaks the tests find.
 mutants: $(INSTALLED)

@@ -25,8 +25,7 @@ import psutil
 
 from farm.spec import CheckpointInfo, Mode, RenderRequest
 from farm_workers.bench.engine import ASSET, Item, drawn
-from farm_workers.engine import engine as engine_module
-from farm_workers.engine.engine import Engine
+from farm_workers.engine import Engine, amused
 from farm_workers.testing.tiny import make_tiny
 
 SIDES = (16, 24, 32)  # of the pictures, in pixels: every pair is a token grid of its own
@@ -79,7 +78,7 @@ def main() -> int:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--pictures", type=int, default=10_000)
     count = options.parse_args().pictures
-    engine_module.CACHE_BYTES["cpu"] = CACHE_BYTES
+    amused.CACHE_BYTES["cpu"] = CACHE_BYTES
     with tempfile.TemporaryDirectory() as folder:
         make_tiny(Path(folder) / "tiny", size=SIDES[-1], num_hidden_layers=1)
         engine = Engine.load(Path(folder) / "tiny", threads=1)

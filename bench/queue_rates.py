@@ -193,12 +193,12 @@ def measure(queue: Queue, tasks: int) -> dict[str, object]:
     each = (server_seconds(queue) - cpu) / len(idle) * 1e6
     print(f"{'lease, nothing for the asker':34} {each:10,.1f} µs of server CPU")
     report["idle_lease_server_us"] = round(each)
-    left = sum(work.tasks for work in queue.work())
+    left = sum(work.tasks for work in queue.backlog())
     start = time.perf_counter()
     jobs = cancel_all(queue)
     took = time.perf_counter() - start
     print(f"{'cancel everything':34} {took:10.2f} s   {jobs} jobs, {left:,} tasks")
-    assert queue.work() == []
+    assert queue.backlog() == []
     report["cancel_everything"] = {"seconds": round(took, 2), "jobs": jobs, "tasks": left}
     report["machine"] = f"{os.cpu_count()} shared cores, load average {os.getloadavg()[0]:.1f}"
     return report

@@ -4,7 +4,7 @@ that is back.
 python bench/recovery.py [--trials 30] [--json FILE]
 
 A victim holds a task and is killed with SIGKILL; another session with room waits. Who tells the
-queue of the death: the victim's witness, Ray, or nobody, so that the lease runs out.
+queue of the death: the victim's crash reporter, Ray, or nothing, so that the lease runs out.
 """
 
 import argparse
@@ -41,23 +41,23 @@ RESTARTED_SECONDS = 5.0  # in which a victim's next life does not take its own t
 VICTIM = """
 import secrets, sys, time
 from farm.queue import Queue, connect
-from farm_workers.worker.crash_reporter import Witness
+from farm_workers.worker.crash_reporter import CrashReporter
 
-redis_url, checkpoint, lease_ms, witnessed = sys.argv[1:]
+redis_url, checkpoint, lease_ms, reported = sys.argv[1:]
 queue = Queue(connect(redis_url))
 session = secrets.token_hex(16)
-if witnessed == "yes":
-    witness = Witness(redis_url, "farm")
-    witness.watch(session)
+if reported == "yes":
+    reporter = CrashReporter(redis_url, "farm")
+    reporter.follow(session)
 queue.register(session, "victim", [checkpoint], {})
-queue.beat(session, 1000, {}, {}, int(lease_ms))
+queue.heartbeat(session, 1000, {}, {}, int(lease_ms))
 while not queue.held(session):
     queue.lease(session, None, 1000, int(lease_ms))
     time.sleep(0.01)
 print("holds", flush=True)
 while True:
     time.sleep(1)
-    queue.beat(session, 0, {}, {}, int(lease_ms))
+    queue.heartbeat(session, 0, {}, {}, int(lease_ms))
 """
 
 
@@ -79,7 +79,7 @@ class Successor:
 
     def open(self) -> None:
         self.room = 1000
-        self._queue.beat(self._session, self.room, {}, {}, LEASE_MS)
+        self._queue.heartbeat(self._session, self.room, {}, {}, LEASE_MS)
 
     def take(self) -> float:
         """When the task came; it is given up for good, and the door is closed."""
@@ -91,7 +91,7 @@ class Successor:
                 if lease.finalise:  # of the trial before
                     continue
                 self.room = 0
-                self._queue.beat(self._session, 0, {}, {}, LEASE_MS)
+                self._queue.heartbeat(self._session, 0, {}, {}, LEASE_MS)
                 return came
         raise TimeoutError("the task was never leased again")
 
@@ -108,7 +108,7 @@ class Successor:
     def _beat(self) -> None:
         while not self._stopped.wait(1.0):
             with contextlib.suppress(Unavailable):
-                self._queue.beat(self._session, self.room, {}, {}, LEASE_MS)
+                self._queue.heartbeat(self._session, self.room, {}, {}, LEASE_MS)
 
 
 def submit(queue: Queue) -> None:
@@ -116,7 +116,7 @@ def submit(queue: Queue) -> None:
     queue.submit(header, [TaskDraft(0, LANE, 8, 96)])
 
 
-def after_kills(server: ServerProcess, trials: int, witnessed: bool) -> Iterator[float]:
+def after_kills(server: ServerProcess, trials: int, reported: bool) -> Iterator[float]:
     queue = Queue(connect(server.url))
     successor = Successor(queue, Scheduler(queue, lease_ms=LEASE_MS))
     random = Random(0)
@@ -125,14 +125,14 @@ def after_kills(server: ServerProcess, trials: int, witnessed: bool) -> Iterator
         victim = subprocess.Popen(
             [
                 *(sys.executable, "-c", VICTIM, server.url, CHECKPOINT, str(LEASE_MS)),
-                "yes" if witnessed else "no",
+                "yes" if reported else "no",
             ],
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
         )
         assert victim.stdout is not None
         victim.stdout.readline()
-        time.sleep(1.5 + random.random())  # the witness is up, and the kill falls between beats
+        time.sleep(1.5 + random.random())  # the reporter is up, and the kill falls between beats
         successor.open()
         killed = time.monotonic()
         victim.kill()
@@ -142,7 +142,7 @@ def after_kills(server: ServerProcess, trials: int, witnessed: bool) -> Iterator
 
 
 class RayVictim:
-    """Stands in for ``WorkerActor``: an actor whose process holds a task, without a witness."""
+    """Stands in for ``WorkerActor``: its process holds a task and has no crash reporter."""
 
     def __init__(self, worker: str, environment: dict[str, str], fingerprint: str) -> None:
         self._queue = Queue(connect(environment["REDIS_URL"]))
@@ -155,7 +155,7 @@ class RayVictim:
         self._queue.register(self._session, worker, [CHECKPOINT], {"pid": os.getpid()})
         while True:
             room = 0 if self._queue.held(self._session) else 1000
-            self._queue.beat(self._session, room, {}, {}, LEASE_MS)
+            self._queue.heartbeat(self._session, room, {}, {}, LEASE_MS)
             time.sleep(1)
 
     def life(self) -> tuple[str, str]:
@@ -222,7 +222,9 @@ def after_restarts(server: ServerProcess, trials: int) -> Iterator[float]:
 
 
 KINDS: dict[str, Callable[[ServerProcess, int], Iterator[float]]] = {
-    "worker killed, its witness tells": lambda server, trials: after_kills(server, trials, True),
+    "worker killed, its crash reporter tells": lambda server, trials: after_kills(
+        server, trials, True
+    ),
     "worker killed, Ray tells": after_kills_seen_by_ray,
     "worker killed, its lease runs out": lambda server, trials: after_kills(
         server, max(trials // 4, 1), False

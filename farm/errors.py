@@ -1,7 +1,7 @@
 """Every error of the farm; each class says whether a retry can help and how a process ends."""
 
-from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, Self
 
 
 class FarmError(Exception):
@@ -169,6 +169,50 @@ class LeaseLost(FarmError):
     """The caller no longer holds the task; what it did is not recorded."""
 
     code = "lease_lost"
+
+
+class RejectedRender(NamedTuple):
+    """A render that was refused; others of its job may have been taken."""
+
+    render: int  # index in the job, from 0
+    error: FarmError  # its line and column say where the render stood in its file or list
+
+    @property
+    def line(self) -> int | None:
+        return self.error.line
+
+    @property
+    def column(self) -> int:
+        return self.error.column or 1
+
+    def __str__(self) -> str:
+        return str(self.error)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"render": self.render, **self.error.to_dict()}
+
+    @classmethod
+    def from_dict(cls, facts: Mapping[str, Any]) -> "RejectedRender":
+        return cls(int(facts["render"]), from_dict(facts))
+
+
+class AllRejected(InvalidInput):
+    """Not one render of a submission was taken, so there is no job.
+
+    It has the code, status and text of the first refusal unless it is given a text of its own.
+    """
+
+    def __init__(
+        self, rejected: Sequence[RejectedRender], message: str | None = None, **facts: Any
+    ) -> None:
+        if message is None:
+            first = rejected[0].error
+            message = first.message
+            facts = {name: getattr(first, name) for name in ("field", "hint", "line", "column")}
+            self.code = first.code  # type: ignore[misc]
+            self.status = first.status  # type: ignore[misc]
+        super().__init__(message, **facts)
+        self.rejected = tuple(rejected)
 
 
 CODES: Mapping[str, type[FarmError]] = {

@@ -4,13 +4,14 @@ import enum
 import re
 import secrets
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any, NamedTuple, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from farm.errors import InvalidInput
-from farm.spec import Lane, RenderSpec, explain
+from farm.spec import Form, Lane, Parameter, RenderSpec, explain, parameters_of
 
 MAX_NAME = 200  # characters
 MAX_IDEMPOTENCY_KEY = 200
@@ -18,23 +19,27 @@ MAX_TASK_PICTURES = 1000
 TASK_SECONDS = 20  # measured work that one task should take at most
 DEFAULT_ROW_STEPS_PER_SECOND = 120  # of a lane that no worker has measured yet
 MAX_DEADLINE_DAYS = 366
-MAX_PIECE_LINES = 2000  # of a job that comes in by pieces
+MAX_PIECE_LINES = 2000  # of a job that comes in pieces
 MAX_LINE_BYTES = 2**20  # of one render as it is written
 MAX_ASSET_BYTES = 100 * 2**20
-CELL = 0  # of this farm; part of every job id, so that farms can stand side by side
+CELL = 0  # of this farm; part of every job id, so that several farms can be one service
 
 _JOB_ID = re.compile(r"^j\d+-[0-9a-hjkmnp-tv-z]{26}$")
+_SINK = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 _CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz"
 
 
 class Priority(enum.StrEnum):
-    URGENT = "urgent"  # somebody is looking at the screen
+    """The classes of work, in the order in which they are served."""
+
+    URGENT = "urgent"  # someone is waiting at the screen
     NORMAL = "normal"
     BULK = "bulk"  # a dataset; takes what the others leave
 
-
-class Sink(enum.StrEnum):
-    IMAGES = "images"  # one object per picture
+    @property
+    def rank(self) -> int:
+        """0 for the class that is served first."""
+        return list(Priority).index(self)
 
 
 class Format(enum.StrEnum):
@@ -55,7 +60,7 @@ class TaskState(enum.StrEnum):
 
 
 class JobState(enum.StrEnum):
-    OPEN = "open"  # pieces are still coming in; work may have started
+    OPEN = "open"  # more pieces may come in; work may have started
     QUEUED = "queued"
     RUNNING = "running"
     DONE = "done"
@@ -68,36 +73,70 @@ TERMINAL_JOBS = {JobState.DONE, JobState.FAILED, JobState.CANCELLED}
 
 
 def _moment(value: Any) -> Any:
-    """RFC 3339 text becomes a time; a time without a zone is refused, not guessed."""
+    """RFC 3339 text becomes a time; a time without a zone is refused rather than guessed."""
     if isinstance(value, str):
         try:
             value = datetime.fromisoformat(value)
         except ValueError:
-            raise ValueError(f"{value!r} is no time; write it like 2026-12-31T18:00:00Z") from None
+            raise ValueError(
+                f"{value!r} is not a time; write it like 2026-12-31T18:00:00Z"
+            ) from None
     if isinstance(value, datetime) and value.tzinfo is None:
         raise ValueError("has no time zone; add Z or +01:00")
     return value
 
 
 class JobOptions(BaseModel):
-    """How a job is run and stored; everything but the renders themselves."""
+    """How a job is run and stored: everything except the renders themselves."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str | None = Field(default=None, max_length=MAX_NAME)
-    priority: Priority = Priority.NORMAL
-    sink: Sink = Sink.IMAGES
-    format: Format = Format.PNG
-    seed: int | None = Field(default=None, ge=0, lt=2**53, strict=True)
-    max_failed: int = Field(default=0, ge=0, strict=True)
-    deadline: Annotated[datetime, BeforeValidator(_moment)] | None = None
-    idempotency_key: str | None = Field(default=None, min_length=1, max_length=MAX_IDEMPOTENCY_KEY)
+    name: Annotated[
+        str | None, Field(max_length=MAX_NAME), Parameter(help="A name for the job")
+    ] = None
+    priority: Annotated[Priority, Parameter(help=", ".join(Priority))] = Priority.NORMAL
+    # Which sinks there are, ``farm.sinks.registry`` knows.
+    sink: Annotated[str, Parameter(help="How pictures are stored")] = "images"
+    format: Annotated[Format, Parameter(help=", ".join(Format))] = Format.PNG
+    seed: Annotated[
+        int | None,
+        Field(strict=True, lt=2**53),
+        Parameter(
+            help="Seeds of renders without one are derived from it", form=Form.INTEGER, least=0
+        ),
+    ] = None
+    max_failed: Annotated[
+        int,
+        Field(strict=True),
+        Parameter(
+            help="Pictures that may fail before the job does",
+            form=Form.INTEGER,
+            least=0,
+            metavar="N",
+        ),
+    ] = 0
+    deadline: Annotated[
+        Annotated[datetime, BeforeValidator(_moment)] | None,
+        Parameter(help="RFC 3339; what has not started by then never does", metavar="TIME"),
+    ] = None
+    idempotency_key: Annotated[
+        str | None,
+        Field(min_length=1, max_length=MAX_IDEMPOTENCY_KEY),
+        Parameter(help="The same key never makes a second job"),
+    ] = None
 
     @field_validator("name", "idempotency_key")
     @classmethod
     def _printable(cls, value: str | None) -> str | None:
         if value is not None and not value.isprintable():
             raise ValueError("has characters that cannot be printed; remove them")
+        return value
+
+    @field_validator("sink")
+    @classmethod
+    def _sink_name(cls, value: str) -> str:
+        if not _SINK.fullmatch(value):
+            raise ValueError(f"{value[:40]!r} is not the name of a sink")
         return value
 
     @field_validator("deadline")
@@ -117,7 +156,10 @@ class JobOptions(BaseModel):
         try:
             return cls.model_validate(data)
         except ValidationError as error:
-            raise explain(error, data, tuple(cls.model_fields)) from None
+            raise explain(error, data, OPTIONS) from None
+
+
+OPTIONS: Mapping[str, Parameter] = parameters_of(JobOptions)
 
 
 class NumberedSpec(BaseModel):
@@ -138,7 +180,7 @@ class Chunk(BaseModel):
     job: str
     number: int  # of the task in its job
     tenant: str
-    sink: Sink
+    sink: str
     format: Format
     lane: str
     renders: tuple[NumberedSpec, ...]
@@ -164,7 +206,7 @@ class TaskDraft(NamedTuple):
 
 
 class Lease(NamedTuple):
-    """A task in a session's hands."""
+    """A task that a session holds."""
 
     job: str
     number: int
@@ -174,7 +216,7 @@ class Lease(NamedTuple):
     pictures: int
     cost: int
     priority: Priority
-    alone: bool  # was aboard at a crash: runs row by row
+    alone: bool  # its worker crashed while it ran: it now runs row by row
     inline: str
     skip: tuple[int, ...] = ()  # rows that crashed their worker twice while running alone
 
@@ -189,7 +231,7 @@ class Lease(NamedTuple):
 
 
 class Receipt(BaseModel):
-    """What a worker says of a task that it has done; stored with the task."""
+    """What a worker reports of a finished task; stored with the task."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -1,6 +1,6 @@
 """Breaks the queue's Lua in known ways, one at a time, and tells which breaks the tests find.
 
-    python tools/mutants.py [--only WORD] [--first N] [--tests PATH ...]
+    python tools/mutants.py [--only WORD] [--file SCRIPT ...] [--first N] [--jobs N]
 
 Each mutant is tested in a copy of the tree; the working tree is not touched.
 """
@@ -12,24 +12,29 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
-COPIED = ("farm", "tests/queue", "pyproject.toml", "README.md")
+SCRIPTS = Path("farm/queue/lua")
+COPIED = ("farm", "tests/queue", "tests/fault_proxy.py", "pyproject.toml", "README.md")
 TESTS = tuple(
     f"tests/queue/test_{name}.py"
     # The quick ones first: a run ends with the first test that fails.
     for name in (
         "lifecycle",
+        "sessions",
+        "submission",
+        "deadlines",
         "rows",
         "why",
         "control",
-        "intake",
         "retry",
-        "spoil",
+        "invalidate",
         "fairness",
         "published_bugs",
+        "published_bugs_python",
         "model",
         "durability",
     )
@@ -77,31 +82,31 @@ MUTANTS = (
     ),
     Mutant(
         "the idempotency key is not stored",
-        "common/intake.lua",
+        "parts/submission.lua",
         "redis.call('HSET', P .. 'keys:' .. owner, key, job)",
         "",
     ),
     Mutant(
         "an idempotency key finds a job with other content",
-        "common/intake.lua",
+        "parts/submission.lua",
         "if redis.call('HGET', P .. 'job:' .. known, 'fp') == fingerprint then",
         "if true then",
     ),
     Mutant(
         "two tasks may have one number",
-        "common/intake.lua",
+        "parts/submission.lua",
         "if record then return refuse_again(name) end",
         "",
     ),
     Mutant(
         "two tasks of one call may have one number",
-        "common/intake.lua",
+        "parts/submission.lua",
         "if seen[name] then return refuse_again(name) end",
         "",
     ),
     Mutant(
         "work comes in before the file is rewritten",
-        "common/intake.lua",
+        "parts/submission.lua",
         "return redis.call('HGET', P .. 'server', 'settled') == run_id",
         "return true",
     ),
@@ -126,8 +131,8 @@ MUTANTS = (
     Mutant(
         "anybody may complete a lease",
         "complete.lua",
-        "or task.session ~= session or",
-        "or",
+        "if not holds(session, task) or task.attempt ~= entry",
+        "if task.state ~= 'l' or task.attempt ~= entry",
     ),
     Mutant(
         "an old attempt may complete",
@@ -148,7 +153,7 @@ MUTANTS = (
         "if false then",
     ),
     Mutant(
-        "a receipt need not tell of every picture",
+        "a receipt need not account for every picture",
         "complete.lua",
         "and task.lane ~= 0 and told ~= task.pictures then",
         "and false then",
@@ -192,158 +197,158 @@ MUTANTS = (
     Mutant(
         "anybody may fail a lease",
         "fail.lua",
-        "or task.session ~= session or",
-        "or",
+        "if not holds(session, task) or task.attempt",
+        "if task.state ~= 'l' or task.attempt",
     ),
     Mutant(
         "every crash counts",
-        "common/settle.lua",
+        "parts/task_lifecycle.lua",
         "elseif kind == 'crash' and task.alone == 1 then",
         "elseif kind == 'crash' then",
     ),
     Mutant(
         "a finalise task is blamed for a crash",
-        "common/settle.lua",
+        "parts/task_lifecycle.lua",
         "if kind == 'crash' and not counted then kind = 'infra' end",
         "",
     ),
     Mutant(
         "no crash counts",
-        "common/settle.lua",
+        "parts/task_lifecycle.lua",
         "elseif kind == 'crash' and task.alone == 1 then",
         "elseif false then",
     ),
     Mutant(
         "three crashes are allowed",
-        "common/settle.lua",
+        "parts/crashed_rows.lua",
         "local MAX_CRASHES = 2",
         "local MAX_CRASHES = 3",
     ),
     Mutant(
         "twenty-one losses are allowed",
-        "common/settle.lua",
+        "parts/task_lifecycle.lua",
         "if task.losses >= MAX_LOSSES then\n      fail_task",
         "if task.losses > MAX_LOSSES then\n      fail_task",
     ),
     Mutant(
         "a crash does not make a task run alone",
-        "common/settle.lua",
+        "parts/task_lifecycle.lua",
         "if kind == 'crash' then task.alone = 1 end",
         "",
     ),
     Mutant(
         "a release costs an attempt",
-        "common/settle.lua",
+        "parts/task_lifecycle.lua",
         "elseif kind == 'infra' then",
         "elseif kind == 'infra' or kind == 'release' then",
     ),
     Mutant(
         "late work is queued again",
-        "common/settle.lua",
+        "parts/task_lifecycle.lua",
         "if head.late and counted then",
         "if false then",
     ),
     Mutant(
         "progress stays counted when a lease ends",
-        "common/settle.lua",
+        "parts/leases.lua",
         "count(job, {rd = -held.done, rf = -held.failed})",
         "",
     ),
     Mutant(
         "a job is finalised before its last task has ended",
-        "common/settle.lua",
+        "parts/job_lifecycle.lua",
         "if number(h[2]) ~= ended or",
         "if number(h[2]) > ended + 1 or",
     ),
     Mutant(
         "a job is finalised twice",
-        "common/settle.lua",
+        "parts/job_lifecycle.lua",
         "or h[8] == tostring(number(h[7])) then return end",
         "then return end",
     ),
     Mutant(
         "a session that drains gets the finalise task",
-        "common/settle.lua",
+        "parts/job_lifecycle.lua",
         "    and not redis.call('HGET', P .. 'session:' .. session, 'command')\n",
         "",
     ),
     Mutant(
         "a session that ended keeps its leases",
-        "common/settle.lua",
+        "parts/session_lifecycle.lua",
         "give_back(job, head, name, task, kind, row, 'the worker",
         "do end (function() end)(job, head, name, task, kind, row, 'the worker",
     ),
     Mutant(
         "a lost session is taken for a crashed one",
-        "common/settle.lua",
+        "parts/session_lifecycle.lua",
         "lost = 'infra'})[why]",
         "lost = 'crash'})[why]",
     ),
     Mutant(
         "what comes back goes to the end of the queue",
-        "common/ready.lua",
+        "parts/ready_index.lua",
         "ready_prepend(job, task.lane, name)",
         "ready_append(job, task.lane, {name})",
     ),
     Mutant(
         "a crash alone blames no row",
-        "common/settle.lua",
+        "parts/task_lifecycle.lua",
         "elseif kind == 'crash' and task.alone == 1 and row ~= '' then",
         "elseif false then",
     ),
     Mutant(
         "a row is left out after its first crash",
-        "common/settle.lua",
+        "parts/crashed_rows.lua",
         "if tonumber(times) >= MAX_CRASHES then",
         "if true then",
     ),
     Mutant(
-        "a beat forgets the row that runs",
-        "beat.lua",
-        "at_work.done, at_work.failed, at_work.row}",
-        "at_work.done, at_work.failed, ''}",
+        "a heartbeat forgets the row that runs",
+        "heartbeat.lua",
+        "at_work.done, at_work.failed, at_work.row))",
+        "at_work.done, at_work.failed, ''))",
     ),
     Mutant(
         "what comes back to a paused job is found",
-        "common/ready.lua",
+        "parts/ready_index.lua",
         "if not head.paused then activate(job, head, task.lane) end",
         "activate(job, head, task.lane)",
     ),
     Mutant(
-        "an idle tenant saves up",
-        "common/ready.lua",
+        "an idle tenant earns credit",
+        "parts/ready_index.lua",
         "local start = math.max(number(times[1]), floor)",
         "local start = number(times[1])",
     ),
     Mutant(
         "a newcomer starts at the class's clock although its lane lies behind",
-        "common/ready.lua",
+        "parts/ready_index.lua",
         "if first[2] then floor = math.min(floor, tonumber(first[2])) end",
         "",
     ),
     Mutant(
         "the planner's view keeps cancelled work",
-        "common/ready.lua",
+        "parts/ready_index.lua",
         "count_ready(job, head, lane, -tasks, -pictures)\n",
         "",
     ),
     Mutant(
         "an empty lane stays listed",
-        "common/ready.lua",
+        "parts/ready_index.lua",
         "  redis.call('SREM', P .. 'lanes:' .. checkpoint_of(lane) .. ':' .. class, lane)\n",
         "",
     ),
     Mutant(
         "weights are ignored",
-        "common/ahead.lua",
-        "table_.set(tenant, start + cost / weights[tenant])",
-        "table_.set(tenant, start + cost)",
+        "parts/fair_queue.lua",
+        "times.set(tenant, start + cost / weights[tenant])",
+        "times.set(tenant, start + cost)",
     ),
     Mutant(
         "shares are counted in tasks",
-        "common/ahead.lua",
-        "table_.set(tenant, start + cost / weights[tenant])",
-        "table_.set(tenant, start + 1 / weights[tenant])",
+        "parts/fair_queue.lua",
+        "times.set(tenant, start + cost / weights[tenant])",
+        "times.set(tenant, start + 1 / weights[tenant])",
     ),
     Mutant(
         "the lower classes have no floor",
@@ -360,8 +365,8 @@ MUTANTS = (
     Mutant(
         "bulk goes before normal",
         "lease.lua",
-        "for class = URGENT, BULK do\n      if #fields[class].lanes > 0 then chosen",
-        "for class = BULK, URGENT, -1 do\n      if #fields[class].lanes > 0 then chosen",
+        "for class = URGENT, BULK do\n    if #queues[class].lanes > 0 then return",
+        "for class = BULK, URGENT, -1 do\n    if #queues[class].lanes > 0 then return",
     ),
     Mutant(
         "a lease sent again grants again",
@@ -390,7 +395,7 @@ MUTANTS = (
     Mutant(
         "a task that runs alone goes to a busy session",
         "lease.lua",
-        "if holding + #granted == 0 and room > 0 then",
+        "if holding + batch.tasks == 0 and room > 0 then",
         "if room > 0 then",
     ),
     Mutant(
@@ -407,61 +412,61 @@ MUTANTS = (
     ),
     Mutant(
         "late work starts",
-        "lease.lua",
-        "    if overdue(head) then\n",
-        "    if false then\n",
+        "parts/fair_queue.lua",
+        "      if overdue(head) then\n",
+        "      if false then\n",
     ),
     Mutant(
         "room is not counted",
         "lease.lua",
-        "    room = room - pictures\n",
-        "",
+        "return batch.pictures >= room or",
+        "return room <= 0 or",
     ),
     Mutant(
         "a grant does not reach the inbox",
-        "lease.lua",
-        "  redis.call('RPUSH', P .. 'inbox:' .. session, unpack(granted))\n",
+        "parts/grant_batch.lua",
+        "    redis.call('RPUSH', P .. 'inbox:' .. session, unpack(keys))\n",
         "",
     ),
     Mutant(
         "a finalise task does not reach the inbox",
-        "common/settle.lua",
+        "parts/leases.lua",
         "  redis.call('RPUSH', P .. 'inbox:' .. session, key)\n",
         "",
     ),
     Mutant(
         "an attempt is not counted",
-        "common/records.lua",
+        "parts/task_record.lua",
         "tostring(attempt + 1)",
         "attempt",
     ),
     Mutant(
-        "a beat extends nothing",
-        "beat.lua",
+        "a heartbeat extends nothing",
+        "heartbeat.lua",
         "redis.call('ZADD', P .. 'sessions', now + ARGV[2], session)\n",
         "",
     ),
     Mutant(
-        "a beat reports cancelled work as held",
-        "beat.lua",
-        "if task and head.state ~= 'x' and task.state == 'l'",
-        "if task and task.state == 'l'",
+        "a heartbeat reports cancelled work as held",
+        "heartbeat.lua",
+        "if task and head.state ~= 'x' and holds(session, task)",
+        "if task and holds(session, task)",
     ),
     Mutant(
-        "a beat counts progress twice",
-        "beat.lua",
+        "a heartbeat counts progress twice",
+        "heartbeat.lua",
         "count(job, {rd = at_work.done - entry.done,",
         "count(job, {rd = at_work.done,",
     ),
     Mutant(
-        "a beat offers room that is granted already",
-        "beat.lua",
+        "a heartbeat offers room that is granted already",
+        "heartbeat.lua",
         "if unseen[key] then room = room - entry.pictures end",
         "",
     ),
     Mutant(
-        "an unknown session may beat",
-        "beat.lua",
+        "an unknown session may send a heartbeat",
+        "heartbeat.lua",
         "if redis.call('EXISTS', P .. 'session:' .. session) == 0 then",
         "if false then",
     ),
@@ -472,7 +477,7 @@ MUTANTS = (
         "",
     ),
     Mutant(
-        "the tick gives nobody up",
+        "the tick gives no session up",
         "tick.lua",
         "  end_session(session, 'lost')\n",
         "",
@@ -503,14 +508,14 @@ MUTANTS = (
     ),
     Mutant(
         "a stranger may cancel",
-        "common/records.lua",
+        "parts/job_record.lua",
         "if head and head.tenant == tenant_number(tenant) then return head end",
         "if head then return head end",
     ),
     Mutant(
         "an ended job is cancelled",
         "cancel.lua",
-        "if head.state ~= 'o' and head.state ~= 'c' then return head.state end\n",
+        "if not alive(head) then return head.state end\n",
         "",
     ),
     Mutant(
@@ -533,19 +538,19 @@ MUTANTS = (
     ),
     Mutant(
         "a retry runs every picture again",
-        "common/settle.lua",
-        "      failed = cjson.decode(string.match(task.rest, '^%d+|(.*)$'))[2]\n",
+        "parts/retries.lua",
+        "      if task.state == 'd' then failed = select(2, receipt_pictures(task)) end\n",
         "",
     ),
     Mutant(
         "a retried picture stays counted as failed",
-        "common/settle.lua",
+        "parts/retries.lua",
         "count(job, {n = tasks, nq = tasks, ['if'] = -pictures})",
         "count(job, {n = tasks, nq = tasks})",
     ),
     Mutant(
         "a job is finalised while its retry is still being queued",
-        "common/settle.lua",
+        "parts/job_lifecycle.lua",
         "if h[1] ~= 'c' or h[9] then return end",
         "if h[1] ~= 'c' then return end",
     ),
@@ -557,121 +562,121 @@ MUTANTS = (
     ),
     Mutant(
         "a tenant whose stored time is behind is served first",
-        "common/ahead.lua",
-        "while more and not (head and known[head] <= last) do",
-        "if not head and more then",
+        "parts/fair_queue.lua",
+        "while more and not (front and known[front] <= last) do",
+        "if not front and more then",
     ),
     Mutant(
         "a tenant keeps its turn after its grant",
-        "common/ahead.lua",
-        "if head == tenant then head = nil end",
+        "parts/fair_queue.lua",
+        "if front == tenant then front = nil end",
         "",
     ),
     Mutant(
         "times of tenants are never brought up to date",
-        "common/ahead.lua",
+        "parts/fair_queue.lua",
         "if #fresh > 0 then redis.call('ZADD', key, unpack(fresh)) end",
         "",
     ),
     Mutant(
         "a class's clock stands still",
-        "common/ahead.lua",
-        "if start > table_.of('now') then table_.set('now', start) end",
+        "parts/fair_queue.lua",
+        "if start > times.of('now') then times.set('now', start) end",
         "",
     ),
     Mutant(
         "the first task of a job stays queued when it is taken",
-        "common/ahead.lua",
+        "parts/fair_queue.lua",
         "redis.call('HDEL', P .. 'job:' .. job, 'h' .. lane)",
         "",
     ),
     Mutant(
         "taken tasks stay queued",
-        "common/ahead.lua",
+        "parts/fair_queue.lua",
         "if taken > 0 then redis.call('LPOP', key, taken) end",
         "",
     ),
     Mutant(
         "a job's second block of tasks is its first again",
-        "common/ahead.lua",
+        "parts/fair_queue.lua",
         "listed = listed + #fresh",
         "listed = 0",
     ),
     Mutant(
         "a job without tasks stays listed",
-        "common/ahead.lua",
+        "parts/fair_queue.lua",
         "emptied[#emptied + 1] = jobs[at]",
         "",
     ),
     Mutant(
         "a tenant without tasks stays listed",
-        "common/ahead.lua",
+        "parts/fair_queue.lua",
         "    retire(lane, class, tenant)\n",
         "",
     ),
     Mutant(
         "a tenant's jobs end with its first block of them",
-        "common/ahead.lua",
+        "parts/fair_queue.lua",
         "if at > #jobs and not gone then",
         "if at > #jobs and not page then",
     ),
     Mutant(
         "a started task forgets its crashes and losses",
-        "common/records.lua",
+        "parts/task_record.lua",
         ".. task.attempt .. '|' .. blame .. '|' .. alone",
         ".. task.attempt .. '|||' .. alone",
     ),
     Mutant(
         "a started task forgets the rows that crashed",
-        "common/records.lua",
+        "parts/task_record.lua",
         ".. session .. '|' .. rest",
         ".. session .. '|'",
     ),
     Mutant(
         "a session forgets that its task runs alone",
-        "common/records.lua",
-        ".. '|' .. task.alone .. '|' .. task.pictures",
-        ".. '|0|' .. task.pictures",
+        "parts/task_record.lua",
+        "pack_held(task.attempt, task.alone, task.pictures",
+        "pack_held(task.attempt, 0, task.pictures",
     ),
     Mutant(
-        "a beat never makes a session shorter",
-        "beat.lua",
+        "a heartbeat never makes a session shorter",
+        "heartbeat.lua",
         "redis.call('ZADD', P .. 'sessions', now + ARGV[2], session)",
         "redis.call('ZADD', P .. 'sessions', 'GT', now + ARGV[2], session)",
     ),
     Mutant(
-        "a stranger spoils a job's pictures",
-        "spoil.lua",
+        "a stranger invalidates a job's pictures",
+        "invalidate.lua",
         "if refused then return refused end",
         "head = read_job(job)",
     ),
     Mutant(
-        "the pictures of a running job are spoiled",
-        "spoil.lua",
+        "the pictures of a running job are invalidated",
+        "invalidate.lua",
         "if head.state ~= 'd' and head.state ~= 'f' then",
         "if false then",
     ),
     Mutant(
-        "pictures are spoiled after the deadline",
-        "spoil.lua",
+        "pictures are invalidated after the deadline",
+        "invalidate.lua",
         "if overdue(head) then return",
         "if false then return",
     ),
     Mutant(
         "a deadline that passes after a job's end is not noticed",
-        "common/records.lua",
+        "parts/job_record.lua",
         "return head.late or (head.deadline ~= nil and head.deadline <= now)",
         "return head.late",
     ),
     Mutant(
-        "a task that ran again since is spoiled",
-        "spoil.lua",
+        "a task that ran again since is invalidated",
+        "invalidate.lua",
         "if its and its.state ~= 'f' then",
         "if false then",
     ),
     Mutant(
         "a generation that failed is not asked for the pictures of an earlier one",
-        "spoil.lua",
+        "invalidate.lua",
         "  failed.pictures = pictures\n",
         "",
     ),
@@ -682,98 +687,98 @@ MUTANTS = (
         "if overdue(head) then",
     ),
     Mutant(
-        "a task that is not done is spoiled",
-        "spoil.lua",
+        "a task that is not done is invalidated",
+        "invalidate.lua",
         "if not task or task.state ~= 'd' then",
         "if not task then",
     ),
     Mutant(
         "more pictures are left than a task has",
-        "spoil.lua",
-        "if left > receipt[1] then",
+        "invalidate.lua",
+        "if left > done then",
         "if false then",
     ),
     Mutant(
-        "a spoiled task's receipt tells of its old pictures",
-        "spoil.lua",
-        "receipt[1] = left\n",
-        "",
+        "an invalidated task's receipt counts its old pictures",
+        "invalidate.lua",
+        "change_receipt(task, left, lost)",
+        "change_receipt(task, done, lost)",
     ),
     Mutant(
-        "a spoiled task's receipt tells of no failed pictures",
-        "spoil.lua",
-        "receipt[2] = task.pictures - left\n",
-        "",
+        "an invalidated task's receipt counts no failed pictures",
+        "invalidate.lua",
+        "change_receipt(task, left, lost)",
+        "change_receipt(task, left, 0)",
     ),
     Mutant(
-        "a spoiled task forgets its numerics class",
-        "spoil.lua",
+        "an invalidated task forgets its numerics class",
+        "parts/receipt.lua",
         "task.rest = class .. '|'",
         "task.rest = '0|'",
     ),
     Mutant(
-        "spoiled pictures stay counted as done",
-        "spoil.lua",
+        "invalidated pictures stay counted as done",
+        "invalidate.lua",
         "count(job, {id = -gone, ['if'] = gone})",
         "count(job, {['if'] = gone})",
     ),
     Mutant(
-        "spoiled pictures are not counted as failed",
-        "spoil.lua",
+        "invalidated pictures are not counted as failed",
+        "invalidate.lua",
         "count(job, {id = -gone, ['if'] = gone})",
         "count(job, {id = -gone})",
     ),
     Mutant(
-        "spoiled pictures are not retried",
-        "spoil.lua",
+        "invalidated pictures are not retried",
+        "invalidate.lua",
         "  redis.call('RPUSH', failures, name)\n",
         "",
     ),
     Mutant(
-        "a task that is spoiled twice is retried twice",
-        "spoil.lua",
+        "a task that is invalidated twice is retried twice",
+        "invalidate.lua",
         "and not redis.call('LPOS', failures, name) then",
         "then",
     ),
     Mutant(
         "a task with all its pictures is retried",
-        "spoil.lua",
-        "if receipt[2] > 0 and not",
+        "invalidate.lua",
+        "if lost > 0 and not",
         "if not",
     ),
     Mutant(
-        "a second spoiling counts the first again",
-        "spoil.lua",
-        "local gone = receipt[1] - left",
+        "a second invalidation counts the first again",
+        "invalidate.lua",
+        "local gone = done - left",
         "local gone = task.pictures - left",
     ),
     Mutant(
         "what fails while a retry is being queued is retried with it",
-        "common/settle.lua",
-        "math.min(RETRIED, due)",
-        "RETRIED",
+        "parts/retries.lua",
+        "math.min(MAX_ROWS, due)",
+        "MAX_ROWS",
     ),
     Mutant(
         "a deadline leaves a retry going on",
-        "common/settle.lua",
+        "parts/job_lifecycle.lua",
         "'dx', 1)\n  end_retry(job)",
         "'dx', 1)",
     ),
     Mutant(
         "a retry for a reason is of everything",
-        "common/settle.lua",
+        "parts/retries.lua",
         "return not reason or failed_by(task)",
         "return true or failed_by(task)",
     ),
     Mutant(
         "what failed for another reason is forgotten",
-        "common/settle.lua",
+        "parts/retries.lua",
         "      redis.call('RPUSH', list, name)\n",
         "",
     ),
     Mutant(
         "a second retry is for the first one's reason",
-        "common/settle.lua",
+        "parts/job_lifecycle.lua",
         "'rt', 'rr')\n  redis.call('SREM'",
         "'rt')\n  redis.call('SREM'",
     ),
@@ -785,7 +790,7 @@ MUTANTS = (
     ),
     Mutant(
         "a task with too many crashing rows did not crash",
-        "common/settle.lua",
+        "parts/task_lifecycle.lua",
         "      task.crashes = MAX_CRASHES\n",
         "",
     ),
@@ -808,7 +813,7 @@ def passes(tests: list[str], mutant: Mutant | None = None) -> bool:
         tree = Path(folder)
         copy_tree(tree)
         if mutant is not None:
-            break_script(tree / "farm" / "lua" / mutant.file, mutant)
+            break_script(tree, mutant)
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
         try:
             ended = subprocess.run(
@@ -830,7 +835,9 @@ def passes(tests: list[str], mutant: Mutant | None = None) -> bool:
         return ended.returncode == 0
 
 
-def break_script(path: Path, mutant: Mutant) -> None:
+def break_script(tree: Path, mutant: Mutant) -> None:
+    """Change one script of a tree; the text to change must stand in it exactly once."""
+    path = tree / SCRIPTS / mutant.file
     source = path.read_text(encoding="utf-8")
     if source.count(mutant.old) != 1:
         raise SystemExit(
@@ -840,25 +847,37 @@ def break_script(path: Path, mutant: Mutant) -> None:
     path.write_text(source.replace(mutant.old, mutant.new), encoding="utf-8")
 
 
+def survives(mutant: Mutant, tests: list[str]) -> bool:
+    """Whether no test finds it; prints the verdict."""
+    start = time.monotonic()
+    alive = passes(tests, mutant)
+    seconds = time.monotonic() - start
+    print(f"{'SURVIVES' if alive else 'found':8} {seconds:5.0f} s  {mutant.name}", flush=True)
+    return alive
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="mutants whose name has this word")
+    parser.add_argument("--file", nargs="+", default=[], help="mutants of these scripts or parts")
     parser.add_argument("--first", type=int, default=0, help="how many of them to leave out")
+    parser.add_argument("--jobs", type=int, default=1, help="how many to test at a time")
     parser.add_argument("--tests", nargs="+", default=list(TESTS))
     arguments = parser.parse_args()
-    chosen = [mutant for mutant in MUTANTS if arguments.only in mutant.name]
-    chosen = chosen[arguments.first :]
+    files = {name.removesuffix(".lua") for name in arguments.file}
+    if unknown := files - {mutant.file.removesuffix(".lua") for mutant in MUTANTS}:
+        parser.error(f"there are no mutants of {', '.join(sorted(unknown))}")
+    chosen = [
+        mutant
+        for mutant in MUTANTS
+        if arguments.only in mutant.name
+        and (not files or mutant.file.removesuffix(".lua") in files)
+    ][arguments.first :]
     if not passes(arguments.tests):
         raise SystemExit("the tests fail without any mutant: nothing would be learnt from them")
-    survivors = []
-    for mutant in chosen:
-        start = time.monotonic()
-        alive = passes(arguments.tests, mutant)
-        seconds = time.monotonic() - start
-        print(f"{'SURVIVES' if alive else 'found':8} {seconds:5.0f} s  {mutant.name}", flush=True)
-        if alive:
-            survivors.append(mutant)
-    found = len(chosen) - len(survivors)
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        survivors = sum(pool.map(lambda mutant: survives(mutant, arguments.tests), chosen))
+    found = len(chosen) - survivors
     print(f"{found} of {len(chosen)} mutants found ({found / max(len(chosen), 1):.0%})")
     sys.exit(1 if survivors else 0)
 

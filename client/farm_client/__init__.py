@@ -1,12 +1,11 @@
 """Python SDK of the render farm: ``Farm`` for scripts, ``AsyncFarm`` for asyncio."""
 
-from farm.errors import FarmError
+from farm.errors import AllRejected, FarmError, RejectedRender
 from farm_client.farm import AsyncFarm, Farm
 from farm_client.fetch import Fetched
 from farm_client.image import AsyncImage, Image
-from farm_client.job import AsyncJob, Job, RejectedLine
+from farm_client.job import AsyncJob, Job
 from farm_client.models import Asset, Difference, JobStatus, Verified, Why
-from farm_client.submission import AllRejected
 
 __all__ = [
     "AllRejected",
@@ -21,7 +20,7 @@ __all__ = [
     "Image",
     "Job",
     "JobStatus",
-    "RejectedLine",
+    "RejectedRender",
     "Verified",
     "Why",
 ]

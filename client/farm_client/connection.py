@@ -11,7 +11,15 @@ from urllib.parse import quote, urlencode, urljoin
 import httpx2
 
 import farm
-from farm.errors import CODES, FarmError, InvalidInput, Unavailable, from_dict
+from farm.errors import (
+    CODES,
+    AllRejected,
+    FarmError,
+    InvalidInput,
+    RejectedRender,
+    Unavailable,
+    from_dict,
+)
 from farm_client.address import Address
 from farm_client.transport import Call, Opened, Reply, Wire
 
@@ -21,12 +29,6 @@ FIRST_DELAY_SECONDS = 0.2
 MAX_DELAY_SECONDS = 8.0
 RETRIED = frozenset({429, 502, 503, 504})
 MAX_ERROR_BYTES = 16 * 2**20
-
-
-class Refused(InvalidInput):
-    """Nothing of a submission was taken; ``errors`` has one entry per render."""
-
-    errors: tuple[dict[str, Any], ...] = ()
 
 
 class Connection:
@@ -165,15 +167,10 @@ class Connection:
             content = json.loads(reply.body)
             facts = content["error"]
             failure = from_dict(facts)
+            if rejected := content.get("errors"):
+                failure = AllRejected([RejectedRender.from_dict(one) for one in rejected])
         except (ValueError, KeyError, TypeError, AttributeError):
             return self._stranger(reply.status)
-        if isinstance(content.get("errors"), list):
-            first = failure
-            failure = Refused(
-                first.message, field=first.field, hint=first.hint,
-                line=first.line, column=first.column,
-            )  # fmt: skip
-            failure.errors = tuple(content["errors"])
         if type(failure) is FarmError and facts.get("code") not in CODES:
             kind = InvalidInput if reply.status < 500 else Unavailable
             failure = kind(failure.message, field=failure.field, hint=failure.hint)

@@ -6,19 +6,16 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any, Literal, Protocol, runtime_checkable
+from typing import IO, Any, Protocol, runtime_checkable
 
 from farm.errors import InvalidInput, TooLarge
 from farm.job import MAX_ASSET_BYTES
+from farm.spec import PARAMETERS, AssetKind
 
-Kind = Literal["image", "mask", "latents", "embeds"]
-KINDS: Mapping[str, Kind] = {
-    "image": "image",
-    "mask_image": "mask",
-    "latents": "latents",
-    "embeds": "embeds",
+ASSET_KINDS: Mapping[str, AssetKind] = {
+    name: parameter.asset for name, parameter in PARAMETERS.items() if parameter.asset is not None
 }
-FILE_FIELDS = tuple(KINDS)
+FILE_FIELDS = tuple(ASSET_KINDS)
 _ASSET = re.compile(r"(sha256:)?[0-9a-f]{64}")
 
 

@@ -6,9 +6,16 @@ import os
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import NamedTuple
 
-from farm.errors import FarmError, JobCancelled, JobFailed, TimedOut, Unavailable, from_dict
+from farm.errors import (
+    FarmError,
+    JobCancelled,
+    JobFailed,
+    RejectedRender,
+    TimedOut,
+    Unavailable,
+    from_dict,
+)
 from farm.job import TERMINAL_JOBS, JobState
 from farm_client.connection import Connection, path_of
 from farm_client.fetch import PARALLEL, Fetched, Fetcher
@@ -24,17 +31,6 @@ QUIET_SECONDS = 45.0  # the farm sends a sign of life every 15
 Progress = Callable[[JobStatus], None]
 
 
-class RejectedLine(NamedTuple):
-    """A render that was refused while others were taken."""
-
-    line: int  # in the file or the list, from 1
-    column: int
-    error: FarmError
-
-    def __str__(self) -> str:
-        return str(self.error.at(self.line, self.column))
-
-
 class JobHandle:
     """A job's id and the calls about it."""
 
@@ -43,7 +39,7 @@ class JobHandle:
         connection: Connection,
         id: str,  # noqa: A002  the API's own word
         *,
-        rejected: tuple[RejectedLine, ...] = (),
+        rejected: tuple[RejectedRender, ...] = (),
         rejected_count: int = 0,
         accepted: int | None = None,
         created: bool | None = None,

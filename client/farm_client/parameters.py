@@ -37,7 +37,7 @@ class Options(TypedDict, total=False):
 
     name: str | None
     priority: Literal["urgent", "normal", "bulk"]
-    sink: Literal["images"]
+    sink: str
     format: Literal["png", "webp", "jpeg", "tokens"]
     max_failed: int
     deadline: datetime | str | None

@@ -7,9 +7,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from farm.errors import FarmError, InvalidInput, TooLarge, from_dict
-from farm_client.connection import Connection, Refused, path_of
-from farm_client.job import RejectedLine
+from farm.errors import AllRejected, FarmError, InvalidInput, RejectedRender, TooLarge
+from farm_client.connection import Connection, path_of
 from farm_client.ndjson import Line, bad_line, pieces, read_lines, with_data
 from farm_client.parameters import check_options, split_options
 from farm_client.uploads import Uploads
@@ -26,14 +25,15 @@ class Taken:
         self.id = ""
         self.created: bool | None = None
         self.accepted = 0
-        self.rejected: list[RejectedLine] = []
+        self.rejected: list[RejectedRender] = []
         self.rejected_count = 0
 
     def add(self, told: dict[str, Any], lines: Sequence[Line], first: int) -> None:
         self.accepted += told["accepted"]
         self.rejected_count += told["rejected"]
         if len(self.rejected) < MAX_KEPT:
-            self.rejected += rejections(told["errors"], lines, first)
+            rejected = map(RejectedRender.from_dict, told["errors"])
+            self.rejected += at_their_lines(rejected, lines, first)
 
     def facts(self) -> dict[str, Any]:
         return {
@@ -107,8 +107,8 @@ class Submitter:
                 headers={"Idempotency-Key": key},
                 seconds=300.0,
             )
-        except Refused as refused:
-            raise all_rejected(rejections(refused.errors, lines, 0), len(lines)) from None
+        except AllRejected as error:
+            raise none_taken(at_their_lines(error.rejected, lines, 0), len(lines)) from None
         taken.id, taken.created = told["id"], told["created"]
         taken.add(told, lines, 0)
 
@@ -137,7 +137,7 @@ class Submitter:
             raise
         if not taken.accepted:
             await self._connection.call("POST", f"{job}/cancel")
-            raise all_rejected(taken.rejected, taken.rejected_count)
+            raise none_taken(taken.rejected, taken.rejected_count)
         await self._connection.call("POST", f"{job}/close", query={"pieces": count})
 
     async def _feed(self, taken: Taken, groups: Iterator[list[Line]], base: Path | None) -> int:
@@ -187,33 +187,29 @@ class Submitter:
         return ready
 
 
-class AllRejected(InvalidInput):
-    """Not one render was taken, so there is no job."""
-
-    rejected: tuple[RejectedLine, ...] = ()
+def none_taken(rejected: Sequence[RejectedRender], count: int) -> AllRejected:
+    return AllRejected(rejected, f"none of the {count:,} renders was taken", field="renders")
 
 
-def all_rejected(rejected: Sequence[RejectedLine], count: int) -> AllRejected:
-    error = AllRejected(f"not one of {count:,} renders can be taken", field="renders")
-    error.rejected = tuple(rejected)
-    return error
+def at_their_lines(
+    rejected: Iterable[RejectedRender], lines: Sequence[Line], first: int
+) -> list[RejectedRender]:
+    """What the farm refused, at the place where it stood.
 
-
-def rejections(
-    errors: Iterable[dict[str, Any]], lines: Sequence[Line], first: int
-) -> list[RejectedLine]:
-    """What the farm refused, at the place where it stood."""
+    Args:
+        first: index in the job of the first of ``lines``.
+    """
     found = []
-    for told in errors:
-        line = lines[told["render"] - first]
-        error = line.error or from_dict(told)
+    for one in rejected:
+        line = lines[one.render - first]
+        error = line.error or one.error
         if line.error is not None:
             column = line.error.column or 1
-        elif line.columns is None and told.get("column", 1) > 1:
-            column = told["column"]
+        elif line.columns is None and (one.error.column or 1) > 1:
+            column = one.error.column or 1
         else:
             column = line.place(error.field)
-        found.append(RejectedLine(line.number, column, error.at(line.number, column)))
+        found.append(RejectedRender(one.render, error.at(line.number, column)))
     return found
 
 

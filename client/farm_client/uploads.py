@@ -6,8 +6,8 @@ from typing import Any
 from farm.errors import FarmError
 from farm_client.connection import Connection, path_of
 from farm_client.inputs import (
+    ASSET_KINDS,
     FILE_FIELDS,
-    KINDS,
     FileInput,
     asset_id,
     digest,
@@ -41,7 +41,7 @@ class Uploads:
                 "/v1/assets",
                 content=data,
                 content_type="application/octet-stream",
-                query={"kind": KINDS.get(field)},
+                query={"kind": ASSET_KINDS.get(field)},
                 seconds=300.0,
             )
         except FarmError as error:

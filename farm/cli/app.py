@@ -1,4 +1,4 @@
-"""The commands by name; each is imported when it is called, so that the rest costs nothing."""
+"""The commands by name; each is imported only when it is called."""
 
 import difflib
 import importlib
@@ -23,30 +23,40 @@ class Place(NamedTuple):
     help: str
 
 
-COMMANDS = {
-    "submit": Place("farm.cli.submit", "Submit prompts or a file of renders; prints the job's id."),
-    "status": Place("farm.cli.status", "Show what state jobs are in."),
-    "ls": Place("farm.cli.status", "List your jobs, newest first."),
-    "watch": Place("farm.cli.watch", "Follow a job with a progress bar."),
-    "wait": Place("farm.cli.watch", "Wait until jobs have ended."),
-    "fetch": Place("farm.cli.fetch", "Fetch a job's pictures and its manifest."),
-    "cancel": Place("farm.cli.cancel", "Cancel jobs."),
-    "pause": Place("farm.cli.pause", "Start nothing more of jobs until they are resumed."),
-    "resume": Place("farm.cli.pause", "Go on with paused jobs."),
-    "retry": Place("farm.cli.retry", "Make the failed pictures of ended jobs again."),
-    "why": Place("farm.cli.why", "Tell what a job waits for, and how long it may take."),
-    "verify": Place("farm.cli.verify", "Compare a job's manifest, queue and store; repair them."),
-    "inspect": Place("farm.cli.inspect", "Show what made a picture file."),
-    "render": Place("farm.cli.render", "Render a file of requests in this process."),
-    "up": Place("farm.cli.up", "Start a farm on this machine."),
-    "down": Place("farm.cli.up", "End it."),
-    "demo": Place("farm.cli.demo", "Start a farm, render a few pictures, show them."),
-    "doctor": Place("farm.cli.doctor", "Check what the farm stands on."),
-    "scheduler": Place("farm.cli.scheduler", "Run a scheduler in this process."),
-    "worker": Place("farm.cli.worker", "Run one worker in this process, without Ray."),
-    "bench": Place("farm.cli.bench", "Measure how fast pictures are made here."),
-    "checkpoint": Place("farm.cli.checkpoint", "Check a checkpoint, or make a tiny one."),
+SECTIONS = {
+    "Jobs": {
+        "submit": Place("farm.cli.submit", "Submit prompts or a file of renders."),
+        "ls": Place("farm.cli.status", "List your jobs, newest first."),
+        "status": Place("farm.cli.status", "Show the state of jobs."),
+        "watch": Place("farm.cli.watch", "Follow a job with a progress bar."),
+        "wait": Place("farm.cli.watch", "Wait until jobs have ended."),
+        "why": Place("farm.cli.why", "Show what a job is waiting for, and estimate its end."),
+        "cancel": Place("farm.cli.cancel", "Cancel jobs."),
+        "pause": Place("farm.cli.pause", "Start no more work of jobs until they are resumed."),
+        "resume": Place("farm.cli.pause", "Resume paused jobs."),
+        "retry": Place("farm.cli.retry", "Render the failed pictures of ended jobs again."),
+    },
+    "Pictures and files": {
+        "fetch": Place("farm.cli.fetch", "Fetch a job's pictures and its manifest."),
+        "verify": Place("farm.cli.verify", "Compare a job's manifest, queue and store."),
+        "inspect": Place("farm.cli.inspect", "Show the render recorded in a picture file."),
+        "render": Place("farm.cli.render", "Render a file of requests here, without a farm."),
+        "checkpoint": Place("farm.cli.checkpoint", "Check a checkpoint, or make a tiny one."),
+    },
+    "The farm": {
+        "up": Place("farm.cli.up", "Start a farm on this machine."),
+        "down": Place("farm.cli.up", "Stop the farm that up started."),
+        "demo": Place("farm.cli.demo", "Start a farm, render a few pictures, stop it."),
+        "doctor": Place("farm.cli.doctor", "Check Redis, the store, Ray and the checkpoints."),
+        "queue": Place("farm.cli.queue", "Check the queue, set shares, drain a worker."),
+        "scheduler": Place("farm.cli.scheduler", "Run a scheduler in this process."),
+        "worker": Place("farm.cli.worker", "Run one worker in this process, without Ray."),
+    },
+    "For developers": {
+        "bench": Place("farm.cli.bench", "Measure how fast pictures are rendered here."),
+    },
 }
+COMMANDS = {name: place for commands in SECTIONS.values() for name, place in commands.items()}
 
 
 class Commands(TyperGroup):
@@ -69,8 +79,11 @@ class Commands(TyperGroup):
         return command
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, COMMANDS[name].help) for name in self.list_commands(ctx)])
+        known = self.list_commands(ctx)
+        for section, commands in SECTIONS.items():
+            rows = [(name, place.help) for name, place in commands.items() if name in known]
+            with formatter.section(section):
+                formatter.write_dl(rows, col_max=12)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name = args[0]
@@ -96,7 +109,7 @@ def _farm(
         False, "--version", callback=_version, is_eager=True, help="Print the version."
     ),
 ) -> None:
-    """A render farm for aMUSEd; FARM_URL and FARM_API_KEY say which one is meant."""
+    """A render farm for aMUSEd. FARM_URL and FARM_API_KEY name the farm to use."""
 
 
 def group() -> TyperGroup:
@@ -128,7 +141,7 @@ def run(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         code = INTERRUPTED
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads any more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # its reader has gone
         return 0
     except Exception as error:
         if hasattr(error, "format_message"):  # typer's own complaint about the arguments

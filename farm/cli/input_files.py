@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple, Self
 
 from farm import strict_json
-from farm.cli.parse_values import convert, parameter_of
+from farm.cli.parse_values import parameter_named, parse_value
 from farm.errors import InvalidInput, TooLarge
 from farm.job import MAX_LINE_BYTES
 from farm_client.inputs import FILE_FIELDS, asset_id
 from farm_client.ndjson import Line, bad_line, render_line, without_mark
 
-KINDS = {
+FORMATS = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
     ".json": "json",
@@ -24,6 +24,7 @@ KINDS = {
     ".parquet": "parquet",
     ".txt": "txt",
 }
+FORMAT_NAMES = tuple(dict.fromkeys(FORMATS.values()))
 MAX_JSON_BYTES = 16 * 2**20  # of one JSON object; arrays and lines have limits of their own
 MAX_COLUMNS = 1000
 _QUOTED = re.compile(r'"(?:[^"]|"")*"')
@@ -48,7 +49,7 @@ def looks_like_file(text: str) -> bool:
     """Whether a word on the command line means a file and not a prompt."""
     path, spaced = Path(text), any(character.isspace() for character in text)
     try:
-        if path.suffix.lower() in KINDS:
+        if path.suffix.lower() in FORMATS:
             return not spaced or path.exists()
         return bool(text) and not spaced and (path.is_dir() or ("/" in text and path.exists()))
     except (OSError, ValueError):  # a prompt longer than a file name can be
@@ -65,11 +66,11 @@ def open_source(
     else:
         path = Path(name)
         file, base = _open(path), path.resolve().parent
-        kind = kind or KINDS.get(path.suffix.lower())
+        kind = kind or FORMATS.get(path.suffix.lower())
         if kind is None:
             raise InvalidInput(
                 f"{name}: unknown kind of file", field="file",
-                hint=f"known are {' '.join(KINDS)}; or say --input-format; a prompt: --prompt",
+                hint=f"known are {' '.join(FORMATS)}; or say --input-format; a prompt: --prompt",
             )  # fmt: skip
     if kind == "parquet":
         return _parquet(file, column, defaults)
@@ -196,7 +197,7 @@ def columns_of(header: list[str], column: str | None) -> Table:
         if column is not None and title == column:
             parameter: str | None = "prompt"
         else:
-            parameter = parameter_of(title)
+            parameter = parameter_named(title)
             if column is not None and parameter == "prompt":
                 parameter = None
         if parameter is None:
@@ -253,7 +254,7 @@ def _cell(parameter: str, text: str, base: Path) -> Any:
         raise InvalidInput("is no UTF-8", field=parameter)
     if parameter in FILE_FIELDS and asset_id(text) is None:
         return str(base / text)
-    return convert(parameter, text)
+    return parse_value(parameter, text)
 
 
 def _parquet(file: Any, column: str | None, defaults: Mapping[str, Any]) -> Source:

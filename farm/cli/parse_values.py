@@ -4,41 +4,44 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from farm.errors import InvalidInput
-from farm.spec import RenderRequest
+from farm.job import OPTIONS
+from farm.spec import PARAMETERS, Form
 
-ALIASES = {
-    "steps": "num_inference_steps",
-    "guidance": "guidance_scale",
-    "num_images_per_prompt": "num_images",
-    "mask": "mask_image",
-    "crop": "micro_conditioning_crop_coord",
-    "aesthetic_score": "micro_conditioning_aesthetic_score",
+_PARAMETERS_BY_NAME = {
+    name: parameter
+    for parameter, facts in PARAMETERS.items()
+    for name in (parameter, *facts.aliases)
 }
 
 
-def parameter_of(column: str) -> str | None:
-    """The parameter that a column or a flag names, whatever its case."""
-    name = column.strip().lower().replace(" ", "_").replace("-", "_")
-    name = ALIASES.get(name, name)
-    return name if name in RenderRequest.model_fields else None
+def parameter_named(title: str) -> str | None:
+    """The parameter that a column's title or a flag names, whatever its case."""
+    name = title.strip().lower().replace(" ", "_").replace("-", "_")
+    return _PARAMETERS_BY_NAME.get(name)
 
 
-def convert(parameter: str, text: str) -> Any:
-    """The value; what it may be, the farm checks."""
-    kind = _KINDS.get(parameter)
-    if kind is None:
+def parse_value(parameter: str, text: str) -> Any:
+    """The value of a render's parameter or a job's option, in its own type; its limits are
+    checked later, with all the others.
+
+    Raises:
+        InvalidInput: the text cannot be read as a value of that type.
+    """
+    form = (PARAMETERS.get(parameter) or OPTIONS[parameter]).form
+    parse = _PARSERS.get(form)
+    if parse is None:
         return text
     try:
-        return kind(text.strip())
+        return parse(text.strip())
     except ValueError:
-        raise InvalidInput(f"must be {_WORDS[kind]}; got {text[:60]!r}", field=parameter) from None
+        raise InvalidInput(f"must be {form.value}; got {text[:60]!r}", field=parameter) from None
 
 
-def _whole(text: str) -> int:
+def _integer(text: str) -> int:
     return int(text) if not text.endswith(".0") else int(text[:-2])
 
 
-def _pair(text: str) -> list[float | int] | float | int:
+def _numbers(text: str) -> list[float | int] | float | int:
     inner = text.strip("()[] ")
     numbers = [_number(part) for part in inner.replace(",", " ").split()]
     if not numbers:
@@ -56,21 +59,9 @@ def _number(text: str) -> float | int:
         return value
 
 
-_KINDS: Mapping[str, Callable[[str], Any]] = {
-    "height": _whole,
-    "width": _whole,
-    "num_inference_steps": _whole,
-    "seed": _whole,
-    "num_images": _whole,
-    "guidance_scale": _number,
-    "strength": _number,
-    "micro_conditioning_aesthetic_score": _number,
-    "adapter_scale": _number,
-    "temperature": _pair,
-    "micro_conditioning_crop_coord": _pair,
-}
-_WORDS: Mapping[Callable[[str], Any], str] = {
-    _whole: "a whole number",
-    _number: "a number",
-    _pair: "a number or two, such as 2,0",
+_PARSERS: Mapping[Form, Callable[[str], Any]] = {
+    Form.INTEGER: _integer,
+    Form.NUMBER: _number,
+    Form.PAIR: _numbers,
+    Form.NUMBERS: _numbers,
 }

@@ -11,12 +11,12 @@ from typing import Annotated, Any
 
 import typer
 
+from farm.cli.flags import Column, InputFormat
 from farm.cli.input_files import open_source
 from farm.cli.output import list_rejected, say, say_error, say_json
-from farm.errors import FarmError, InvalidInput
-from farm.job import Format, NumberedSpec
-from farm_client.inputs import FILE_FIELDS, KINDS, asset_id, read_input
-from farm_client.job import RejectedLine
+from farm.errors import FarmError, InvalidInput, RejectedRender
+from farm.job import OPTIONS, Format, NumberedSpec
+from farm_client.inputs import ASSET_KINDS, FILE_FIELDS, asset_id, read_input
 from farm_client.ndjson import Line, read_lines
 
 MANIFEST = "manifest.jsonl"
@@ -34,12 +34,10 @@ def render(
         Format, typer.Option(help="Of the picture files.")
     ] = Format.PNG,
     seed: Annotated[
-        int | None, typer.Option(help="What the seeds of renders without one come from.")
+        int | None, typer.Option(metavar="N", help=f"{OPTIONS['seed'].help}.", show_default=False)
     ] = None,
-    column: Annotated[str | None, typer.Option(help="Of a table: where the prompts are.")] = None,
-    input_format: Annotated[
-        str | None, typer.Option("--input-format", help="jsonl, json, csv, tsv, parquet or txt.")
-    ] = None,
+    column: Column = None,
+    input_format: InputFormat = None,
     threads: Annotated[int, typer.Option(min=0, help="Of torch; 0: all cores but one.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON.")] = False,
 ) -> int:
@@ -117,7 +115,7 @@ class _Requests:
         self._resolver = Resolver(CheckpointRegistry(self.infos.values()), self._assets)
         self._base = base
         self._seed = secrets.randbits(48) if seed is None else seed
-        self.rejected: list[RejectedLine] = []
+        self.rejected: list[RejectedRender] = []
 
     def load_engines(self, threads: int) -> Mapping[str, Any]:
         from farm_workers.worker.load_engine import load_engine
@@ -139,7 +137,7 @@ class _Requests:
                 spec = self._resolver.resolve(TENANT, data, seed=self._seed, render=render)
             except FarmError as error:
                 place = line.place(error.field)
-                self.rejected.append(RejectedLine(line.number, place, error))
+                self.rejected.append(RejectedRender(render, error.at(line.number, place)))
             else:
                 yield NumberedSpec(render=render, spec=spec)
 
@@ -154,7 +152,7 @@ class _Requests:
             value = data.get(field)
             if value is not None and asset_id(value) is None and not _is_data_url(value):
                 content = read_input(value, field, self._base)
-                ids[field] = self._assets.add(TENANT, content, KINDS[field]).id
+                ids[field] = self._assets.add(TENANT, content, ASSET_KINDS[field]).id
         return {**data, **ids}
 
 

@@ -4,7 +4,8 @@ from typing import Annotated, Any
 
 import typer
 
-from farm.cli.input_files import Source, looks_like_file, open_source
+from farm.cli.flags import JOB_FLAGS, RENDER_FLAGS, Column, InputFormat, with_flags
+from farm.cli.input_files import FORMAT_NAMES, Source, looks_like_file, open_source
 from farm.cli.output import (
     fail,
     go_on_also_with,
@@ -14,20 +15,14 @@ from farm.cli.output import (
     say_error,
     say_json,
 )
-from farm.cli.parse_values import convert
+from farm.cli.parse_values import parse_value
 from farm.errors import InvalidInput
 from farm_client import AllRejected, Farm
-from farm_client.inputs import FILE_FIELDS
 from farm_client.job import Job
 from farm_client.submission import make_key
 
-Text = Annotated[str | None, typer.Option(show_default=False)]
 
-
-def _option(*names: str, help: str = "", metavar: str = "TEXT") -> Any:  # noqa: A002
-    return typer.Option(*names, help=help, metavar=metavar, show_default=False)
-
-
+@with_flags(RENDER_FLAGS | JOB_FLAGS)
 def submit(
     inputs: Annotated[
         list[str] | None,
@@ -37,119 +32,36 @@ def submit(
             show_default=False,
         ),
     ] = None,
+    *,
     prompt: Annotated[
-        list[str] | None, _option("--prompt", help="A prompt; may be repeated.")
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="A prompt; may be repeated.", show_default=False),
     ] = None,
-    mode: Annotated[
-        str | None, _option("--mode", help="text2img, img2img, inpaint; else by the files given.")
-    ] = None,
-    checkpoint: Annotated[
-        str | None, _option("--checkpoint", help="One of the farm's, else its first.")
-    ] = None,
-    negative_prompt: Annotated[str | None, _option("--negative-prompt")] = None,
-    height: Annotated[str | None, _option("--height", metavar="PIXELS")] = None,
-    width: Annotated[str | None, _option("--width", metavar="PIXELS")] = None,
-    num_inference_steps: Annotated[
-        str | None, _option("--num-inference-steps", "--steps", metavar="N", help="Else 12.")
-    ] = None,
-    guidance_scale: Annotated[
+    column: Column = None,
+    input_format: InputFormat = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until the job has ended.")] = False,
+    output: Annotated[
         str | None,
-        _option("--guidance-scale", "--guidance", metavar="X", help="Else the checkpoint's."),
-    ] = None,
-    temperature: Annotated[
-        str | None, _option("--temperature", metavar="T[,T]", help="Else 2,0.")
-    ] = None,
-    seed: Annotated[
-        str | None,
-        _option(
-            "--seed",
-            metavar="N",
-            help="Of every prompt given here; with a file, what its renders' seeds come from.",
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="DIR",
+            help="Wait, and fetch the pictures.",
+            show_default=False,
         ),
     ] = None,
-    num_images: Annotated[
-        str | None,
-        _option("--num-images", "--num-images-per-prompt", "-n", metavar="N", help="Per prompt."),
-    ] = None,
-    image: Annotated[str | None, _option("--image", metavar="FILE")] = None,
-    mask_image: Annotated[
-        str | None,
-        _option("--mask", "--mask-image", metavar="FILE", help="White is painted anew."),
-    ] = None,
-    latents: Annotated[str | None, _option("--latents", metavar="FILE")] = None,
-    embeds: Annotated[str | None, _option("--embeds", metavar="FILE")] = None,
-    strength: Annotated[
-        str | None, _option("--strength", metavar="X", help="Of img2img and inpaint.")
-    ] = None,
-    micro_conditioning_aesthetic_score: Annotated[
-        str | None,
-        _option("--micro-conditioning-aesthetic-score", "--aesthetic-score", metavar="X"),
-    ] = None,
-    micro_conditioning_crop_coord: Annotated[
-        str | None, _option("--micro-conditioning-crop-coord", "--crop", metavar="Y,X")
-    ] = None,
-    adapter_scale: Annotated[str | None, _option("--adapter-scale", metavar="X")] = None,
-    rng: Annotated[str | None, _option("--rng", help="farm-1 or torch.")] = None,
-    name: Annotated[str | None, _option("--name", help="Of the job.")] = None,
-    priority: Annotated[str | None, _option("--priority", help="urgent, normal or bulk.")] = None,
-    format: Annotated[  # noqa: A002
-        str | None, _option("--format", help="png, webp, jpeg or tokens.")
-    ] = None,
-    sink: Annotated[str | None, _option("--sink", help="images.")] = None,
-    max_failed: Annotated[
-        int | None, _option("--max-failed", metavar="N", help="Pictures that may fail.")
-    ] = None,
-    deadline: Annotated[
-        str | None, _option("--deadline", metavar="TIME", help="Never start later, RFC 3339.")
-    ] = None,
-    idempotency_key: Annotated[
-        str | None, _option("--idempotency-key", help="The same key never makes a second job.")
-    ] = None,
-    column: Annotated[
-        str | None, _option("--column", help="Of a table: where the prompts are.")
-    ] = None,
-    input_format: Annotated[
-        str | None, _option("--input-format", help="jsonl, json, csv, tsv, parquet or txt.")
-    ] = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Wait for the end.")] = False,
-    output: Annotated[
-        str | None, _option("--output", "-o", metavar="DIR", help="Wait, and fetch into it.")
-    ] = None,
     timeout: Annotated[
-        float | None, _option("--timeout", metavar="S", help="Longest wait.")
+        float | None, typer.Option(metavar="S", help="Longest wait.", show_default=False)
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    **given: str | None,
 ) -> int:
     """Submit prompts or a file of renders as one job, and print its id.
 
-    Parameters given as flags hold for every prompt; in a file, for the renders that do not say
-    otherwise. Lines that cannot be rendered are listed and the others taken.
+    Parameters given as flags apply to every prompt; with a file, to the renders that do not set
+    them. Renders that are refused are listed, and the others are taken.
     """
-    given = {
-        "mode": mode, "checkpoint": checkpoint, "negative_prompt": negative_prompt,
-        "height": height, "width": width, "num_inference_steps": num_inference_steps,
-        "guidance_scale": guidance_scale, "temperature": temperature, "seed": seed,
-        "num_images": num_images, "image": image, "mask_image": mask_image, "latents": latents,
-        "embeds": embeds, "strength": strength,
-        "micro_conditioning_aesthetic_score": micro_conditioning_aesthetic_score,
-        "micro_conditioning_crop_coord": micro_conditioning_crop_coord,
-        "adapter_scale": adapter_scale, "rng": rng,
-    }  # fmt: skip
-    parameters = {
-        field: text if field in FILE_FIELDS else convert(field, text)
-        for field, text in given.items()
-        if text is not None
-    }
-    options: dict[str, Any] = {
-        "name": name, "priority": priority, "format": format, "sink": sink,
-        "max_failed": max_failed, "deadline": deadline,
-    }  # fmt: skip
-    options = {field: value for field, value in options.items() if value is not None}
-    if idempotency_key is None:
-        idempotency_key = make_key()
-        go_on_also_with("--idempotency-key", idempotency_key)
-    options["idempotency_key"] = idempotency_key
-
+    parameters, options = _parse(given)
     words = list(inputs or ())
     file = words[0] if len(words) == 1 and (words[0] == "-" or looks_like_file(words[0])) else None
     if file is not None and prompt:
@@ -163,7 +75,8 @@ def submit(
         else:
             job = _submit_prompts(farm, [*words, *(prompt or ())], parameters, options)
     except AllRejected as error:
-        list_rejected(error.rejected, file or "prompts")
+        if file or len(error.rejected) > 1:  # of a single prompt the error itself says it all
+            list_rejected(error.rejected, file or "prompts")
         return fail(error)
     if job.rejected:
         list_rejected(job.rejected, file or "prompts")
@@ -176,6 +89,17 @@ def submit(
     else:
         say(job.id)
     return _go_on(job, wait, output, timeout)
+
+
+def _parse(given: dict[str, str | None]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The values of the flags: parameters of the renders, and options of the job."""
+    values = {name: parse_value(name, text) for name, text in given.items() if text is not None}
+    parameters = {name: value for name, value in values.items() if name in RENDER_FLAGS}
+    options = {name: value for name, value in values.items() if name in JOB_FLAGS}
+    if "idempotency_key" not in options:
+        options["idempotency_key"] = make_key()
+        go_on_also_with("--idempotency-key", options["idempotency_key"])
+    return parameters, options
 
 
 def _submit_prompts(
@@ -198,8 +122,12 @@ def _submit_file(
     parameters: dict[str, Any],
     options: dict[str, Any],
 ) -> Job:
-    if kind is not None and kind not in ("jsonl", "json", "csv", "tsv", "parquet", "txt"):
-        raise InvalidInput(f"{kind!r} is no kind of file", field="--input-format")
+    if kind is not None and kind not in FORMAT_NAMES:
+        raise InvalidInput(
+            f"unknown file format {kind!r}",
+            field="--input-format",
+            hint=f"known are {', '.join(FORMAT_NAMES)}",
+        )
     if "seed" in parameters:
         options["seed"] = parameters.pop("seed")
     source: Source = open_source(file, kind, column, parameters)

@@ -21,15 +21,15 @@ def worker(
     from farm.settings import load
     from farm.store import open_store
     from farm.store.probing import check_store
-    from farm_workers.worker.crash_reporter import Witness
+    from farm_workers.worker.crash_reporter import CrashReporter
     from farm_workers.worker.settings import WorkerSettings
     from farm_workers.worker.worker import Worker
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     settings = load(WorkerSettings)
     check_store(open_store(settings.store_url), single_writer=settings.single_writer)
-    witness = Witness(settings.redis_url, settings.name)
-    running = Worker(settings, name or socket.gethostname(), witness=witness)
+    crash_reporter = CrashReporter(settings.redis_url, settings.name)
+    running = Worker(settings, name or socket.gethostname(), crash_reporter=crash_reporter)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: running.stop())
     status = 1

@@ -1,16 +1,14 @@
 """The manifest: one row per picture, kept as one parquet file per task."""
 
-import hashlib
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from farm.errors import FarmError, StoreError, from_dict
-from farm.job import Receipt
 
 _SCHEMA = pa.schema(
     [
@@ -42,9 +40,9 @@ class ManifestRow(NamedTuple):
     generation: int
     render: int
     image: int
-    file: str | None  # key in the store
-    sha256: str | None  # of the file
-    size: int | None  # bytes of the file
+    file: str | None  # where it is stored, in the words of the job's sink; a key for images
+    sha256: str | None  # of the picture file
+    size: int | None  # bytes of the picture file
     width: int
     height: int
     seed: int
@@ -106,19 +104,6 @@ def read_part(data: bytes) -> list[ManifestRow]:
     columns = [column.to_pylist() for column in table.columns]
     rows = (ManifestRow._make(values) for values in zip(*columns, strict=True))
     return [row._replace(notes=tuple(row.notes or ())) for row in rows]
-
-
-def part_receipt(key: str, data: bytes, rows: Sequence[ManifestRow]) -> Receipt:
-    """What a task's manifest says of it; ``data`` are the manifest's bytes."""
-    failed = sum(row.error is not None for row in rows)
-    return Receipt(
-        done=len(rows) - failed,
-        failed=failed,
-        size=sum(row.size or 0 for row in rows),
-        part=key,
-        part_sha256=hashlib.sha256(data).hexdigest(),
-        numerics=" + ".join(sorted({row.numerics for row in rows})),
-    )
 
 
 def merge(rows: Iterable[ManifestRow]) -> dict[tuple[int, int], ManifestRow]:

@@ -90,6 +90,11 @@ class Facts(NamedTuple):
             raise InvalidInput("the farm's data in the file are damaged") from error
 
 
+def file_name(render: int, image: int, file_format: Format) -> str:
+    """Of a picture in its job, as in ``00000731-02.png``; ``image`` counts in the render."""
+    return f"{render:08d}-{image:02d}.{EXTENSIONS[file_format]}"
+
+
 def token_bytes(tokens: NDArray[Any]) -> bytes:
     """The bytes that ``tokens_sha256`` is taken over: uint16, little endian, row by row."""
     return np.ascontiguousarray(tokens, dtype="<u2").tobytes()

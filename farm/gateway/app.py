@@ -22,6 +22,7 @@ from farm.ingest.assets import Assets
 from farm.ingest.ingest import Ingest
 from farm.queue import Queue, connect
 from farm.settings import GatewaySettings
+from farm.sinks.registry import Sinks
 from farm.spec import CheckpointInfo
 from farm.store import Store, open_store
 
@@ -44,7 +45,7 @@ def create_app(
     named = [inspect_checkpoint(ref).info for ref in settings.checkpoints]
     registry = CheckpointRegistry([*infos, *named], live=lambda: live_checkpoints(queue))
     kept = Assets(store)
-    metrics = Metrics(queue.work)
+    metrics = Metrics(queue.backlog)
     signer = Signer(
         settings.secret.get_secret_value().encode() if settings.secret else secret_of(settings.data)
     )
@@ -53,6 +54,7 @@ def create_app(
         settings=settings,
         queue=queue,
         store=store,
+        sinks=Sinks(store, settings.data / "scratch" / "gateway"),
         assets=kept,
         registry=registry,
         ingest=Ingest(queue, store, registry, kept, paces(queue)),

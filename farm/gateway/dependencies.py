@@ -13,6 +13,7 @@ from farm.ingest.assets import Assets
 from farm.ingest.ingest import Ingest
 from farm.queue import Queue
 from farm.settings import GatewaySettings
+from farm.sinks.registry import Sinks
 from farm.store import Store
 
 
@@ -20,6 +21,7 @@ class Dependencies(NamedTuple):
     settings: GatewaySettings
     queue: Queue
     store: Store
+    sinks: Sinks
     assets: Assets
     registry: CheckpointRegistry
     ingest: Ingest

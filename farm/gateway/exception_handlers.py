@@ -10,8 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from farm.errors import FarmError, InvalidInput
-from farm.ingest.ndjson import AllRejected
+from farm.errors import AllRejected, FarmError, InvalidInput
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from farm.errors import FarmError
-from farm.queue import LaneWork
+from farm.queue import LaneBacklog
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
@@ -25,7 +25,7 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
 class Metrics:
-    def __init__(self, work: Callable[[], Iterable[LaneWork]]) -> None:
+    def __init__(self, work: Callable[[], Iterable[LaneBacklog]]) -> None:
         self.registry = CollectorRegistry()
         self.requests = Counter(
             "farm_requests", "Requests", ["method", "route", "status"], registry=self.registry
@@ -50,7 +50,7 @@ class Metrics:
 class _Backlog(Collector):
     """What is queued, asked when somebody looks."""
 
-    def __init__(self, work: Callable[[], Iterable[LaneWork]]) -> None:
+    def __init__(self, work: Callable[[], Iterable[LaneBacklog]]) -> None:
         self._work = work
 
     def describe(self) -> Iterable[GaugeMetricFamily]:

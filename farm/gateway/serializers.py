@@ -1,17 +1,17 @@
 """What the API says of things: plain JSON."""
 
 from collections.abc import Container, Iterable, Iterator
-from pathlib import PurePosixPath
 from typing import Any
 
-from farm.errors import FarmError
+from farm.errors import FarmError, RejectedRender
 from farm.formats.manifest import ManifestRow
+from farm.formats.picture_record import PictureRecord
 from farm.gateway.signed_urls import Links
 from farm.ingest.ingest import MAX_LISTED
-from farm.ingest.ndjson import Rejected
 from farm.job import Chunk
 from farm.queue import Failure, JobStatus
 from farm.queue.why import Why
+from farm.sinks.protocol import Sink
 
 
 def status_view(status: JobStatus) -> dict[str, Any]:
@@ -32,41 +32,36 @@ def why_view(why: Why) -> dict[str, Any]:
     }
 
 
-def image_view(row: ManifestRow, links: Links) -> dict[str, Any]:
+def image_view(row: ManifestRow, sink: Sink, links: Links) -> dict[str, Any]:
     """A picture with an address to fetch it from; ``file`` is a name, not a key."""
-    name = None if row.file is None else PurePosixPath(row.file).name
-    url = None if row.file is None or name is None else links.to(row.file, name)
-    return {**row.public(), "file": name, "url": url}
+    source = None if row.file is None else sink.source(row)
+    return {
+        **row.public(),
+        "file": source and source.name,
+        "url": source and links.to(source),
+    }
 
 
 def lost_views(
     chunk: Chunk, failure: Failure, lost: Container[tuple[int, int]]
 ) -> Iterator[dict[str, Any]]:
     """The pictures that a task without attempts left has lost: no manifest part says so."""
-    error = FarmError(failure.reason).to_dict()
+    error = FarmError(failure.reason)
     for numbered in chunk.renders:
-        spec = numbered.spec.model_dump(mode="json")
         for row in numbered.spec.rows():
-            if (numbered.render, row.index) not in lost:
-                continue
-            yield {
-                "render": numbered.render,
-                "image": row.index,
-                "generation": failure.generation,
-                "file": None,
-                "url": None,
-                "sha256": None,
-                "size": None,
-                "width": numbered.spec.width,
-                "height": numbered.spec.height,
-                "seed": row.seed,
-                "tokens_sha256": None,
-                "numerics": None,
-                "notes": [],
-                "error": error,
-                "spec": spec,
-            }
+            if (numbered.render, row.index) in lost:
+                record = PictureRecord(
+                    chunk.job,
+                    failure.generation,
+                    numbered.render,
+                    row.index,
+                    numbered.spec,
+                    numerics="",
+                    format=chunk.format,
+                )
+                # Nothing was computed, so there is no class of numerics to tell.
+                yield {**record.failed_row(error).public(), "numerics": None, "url": None}
 
 
-def rejected_view(rejected: Iterable[Rejected]) -> list[dict[str, Any]]:
+def rejected_view(rejected: Iterable[RejectedRender]) -> list[dict[str, Any]]:
     return [one.to_dict() for one in list(rejected)[:MAX_LISTED]]

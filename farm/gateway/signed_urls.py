@@ -1,4 +1,4 @@
-"""Addresses that let anyone who has one read one stored object for a while."""
+"""Addresses that let anyone who has one read one stored object, or a range, for a while."""
 
 import hashlib
 import hmac
@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import quote, urlencode
 
 from farm.errors import NotAllowed
+from farm.sinks.protocol import Source
 from farm.store import Store
 
 
@@ -21,24 +22,28 @@ class Signer:
         self._secret = secret
         self._now = now
 
-    def path(self, key: str, *, seconds: int, filename: str) -> str:
+    def path(self, key: str, *, seconds: int, filename: str, part: str = "") -> str:
+        """``part`` is the range's offset and size, as in ``1536+40961``; empty for the whole."""
         expires = int(self._now()) + seconds
         query = {
             "expires": expires,
             "filename": filename,
-            "signature": self._sign(key, expires, filename),
+            "signature": self._sign(key, expires, filename, part),
         }
+        if part:
+            query["part"] = part
         return f"/v1/objects/{quote(key)}?{urlencode(query)}"
 
-    def check(self, key: str, expires: int, filename: str, signature: str) -> None:
-        right = self._sign(key, expires, filename)
+    def check(self, key: str, expires: int, filename: str, signature: str, part: str = "") -> None:
+        right = self._sign(key, expires, filename, part)
         if not hmac.compare_digest(right.encode(), signature.encode(errors="replace")):
             raise NotAllowed("the address is not signed by this farm")
         if expires < self._now():
             raise NotAllowed("the address has expired", hint="ask for the job's images again")
 
-    def _sign(self, key: str, expires: int, filename: str) -> str:
-        text = f"{key}\n{expires}\n{filename}".encode()
+    def _sign(self, key: str, expires: int, filename: str, part: str) -> str:
+        fields = [key, str(expires), filename, *([part] if part else [])]
+        text = "\n".join(fields).encode()
         return hmac.new(self._secret, text, hashlib.sha256).hexdigest()
 
 
@@ -50,9 +55,14 @@ class Links:
         self._signer = signer
         self._seconds = seconds
 
-    def to(self, key: str, filename: str) -> str:
-        url = self._store.signed_url(key, seconds=self._seconds, filename=filename)
-        return url or self._signer.path(key, seconds=self._seconds, filename=filename)
+    def to(self, source: Source) -> str:
+        """Ranges are always the gateway's to read: no store signs a link to one."""
+        key, name, seconds = source.key, source.name, self._seconds
+        if source.offset is not None:
+            part = f"{source.offset}+{source.size}"
+            return self._signer.path(key, seconds=seconds, filename=name, part=part)
+        url = self._store.signed_url(key, seconds=seconds, filename=name)
+        return url or self._signer.path(key, seconds=seconds, filename=name)
 
 
 def media_type(key: str) -> str:

@@ -13,13 +13,14 @@ from pydantic import BaseModel, ConfigDict
 from farm.errors import InvalidInput, NotFound
 from farm.formats import decoding as picture
 from farm.formats import tensors
-from farm.spec import CheckpointInfo, RenderRequest
+from farm.spec import PARAMETERS, AssetKind, CheckpointInfo, RenderRequest
 from farm.store import Store, keys
 
 MAX_TENSOR_HEADER = 2**20  # bytes
-Kind = Literal["image", "mask", "latents", "embeds"]
-PICTURE_FIELDS = ("image", "mask_image")
-_KINDS: Mapping[str, Kind] = {"image": "image", "mask_image": "mask"}
+FILE_FIELDS: Mapping[str, AssetKind] = {
+    name: parameter.asset for name, parameter in PARAMETERS.items() if parameter.asset is not None
+}
+PICTURE_FIELDS = tuple(name for name, kind in FILE_FIELDS.items() if kind in ("image", "mask"))
 _CACHED = 4096  # facts kept in memory; a few hundred bytes each
 
 
@@ -45,7 +46,7 @@ class Assets:
         self.facts = functools.lru_cache(_CACHED)(self._facts)
         self._check_tensors = functools.lru_cache(_CACHED)(self._check_tensors_once)
 
-    def add(self, tenant: str, data: bytes, kind: Kind | None = None) -> Asset:
+    def add(self, tenant: str, data: bytes, kind: AssetKind | None = None) -> Asset:
         """Check a file by its content and keep it; the same bytes again are the same asset.
 
         Args:
@@ -84,7 +85,7 @@ class Assets:
             Height and width of the input picture, where there is one.
         """
         sizes = {}
-        for field in (*PICTURE_FIELDS, "latents", "embeds"):
+        for field in FILE_FIELDS:
             asset = getattr(request, field)
             if asset is None:
                 continue
@@ -135,7 +136,7 @@ class Assets:
             if value.startswith("data:"):
                 content = _data_url(value, field)
                 try:
-                    taken[field] = self.add(tenant, content, _KINDS[field]).id
+                    taken[field] = self.add(tenant, content, FILE_FIELDS[field]).id
                 except InvalidInput as error:
                     error.field = field
                     raise

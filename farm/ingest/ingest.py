@@ -10,9 +10,18 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, ConfigDict
 
 from farm.checkpoints.registry import CheckpointRegistry
-from farm.errors import Conflict, FarmError, InvalidInput, NotFound, QueueFull, TooLarge
+from farm.errors import (
+    AllRejected,
+    Conflict,
+    FarmError,
+    InvalidInput,
+    NotFound,
+    QueueFull,
+    RejectedRender,
+    TooLarge,
+)
 from farm.ingest.assets import Assets
-from farm.ingest.ndjson import AllRejected, Entry, Rejected, content_of, placed
+from farm.ingest.ndjson import Entry, content_of, placed
 from farm.ingest.resolver import Resolver
 from farm.job import (
     DEFAULT_ROW_STEPS_PER_SECOND,
@@ -24,15 +33,14 @@ from farm.job import (
     JobOptions,
     JobState,
     NumberedSpec,
-    Sink,
     TaskDraft,
     job_id,
 )
-from farm.queue import JobHeader, Queue
+from farm.queue import MAX_ROWS, JobHeader, Queue
+from farm.sinks.registry import check_sink
 from farm.spec import Lane, canonical_json
 from farm.store import Store, keys
 
-MAX_APPEND_TASKS = 200  # more in one call would hold Redis up
 WRITERS = 16  # chunks written at a time; a call to S3 takes some 30 ms
 MAX_LISTED = MAX_PIECE_LINES  # refused lines that an answer names
 MAX_INLINE_BYTES = 8 * 1024  # of all chunks of a job that travels inline
@@ -51,7 +59,7 @@ class JobRecord(BaseModel):
     tenant: str
     options: dict[str, Any]
     seed: int
-    sink: Sink
+    sink: str
     format: Format
     fingerprint: str
     created_at: datetime
@@ -75,7 +83,7 @@ class Piece(NamedTuple):
 
     chunks: tuple[Chunk, ...]
     texts: tuple[str, ...]  # the chunks' JSON
-    rejected: tuple[Rejected, ...]
+    rejected: tuple[RejectedRender, ...]
 
     @property
     def renders(self) -> int:
@@ -105,7 +113,7 @@ class Submission(NamedTuple):
     created: bool
     renders: int
     pictures: int
-    rejected: tuple[Rejected, ...]
+    rejected: tuple[RejectedRender, ...]
 
 
 class Ingest:
@@ -138,7 +146,7 @@ class Ingest:
         piece = self.cut(record, 0, 0, entries)
         if not piece.chunks:
             raise AllRejected(piece.rejected)
-        if len(piece.chunks) > MAX_APPEND_TASKS:
+        if len(piece.chunks) > MAX_ROWS:
             record, created = self.open(tenant, options, content=content.hexdigest())
             return self._feed(record, created, piece, entries)
         record = record.model_copy(update={"whole": True, "rejected": len(piece.rejected)})
@@ -195,11 +203,11 @@ class Ingest:
                 field="piece",
             )
         piece = self.cut(record, number, first, entries)
-        if len(piece.chunks) > MAX_APPEND_TASKS:
+        if len(piece.chunks) > MAX_ROWS:
             raise TooLarge(
-                f"the piece makes {len(piece.chunks)} tasks; {MAX_APPEND_TASKS} are allowed",
+                f"the piece makes {len(piece.chunks)} tasks; {MAX_ROWS} are allowed",
                 field="piece",
-                hint=f"send at most {MAX_APPEND_TASKS} renders in a piece",
+                hint=f"send at most {MAX_ROWS} renders in a piece",
             )
         content = hashlib.sha256(f"{first}:".encode())
         for entry in entries:
@@ -236,7 +244,7 @@ class Ingest:
                     record.tenant, entry.data, seed=record.seed, render=render
                 )
             except FarmError as error:
-                rejected.append(Rejected(render, placed(error, entry)))
+                rejected.append(RejectedRender(render, placed(error, entry)))
             else:
                 lanes.setdefault(spec.lane, []).append(NumberedSpec(render=render, spec=spec))
         chunks: list[Chunk] = []
@@ -281,6 +289,7 @@ class Ingest:
             self.cancel(record.job, record.tenant)
 
     def _record(self, tenant: str, options: JobOptions, content: str) -> JobRecord:
+        check_sink(options.sink)
         kept = options.model_dump(mode="json")
         marks = {name: value for name, value in kept.items() if name != "idempotency_key"}
         fingerprint = hashlib.sha256(f"{canonical_json(marks)}:{content}".encode()).hexdigest()
@@ -330,20 +339,20 @@ class Feed:
         self.renders = 0
         self.pictures = 0
         self.rejected_count = 0
-        self.rejected: list[Rejected] = []  # the first ones; memory stays flat
+        self.rejected: list[RejectedRender] = []  # the first ones; memory stays flat
 
     def add(self, entries: Sequence[Entry]) -> None:
         piece = self._ingest.cut(self._record, self._cuts, self.lines, entries)
         self._ingest.write(piece)
         drafts = piece.drafts()
-        for start in range(0, max(len(drafts), 1), MAX_APPEND_TASKS):
-            texts = "\n".join(piece.texts[start : start + MAX_APPEND_TASKS])
+        for start in range(0, max(len(drafts), 1), MAX_ROWS):
+            texts = "\n".join(piece.texts[start : start + MAX_ROWS])
             refused = 0 if start else len(piece.rejected)
             self._ingest.queue.append(
                 self._record.job,
                 self._pieces,
                 hashlib.sha256(f"{refused}:{texts}".encode()).hexdigest(),
-                drafts[start : start + MAX_APPEND_TASKS],
+                drafts[start : start + MAX_ROWS],
                 refused,
             )
             self._pieces += 1

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import re
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from farm import strict_json
@@ -18,27 +17,6 @@ class Entry(NamedTuple):
     error: FarmError | None = None
     line: int | None = None
     text: str = ""
-
-
-class Rejected(NamedTuple):
-    render: int
-    error: FarmError
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"render": self.render, **self.error.to_dict()}
-
-
-class AllRejected(InvalidInput):
-    """Nothing of a submission can be rendered, so there is no job."""
-
-    def __init__(self, rejected: Sequence[Rejected]) -> None:
-        first = rejected[0].error
-        super().__init__(
-            first.message, field=first.field, hint=first.hint, line=first.line, column=first.column
-        )
-        self.code = first.code  # type: ignore[misc]
-        self.status = first.status  # type: ignore[misc]
-        self.rejected = tuple(rejected)
 
 
 def parse_line(line: bytes, number: int) -> Entry:

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from farm.errors import Conflict, FarmError
-from farm.formats.manifest import part_receipt, read_part
+from farm.formats.manifest import read_part
 from farm.ingest.ingest import ClosedRecord, JobRecord
 from farm.job import MAX_PIECE_LINES, Chunk, JobOptions, Receipt, is_job_id
 from farm.queue import JobHeader, Queue, Restored
+from farm.queue.constants import MAX_ROWS
 from farm.queue.queue import RETENTION_DAYS
-from farm.queue.wire import MAX_ROWS
+from farm.sinks.parts import part_receipt
 from farm.spec import Lane
 from farm.store import Store, keys
 

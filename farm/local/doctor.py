@@ -19,8 +19,8 @@ from farm.ingest.ingest import JobRecord
 from farm.job import is_job_id, job_id
 from farm.local.embedded import answers, reachable, serves
 from farm.queue import JobStatus, Queue, check_server, connect
+from farm.queue.constants import MAX_ROWS
 from farm.queue.queue import RETENTION_DAYS
-from farm.queue.wire import MAX_ROWS
 from farm.store import Store, keys, open_store
 from farm.store.local import LocalStore
 
@@ -111,7 +111,7 @@ def _queue(patient: Patient) -> _Told:
 def amiss(queue: Queue, store: Store) -> list[str]:
     """What of a queue's data is lost or contradicts itself or the store, a line each."""
     try:
-        found = queue.fsck(repair=False)
+        found = queue.check(repair=False)
         if isinstance(store, LocalStore):
             found += _unlike(queue, store)
     except (FarmError, ValueError) as error:  # of bytes that are not what was written

@@ -1,42 +1,44 @@
 """The queue: every operation is one Lua script on Valkey or Redis, one transition each."""
 
 from farm.queue.connection import connect
-from farm.queue.queue import MAX_REASON, Queue
-from farm.queue.records import (
-    Beat,
+from farm.queue.constants import MAX_ROWS
+from farm.queue.messages import (
     Event,
     Failure,
     Finished,
+    Heartbeat,
     JobHeader,
     JobStatus,
-    LaneWork,
-    Opened,
+    LaneBacklog,
     Outcome,
     Progress,
     Restored,
     Session,
+    Submitted,
     Verdict,
 )
+from farm.queue.queue import MAX_REASON, Queue
 from farm.queue.server import ServerFacts, check_server
 from farm.queue.why import LaneQueue, WaitsFor, Why
 
 __all__ = [
     "MAX_REASON",
-    "Beat",
+    "MAX_ROWS",
     "Event",
     "Failure",
     "Finished",
+    "Heartbeat",
     "JobHeader",
     "JobStatus",
+    "LaneBacklog",
     "LaneQueue",
-    "LaneWork",
-    "Opened",
     "Outcome",
     "Progress",
     "Queue",
     "Restored",
     "ServerFacts",
     "Session",
+    "Submitted",
     "Verdict",
     "WaitsFor",
     "Why",

@@ -1,4 +1,4 @@
-"""The way to Redis: a client with time limits, and its refusals as errors of the farm."""
+"""A Redis client with time limits; its errors become errors of the farm."""
 
 import threading
 import time
@@ -22,16 +22,16 @@ from farm.errors import (
 )
 from farm.queue.identity import OtherData
 
-SOCKET_SECONDS = 5.0  # of silence; blocking calls must stay well below it
+SOCKET_SECONDS = 5.0  # without a reply; blocking calls must stay well below it
 CONNECT_SECONDS = 2.0
 RETRIES = 6
-PATIENCE_SECONDS = 8.0  # then a call is not sent again, even if fewer retries were made
+PATIENCE_SECONDS = 8.0  # after that a call is not sent again, even with retries left
 FIRST_PAUSE = 0.05  # seconds; doubles up to the longest, full jitter
 LONGEST_PAUSE = 1.0
 HEALTH_CHECK_SECONDS = 15
 
 _inside = threading.local()  # whether this thread is in a retried call
-_FINAL = (  # connection errors for redis-py, but the same however often they are provoked
+_FINAL = (  # connection errors for redis-py, but a retry cannot help
     refused.AuthenticationError,
     refused.AuthorizationError,
     refused.ExternalAuthProviderError,
@@ -79,8 +79,8 @@ class Patience(Retry):
 def connect(url: str) -> "redis.Redis":
     """A client that retries what a lost connection interrupted; every script is safe to repeat.
 
-    A call fails after seconds: two or three where connections are refused, some fifteen where
-    they are accepted and nobody answers. Whoever must go on for ever calls again.
+    A call fails after two or three seconds if connections are refused, and after about fifteen if
+    they are accepted and no reply comes. A loop that must not end calls again.
     """
     try:
         return redis.Redis.from_url(
@@ -98,72 +98,74 @@ def connect(url: str) -> "redis.Redis":
         )
     except ValueError as error:
         raise InvalidInput(
-            f"{url!r} is no Redis address: {error}",
+            f"{url!r} is not a Redis address: {error}",
             field="REDIS_URL",
             hint="for example redis://localhost:6379/0 or unix:///path/to/socket",
         ) from None
 
 
-class Unsettled(Unavailable):
-    """The server started anew; its append-only file must be rewritten before work comes in."""
+class RewriteNeeded(Unavailable):
+    """The server was restarted; its append-only file must be rewritten before new work is taken."""
 
 
-# What the scripts themselves refuse, by the first word of the reply.
+# What the scripts refuse, by the first word of their reply.
 _REFUSALS: dict[str, type[FarmError]] = {
     "CONFLICT": Conflict,
     "NOTFOUND": NotFound,
     "LEASELOST": LeaseLost,
     "CANCELLED": JobCancelled,
     "INVALID": InvalidInput,
-    "UNSETTLED": Unsettled,
+    "REWRITE": RewriteNeeded,
 }
 
 
-class Trouble(NamedTuple):
-    """What to tell of a reply that Redis itself gives."""
+class ServerError(NamedTuple):
+    """The farm's message for an error of Redis itself."""
 
     kind: type[FarmError]
     message: str
     hint: str
 
 
-_TROUBLES = {
-    "OOM": Trouble(
+_SERVER_ERRORS = {
+    "OOM": ServerError(
         QueueFull,
         "Redis has no memory left for new work",
         "try again when some of the queued work is done, or raise maxmemory",
     ),
-    "LOADING": Trouble(
-        Unavailable, "Redis is loading its data", "it answers when its append-only file is read"
+    "LOADING": ServerError(
+        Unavailable,
+        "Redis is loading its data",
+        "it will answer when it has read its append-only file",
     ),
-    "READONLY": Trouble(
+    "READONLY": ServerError(
         Unavailable, "Redis answers as a read-only replica", "let REDIS_URL name the primary"
     ),
-    "UNBLOCKED": Trouble(
+    "UNBLOCKED": ServerError(
         Unavailable, "Redis has become a read-only replica", "let REDIS_URL name the primary"
     ),
-    "BUSY": Trouble(Unavailable, "Redis is busy with a script", "try again in a moment"),
-    "MISCONF": Trouble(
+    "BUSY": ServerError(Unavailable, "Redis is busy with a script", "try again in a moment"),
+    "MISCONF": ServerError(
         Unavailable,
         "Redis takes no writes because it cannot save its data",
         "look at its disk space and its log",
     ),
-    "NOSCRIPT": Trouble(
+    "NOSCRIPT": ServerError(
         Unavailable,
         "Redis forgets the farm's scripts as fast as they are loaded",
-        "does somebody call SCRIPT FLUSH?",
+        "is something calling SCRIPT FLUSH?",
     ),
-    "MAXCLIENTS": Trouble(
+    "MAXCLIENTS": ServerError(
         Unavailable, "Redis takes no more connections", "raise maxclients, or run fewer processes"
     ),
-    "NOAUTH": Trouble(
+    "NOAUTH": ServerError(
         Unavailable, "Redis wants a password", "put it into REDIS_URL: redis://:password@host"
     ),
-    "WRONGPASS": Trouble(Unavailable, "Redis refuses the password", "look at REDIS_URL"),
-    "NOPERM": Trouble(
+    "WRONGPASS": ServerError(Unavailable, "Redis refuses the password", "look at REDIS_URL"),
+    "NOPERM": ServerError(
         Unavailable, "the Redis user may not do this", "it needs scripts and all keys of the farm"
     ),
-    "MASTERDOWN": Trouble(
+    "MASTERDOWN": ServerError(
         Unavailable, "Redis has lost its primary", "let REDIS_URL name the primary"
     ),
 }
@@ -183,7 +185,7 @@ def explain(error: refused.RedisError) -> FarmError:
     if word in _REFUSALS:
         text, _, hint = rest.partition(" | ")
         return _REFUSALS[word](text, hint=hint or None)
-    # redis-py cuts the word off where it has a class of its own for the reply.
+    # redis-py removes the word if it has a class for the reply.
     by_class = {
         refused.NoScriptError: "NOSCRIPT",
         refused.OutOfMemoryError: "OOM",
@@ -197,14 +199,14 @@ def explain(error: refused.RedisError) -> FarmError:
         if isinstance(error, kind):
             word = name
             break
-    # Two that it gives no class of their own.
+    # redis-py has no class for these two.
     if word == "NOAUTH" and "invalid" in message:
         word = "WRONGPASS"
     elif "max number of clients" in message:
         word = "MAXCLIENTS"
-    if word in _TROUBLES:
-        trouble = _TROUBLES[word]
-        return trouble.kind(trouble.message, hint=trouble.hint)
+    if word in _SERVER_ERRORS:
+        known = _SERVER_ERRORS[word]
+        return known.kind(known.message, hint=known.hint)
     if isinstance(error, refused.TimeoutError | refused.ConnectionError):
         return Unavailable(
             f"Redis does not answer: {message}", hint="is it running, and is REDIS_URL right?"

@@ -13,27 +13,28 @@ from redis.exceptions import RedisError
 
 from farm.errors import InvalidInput
 from farm.job import JobState, Lease, Priority, Receipt, TaskDraft, TaskState, check_job_id
-from farm.queue import wire
-from farm.queue.connection import Unsettled, explain
+from farm.queue import encoding
+from farm.queue.connection import RewriteNeeded, explain
+from farm.queue.constants import CLASSES, MAX_ROWS
 from farm.queue.identity import Identity
-from farm.queue.records import (
-    Beat,
+from farm.queue.messages import (
     Event,
     Failure,
     Finished,
+    Heartbeat,
     JobHeader,
     JobStatus,
-    LaneWork,
-    Opened,
+    LaneBacklog,
     Outcome,
     Progress,
     Restored,
     Session,
+    Submitted,
     Verdict,
 )
 from farm.queue.scripts import read_scripts
 from farm.queue.server import rewrite
-from farm.queue.why import Why, reckon
+from farm.queue.why import Why, explain_wait
 from farm.spec import Lane
 
 MAX_BLOCK_SECONDS = 2.0  # well below the socket's time limit
@@ -44,20 +45,20 @@ MAX_REASON = 500  # characters
 _FARM = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
 _SESSION = re.compile(r"[0-9a-f]{32}")
 
+FailKind = Literal["row", "crash", "infra", "release"]
+EndReason = Literal["crash", "drain", "lost"]
+Command = Literal["drain"]
+
 
 def milliseconds(moment: datetime) -> int:
     return int(moment.timestamp() * 1000)
 
 
-FailKind = Literal["row", "crash", "infra", "release"]
-EndReason = Literal["crash", "drain", "lost"]
-
-
 class Queue:
     """A farm's queue.
 
-    A call whose reply was lost may be sent again: it then answers what it did, and does nothing
-    twice. Redis is the only clock.
+    A call whose reply was lost may be sent again: it returns what it did the first time, and does
+    nothing twice. Redis is the only clock.
     """
 
     def __init__(
@@ -70,9 +71,9 @@ class Queue:
     ) -> None:
         if not _FARM.fullmatch(farm):
             raise InvalidInput(
-                f"{farm[:60]!r} is no name for a farm",
+                f"{farm[:60]!r} is not a farm's name",
                 field="FARM_NAME",
-                hint="small letters, digits and dashes, at most 40",
+                hint="lower-case letters, digits and dashes, at most 40",
             )
         self.client = client
         self.farm = farm
@@ -84,50 +85,55 @@ class Queue:
             for name, source in (scripts or read_scripts()).items()
         }
 
-    # A job comes in.
+    # Submission.
 
-    def open(self, header: JobHeader) -> Opened:
-        """Start a job whose tasks come by pieces; the same submission again finds the same job."""
-        job, created = self._take_in("open", *wire.header_arguments(header))
-        return Opened(job, bool(created))
+    def open(self, header: JobHeader) -> Submitted:
+        """Start a job whose tasks come in pieces; the same submission again finds the same job."""
+        job, created = self._accept("open", *encoding.header_arguments(header))
+        return Submitted(job, bool(created))
 
     def append(
         self, job: str, piece: int, sha256: str, tasks: Sequence[TaskDraft], rejected: int = 0
     ) -> bool:
-        """Add a piece of an open job; False if it was there already. Its tasks may run at once."""
+        """Add a piece to an open job; False if it was added before. Its tasks may run at once."""
         return bool(
-            self._take_in(
-                "append", check_job_id(job), piece, sha256, rejected, *wire.task_arguments(tasks)
+            self._accept(
+                "append",
+                check_job_id(job),
+                piece,
+                sha256,
+                rejected,
+                *encoding.task_arguments(tasks),
             )
         )
 
     def close(self, job: str, pieces: int) -> None:
-        """No more pieces will come; all of them must be there."""
-        self._take_in("close", check_job_id(job), pieces)
+        """Say that no more pieces will come; all of them must be there."""
+        self._accept("close", check_job_id(job), pieces)
 
-    def submit(self, header: JobHeader, tasks: Sequence[TaskDraft], rejected: int = 0) -> Opened:
+    def submit(self, header: JobHeader, tasks: Sequence[TaskDraft], rejected: int = 0) -> Submitted:
         """Open, append and close in one."""
-        arguments = [*wire.header_arguments(header), rejected, *wire.task_arguments(tasks)]
-        job, created = self._take_in("submit", *arguments)
-        return Opened(job, bool(created))
+        arguments = [*encoding.header_arguments(header), rejected, *encoding.task_arguments(tasks)]
+        job, created = self._accept("submit", *arguments)
+        return Submitted(job, bool(created))
 
-    # A job is put back from the store.
+    # Jobs that are put back from the store.
 
-    def restore(self, header: JobHeader, created: datetime, generation: int) -> Opened:
+    def restore(self, header: JobHeader, created: datetime, generation: int) -> Submitted:
         """Open a job again under its own id, as of a generation; ``restore_tasks`` fills it."""
-        opened = self.open(header)
-        if opened.job == header.job:
-            self._take_in("restore", header.job, milliseconds(created), generation, "[]")
-        return opened
+        submitted = self.open(header)
+        if submitted.job == header.job:
+            self._accept("restore", header.job, milliseconds(created), generation, "[]")
+        return submitted
 
     def restore_tasks(
         self, job: str, created: datetime, generation: int, tasks: Sequence[Restored]
     ) -> int:
-        """Put tasks back, at most ``wire.MAX_ROWS`` a call; those that are there stay. Returns how
-        many were not."""
-        rows = wire.to_json([wire.restored(task) for task in tasks])
+        """Put tasks back, at most ``MAX_ROWS`` a call; those that are there stay. Returns how many
+        were not."""
+        rows = encoding.to_json([encoding.restored(task) for task in tasks])
         return int(
-            self._take_in("restore", check_job_id(job), milliseconds(created), generation, rows)
+            self._accept("restore", check_job_id(job), milliseconds(created), generation, rows)
         )
 
     def restored(
@@ -142,24 +148,24 @@ class Queue:
     ) -> None:
         """Every task is back: the job stays open, is closed, or ended at a time."""
         ending = milliseconds(ended) if ended else "close" if closed else ""
-        self._take_in(
+        self._accept(
             "restored",
             check_job_id(job),
             milliseconds(deadline) if deadline else "",
             rejected,
-            wire.to_json(list(pieces)),
+            encoding.to_json(list(pieces)),
             ending,
         )
 
-    # A worker's life.
+    # Workers.
 
     def register(
         self, session: str, worker: str, checkpoints: Sequence[str], info: Mapping[str, Any]
     ) -> None:
-        """Start a session: a token of 128 random bits, made by the worker, that owns its leases."""
+        """Start a session: 128 random bits, chosen by the worker, that own its leases."""
         if not _SESSION.fullmatch(session):
             raise InvalidInput("a session is 32 hexadecimal digits", field="session")
-        self._run("register", session, worker, wire.to_json(info), FIRST_LEASE_MS, *checkpoints)
+        self._run("register", session, worker, encoding.to_json(info), FIRST_LEASE_MS, *checkpoints)
 
     def lease(
         self,
@@ -170,13 +176,13 @@ class Queue:
         limit: int = 32,
         lowest: Priority = Priority.BULK,
     ) -> list[Lease]:
-        """Grant tasks to a session; they are put into its inbox too.
+        """Grant tasks to a session; they also go to its inbox.
 
         Args:
-            session: whose room it is; the caller may be its worker or the scheduler.
-            lanes: the ones to take from; None for all of the session's checkpoints.
-            room: pictures that the worker can take up; the last task may go beyond it.
-            ms: how long the lease lasts after the worker's last sign of life.
+            session: who gets them; the caller may be its worker or the scheduler.
+            lanes: to take from; None for all lanes of the session's checkpoints.
+            room: pictures that the worker can take; the last task may exceed it.
+            ms: how long the lease lasts after the worker's last heartbeat.
             limit: tasks.
             lowest: the class below which nothing is granted.
         """
@@ -186,25 +192,25 @@ class Queue:
             session,
             secrets.token_hex(8),
             room,
-            min(limit, wire.MAX_ROWS),
+            min(limit, MAX_ROWS),
             ms,
-            wire.CLASSES.index(lowest),
+            lowest.rank,
             *which,
         )
         granted = json.loads(reply)
-        if granted and isinstance(granted[0], str):  # the answer to a call that was sent again
+        if granted and isinstance(granted[0], str):  # the call was sent before: these are keys
             return self._leases(session, granted)
-        return [wire.lease(row) for row in granted]
+        return [encoding.lease(row) for row in granted]
 
     def inbox(self, session: str, seconds: float) -> list[Lease]:
         """What was granted since the last call; waits for it, two seconds at most.
 
-        A grant whose delivery was lost stays held: ``held`` has it.
+        A grant whose delivery was lost is still held: ``held`` returns it.
         """
         seconds = max(0.01, min(seconds, MAX_BLOCK_SECONDS))
         try:
             popped: Any = self.client.blmpop(
-                seconds, 1, f"{self._prefix}inbox:{session}", direction="LEFT", count=wire.MAX_ROWS
+                seconds, 1, f"{self._prefix}inbox:{session}", direction="LEFT", count=MAX_ROWS
             )
         except RedisError as error:
             raise explain(error) from error
@@ -214,29 +220,31 @@ class Queue:
         """Everything that a session holds."""
         return self._leases(session, [])
 
-    def beat(
+    def heartbeat(
         self,
         session: str,
         room: int,
         progress: Mapping[str, Progress | tuple[int, int]],
         stats: Mapping[str, Any],
         ms: int,
-    ) -> Beat:
-        """Show life: extend all the session holds by ``ms`` and hear what has changed.
+    ) -> Heartbeat:
+        """Extend all that the session holds to ``ms`` from now, and learn what has changed.
 
         Args:
             session: the caller's.
-            room: pictures that the worker could take up now.
-            progress: lease key → how far it is, of the tasks at work.
-            stats: anything for the people who look at the farm.
+            room: pictures that the worker could take now.
+            progress: lease key → how far the task is, for the tasks being rendered.
+            stats: anything that people who watch the farm may want to know.
             ms: how long the leases last from now on.
 
         Raises:
-            LeaseLost: the session has ended; register anew and drop everything.
+            LeaseLost: the session has ended; drop everything and register a new one.
         """
-        rows = [value for key, at in progress.items() for value in wire.progress(key, at)]
-        command, held, cancelled = self._run("beat", session, ms, room, wire.to_json(stats), *rows)
-        return Beat(set(held), set(cancelled), command or None)
+        rows = [value for key, at in progress.items() for value in encoding.progress(key, at)]
+        command, held, cancelled = self._run(
+            "heartbeat", session, ms, room, encoding.to_json(stats), *rows
+        )
+        return Heartbeat(set(held), set(cancelled), command or None)
 
     def complete(self, session: str, lease: Lease, receipt: Receipt) -> Outcome:
         """Record that a task is done, if the session still holds it."""
@@ -246,56 +254,59 @@ class Queue:
         """Record that tasks are done, each if the session still holds it; an outcome for each.
 
         Raises:
-            InvalidInput: a receipt does not tell of its task's pictures; nothing is recorded.
+            InvalidInput: a receipt does not account for its task's pictures; nothing is recorded.
         """
-        if len(done) > wire.MAX_ROWS:
-            raise InvalidInput(f"{len(done)} receipts; at most {wire.MAX_ROWS} in one call")
-        rows = [wire.completion(lease, receipt) for lease, receipt in done]
-        outcomes = json.loads(self._run("complete", session, wire.to_json(rows)))
+        if len(done) > MAX_ROWS:
+            raise InvalidInput(f"{len(done)} receipts; at most {MAX_ROWS} in one call")
+        rows = [encoding.completion(lease, receipt) for lease, receipt in done]
+        outcomes = json.loads(self._run("complete", session, encoding.to_json(rows)))
         return [
-            Outcome(Verdict(verdict), wire.receipt(winner, numerics) if winner else None)
+            Outcome(Verdict(verdict), encoding.receipt(winner, numerics) if winner else None)
             for verdict, winner, numerics in outcomes
         ]
 
     def fail(self, session: str, lease: Lease, kind: FailKind, reason: str) -> TaskState:
-        """Let go of a task that is not done.
+        """Give up a task that is not done.
 
         Args:
-            session: the caller's; one that does not hold the task changes nothing.
+            session: the caller's; if it does not hold the task, nothing changes.
             lease: the task.
             kind: ``row`` is final; ``crash`` counts if the task was leased alone, against the row
-                that a beat told of, else it will run alone; ``infra`` blames the surroundings;
-                ``release`` gives it back for free.
+                that a heartbeat named, otherwise the task will run alone; ``infra`` blames the
+                surroundings; ``release`` returns the task at no cost.
             reason: for people.
         """
         state = self._run(
             "fail",
             session,
             lease.job,
-            wire.task_name(lease),
+            encoding.task_name(lease),
             lease.attempt,
             kind,
             reason[:MAX_REASON],
         )
-        return wire.TASK_STATES[state]
+        return encoding.TASK_STATES[state]
 
     def end(self, session: str, why: EndReason) -> int:
         """End a session; what it held goes back. Returns how many tasks that were."""
-        return int(self._run("end", session, why))
+        return int(self._run("end_session", session, why))
 
-    def command(self, session: str, command: str | None) -> bool:
-        """Tell a worker something in its next beats; it gets no work until that is taken back."""
-        return bool(self._run("command", session, command or ""))
+    def set_command(self, session: str, command: Command | None) -> bool:
+        """Tell a worker something with its next heartbeats; until None it gets no work.
+
+        Returns whether the session exists.
+        """
+        return bool(self._run("set_command", session, command or ""))
 
     def tick(self) -> None:
-        """Do what time brings: retries, deadlines, sessions that fell silent, old jobs."""
+        """Do what is due: retries, deadlines, sessions without a heartbeat, jobs past retention."""
         self._run("tick", self._retention_ms)
 
-    # A user's view.
+    # Users.
 
     def cancel(self, job: str, tenant: str) -> JobState:
-        """Stop a job at once; one that has ended stays as it is."""
-        return wire.JOB_STATES[self._run("cancel", check_job_id(job), tenant)]
+        """Stop a job at once; a job that has ended stays unchanged."""
+        return encoding.JOB_STATES[self._run("cancel", check_job_id(job), tenant)]
 
     def pause(self, job: str, tenant: str) -> None:
         """Start nothing more of a job until it is resumed; what runs goes on."""
@@ -310,55 +321,55 @@ class Queue:
         Args:
             job: one that is done or has failed.
             tenant: whose it is.
-            reason: only the tasks that failed for it: ``row``, pictures failed of themselves;
-                ``crash``, they crashed their worker; ``infra``, it was lost too often; or a part of
-                what ``failures`` tells. The error of a single picture is in the manifest and not
-                known here: its task has failed pictures by ``row``, and all of them run again.
+            reason: retry only tasks that failed for it: ``row``, the pictures themselves failed;
+                ``crash``, they crashed their worker; ``infra``, the task was lost too often; or a
+                part of the reason that ``failures`` returns. Errors of single pictures are in the
+                manifest, not here: their task counts as ``row`` and all its failed pictures run.
         """
-        return int(self._take_in("retry", check_job_id(job), tenant, (reason or "")[:MAX_REASON]))
+        return int(self._accept("retry", check_job_id(job), tenant, (reason or "")[:MAX_REASON]))
 
-    def spoil(self, job: str, tenant: str, task: Finished, left: int) -> int:
-        """Count pictures of a done task as failed, because their files are gone: all but ``left``.
-        ``retry`` then makes them again. Returns how many fewer count as done.
+    def invalidate(self, job: str, tenant: str, task: Finished, left: int) -> int:
+        """Count pictures of a done task as failed because their files are gone: all but ``left``.
+        ``retry`` then renders them again. Returns by how much the number of done pictures falls.
 
         Args:
-            task: the newest of its generations that is done, else Conflict.
-            left: below zero where files of earlier generations are gone as well.
+            task: must be the newest of its generations that is done.
+            left: negative if files of earlier generations are gone as well.
         """
-        name = wire.task_name(task)
-        return int(self._run("spoil", check_job_id(job), tenant, name, left))
+        name = encoding.task_name(task)
+        return int(self._run("invalidate", check_job_id(job), tenant, name, left))
 
     def status(self, job: str, tenant: str) -> JobStatus:
-        return wire.status(job, self._run("status", check_job_id(job), tenant))
+        return encoding.status(job, self._run("status", check_job_id(job), tenant))
 
     def jobs(self, tenant: str, limit: int = 50, before: str | None = None) -> list[JobStatus]:
         """A tenant's jobs, newest first."""
-        found = self._run("jobs", tenant, min(limit, wire.MAX_ROWS), before or "")
-        return [wire.status(job, header) for job, header in found]
+        found = self._run("jobs", tenant, min(limit, MAX_ROWS), before or "")
+        return [encoding.status(job, header) for job, header in found]
 
-    def finished(self, job: str, after: int = 0, limit: int = wire.MAX_ROWS) -> list[Finished]:
-        """Tasks with a receipt, in the order they were done, from behind a position."""
-        found = self._run("finished", check_job_id(job), after, min(limit, wire.MAX_ROWS))
+    def finished(self, job: str, after: int = 0, limit: int = MAX_ROWS) -> list[Finished]:
+        """Tasks with a receipt after a position, in the order they were done."""
+        found = self._run("finished", check_job_id(job), after, min(limit, MAX_ROWS))
         return [
-            Finished(position, *wire.numbers(name), wire.receipt(receipt, numerics))
+            Finished(position, *encoding.numbers(name), encoding.receipt(receipt, numerics))
             for position, (name, receipt, numerics) in enumerate(found, after + 1)
         ]
 
-    def failures(self, job: str, after: int = 0, limit: int = wire.MAX_ROWS) -> list[Failure]:
-        """Tasks that ran out of attempts, from behind a position."""
-        found = self._run("failures", check_job_id(job), after, min(limit, wire.MAX_ROWS))
+    def failures(self, job: str, after: int = 0, limit: int = MAX_ROWS) -> list[Failure]:
+        """Tasks that ran out of attempts, after a position."""
+        found = self._run("failures", check_job_id(job), after, min(limit, MAX_ROWS))
         return [
-            Failure(position, *wire.numbers(name), pictures, reason)
+            Failure(position, *encoding.numbers(name), pictures, reason)
             for position, name, pictures, reason in found
         ]
 
     def why(self, job: str, tenant: str) -> Why:
-        """What a job waits for, what goes before it, and how long that may take."""
+        """What a job waits for, what goes first, and how long that may take."""
         header, alone, *lanes = self._run("why", check_job_id(job), tenant)
-        queues = [wire.lane_queue(row) for row in lanes]
-        return reckon(wire.status(job, header), alone, queues, self.sessions())
+        queues = [encoding.lane_queue(row) for row in lanes]
+        return explain_wait(encoding.status(job, header), alone, queues, self.sessions())
 
-    # The planner's view, and everybody's.
+    # What is going on.
 
     def sessions(self) -> list[Session]:
         return [
@@ -378,20 +389,20 @@ class Queue:
             )
         ]
 
-    def work(self) -> list[LaneWork]:
+    def backlog(self) -> list[LaneBacklog]:
         """What is ready, by lane and class."""
         found = [
-            LaneWork(Lane.parse(lane), wire.CLASSES[number], tasks, pictures)
-            for lane, number, tasks, pictures in self._run("work")
+            LaneBacklog(Lane.parse(lane), CLASSES[number], tasks, pictures)
+            for lane, number, tasks, pictures in self._run("backlog")
         ]
-        return sorted(found, key=lambda work: (wire.CLASSES.index(work.priority), work.lane))
+        return sorted(found, key=lambda ready: (ready.priority.rank, ready.lane))
 
     def events(self, after: str, block_ms: int) -> list[Event]:
-        """What happened after an event; waits for it, two seconds at most."""
+        """What happened after an event; waits two seconds at most."""
         block = max(1, min(block_ms, int(MAX_BLOCK_SECONDS * 1000)))
         try:
             found: Any = self.client.xread(
-                {f"{self._prefix}events": after or "0"}, count=wire.MAX_ROWS, block=block
+                {f"{self._prefix}events": after or "0"}, count=MAX_ROWS, block=block
             )
         except RedisError as error:
             raise explain(error) from error
@@ -403,39 +414,39 @@ class Queue:
         ]
 
     def last_event(self) -> str:
-        """Where to start listening for what happens from now on."""
+        """The id after which to listen for what happens from now on."""
         try:
             found: Any = self.client.xrevrange(f"{self._prefix}events", count=1)
         except RedisError as error:
             raise explain(error) from error
         return str(found[0][0]) if found else "0"
 
-    def weigh(self, tenant: str, weight: float) -> None:
-        """Give a tenant a larger or smaller share; everybody starts with 1."""
+    def set_weight(self, tenant: str, weight: float) -> None:
+        """Set a tenant's share of its classes; without a weight it is 1."""
         if not 0.001 <= weight <= 1000:
             raise InvalidInput(f"{weight} is not from 0.001 to 1000", field="weight")
-        self._run("weigh", tenant, weight)
+        self._run("set_weight", tenant, weight)
 
-    def fsck(self, *, repair: bool = True) -> list[str]:
-        """Recount everything; a line for each thing that was not as it should be.
+    def check(self, *, repair: bool = True) -> list[str]:
+        """Recount every job and compare the indexes with it; a line for each finding.
 
-        Redis does nothing else while it looks at one job, some microseconds a task.
+        Redis does nothing else while it checks one job: some microseconds per task.
         """
         found = []
         for key in self.client.scan_iter(f"{self._prefix}job:*", count=1000):
             job = str(key).removeprefix(f"{self._prefix}job:")
-            found += [f"{job}: {line}" for line in self._run("fsck", job, int(repair))]
-        return found + list(self._run("fsck_index", int(repair)))
+            found += [f"{job}: {line}" for line in self._run("check_job", job, int(repair))]
+        return found + list(self._run("check_index", int(repair)))
 
     def _leases(self, session: str, keys: Sequence[str]) -> list[Lease]:
-        return [wire.lease(row) for row in json.loads(self._run("held", session, *keys))]
+        return [encoding.lease(row) for row in json.loads(self._run("held", session, *keys))]
 
-    def _take_in(self, name: str, *arguments: Any) -> Any:
-        """Run a script that brings work in; a server that started anew is made safe first."""
+    def _accept(self, name: str, *arguments: Any) -> Any:
+        """Run a script that takes new work; a restarted server rewrites its file first."""
         try:
             return self._run(name, *arguments)
-        except Unsettled:
-            self._run("settled", rewrite(self.client))
+        except RewriteNeeded:
+            self._run("mark_aof_rewritten", rewrite(self.client))
             return self._run(name, *arguments)
 
     def _run(self, name: str, *arguments: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What the farm needs of a Redis server, and what it does when one has started anew."""
+"""What the farm requires of a Redis server, and what it does when one was restarted."""
 
 import re
 import time
@@ -21,18 +21,18 @@ _MAY_BE_LOST = {"everysec": "the last second", "no": "the last half minute"}
 class ServerFacts(NamedTuple):
     version: str
     run_id: str
-    notes: tuple[str, ...]  # what works, but should be known
+    notes: tuple[str, ...]  # worth knowing, but not refused
 
 
 def check_server(client: "redis.Redis", *, allow_volatile: bool = False) -> ServerFacts:
-    """Refuse a server that would lose accepted work.
+    """Refuse a server that could lose accepted work.
 
     Args:
-        client: its connection.
+        client: a connection to it.
         allow_volatile: accept a server without an append-only file; for tests.
 
     Raises:
-        Unavailable: what is wrong with the server, and the setting that cures it.
+        Unavailable: what is wrong with the server, and which setting fixes it.
     """
     try:
         info: dict[str, Any] = client.info()
@@ -65,8 +65,8 @@ def check_server(client: "redis.Redis", *, allow_volatile: bool = False) -> Serv
             raise Unavailable(
                 "the Redis server keeps its data in memory only: accepted work would not survive "
                 "its end",
-                hint="set appendonly yes and appendfsync always; for trials, FARM_ALLOW_VOLATILE=1 "
-                "takes it as it is",
+                hint="set appendonly yes and appendfsync always; to try things out, "
+                "FARM_ALLOW_VOLATILE=1 accepts it",
             )
         notes.append("no append-only file: accepted work does not survive the server's end")
     elif (fsync := settings.get("appendfsync", "always")) != "always":
@@ -83,14 +83,14 @@ def _settings(client: "redis.Redis") -> dict[str, Any]:
     try:
         return dict(client.config_get("appendfsync"))  # type: ignore[arg-type]
     except refused.ResponseError:
-        return {}  # a managed service may not tell
+        return {}  # a managed service may refuse
 
 
 def rewrite(client: "redis.Redis", seconds: float = REWRITE_SECONDS) -> str:
-    """Write the append-only file anew, wait for it, and return the server's run_id.
+    """Rewrite the append-only file, wait for it, and return the server's run_id.
 
     Redis 7.0.15 and Valkey before 8.0.11 and 8.1.10 lose later writes at the second start after a
-    file was torn in a script's transaction; a new file is whole.
+    crash cut the file off inside a script's transaction; a rewritten file is whole.
 
     Raises:
         Unavailable: it failed, or takes too long.
@@ -110,7 +110,7 @@ def rewrite(client: "redis.Redis", seconds: float = REWRITE_SECONDS) -> str:
                 time.sleep(POLL_SECONDS)
             if client.info("persistence")["aof_last_bgrewrite_status"] != "ok":
                 raise _failed()
-            # The server may have ended meanwhile and another one answered.
+            # The server may have been replaced meanwhile.
             if client.info("server")["run_id"] == run_id:
                 return run_id
     except refused.RedisError as error:
@@ -118,7 +118,7 @@ def rewrite(client: "redis.Redis", seconds: float = REWRITE_SECONDS) -> str:
 
 
 def _start_rewrite(client: "redis.Redis") -> bool:
-    """False where the service does not let its users do it, and so does it itself."""
+    """False if the service does not let its users do it; it then takes care itself."""
     try:
         client.bgrewriteaof()
     except refused.NoPermissionError:

@@ -5,23 +5,23 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from farm.job import TERMINAL_JOBS, JobState
-from farm.queue.records import JobStatus, Session
+from farm.queue.messages import JobStatus, Session
 from farm.spec import Lane
 
 
 class WaitsFor(enum.StrEnum):
     """What has to happen next."""
 
-    NOTHING = "nothing"  # it has ended, or workers have all of it in hand
-    PIECES = "pieces"  # its sender has not sent the rest
-    RESUME = "resume"  # somebody paused it
-    WORKER = "worker"  # nobody serves its checkpoint
+    NOTHING = "nothing"  # it has ended, or workers hold all of it
+    PIECES = "pieces"  # the client has not sent the rest
+    RESUME = "resume"  # it was paused
+    WORKER = "worker"  # no worker serves its checkpoint
     HIGHER = "higher"  # work of a higher class goes first
     TURN = "turn"  # its tenant's earlier jobs go first
     ROOM = "room"  # the workers are full
-    EMPTY_WORKER = "empty-worker"  # what was aboard at a crash runs alone
-    RETRY = "retry"  # a pause before what failed is tried again
-    FINALISE = "finalise"  # every picture has ended; the last file is to be written
+    EMPTY_WORKER = "empty-worker"  # its tasks run alone after a crash
+    RETRY = "retry"  # a failed attempt is about to be tried again
+    FINALISE = "finalise"  # every picture has ended; the last file has to be written
 
 
 class LaneQueue(NamedTuple):
@@ -30,7 +30,7 @@ class LaneQueue(NamedTuple):
     lane: Lane
     tasks: int
     pictures: int
-    row_steps: int  # of a picture, as its next task has them
+    row_steps: int  # per picture of its next task
     position: int  # among its tenant's jobs of this class, from 1
     earlier: int  # pictures of the tenant's jobs before it
     higher: int  # pictures of higher classes for the same checkpoint
@@ -39,23 +39,23 @@ class LaneQueue(NamedTuple):
 
     @property
     def share(self) -> float:
-        """Of the work of its class that its tenant gets."""
+        """The part of its class's work that its tenant gets."""
         return self.weight / self.weights
 
 
 class Why(NamedTuple):
     status: JobStatus
     waits_for: WaitsFor
-    alone: int  # tasks that were aboard at a crash and wait to run alone
+    alone: int  # tasks that wait to run alone after a crash
     lanes: tuple[LaneQueue, ...]
     workers: int  # that serve it
-    seconds: float | None  # until its end, roughly; None where no worker has measured its lanes
+    seconds: float | None  # until its end, roughly; None if no worker has measured its lanes
 
 
-def reckon(
+def explain_wait(
     status: JobStatus, alone: int, lanes: Sequence[LaneQueue], sessions: Sequence[Session]
 ) -> Why:
-    """The whole answer, from what the queue knows of the job and of the workers."""
+    """Why a job is not done, from what the queue knows of the job and the workers."""
     workers = [session for session in sessions if session.command is None]
     if lanes:
         checkpoints = {queue.lane.checkpoint for queue in lanes}
@@ -96,7 +96,7 @@ def _waits_for(
 def _seconds(
     status: JobStatus, lanes: Sequence[LaneQueue], workers: Sequence[Session]
 ) -> float | None:
-    """Takes every worker for this job's lanes alone, and what goes first for as costly as it is."""
+    """Assumes that workers serve only this job's lanes, and that work before it costs the same."""
     if status.state in TERMINAL_JOBS:
         return 0.0
     images = status.images
@@ -109,7 +109,7 @@ def _seconds(
         pace = sum(float(_paces(worker).get(str(queue.lane), 0)) for worker in workers)
         if not pace:
             return None
-        # What is in the workers' hands is spread over the lanes as what is ready.
+        # What workers hold is taken to be spread over the lanes as the ready work is.
         own = left * queue.pictures / ready
         total += (queue.higher + (queue.earlier + own) / queue.share) * queue.row_steps / pace
     return total

@@ -6,8 +6,6 @@ from typing import NamedTuple
 from farm.job import Priority
 from farm.spec import Lane
 
-_RANK = {Priority.URGENT: 0, Priority.NORMAL: 1, Priority.BULK: 2}
-
 
 class Work(NamedTuple):
     """Queued tasks of one lane and class."""
@@ -40,7 +38,7 @@ def plan(work: Iterable[Work], rooms: Sequence[Room]) -> list[Grant]:
     """Match queued lanes with workers that have room.
 
     Urgent lanes come first and go to the emptiest workers; where every worker is full they go into
-    the room that is kept for them, so that nobody who looks at a screen waits for a dataset. Among
+    the room that is kept for them, so that a person at a screen does not wait for a dataset. Among
     the others a worker prefers lanes whose grid it already runs, since rows of one token grid share
     its forward passes; a lane that no busy worker prefers still goes to the one with most room, so
     affinity starves nobody.
@@ -50,7 +48,7 @@ def plan(work: Iterable[Work], rooms: Sequence[Room]) -> list[Grant]:
     rank: dict[Lane, int] = {}
     for item in work:
         waiting[item.lane] = waiting.get(item.lane, 0) + item.pictures
-        rank[item.lane] = min(rank.get(item.lane, len(_RANK)), _RANK[item.priority])
+        rank[item.lane] = min(rank.get(item.lane, len(Priority)), item.priority.rank)
         if item.priority is Priority.URGENT:
             urgent[item.lane] = urgent.get(item.lane, 0) + item.pictures
     grants = []

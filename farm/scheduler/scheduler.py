@@ -73,11 +73,11 @@ class Scheduler:
         if self._placement is not None:
             self._dead += self._placement.deaths()
             while self._dead:
-                # A crash of its own making its witness has told of; Ray does not know the cause.
+                # Its crash reporter has told of a crash already; Ray does not know the cause.
                 self._queue.end(self._dead[0], "lost")
                 self._dead.pop(0)  # only now: a server that is away must still hear of it
         self._queue.tick()
-        work = [Work(item.lane, item.priority, item.pictures) for item in self._queue.work()]
+        work = [Work(item.lane, item.priority, item.pictures) for item in self._queue.backlog()]
         if not work:
             return 0
         sessions = self._queue.sessions()

@@ -1,12 +1,67 @@
-"""What the manifest parts of a task say of its pictures, over all its generations."""
+"""The manifest parts of a task: how they are written and what they say over all generations.
+
+They are the same for every sink.
+"""
 
 import contextlib
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Sequence
 
 from farm.errors import NotFound
-from farm.formats.manifest import ManifestRow, merge, read_part
-from farm.job import Chunk
+from farm.formats.manifest import ManifestRow, merge, read_part, write_part
+from farm.job import Chunk, Receipt
+from farm.sinks.protocol import RowId, Sink, TaskPlace
 from farm.store import Store, keys
+
+CONTENT_TYPE = "application/vnd.apache.parquet"
+
+
+def rows_of(chunk: Chunk) -> list[RowId]:
+    """A row's place in this list is its number in what the queue knows of crashes."""
+    return [
+        (numbered.render, image)
+        for numbered in chunk.renders
+        for image in range(numbered.spec.num_images)
+    ]
+
+
+def store_part(store: Store, place: TaskPlace, rows: Sequence[ManifestRow]) -> Receipt:
+    """Write a task's manifest part; if there is one already, that one counts."""
+    assert place.part is not None
+    data = write_part(rows)
+    if not store.put(place.part, data, content_type=CONTENT_TYPE):
+        data = store.get(place.part)
+        rows = read_part(data)
+    return part_receipt(place.part, data, rows)
+
+
+def part_receipt(part: str, data: bytes, rows: Sequence[ManifestRow]) -> Receipt:
+    """What a manifest part says of its task.
+
+    Args:
+        part: its key.
+        data: its bytes.
+        rows: what they hold.
+    """
+    failed = sum(row.error is not None for row in rows)
+    return Receipt(
+        done=len(rows) - failed,
+        failed=failed,
+        size=sum(row.size or 0 for row in rows),
+        part=part,
+        part_sha256=hashlib.sha256(data).hexdigest(),
+        numerics=" + ".join(sorted({row.numerics for row in rows})),
+    )
+
+
+def stored_receipt(store: Store, place: TaskPlace) -> Receipt | None:
+    """Of an earlier attempt that stored everything and could not say so."""
+    assert place.part is not None
+    try:
+        data = store.get(place.part)
+    except NotFound:
+        return None
+    return part_receipt(place.part, data, read_part(data))
 
 
 def task_rows(store: Store, job: str, number: int, generations: range) -> Iterator[ManifestRow]:
@@ -16,12 +71,20 @@ def task_rows(store: Store, job: str, number: int, generations: range) -> Iterat
             yield from read_part(store.get(keys.part(job, generation, number)))
 
 
-def pictures_to_make(store: Store, chunk: Chunk, generation: int) -> set[tuple[int, int]]:
-    """What a generation of a task has to make: every picture without a file of an earlier one."""
+def pictures_to_make(store: Store, sink: Sink, chunk: Chunk, generation: int) -> set[RowId]:
+    """What a generation of a task has to make: every picture that no earlier one has stored."""
     made = merge(task_rows(store, chunk.job, chunk.number, range(generation)))
-    wanted = {(one.render, row.index) for one in chunk.renders for row in one.spec.rows()}
-    return {picture for picture in wanted if not _is_there(store, made.get(picture))}
+    wanted = set(rows_of(chunk))
+    known = [row for picture, row in made.items() if picture in wanted]
+    return wanted - {
+        row.picture
+        for stored in sink.objects(known)
+        if store.size(stored.key) == stored.size
+        for row in stored.rows
+    }
 
 
-def _is_there(store: Store, row: ManifestRow | None) -> bool:
-    return row is not None and row.file is not None and store.size(row.file) == row.size
+def delete_data(store: Store, job: str) -> None:
+    """Remove everything that the generations of a job stored below their places' ``data``."""
+    for entry in store.list(keys.all_data(job)):
+        store.delete(entry.key)

@@ -2,7 +2,7 @@
 
 import hashlib
 
-from farm.formats.picture_file import EXTENSIONS
+from farm.formats.picture_file import file_name
 from farm.job import Format
 
 
@@ -29,12 +29,19 @@ def chunk(job: str, number: int) -> str:
     return f"{prefix(job)}chunks/{number:08d}.json"
 
 
+def all_data(job: str) -> str:
+    """Start of the keys of everything that holds pictures of a job."""
+    return prefix(job) + "data/"
+
+
+def data(job: str, generation: int) -> str:
+    """Start of the keys of what one generation of a job adds to them."""
+    return f"{all_data(job)}{generation}/"
+
+
 def picture(job: str, generation: int, render: int, image: int, file_format: Format) -> str:
-    return f"{prefix(job)}data/{generation}/{render:08d}-{image:02d}.{EXTENSIONS[file_format]}"
-
-
-def is_picture(key: str) -> bool:
-    return "/data/" in key
+    """Of a picture that is an object of its own."""
+    return data(job, generation) + file_name(render, image, file_format)
 
 
 def part(job: str, generation: int, number: int) -> str:

@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 from farm.errors import NotFound, StoreError
 from farm.store.probing import probe
-from farm.store.protocol import STREAM_BYTES, Entry, check_key, check_prefix
+from farm.store.protocol import STREAM_BYTES, Entry, check_key, check_prefix, whole_range
 
 # No key's segment starts with a dot, so what is being written is never seen as an object.
 _UNFINISHED = ".writing-"
@@ -63,6 +63,13 @@ class LocalStore:
         with _errors(f"cannot read {path}", key):
             return path.read_bytes()
 
+    def read(self, key: str, offset: int, size: int) -> bytes:
+        path = self._path(key)
+        with _errors(f"cannot read {path}", key), path.open("rb") as file:
+            file.seek(offset)
+            data = file.read(size)
+        return whole_range(data, key, size)
+
     def stream(self, key: str) -> Iterator[bytes]:
         path = self._path(key)
         with _errors(f"cannot read {path}", key), path.open("rb") as file:
@@ -101,6 +108,19 @@ class LocalStore:
 
     def _path(self, key: str) -> Path:
         return self._root / check_key(key)
+
+
+class ReplacingStore(LocalStore):
+    """A folder of the user's own, in which a later run replaces an earlier one's files."""
+
+    def put(self, key: str, data: bytes, *, content_type: str = "application/octet-stream") -> bool:
+        path = self._path(key)
+        part = path.with_name(f".{path.name}.part")
+        with _errors(f"cannot write {path}"):
+            _make_folder(path.parent)
+            part.write_bytes(data)
+            part.replace(path)
+        return True
 
 
 @contextlib.contextmanager

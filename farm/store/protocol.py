@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
-from farm.errors import InvalidInput
+from farm.errors import InvalidInput, StoreError
 
 MAX_KEY = 512  # characters; with the folder or prefix in front still below S3's 1,024
 STREAM_BYTES = 1 << 20
@@ -38,6 +38,11 @@ class Store(Protocol):
 
     def get(self, key: str) -> bytes: ...
 
+    def read(self, key: str, offset: int, size: int) -> bytes:
+        """Bytes ``offset`` to ``offset + size``, 1 at least; an object that ends before is a
+        ``StoreError``."""
+        ...
+
     def stream(self, key: str) -> Iterator[bytes]:
         """The object in pieces of at most ``STREAM_BYTES``."""
         ...
@@ -68,6 +73,13 @@ def check_key(key: str) -> str:
     if len(key) > MAX_KEY or not _KEY.fullmatch(key):
         raise InvalidInput(f"{key[:80]!r} is not a key of the store", field="key")
     return key
+
+
+def whole_range(data: bytes, key: str, size: int) -> bytes:
+    """What was read of an object, if that is as much as was asked for."""
+    if len(data) != size:
+        raise StoreError(f"{key} ends too early: it was changed", hint="farm verify finds it")
+    return data
 
 
 def check_prefix(prefix: str) -> str:

@@ -31,7 +31,7 @@ from urllib3.exceptions import HTTPError
 
 from farm.errors import NotFound, StoreError
 from farm.store.probing import probe
-from farm.store.protocol import STREAM_BYTES, Entry, check_key, check_prefix
+from farm.store.protocol import STREAM_BYTES, Entry, check_key, check_prefix, whole_range
 
 MAX_CONNECTIONS = 32
 CONNECT_SECONDS = 5
@@ -118,19 +118,29 @@ class S3Store:
         raise AssertionError("the last attempt returns or raises")
 
     def get(self, key: str) -> bytes:
+        return self._get(key)
+
+    def read(self, key: str, offset: int, size: int) -> bytes:
+        data = self._get(key, Range=f"bytes={offset}-{offset + size - 1}")
+        return whole_range(data, key, size)
+
+    def stream(self, key: str) -> Iterator[bytes]:
+        return self._stream(key)
+
+    def _get(self, key: str, **options: str) -> bytes:
         for attempt in range(1, BODY_ATTEMPTS + 1):
             try:
-                return b"".join(self.stream(key))
+                return b"".join(self._stream(key, **options))
             except _BrokeOff:
                 if attempt == BODY_ATTEMPTS:
                     raise
                 time.sleep(random.random() * 0.1 * 2**attempt)
         raise AssertionError("the last attempt returns or raises")
 
-    def stream(self, key: str) -> Iterator[bytes]:
+    def _stream(self, key: str, **options: str) -> Iterator[bytes]:
         name = self._name(key)
         with self._errors(f"read {key} from", key):
-            body = self._client.get_object(Bucket=self._bucket, Key=name)["Body"]
+            body = self._client.get_object(Bucket=self._bucket, Key=name, **options)["Body"]
             with contextlib.closing(body):
                 yield from body.iter_chunks(STREAM_BYTES)
 

@@ -7,13 +7,14 @@ from typing import NamedTuple
 
 from farm.formats.manifest import ManifestRow, merge, read_part
 from farm.job import Receipt
+from farm.sinks.protocol import Sink, StoredObject
 from farm.store import keys
 
 
 class Kind(enum.StrEnum):
     MISSING = "missing"  # an object that should be in the store
-    WRONG_SIZE = "wrong-size"  # a picture, and so its sha256
-    WRONG_SHA256 = "wrong-sha256"  # a picture of the right size
+    WRONG_SIZE = "wrong-size"  # an object with pictures, and so its sha256
+    WRONG_SHA256 = "wrong-sha256"  # such an object of the right size
     PART_MISSING = "part-missing"
     PART_CHANGED = "part-changed"  # other bytes than its receipt tells of
     LISTED_TWICE = "listed-twice"  # a picture
@@ -49,14 +50,20 @@ class Comparison:
 
     Args:
         job: its id.
+        sink: its own.
         objects: everything that lies in the store below its prefix, with sizes.
         sha256_of: reads an object.
     """
 
     def __init__(
-        self, job: str, objects: Mapping[str, int], sha256_of: Callable[[str], str]
+        self,
+        job: str,
+        sink: Sink,
+        objects: Mapping[str, int],
+        sha256_of: Callable[[str], str],
     ) -> None:
         self._job = job
+        self._sink = sink
         self._objects = objects
         self._sha256_of = sha256_of
         self._listed = {keys.header(job), keys.closed(job), keys.cancelled(job)}
@@ -89,24 +96,24 @@ class Comparison:
             self._whole = False
             return
         counted = merge(rows)
-        for row in rows:
-            if row.file is not None:
-                self._listed.add(row.file)
-            if counted[row.picture] is not row:
-                # Made again after its file was lost; two files of one picture are one too many.
-                if row.file is not None and row.file in self._objects:
-                    yield Difference(Kind.LISTED_TWICE, row.file, task=number)
-                continue
+        for row in counted.values():
             if row.picture in self._pictures:
                 name = row.file or f"picture {row.render}-{row.image}"
                 yield Difference(Kind.LISTED_TWICE, name, task=number)
-                continue
-            self._pictures.add(row.picture)
-            if row.file is not None:
+            elif row.file is not None:
                 self._done += 1
-                yield from self._picture(number, row)
             elif not lost:
                 self._failed += 1
+        for stored in self._sink.objects(rows):
+            self._listed.add(stored.key)
+            of_use = [row for row in stored.rows if counted[row.picture] is row]
+            if not of_use:
+                # Made again after it was lost; two objects with one picture are one too many.
+                if stored.key in self._objects:
+                    yield Difference(Kind.LISTED_TWICE, stored.key, task=number)
+            elif any(row.picture not in self._pictures for row in of_use):
+                yield from self._stored(number, stored)
+        self._pictures |= counted.keys()
 
     def end(self, counted: Counts, *, generation: int, complete: bool) -> Iterator[Difference]:
         """What no task answers for; ``counted`` is what the queue says.
@@ -149,12 +156,10 @@ class Comparison:
         yield Difference(Kind.PART_CHANGED, receipt.part, receipt.part_sha256, sha256, number)
         return None
 
-    def _picture(self, number: int, row: ManifestRow) -> Iterator[Difference]:
-        assert row.file is not None
-        assert row.sha256 is not None
-        size = self._objects.get(row.file)
+    def _stored(self, number: int, stored: StoredObject) -> Iterator[Difference]:
+        size = self._objects.get(stored.key)
         if size is None:
-            yield Difference(Kind.MISSING, row.file, row.sha256, task=number)
-        elif (sha256 := self._sha256_of(row.file)) != row.sha256:
-            kind = Kind.WRONG_SHA256 if size == row.size else Kind.WRONG_SIZE
-            yield Difference(kind, row.file, row.sha256, sha256, number)
+            yield Difference(Kind.MISSING, stored.key, stored.sha256, task=number)
+        elif (sha256 := self._sha256_of(stored.key)) != stored.sha256:
+            kind = Kind.WRONG_SHA256 if size == stored.size else Kind.WRONG_SIZE
+            yield Difference(kind, stored.key, stored.sha256, sha256, number)

@@ -4,16 +4,17 @@ import hashlib
 import json
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from typing import Any, NamedTuple
 
-from farm.errors import Conflict, FarmError, InvalidInput, NotFound
+from farm.errors import Conflict, FarmError, NotFound
 from farm.formats.manifest import ManifestRow, merge, write_part
-from farm.formats.picture_file import read_facts, token_bytes
 from farm.job import TERMINAL_JOBS, Chunk, JobState
 from farm.queue import Finished, JobStatus, Queue
-from farm.sinks.parts import task_rows
-from farm.spec import Row, canonical_json
+from farm.sinks.parts import rows_of, task_rows
+from farm.sinks.protocol import TaskPlace
+from farm.sinks.registry import Sinks
+from farm.spec import canonical_json
 from farm.store import Store, keys
 from farm.verify.compare import Comparison, Counts, Difference, Kind, Part
 
@@ -31,12 +32,13 @@ class Repaired(NamedTuple):
 class Verifier:
     """One job that has ended."""
 
-    def __init__(self, queue: Queue, store: Store, job: str, tenant: str) -> None:
+    def __init__(self, queue: Queue, store: Store, sinks: Sinks, job: str, tenant: str) -> None:
         self._queue = queue
         self._store = store
         self._tenant = tenant
         self.status: JobStatus = queue.status(job, tenant)
         self._check_ended(self.status)
+        self._sink = sinks.get(self.status.sink)
         self._done: dict[int, list[Finished]] = {}  # by the task's number, the oldest first
         self._comparison: Comparison | None = None
 
@@ -44,7 +46,7 @@ class Verifier:
         """Every difference; None after each task, as a sign of life."""
         job = self.status.id
         objects = {entry.key: entry.size for entry in self._store.list(keys.prefix(job))}
-        comparison = self._comparison = Comparison(job, objects, self._sha256)
+        comparison = self._comparison = Comparison(job, self._sink, objects, self._sha256)
         after = 0
         while finished := self._queue.finished(job, after):
             for one in finished:
@@ -73,8 +75,8 @@ class Verifier:
         return self._comparison.counts.done if self._comparison else 0
 
     def repair(self, differences: Sequence[Difference]) -> Repaired:
-        """Remove orphans, write lost parts again where the pictures give the same bytes, and have
-        lost and damaged pictures made again as a new generation.
+        """Remove orphans, write lost parts again where what is stored gives the same bytes, and
+        have the pictures of lost and damaged objects made again as a new generation.
 
         Raises:
             Conflict: not those of every task can be made again; the rest was repaired.
@@ -86,18 +88,19 @@ class Verifier:
             raise Conflict(f"job {job} was retried meanwhile", hint="verify it again")
         mended: list[Difference] = []
         damaged: dict[int, list[Difference]] = {}
+        data = keys.all_data(job)
         for one in differences:
             if one.kind is Kind.ORPHAN:
                 self._store.delete(one.subject)
                 mended.append(one)
             elif one.kind in (Kind.PART_MISSING, Kind.PART_CHANGED) and self._write_part(one):
                 mended.append(one)
-            elif one.kind in DAMAGED and one.task is not None and keys.is_picture(one.subject):
+            elif one.kind in DAMAGED and one.task is not None and one.subject.startswith(data):
                 damaged.setdefault(one.task, []).append(one)
         generation, spoiled, refused = now.generation, False, None
         for number, found in damaged.items():
             try:
-                self._spoil(number, len(found))
+                self._spoil(number, {one.subject for one in found})
             except Conflict as error:  # the others are made again all the same
                 refused = error
                 continue
@@ -134,16 +137,20 @@ class Verifier:
             data = None
         return Part(task.generation, task.receipt, data)
 
-    def _spoil(self, number: int, damaged: int) -> None:
+    def _spoil(self, number: int, damaged: Set[str]) -> None:
         """Tell the queue how many of the task's pictures are left, on its newest receipt."""
         job, tasks = self.status.id, self._done[number]
         rows = merge(task_rows(self._store, job, number, range(self.status.generation + 1)))
-        good = sum(row.file is not None for row in rows.values())
+        good = sum(
+            len(stored.rows)
+            for stored in self._sink.objects(rows.values())
+            if stored.key not in damaged
+        )
         earlier = sum(task.receipt.done for task in tasks[:-1])
-        self._queue.spoil(job, self._tenant, tasks[-1], good - damaged - earlier)
+        self._queue.invalidate(job, self._tenant, tasks[-1], good - earlier)
 
     def _write_part(self, lost: Difference) -> bool:
-        """Write a part again from what the picture files tell, if that gives the receipt's hash."""
+        """Write a part again from what the stored pictures tell, if that gives its hash."""
         assert lost.task is not None
         task = next(one for one in self._done[lost.task] if one.receipt.part == lost.subject)
         data = write_part(self._rows(task))
@@ -153,19 +160,14 @@ class Verifier:
         self._store.put(lost.subject, data)
         return True
 
-    def _rows(self, task: Finished) -> Iterator[ManifestRow]:
-        job = self.status.id
+    def _rows(self, task: Finished) -> list[ManifestRow]:
         try:
-            chunk = Chunk.model_validate_json(self._store.get(keys.chunk(job, task.number)))
+            text = self._store.get(keys.chunk(self.status.id, task.number))
         except NotFound:
-            return
-        for numbered in chunk.renders:
-            for row in numbered.spec.rows():
-                file = keys.picture(job, task.generation, numbered.render, row.index, chunk.format)
-                try:
-                    yield _row_of(chunk, task.generation, numbered.render, row, file, self._store)
-                except (NotFound, InvalidInput):  # gone, or damaged
-                    continue
+            return []
+        chunk = Chunk.model_validate_json(text)
+        place = TaskPlace.of(chunk, task.generation)
+        return self._sink.stored_pictures(place, chunk, set(rows_of(chunk)))
 
 
 def report(verifier: Verifier, *, repair: bool) -> Iterator[str]:
@@ -196,29 +198,3 @@ def report(verifier: Verifier, *, repair: bool) -> Iterator[str]:
 
 def _line(name: str, content: dict[str, Any]) -> str:
     return json.dumps({name: content}) + "\n"
-
-
-def _row_of(
-    chunk: Chunk, generation: int, render: int, row: Row, file: str, store: Store
-) -> ManifestRow:
-    """What a picture's own file tells of it."""
-    data = store.get(file)
-    facts = read_facts(data)
-    tokens = token_bytes(facts.tokens)
-    return ManifestRow(
-        job=chunk.job,
-        generation=generation,
-        render=render,
-        image=row.index,
-        file=file,
-        sha256=hashlib.sha256(data).hexdigest(),
-        size=len(data),
-        width=row.spec.width,
-        height=row.spec.height,
-        seed=row.seed,
-        spec_sha256=row.spec.sha256,
-        spec=row.spec.canonical(),
-        tokens=tokens,
-        tokens_sha256=hashlib.sha256(tokens).hexdigest(),
-        numerics=facts.numerics,
-    )

@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fake_engine import FakeEngine
+from fake_engine import INFO, FakeEngine
 from test_worker import Farm, until
 
 from farm.errors import InvalidInput
 from farm.job import JobState
+from farm.spec import RenderRequest, Row
 from farm.store import keys
-from farm_workers.publisher import pipe as publisher_link
+from farm_workers.publisher.publisher import pipe
 from farm_workers.testing.faults import FaultyEngine
 
 
@@ -39,6 +40,7 @@ ENDED = (JobState.DONE, JobState.FAILED)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.slow
 def test_a_row_that_crashes_its_worker_fails_alone(farm: Farm) -> None:
     job = farm.submit(*"abcd", "a bad one", *"efgh", max_failed=1)
     lives(farm, job, "sticky:bad")
@@ -80,7 +82,7 @@ def test_pictures_that_an_earlier_life_stored_are_not_rendered_again(farm: Farm)
 def test_a_stopped_publisher_process_is_replaced(
     farm: Farm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(publisher_link, "SILENT_SECONDS", 2)
+    monkeypatch.setattr(pipe, "SILENT_SECONDS", 2)
     engine = FakeEngine(rows=4)
     engine.gate.clear()
     farm.start(engine=engine)
@@ -94,6 +96,15 @@ def test_a_stopped_publisher_process_is_replaced(
     engine.gate.set()
     farm.wait(job)
     assert publisher.pid != stopped
+
+
+def test_a_render_of_embeds_is_not_struck_by_a_fault() -> None:
+    """It has no prompt that could ask for one."""
+    request = RenderRequest(embeds="0" * 64, num_inference_steps=1)
+    engine = FaultyEngine(FakeEngine(), ["nan:a row"])
+    engine.add("key", Row(request.resolve(INFO, seed=0), 0))
+    [result] = engine.step()
+    assert result.error is None
 
 
 def test_an_unknown_fault_is_refused() -> None:

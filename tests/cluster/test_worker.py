@@ -20,10 +20,9 @@ from farm.queue import JobHeader, Queue, connect
 from farm.scheduler.scheduler import Scheduler
 from farm.spec import Lane, RenderRequest
 from farm.store import Store, keys, open_store
-from farm_workers.worker import queue_session as queue_link
-from farm_workers.worker import worker as worker_module
 from farm_workers.worker.settings import WorkerSettings
-from farm_workers.worker.worker import Worker
+from farm_workers.worker.worker import Worker, queue_session
+from farm_workers.worker.worker import worker as worker_module
 
 TENANT = "local"
 
@@ -126,7 +125,7 @@ def test_a_worker_leases_for_itself_when_no_scheduler_answers(farm: Farm) -> Non
 
 
 def test_a_scheduler_grants_at_once(farm: Farm, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(queue_link, "HUNGRY_SECONDS", 600)
+    monkeypatch.setattr(queue_session, "HUNGRY_SECONDS", 600)
     farm.start()
     until(lambda: any(session.room for session in farm.queue.sessions()))
     scheduler = Scheduler(farm.queue, lease_ms=2000)
@@ -183,7 +182,7 @@ def test_a_retry_renders_the_failed_rows_only_and_keeps_the_others(farm: Farm) -
     merged = merge(farm.rows(job))
     assert [merged[render, 0].generation for render in range(3)] == [0, 1, 0]
     assert all(farm.store.size(row.file or "") == row.size for row in merged.values())
-    assert farm.queue.fsck() == []
+    assert farm.queue.check() == []
     success = json.loads(farm.store.get(keys.success(job, 1)))
     assert success["counts"] == {"parts": 2, "done": 3, "failed": 0}
 
@@ -196,7 +195,7 @@ def test_urgent_rows_enter_the_engine_before_older_bulk_rows(farm: Farm) -> None
     until(lambda: not engine.idle)
     urgent = farm.submit("u", priority=Priority.URGENT)
     until(lambda: farm.queue.status(urgent, TENANT).tasks.leased == 1)
-    time.sleep(0.3)  # until the grant has been loaded
+    until(lambda: not farm.workers[0][0]._loaded.empty())
     engine.gate.set()
     farm.wait(bulk)
     farm.wait(urgent)
@@ -257,7 +256,7 @@ def test_a_beat_that_meets_the_workers_own_end_begins_nothing(
     until(controls)
     [control] = controls()
     session = worker.session
-    begun, ended, beat, end = threading.Event(), threading.Event(), Queue.beat, Queue.end
+    begun, ended, beat, end = threading.Event(), threading.Event(), Queue.heartbeat, Queue.end
 
     def late_beat(*arguments: Any) -> Any:
         begun.set()
@@ -270,7 +269,7 @@ def test_a_beat_that_meets_the_workers_own_end_begins_nothing(
         finally:
             ended.set()
 
-    monkeypatch.setattr(Queue, "beat", late_beat)
+    monkeypatch.setattr(Queue, "heartbeat", late_beat)
     monkeypatch.setattr(Queue, "end", end_first)
     assert begun.wait(20)
     worker.stop()
@@ -314,13 +313,13 @@ def test_a_grant_whose_delivery_was_lost_is_found_again(farm: Farm) -> None:
     farm.start()
     session = farm.workers[0][0].session
     until(lambda: farm.queue.sessions())
-    real = farm.workers[0][0]._link._queue.inbox
+    real = farm.workers[0][0]._queue_session._queue.inbox
 
     def deaf(session: str, seconds: float) -> list[Lease]:
         real(session, seconds)
         return []
 
-    farm.workers[0][0]._link._queue.inbox = deaf  # type: ignore[method-assign]
+    farm.workers[0][0]._queue_session._queue.inbox = deaf  # type: ignore[method-assign]
     job = farm.submit("a")
     farm.wait(job)
     assert farm.workers[0][0].session == session

@@ -14,10 +14,10 @@ from fake_engine import INFO, FakeEngine
 
 from farm.checkpoints.inspect import Checkpoint
 from farm.settings import load
-from farm_workers.worker import worker as worker_module
-from farm_workers.worker.crash_reporter import Witness
+from farm_workers.worker.crash_reporter import CrashReporter
 from farm_workers.worker.settings import WorkerSettings
 from farm_workers.worker.worker import Worker
+from farm_workers.worker.worker import worker as worker_module
 
 
 def main() -> None:
@@ -30,7 +30,7 @@ def main() -> None:
         settings,
         sys.argv[1],
         load_engine=lambda *_: FakeEngine(rows=4, step_seconds=0.02),
-        witness=Witness(settings.redis_url, settings.name),
+        crash_reporter=CrashReporter(settings.redis_url, settings.name),
     )
     signal.signal(signal.SIGTERM, lambda *_: worker.stop())
     worker.run()

@@ -1,4 +1,4 @@
-"""One whole farm for all tests here, started by its command."""
+"""One whole farm for the tests of the group ``farm``, started by its command."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,7 @@ from running_farm import RunningFarm
 from farm.local.embedded import free_port
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningFarm]:
     port = free_port()
     running = RunningFarm(tmp_path_factory.mktemp("farm"), f"http://127.0.0.1:{port}")

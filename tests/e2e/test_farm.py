@@ -1,5 +1,6 @@
 """From ``farm submit`` to stored pictures, through every process, some of which are killed."""
 
+import json
 import os
 import signal
 import subprocess
@@ -12,6 +13,8 @@ import psutil
 import pytest
 from PIL import Image
 from running_farm import FARM, RunningFarm, manifest
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("farm")]
 
 PROMPT = "a large red circle in the centre on a blue background"
 
@@ -31,10 +34,17 @@ def tokens(rows: list[dict[str, object]]) -> dict[object, object]:
     return {row["spec"]["prompt"]: row["tokens_sha256"] for row in rows}  # type: ignore[index]
 
 
+def rendered(farm: RunningFarm, job: str) -> int:
+    """Pictures so far; -1 while what was killed is not back and the farm does not answer."""
+    told = farm.run("status", job, "--json", check=False)
+    if told.returncode:
+        return -1
+    images = json.loads(told.stdout)["images"]
+    return int(images["done"] + images["running_done"])
+
+
 def write_renders(path: Path, *, count: int) -> Path:
     """Different renders: steps, guidance and size vary; no two are alike."""
-    import json
-
     lines = [
         {
             "prompt": prompt,
@@ -91,12 +101,13 @@ def test_watch_goes_on_after_it_was_interrupted(farm: RunningFarm, tmp_path: Pat
     watching = subprocess.Popen(
         [*FARM, "watch", job], env=farm.environment, stderr=subprocess.PIPE, text=True
     )
-    time.sleep(2)
+    assert watching.stderr is not None
+    first = watching.stderr.readline()
     watching.send_signal(signal.SIGINT)
     _, said = watching.communicate(timeout=20)
     if watching.returncode:  # the job may have been faster
         assert watching.returncode == 130
-        assert f"farm watch {job}" in said
+        assert f"farm watch {job}" in first + said
     assert farm.run("watch", job).returncode == 0
 
 
@@ -135,7 +146,9 @@ def test_a_job_survives_sigkill_of_every_process(farm: RunningFarm, tmp_path: Pa
         killed = farm.pid(name)
         os.kill(killed, signal.SIGKILL)
         until(lambda name=name, killed=killed: farm.pid(name) != killed)  # type: ignore[misc]
-        time.sleep(2)
+        until(lambda: rendered(farm, job) >= 0)
+        before = rendered(farm, job)
+        until(lambda before=before: rendered(farm, job) > before)  # type: ignore[misc]
     rows = farm.fetch(job, tmp_path / "out")
     assert sorted(row["render"] for row in rows) == list(range(300))
     assert all(row["error"] is None for row in rows)

@@ -62,6 +62,7 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dic
             yield environment
 
 
+@pytest.mark.slow
 def test_a_farm_of_separate_processes_on_s3_serves_pictures_by_signed_addresses(
     environment: dict[str, str], tmp_path: Path
 ) -> None:

@@ -6,7 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from running_farm import RunningFarm
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("farm")]
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 

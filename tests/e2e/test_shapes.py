@@ -17,6 +17,8 @@ from caption import prompt
 from judge import Match, judge, matches
 from scene import Pixels, Scene, combinations, draw, place_thing, single
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("farm")]
+
 SIDES = {"shapes-64": 64, "shapes-128": 128}
 both = pytest.mark.parametrize("checkpoint", SIDES)
 BEFORE = Scene("blue", (place_thing("circle", "red", "large", "centre"),))

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from farm.spec import CheckpointInfo, RenderRequest, RenderSpec, Row
-from farm_workers.engine.engine import Done, Engine
+from farm_workers.engine import Engine, Result
 
 MakeCheckpoint = Callable[..., Path]  # the fixture make_checkpoint
 
@@ -117,9 +117,9 @@ def _mask(random: Random, height: int, width: int) -> Any:
     return mask
 
 
-def run(engine: Engine) -> dict[Any, Done]:
+def run(engine: Engine) -> dict[Any, Result]:
     """Everything that is inside, by key; each row comes out once."""
-    found: dict[Any, Done] = {}
+    found: dict[Any, Result] = {}
     while not engine.idle:
         for done in engine.step():
             assert done.key not in found
@@ -127,7 +127,7 @@ def run(engine: Engine) -> dict[Any, Done]:
     return found
 
 
-def draw(engine: Engine, *cases: Case) -> list[Done]:
+def draw(engine: Engine, *cases: Case) -> list[Result]:
     for key, case in enumerate(cases):
         engine.add(key, case.row, **case.inputs)
     done = run(engine)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from cases import MakeCheckpoint
 
-from farm_workers.engine.engine import Engine
+from farm_workers.engine import Engine
 from farm_workers.testing.tiny import make_tiny
 
 torch.set_num_threads(1)

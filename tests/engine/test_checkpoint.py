@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from farm.checkpoints.inspect import inspect_checkpoint
 from farm.errors import InvalidCheckpoint
-from farm_workers.engine.engine import Engine
+from farm_workers.engine import Engine
 from farm_workers.testing.tiny import make_tiny
 
 
@@ -147,8 +147,8 @@ def test_sharded_weights_load(copy: Path) -> None:
     index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     found = Engine.load(copy, threads=1)
     for one, other in zip(
-        expected._parts.transformer.parameters(),
-        found._parts.transformer.parameters(),
+        expected._model.transformer.parameters(),
+        found._model.transformer.parameters(),
         strict=True,
     ):
         assert torch.equal(one, other)

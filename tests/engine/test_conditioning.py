@@ -1,11 +1,15 @@
 """Prompts are computed once, kept within a bound, and encoded in tiles that change nothing."""
 
+from typing import Any
+
 import pytest
 import torch
 from cases import Case, draw, row_of
 
-from farm_workers.engine.conditioning import Conditioning, Lru
-from farm_workers.engine.engine import Engine
+from farm_workers.engine import Engine
+from farm_workers.engine.amused.conditioning import Conditioning
+from farm_workers.engine.device import Lru
+from farm_workers.engine.row import Pending
 
 
 def test_the_cache_is_bounded_by_bytes_and_forgets_the_oldest() -> None:
@@ -26,32 +30,60 @@ def test_the_cache_is_bounded_by_bytes_and_forgets_the_oldest() -> None:
     assert (len(cache), cache.held) == (1, 100)
 
 
+def _conditioning(engine: Engine, cache_bytes: int) -> Conditioning:
+    given = engine._model.conditioning
+    modules = {"tokenizer": given._tokenizer, "text_encoder": given._encoder}
+    model = engine._model
+    return Conditioning(
+        model.info, model.device, modules, model.transformer, cache_bytes=cache_bytes
+    )
+
+
+def _pending(engine: Engine, **request: Any) -> Pending:
+    return Pending(0, row_of(engine.checkpoint, **request), False, None, None, None, None)
+
+
 def test_the_empty_prompt_is_encoded_once(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[list[str]] = []
     encode = Conditioning._encode
     monkeypatch.setattr(
-        Conditioning, "_encode", lambda self, texts: seen.append(texts) or encode(self, texts)
+        Conditioning,
+        "_encode",
+        lambda self, texts, width: seen.append(texts) or encode(self, texts, width),
     )
-    conditioning = Conditioning(engine._parts, cache_bytes=1)  # keeps only what was used last
+    conditioning = _conditioning(engine, cache_bytes=1)  # keeps only what was used last
     with torch.inference_mode():
         for prompt in ("one", "two", "three", "two"):
-            conditioning.of(row_of(engine.checkpoint, prompt=prompt).spec, None)
+            conditioning.of(_pending(engine, prompt=prompt), width=1)
     assert seen == [[""], ["one"], ["two"], ["three"], ["two"]]
 
 
-def test_texts_of_a_tile_are_what_they_are_in_any_tile(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("farm_workers.engine.conditioning.TEXT_TILE", 4)
-    texts = [f"picture {number}" for number in range(6)]
+def test_prompts_of_a_batch_are_what_they_are_in_any_batch(engine: Engine) -> None:
+    rows = [_pending(engine, prompt=f"picture {number}") for number in range(6)]
+    alone, together = (_conditioning(engine, cache_bytes=1 << 30) for _ in range(2))
     with torch.inference_mode():
-        alone, together = (Conditioning(engine._parts, cache_bytes=1 << 30) for _ in range(2))
-        alone._width = together._width = 4
-        for text in texts:
-            first, second = alone.encode(text), together.encode(text, texts)
-            assert torch.equal(first.hidden, second.hidden)
-            assert torch.equal(first.pooled, second.pooled)
-        assert len(together._texts) == 6
+        for row in rows:
+            first, second = alone.of(row, width=4), together.of(row, rows, width=4)
+            for one, other in zip(first, second, strict=True):
+                assert torch.equal(one.packed, other.packed)
+                assert one.key == other.key
+    assert len(together._packed) == 7  # the negative prompt is one for all
+
+
+def test_rows_that_come_next_fill_a_batch(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    make = Conditioning._make
+    monkeypatch.setattr(
+        Conditioning,
+        "_make",
+        lambda self, halves, width: sizes.append(len(halves)) or make(self, halves, width),
+    )
+    rows = [_pending(engine, prompt=f"picture {number}") for number in range(11)]
+    conditioning = _conditioning(engine, cache_bytes=1 << 30)
+    with torch.inference_mode():
+        for place, row in enumerate(rows):
+            conditioning.of(row, rows[place + 1 :], width=4)
+    assert sizes == [4, 4, 4]
 
 
 def test_micro_conditioning_and_the_negative_prompt_matter(engine: Engine) -> None:
@@ -67,10 +99,3 @@ def test_micro_conditioning_and_the_negative_prompt_matter(engine: Engine) -> No
     ]
     found = draw(engine, *(Case(row_of(info, **change)) for change in changes))
     assert len({done.tokens.tobytes() for done in found}) == len(changes)  # type: ignore[union-attr]
-
-
-def test_strict_off_says_that_it_gives_reproducibility_up(checkpoint: object) -> None:
-    loose = Engine.load(str(checkpoint), threads=1, strict=False)
-    assert loose.numerics.endswith("loose")
-    done = draw(loose, *(Case(row_of(loose.checkpoint, seed=seed)) for seed in range(3)))
-    assert all(one.error is None for one in done)

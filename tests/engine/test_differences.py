@@ -13,7 +13,7 @@ from oracle import Oracle
 from PIL import Image
 
 from farm.spec import Mode
-from farm_workers.engine.engine import Engine
+from farm_workers.engine import Engine
 from farm_workers.engine.sampler import choose, stay_masked
 
 

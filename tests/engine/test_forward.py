@@ -9,9 +9,11 @@ from cases import MakeCheckpoint
 from torch import Tensor, nn
 
 from farm.checkpoints.inspect import inspect_checkpoint
-from farm_workers.engine.checkpoint import Parts, load_modules
+from farm_workers.engine.amused import AmusedModel, load_modules
+from farm_workers.engine.amused.transformer import sinusoids
+from farm_workers.engine.device import Device
 
-CPU = torch.device("cpu")
+CPU = Device("cpu")
 
 
 class AsProduct(nn.Module):
@@ -41,7 +43,9 @@ class SumOfSquares(nn.Module):
         return result
 
 
-def _inputs(parts: Parts, rows: int, halves: int, grid: tuple[int, int]) -> tuple[Tensor, ...]:
+def _inputs(
+    parts: AmusedModel, rows: int, halves: int, grid: tuple[int, int]
+) -> tuple[Tensor, ...]:
     info, noise = parts.info, torch.Generator().manual_seed(rows)
     tokens = torch.randint(0, info.vocab_size, (rows, grid[0] * grid[1]), generator=noise)
     text = torch.randn(rows, halves, info.text_tokens, info.hidden_dim, generator=noise)
@@ -66,14 +70,17 @@ def test_logits_are_uvit2dmodel_s(
     tokens, for which the library's depthwise convolution takes another kernel.
     """
     checkpoint = inspect_checkpoint(make_checkpoint(**arguments))
-    modules = load_modules(checkpoint, CPU, torch.float32)
-    parts = Parts.of(checkpoint.info, modules, CPU, torch.float32, together=False)
+    modules = load_modules(checkpoint, CPU.torch, torch.float32)
+    parts = AmusedModel(checkpoint.info, modules, CPU, torch.float32)
     model, upstream = parts.transformer, modules["transformer"]
     tokens, text, pooled, micro = _inputs(parts, 3, halves, grid)
     packed = torch.stack(
         [
             torch.cat(
-                [model.condition(t[None], p[None], m[None]) for t, p, m in zip(*row, strict=True)]
+                [
+                    model.condition(t[None], p[None], sinusoids(m, 32).reshape(1, -1))
+                    for t, p, m in zip(*row, strict=True)
+                ]
             )
             for row in zip(text, pooled, micro, strict=True)
         ]
@@ -105,8 +112,8 @@ def test_a_row_s_features_do_not_know_its_neighbours(
     make_checkpoint: MakeCheckpoint, halves: int
 ) -> None:
     checkpoint = inspect_checkpoint(make_checkpoint(downsample=True))
-    modules = load_modules(checkpoint, CPU, torch.float32)
-    parts = Parts.of(checkpoint.info, modules, CPU, torch.float32, together=False)
+    modules = load_modules(checkpoint, CPU.torch, torch.float32)
+    parts = AmusedModel(checkpoint.info, modules, CPU, torch.float32)
     model = parts.transformer
     tokens = torch.randint(0, parts.info.vocab_size, (9, 6 * 10))
     packed = torch.randn(9, halves, model.layout.size)

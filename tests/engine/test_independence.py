@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from cases import Case, MakeCheckpoint, random_case, run
 
-from farm_workers.engine.engine import Done, Engine
+from farm_workers.engine import Engine, Result
 
 ROWS = 200
 SMALL = {"num_hidden_layers": 1, "hidden_size": 64, "codebook_size": 256, "seed": 3}
@@ -25,7 +25,7 @@ def _cases(engine: Engine, random: Random, count: int) -> list[Case]:
     ]
 
 
-def _alone(engine: Engine, cases: list[Case]) -> list[Done]:
+def _alone(engine: Engine, cases: list[Case]) -> list[Result]:
     found = []
     for key, case in enumerate(cases):
         engine.add(key, case.row, **case.inputs)
@@ -33,9 +33,9 @@ def _alone(engine: Engine, cases: list[Case]) -> list[Done]:
     return found
 
 
-def _together(engine: Engine, cases: list[Case], random: Random) -> dict[object, Done]:
+def _together(engine: Engine, cases: list[Case], random: Random) -> dict[object, Result]:
     """In random order, some urgent, some late, with neighbours that are cancelled half way."""
-    found: dict[object, Done] = {}
+    found: dict[object, Result] = {}
     order = random.sample(range(len(cases)), len(cases))
     while order or not engine.idle:
         for _ in range(random.choice([0, 0, 1, 5])):
@@ -56,7 +56,7 @@ def _together(engine: Engine, cases: list[Case], random: Random) -> dict[object,
 
 
 def test_200_rows_are_the_same_alone_and_among_neighbours(make_checkpoint: MakeCheckpoint) -> None:
-    engine = Engine.load(make_checkpoint(**SMALL), threads=1)
+    engine = Engine.load(make_checkpoint(**SMALL), threads=1, rows=2 * ROWS)
     random = Random(2026)
     cases = _cases(engine, random, ROWS)
     alone, together = _alone(engine, cases), _together(engine, cases, random)
@@ -70,7 +70,7 @@ def test_200_rows_are_the_same_alone_and_among_neighbours(make_checkpoint: MakeC
 def test_the_width_of_the_tiles_changes_nothing(make_checkpoint: MakeCheckpoint, tile: int) -> None:
     path = make_checkpoint(**SMALL)
     random = Random(tile)
-    wide, narrow = Engine.load(path, threads=1), Engine.load(path, threads=1, tile=tile)
+    wide, narrow = Engine.load(path, threads=1), Engine.load(path, threads=1, tile=tile, rows=64)
     assert wide.numerics == narrow.numerics
     cases = _cases(wide, random, 12)
     expected, found = _together(wide, cases, random), _together(narrow, cases, random)

@@ -1,5 +1,6 @@
 """One row's trouble stays its own."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,10 @@ import torch
 from cases import ASSET, Case, Embeds, draw, row_of, run
 
 from farm.errors import InvalidInput, RenderError
-from farm_workers.engine.engine import Engine
+from farm_workers.engine import Engine
+from farm_workers.engine import engine as engine_module
+from farm_workers.engine.rng import FarmDraws
+from farm_workers.engine.row import Pending
 
 
 def _poisoned(engine: Engine, value: float) -> Case:
@@ -124,7 +128,8 @@ def test_a_row_whose_tokens_are_all_fixed_early_goes_on_to_its_end(engine: Engin
     engine.step()
     tile = engine._tiles.live[0]
     with torch.inference_mode():
-        tile.tokens[0] = 5
+        for slot in tile.rows[0].slots:
+            tile.state.tokens[slot] = 5
     done = run(engine)["a"]
     assert done.steps == 4
     assert done.tokens is not None
@@ -138,3 +143,65 @@ def test_the_largest_grid_is_drawn(engine: Engine) -> None:
     assert done.tokens.shape == (64, 64)
     assert done.pixels is not None
     assert done.pixels.shape == (512, 512, 3)
+
+
+@pytest.mark.parametrize("rng", ["farm-1", "torch"])
+@pytest.mark.parametrize("steps", [1, 2, 12])
+def test_a_picture_of_one_token_is_drawn(engine: Engine, rng: str, steps: int) -> None:
+    row = row_of(engine.checkpoint, height=8, width=8, num_inference_steps=steps, rng=rng)
+    result = draw(engine, Case(row))[0]
+    assert result.error is None
+    assert result.tokens is not None
+    assert result.tokens.shape == (1, 1)
+    assert int(result.tokens[0, 0]) < engine.checkpoint.codebook_size
+
+
+BROKEN: dict[str, Callable[[Engine], tuple[Any, str]]] = {
+    "prompt": lambda engine: (engine._model, "condition"),
+    "start": lambda engine: (engine_module, "start"),
+    "forward": lambda engine: (engine._model, "forward"),
+    "numbers": lambda engine: (FarmDraws, "race"),
+    "decode": lambda engine: (engine._model, "decode"),
+}
+
+
+@pytest.mark.parametrize("where", BROKEN)
+def test_whatever_one_row_raises_fails_that_row_alone(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """The row of seed 13 cannot be computed, in one place or another."""
+    info = engine.checkpoint
+    known = np.random.default_rng(0).integers(0, 100, (8, 8))
+    known[:, ::2] = info.mask_token_id
+    cases = [
+        Case(
+            row_of(info, seed=seed, latents=ASSET), {"latents": known + (seed == 13) * (known < 50)}
+        )
+        for seed in (3, 13, 5)
+    ]
+    expected = draw(engine, *cases)
+    owner, name = BROKEN[where](engine)
+    given = getattr(owner, name)
+    marks = expected[1].tokens[:, 1::2].flatten()  # type: ignore[index]
+
+    def concerned(first: Any) -> bool:
+        if isinstance(first, Pending):
+            return first.row.seed == 13
+        if isinstance(first, FarmDraws):
+            return int(first.seed) == 13
+        kept = first.unflatten(-1, (8, 8))[:, :, 1::2].flatten(1).numpy()
+        return bool((kept == marks).all(1).any())
+
+    def broken(first: Any, *rest: Any, **named: Any) -> Any:
+        if concerned(first):
+            raise ZeroDivisionError("one row")
+        return given(first, *rest, **named)
+
+    monkeypatch.setattr(owner, name, broken)
+    found = draw(engine, *cases)
+    assert isinstance(found[1].error, RenderError)
+    assert "ZeroDivisionError" in str(found[1].error)
+    for place in (0, 2):
+        assert found[place].error is None
+        np.testing.assert_array_equal(found[place].tokens, expected[place].tokens)
+    assert engine.idle

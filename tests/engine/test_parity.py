@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from cases import Case, MakeCheckpoint, draw, random_case
 from oracle import Oracle
+from reference import ReferenceModel
 
 from farm_workers.bench.pipelines import PIPELINES
-from farm_workers.engine.engine import Engine
+from farm_workers.engine import Engine
 
 ROOT = Path(__file__).parents[2]
 
@@ -56,7 +57,7 @@ def test_the_decoded_picture_is_diffusers_own(engine: Engine, checkpoint: Any) -
 
 def test_uvit2dmodel_itself_gives_the_same_tokens(make_checkpoint: MakeCheckpoint) -> None:
     path = make_checkpoint(**CONFIGURATIONS[1])
-    own, reference = (Engine.load(path, threads=1, model=name) for name in ("farm", "diffusers"))
+    own, reference = Engine.load(path, threads=1), Engine(ReferenceModel(path))
     random = Random(11)
     modes = ["text2img", "img2img", "inpaint"]
     cases = [random_case(random, own.checkpoint, rng="farm-1", mode=mode) for mode in modes]

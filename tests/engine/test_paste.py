@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from cases import ASSET, Case, draw, row_of
 
-from farm_workers.engine.codec import Codec
-from farm_workers.engine.engine import Engine
+from farm_workers.engine import Engine
+from farm_workers.engine.amused import AmusedModel
+from farm_workers.engine.amused.codec import Codec
 
 MASKED_ROWS = {"none": 0, "some": 24, "all": 64}  # of the mask's 64 lines of pixels
 
@@ -43,20 +44,24 @@ def test_an_input_is_decoded_only_where_some_of_it_shows(
     assert len(tiles) == decoded
 
 
-def test_rows_and_their_inputs_share_tiles(
-    engine: Engine, tiles: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(engine._codec, "_width", 4)  # as on a GPU, padding included
+@pytest.fixture
+def four_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four pictures are decoded at a time, as on a GPU, padding included."""
+    monkeypatch.setattr(AmusedModel, "decode_width", lambda *given: 4)
+
+
+@pytest.mark.usefixtures("four_together")
+def test_rows_and_their_inputs_share_tiles(engine: Engine, tiles: list[int]) -> None:
     draw(engine, *(_case(engine, "some", seed) for seed in range(2)))
     assert tiles == [4]
     draw(engine, *(_case(engine, "some", seed) for seed in range(4)))
     assert tiles == [4, 4, 4]
+    draw(engine, *(_case(engine, masked, 7) for masked in ("all", "some", "all", "some")))
+    assert tiles == [4] * 5
 
 
-def test_a_picture_is_the_same_whatever_shares_its_tile(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(engine._codec, "_width", 4)
+@pytest.mark.usefixtures("four_together")
+def test_a_picture_is_the_same_whatever_shares_its_tile(engine: Engine) -> None:
     cases = [_case(engine, masked, seed) for seed, masked in enumerate(MASKED_ROWS)]
     together = draw(engine, *cases)
     for case, expected in zip(cases, together, strict=True):

@@ -8,7 +8,8 @@ import torch
 from diffusers import AmusedScheduler
 
 from farm.spec import CheckpointInfo, RenderRequest
-from farm_workers.engine.philox import (
+from farm_workers.engine.rng import (
+    FarmDraws,
     Stream,
     exponential,
     exponentials,
@@ -17,7 +18,6 @@ from farm_workers.engine.philox import (
     uniforms,
     unit,
 )
-from farm_workers.engine.rng import FarmDraws
 from farm_workers.engine.sampler import choose, schedule, stay_masked
 
 INFO = CheckpointInfo(

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import pytest
 from cases import MakeCheckpoint, row_of
 
-from farm_workers.engine.engine import Engine
-from farm_workers.engine.tiles import Tile
-from farm_workers.engine.turns import Turns
+from farm_workers.engine import Engine
+from farm_workers.engine.step_policy import StepPolicy
+from farm_workers.engine.tile import Tile
 
 
 @dataclass(eq=False)
@@ -20,42 +20,42 @@ class Work:
     rows: list[int] = field(default_factory=lambda: [1])
 
 
-def _order(turns: Turns, ready: list[Work], tiles: list[Work], count: int) -> list[str]:
+def _order(turns: StepPolicy, ready: list[Work], tiles: list[Work], count: int) -> list[str]:
     chosen = (turns.choose(ready, tiles) for _ in range(count))
     return [work.name for work in chosen if work is not None]
 
 
 def test_urgent_work_goes_first() -> None:
     tiles = [Work("bulk", cost=16), Work("urgent", urgent=True)]
-    assert _order(Turns(), [], tiles, 12) == ["urgent"] * 12
+    assert _order(StepPolicy(), [], tiles, 12) == ["urgent"] * 12
 
 
 def test_bulk_keeps_a_fifth_of_the_work() -> None:
     tiles = [Work("bulk", cost=8), Work("urgent", urgent=True, cost=2)]
-    spent = Counter(_order(Turns(), [], tiles, 1000))
+    spent = Counter(_order(StepPolicy(), [], tiles, 1000))
     bulk, urgent = spent["bulk"] * 8, spent["urgent"] * 2
     assert 0.19 < bulk / (bulk + urgent) < 0.21
 
 
 def test_bulk_rows_that_wait_for_admission_have_the_floor_too() -> None:
-    spent = Counter(_order(Turns(), [Work("waiting")], [Work("urgent", urgent=True)], 100))
+    spent = Counter(_order(StepPolicy(), [Work("waiting")], [Work("urgent", urgent=True)], 100))
     assert spent["waiting"] == 20
 
 
 def test_token_grids_share_the_time_not_the_steps() -> None:
     tiles = [Work("small", cost=1), Work("large", cost=4)]
-    spent = Counter(_order(Turns(), [], tiles, 500))
+    spent = Counter(_order(StepPolicy(), [], tiles, 500))
     assert abs(spent["small"] - 4 * spent["large"]) <= 4
 
 
 def test_a_tile_that_comes_late_gets_no_credit_for_its_absence() -> None:
-    turns, first, late = Turns(), Work("first"), Work("late")
+    turns, first, late = StepPolicy(), Work("first"), Work("late")
     _order(turns, [], [first], 100)
     assert Counter(_order(turns, [], [first, late], 20)) == {"first": 10, "late": 10}
 
 
 def test_nothing_to_do_is_nothing() -> None:
-    assert Turns().choose([], []) is None
+    assert StepPolicy().choose([], []) is None
 
 
 class Piece(NamedTuple):
@@ -70,15 +70,15 @@ class Piece(NamedTuple):
 def pieces(monkeypatch: pytest.MonkeyPatch) -> list[Piece]:
     """Every piece that an engine does, in order: admissions, steps of tiles, decodings."""
     found: list[Piece] = []
-    choose = Turns.choose
+    choose = StepPolicy.choose
 
-    def recorded(turns: Turns, ready: Any, tiles: Any) -> Any:
+    def recorded(turns: StepPolicy, ready: Any, tiles: Any) -> Any:
         work = choose(turns, ready, tiles)
         if work is not None:
             found.append(Piece(work.urgent, work.cost, isinstance(work, Tile)))
         return work
 
-    monkeypatch.setattr(Turns, "choose", recorded)
+    monkeypatch.setattr(StepPolicy, "choose", recorded)
     return found
 
 

@@ -20,7 +20,7 @@ assert not [name for name in absent if importlib.util.find_spec(name)]
 assert not {found.name for found in importlib.metadata.distributions()} & set(absent)
 
 from farm.spec import RenderRequest
-from farm_workers.engine.engine import Engine
+from farm_workers.engine import Engine
 
 engine = Engine.load(sys.argv[1], threads=1)
 spec = RenderRequest(prompt="x", num_inference_steps=1).resolve(engine.checkpoint, seed=0)

@@ -9,8 +9,8 @@ from pathlib import Path
 import httpx2
 import pytest
 import uvicorn
+from fake_worker import FakeWorker
 from harness import INFO, Gateway, Serve
-from robot import Robot
 
 from farm.gateway.app import create_app
 from farm.queue import Queue, connect
@@ -87,8 +87,8 @@ def http(gateway: Gateway) -> Iterator[httpx2.Client]:
 
 
 @pytest.fixture
-def robot(gateway: Gateway) -> Iterator[Robot]:
-    robot = Robot(gateway.queue, gateway.store, INFO)
-    robot.start()
-    yield robot
-    robot.stop()
+def fake_worker(gateway: Gateway) -> Iterator[FakeWorker]:
+    fake_worker = FakeWorker(gateway.queue, gateway.store, INFO)
+    fake_worker.start()
+    yield fake_worker
+    fake_worker.stop()

@@ -3,13 +3,13 @@
 import contextlib
 import hashlib
 import json
-import threading
 import time
 from typing import Any
 
 import httpx2
+import pytest
+from fake_worker import BAD_PROMPT, LOST_PROMPT, FakeWorker
 from harness import INFO, Gateway, Serve, ndjson, png, post, post_lines
-from robot import BAD_PROMPT, LOST_PROMPT, Robot
 
 from farm.store import keys
 
@@ -52,7 +52,9 @@ def test_a_second_submission_with_a_key_leaves_no_files(gateway: Gateway) -> Non
         assert [entry.key for entry in gateway.store.list("") if "job" in entry.key] == before
 
 
-def test_pictures_come_with_addresses_that_need_no_key(http: httpx2.Client, robot: Robot) -> None:
+def test_pictures_come_with_addresses_that_need_no_key(
+    http: httpx2.Client, fake_worker: FakeWorker
+) -> None:
     job = post(http, {"prompt": "a boat", "num_images": 3, "seed": 5}, format="png").json()["id"]
     wait(http, job)
     images = all_images(http, job)
@@ -66,7 +68,9 @@ def test_pictures_come_with_addresses_that_need_no_key(http: httpx2.Client, robo
         assert one["spec"]["prompt"] == "a boat"
 
 
-def test_failed_pictures_are_listed_with_their_reason(http: httpx2.Client, robot: Robot) -> None:
+def test_failed_pictures_are_listed_with_their_reason(
+    http: httpx2.Client, fake_worker: FakeWorker
+) -> None:
     told = post_lines(
         http,
         ndjson([{"prompt": "good"}, {"prompt": BAD_PROMPT}, {"prompt": LOST_PROMPT, "width": 32}]),
@@ -80,7 +84,7 @@ def test_failed_pictures_are_listed_with_their_reason(http: httpx2.Client, robot
 
 
 def test_a_job_that_comes_by_pieces_can_be_sent_again_from_the_start(
-    http: httpx2.Client, robot: Robot
+    http: httpx2.Client, fake_worker: FakeWorker
 ) -> None:
     headers = {"Content-Type": "application/x-ndjson"}
     bodies = [
@@ -173,7 +177,7 @@ def test_a_stream_that_breaks_off_is_cancelled_unless_it_can_be_sent_again(
 
 
 def test_events_begin_with_the_state_and_end_with_the_job(
-    http: httpx2.Client, robot: Robot
+    http: httpx2.Client, fake_worker: FakeWorker
 ) -> None:
     job = post(http, {"prompt": "x", "num_images": 2}).json()["id"]
     names, states = [], []
@@ -190,16 +194,15 @@ def test_events_begin_with_the_state_and_end_with_the_job(
 
 
 def test_listeners_are_woken_by_the_one_reader_and_not_by_the_clock(
-    http: httpx2.Client, gateway: Gateway
+    http: httpx2.Client, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("farm.gateway.events.POLL_SECONDS", 600.0)  # longer than http waits
     job = post(http, {"prompt": "x"}).json()["id"]
-    timer = threading.Timer(0.5, lambda: gateway.queue.cancel(job, "local"))
-    timer.start()
-    started = time.monotonic()
     with http.stream("GET", f"/v1/jobs/{job}/events") as answer:
-        lines = list(answer.iter_lines())
-    assert '"cancelled"' in "".join(lines)
-    assert time.monotonic() - started < 1.9  # a poll alone would come after 2 s
+        lines = answer.iter_lines()
+        assert '"queued"' in next(line for line in lines if line.startswith("data: "))
+        gateway.queue.cancel(job, "local")
+        assert '"cancelled"' in "".join(lines)
 
 
 def test_jobs_are_paged_newest_first(http: httpx2.Client) -> None:
@@ -250,14 +253,14 @@ def test_ready_means_that_a_job_would_run(http: httpx2.Client, gateway: Gateway)
     assert http.get("/readyz", params={"workers": 0}).status_code == 200
     told = http.get("/v1/checkpoints").json()["checkpoints"]
     assert (told[0]["id"], told[0]["default"]) == (INFO.id, True)
-    robot = Robot(gateway.queue, gateway.store, INFO)
-    robot.start()
+    fake_worker = FakeWorker(gateway.queue, gateway.store, INFO)
+    fake_worker.start()
     try:
         assert http.get("/readyz").json() == {
             "ready": True, "queue": "ok", "store": "ok", "workers": 1,
         }  # fmt: skip
     finally:
-        robot.stop()
+        fake_worker.stop()
 
 
 def test_metrics_count_by_route_and_not_by_path(http: httpx2.Client) -> None:

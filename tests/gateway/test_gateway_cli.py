@@ -1,20 +1,14 @@
 """The command line against a real gateway."""
 
 import json
-import os
-import shlex
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import httpx2
 import pytest
+from fake_worker import BAD_PROMPT, FakeWorker
 from harness import Gateway, png
-from robot import BAD_PROMPT, Robot
 
 from farm.cli.app import run
 from farm.job import is_job_id
@@ -63,7 +57,7 @@ def test_submit_prints_the_id_and_nothing_else(cli: Cli) -> None:
     assert json.loads(cli("submit", "x", "--json").out)["accepted"] == 1
 
 
-def test_submit_wait_and_fetch_at_once(cli: Cli, robot: Robot) -> None:
+def test_submit_wait_and_fetch_at_once(cli: Cli, fake_worker: FakeWorker) -> None:
     result = cli("submit", "a boat", "a bird", "--steps", "3", "-o", "out")
     assert result.code == 0
     assert len(result.out.splitlines()) == 1
@@ -96,7 +90,9 @@ def test_every_parameter_is_a_flag(cli: Cli) -> None:
     assert result.code == 0, result.err
 
 
-def test_a_failed_and_a_cancelled_job_have_codes_of_their_own(cli: Cli, robot: Robot) -> None:
+def test_a_failed_and_a_cancelled_job_have_codes_of_their_own(
+    cli: Cli, fake_worker: FakeWorker
+) -> None:
     failed = cli("submit", BAD_PROMPT, "--wait")
     assert (failed.code, failed.err.splitlines()[-1][:17]) == (1, "error[job_failed]")
     assert cli("fetch", failed.out.strip(), "-o", "out").code == 1
@@ -323,89 +319,6 @@ def test_the_farm_of_this_machine_is_found_by_its_data_directory(
     (tmp_path / "client.json").write_text("{")
     monkeypatch.setattr("farm_client.address.DEFAULT_URL", "http://127.0.0.1:9")
     assert "127.0.0.1:9" in cli("ls").err
-
-
-def farm(gateway: Gateway, *arguments: str, **given: object) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        [sys.executable, "-m", "farm.cli", *arguments],
-        env=os.environ | {"FARM_URL": gateway.url},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        **given,  # type: ignore[call-overload]
-    )
-
-
-@pytest.mark.parametrize("arguments", [["watch"], ["wait"], ["fetch", "-o", "a b"]])
-def test_an_interrupted_command_says_how_to_go_on(
-    gateway: Gateway, tmp_path: Path, arguments: list[str]
-) -> None:
-    with gateway.client() as http:
-        job = http.post("/v1/jobs", json={"renders": [{"prompt": "x"}]}).json()["id"]
-        command = [arguments[0], job, *arguments[1:]]
-        before = polls(http)
-        process = farm(gateway, *command, cwd=tmp_path)
-        if arguments == ["watch"]:
-            assert process.stderr is not None
-            assert "queued" in process.stderr.readline()
-        else:
-            wait_for(lambda: polls(http) > before + 1)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=20)
-    assert process.returncode == 130, err
-    assert err.splitlines()[-1] == f"interrupted; to go on: farm {shlex.join(command)}"
-    assert "Traceback" not in err
-    assert out == ""
-
-
-def test_an_interrupted_submission_goes_on_with_the_command_it_prints(gateway: Gateway) -> None:
-    lines = [
-        json.dumps({"prompt": f"p{number}", "num_inference_steps": 1}) for number in range(5000)
-    ]
-    process = farm(gateway, "submit", "-", "--name", "my job", stdin=subprocess.PIPE)
-    assert process.stdin is not None
-    process.stdin.write("\n".join(lines[:4500]))
-    process.stdin.flush()
-    with gateway.client() as http:
-        wait_for(lambda: http.get("/v1/jobs").json()["jobs"])
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=20)
-        assert (process.returncode, out) == (130, "")
-        command = shlex.split(err.splitlines()[-1].partition("to go on: ")[2])
-        assert command[:5] == ["farm", "submit", "-", "--name", "my job"]
-        again = farm(gateway, *command[1:], stdin=subprocess.PIPE)
-        out, err = again.communicate("\n".join(lines), timeout=60)
-        assert again.returncode == 0, err
-        (job,) = http.get("/v1/jobs").json()["jobs"]
-    assert (job["id"], job["images"]["total"]) == (out.strip(), 5000)
-
-
-def polls(http: httpx2.Client) -> float:
-    """How often somebody asked for a job or its pictures."""
-    counts = (
-        line.rsplit(" ", 1)
-        for line in http.get("/metrics").text.splitlines()
-        if line.startswith("farm_requests_total") and 'route="/v1/jobs/{job}' in line
-    )
-    return sum(float(count) for _, count in counts)
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def test_standard_input_may_be_piped_and_may_be_closed(gateway: Gateway) -> None:
-    for text in (GOOD, "a\nb\n"):
-        process = farm(gateway, "submit", "-", "--json", stdin=subprocess.PIPE)
-        out, err = process.communicate(text, timeout=20)
-        assert json.loads(out)["accepted"] == 2, err
-    closed = farm(gateway, "submit", "-", preexec_fn=lambda: os.close(0))
-    out, err = closed.communicate(timeout=20)
-    assert closed.returncode == 2
-    assert "standard input is closed" in err
 
 
 def test_a_job_that_is_still_coming_in_says_for_how_long(cli: Cli, http: httpx2.Client) -> None:

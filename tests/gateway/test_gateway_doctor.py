@@ -5,8 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from fake_worker import FakeWorker
 from harness import Gateway
-from robot import Robot
 
 from farm.cli.app import run
 from farm.local.doctor import Health, Patient, examine
@@ -32,7 +32,7 @@ def health(patient: Patient, check: str) -> tuple[Health, str]:
 
 
 def test_every_part_is_looked_at_and_a_part_that_works_is_ok(
-    patient: Patient, robot: Robot
+    patient: Patient, fake_worker: FakeWorker
 ) -> None:
     checks = dict.fromkeys(one.check for one in examine(patient))
     assert list(checks) == [

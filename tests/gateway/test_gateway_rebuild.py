@@ -88,7 +88,7 @@ def test_every_job_comes_back_with_its_state_and_its_counts(
     assert list(snapshot(kept)) == order
     later = kept.queue.status(done.id, "local").created_at
     assert abs((later - created).total_seconds()) < 5
-    assert kept.queue.fsck(repair=False) == []
+    assert kept.queue.check(repair=False) == []
     assert rebuild(kept.queue, kept.store) == counts
     assert snapshot(kept) == before
 
@@ -106,7 +106,7 @@ def test_every_job_comes_back_with_its_state_and_its_counts(
     lost.retry()
     assert lost.wait(20).images.done == 1
     second.stop()
-    assert kept.queue.fsck(repair=False) == []
+    assert kept.queue.check(repair=False) == []
 
 
 def test_a_job_that_came_by_pieces_comes_back_closed_or_open(kept: Gateway, farm: Farm) -> None:
@@ -147,7 +147,7 @@ def test_a_job_that_came_by_pieces_comes_back_closed_or_open(kept: Gateway, farm
         assert piece(half, 2).status_code < 300
         assert http.post(f"/v1/jobs/{half}/close", params={"pieces": 3}).status_code < 300
         assert kept.queue.status(half, "local").images.total == 9
-        assert kept.queue.fsck(repair=False) == []
+        assert kept.queue.check(repair=False) == []
 
 
 def test_a_record_that_is_damaged_is_counted_and_stops_nothing(kept: Gateway, farm: Farm) -> None:

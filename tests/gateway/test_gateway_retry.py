@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
+from fake_worker import BAD_PROMPT, LOST_PROMPT, FakeWorker
 from harness import Gateway
-from robot import BAD_PROMPT, LOST_PROMPT, Robot
 
 from farm.cli.app import run
 from farm.errors import Conflict
@@ -13,14 +13,14 @@ from farm_client import Farm
 
 
 def test_a_retry_makes_the_failed_pictures_only_and_its_results_count(
-    gateway: Gateway, robot: Robot, tmp_path: Path
+    gateway: Gateway, fake_worker: FakeWorker, tmp_path: Path
 ) -> None:
     with Farm(gateway.url) as farm:
         job = farm.submit(["a boat", BAD_PROMPT, "a bird"], seed=1)
         status = job.wait(20, check=False)
         assert (status.state, status.images.done, status.images.failed) == ("failed", 2, 1)
         before = {image.render: image.sha256 for image in job.images()}
-        robot.healed = True
+        fake_worker.healed = True
         assert job.retry().generation == 1
         status = job.wait(20)
         assert (status.images.done, status.images.failed) == (3, 0)
@@ -35,7 +35,9 @@ def test_a_retry_makes_the_failed_pictures_only_and_its_results_count(
             job.retry()
 
 
-def test_a_picture_that_fails_again_is_listed_once(gateway: Gateway, robot: Robot) -> None:
+def test_a_picture_that_fails_again_is_listed_once(
+    gateway: Gateway, fake_worker: FakeWorker
+) -> None:
     with Farm(gateway.url) as farm:
         job = farm.submit(["a boat", BAD_PROMPT], seed=1)
         job.wait(20, check=False)
@@ -48,26 +50,26 @@ def test_a_picture_that_fails_again_is_listed_once(gateway: Gateway, robot: Robo
 
 
 def test_the_pictures_of_a_task_that_was_lost_are_made_again(
-    gateway: Gateway, robot: Robot
+    gateway: Gateway, fake_worker: FakeWorker
 ) -> None:
     with Farm(gateway.url) as farm:
         job = farm.submit([LOST_PROMPT, "a bird"], seed=1)
         job.wait(20, check=False)
         assert {image.error is None for image in job.images()} == {False}
-        robot.healed = True
+        fake_worker.healed = True
         job.retry()
         assert job.wait(20).images.done == 2
         assert [image.error for image in job.images()] == [None, None]
 
 
 def test_a_follower_that_saw_a_picture_fail_keeps_its_good_result(
-    gateway: Gateway, robot: Robot, tmp_path: Path
+    gateway: Gateway, fake_worker: FakeWorker, tmp_path: Path
 ) -> None:
     with Farm(gateway.url) as farm:
         job = farm.submit(["a boat", BAD_PROMPT], seed=1)
         job.wait(20, check=False)
         assert job.fetch(tmp_path).failed == 1
-        robot.healed = True
+        fake_worker.healed = True
         job.retry()
         job.wait(20)
         again = job.fetch(tmp_path)
@@ -76,7 +78,7 @@ def test_a_follower_that_saw_a_picture_fail_keeps_its_good_result(
 
 def test_a_retry_may_be_of_the_tasks_that_failed_for_one_reason(
     gateway: Gateway,
-    robot: Robot,
+    fake_worker: FakeWorker,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -85,7 +87,7 @@ def test_a_retry_may_be_of_the_tasks_that_failed_for_one_reason(
         # Two sizes, so two tasks.
         job = farm.submit_many([{"prompt": BAD_PROMPT}, {"prompt": LOST_PROMPT, "height": 32}])
         assert job.wait(20, check=False).images.failed == 2
-        robot.healed = True
+        fake_worker.healed = True
         with pytest.raises(Conflict, match="failed for the reason crash"):
             job.retry("crash")
         assert run(["retry", job.id, "--failed", "--reason", "cannot be drawn"]) == 0
@@ -98,7 +100,7 @@ def test_a_retry_may_be_of_the_tasks_that_failed_for_one_reason(
 
 def test_retry_and_pause_have_commands(
     gateway: Gateway,
-    robot: Robot,
+    fake_worker: FakeWorker,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -114,7 +116,7 @@ def test_retry_and_pause_have_commands(
     _, out, _ = cli("submit", "a bird", "--wait")
     good = out.strip()
     assert cli("ls", "--failed", "-q")[1].split() == [failed]
-    robot.healed = True
+    fake_worker.healed = True
     code, out, told = cli("retry", failed, "--failed")
     assert (code, out) == (0, "")
     assert told.endswith(": 1 picture to make again\n")
@@ -122,7 +124,7 @@ def test_retry_and_pause_have_commands(
     assert cli("ls", "--failed", "-q")[1] == ""
     code, _, told = cli("retry", good)
     assert (code, told) == (2, f"error[conflict]: job {good} has no failed pictures\n")
-    robot.stop()
+    fake_worker.stop()
     _, out, _ = cli("submit", "a boat")
     waiting = out.strip()
     assert cli("pause", waiting) == (0, "", f"{waiting} paused\n")

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_worker import BAD_PROMPT, FakeWorker
 from harness import Gateway, Serve, latents, png
 from PIL import Image
-from robot import BAD_PROMPT, Robot
 
 from farm.errors import InvalidInput, JobCancelled, JobFailed, NotAllowed, NotFound, TimedOut
 from farm_client import AllRejected, AsyncFarm, Farm
+from farm_client.connection import Connection
 from farm_client.fetch import MANIFEST
 
 
@@ -25,7 +26,9 @@ def farm(gateway: Gateway) -> Iterator[Farm]:
         yield farm
 
 
-def test_a_prompt_becomes_pictures_in_a_folder(farm: Farm, robot: Robot, tmp_path: Path) -> None:
+def test_a_prompt_becomes_pictures_in_a_folder(
+    farm: Farm, fake_worker: FakeWorker, tmp_path: Path
+) -> None:
     job = farm.submit("a red bicycle", num_images=4, seed=7, name="bikes")
     status = job.wait(20)
     assert (status.state, status.images.done, status.name) == ("done", 4, "bikes")
@@ -48,7 +51,7 @@ def test_a_prompt_becomes_pictures_in_a_folder(farm: Farm, robot: Robot, tmp_pat
     ]  # fmt: skip
 
 
-def test_pictures_come_as_they_finish(farm: Farm, robot: Robot, tmp_path: Path) -> None:
+def test_pictures_come_as_they_finish(farm: Farm, fake_worker: FakeWorker, tmp_path: Path) -> None:
     job = farm.submit(["a boat", "a bird"], seed=1)
     images = list(job.images())
     assert sorted((image.render, image.seed) for image in images) == [(0, 1), (1, 1)]
@@ -59,7 +62,9 @@ def test_pictures_come_as_they_finish(farm: Farm, robot: Robot, tmp_path: Path) 
     assert images[0].spec["prompt"] in ("a boat", "a bird")
 
 
-def test_the_asynchronous_farm_is_the_same(gateway: Gateway, robot: Robot, tmp_path: Path) -> None:
+def test_the_asynchronous_farm_is_the_same(
+    gateway: Gateway, fake_worker: FakeWorker, tmp_path: Path
+) -> None:
     async def main() -> None:
         async with AsyncFarm(gateway.url) as farm:
             jobs = await asyncio.gather(*(farm.submit(f"picture {n}") for n in range(5)))
@@ -155,7 +160,9 @@ def test_a_source_that_breaks_in_the_middle_leaves_nothing_running(farm: Farm) -
     assert [job.state for job in farm.jobs()] == ["cancelled"]
 
 
-def test_defaults_hold_where_a_render_does_not_say_otherwise(farm: Farm, robot: Robot) -> None:
+def test_defaults_hold_where_a_render_does_not_say_otherwise(
+    farm: Farm, fake_worker: FakeWorker
+) -> None:
     text = io.StringIO('{"prompt": "a"}\n{"prompt": "b", "num_images": 1}\n')
     job = farm.submit_many(text, defaults={"num_images": 3, "height": 32})
     images = list(job.images())
@@ -204,7 +211,7 @@ def test_waiting_ends_as_the_job_does(farm: Farm, gateway: Gateway) -> None:
 
 
 def test_a_failed_picture_fails_its_job_and_says_why(
-    farm: Farm, robot: Robot, tmp_path: Path
+    farm: Farm, fake_worker: FakeWorker, tmp_path: Path
 ) -> None:
     job = farm.submit(["good", BAD_PROMPT])
     with pytest.raises(JobFailed):
@@ -220,7 +227,7 @@ def test_a_failed_picture_fails_its_job_and_says_why(
 
 
 def test_a_folder_that_cannot_be_written_is_said_at_once(
-    farm: Farm, robot: Robot, tmp_path: Path
+    farm: Farm, fake_worker: FakeWorker, tmp_path: Path
 ) -> None:
     job = farm.submit("x")
     (tmp_path / "file").write_text("")
@@ -231,23 +238,32 @@ def test_a_folder_that_cannot_be_written_is_said_at_once(
 
 
 def test_a_watcher_survives_a_restart_of_the_gateway(
-    start: Serve, gateway: Gateway, tmp_path: Path
+    start: Serve, gateway: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    told, away, pause = threading.Event(), threading.Event(), Connection.pause
+
+    async def paused(*arguments: Any) -> None:
+        away.set()
+        await pause(*arguments)
+
+    monkeypatch.setattr(Connection, "pause", paused)
     first = start()
     port = int(first.url.rsplit(":", 1)[1])
     job = Farm(first.url).submit("x")
     seen = []
 
     def watch() -> None:
-        seen.extend(status.state for status in job.events())
+        for status in job.events():
+            seen.append(status.state)
+            told.set()
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    time.sleep(0.3)
+    assert told.wait(20)
     first.server.should_exit = True
     while any(server.is_serving() for server in first.server.servers):
         time.sleep(0.02)
-    time.sleep(1.2)
+    assert away.wait(20)
     second = start(port=port)
     second.queue.cancel(job.id, "local")
     watcher.join(20)

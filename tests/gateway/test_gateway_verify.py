@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from fake_worker import BAD_PROMPT, FakeWorker
 from harness import Gateway
-from robot import BAD_PROMPT, Robot
 
 from farm.cli.app import run
 from farm.errors import Conflict
@@ -23,7 +23,7 @@ def farm(gateway: Gateway) -> Iterator[Farm]:
 
 
 @pytest.fixture
-def job(farm: Farm, robot: Robot) -> Job:
+def job(farm: Farm, fake_worker: FakeWorker) -> Job:
     job = farm.submit(["a boat", "a bird", "a fish"], seed=1)
     job.wait(20)
     return job
@@ -73,18 +73,18 @@ def test_a_damaged_picture_is_named_and_made_again(
     assert {render: image.generation for render, image in images.items()} == {0: 0, 1: 1, 2: 0}
     assert images[1].bytes() == data
     assert job.verify().differences == ()
-    assert gateway.queue.fsck() == []
+    assert gateway.queue.check() == []
     (record,) = gateway.store.list(keys.repairs(job.id))
     told = json.loads(gateway.store.get(record.key))
     assert [(one["kind"], one["subject"]) for one in told] == [(kind, key)]
 
 
 def test_a_retried_picture_that_is_damaged_is_made_a_third_time(
-    gateway: Gateway, farm: Farm, robot: Robot
+    gateway: Gateway, farm: Farm, fake_worker: FakeWorker
 ) -> None:
     job = farm.submit(["a boat", BAD_PROMPT], seed=1)
     job.wait(20, check=False)
-    robot.healed = True
+    fake_worker.healed = True
     job.retry()
     job.wait(20)
     for render, generation in ((0, 0), (1, 1)):
@@ -93,7 +93,7 @@ def test_a_retried_picture_that_is_damaged_is_made_a_third_time(
     assert job.wait(20).images.done == 2
     assert {image.generation for image in job.images()} == {2}
     assert job.verify().differences == ()
-    assert gateway.queue.fsck() == []
+    assert gateway.queue.check() == []
 
 
 def test_the_newest_part_of_a_repaired_job_is_written_again_too(gateway: Gateway, job: Job) -> None:
@@ -143,7 +143,7 @@ def test_an_orphan_is_removed(gateway: Gateway, job: Job) -> None:
 
 
 def test_what_can_be_mended_is_mended_where_pictures_cannot_be_made_again(
-    gateway: Gateway, farm: Farm, robot: Robot
+    gateway: Gateway, farm: Farm, fake_worker: FakeWorker
 ) -> None:
     deadline = datetime.now(UTC) + timedelta(seconds=4)
     job = farm.submit(["a boat", "a bird"], deadline=deadline)

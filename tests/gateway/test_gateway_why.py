@@ -3,8 +3,8 @@
 import json
 
 import pytest
+from fake_worker import FakeWorker
 from harness import Gateway
-from robot import Robot
 
 from farm.cli.app import run
 from farm_client import Farm
@@ -32,7 +32,7 @@ def test_a_job_without_a_worker_waits_for_one_and_tells_its_place(
 
 def test_a_job_that_has_ended_waits_for_nothing(
     gateway: Gateway,
-    robot: Robot,
+    fake_worker: FakeWorker,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:

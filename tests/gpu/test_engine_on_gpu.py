@@ -11,8 +11,7 @@ from cases import Case, draw, random_case, row_of, run
 from needs import needs_gpu
 
 from farm.errors import RenderError
-from farm_workers.engine.device_tile import DeviceTile
-from farm_workers.engine.engine import Engine
+from farm_workers.engine import Engine
 from farm_workers.testing.tiny import make_tiny
 
 pytestmark = needs_gpu
@@ -51,18 +50,22 @@ def test_rows_are_the_same_alone_and_among_neighbours(engine: Engine) -> None:
 def test_a_graph_gives_the_eager_step_s_tokens(engine: Engine) -> None:
     cases = [Case(row_of(engine.checkpoint, seed=seed)) for seed in range(6)]
     with_graph = draw(engine, *cases)
-    tiles = [tile for tile in engine._tiles if isinstance(tile, DeviceTile)]
-    graphs = [tile._graph for tile in tiles]
+    tiles, decoders = list(engine._tiles), engine._model.codec._decoders
+    graphs = [tile._replay for tile in tiles]
     assert any(graph is not None for graph in graphs)
+    assert decoders
     try:
         for tile in tiles:
-            tile._graph = None
+            tile._replay = None
+        engine._model.codec._decoders = {}
         eager = draw(engine, *cases)
     finally:
         for tile, graph in zip(tiles, graphs, strict=True):
-            tile._graph = graph
+            tile._replay = graph
+        engine._model.codec._decoders = decoders
     for one, other in zip(with_graph, eager, strict=True):
         np.testing.assert_array_equal(one.tokens, other.tokens)
+        np.testing.assert_array_equal(one.pixels, other.pixels)
 
 
 def test_float32_draws_the_cpu_s_picture(checkpoint: Path) -> None:
@@ -101,16 +104,53 @@ def test_a_row_that_is_not_finite_fails_alone(engine: Engine) -> None:
 
 
 def test_a_step_does_not_wait_for_the_device(engine: Engine) -> None:
-    engine.add(0, row_of(engine.checkpoint, num_inference_steps=8))
-    engine.step()  # admission
-    engine.step()
+    """Nor does an admission, a row that leaves or a decoding; pace is kept by events alone."""
+    row = row_of(engine.checkpoint, num_inference_steps=8)
+    draw(engine, Case(row))  # the libraries set themselves up, pinned memory is there
+    engine.add(0, row)
+    found: list[Any] = []
     torch.cuda.set_sync_debug_mode("error")
     try:
-        for _ in range(4):
-            engine.step()
+        while not engine.idle:
+            found += engine.step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert run(engine)[0].error is None
+    assert [result.error for result in found] == [None]
+
+
+def test_float32_is_exact_inside_and_the_process_s_own_affair_outside(engine: Engine) -> None:
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        with engine._model.device.scope():
+            assert not torch.backends.cudnn.allow_tf32
+            assert not torch.backends.cuda.matmul.allow_tf32
+        assert torch.backends.cudnn.allow_tf32
+        assert torch.backends.cuda.matmul.allow_tf32
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def test_an_urgent_row_is_the_same_beside_others(engine: Engine) -> None:
+    row = row_of(engine.checkpoint, seed=5)
+    engine.add("urgent", row, urgent=True)
+    alone = run(engine)["urgent"]
+    for key in range(6):
+        engine.add(key, row_of(engine.checkpoint, seed=key))
+    engine.add("urgent", row, urgent=True)
+    beside = run(engine)["urgent"]
+    np.testing.assert_array_equal(alone.tokens, beside.tokens)
+    np.testing.assert_array_equal(alone.pixels, beside.pixels)
+    assert "tile 1" in beside.numerics
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU")
+def test_a_second_gpu_is_used_whatever_the_current_one_is(checkpoint: Path) -> None:
+    second = Engine.load(checkpoint, device="cuda:1", dtype="float32", tile=2)
+    first = Engine.load(checkpoint, device="cuda:0", dtype="float32", tile=2)
+    case = Case(row_of(first.checkpoint, seed=3))
+    one, other = draw(first, case)[0], draw(second, case)[0]
+    np.testing.assert_array_equal(one.tokens, other.tokens)
 
 
 def test_cancelled_rows_leave_their_slots(engine: Engine) -> None:

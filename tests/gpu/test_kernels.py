@@ -1,13 +1,30 @@
 """Each Triton kernel beside the plain torch that it replaces."""
 
+from typing import Any
+
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812  (torch's own name for it)
 from needs import needs_kernels
 from torch import nn
 
-from farm_workers.engine import kernels
-from farm_workers.engine.model import Layout, RMSNorm
-from farm_workers.engine.philox import race_words
+from farm.spec import MAX_STEPS
+from farm_workers.engine.amused.transformer import GlobalResponseNorm, Layout, RMSNorm, RowOps
+from farm_workers.engine.rng import Stream, exponentials, race_words, uniforms
+from farm_workers.engine.sampler import (
+    ACTIVE,
+    HEADER,
+    PARTNER,
+    SCALE,
+    SEED_HIGH,
+    SEED_LOW,
+    STEP,
+    UNSEEN,
+    State,
+    choose,
+    guide,
+    stay_masked,
+)
 
 pytestmark = needs_kernels
 
@@ -41,15 +58,16 @@ def test_norm_residual_and_modulation(
     norm.to(device, dtype)
     x = torch.randn(*rows, tokens, channels, device=device, dtype=dtype)
     delta = torch.randn_like(x) if moved else None
-    layout = Layout.of(iter([(1, channels), (7,), (1, channels)]))
+    layout = Layout.of([("scale", (1, channels)), ("x", (7,)), ("shift", (1, channels))])
     packed = torch.randn(*rows, layout.size, device=device, dtype=dtype)
-    scale, _, shift = layout.views(packed) if modulated else (None, None, None)
+    given = layout.views(packed)
+    scale, shift = (given["scale"], given["shift"]) if modulated else (None, None)
     stream = x.clone()
     found = triton_kernels.add_norm(stream, delta, norm, scale, shift)
     summed = x if delta is None else x + delta
     expected = norm(summed)
     if scale is not None and shift is not None:
-        expected = kernels.modulate(expected, scale, shift)
+        expected = expected * scale + shift
     torch.testing.assert_close(stream, summed)
     torch.testing.assert_close(found, expected, **_tolerance(dtype))
 
@@ -65,36 +83,192 @@ def test_geglu(device: str, dtype: torch.dtype) -> None:
     torch.testing.assert_close(triton_kernels.geglu(x), expected, **_tolerance(dtype))
 
 
-@pytest.mark.parametrize("halves", [1, 2])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bias", [False, True])
+def test_depthwise_convolution_and_norm(device: str, dtype: torch.dtype, bias: bool) -> None:
+    from farm_workers.engine import triton_kernels
+
+    torch.manual_seed(0)
+    grid, channels = (3, 5), 24
+    conv = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=bias)
+    norm = RMSNorm(channels, 1e-6)
+    nn.init.normal_(norm.weight)
+    conv.to(device, dtype)
+    norm.to(device, dtype)
+    x = torch.randn(2, 1, 15, channels, device=device, dtype=dtype)
+    taps = conv.weight[:, 0].permute(1, 2, 0).flatten(0, 1).contiguous()
+    found = triton_kernels.mix_norm(x, grid, taps, conv.bias, norm)
+    images = x[:, 0].unflatten(1, grid).permute(0, 3, 1, 2).contiguous()
+    expected = norm(conv(images).permute(0, 2, 3, 1).reshape(x.shape))
+    torch.testing.assert_close(found, expected, **_tolerance(dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("tokens", [1, 15, 40])
+def test_gelu_and_global_response_norm(device: str, dtype: torch.dtype, tokens: int) -> None:
+    from farm_workers.engine import triton_kernels
+
+    torch.manual_seed(0)
+    norm = GlobalResponseNorm(72)
+    for parameter in norm.parameters():
+        nn.init.normal_(parameter)
+    norm.to(device, dtype)
+    x = torch.randn(3, 1, tokens, 72, device=device, dtype=dtype)
+    expected = norm(F.gelu(x.float()).to(dtype))
+    torch.testing.assert_close(triton_kernels.response(x, norm), expected, **_tolerance(dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("channels", [32, 96])
+@pytest.mark.parametrize("biased", [False, True])
+def test_group_norm_and_silu(device: str, dtype: torch.dtype, channels: int, biased: bool) -> None:
+    from farm_workers.engine.triton_kernels import GroupNormSilu
+
+    torch.manual_seed(0)
+    norm = nn.GroupNorm(8, channels, eps=1e-6)
+    for parameter in norm.parameters():
+        nn.init.normal_(parameter)
+    norm.to(device, dtype)
+    x = 3 + 2 * torch.randn(2, channels, 9, 21, device=device, dtype=dtype)
+    bias = torch.randn(channels, device=device, dtype=dtype) if biased else None
+    found = GroupNormSilu(norm)(x.to(memory_format=torch.channels_last), bias)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    expected = F.silu(norm(x if bias is None else x + bias[:, None, None]))
+    torch.testing.assert_close(found.contiguous(), expected, **_tolerance(dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_convolution_s_bias_is_added_with_the_residual(device: str, dtype: torch.dtype) -> None:
+    from farm_workers.engine.triton_kernels import add_bias
+
+    torch.manual_seed(0)
+    x, residual = (torch.randn(2, 96, 9, 21, device=device, dtype=dtype) for _ in range(2))
+    bias = torch.randn(96, device=device, dtype=dtype)
+    expected = x + bias[:, None, None] + residual
+    found = add_bias(x.to(memory_format=torch.channels_last), bias, residual)
+    torch.testing.assert_close(found.contiguous(), expected, **_tolerance(dtype))
+
+
+def test_resampling_convolutions_as_products(device: str) -> None:
+    from farm_workers.engine.triton_kernels import FusedOps
+
+    torch.manual_seed(0)
+    x = torch.randn(3, 1, 4 * 6, 16, device=device)
+    down = nn.Conv2d(16, 16, 2, 2, bias=True).to(device)
+    up = nn.ConvTranspose2d(16, 16, 2, 2, bias=True).to(device)
+    for name, conv in (("halve", down), ("double", up)):
+        found = getattr(FusedOps, name)(x, (4, 6), conv)
+        expected = getattr(RowOps, name)(x, (4, 6), conv)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+class Tile:
+    """What the sampler's kernels work on, for rows of one seed and step each."""
+
+    def __init__(self, device: str, unknown: Any, **facts: list[int]) -> None:
+        halves, seq_len = unknown.shape
+        self.records = torch.zeros(halves, HEADER + 2 * MAX_STEPS, dtype=torch.int32)
+        for place, (seed, step, partner, active) in enumerate(
+            zip(facts["seeds"], facts["steps"], facts["partners"], facts["active"], strict=True)
+        ):
+            words = self.records[place]
+            words[SEED_LOW] = (seed & 0xFFFFFFFF) - 2**32 * ((seed >> 31) & 1)
+            words[SEED_HIGH] = seed >> 32
+            words[STEP], words[PARTNER], words[ACTIVE] = step, partner, active
+            words.view(torch.float32)[SCALE] = 1.5 + place
+        self.records = self.records.to(device)
+        self.state = State.empty(halves, seq_len, torch.device(device))
+        self.state.tokens.masked_fill_(unknown.to(device), MASK)
+
+
+MASK = 9999
+
+
 @pytest.mark.parametrize("codes", [300, 2048, 8192])
-def test_sampling_draws_what_plain_torch_draws(device: str, halves: int, codes: int) -> None:
+def test_sampling_draws_what_plain_torch_draws(device: str, codes: int) -> None:
+    """Two guided rows in scattered half-slots, one without guidance, one that is not there."""
     from farm_workers.engine import triton_kernels
 
     torch.manual_seed(codes)
-    rows, tokens = 2, 9
-    logits = 2 * torch.randn(rows, halves, tokens, codes, device=device)
-    unknown = torch.rand(rows, tokens, device=device) < 0.7
-    scale = torch.tensor([4.0, 1.5], device=device)
-    seeds = torch.tensor([7, -(2**62) - 3], device=device)
-    steps = torch.tensor([0, 11], device=device)
-    arguments = (logits, unknown, scale, seeds, steps)
-    codes_found, chosen = triton_kernels.sample(*arguments)
-    expected, probability = kernels.sample(*(part.cpu() for part in arguments))
-    assert torch.equal(codes_found.cpu(), expected)
-    torch.testing.assert_close(chosen.cpu(), probability, rtol=1e-4, atol=1e-6)
+    tokens, partners, active = 9, [3, 1, 4, 3, 4, 5], [1, 1, 1, 0, 0, 0]
+    seeds, steps = [7, -(2**62) - 3, 2**31 + 5, 0, 0, 0], [0, 11, 999, 0, 0, 0]
+    logits = 2 * torch.randn(6, tokens, codes, device=device)
+    unknown = torch.rand(6, tokens) < 0.7
+    tile = Tile(device, unknown, seeds=seeds, steps=steps, partners=partners, active=active)
+    triton_kernels.draw(logits, tile.records, tile.state, MASK)
+    scores = logits.cpu()
+    for place in range(3):
+        masked, seed = unknown[place], torch.tensor(seeds[place])
+        guided = scores[place, masked]
+        if partners[place] != place:
+            prompted = scores[partners[place], masked]
+            guided = guide(guided, prompted, torch.tensor(1.5 + place))
+        race = exponentials(seed, masked.nonzero()[:, 0], torch.tensor(steps[place]), codes)
+        expected, probability = choose(guided, race)
+        assert torch.equal(tile.state.predicted[place].cpu()[masked], expected)
+        found = tile.state.probability[place].cpu()
+        torch.testing.assert_close(found[masked], probability, rtol=1e-4, atol=1e-6)
+        assert bool((found[~masked] == UNSEEN).all())
+    assert bool((tile.state.probability[3:] == UNSEEN).all())
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_scores_that_are_not_finite_are_seen(device: str, value: float) -> None:
     from farm_workers.engine import triton_kernels
 
-    logits = torch.zeros(1, 1, 4, 64, device=device)
-    logits[0, 0, 2, 5] = value
-    unknown = torch.ones(1, 4, dtype=torch.bool, device=device)
-    one = torch.ones(1, device=device)
-    codes, chosen = triton_kernels.sample(logits, unknown, one, one.long(), one.long())
-    assert torch.isfinite(chosen[0]).tolist() == [True, True, False, True]
+    logits = torch.zeros(1, 4, 64, device=device)
+    logits[0, 2, 5] = value
+    unknown = torch.ones(1, 4, dtype=torch.bool)
+    tile = Tile(device, unknown, seeds=[1], steps=[1], partners=[0], active=[1])
+    triton_kernels.draw(logits, tile.records, tile.state, MASK)
+    chosen, codes = tile.state.probability[0], tile.state.predicted[0]
+    assert torch.isfinite(chosen).tolist() == [True, True, False, True]
     assert bool(((codes >= 0) & (codes < 64)).all())
+    outcome = torch.zeros(1, 2, device=device)
+    triton_kernels.settle(tile.records, tile.state, MASK, outcome)
+    assert float(outcome[0, 1]) == 1.0
+
+
+@pytest.mark.parametrize("seq_len", [1, 2, 60, 1024, 4096])
+def test_the_cut_off_is_plain_torch_s(device: str, seq_len: int) -> None:
+    from farm_workers.engine import triton_kernels
+
+    torch.manual_seed(seq_len)
+    planned = [0, 1, seq_len // 3, seq_len - 1, seq_len + 7, seq_len // 2]
+    seeds, steps = [5, 6, 7, 8, 9, -3], [3, 0, 1, 2, 998, 7]
+    temperature = [0.0, 2.0, 4.5, 0.3, 0.0, 100.0]
+    unknown = torch.rand(6, seq_len) < torch.tensor([0.5, 1.0, 0.8, 1.0, 0.3, 0.6])[:, None]
+    tile = Tile(device, unknown, seeds=seeds, steps=steps, partners=range(6), active=[1] * 6)
+    for place in range(6):
+        words = tile.records[place]
+        words.view(torch.float32)[HEADER + steps[place]] = temperature[place]
+        words[HEADER + MAX_STEPS + steps[place]] = planned[place]
+    probability = torch.rand(6, seq_len)
+    probability[0] = 0.25  # equally sure of all
+    tile.state.probability.copy_(torch.where(unknown, probability, UNSEEN))
+    tile.state.predicted.copy_(torch.where(unknown, 7, 0))
+    outcome = torch.zeros(6, 2, device=device)
+    triton_kernels.settle(tile.records, tile.state, MASK, outcome)
+    uniform = uniforms(
+        torch.tensor(seeds), torch.tensor(steps), torch.arange(seq_len), Stream.ORDER
+    )
+    stay = stay_masked(
+        probability,
+        unknown,
+        uniform,
+        torch.tensor(temperature)[:, None],
+        torch.tensor(planned)[:, None],
+    )
+    tokens = tile.state.tokens.cpu()
+    assert torch.equal(tokens == MASK, stay)
+    assert bool((tokens[unknown & ~stay] == 7).all())
+    assert bool((tokens[~unknown] == 0).all())
+    assert tile.records[:, STEP].tolist() == [4, 1, 2, 3, 999, 8]
+    for place in range(6):
+        chosen = probability[place, unknown[place]]
+        mean = float(chosen.mean()) if len(chosen) else 1.0
+        assert float(outcome[place, 0]) == pytest.approx(mean, rel=1e-5)
+        assert float(outcome[place, 1]) == 0.0
 
 
 def test_the_integers_are_the_same_on_every_device(device: str) -> None:

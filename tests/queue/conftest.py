@@ -1,4 +1,4 @@
-"""A real server on a socket of its own."""
+"""A real server on a socket of its own, directly or behind a proxy that loses replies."""
 
 import os
 import shutil
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import redis
+from fault_proxy import FaultProxy
 from queue_bench import Bench, moved_clock
 
 from farm.errors import Unavailable
@@ -55,4 +56,31 @@ def queue(client: "redis.Redis") -> Queue:
 def bench(queue: Queue) -> Iterator[Bench]:
     """Whatever a test did, the counters equal a recount."""
     yield Bench(queue)
-    assert queue.fsck(repair=False) == []
+    assert queue.check(repair=False) == []
+
+
+@pytest.fixture
+def proxy(server: ServerProcess) -> Iterator[FaultProxy]:
+    with FaultProxy(server.socket) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def far(proxy: FaultProxy, queue: Queue) -> Iterator[Queue]:
+    """The queue behind the proxy; its connection is open, and the server knows its scripts."""
+    client = connect(f"redis://{proxy.address}/0")
+    scripts = moved_clock(read_scripts())
+    queue = Queue(client, scripts=scripts)
+    for script in scripts.values():
+        client.script_load(script)
+    yield queue
+    client.close()
+
+
+@pytest.fixture
+def own(folder: Path) -> Iterator[ServerProcess]:
+    """A server that a test may do anything to."""
+    server = ServerProcess(folder / f"own-{os.urandom(4).hex()}")
+    with server.serving():
+        yield server
+    shutil.rmtree(server.data)

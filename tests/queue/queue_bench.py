@@ -2,8 +2,10 @@
 
 import itertools
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
+from farm.errors import Unavailable
 from farm.job import JobOptions, Lease, Receipt, TaskDraft, job_id
 from farm.queue import JobHeader, Queue
 from farm.spec import Lane, Mode
@@ -23,6 +25,15 @@ def moved_clock(scripts: Mapping[str, str]) -> dict[str, str]:
         )
         for name, source in scripts.items()
     }
+
+
+def until_heard(call: Callable[[], Any]) -> Any:
+    """As the farm's loops do."""
+    while True:
+        try:
+            return call()
+        except Unavailable:
+            continue
 
 
 class Bench:

@@ -339,7 +339,7 @@ class Model:
                 self.settle(task.job, None)
         return len(session.held)
 
-    def beat(
+    def heartbeat(
         self, session: Session, progress: dict[str, Progress], ms: int
     ) -> tuple[set[str], set[str]]:
         session.deadline = self.now + ms / 1000
@@ -368,7 +368,7 @@ class Model:
     def failed_for(self, job: Job, reason: str | None) -> list[Task]:
         return [task for task in job.failures if reason in {None, task.failed_by}]
 
-    def spoil(self, task: Task, left: int) -> int:
+    def invalidate(self, task: Task, left: int) -> int:
         gone = task.done - left
         task.done, task.failed = left, task.pictures - left
         if newer := task.job.newer(task):

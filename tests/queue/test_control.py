@@ -36,7 +36,7 @@ def test_a_paused_job_starts_nothing_until_it_is_resumed(bench: Bench, queue: Qu
     queue.pause(job, "ann")
     assert queue.status(job, "ann").paused
     assert [lease.job for lease in bench.lease(session)] == [other]
-    assert queue.work() == []
+    assert queue.backlog() == []
     assert bench.complete(session, running) == "committed"
     queue.resume(job, "ann")
     queue.resume(job, "ann")
@@ -175,7 +175,7 @@ DAMAGES: dict[str, Damage] = {
     "the planner's pictures": lambda client, job, _: client.hset("{farm}:work:pictures", "1:1", 1),
     "a session": lambda client, job, s: client.zrem("{farm}:sessions", s),
     "what is held": lambda client, job, s: client.delete(f"{{farm}}:held:{s}"),
-    "what is held in vain": lambda client, job, s: client.hset(
+    "what is held but not leased": lambda client, job, s: client.hset(
         f"{{farm}}:held:{s}", f"{job}/0/2", "1|0|4|0|0|"
     ),
 }
@@ -187,26 +187,26 @@ def test_damage_is_found_and_repaired(damage: str, bench: Bench, queue: Queue) -
     session = bench.session()
     lease, other = bench.lease(session, limit=2)
     bench.complete(session, lease)
-    assert queue.fsck() == []
+    assert queue.check() == []
     DAMAGES[damage](queue.client, job, session)
-    assert queue.fsck(repair=False) != []
-    queue.fsck()
-    queue.fsck()
-    assert queue.fsck(repair=False) == []
+    assert queue.check(repair=False) != []
+    queue.check()
+    queue.check()
+    assert queue.check(repair=False) == []
     queue.end(session, "drain")
     finish(bench, job, {})
     assert queue.status(job, "ann").state is JobState.DONE
     del other
 
 
-def test_a_job_that_nobody_finalises_is_found_and_repaired(bench: Bench, queue: Queue) -> None:
+def test_a_job_without_a_finalise_task_is_found_and_repaired(bench: Bench, queue: Queue) -> None:
     job = bench.submit(1)
     session = bench.session()
     [lease] = bench.lease(session)
     bench.complete(session, lease)
     queue.end(session, "drain")
     queue.client.delete("{farm}:finalise")
-    assert len(queue.fsck()) == 1
+    assert len(queue.check()) == 1
     finish(bench, job, {})
     assert queue.status(job, "ann").state is JobState.DONE
 
@@ -222,7 +222,7 @@ def test_full_memory_refuses_new_work_and_lets_work_go_on(bench: Bench, queue: Q
         with pytest.raises(QueueFull):
             queue.open(header)
         first, second, third = bench.lease(session)
-        queue.beat(session, 1, {first.key: (1, 0)}, {}, MS)
+        queue.heartbeat(session, 1, {first.key: (1, 0)}, {}, MS)
         assert bench.complete(session, first) == "committed"
         queue.fail(session, second, "infra", "")
         queue.fail(session, third, "release", "")
@@ -270,14 +270,16 @@ def test_a_restarted_server_takes_work_after_its_file_is_rewritten(folder: Path)
         [lease] = bench.lease(session, limit=1)
         queue.tick()
         longer = bench.session()
-        queue.beat(longer, 1, {}, {}, 100_000)
+        queue.heartbeat(longer, 1, {}, {}, 100_000)
         server.kill()
         server.start()
         server.ready()
         assert client.info("persistence")["aof_rewrites"] == 0
         bench.advance(3600)
         queue.tick()
-        assert queue.held(session) == [lease], "nobody could beat: nothing is given up yet"
+        assert queue.held(session) == [lease], (
+            "no worker could send a heartbeat, so nothing is given up yet"
+        )
         assert bench.complete(session, lease) == "committed"
         bench.submit(1)
         assert client.info("persistence")["aof_rewrites"] == 1
@@ -290,7 +292,7 @@ def test_a_restarted_server_takes_work_after_its_file_is_rewritten(folder: Path)
         queue.tick()
         assert queue.sessions() == [], "after one of its own"
         assert queue.status(job, "ann").tasks.done == 1
-        assert queue.fsck(repair=False) == []
+        assert queue.check(repair=False) == []
 
 
 def test_each_refusal_of_redis_is_named(folder: Path) -> None:

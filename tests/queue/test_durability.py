@@ -45,9 +45,10 @@ def test_acknowledged_submissions_survive_a_sigkill_of_the_server(server: Server
     assert all(bench.queue.status(job, "ann").tasks.total == 2 for job in jobs)
     assert bench.queue.held(session) == [lease]
     assert bench.complete(session, lease) == "committed"
-    assert bench.queue.fsck(repair=False) == []
+    assert bench.queue.check(repair=False) == []
 
 
+@pytest.mark.slow
 def test_a_file_torn_in_its_last_transaction_loses_nothing_acknowledged(
     server: ServerProcess, folder: Path
 ) -> None:
@@ -77,7 +78,7 @@ def test_a_file_torn_in_its_last_transaction_loses_nothing_acknowledged(
             for job in kept:
                 assert bench.queue.status(job, "ann").state is JobState.QUEUED, f"cut at {cut}"
             assert bench.queue.status(later, "bob").state is JobState.QUEUED, f"cut at {cut}"
-            assert bench.queue.fsck(repair=False) == [], f"cut at {cut}"
+            assert bench.queue.check(repair=False) == [], f"cut at {cut}"
             again.kill()
         shutil.rmtree(torn)
 

@@ -35,7 +35,7 @@ def backlog(bench: Bench, tenant: str, tasks: int, cost: int = 12, **options: ob
 
 
 def test_tenants_share_by_weight_within_two_percent(bench: Bench, queue: Queue) -> None:
-    queue.weigh("bob", 3)
+    queue.set_weight("bob", 3)
     for tenant in ("ann", "bob", "eve"):
         backlog(bench, tenant, 3200)
     got = owners(bench, serve(bench, bench.session(), 5000, at_once=50))
@@ -70,7 +70,7 @@ def test_a_small_new_tenant_behind_a_backlog_of_95_000_gets_its_share_at_once(
             tasks = bench.tasks(200, pictures=1000, cost=12_000, first=200 * piece)
             queue.append(header.job, piece, "a" * 64, tasks)
         queue.close(header.job, 95)
-    assert sum(work.tasks for work in queue.work()) == 95_000
+    assert sum(work.tasks for work in queue.backlog()) == 95_000
     session = bench.session()
     serve(bench, session, 1000, at_once=200)
     bench.submit(8, tenant="bob", pictures=1, cost=12_000)
@@ -130,7 +130,7 @@ def test_one_urgent_picture_passes_every_backlog(bench: Bench) -> None:
     assert serve(bench, session, 1)[0].job == job
 
 
-def test_a_lane_without_workers_holds_nobody_up(bench: Bench) -> None:
+def test_a_lane_without_workers_holds_up_no_other_lane(bench: Bench) -> None:
     """A newcomer joins a lane where it stands, also when the class has gone far ahead of it."""
     far, near = LANE._replace(height=512), LANE
     bench.submit(100, tenant="ann", pictures=1, lane=far)
@@ -217,7 +217,7 @@ def test_a_working_session_drains_for_a_suspect_and_goes_on_after_it(bench: Benc
     assert len(bench.lease(crashed, limit=2)) == 2
     bench.queue.end(crashed, "crash")
     bench.advance(25)  # not so long that the session is given up
-    bench.queue.beat(session, 0, {}, {}, 10**7)
+    bench.queue.heartbeat(session, 0, {}, {}, 10**7)
     bench.advance(60)
     bench.queue.tick()
     assert bench.lease(session) == []
@@ -246,7 +246,7 @@ def test_a_thousand_idle_workers_write_nothing(bench: Bench, queue: Queue) -> No
 def test_a_weight_must_be_sensible(queue: Queue) -> None:
     for weight in (0, -1, float("nan"), float("inf")):
         with pytest.raises(InvalidInput):
-            queue.weigh("ann", weight)
+            queue.set_weight("ann", weight)
 
 
 def test_room_kept_for_urgent_work_takes_nothing_else(bench: Bench, queue: Queue) -> None:
@@ -283,7 +283,7 @@ def test_no_more_sessions_make_themselves_free_than_there_are_suspects(bench: Be
     busy = [bench.session() for _ in range(3)]
     for session in busy:
         bench.lease(session, limit=1)
-        bench.queue.beat(session, 0, {}, {}, 10**7)
+        bench.queue.heartbeat(session, 0, {}, {}, 10**7)
     bench.submit(2, priority="urgent")
     crashed = bench.session()
     bench.lease(crashed, limit=2)

@@ -26,9 +26,9 @@ from queue_model import Job, Model, Session
 from farm.errors import Conflict, JobCancelled, LeaseLost, NotFound
 from farm.job import JobOptions, JobState, Lease, Priority, Receipt, TaskDraft, job_id
 from farm.local.valkey import ServerProcess
-from farm.queue import JobHeader, JobStatus, Progress, Queue, connect, wire
+from farm.queue import JobHeader, JobStatus, Progress, Queue, connect, encoding
+from farm.queue.constants import CLASSES, MAX_ROWS
 from farm.queue.scripts import read_scripts
-from farm.queue.wire import MAX_ROWS
 from farm.spec import Lane
 
 DEEP = bool(os.environ.get("FARM_DEEP"))  # other lives every time, and ten times as many
@@ -59,9 +59,9 @@ class TwiceQueue(Queue):
                 assert [row[0] for row in after] == [renamed.get(row[0], row[0]) for row in before]
             elif name == "lease":
                 assert json.loads(second) == [row[0] for row in json.loads(first)]
-            elif name in {"append", "end", "spoil"}:
+            elif name in {"append", "end_session", "invalidate"}:
                 assert second == 0
-            elif name == "beat":
+            elif name == "heartbeat":
                 assert sorted(second[1]) == sorted(first[1])
             elif name not in {"tick", "held"}:
                 assert second == first
@@ -247,7 +247,7 @@ class Farm(RuleBasedStateMachine):
         elif self.model.sessions:
             session = data.draw(st.sampled_from(list(self.model.sessions.values())))
             session.command = not session.command
-            self.queue.command(session.id, "drain" if session.command else None)
+            self.queue.set_command(session.id, "drain" if session.command else None)
 
     @precondition(lambda self: self.has_jobs("df"))
     @rule(
@@ -272,7 +272,7 @@ class Farm(RuleBasedStateMachine):
 
     @precondition(lambda self: self.has_jobs("df"))
     @rule(data=st.data(), twice=st.booleans())
-    def spoil(self, data: st.DataObject, twice: bool) -> None:
+    def invalidate(self, data: st.DataObject, twice: bool) -> None:
         job = self.any_job(data, "df")
         finished = self.queue.finished(job.id)
         if not finished:
@@ -283,10 +283,10 @@ class Farm(RuleBasedStateMachine):
         again = any(newer.state != "f" for newer in job.newer(task))
         if job.overdue(self.model.now) or left > task.done or again:
             with pytest.raises(Conflict):
-                self.queue.spoil(job.id, job.tenant, which, left)
+                self.queue.invalidate(job.id, job.tenant, which, left)
             return
-        gone = self.send(lambda: self.queue.spoil(job.id, job.tenant, which, left), twice)
-        assert gone == self.model.spoil(task, left)
+        gone = self.send(lambda: self.queue.invalidate(job.id, job.tenant, which, left), twice)
+        assert gone == self.model.invalidate(task, left)
 
     # A worker's side.
 
@@ -299,8 +299,8 @@ class Farm(RuleBasedStateMachine):
         now = self.model.now
         self.model.sessions[session] = Session(session, now + 30, now, checkpoints)
         if lasting:
-            self.queue.beat(session, 0, {}, {}, LONG)
-            self.model.beat(self.model.sessions[session], {}, LONG)
+            self.queue.heartbeat(session, 0, {}, {}, LONG)
+            self.model.heartbeat(self.model.sessions[session], {}, LONG)
 
     @precondition(lambda self: self.model.sessions)
     @rule(
@@ -350,17 +350,17 @@ class Farm(RuleBasedStateMachine):
 
     @precondition(lambda self: self.model.sessions)
     @rule(data=st.data(), ms=st.sampled_from([SHORT, LONG, LONG]), twice=st.booleans())
-    def beat(self, data: st.DataObject, ms: int, twice: bool) -> None:
+    def heartbeat(self, data: st.DataObject, ms: int, twice: bool) -> None:
         session = self.any_session(data)
         few = st.integers(0, 2)
         counts = st.builds(Progress, few, few, st.none() | few)
         progress = {key: data.draw(counts) for key, task in session.held.items() if not task.final}
         if session.id not in self.model.sessions:
             with pytest.raises(LeaseLost):
-                self.queue.beat(session.id, 1, progress, {}, ms)
+                self.queue.heartbeat(session.id, 1, progress, {}, ms)
             return
-        answer = self.send(lambda: self.queue.beat(session.id, 1, progress, {}, ms), twice)
-        held, cancelled = self.model.beat(session, progress, ms)
+        answer = self.send(lambda: self.queue.heartbeat(session.id, 1, progress, {}, ms), twice)
+        held, cancelled = self.model.heartbeat(session, progress, ms)
         assert (answer.held, answer.cancelled) == (held, cancelled)
         assert answer.command == ("drain" if session.command else None)
 
@@ -439,25 +439,25 @@ class Farm(RuleBasedStateMachine):
     def everything_is_as_the_model_says(self) -> None:
         self.queue.twice = False
         jobs, sessions = list(self.model.jobs.values()), list(self.model.sessions.values())
-        asked: list[tuple[Any, ...]] = [("sessions",), ("work",), ("fsck_index", 0)]
+        asked: list[tuple[Any, ...]] = [("sessions",), ("backlog",), ("check_index", 0)]
         for job in jobs:
             few = (job.id, 0, MAX_ROWS)
             asked += [("status", job.id, job.tenant), ("finished", *few), ("failures", *few)]
-            asked.append(("fsck", job.id, 0))
+            asked.append(("check_job", job.id, 0))
         asked += [("held", session.id) for session in sessions]
         replies = iter(self.queue.ask(asked))
         assert {row[0] for row in next(replies)} == set(self.model.sessions)
         self.check_work(next(replies))
         assert next(replies) == [], "a recount finds something"
         for job in jobs:
-            self.check_job(job, wire.status(job.id, next(replies)))
-            assert [wire.numbers(row[0]) for row in next(replies)] == job.finished
-            assert sorted(wire.numbers(row[1]) for row in next(replies)) == sorted(
+            self.check_job(job, encoding.status(job.id, next(replies)))
+            assert [encoding.numbers(row[0]) for row in next(replies)] == job.finished
+            assert sorted(encoding.numbers(row[1]) for row in next(replies)) == sorted(
                 (task.number, task.generation) for task in job.failures if task.state == "f"
             )
             assert next(replies) == [], "a recount finds something"
         for session in sessions:
-            self.check_held(session, [wire.lease(row) for row in json.loads(next(replies))])
+            self.check_held(session, [encoding.lease(row) for row in json.loads(next(replies))])
 
     def check_job(self, job: Job, status: JobStatus) -> None:
         assert (
@@ -499,7 +499,7 @@ class Farm(RuleBasedStateMachine):
         for job in self.model.jobs.values():
             for task in job.tasks.values():
                 if task.ready and task.lane is not None:
-                    place = (str(task.lane), wire.CLASSES.index(job.priority))
+                    place = (str(task.lane), CLASSES.index(job.priority))
                     tasks[place] += 1
                     pictures[place] += task.pictures
         assert {(row[0], row[1]): (row[2], row[3]) for row in rows} == {
@@ -542,6 +542,7 @@ def volatile(folder: Any) -> Iterator[ServerProcess]:
         yield server
 
 
+@pytest.mark.slow
 def test_random_lives_agree_with_the_model(volatile: ServerProcess) -> None:
     client = connect(volatile.url)
 

@@ -64,7 +64,7 @@ def test_a_deadline_ends_a_retry_that_is_still_being_queued(bench: Bench, queue:
     deadline = datetime.now(UTC) + timedelta(seconds=60)
     job = many(bench, 400, deadline=deadline)
     session = bench.session()
-    queue.beat(session, 0, {}, {}, 10**8)
+    queue.heartbeat(session, 0, {}, {}, 10**8)
     work(bench, session, failed=1)
     queue.retry(job, "ann")
     bench.advance(61)
@@ -82,7 +82,7 @@ def test_a_job_that_ended_in_time_is_not_retried_after_its_deadline(
 ) -> None:
     job = bench.submit(1, deadline=datetime.now(UTC) + timedelta(seconds=60))
     session = bench.session()
-    queue.beat(session, 0, {}, {}, 10**8)
+    queue.heartbeat(session, 0, {}, {}, 10**8)
     work(bench, session, failed=1)
     bench.advance(61)
     queue.tick()
@@ -90,14 +90,14 @@ def test_a_job_that_ended_in_time_is_not_retried_after_its_deadline(
         queue.retry(job, "ann")
     [finished] = queue.finished(job)
     with pytest.raises(Conflict, match="deadline"):
-        queue.spoil(job, "ann", finished, 0)
+        queue.invalidate(job, "ann", finished, 0)
     assert queue.status(job, "ann").state is JobState.FAILED
 
 
 def test_what_could_not_be_finalised_in_time_still_can_be(bench: Bench, queue: Queue) -> None:
     job = bench.submit(1, deadline=datetime.now(UTC) + timedelta(seconds=60))
     session = bench.session()
-    queue.beat(session, 0, {}, {}, 10**8)
+    queue.heartbeat(session, 0, {}, {}, 10**8)
     bench.complete(session, bench.lease(session)[0])
     [final] = queue.held(session)
     queue.fail(session, final, "row", "the store refuses")
@@ -186,7 +186,7 @@ def test_a_task_with_too_many_crashing_rows_failed_by_a_crash(bench: Bench, queu
     while not queue.failures(job):
         session = bench.session()
         [lease] = bench.lease(session)
-        queue.beat(session, 0, {lease.key: Progress(0, 0, crashes // 2)}, {}, MS)
+        queue.heartbeat(session, 0, {lease.key: Progress(0, 0, crashes // 2)}, {}, MS)
         queue.end(session, "crash")
         bench.advance(70)
         queue.tick()

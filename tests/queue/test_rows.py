@@ -10,7 +10,7 @@ def crash(bench: Bench, row: int | None) -> Lease:
     """One life of a worker that takes the only task, says which row runs next, and dies."""
     session = bench.session()
     [lease] = bench.lease(session)
-    bench.queue.beat(session, 0, {lease.key: Progress(0, 0, row)}, {}, MS)
+    bench.queue.heartbeat(session, 0, {lease.key: Progress(0, 0, row)}, {}, MS)
     bench.queue.end(session, "crash")
     bench.advance(70)
     bench.queue.tick()
@@ -31,7 +31,7 @@ def test_what_a_task_reports_while_it_runs_is_no_longer_running_when_it_is_done(
     session = bench.session()
     first, second = bench.lease(session)
     told = {first.key: Progress(5, 1), second.key: Progress(2, 0)}
-    bench.queue.beat(session, 0, told, {}, MS)
+    bench.queue.heartbeat(session, 0, told, {}, MS)
     assert bench.queue.status(job, "ann").images.running_done == 7
     bench.complete(session, first, failed=1)
     assert bench.queue.status(job, "ann").images.running_done == 2
@@ -90,7 +90,7 @@ def test_a_crash_in_company_blames_no_row(bench: Bench) -> None:
     bench.submit(2)
     session = bench.session()
     first, _ = bench.lease(session)
-    bench.queue.beat(session, 0, {first.key: Progress(0, 0, 2)}, {}, MS)
+    bench.queue.heartbeat(session, 0, {first.key: Progress(0, 0, 2)}, {}, MS)
     bench.queue.end(session, "crash")
     bench.advance(70)
     bench.queue.tick()
@@ -103,7 +103,7 @@ def test_a_worker_may_tell_of_a_rows_crash_itself(bench: Bench) -> None:
     for _ in range(2):
         session = bench.session()
         [lease] = bench.lease(session)
-        bench.queue.beat(session, 0, {lease.key: Progress(1, 0, 1)}, {}, MS)
+        bench.queue.heartbeat(session, 0, {lease.key: Progress(1, 0, 1)}, {}, MS)
         assert bench.queue.fail(session, lease, "crash", "a sticky error") is TaskState.WAITING
         bench.advance(70)
         bench.queue.tick()

@@ -19,12 +19,14 @@ class Certificates:
         return told
 
 
-def test_a_certified_death_frees_the_tasks_and_blames_nobody(bench: Bench, queue: Queue) -> None:
+def test_a_certified_death_frees_the_tasks_and_blames_none_of_them(
+    bench: Bench, queue: Queue
+) -> None:
     certificates = Certificates()
     scheduler = Scheduler(queue, lease_ms=MS, placement=certificates)
     bench.submit(3)
     first = bench.session()
-    queue.beat(first, 100, {}, {}, MS)
+    queue.heartbeat(first, 100, {}, {}, MS)
     assert scheduler.step() == 3
     certificates.dead = [first]
     scheduler.step()
@@ -60,15 +62,15 @@ def test_a_death_is_told_when_the_server_answers_again(
 def test_two_schedulers_grant_a_task_once(bench: Bench, queue: Queue) -> None:
     bench.submit(40)
     session = bench.session()
-    queue.beat(session, 100, {}, {}, MS)
+    queue.heartbeat(session, 100, {}, {}, MS)
     schedulers = [Scheduler(queue, lease_ms=MS) for _ in range(2)]
     granted = sum(scheduler.step() for _ in range(3) for scheduler in schedulers)
     assert granted == len(queue.held(session))
-    assert queue.fsck() == []
+    assert queue.check() == []
 
 
 def test_who_runs_a_suspect_alone_is_not_waited_for(bench: Bench, queue: Queue) -> None:
-    """It has room and takes nothing: what it was planned for must go to somebody else at once."""
+    """It has room and takes nothing: what was planned for it must go to another worker at once."""
     bench.submit(1)
     crashed = bench.session()
     bench.lease(crashed)
@@ -76,10 +78,10 @@ def test_who_runs_a_suspect_alone_is_not_waited_for(bench: Bench, queue: Queue) 
     bench.advance(5)
     queue.tick()
     alone, idle = bench.session(), bench.session()
-    queue.beat(alone, 1000, {}, {}, MS)
+    queue.heartbeat(alone, 1000, {}, {}, MS)
     assert [lease.alone for lease in bench.lease(alone)] == [True]
-    queue.beat(alone, 1000, {}, {}, MS)
-    queue.beat(idle, 10, {}, {}, MS)
+    queue.heartbeat(alone, 1000, {}, {}, MS)
+    queue.heartbeat(idle, 10, {}, {}, MS)
     bench.submit(1, priority="urgent")
     assert Scheduler(queue, lease_ms=MS).step() == 1
     assert len(queue.held(idle)) == 1

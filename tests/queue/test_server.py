@@ -1,4 +1,4 @@
-"""Which servers the farm refuses, and how it settles on one that has started anew."""
+"""Which servers the farm refuses, and what it does with one that was restarted."""
 
 import contextlib
 import os
@@ -299,7 +299,7 @@ def test_a_server_that_dies_during_its_rewrite_is_rewritten_when_it_is_back(
         assert bench.queue.status(header.job, "ann").tasks.total == 1
 
 
-def test_many_who_submit_to_a_server_that_started_anew_are_all_taken_in(serving: Serving) -> None:
+def test_all_submissions_to_a_restarted_server_are_taken(serving: Serving) -> None:
     with serving() as server:
         benches = [Bench(Queue(connect(server.url))) for _ in range(8)]
         benches[0].submit(1)
@@ -316,7 +316,7 @@ def test_many_who_submit_to_a_server_that_started_anew_are_all_taken_in(serving:
         for thread in threads:
             thread.join()
         assert len({benches[0].queue.status(job, "ann").id for job in jobs}) == 8
-        assert benches[0].queue.fsck(repair=False) == []
+        assert benches[0].queue.check(repair=False) == []
 
 
 def test_each_start_is_rewritten_once(serving: Serving) -> None:

@@ -13,7 +13,7 @@ def reason(bench: Bench, job: str) -> WaitsFor:
     return bench.queue.why(job, "ann").waits_for
 
 
-def test_a_job_that_nobody_can_serve_waits_for_a_worker(bench: Bench) -> None:
+def test_a_job_that_no_worker_can_serve_waits_for_one(bench: Bench) -> None:
     job = bench.submit(2)
     bench.session(("other/model@r1",))
     assert reason(bench, job) is WaitsFor.WORKER
@@ -44,7 +44,7 @@ def test_work_of_a_higher_class_goes_first(bench: Bench) -> None:
 
 
 def test_the_share_is_the_tenants_weight_among_those_who_wait_in_the_lane(bench: Bench) -> None:
-    bench.queue.weigh("bob", 3)
+    bench.queue.set_weight("bob", 3)
     bench.submit(1, tenant="bob")
     job = bench.submit(1)
     assert bench.queue.why(job, "ann").lanes[0].share == 0.25
@@ -54,7 +54,7 @@ def test_the_estimate_comes_from_the_pace_that_workers_measured(bench: Bench) ->
     session = bench.session()
     job = bench.submit(5)  # 20 pictures of 12 row-steps
     assert bench.queue.why(job, "ann").seconds is None
-    bench.queue.beat(session, 8, {}, PACES, MS)
+    bench.queue.heartbeat(session, 8, {}, PACES, MS)
     assert bench.queue.why(job, "ann").seconds == pytest.approx(2.4)
     bench.submit(5, tenant="bob")
     assert bench.queue.why(job, "ann").seconds == pytest.approx(4.8)

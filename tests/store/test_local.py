@@ -121,3 +121,11 @@ def test_the_folder_may_be_a_link_to_another_disk(tmp_path: Path) -> None:
     store.probe()
     assert store.put("a/key", b"x")
     assert (tmp_path / "disk" / "a" / "key").read_bytes() == b"x"
+
+
+def test_a_replacing_store_keeps_the_last_object_and_nothing_else(tmp_path: Path) -> None:
+    store = local.ReplacingStore(tmp_path)
+    assert store.put("00000000-00.png", b"first")
+    assert store.put("00000000-00.png", b"second")
+    assert [path.name for path in tmp_path.iterdir()] == ["00000000-00.png"]
+    assert store.get("00000000-00.png") == b"second"

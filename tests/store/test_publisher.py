@@ -16,17 +16,30 @@ from fake_engine import INFO
 from s3_servers import Answer, StubS3
 
 from farm.errors import Conflict, RenderError, StoreError
+from farm.formats.encoding import encode
 from farm.formats.manifest import read_part
 from farm.formats.picture_file import read_facts, token_bytes
+from farm.formats.picture_record import PictureRecord
 from farm.job import Format, Receipt
+from farm.sinks.protocol import TaskPlace
 from farm.spec import RenderRequest
 from farm.store import Store, keys, open_store
-from farm_workers.publisher import publisher
-from farm_workers.publisher.publisher import Event, Publisher
-from farm_workers.publisher.record import PictureRecord, encode_picture
+from farm_workers.publisher.publisher import Event, Publisher, publisher
 
 JOB = "j0-01arz3ndektsv4rrffq69g5fav"
+
+
+def place(number: int = 0, file_format: Format = Format.PNG) -> TaskPlace:
+    data, part = keys.data(JOB, 0), keys.part(JOB, 0, number)
+    return TaskPlace("images", JOB, 0, number, file_format, data, part)
+
+
+PLACE = place()
 PART = keys.part(JOB, 0, 0)
+
+
+def encode_picture(record: PictureRecord, pixels: np.ndarray, tokens: np.ndarray) -> bytes:
+    return encode(pixels, record.facts(tokens), record.format)
 
 
 class Bench:
@@ -52,7 +65,7 @@ class Bench:
 
     def picture(self, render: int, task: str = "task") -> None:
         pixels, tokens = self.arrays(render)
-        self.publisher.picture(task, self.key(render), self.record(render), pixels, tokens)
+        self.publisher.picture(task, PLACE, self.record(render), pixels, tokens)
 
     def wait(self, kind: str = "finished", seconds: float = 20.0) -> list[Event]:
         """Every event up to the first of that kind."""
@@ -102,7 +115,7 @@ def test_a_task_is_stored_with_its_manifest(bench: Bench) -> None:
         bench.picture(render)
     failed = bench.record(5)
     bench.publisher.failed_picture("task", failed, RenderError("not finite", hint="try again"))
-    bench.publisher.finish("task", PART, 6)
+    bench.publisher.finish("task", PLACE, 6)
     events = bench.wait()
     assert [event.stored for event in events] == [1, 2, 3, 4, 5, 5]
     receipt = events[-1].receipt
@@ -128,7 +141,7 @@ def test_a_task_is_stored_with_its_manifest(bench: Bench) -> None:
 
 
 def test_the_manifest_waits_for_the_last_picture(bench: Bench) -> None:
-    bench.publisher.finish("task", PART, 2)
+    bench.publisher.finish("task", PLACE, 2)
     bench.picture(0)
     assert [event.kind for event in bench.wait("picture")] == ["picture"]
     assert bench.store.size(PART) is None
@@ -140,7 +153,7 @@ def test_tasks_do_not_mix(bench: Bench) -> None:
     for render in range(6):
         bench.picture(render, task=f"task-{render % 2}")
     for number in range(2):
-        bench.publisher.finish(f"task-{number}", keys.part(JOB, 0, number), 3)
+        bench.publisher.finish(f"task-{number}", place(number), 3)
     finished = 0
     while finished < 2:
         finished += sum(event.kind == "finished" for event in bench.wait())
@@ -155,8 +168,8 @@ def test_every_format_is_stored(bench: Bench, kind: Format) -> None:
     key = keys.picture(JOB, 0, 0, 0, kind)
     record = bench.record(0, format=kind)
     shown = None if kind is Format.TOKENS else pixels
-    bench.publisher.picture("task", key, record, shown, tokens)
-    bench.publisher.finish("task", PART, 1)
+    bench.publisher.picture("task", place(0, kind), record, shown, tokens)
+    bench.publisher.finish("task", PLACE, 1)
     bench.receipt()
     assert (read_facts(bench.store.get(key)).tokens == tokens).all()
 
@@ -168,7 +181,7 @@ def test_a_killed_process_loses_and_doubles_nothing(bench: Bench) -> None:
             bench.picture(render)
         pictures += len(bench.wait("picture"))
         bench.kill()
-    bench.publisher.finish("task", PART, 40)
+    bench.publisher.finish("task", PLACE, 40)
     events = bench.wait()
     assert pictures + [event.kind for event in events].count("picture") == 40
     assert bench.publisher.pending_bytes == 0
@@ -188,7 +201,7 @@ def test_work_on_which_the_process_dies_again_and_again_is_given_up(bench: Bench
     assert failed.task_key == "task"
     assert isinstance(failed.error, StoreError)
     assert "died 3 times" in failed.error.message
-    bench.publisher.finish("other", PART, 3)
+    bench.publisher.finish("other", PLACE, 3)
     assert bench.receipt().done == 3
 
 
@@ -214,7 +227,7 @@ def test_an_object_that_exists_is_taken_over_with_its_own_facts(bench: Bench) ->
     bench.store.put(bench.key(0), winner)
     bench.picture(0)
     bench.picture(1)
-    bench.publisher.finish("task", PART, 2)
+    bench.publisher.finish("task", PLACE, 2)
     receipt = bench.receipt()
     row = read_part(bench.store.get(PART))[0]
     assert bench.store.get(bench.key(0)) == winner
@@ -237,10 +250,10 @@ def test_an_object_of_something_else_fails_the_task(bench: Bench, other: str) ->
 
 def test_a_part_that_exists_is_reported_as_it_is(bench: Bench) -> None:
     bench.picture(0)
-    bench.publisher.finish("task", PART, 1)
+    bench.publisher.finish("task", PLACE, 1)
     first = bench.receipt()
     bench.publisher.failed_picture("task", bench.record(0), RenderError("this one failed"))
-    bench.publisher.finish("task", PART, 1)
+    bench.publisher.finish("task", PLACE, 1)
     assert bench.receipt() == first
 
 
@@ -253,9 +266,9 @@ def test_two_workers_with_the_same_task_agree_on_what_is_stored(
         for number, bench in enumerate(benches):
             pixels, tokens = bench.arrays(render + 100 * number)
             record = bench.record(render, numerics=f"class-{number}")
-            bench.publisher.picture("task", bench.key(render), record, pixels, tokens)
+            bench.publisher.picture("task", PLACE, record, pixels, tokens)
     for bench in benches:
-        bench.publisher.finish("task", PART, 30)
+        bench.publisher.finish("task", PLACE, 30)
     first, second = (bench.receipt() for bench in benches)
     assert first == second
     for row in read_part(benches[0].store.get(PART)):
@@ -273,7 +286,7 @@ def test_a_store_that_fails_for_a_while_costs_only_time(
     bench = open_bench(f"s3://bucket?endpoint_url={stub.address}")
     for render in range(3):
         bench.picture(render)
-    bench.publisher.finish("task", PART, 3)
+    bench.publisher.finish("task", PLACE, 3)
     while len(stub.requests) < 9:
         assert bench.publisher.poll(0.05) == []
     stub.rule = lambda method, path: None
@@ -310,7 +323,7 @@ def test_a_lost_reply_does_not_double_a_picture(
 
     stub.rule = rule
     bench.picture(0)
-    bench.publisher.finish("task", PART, 1)
+    bench.publisher.finish("task", PLACE, 1)
     assert bench.receipt().done == 1
 
 
@@ -360,8 +373,8 @@ def test_urgent_pictures_do_not_wait_behind_the_others(
     for render in range(20):
         bench.picture(render)
     pixels, tokens = bench.arrays(20)
-    bench.publisher.picture("now", bench.key(20), bench.record(20), pixels, tokens, urgent=True)
-    bench.publisher.finish("now", keys.part(JOB, 0, 1), 1)
+    bench.publisher.picture("now", PLACE, bench.record(20), pixels, tokens, urgent=True)
+    bench.publisher.finish("now", place(1), 1)
     events = bench.wait()
     assert events[-1].task_key == "now"
     assert len(events) < 10
@@ -373,7 +386,7 @@ def test_a_task_can_come_back_after_a_drop(bench: Bench) -> None:
     bench.publisher.drop("task")
     bench.publisher.lease_until("task", time.monotonic() + 60)
     bench.picture(1)
-    bench.publisher.finish("task", PART, 1)
+    bench.publisher.finish("task", PLACE, 1)
     assert bench.receipt().done == 1
     assert list(bench.rows()) == [1]
 

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from fault_proxy import FaultProxy
-from test_publisher import PART, Bench
+from test_publisher import PART, PLACE, Bench
 
 from farm.errors import StoreError
 from farm.formats.manifest import read_part
@@ -228,7 +228,7 @@ def test_a_publisher_on_a_line_that_loses_replies_tells_of_each_picture_once(
         proxy.cut(to_client=0, times=4)
         for render in range(3):
             bench.picture(render)
-        publisher.finish("task", PART, 3)
+        publisher.finish("task", PLACE, 3)
         receipt = bench.receipt()
     finally:
         publisher.close()

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from farm.errors import InvalidInput, NotFound
+from farm.errors import InvalidInput, NotFound, StoreError
 from farm.store import Entry, Store, open_store, s3
 from farm.store.protocol import MAX_KEY, STREAM_BYTES
 
@@ -22,6 +22,17 @@ def test_what_is_put_is_read(store: Store) -> None:
     assert store.put("ab/job/data/0/00000000-00.png", b"bytes", content_type="image/png")
     assert store.get("ab/job/data/0/00000000-00.png") == b"bytes"
     assert store.size("ab/job/data/0/00000000-00.png") == 5
+
+
+def test_a_range_is_read_whole_or_refused(store: Store) -> None:
+    store.put("shard", bytes(range(100)))
+    assert store.read("shard", 0, 100) == bytes(range(100))
+    assert store.read("shard", 40, 7) == bytes(range(40, 47))
+    for offset, size in ((95, 6), (100, 1)):
+        with pytest.raises(StoreError):
+            store.read("shard", offset, size)
+    with pytest.raises(NotFound):
+        store.read("no/such/key", 0, 1)
 
 
 def test_an_empty_object_is_an_object(store: Store) -> None:

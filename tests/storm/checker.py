@@ -13,8 +13,8 @@ from pathlib import Path
 from random import Random
 
 import pyarrow.parquet as pq
-from orders import order
 from PIL import Image
+from workload import planned_job
 
 from farm_client import Farm, JobStatus
 
@@ -27,7 +27,7 @@ def job_folder(store: Path, job: str) -> Path:
 
 
 def check(farm: Farm, store: Path, acknowledged: Mapping[int, str], jobs: int) -> list[str]:
-    """Whatever is not as it was promised, a line each."""
+    """One line for each broken promise."""
     problems = [
         f"{number} was never acknowledged" for number in range(jobs) if number not in acknowledged
     ]
@@ -35,7 +35,7 @@ def check(farm: Farm, store: Path, acknowledged: Mapping[int, str], jobs: int) -
     problems += [f"{job} stands for more than one submission" for job in twice]
     told = {status.id: status for status in farm.jobs()}
     problems += [
-        f"{job} exists and nobody submitted it" for job in told.keys() - set(acknowledged.values())
+        f"{job} exists and was never submitted" for job in told.keys() - set(acknowledged.values())
     ]
     sample = set(Random(0).sample(sorted(acknowledged), min(SAMPLE, len(acknowledged))))
     for number, job in acknowledged.items():
@@ -50,14 +50,14 @@ def check(farm: Farm, store: Path, acknowledged: Mapping[int, str], jobs: int) -
 
 
 def _of_job(store: Path, number: int, jobs: int, status: JobStatus) -> Iterator[str]:
-    it = order(number, jobs)
-    bad = 0 if it.bad is None else 1
+    planned = planned_job(number, jobs)
+    pictures, bad = planned.pictures, 0 if planned.bad is None else 1
     counts = status.images
     if status.state != "done":
         yield f"it is {status.state}: {status.reason}"
         return
-    if (counts.total, counts.done, counts.failed) != (it.pictures, it.pictures - bad, bad):
-        yield f"{counts.done} done and {counts.failed} failed of {counts.total}, not {it.pictures}"
+    if (counts.total, counts.done, counts.failed) != (pictures, pictures - bad, bad):
+        yield f"{counts.done} done and {counts.failed} failed of {counts.total}, not {pictures}"
     folder = job_folder(store, status.id)
     success = json.loads((folder / "_SUCCESS").read_text())
     files = {
@@ -77,15 +77,15 @@ def _of_job(store: Path, number: int, jobs: int, status: JobStatus) -> Iterator[
             yield f"{part['key']} is not what _SUCCESS says"
         for row in pq.read_table(io.BytesIO(data)).to_pylist():
             rows[row["render"], row["image"]].append(row)
-    images = it.pictures // len(it.prompts)
-    wanted = {(render, image) for render in range(len(it.prompts)) for image in range(images)}
+    images = pictures // len(planned.prompts)
+    wanted = {(render, image) for render in range(len(planned.prompts)) for image in range(images)}
     if rows.keys() != wanted:
         yield f"the manifest has {sorted(rows)}"
     for (render, image), found in rows.items():
         if len(found) != 1:
             yield f"picture {render}-{image} was published {len(found)} times"
         row = found[0]
-        if (row["error"] is not None) != (render == it.bad):
+        if (row["error"] is not None) != (render == planned.bad):
             yield f"picture {render}-{image}: {row['error'] or 'it did not fail'}"
         if row["file"] is None:
             if row["error"] is None:
@@ -103,14 +103,14 @@ def _of_job(store: Path, number: int, jobs: int, status: JobStatus) -> Iterator[
         facts = json.loads(picture.text[FACTS])
         # Prompts that come together have the same seed; the pictures of a prompt count it up.
         told = (facts["spec"]["prompt"], facts["seed"], row["seed"])
-        if told != (it.prompts[render], number + image, number + image):
+        if told != (planned.prompts[render], number + image, number + image):
             yield f"{row['file']} shows {told}"
     if files:
         yield f"nobody knows of {sorted(files)}"
 
 
 def _over_the_api(farm: Farm, number: int, jobs: int, job: str) -> Iterator[str]:
-    it = order(number, jobs)
+    planned = planned_job(number, jobs)
     pictures = Counter((one.render, one.image) for one in farm.job(job).images(follow=False))
-    if len(pictures) != it.pictures or set(pictures.values()) != {1}:
+    if len(pictures) != planned.pictures or set(pictures.values()) != {1}:
         yield f"the API lists {sorted(pictures)}"

@@ -109,7 +109,7 @@ def round_(data: Path, expected: dict[str, Any], store: Store) -> str:
     with ServerProcess(data / "valkey").serving() as server:
         queue = Queue(connect(server.url))
         assert counts(queue) == expected, "the rebuilt queue counts otherwise"
-        assert queue.fsck(repair=False) == []
+        assert queue.check(repair=False) == []
     return outcome
 
 

@@ -178,7 +178,7 @@ def run(rounds: int) -> str:
                 lost = set(client.acknowledged) - states.keys()
                 assert not lost, f"{lost} are lost"
                 assert {str(states[job].state) for job in client.acknowledged} == {"done"}
-                assert again.fsck(repair=False) == []
+                assert again.check(repair=False) == []
         finally:
             stopped.set()
             sweep(disk)

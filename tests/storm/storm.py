@@ -4,8 +4,8 @@ python tests/storm/storm.py --jobs 20000 --kills 120 --server-kills 10
 python tests/storm/storm.py --ray --jobs 1655 --kills 20 --server-kills 2
 
 Real processes: a Valkey server, a gateway, schedulers, two workers with a tiny checkpoint, their
-publishers and witnesses, and a client that submits. In the end a checker that knows nothing of the
-farm's insides compares what was acknowledged with what is stored and what the API says.
+publishers and crash reporters, and a client that submits. In the end a checker that knows nothing
+of the farm's insides compares what was acknowledged with what is stored and what the API says.
 """
 
 import argparse
@@ -23,10 +23,10 @@ from typing import NamedTuple
 sys.path.insert(0, str(Path(__file__).parent))
 
 from checker import check
-from fleet import Member, pause, send
-from grounds import LEASE_MS, Cluster, Ground, Processes, until
-from orders import FAULTS, order
+from environments import LEASE_MS, Environment, ProcessEnvironment, RayEnvironment, until
+from processes import Member, pause, send
 from submitter import acknowledged
+from workload import FAULTS, planned_job
 
 from farm.errors import FarmError
 from farm.queue import Queue, connect
@@ -37,7 +37,14 @@ LEAST_GAP_SECONDS = 0.5
 PATIENCE_SECONDS = 300.0  # without a row that starts and nothing left to kill
 RESTART_SECONDS = 180.0  # in which what was killed must be there again
 BARELY = 1.5  # seconds: a pause that no lease notices
-VICTIMS = {"worker": 9, "publisher": 4, "gateway": 3, "scheduler": 3, "witness": 1, "submitter": 1}
+VICTIMS = {
+    "worker": 9,
+    "publisher": 4,
+    "gateway": 3,
+    "scheduler": 3,
+    "crash_reporter": 1,
+    "submitter": 1,
+}
 PAUSES = {"worker": 3, "publisher": 1, "gateway": 1, "scheduler": 1}
 
 
@@ -57,7 +64,7 @@ class Outcome(NamedTuple):
 class Storm:
     """
     Args:
-        ground: the farm.
+        environment: the farm.
         folder: for what the storm keeps.
         jobs: that come in.
         kills: SIGKILLs, of which ``server_kills`` hit the server.
@@ -65,9 +72,15 @@ class Storm:
     """
 
     def __init__(
-        self, ground: Ground, folder: Path, jobs: int, kills: int, server_kills: int, seed: int
+        self,
+        environment: Environment,
+        folder: Path,
+        jobs: int,
+        kills: int,
+        server_kills: int,
+        seed: int,
     ) -> None:
-        self._ground = ground
+        self._environment = environment
         self._jobs = jobs
         self._random = Random(seed)
         at = set(self._random.sample(range(kills), server_kills))
@@ -76,7 +89,7 @@ class Storm:
         ]
         self._kills: Counter[str] = Counter()
         self._pauses: Counter[str] = Counter()
-        self._pictures = sum(order(number, jobs).pictures for number in range(jobs))
+        self._pictures = sum(planned_job(number, jobs).pictures for number in range(jobs))
         self._acknowledged = folder / "acknowledged"
         self._trace = folder / "trace"
         self._trace.touch()
@@ -85,7 +98,7 @@ class Storm:
         program = Path(__file__).with_name("submitter.py")
         command = [sys.executable, str(program), str(self._jobs), str(self._acknowledged)]
         try:
-            self._ground.start(Member("submitter", command, once=True))
+            self._environment.start(Member("submitter", command, once=True))
             began = time.monotonic()
             self._rage(tell)
             self._settle()
@@ -93,7 +106,7 @@ class Storm:
             tell(f"all jobs have ended after {seconds:.0f} s; looking at what they left")
             problems = self._problems()
         finally:
-            self._ground.close()
+            self._environment.close()
         return Outcome(
             self._jobs,
             self._pictures,
@@ -119,12 +132,14 @@ class Storm:
 
     def _kill(self, victim: str) -> None:
         if victim == "server":
-            self._ground.kill_server()
+            self._environment.kill_server()
         else:
-            if victim == "submitter" and self._ground.submitted():
-                victim = "worker"  # the client is through: somebody else then
-            until(lambda: self._ground.pids(victim), RESTART_SECONDS, f"no {victim} comes back")
-            pids = self._ground.pids(victim)
+            if victim == "submitter" and self._environment.submitted():
+                victim = "worker"  # the client has finished
+            until(
+                lambda: self._environment.pids(victim), RESTART_SECONDS, f"the {victim} is not back"
+            )
+            pids = self._environment.pids(victim)
             if not pids or not send(self._random.choice(pids), signal.SIGKILL):
                 self._kill(victim)  # it ended of itself between the two
                 return
@@ -133,7 +148,7 @@ class Storm:
     def _pause(self) -> None:
         """SIGSTOP: some are away for longer than their leases last, some are not noticed."""
         victim = self._choose(PAUSES)
-        if pids := self._ground.pids(victim):
+        if pids := self._environment.pids(victim):
             pause(self._random.choice(pids), self._random.choice([BARELY, LEASE_MS / 1000 + 3]))
             self._pauses[victim] += 1
 
@@ -142,10 +157,10 @@ class Storm:
 
     def _settle(self) -> None:
         """Until every job that was acknowledged has ended."""
-        with Farm(self._ground.url) as farm:
+        with Farm(self._environment.url) as farm:
 
             def ended() -> bool:
-                if not self._ground.submitted():
+                if not self._environment.submitted():
                     return False
                 try:
                     return all(status.ended for status in farm.jobs())
@@ -166,11 +181,11 @@ class Storm:
         return self._trace.read_bytes().count(b"\n")
 
     def _problems(self) -> list[str]:
-        queue = Queue(connect(self._ground.redis_url))
-        problems = [f"recount: {line}" for line in queue.fsck(repair=False)]
-        with Farm(self._ground.url) as farm:
+        queue = Queue(connect(self._environment.redis_url))
+        problems = [f"recount: {line}" for line in queue.check(repair=False)]
+        with Farm(self._environment.url) as farm:
             known = acknowledged(self._acknowledged)
-            return problems + check(farm, self._ground.store, known, self._jobs)
+            return problems + check(farm, self._environment.store, known, self._jobs)
 
 
 def main() -> int:
@@ -187,14 +202,14 @@ def main() -> int:
     def tell(line: str) -> None:
         print(line, flush=True)
 
-    # Ended by another one it ends in order: what it started must not stay.
+    # On SIGTERM too, what it started must end.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     tell(f"seed {seed}")
     with tempfile.TemporaryDirectory(prefix="storm-") as made:
         folder = (given.keep or Path(made)).absolute()
         folder.mkdir(parents=True, exist_ok=True)
-        ground = (Cluster if given.ray else Processes)(folder, FAULTS)
-        storm = Storm(ground, folder, given.jobs, given.kills, given.server_kills, seed)
+        environment = (RayEnvironment if given.ray else ProcessEnvironment)(folder, FAULTS)
+        storm = Storm(environment, folder, given.jobs, given.kills, given.server_kills, seed)
         outcome = storm.run(tell)
     print(json.dumps(outcome._asdict(), indent=1))
     return 1 if outcome.problems else 0

@@ -12,8 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from orders import order
 from PIL import Image
+from workload import planned_job
 
 from farm_client import Farm
 
@@ -57,9 +57,9 @@ def main() -> None:
                     number = next(left, None)
                 if number is None:
                     return
-                it = order(number, jobs)
-                inputs = {name: assets[name] for name in it.inputs}
-                job = farm.submit(it.prompts, **it.parameters, **inputs)
+                planned = planned_job(number, jobs)
+                inputs = {name: assets[name] for name in planned.inputs}
+                job = farm.submit(planned.prompts, **planned.parameters, **inputs)
                 os.write(out, f"{number} {job.id}\n".encode())
 
     with ThreadPoolExecutor(THREADS) as pool:

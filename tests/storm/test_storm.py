@@ -2,16 +2,20 @@
 
 from pathlib import Path
 
-from grounds import Processes
-from orders import FAULTS
+import pytest
+from environments import ProcessEnvironment
 from storm import Storm
+from workload import FAULTS
 
 JOBS = 100
 KILLS = 8
 
 
+@pytest.mark.slow
 def test_nothing_is_lost_or_published_twice_in_a_storm(tmp_path: Path) -> None:
-    storm = Storm(Processes(tmp_path, FAULTS), tmp_path, JOBS, KILLS, server_kills=1, seed=5)
+    storm = Storm(
+        ProcessEnvironment(tmp_path, FAULTS), tmp_path, JOBS, KILLS, server_kills=1, seed=5
+    )
     outcome = storm.run(print)
     assert outcome.problems == []
     assert outcome.kills["server"] == 1

@@ -31,12 +31,17 @@ def test_the_control_plane_loads_neither_torch_nor_ray() -> None:
     assert not found & {"torch", "diffusers", "transformers", "ray", "boto3"}
 
 
+def test_sinks_load_without_what_only_workers_have() -> None:
+    found = _loaded("import farm.sinks.registry, farm.verify.repair, farm.gateway.__main__")
+    assert not found & {"fpng", "farm.formats.encoding", "torch"}
+
+
 def test_help_is_one_screen_and_loads_no_command() -> None:
     found = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "farm.cli", "--help"],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert len(found.stdout.splitlines()) <= 40
+    assert len(found.stdout.splitlines()) <= 45
     assert "httpx2" not in found.stderr
     assert "farm.cli.submit" not in found.stderr
 

@@ -8,7 +8,7 @@ import pytest
 from farm.cli.app import COMMANDS, run
 from farm.cli.input_files import columns_of, looks_like_file
 from farm.cli.output import one_line, printable
-from farm.cli.parse_values import convert, parameter_of
+from farm.cli.parse_values import parameter_named, parse_value
 from farm.cli.watch import Rate, _rate_text
 from farm.errors import InvalidInput
 from farm.spec import CheckpointInfo, RenderRequest
@@ -29,7 +29,7 @@ INFO = CheckpointInfo(
     ],
 )  # fmt: skip
 def test_a_column_is_known_by_its_name(column: str, parameter: str | None) -> None:
-    assert parameter_of(column) == parameter
+    assert parameter_named(column) == parameter
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_a_column_is_known_by_its_name(column: str, parameter: str | None) -> No
     ],
 )  # fmt: skip
 def test_a_cell_becomes_its_parameters_type(parameter: str, text: str, value: object) -> None:
-    assert convert(parameter, text) == value
+    assert parse_value(parameter, text) == value
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_a_cell_becomes_its_parameters_type(parameter: str, text: str, value: ob
 )  # fmt: skip
 def test_a_cell_that_is_no_number_is_named(parameter: str, text: str) -> None:
     with pytest.raises(InvalidInput) as error:
-        convert(parameter, text)
+        parse_value(parameter, text)
     assert error.value.field == parameter
     assert len(str(error.value)) < 200
 
@@ -96,14 +96,6 @@ def test_control_characters_are_shown() -> None:
     assert one_line("a\nb") == "a\\nb"
 
 
-def test_every_parameter_of_a_render_has_a_flag() -> None:
-    import inspect
-
-    from farm.cli.submit import submit
-
-    assert set(RenderRequest.model_fields) <= set(inspect.signature(submit).parameters)
-
-
 @pytest.mark.parametrize("name", [n for n, p in COMMANDS.items() if n not in ("bench", "workers")])
 def test_every_command_has_a_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run([name, "--help"]) == 0
@@ -112,7 +104,7 @@ def test_every_command_has_a_help(name: str, capsys: pytest.CaptureFixture[str])
 
 def test_no_command_prints_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert run([]) == 0
-    assert "Commands:" in capsys.readouterr().out
+    assert "Jobs:" in capsys.readouterr().out
     assert run(["--version"]) == 0
 
 

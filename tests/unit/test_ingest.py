@@ -9,12 +9,20 @@ from typing import Any
 import pytest
 
 from farm.checkpoints.registry import CheckpointRegistry
-from farm.errors import Conflict, FarmError, InvalidInput, QueueFull, TooLarge, Unavailable
+from farm.errors import (
+    AllRejected,
+    Conflict,
+    FarmError,
+    InvalidInput,
+    QueueFull,
+    TooLarge,
+    Unavailable,
+)
 from farm.ingest.assets import Assets
-from farm.ingest.ingest import MAX_APPEND_TASKS, Feed, Ingest, split
-from farm.ingest.ndjson import AllRejected, Entry, parse_line
+from farm.ingest.ingest import Feed, Ingest, split
+from farm.ingest.ndjson import Entry, parse_line
 from farm.job import MAX_TASK_PICTURES, Chunk, JobOptions, JobState, NumberedSpec, TaskDraft
-from farm.queue import JobHeader, Opened
+from farm.queue import MAX_ROWS, JobHeader, Submitted
 from farm.spec import CheckpointInfo, RenderRequest
 from farm.store import Store, keys, open_store
 
@@ -40,7 +48,7 @@ class FakeQueue:
         self.cancelled: list[str] = []
         self.away: FarmError | None = None
 
-    def open(self, header: JobHeader) -> Opened:
+    def open(self, header: JobHeader) -> Submitted:
         if self.away:
             raise self.away
         assert self.store.size(keys.header(header.job)) is not None
@@ -51,16 +59,16 @@ class FakeQueue:
             if fingerprint != header.fingerprint:
                 raise Conflict("the key stands for other content")
             if job != header.job:
-                return Opened(job, False)
+                return Submitted(job, False)
         self.tasks[header.job] = []
         self.pieces[header.job] = {}
         self.rejected[header.job] = 0
-        return Opened(header.job, True)
+        return Submitted(header.job, True)
 
     def append(
         self, job: str, piece: int, sha256: str, tasks: Sequence[TaskDraft], rejected: int = 0
     ) -> bool:
-        assert len(tasks) <= MAX_APPEND_TASKS
+        assert len(tasks) <= MAX_ROWS
         for task in tasks:
             assert self.store.size(keys.chunk(job, task.number)) is not None
         if self.pieces[job].setdefault(piece, sha256) != sha256:
@@ -73,7 +81,7 @@ class FakeQueue:
         assert set(self.pieces[job]) == set(range(pieces))
         self.closed[job] = pieces
 
-    def submit(self, header: JobHeader, tasks: Sequence[TaskDraft], rejected: int = 0) -> Opened:
+    def submit(self, header: JobHeader, tasks: Sequence[TaskDraft], rejected: int = 0) -> Submitted:
         opened = self.open(header)
         if opened.created:
             self.append(opened.job, 0, "x", tasks, rejected)

@@ -61,7 +61,7 @@ def test_a_deadline_needs_a_zone_and_a_future() -> None:
     [
         {"priority": 99}, {"name": "x" * 201}, {"name": "a\nb"}, {"idempotency_key": ""},
         {"idempotency_key": "k" * 201}, {"max_failed": -1}, {"max_failed": 1.5}, {"seed": True},
-        {"seed": 2**53}, {"ttl": -1}, {"tenant": "x"}, {"webhook": "http://x"}, {"sink": "tape"},
+        {"seed": 2**53}, {"ttl": -1}, {"tenant": "x"}, {"webhook": "http://x"}, {"sink": "Tape!"},
     ],
 )  # fmt: skip
 def test_a_wrong_option_is_named(given: dict[str, Any]) -> None:

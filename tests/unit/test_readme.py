@@ -4,14 +4,26 @@ import re
 from pathlib import Path
 
 from farm.cli.app import COMMANDS
-from farm.spec import RenderRequest
+from farm.spec import PARAMETERS, RenderRequest
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 
 
-def test_every_parameter_of_a_render_is_in_the_table() -> None:
-    named = set(re.findall(r"`(\w+)`", README))
-    assert set(RenderRequest.model_fields) - {"checkpoint"} <= named
+def table_row(name: str) -> str:
+    """Pipelines' names, the farm's name, default, what is allowed."""
+    parameter, field = PARAMETERS[name], RenderRequest.model_fields[name]
+    pipelines = (name,) if parameter.pipelines is None else parameter.pipelines
+    named = ", ".join(f"`{one}`" for one in pipelines)
+    allowed = "; ".join(filter(None, (parameter.limits, parameter.allowed)))
+    default = parameter.default_text(field)
+    return f"| {named} | `{name}` | {default} | {allowed} |".replace("  ", " ")
+
+
+def test_the_table_of_parameters_is_the_one_that_the_farm_checks_by() -> None:
+    table = README.split("### Parameters")[1].split("###")[0]
+    rows = [line for line in table.splitlines() if line.startswith("| ")]
+    expected = [table_row(name) for name in PARAMETERS]
+    assert rows[1 : len(expected) + 1] == expected
 
 
 def test_every_command_in_the_readme_exists() -> None:

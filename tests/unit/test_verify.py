@@ -2,15 +2,19 @@
 
 import hashlib
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from farm.formats.manifest import ManifestRow, write_part
 from farm.job import Format, Receipt
+from farm.sinks.images import Images
 from farm.store import keys
+from farm.store.local import LocalStore
 from farm.verify.compare import Comparison, Counts, Difference, Kind, Part
 
 JOB = "j0-01m848b6zxgnjbpp0f506dqmht"
+IMAGES = Images(LocalStore(Path("unused")), Path("unused"))
 
 
 class Made:
@@ -50,7 +54,7 @@ class Made:
     def compare(self) -> list[Difference]:
         sizes = {key: len(data) for key, data in self.objects.items()}
         comparison = Comparison(
-            JOB, sizes, lambda key: hashlib.sha256(self.objects[key]).hexdigest()
+            JOB, IMAGES, sizes, lambda key: hashlib.sha256(self.objects[key]).hexdigest()
         )
         found = list(comparison.task(0, self.parts, self.lost))
         return found + list(comparison.end(self.counted, generation=0, complete=True))

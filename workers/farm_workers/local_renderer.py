@@ -6,15 +6,22 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from farm.errors import FarmError
-from farm.formats.manifest import ManifestRow
-from farm.formats.picture_file import EXTENSIONS
-from farm.job import Format, NumberedSpec
-from farm.spec import CheckpointInfo, Row
-from farm_workers.publisher.record import PictureRecord, encode_picture, failed_row, stored_row
-from farm_workers.worker.inputs import InputReader, Inputs
-from farm_workers.worker.worker import RenderEngine
+import numpy as np
+from numpy.typing import NDArray
 
+from farm.errors import FarmError
+from farm.formats.encoding import encode
+from farm.formats.manifest import ManifestRow
+from farm.formats.picture_record import PictureRecord
+from farm.job import Format, NumberedSpec
+from farm.sinks.protocol import TaskPlace
+from farm.sinks.registry import Sinks
+from farm.spec import CheckpointInfo, Row
+from farm.store.local import ReplacingStore
+from farm_workers.render_engine import RenderEngine
+from farm_workers.worker.inputs import InputReader, Inputs
+
+SINK = "images"
 JOB = "local"  # in the manifest, where the farm has a job's id
 PREFETCH = 16  # renders whose inputs are read ahead
 WRITERS = 2  # threads that encode and write
@@ -32,20 +39,20 @@ class LocalRenderer:
         engines: by checkpoint name, as in the specs.
         infos: of the same checkpoints.
         read_asset: gives an asset's bytes by its id.
-        out: the folder; a picture is written as ``<render>-<image>.<extension>``.
+        out: the folder; pictures take the place of those of an earlier call.
     """
 
     def __init__(
         self,
         engines: Mapping[str, RenderEngine],
-        infos: dict[str, CheckpointInfo],
+        infos: Mapping[str, CheckpointInfo],
         read_asset: Callable[[str], bytes],
         out: Path,
         picture_format: Format,
     ) -> None:
         self._engines = engines
-        self._out = out
-        self._format = picture_format
+        self._place = TaskPlace.local(SINK, JOB, picture_format)
+        self._sink = Sinks(ReplacingStore(out), out).get(SINK)
         self._loaders = ThreadPoolExecutor(2, thread_name_prefix="load")
         self._writers = ThreadPoolExecutor(WRITERS, thread_name_prefix="write")
         self._inputs = InputReader(lambda _, asset: read_asset(asset), infos)
@@ -127,6 +134,7 @@ class LocalRenderer:
                     continue
                 if done.truncated:
                     notes = (*notes, "prompt_truncated")
+                assert done.tokens is not None
                 record = self._record(numbered, done.index, engine.numerics, notes)
                 self._written.append(
                     self._writers.submit(self._write, record, done.pixels, done.tokens)
@@ -140,31 +148,32 @@ class LocalRenderer:
         del self._left[numbered.render]
         return self._notes.pop(numbered.render)
 
-    def _write(self, record: PictureRecord, pixels: object, tokens: object) -> ManifestRow:
-        data = encode_picture(record, pixels, tokens)  # type: ignore[arg-type]
-        name = f"{record.render:08d}-{record.image:02d}.{EXTENSIONS[record.format]}"
-        part = self._out / f".{name}.part"
-        part.write_bytes(data)
-        part.replace(self._out / name)
-        return stored_row(record, name, data)
+    def _write(
+        self,
+        record: PictureRecord,
+        pixels: NDArray[np.uint8] | None,
+        tokens: NDArray[np.integer],
+    ) -> ManifestRow:
+        data = encode(pixels, record.facts(tokens), record.format)
+        return self._sink.store_picture(self._place, record, data)
 
     def _fail(self, numbered: NumberedSpec, image: int, error: FarmError) -> None:
         numerics = self._engines[numbered.spec.checkpoint].numerics
         future: Future[ManifestRow] = Future()
-        future.set_result(failed_row(self._record(numbered, image, numerics, ()), error))
+        future.set_result(self._record(numbered, image, numerics, ()).failed_row(error))
         self._written.append(future)
 
     def _record(
         self, numbered: NumberedSpec, image: int, numerics: str, notes: tuple[str, ...]
     ) -> PictureRecord:
         return PictureRecord(
-            job=JOB,
-            generation=0,
+            job=self._place.job,
+            generation=self._place.generation,
             render=numbered.render,
             image=image,
             spec=numbered.spec,
             numerics=numerics,
-            format=self._format,
+            format=self._place.format,
             notes=notes,
         )
 

@@ -1,9 +1,32 @@
 """The part of an engine that a worker uses."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
+from farm.errors import FarmError
 from farm.spec import Lane, Row
+
+
+class RowResult(Protocol):
+    """A row that has left the engine: its tokens and picture, or its error."""
+
+    @property
+    def key(self) -> Any: ...  # as it was given to ``add``
+    @property
+    def index(self) -> int: ...  # of the row in its render
+    @property
+    def tokens(self) -> NDArray[np.uint16] | None: ...  # (token rows, columns)
+    @property
+    def pixels(self) -> NDArray[np.uint8] | None: ...  # (height, width, 3)
+    @property
+    def steps(self) -> int: ...
+    @property
+    def error(self) -> FarmError | None: ...
+    @property
+    def truncated(self) -> bool: ...  # the prompt is longer than the text encoder's input
 
 
 class RenderEngine(Protocol):
@@ -13,7 +36,25 @@ class RenderEngine(Protocol):
 
     @property
     def idle(self) -> bool: ...
-    def room(self, lane: Lane) -> int: ...
-    def add(self, key: Any, row: Row, **inputs: Any) -> None: ...
-    def step(self) -> Sequence[Any]: ...
-    def cancel(self, keys: Any) -> None: ...
+
+    def room(self, lane: Lane) -> int:
+        """Rows that can be added now."""
+
+    def add(
+        self,
+        key: Hashable,
+        row: Row,
+        *,
+        image: NDArray[np.uint8] | None = None,
+        mask: NDArray[np.uint8] | None = None,
+        latents: NDArray[Any] | None = None,
+        embeds: Any | None = None,
+        urgent: bool = False,
+    ) -> None:
+        """Take a row; raises ``FarmError`` where its inputs do not fit it."""
+
+    def step(self) -> Sequence[RowResult]:
+        """Do one bounded piece of work; returns the rows that are finished by it."""
+
+    def cancel(self, keys: Iterable[Hashable]) -> None:
+        """Drop the rows of these keys."""

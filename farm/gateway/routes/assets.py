@@ -12,8 +12,7 @@ from farm.errors import InvalidInput, NotFound
 from farm.gateway.bodies import content_type, read_body
 from farm.gateway.dependencies import Deps, Reader, Writer
 from farm.gateway.signed_urls import media_type
-from farm.ingest.assets import Kind
-from farm.spec import AssetId
+from farm.spec import AssetId, AssetKind
 
 router = APIRouter(prefix="/v1", tags=["assets"])
 
@@ -27,7 +26,7 @@ async def upload(
     request: Request,
     deps: Deps,
     tenant: Writer,
-    kind: Kind | None = None,
+    kind: AssetKind | None = None,
 ) -> Response:
     """Keep an input picture, mask or tensor file, sent as the raw body; what it is, is found by
     its content. Its id is the sha256 of its bytes."""
@@ -55,13 +54,19 @@ def download(
     expires: Annotated[int, Query(ge=0, lt=2**53)],
     signature: str,
     filename: str = "",
+    part: Annotated[str, Query(pattern=r"^(\d{1,15}\+\d{1,15})?$")] = "",
 ) -> Response:
-    """A stored object, for whoever has its signed address."""
-    deps.signer.check(key, expires, filename, signature)
-    size = deps.store.size(key)
-    if size is None:
-        raise NotFound("the object is gone")
-    headers = {"Content-Length": str(size), "Cache-Control": "private, immutable"}
+    """A stored object or a range of it, for whoever has its signed address."""
+    deps.signer.check(key, expires, filename, signature, part)
+    headers = {"Cache-Control": "private, immutable"}
     if filename:
         headers["Content-Disposition"] = f"inline; filename*=UTF-8''{quote(filename)}"
-    return StreamingResponse(deps.store.stream(key), media_type=media_type(key), headers=headers)
+    kind = media_type(filename or key)
+    if part:
+        offset, size = map(int, part.split("+"))
+        return Response(deps.store.read(key, offset, size), media_type=kind, headers=headers)
+    found = deps.store.size(key)
+    if found is None:
+        raise NotFound("the object is gone")
+    headers["Content-Length"] = str(found)
+    return StreamingResponse(deps.store.stream(key), media_type=kind, headers=headers)

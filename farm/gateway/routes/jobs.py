@@ -25,6 +25,7 @@ from farm.ingest.ndjson import Entry
 from farm.job import Chunk, JobOptions, check_job_id
 from farm.queue import MAX_REASON, JobStatus
 from farm.sinks.parts import pictures_to_make, task_rows
+from farm.sinks.protocol import Sink
 from farm.store import keys
 from farm.verify.repair import Verifier, report
 
@@ -233,20 +234,20 @@ def images(
     ``limit``. All are listed when ``state`` is final and ``images`` is empty.
     """
     status = deps.queue.status(check_job_id(job), tenant)  # before, so that final means all
+    sink = deps.sinks.get(status.sink)
     done, _, lost = after.partition(".")
-    listed, done_now = _finished(deps, status, int(done), limit)
+    listed, done_now = _finished(deps, status, sink, int(done), limit)
     lost_now = int(lost or 0)
     for failure in deps.queue.failures(job, lost_now, LOST_PAGE) if len(listed) < limit else ():
         chunk = Chunk.model_validate_json(deps.store.get(keys.chunk(job, failure.number)))
-        listed += lost_views(
-            chunk, failure, pictures_to_make(deps.store, chunk, failure.generation)
-        )
+        lost_pictures = pictures_to_make(deps.store, sink, chunk, failure.generation)
+        listed += lost_views(chunk, failure, lost_pictures)
         lost_now = failure.position
     return {"images": listed, "next": f"{done_now}.{lost_now}", "state": str(status.state)}
 
 
 def _finished(
-    deps: Dependencies, status: JobStatus, after: int, limit: int
+    deps: Dependencies, status: JobStatus, sink: Sink, after: int, limit: int
 ) -> tuple[list[dict[str, Any]], int]:
     job = status.id
     listed: list[dict[str, Any]] = []
@@ -260,7 +261,7 @@ def _finished(
                 later = range(task.generation + 1, status.generation + 1)
                 counts = merge([*rows, *task_rows(deps.store, job, task.number, later)])
                 listed += [
-                    image_view(row, deps.links) for row in rows if counts[row.picture] == row
+                    image_view(row, sink, deps.links) for row in rows if counts[row.picture] == row
                 ]
             if len(listed) >= limit:
                 break
@@ -328,7 +329,7 @@ def repair(job: str, deps: Deps, tenant: Writer) -> Response:
 
 
 def _verify(deps: Dependencies, job: str, tenant: str, *, repair: bool) -> Response:
-    verifier = Verifier(deps.queue, deps.store, job, tenant)
+    verifier = Verifier(deps.queue, deps.store, deps.sinks, job, tenant)
     lines = report(verifier, repair=repair)
     return StreamingResponse(lines, media_type="application/x-ndjson")
 

@@ -20,8 +20,9 @@ from farm.checkpoints.inspect import inspect_checkpoint
 from farm.spec import CheckpointInfo, Mode, RenderRequest, RenderSpec, Row
 from farm_workers.bench.floor import decode_flops, step_flops
 from farm_workers.bench.pipelines import make_pipeline
-from farm_workers.engine.checkpoint import DTYPES, Parts, load_modules
-from farm_workers.engine.engine import Done, Engine
+from farm_workers.engine import Engine, Result
+from farm_workers.engine.amused import DTYPES, AmusedModel, load_modules
+from farm_workers.engine.device import Device
 from farm_workers.testing.random_weights import CONFIGURATIONS, random_modules
 
 Workload = Callable[[int], list["Item"]]  # its pictures in each round
@@ -90,7 +91,7 @@ def _item(info: CheckpointInfo, pictures: tuple[Any, Any] = (None, None), **requ
     return Item(RenderRequest.parse(request).resolve(info, seed=0), *pictures)
 
 
-def drawn(engine: Engine, items: Iterable[Item]) -> Iterator[Done]:
+def drawn(engine: Engine, items: Iterable[Item]) -> Iterator[Result]:
     """Pictures as they finish; items are taken as soon as the engine has room for them."""
     waiting = enumerate(items)
     while True:
@@ -282,9 +283,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         torch.set_num_threads(options.threads)
     source = (options.checkpoint, options.random_weights, device, DTYPES[dtype])
     info, modules = load(*source)
-    parts = Parts.of(info, modules, device, DTYPES[dtype], together=device.type != "cpu")
-    engine = Engine.of(parts, rows=options.rows, tile=options.tile)
-    # The engine rearranges the VQ model in place, so diffusers gets modules of its own.
+    target = Device(device)
+    with torch.inference_mode(), target.scope():
+        model = AmusedModel(info, modules, target, DTYPES[dtype])
+    engine = Engine(model, rows=options.rows, tile=options.tile)
+    # diffusers gets modules of its own: each side may change what it has.
     info, others = load(*source)
     upstream = Upstream(info, others)
     count = options.images or (max(BATCHES) if device.type == "cuda" else 24)

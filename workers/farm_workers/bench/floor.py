@@ -30,7 +30,8 @@ def step_flops(config: Mapping[str, Any], text_tokens: int, grid: tuple[int, int
     flops = config["num_hidden_layers"] * layer + 2 * config["num_res_blocks"] * pair
     flops += 2 * inner * 2 * width * hidden - shared / 2
     flops += (resample / 2 if config["downsample"] else 0) + (resample if config["upsample"] else 0)
-    return flops + 2 * tokens * width * (config["in_channels"] + config["codebook_size"])
+    head = 2 * tokens * width * (config["in_channels"] + config["codebook_size"])
+    return float(flops + head)
 
 
 def decode_flops(vqvae: VQModel, grid: tuple[int, int]) -> float:

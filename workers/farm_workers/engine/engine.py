@@ -1,43 +1,62 @@
 """The engine: rows in, one denoising step at a time, pictures out."""
 
-import itertools
-from collections.abc import Hashable, Iterable
+from collections import deque
+from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from farm.checkpoints.inspect import Checkpoint, inspect_checkpoint
-from farm.errors import FarmError, InvalidInput, OutOfMemory, RenderError
-from farm.spec import CheckpointInfo, Lane, Row
-from farm_workers.engine.admission import Live, Pending, start
-from farm_workers.engine.checkpoint import Parts, load_parts, numerics_class
-from farm_workers.engine.codec import Codec
-from farm_workers.engine.conditioning import Conditioning
-from farm_workers.engine.done import Done, Finished, Preview, decoded, mean_confidence
-from farm_workers.engine.opening import Openings
-from farm_workers.engine.tile_pool import TilePool
-from farm_workers.engine.tiles import Tile
-from farm_workers.engine.turns import Turns
+from farm.errors import InvalidInput
+from farm.spec import CheckpointInfo, Lane, RenderRequest, RenderSpec, Row, derived_seed
+from farm_workers.engine.device import Device, Download
+from farm_workers.engine.row import (
+    Finished,
+    Live,
+    Outcome,
+    Pending,
+    Preview,
+    Result,
+    cells,
+    fitting,
+    start,
+)
+from farm_workers.engine.sampler import mean_confidence, row_error
+from farm_workers.engine.step_policy import StepPolicy
+from farm_workers.engine.tile import FirstStepCache, Model, RowTile, Tile, TilePool
 
-AHEAD = 32  # waiting rows whose prompts may fill a tile of the text encoder
-CACHE_BYTES = {"cpu": 1 << 27, "cuda": 1 << 30}  # of prompts' conditioning
+LOOK_AHEAD = 32  # waiting rows whose prompts may share the work of a row's admission
+FIRST_STEP_BYTES = 1 << 25
+
+
+class _Decoding(NamedTuple):
+    """Pictures on their way to the host."""
+
+    rows: Sequence[Finished]
+    pixels: Download
 
 
 class Engine:
-    def __init__(self, parts: Parts, *, rows: int, tile: int, numerics: str) -> None:
-        self._parts = parts
-        self.rows, self.numerics = rows, numerics
-        self._codec = Codec(parts, width=tile)
-        self._conditioning = Conditioning(parts, cache_bytes=CACHE_BYTES[parts.device.type])
-        self._openings = Openings(parts, cache_bytes=CACHE_BYTES[parts.device.type] // 4)
+    """Renders rows of one checkpoint in all modes; not to be called from two threads at once."""
+
+    def __init__(self, model: Model, *, rows: int | None = None, tile: int = 8) -> None:
+        """Around a loaded model, ready to run; see ``load`` for the arguments."""
+        if min(rows or 1, tile) < 1:
+            raise InvalidInput("rows and tile must be at least 1", field="rows")
+        self._model, self._width = model, tile
+        self.rows, self.numerics = rows or 8 * tile, model.numerics(tile)
         self._pending: list[Pending] = []
         self._finished: list[Finished] = []
-        self._tiles = TilePool(parts, width=tile)
-        self._failed: list[Done] = []
-        self._turns = Turns()
+        self._decoding: deque[_Decoding] = deque()
+        self._results: list[Result] = []  # that the next step hands out
+        self._policy = StepPolicy()
+        self._tiles = TilePool(model, width=tile)
+        self._first_steps = FirstStepCache(model, cache_bytes=FIRST_STEP_BYTES)
+        with torch.inference_mode(), model.device.scope():
+            self._tiles.warm_up()
 
     @classmethod
     def load(
@@ -48,56 +67,39 @@ class Engine:
         dtype: str = "float32",
         rows: int | None = None,
         tile: int = 8,
-        strict: bool = True,
         threads: int | None = None,
-        model: str = "farm",
+        graphs: bool = True,
     ) -> Self:
         """Load a checkpoint's parts, once for all modes.
 
         Args:
             checkpoint: a directory, a built-in name, a hub id with its commit, or one inspected.
-            rows: how many the engine holds at once.
-            tile: guided rows that step together; twice as many where there is no guidance.
-            strict: a row's bits never depend on its neighbours. Without it rows share matrix
-                products, which is a little faster and gives reproducibility up.
+            rows: how many the engine holds at once; 8 times ``tile`` unless said.
+            tile: guided rows that step together; twice as many where there is no guidance. A
+                part of the numerics class on a GPU, where urgent rows step alone.
             threads: of torch on the CPU; part of the numerics class.
-            model: ``farm``, or ``diffusers`` for UVit2DModel itself.
+            graphs: on a GPU, work of fixed shape as CUDA graphs: much less for the host to do.
         """
-        if min(rows or 1, tile) < 1:
-            raise InvalidInput("rows and tile must be at least 1", field="rows")
+        from farm_workers.engine.amused import AmusedModel
+
         if threads is not None:
             torch.set_num_threads(threads)
         if not isinstance(checkpoint, Checkpoint):
             checkpoint = inspect_checkpoint(checkpoint)
-        target = torch.device(device)
-        if target.type == "cuda" and dtype == "float32":
-            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-        with torch.inference_mode():
-            parts = load_parts(checkpoint, target, dtype, model=model, strict=strict)
-        return cls.of(parts, rows=rows, tile=tile, model=model)
-
-    @classmethod
-    def of(
-        cls, parts: Parts, *, rows: int | None = None, tile: int = 8, model: str = "farm"
-    ) -> Self:
-        """An engine around loaded parts, ready to run."""
-        width = f"tile {tile}" if parts.padded else "by row"
-        if parts.transformer.together and not parts.padded:
-            width = "loose"
-        numerics = numerics_class(parts, model=model, width=width)
-        engine = cls(parts, rows=rows or 8 * tile, tile=tile, numerics=numerics)
-        with torch.inference_mode():
-            engine._tiles.warm_up()
-        return engine
+        target = Device(device, graphs=graphs)
+        with torch.inference_mode(), target.scope():
+            model = AmusedModel.load(checkpoint, target, dtype)
+        return cls(model, rows=rows, tile=tile)
 
     @property
     def checkpoint(self) -> CheckpointInfo:
-        return self._parts.info
+        return self._model.info
 
     @property
     def held(self) -> int:
-        """Rows inside: waiting, on their way, or waiting to be decoded."""
-        waiting = len(self._pending) + len(self._finished) + len(self._failed)
+        """Rows inside: waiting, on their way, or waiting for their pictures."""
+        waiting = len(self._pending) + len(self._finished) + len(self._results)
+        waiting += sum(len(decoding.rows) for decoding in self._decoding)
         return waiting + sum(len(tile.rows) for tile in self._tiles)
 
     @property
@@ -105,27 +107,49 @@ class Engine:
         return self.held == 0
 
     def room(self, lane: Lane | None = None) -> int:
-        """Rows that can be added now."""
+        """Rows that can be added now; none of a lane of another checkpoint."""
+        if lane is not None and lane.checkpoint != self.checkpoint.name:
+            return 0
         return max(self.rows - self.held, 0)
 
     def add(
         self,
         key: Hashable,
-        row: Row,
-        image: NDArray[np.uint8] | None = None,
-        mask: NDArray[np.uint8] | None = None,
+        row: Row | RenderSpec | RenderRequest,
+        image: NDArray[Any] | None = None,
+        mask: NDArray[Any] | None = None,
         latents: NDArray[Any] | None = None,
         embeds: Any | None = None,
         urgent: bool = False,
     ) -> None:
-        """Take a row; it starts with the next step.
+        """Take a row, or all rows of a spec or request; they start with the next step.
+
+        Args:
+            key: comes back with each result, beside the row's index in its render.
+            image: uint8 (height, width, 3); ``mask`` is uint8 (height, width), 255 is repainted.
+            latents: token ids (token rows, columns).
+            embeds: has the four arrays of ``farm.tensors.Embeds``.
+            urgent: goes before all rows that are not.
 
         Raises:
-            InvalidInput: the arrays do not fit the row's spec.
+            InvalidInput: the arrays do not fit the spec, or there is no room.
         """
-        pending = Pending(key, row, urgent, image, mask, latents, embeds)
-        pending.check(self.checkpoint)
-        self._pending.append(pending)
+        if isinstance(row, RenderRequest):
+            row = row.resolve(
+                self.checkpoint,
+                seed=derived_seed(0, 0),
+                picture=None if image is None else image.shape[:2],
+            )
+        rows = list(row.rows()) if isinstance(row, RenderSpec) else [row]
+        if len(rows) > self.room():
+            raise InvalidInput(
+                f"{len(rows)} rows do not fit beside the {self.held} that the engine holds",
+                field="rows",
+                hint=f"it takes {self.rows}; step it until room() is {len(rows)}",
+            )
+        pending = [Pending(key, one, urgent, image, mask, latents, embeds) for one in rows]
+        pending[0].check(self.checkpoint)
+        self._pending += pending
 
     @torch.inference_mode()
     def cancel(self, keys: Iterable[Hashable]) -> None:
@@ -133,27 +157,45 @@ class Engine:
         gone = set(keys)
         self._pending = [held for held in self._pending if held.key not in gone]
         self._finished = [held for held in self._finished if held.live.pending.key not in gone]
-        self._failed = [done for done in self._failed if done.key not in gone]
-        for tile in self._tiles:
-            for slot in reversed(range(len(tile.rows))):
-                if tile.rows[slot].pending.key in gone:
-                    tile.leave(slot)
+        self._results = [result for result in self._results if result.key not in gone]
+        for decoding in list(self._decoding):
+            if any(held.live.pending.key in gone for held in decoding.rows):
+                self._decoding.remove(decoding)
+                self._results += [
+                    result for result in self._delivered(decoding) if result.key not in gone
+                ]
+        with self._model.device.scope():
+            for tile in self._tiles:
+                for live in list(tile.rows):
+                    if live.pending.key in gone:
+                        tile.leave(live)
 
     @torch.inference_mode()
-    def step(self) -> list[Done]:
-        """The next piece of work: a row's admission, a tile's step or a tile's decoding."""
-        done, self._failed = self._failed, []
-        tiles = self._tiles.live
-        work = self._turns.choose(self._ready(bool(tiles)), tiles)
-        match work:
-            case Pending():
-                self._pending.remove(work)
-                self._admit(work)
-            case Tile():
-                self._advance(work)
-            case Finished():
-                done += self._decode(work)
-        return done
+    def step(self) -> list[Result]:
+        """The next piece of work, and the rows that have left since the last one.
+
+        A piece is a row's admission, a tile's step or a tile's decoding. A GPU may still be at it
+        when this returns; its results come with a later call.
+        """
+        with self._model.device.scope():
+            results, self._results = self._results, []
+            tiles = self._tiles.live
+            work = self._policy.choose(self._ready(bool(tiles)), tiles)
+            match work:
+                case Pending():
+                    self._pending.remove(work)
+                    self._admit(work)
+                case Tile():
+                    self._advance(work)
+                    self._model.device.keep_pace()
+                case Finished():
+                    self._decode(self._with_its_like(work))
+                    self._model.device.keep_pace()
+            nothing_else = work is None and not results
+            while self._decoding and (nothing_else or self._decoding[0].pixels.ready):
+                results += self._delivered(self._decoding.popleft())
+                nothing_else = False
+        return results
 
     def _ready(self, stepping: bool) -> list[Pending | Finished]:
         """Of each class: pictures to decode, else the first row whose tile has room."""
@@ -161,90 +203,137 @@ class Engine:
         for urgent in (True, False):
             finished = [held for held in self._finished if held.urgent is urgent]
             # Bulk pictures wait until they fill a tile, or until there is nothing else to do.
-            full = bool(finished) and len(finished) >= self._codec.width(finished[0].grid)
-            if finished and (urgent or full or not stepping):
+            if finished and (urgent or not stepping or self._fill_a_tile(finished)):
                 found.append(finished[0])
                 continue
-            waiting = (held for held in self._pending if held.urgent is urgent)
-            found += itertools.islice((held for held in waiting if self._tiles.has_room(held)), 1)
+            waiting = [held for held in self._pending if held.urgent is urgent]
+            pending = self._tiles.next(waiting)
+            if pending is not None:
+                found.append(pending)
         return found
+
+    def _decode_width(self, first: Finished) -> int:
+        rows = self._tiles.width_of(first.grid, urgent=first.urgent)
+        return self._model.decode_width(first.grid, rows)
+
+    def _fill_a_tile(self, finished: Sequence[Finished]) -> bool:
+        alike = (held.pictures for held in finished if held.grid == finished[0].grid)
+        return sum(alike) >= self._decode_width(finished[0])
+
+    def _with_its_like(self, first: Finished) -> list[Finished]:
+        """The picture and others of its size and class that fit into a tile with it."""
+        alike = (first.grid, first.urgent)
+        same = [held for held in self._finished if (held.grid, held.urgent) == alike]
+        rows = fitting(same, self._decode_width(first))
+        self._finished = [held for held in self._finished if held not in rows]
+        return rows
 
     def preview(self, key: Hashable, index: int) -> Preview | None:
         """The row's predicted picture after its last step; None when it is not on its way."""
         for tile in self._tiles:
-            for slot, live in enumerate(tile.rows):
+            for live in tile.rows:
                 if (live.pending.key, live.pending.row.index) == (key, index) and live.steps_done:
-                    return self._preview(tile, slot, live)
+                    return self._preview(tile, live)
         return None
 
     @torch.inference_mode()
-    def _preview(self, tile: Tile, slot: int, live: Live) -> Preview:
-        pixels = self._codec.decode(tile.predicted[slot : slot + 1], tile.grid)[0]
-        return Preview(
-            live.pending.key,
-            live.pending.row.index,
-            live.steps_done,
-            live.spec.row_steps,
-            pixels.cpu().numpy(),
-            mean_confidence(tile.probability[slot], live.painted),
-        )
+    def _preview(self, tile: Tile, live: Live) -> Preview:
+        slot = live.slots[0]
+        with self._model.device.scope():
+            tokens = tile.state.predicted[slot : slot + 1]
+            pixels = self._model.decode(tokens, tile.grid, width=1)[0]
+            return Preview(
+                live.pending.key,
+                live.pending.row.index,
+                live.steps_done,
+                live.spec.row_steps,
+                pixels.cpu().numpy(),
+                mean_confidence(tile.state.probability[slot], live.painted),
+            )
 
     def _admit(self, pending: Pending) -> None:
-        parts, spec = self._parts, pending.row.spec
+        model = self._model
         try:
-            ahead = [held.row.spec.prompt or "" for held in self._pending[:AHEAD]]
-            conditioned = self._conditioning.of(spec, pending.embeds, ahead)
-            live, tokens = start(pending, parts.info, self._codec, parts.masking_schedule)
+            ahead = [held for held in self._pending[:LOOK_AHEAD] if held.urgent is pending.urgent]
+            conditioned = model.condition(pending, ahead, alone=pending.urgent)
+            before = None if pending.image is None else model.encode(pending.image)
+            live = start(pending, model.info, before, model.masking_schedule)
             live.truncated = any(given.truncated for given in conditioned)
             if live.done:
-                grid = parts.info.grid(spec.height, spec.width)
-                self._finished.append(Finished(live, grid, tokens.to(parts.device), 1.0))
-            else:
-                tile = self._tiles.tile(pending)
-                tile.enter(live, tokens, conditioned)
-                if tile.by_row and live.painted.all():
-                    opening = self._openings.of(conditioned, tile.grid)
-                    tile.advance(len(tile.rows) - 1, opening)
-                    self._collect(tile)
-        except FarmError as error:
-            self._failed.append(Done.failure(pending, error))
-        except torch.cuda.OutOfMemoryError:
-            error = OutOfMemory("the row's picture did not fit on the GPU", hint="make it smaller")
-            self._failed.append(Done.failure(pending, error))
+                self._finished.append(self._untouched(live))
+                return
+            tile = self._tiles.tile(pending)
+            tile.enter(live, conditioned)
+        except Exception as error:
+            self._results.append(Result.failure(pending, row_error(error)))
+            return
+        if isinstance(tile, RowTile) and live.painted.all():
+            try:
+                tile.first_step(live, self._first_steps.of(conditioned, tile.grid))
+            except Exception as error:
+                live.error = row_error(error)
+            self._collect(tile)
+
+    def _untouched(self, live: Live) -> Finished:
+        """A row without a masked token: it has its picture already."""
+        tokens = live.first_tokens(self._model.device)
+        facts = torch.tensor([[1.0, 0.0]], device=tokens.device)
+        outcome = Outcome(Download(tokens[None], facts))
+        spec = live.spec
+        grid = self._model.info.grid(spec.height, spec.width)
+        return Finished(live, grid, tokens, outcome, 0)
 
     def _advance(self, tile: Tile) -> None:
         try:
             tile.step()
-        except torch.cuda.OutOfMemoryError:
+        except Exception as error:
             for live in tile.rows:
-                error = OutOfMemory("a step did not fit on the GPU", hint="load a smaller tile")
-                self._failed.append(Done.failure(live.pending, error, live.steps_done))
+                live.error = row_error(error)
+            self._collect(tile)
             self._tiles.drop(tile)
         else:
             self._collect(tile)
 
     def _collect(self, tile: Tile) -> None:
-        """Rows that took their last step leave their slots."""
-        for slot in reversed(range(len(tile.rows))):
-            live = tile.rows[slot]
-            if not live.done:
-                continue
-            if tile.failed(slot):
-                error = RenderError(
-                    "the model's scores are not finite for this row",
-                    hint="check its embeds and the checkpoint; its neighbours are not concerned",
-                )
-                self._failed.append(Done.failure(live.pending, error, live.steps_done))
-            else:
-                confidence = mean_confidence(tile.probability[slot], live.painted)
-                tokens = tile.tokens[slot].clone()
-                self._finished.append(Finished(live, tile.grid, tokens, confidence))
-            tile.leave(slot)
+        """Rows that took their last step, or failed, leave their half-slots."""
+        for live in tile.failed():
+            assert live.error is not None
+            self._results.append(Result.failure(live.pending, live.error, live.steps_done))
+        self._finished += tile.collect()
 
-    def _decode(self, first: Finished) -> list[Done]:
-        """The picture and others of its size and class that fit into a tile with it."""
-        alike = (first.grid, first.urgent)
-        same = [held for held in self._finished if (held.grid, held.urgent) == alike]
-        same = same[: self._codec.width(first.grid)]
-        self._finished = [held for held in self._finished if held not in same]
-        return decoded(self._codec, same)
+    def _decode(self, rows: Sequence[Finished]) -> None:
+        """Pictures of one size and class, as many as go through the decoder together."""
+        try:
+            pixels = self._pixels(rows)
+        except Exception as error:
+            if len(rows) > 1:
+                for held in rows:  # so that only those fail that have to
+                    self._decode([held])
+                return
+            live = rows[0].live
+            self._results.append(Result.failure(live.pending, row_error(error), live.steps_done))
+        else:
+            self._decoding.append(_Decoding(rows, Download(pixels)))
+
+    def _pixels(self, rows: Sequence[Finished]) -> Tensor:
+        grid = rows[0].grid
+        kept = [held.live.kept for held in rows]
+        inputs = [whole for whole in kept if whole is not None]
+        tokens = torch.stack([*(held.tokens for held in rows), *inputs])
+        pixels = self._model.decode(tokens, grid, width=self._decode_width(rows[0]))
+        places = [place for place, whole in enumerate(kept) if whole is not None]
+        for place, whole in zip(places, pixels[len(rows) :], strict=True):
+            shown = cells(rows[place].live.painted, grid, whole.shape)
+            picture = torch.where(self._model.device.upload(shown), pixels[place], whole)
+            pixels[place] = picture
+        return pixels[: len(rows)]
+
+    def _delivered(self, decoding: _Decoding) -> list[Result]:
+        (pictures,) = decoding.pixels.arrays()
+        numerics = self.numerics
+        if decoding.rows[0].urgent:
+            numerics = numerics.replace(self._model.numerics(self._width), self._model.numerics(1))
+        return [
+            held.result(picture, numerics)
+            for held, picture in zip(decoding.rows, pictures, strict=True)
+        ]

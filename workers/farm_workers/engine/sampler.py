@@ -1,15 +1,213 @@
-"""One denoising step's choices: which code each masked token becomes, and which stay masked."""
+"""One denoising step's choices: which code each masked token becomes, and which stay masked.
+
+Two implementations of one contract: plain torch, a row at a time and only for what is masked, and
+Triton, a whole tile in two kernels without a word to the host.
+"""
 
 import functools
+import logging
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from farm.spec import Mode, RenderSpec
+from farm.errors import FarmError, OutOfMemory, RenderError
+from farm.spec import MAX_STEPS, Mode, RenderSpec
+
+if TYPE_CHECKING:
+    from farm_workers.engine.row import Live
 
 TINY = 1e-20  # below it a logarithm is cut off, as upstream does
+UNSEEN = -1.0  # the probability of a token that no step has predicted
+
+
+class State(NamedTuple):
+    """The tokens of a tile, each (half-slots, tokens); a row's lie in all of its half-slots."""
+
+    tokens: Tensor
+    predicted: Tensor  # what each token is, or would be if its row ended now
+    probability: Tensor  # of the predicted token when it was chosen
+
+    @classmethod
+    def empty(cls, halves: int, seq_len: int, device: torch.device) -> "State":
+        tokens = torch.zeros(halves, seq_len, dtype=torch.int64, device=device)
+        return cls(
+            tokens,
+            torch.zeros_like(tokens),
+            torch.full((halves, seq_len), UNSEEN, dtype=torch.float32, device=device),
+        )
+
+
+class Sampler(Protocol):
+    """Moves the rows of a tile on by a step; what a row gets depends on that row alone."""
+
+    def enter(self, live: "Live", tokens: Tensor) -> None:
+        """Set the state of a row's half-slots."""
+
+    def step(self, features: Tensor, rows: Sequence["Live"]) -> None:
+        """After a forward pass: features (half-slots, tokens, channels) of all half-slots."""
+
+    def outcome(self, rows: Sequence["Live"]) -> tuple[Tensor, Tensor, Sequence[int]]:
+        """Of rows that are done, all in device memory that no later step changes.
+
+        Returns tokens (places, tokens), confidence and failure (places, 2), each row's place.
+        """
+
+
+class TorchSampler:
+    """Every shape follows from one row alone, and so does every bit."""
+
+    def __init__(self, model: Any, state: State) -> None:
+        self._model, self._state = model, state
+
+    def enter(self, live: "Live", tokens: Tensor) -> None:
+        for slot in live.slots:
+            self._state.tokens[slot] = tokens
+        self._state.predicted[live.slots[0]] = tokens
+        self._state.probability[live.slots[0]] = UNSEEN
+
+    def step(self, features: Tensor, rows: Sequence["Live"]) -> None:
+        for live in rows:
+            try:
+                self._step(features, live)
+            except Exception as error:
+                live.error = row_error(error)
+
+    def _step(self, features: Tensor, live: "Live") -> None:
+        state, model, slot = self._state, self._model, live.slots[0]
+        unknown = state.tokens[slot] == model.info.mask_token_id
+        if not bool(unknown.any()):  # equal confidences were all fixed together
+            return
+        logits = model.logits(features[list(live.slots)][:, unknown]).float()
+        if len(live.slots) == 2:
+            scores = guide(logits[0], logits[1], logits.new_tensor(live.spec.guidance_scale))
+        else:
+            scores = logits[0]
+        race = live.draws.race(live.step, unknown.cpu(), model.info.codebook_size)
+        codes, chosen = choose(scores, race.to(scores.device))
+        if not bool(torch.isfinite(chosen).all()):
+            raise not_finite()
+        state.predicted[slot, unknown] = codes
+        state.probability[slot, unknown] = chosen
+        tokens = state.predicted[slot]
+        planned = live.schedule.planned[live.step]
+        if planned:
+            stay = stay_masked(
+                state.probability[slot][None],
+                unknown[None],
+                live.draws.order(live.step, len(unknown))[None].to(unknown.device),
+                state.probability.new_tensor(live.schedule.temperatures[live.step]),
+                state.tokens.new_tensor([[planned]]),
+            )[0]
+            tokens = torch.where(stay, model.info.mask_token_id, tokens)
+        for half in live.slots:
+            state.tokens[half] = tokens
+
+    def outcome(self, rows: Sequence["Live"]) -> tuple[Tensor, Tensor, Sequence[int]]:
+        slots = [live.slots[0] for live in rows]
+        facts = [
+            [mean_confidence(self._state.probability[slot], live.painted), 0.0]
+            for slot, live in zip(slots, rows, strict=True)
+        ]
+        confidence = torch.tensor(facts, dtype=torch.float64)
+        return self._state.tokens[slots], confidence, range(len(rows))
+
+
+HEADER = 8  # words of a record: the fields below; then come temperatures and planned counts
+SEED_LOW, SEED_HIGH, STEP, SCALE, PARTNER, ACTIVE = range(6)
+
+
+class TritonSampler:
+    """Schedules lie on the device, so a step needs nothing from the host but the launches.
+
+    Each half-slot has a record of int32 words, some of them the bits of a float. In the first
+    half-slot of a row it is active and names its partner, whose forward pass sees the prompt.
+    """
+
+    def __init__(self, model: Any, state: State, device: Any) -> None:
+        from farm_workers.engine import triton_kernels
+
+        self._kernels, self._model, self._state, self._device = (
+            triton_kernels, model, state, device,
+        )  # fmt: skip
+        halves = len(state.tokens)
+        like = {"device": state.tokens.device}
+        self._records = torch.zeros(halves, HEADER + 2 * MAX_STEPS, dtype=torch.int32, **like)
+        self._outcome = torch.zeros(halves, 2, **like)  # confidence, failure
+
+    def enter(self, live: "Live", tokens: Tensor) -> None:
+        home, partner = live.slots[0], live.slots[-1]
+        self._records[home].copy_(self._device.upload(record(live)), non_blocking=True)
+        if partner != home:
+            self._records[partner, ACTIVE].zero_()
+        for slot in live.slots:
+            self._state.tokens[slot].copy_(tokens)
+        self._state.predicted[home].copy_(tokens)
+        self._state.probability[home].fill_(UNSEEN)
+        self._outcome[home].zero_()
+
+    def step(self, features: Tensor, rows: Sequence["Live"]) -> None:
+        self.choose(self._model.logits(features))
+
+    def choose(self, logits: Tensor) -> None:
+        """From scores (half-slots, tokens, codes)."""
+        mask_id = self._model.info.mask_token_id
+        arguments = (self._records, self._state, mask_id)
+        self._kernels.draw(logits.contiguous(), *arguments)
+        self._kernels.settle(*arguments, self._outcome)
+
+    def outcome(self, rows: Sequence["Live"]) -> tuple[Tensor, Tensor, Sequence[int]]:
+        # The whole tile, in two copies: picking rows would cost the same and an upload more.
+        slots = [live.slots[0] for live in rows]
+        return self._state.tokens.clone(), self._outcome.clone(), slots
+
+
+def record(live: "Live") -> Tensor:
+    """A row's schedule and seed as one vector of int32 words."""
+    plan, seed = live.schedule, live.pending.row.seed
+    words = np.zeros(HEADER + 2 * MAX_STEPS, dtype=np.int32)
+    unsigned, numbers = words.view(np.uint32), words.view(np.float32)
+    unsigned[SEED_LOW], unsigned[SEED_HIGH] = seed & 0xFFFFFFFF, seed >> 32
+    words[STEP], numbers[SCALE] = live.step, live.spec.guidance_scale
+    words[PARTNER], words[ACTIVE] = live.slots[-1], 1
+    numbers[HEADER : HEADER + len(plan.temperatures)] = plan.temperatures
+    words[HEADER + MAX_STEPS : HEADER + MAX_STEPS + len(plan.planned)] = plan.planned
+    return torch.from_numpy(words)
+
+
+def not_finite() -> RenderError:
+    return RenderError(
+        "the model's scores are not finite for this row",
+        hint="check its embeds and the checkpoint; its neighbours are not concerned",
+    )
+
+
+def row_error(error: Exception) -> FarmError:
+    """What becomes of a row that its own arithmetic or admission has failed.
+
+    Raises:
+        AcceleratorError: the device itself has failed, for every row.
+    """
+    if isinstance(error, FarmError):
+        return error
+    if isinstance(error, torch.AcceleratorError):
+        raise error
+    if isinstance(error, torch.OutOfMemoryError):
+        return OutOfMemory("the row did not fit on the GPU", hint="make it or the tile smaller")
+    logging.getLogger(__name__).warning("a row failed", exc_info=error)
+    return RenderError(
+        f"the row failed with {type(error).__name__}: {str(error).partition(chr(10))[0]}",
+        hint="its neighbours are not concerned; the worker's log has the traceback",
+    )
+
+
+def mean_confidence(probability: Tensor, painted: Tensor) -> float:
+    """Of the tokens that started masked, when each was fixed."""
+    chosen = probability[painted.to(probability.device)]
+    return float(chosen.mean()) if len(chosen) else 1.0
 
 
 def choose(logits: Tensor, race: Tensor) -> tuple[Tensor, Tensor]:
@@ -46,14 +244,15 @@ def stay_masked(
 
     ``planned`` is how many the schedule wants; 0 on the last step. At least one token is fixed in
     a step and, before the last, at least one stays masked, unless the least confident ones are
-    equally so: those are fixed together, as upstream does.
+    equally so: those are fixed together, as upstream does. A picture of a single token has that
+    token fixed at once.
     """
     noise = -torch.log((-torch.log(uniform.clamp(TINY))).clamp(TINY))
     confidence = torch.log(probability.clamp(TINY)) + temperature * noise
     # Tokens that are fixed are out of the contest, whatever the noise says.
     confidence = torch.where(unknown, confidence, torch.inf)
     left = unknown.sum(-1, keepdim=True)
-    count = torch.minimum(left - 1, planned).clamp_min(1)
+    count = torch.minimum(left - 1, planned).clamp_min(1).clamp_max(unknown.shape[-1] - 1)
     count = torch.where((planned > 0) & (left > 0), count, 0)
     cut_off = confidence.sort(dim=-1).values.gather(-1, count)
     return (confidence < cut_off) & unknown

@@ -1,16 +1,19 @@
 """What a worker and its publisher process say to each other."""
 
+from pathlib import Path
 from typing import NamedTuple
 
 from farm.formats.manifest import ManifestRow
+from farm.formats.picture_record import PictureRecord
 from farm.job import Receipt
-from farm_workers.publisher.record import PictureRecord
+from farm.sinks.protocol import TaskPlace
 
 
 class Begin(NamedTuple):
     """The first message; everything that the process must be told."""
 
     store: str
+    scratch: Path  # for what the sinks hold back
     threads: int
     patience_seconds: float
 
@@ -39,18 +42,29 @@ class StorePicture(NamedTuple):
 
     number: int
     task: int
-    key: str
+    place: TaskPlace
     record: PictureRecord
     shape: tuple[int, ...] | None
     tokens: bytes  # uint16, row by row
     token_shape: tuple[int, ...]
 
+    @property
+    def subject(self) -> str:
+        """What it is about, for messages."""
+        return self.place.data + self.record.file_name
 
-class StorePart(NamedTuple):
+
+class StoreTask(NamedTuple):
+    """All pictures of the task were taken or have failed."""
+
     number: int
     task: int
-    key: str
+    place: TaskPlace
     rows: tuple[ManifestRow, ...]
+
+    @property
+    def subject(self) -> str:
+        return str(self.place.part)
 
 
 class StoreSuccess(NamedTuple):
@@ -59,9 +73,13 @@ class StoreSuccess(NamedTuple):
     key: str
     document: bytes
 
+    @property
+    def subject(self) -> str:
+        return self.key
+
 
 class Stored(NamedTuple):
-    """The answer to ``StorePicture``, ``StorePart`` or ``StoreSuccess`` of that number."""
+    """The answer to ``StorePicture``, ``StoreTask`` or ``StoreSuccess`` of that number."""
 
     number: int
     result: ManifestRow | Receipt
@@ -72,5 +90,5 @@ class NotStored(NamedTuple):
     error: dict[str, object]  # of ``FarmError.to_dict``
 
 
-Work = StorePicture | StorePart | StoreSuccess
+Work = StorePicture | StoreTask | StoreSuccess
 Message = Work | LeaseUntil | Drop

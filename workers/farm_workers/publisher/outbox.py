@@ -7,7 +7,7 @@ from farm_workers.publisher.messages import Drop, LeaseUntil, Work
 RECORD_BYTES = 4096  # about what a picture takes besides its pixels
 
 
-class Parcel:
+class PendingUpload:
     """A piece of work until it is answered."""
 
     def __init__(self, work: Work, *, urgent: bool, pixels: memoryview | None = None) -> None:
@@ -24,13 +24,13 @@ class Outbox:
 
     def __init__(self) -> None:
         self.orders: collections.deque[LeaseUntil | Drop] = collections.deque()
-        self.urgent: collections.deque[Parcel] = collections.deque()
-        self.parcels: collections.deque[Parcel] = collections.deque()
+        self.urgent: collections.deque[PendingUpload] = collections.deque()
+        self.parcels: collections.deque[PendingUpload] = collections.deque()
 
-    def add(self, parcel: Parcel) -> None:
+    def add(self, parcel: PendingUpload) -> None:
         (self.urgent if parcel.urgent else self.parcels).append(parcel)
 
-    def next(self, *, room: bool) -> Parcel | LeaseUntil | Drop | None:
+    def next(self, *, room: bool) -> PendingUpload | LeaseUntil | Drop | None:
         """The next thing to send; without room, an order at most."""
         if self.orders:
             return self.orders.popleft()

@@ -15,13 +15,13 @@ from farm_workers.publisher.messages import (
     Ready,
     Stored,
 )
-from farm_workers.publisher.outbox import Parcel
+from farm_workers.publisher.outbox import PendingUpload
 
 START_SECONDS = 120  # until the process takes work
 SILENT_SECONDS = 10  # without a sign of life, then it has been stopped or hangs
 
 
-class Link:
+class ProcessPipe:
     """Starts the process; to be made by a thread that lasts.
 
     Linux ends a child that asked to die with its parent when the *thread* that started it ends.
@@ -65,9 +65,9 @@ class Link:
                 silent = 0
         return None
 
-    def send(self, item: Parcel | LeaseUntil | Drop) -> None:
+    def send(self, item: PendingUpload | LeaseUntil | Drop) -> None:
         """Raises ``OSError`` when the process has ended."""
-        if not isinstance(item, Parcel):
+        if not isinstance(item, PendingUpload):
             self._connection.send(item)
             return
         self._connection.send(item.work)

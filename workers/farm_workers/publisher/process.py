@@ -1,7 +1,7 @@
 """The publisher's process: encodes, hashes and uploads what its worker sends it.
 
-It keeps nothing between messages but leases, so its worker can start another one at any time and
-send again whatever was not answered.
+It keeps nothing between messages but leases, and what a sink holds back lies in files. So its
+worker can start another one at any time and send again whatever was not answered.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
@@ -23,8 +23,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from farm.errors import FarmError, NotFound, StoreError
-from farm.formats.manifest import ManifestRow, part_receipt, read_part, write_part
+from farm.formats.encoding import encode
+from farm.formats.manifest import ManifestRow
 from farm.job import Receipt
+from farm.sinks.parts import store_part
+from farm.sinks.protocol import TaskPlace
+from farm.sinks.registry import Sinks
 from farm.store import Store, open_store
 from farm_workers.publisher.messages import (
     Alive,
@@ -35,12 +39,11 @@ from farm_workers.publisher.messages import (
     NotStored,
     Ready,
     Stored,
-    StorePart,
     StorePicture,
     StoreSuccess,
+    StoreTask,
     Work,
 )
-from farm_workers.publisher.record import encode_picture, store_picture
 
 log = logging.getLogger(__name__)
 
@@ -60,12 +63,14 @@ class PublisherProcess:
         self._connection = connection
         # Between two attempts the lease is looked at, so they are made here, not inside the store.
         self._store: Store = open_store(begin.store, attempts=1)
+        self._sinks = Sinks(self._store, begin.scratch)
         self._patience_seconds = begin.patience_seconds
         self._pool = ThreadPoolExecutor(begin.threads, thread_name_prefix="publish")
         self._answering = threading.Lock()
         self._changed = threading.Condition()
         self._deadlines: dict[int, float] = {}
         self._held: set[int] = set()  # tasks that were named and not dropped
+        self._places: dict[int, TaskPlace] = {}  # of those that had something to store
 
     def run(self) -> None:
         """Serve until the worker closes the connection or is gone."""
@@ -97,8 +102,21 @@ class PublisherProcess:
             if isinstance(message, LeaseUntil):
                 self._deadlines[message.task] = message.deadline
             self._changed.notify_all()
-        if isinstance(message, Work):
+        if isinstance(message, Drop):
+            self._forget(message.task)
+        elif isinstance(message, Work):
+            if not isinstance(message, StoreSuccess):
+                self._places[message.task] = message.place
             self._pool.submit(self._serve, message, pixels)
+
+    def _forget(self, task: int) -> None:
+        """Before any message of the task's next life, which may need the same files."""
+        place = self._places.pop(task, None)
+        if place is not None:
+            try:
+                self._sinks.get(place.sink).forget(place)
+            except Exception:  # files are left over; the task is not concerned
+                log.exception("the sink %s failed to forget a task", place.sink)
 
     def _serve(self, work: Work, pixels: NDArray[np.uint8] | None) -> None:
         answer: Stored | NotStored
@@ -111,20 +129,24 @@ class PublisherProcess:
         except FarmError as error:
             answer = NotStored(work.number, error.to_dict())
         except Exception as error:
-            log.exception("the publisher failed on %s", work.key)
-            failure = FarmError(f"cannot publish {work.key}: {type(error).__name__}: {error}")
+            log.exception("the publisher failed on %s", work.subject)
+            failure = FarmError(f"cannot publish {work.subject}: {type(error).__name__}: {error}")
             answer = NotStored(work.number, failure.to_dict())
         with self._answering:
             self._connection.send(answer)
 
     def _do(self, work: Work, pixels: NDArray[np.uint8] | None) -> ManifestRow | Receipt:
         match work:
-            case StorePicture(key=key, record=record):
+            case StorePicture(place=place, record=record):
+                sink = self._sinks.get(place.sink)
                 tokens = np.frombuffer(work.tokens, np.uint16).reshape(work.token_shape)
-                data = encode_picture(record, pixels, tokens)
-                return self._try(work, lambda: store_picture(self._store, key, record, data))
-            case StorePart(key=key, rows=rows):
-                return self._try(work, lambda: store_part(self._store, key, rows))
+                data = encode(pixels, record.facts(tokens), record.format)
+                return self._try(work, lambda: sink.store_picture(place, record, data))
+            case StoreTask(place=place, rows=rows):
+                sink = self._sinks.get(place.sink)
+                return self._try(
+                    work, lambda: store_part(self._store, place, sink.store_task(place, rows))
+                )
             case StoreSuccess(key=key, document=document):
                 return self._try(work, lambda: store_success(self._store, key, document))
 
@@ -154,16 +176,6 @@ class PublisherProcess:
                     return
                 self._changed.wait()
         raise _Dropped
-
-
-def store_part(store: Store, key: str, rows: tuple[ManifestRow, ...]) -> Receipt:
-    """Write a task's manifest; if there is one already, that one counts."""
-    data = write_part(rows)
-    kept: Sequence[ManifestRow] = rows
-    if not store.put(key, data, content_type="application/vnd.apache.parquet"):
-        data = store.get(key)
-        kept = read_part(data)
-    return part_receipt(key, data, kept)
 
 
 def store_success(store: Store, key: str, document: bytes) -> Receipt:

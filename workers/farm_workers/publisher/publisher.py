@@ -4,9 +4,12 @@ import contextlib
 import itertools
 import logging
 import queue as queues
+import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -15,7 +18,9 @@ from numpy.typing import NDArray
 from farm.errors import FarmError, StoreError, from_dict
 from farm.formats.manifest import ManifestRow
 from farm.formats.picture_file import token_bytes
+from farm.formats.picture_record import PictureRecord
 from farm.job import Receipt
+from farm.sinks.protocol import TaskPlace
 from farm.spec import canonical_json
 from farm.store import keys, open_store
 from farm_workers.publisher.messages import (
@@ -25,13 +30,12 @@ from farm_workers.publisher.messages import (
     NotStored,
     Ready,
     Stored,
-    StorePart,
     StorePicture,
     StoreSuccess,
+    StoreTask,
 )
-from farm_workers.publisher.outbox import Outbox, Parcel
-from farm_workers.publisher.pipe import Link
-from farm_workers.publisher.record import PictureRecord, failed_row
+from farm_workers.publisher.outbox import Outbox, PendingUpload
+from farm_workers.publisher.pipe import ProcessPipe
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +71,7 @@ class _Task:
         self.urgent = False
         self.rows: list[ManifestRow] = []
         self.stored = 0
-        self.part: tuple[str, int] | None = None  # key, and how many pictures it must have
+        self.whole: tuple[TaskPlace, int] | None = None  # and how many pictures it must have
 
 
 class Publisher:
@@ -75,6 +79,8 @@ class Publisher:
 
     Args:
         store_url: as ``open_store`` takes it.
+        scratch: a folder of this publisher alone, for what sinks hold back; emptied at the start
+            and removed at the end. By default a temporary one.
         threads: uploads at a time; by default what suits the store.
         patience_seconds: how long a failing store is asked again before a task fails.
     """
@@ -83,20 +89,23 @@ class Publisher:
         self,
         store_url: str,
         *,
+        scratch: Path | None = None,
         threads: int | None = None,
         patience_seconds: float = PATIENCE_SECONDS,
     ) -> None:
         url = open_store(store_url).url  # a bad one is refused here, not in the process
         default = S3_THREADS if url.startswith("s3:") else LOCAL_THREADS
-        self._begin = Begin(url, threads or default, patience_seconds)
+        self._scratch = scratch or Path(tempfile.mkdtemp(prefix="farm-publisher-"))
+        shutil.rmtree(self._scratch, ignore_errors=True)
+        self._begin = Begin(url, self._scratch, threads or default, patience_seconds)
         self._events: queues.SimpleQueue[Event] = queues.SimpleQueue()
         self._changed = threading.Condition()
         self._numbers = itertools.count()
         self._tasks: dict[str, _Task] = {}
         self._by_number: dict[int, _Task] = {}
-        self._parcels: dict[int, Parcel] = {}  # not answered, in the order they were queued
+        self._parcels: dict[int, PendingUpload] = {}  # not answered, in the order they were queued
         self._outbox = Outbox()
-        self._link: Link | None = None
+        self._link: ProcessPipe | None = None
         self._ready = False  # the process takes work
         self._pending_bytes = self._sent_bytes = 0
         self._closed = False
@@ -132,7 +141,7 @@ class Publisher:
     def picture(
         self,
         task_key: str,
-        key: str,
+        place: TaskPlace,
         record: PictureRecord,
         pixels: NDArray[np.uint8] | None,
         tokens: NDArray[np.integer],
@@ -153,20 +162,20 @@ class Publisher:
             work = StorePicture(
                 number=next(self._numbers),
                 task=task.number,
-                key=key,
+                place=place,
                 record=record,
                 shape=None if pixels is None else pixels.shape,
                 tokens=token_bytes(tokens),
                 token_shape=tokens.shape,
             )
-            self._queue(Parcel(work, urgent=task.urgent, pixels=view))
+            self._queue(PendingUpload(work, urgent=task.urgent, pixels=view))
 
     def failed_picture(self, task_key: str, record: PictureRecord, error: FarmError) -> None:
         """A picture that could not be made; it goes into the manifest only."""
         with self._changed:
             task = self._task(task_key)
-            task.rows.append(failed_row(record, error))
-            self._queue_part(task)
+            task.rows.append(record.failed_row(error))
+            self._queue_whole(task)
 
     def found_picture(self, task_key: str, row: ManifestRow) -> None:
         """A picture that lies in the store since an earlier life of the task."""
@@ -174,14 +183,14 @@ class Publisher:
             task = self._task(task_key)
             task.rows.append(row)
             task.stored += 1
-            self._queue_part(task)
+            self._queue_whole(task)
 
-    def finish(self, task_key: str, part_key: str, pictures: int) -> None:
-        """Write the task's manifest as soon as that many pictures are stored or failed."""
+    def finish(self, task_key: str, place: TaskPlace, pictures: int) -> None:
+        """Store the task as a whole as soon as that many pictures are stored or failed."""
         with self._changed:
             task = self._task(task_key)
-            task.part = (part_key, pictures)
-            self._queue_part(task)
+            task.whole = (place, pictures)
+            self._queue_whole(task)
 
     def finalise(
         self,
@@ -207,7 +216,7 @@ class Publisher:
                 keys.success(job, generation),
                 canonical_json(document).encode(),
             )
-            self._queue(Parcel(work, urgent=True))
+            self._queue(PendingUpload(work, urgent=True))
 
     def drop(self, task_key: str) -> None:
         """Forget a task: what has not begun to be uploaded never is, and no event follows."""
@@ -240,6 +249,7 @@ class Publisher:
             self._changed.notify_all()
         for thread in self._threads:
             thread.join()
+        shutil.rmtree(self._scratch, ignore_errors=True)
 
     # Everything below is called with the lock held, but for the two threads' own loops.
 
@@ -259,20 +269,20 @@ class Publisher:
             if not task.working and task.deadline is not None and task.deadline < before:
                 self._forget(task)
 
-    def _queue(self, parcel: Parcel) -> None:
+    def _queue(self, parcel: PendingUpload) -> None:
         self._parcels[parcel.work.number] = parcel
         self._pending_bytes += parcel.size
         self._outbox.add(parcel)
         self._changed.notify_all()
 
-    def _queue_part(self, task: _Task) -> None:
-        if task.part is None:
+    def _queue_whole(self, task: _Task) -> None:
+        if task.whole is None:
             return
-        key, pictures = task.part
+        place, pictures = task.whole
         if len(task.rows) >= pictures:
-            task.part = None
-            work = StorePart(next(self._numbers), task.number, key, tuple(task.rows))
-            self._queue(Parcel(work, urgent=task.urgent))
+            task.whole = None
+            work = StoreTask(next(self._numbers), task.number, place, tuple(task.rows))
+            self._queue(PendingUpload(work, urgent=task.urgent))
 
     def _forget(self, task: _Task) -> None:
         del self._tasks[task.key], self._by_number[task.number]
@@ -283,7 +293,7 @@ class Publisher:
         self._outbox.orders.append(Drop(task.number))
         self._changed.notify_all()
 
-    def _take(self, number: int) -> Parcel | None:
+    def _take(self, number: int) -> PendingUpload | None:
         parcel = self._parcels.pop(number, None)
         if parcel is not None:
             self._pending_bytes -= parcel.size
@@ -306,7 +316,7 @@ class Publisher:
             task.rows.append(answer.result)
             task.stored += 1
             self._events.put(Event(task.key, "picture", stored=task.stored))
-            self._queue_part(task)
+            self._queue_whole(task)
 
     def _fail(self, task: _Task, error: FarmError) -> None:
         self._forget(task)
@@ -323,7 +333,7 @@ class Publisher:
         """Keep a process running and take its answers."""
         failed_starts = 0
         while not self._closed:
-            link = Link(self._begin)
+            link = ProcessPipe(self._begin)
             with self._changed:
                 self._link = link
                 self._send_again()
@@ -376,7 +386,7 @@ class Publisher:
                     task,
                     StoreError(
                         f"the publisher's process died {parcel.deaths} times "
-                        f"while it was to store {parcel.work.key}"
+                        f"while it was to store {parcel.work.subject}"
                     ),
                 )
 
@@ -392,11 +402,11 @@ class Publisher:
                 if link is not None:
                     link.send(item)
 
-    def _next(self) -> Parcel | LeaseUntil | Drop | None:
+    def _next(self) -> PendingUpload | LeaseUntil | Drop | None:
         if not self._ready:
             return None
         item = self._outbox.next(room=self._sent_bytes < SENT_BYTES)
-        if isinstance(item, Parcel):
+        if isinstance(item, PendingUpload):
             item.sent = next(self._numbers)
             self._sent_bytes += item.size
         return item

@@ -8,13 +8,14 @@ import enum
 import signal
 import time
 from collections.abc import Hashable, Iterable
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from farm.errors import FarmError, InvalidInput, OutOfMemory, RenderError
 from farm.spec import Lane, Row
-from farm_workers.render_engine import RenderEngine
+from farm_workers.render_engine import RenderEngine, RowResult
 
-SLOW_SECONDS = 0.5  # longer for every step with a slow row aboard
+SLOW_SECONDS = 0.5  # added to every step while a slow row is in the engine
 HANG_SECONDS = 1e6
 
 
@@ -27,13 +28,17 @@ class Fault(enum.StrEnum):
     SLOW = "slow"  # the step takes longer
 
 
-class Struck(NamedTuple):
-    """What comes out of the engine in place of a row that a fault has struck."""
+@dataclass(frozen=True)
+class FaultyResult:
+    """What leaves the engine in place of a row that a fault has struck."""
 
     key: Hashable
     index: int
-    error: FarmError
     steps: int
+    error: FarmError
+    tokens: None = None
+    pixels: None = None
+    truncated: bool = False
 
 
 class FaultyEngine:
@@ -56,7 +61,7 @@ class FaultyEngine:
     def add(self, key: Hashable, row: Row, **inputs: Any) -> None:
         self._engine.add(key, row, **inputs)
         for fault, text in self._faults:
-            if text in row.spec.prompt:
+            if text in (row.spec.prompt or ""):  # a render of embeds has no prompt
                 self._live[key, row.index] = fault
 
     def cancel(self, keys: Iterable[Hashable]) -> None:
@@ -64,35 +69,35 @@ class FaultyEngine:
         self._engine.cancel(gone)
         self._live = {row: fault for row, fault in self._live.items() if row[0] not in gone}
 
-    def step(self) -> list[Any]:
-        aboard = set(self._live.values())
-        if Fault.SEGFAULT in aboard:
+    def step(self) -> list[RowResult]:
+        present = set(self._live.values())
+        if Fault.SEGFAULT in present:
             signal.raise_signal(signal.SIGSEGV)  # of this thread, as a real one is
-        if Fault.HANG in aboard:
+        if Fault.HANG in present:
             time.sleep(HANG_SECONDS)
-        if Fault.SLOW in aboard:
+        if Fault.SLOW in present:
             time.sleep(SLOW_SECONDS)
-        self._broken = self._broken or Fault.STICKY in aboard
+        self._broken = self._broken or Fault.STICKY in present
         if self._broken:
             raise RuntimeError("device-side assert triggered")
-        return [self._after(done) for done in self._engine.step()]
+        return [self._struck(result) for result in self._engine.step()]
 
-    def _after(self, done: Any) -> Any:
-        match self._live.pop((done.key, done.index), None):
+    def _struck(self, result: RowResult) -> RowResult:
+        match self._live.pop((result.key, result.index), None):
             case Fault.OOM:
                 error: FarmError = OutOfMemory("the row did not fit")
             case Fault.NAN:
                 error = RenderError("its logits are not finite")
             case _:
-                return done
-        return Struck(done.key, done.index, error, done.steps)
+                return result
+        return FaultyResult(result.key, result.index, result.steps, error)
 
 
 def _parse(text: str) -> tuple[Fault, str]:
     name, _, part = text.partition(":")
     if name not in set(Fault) or not part:
         raise InvalidInput(
-            f"{text!r} is no fault",
+            f"{text!r} is not a fault",
             field="FARM_FAULTS",
             hint=f"one of {', '.join(Fault)}, a colon, and a part of a prompt",
         )

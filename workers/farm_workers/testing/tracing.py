@@ -1,4 +1,4 @@
-"""How often rows were started, for tests: after a kill this shows nowhere else."""
+"""Counts how often each row was started, for tests: after a kill nothing else shows it."""
 
 import os
 from collections.abc import Hashable, Iterable, Sequence
@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from farm.spec import Lane, Row
-from farm_workers.render_engine import RenderEngine
+from farm_workers.render_engine import RenderEngine, RowResult
 
 
 class TracedEngine:
-    """Any engine; each row that it starts is a line in a file, which many workers may share."""
+    """Any engine; writes a line for each row that it starts to a file that workers may share."""
 
     def __init__(self, engine: RenderEngine, file: Path) -> None:
         self._engine = engine
@@ -28,7 +28,7 @@ class TracedEngine:
         self._engine.add(key, row, **inputs)
         os.write(self._file, f"{key} {row.index}\n".encode())
 
-    def step(self) -> Sequence[Any]:
+    def step(self) -> Sequence[RowResult]:
         return self._engine.step()
 
     def cancel(self, keys: Iterable[Hashable]) -> None:

@@ -1,8 +1,8 @@
-"""What a row needs besides its numbers: pictures, masks, starting tokens and embeddings."""
+"""The files that a render needs: pictures, masks, starting tokens and embeddings."""
 
 import collections
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import Executor, Future
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ class Inputs(NamedTuple):
     """Decoded inputs of one render, shared by its rows; ``notes`` say what was converted."""
 
     image: np.ndarray | None = None  # uint8 (height, width, 3)
-    mask: np.ndarray | None = None  # uint8 (height, width), 255 is painted anew
+    mask: np.ndarray | None = None  # uint8 (height, width), 255 is repainted
     latents: np.ndarray | None = None  # token ids (rows, columns)
     embeds: Embeds | None = None
     notes: tuple[str, ...] = ()
@@ -28,14 +28,15 @@ class Inputs(NamedTuple):
 class InputReader:
     """Reads and decodes a render's assets, and keeps what it read last.
 
-    One picture is often the input of a whole job, so decoded arrays are kept, least recently used
-    first out, up to ``cache_bytes``. ``read_asset(tenant, asset id)`` gives an asset's bytes.
+    One picture is often the input of a whole job, so decoded arrays are kept in a cache of at most
+    ``cache_bytes``; the least recently used goes first.
+    ``read_asset(tenant, asset id)`` gives an asset's bytes.
     """
 
     def __init__(
         self,
         read_asset: Callable[[str, str], bytes],
-        infos: dict[str, CheckpointInfo],
+        infos: Mapping[str, CheckpointInfo],
         *,
         cache_bytes: int = CACHE_BYTES,
     ) -> None:

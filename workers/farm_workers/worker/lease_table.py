@@ -4,10 +4,10 @@ import threading
 
 from farm.job import Lease, Priority
 from farm.queue import Progress
-from farm_workers.worker.leased_task import Assignment
+from farm_workers.worker.leased_task import LeasedTask
 
 
-class Aboard:
+class LeaseTable:
     """Thread-safe. A lease is in one of three places, or not aboard.
 
     Assignments belong to the main loop; other threads read their counters through this.
@@ -16,7 +16,7 @@ class Aboard:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._arrived: dict[str, Lease] = {}  # its content is being loaded
-        self._at_work: dict[str, Assignment] = {}
+        self._at_work: dict[str, LeasedTask] = {}
         self._leaving: dict[str, Lease] = {}  # with the publisher or on the way to the queue
 
     def arrive(self, lease: Lease) -> bool:
@@ -27,7 +27,7 @@ class Aboard:
             self._arrived[lease.key] = lease
             return True
 
-    def start(self, assignment: Assignment) -> bool:
+    def start(self, assignment: LeasedTask) -> bool:
         """Its content is there. False if it was dropped; granted again, it is another lease."""
         with self._lock:
             if self._arrived.get(assignment.key) is not assignment.lease:
@@ -48,7 +48,7 @@ class Aboard:
             self._leaving[lease.key] = lease
             return True
 
-    def leave(self, key: str) -> tuple[Lease | None, Assignment | None]:
+    def leave(self, key: str) -> tuple[Lease | None, LeasedTask | None]:
         """Nothing more is rendered of what was at work; the queue has to hear how it ended."""
         with self._lock:
             assignment = self._at_work.pop(key, None)
@@ -61,18 +61,18 @@ class Aboard:
         with self._lock:
             self._leaving.pop(key, None)
 
-    def drop(self, key: str) -> Assignment | None:
+    def drop(self, key: str) -> LeasedTask | None:
         """It is not ours any more, wherever it is; returns what was at work of it."""
         with self._lock:
             self._arrived.pop(key, None)
             self._leaving.pop(key, None)
             return self._at_work.pop(key, None)
 
-    def assignment(self, key: str) -> Assignment | None:
+    def assignment(self, key: str) -> LeasedTask | None:
         return self._at_work.get(key)
 
     @property
-    def assignments(self) -> list[Assignment]:
+    def assignments(self) -> list[LeasedTask]:
         """What is at work, in the order in which it came."""
         with self._lock:
             return list(self._at_work.values())

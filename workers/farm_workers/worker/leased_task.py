@@ -7,14 +7,15 @@ from concurrent.futures import Executor, Future
 from farm.errors import FarmError, RenderError
 from farm.formats.manifest import ManifestRow
 from farm.job import Chunk, Lease, NumberedSpec, Priority
+from farm.sinks.parts import rows_of
+from farm.sinks.protocol import RowId, TaskPlace
 from farm.spec import Lane, Row
 from farm_workers.worker.inputs import InputReader, Inputs
-from farm_workers.worker.resume import RowId, rows_of
 
 PREFETCH = 16  # renders whose inputs are read ahead
 
 
-class Assignment:
+class LeasedTask:
     """One lease with its chunk; belongs to the worker's main loop alone.
 
     Its rows come out of ``next_row`` in the chunk's order, each once its render's inputs are read.
@@ -38,6 +39,7 @@ class Assignment:
         """
         self.lease = lease
         self.chunk = chunk
+        self.place = TaskPlace.of(chunk, lease.generation)
         self.lane = Lane.parse(chunk.lane)
         self.urgent = lease.priority is Priority.URGENT
         self.specs = {numbered.render: numbered.spec for numbered in chunk.renders}

@@ -6,25 +6,29 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 from farm.errors import InvalidInput, StoreError
 from farm.formats.manifest import ManifestRow
 from farm.job import Chunk, Lease, Priority, Receipt
 from farm.queue import Queue
-from farm.sinks.parts import pictures_to_make
+from farm.sinks.parts import pictures_to_make, rows_of, stored_receipt
+from farm.sinks.protocol import RowId, Sink, TaskPlace
+from farm.sinks.registry import Sinks
 from farm.spec import CheckpointInfo, Lane
 from farm.store import Store, keys
 from farm_workers.publisher.publisher import Publisher
 from farm_workers.worker.inputs import InputReader
-from farm_workers.worker.lease_table import Aboard
-from farm_workers.worker.leased_task import Assignment
+from farm_workers.worker.lease_table import LeaseTable
+from farm_workers.worker.leased_task import LeasedTask
 from farm_workers.worker.queue_session import Report
-from farm_workers.worker.resume import RowId, earlier_receipt, rows_of, stored_pictures
 
 log = logging.getLogger(__name__)
 
 THREADS = 4  # that read chunks and input files, for urgent tasks and for the others
 STORE_PATIENCE_SECONDS = 120.0
+
+Result = TypeVar("Result")
 
 
 class Loader:
@@ -39,15 +43,17 @@ class Loader:
     def __init__(
         self,
         store: Store,
+        sinks: Sinks,
         queue: Queue,
         publisher: Publisher,
-        aboard: Aboard,
+        aboard: LeaseTable,
         infos: Mapping[str, CheckpointInfo],
         *,
-        loaded: Callable[[Assignment], None],
+        loaded: Callable[[LeasedTask], None],
         report: Callable[[Report], None],
     ) -> None:
         self._store = store
+        self._sinks = sinks
         self._queue = queue
         self._publisher = publisher
         self._aboard = aboard
@@ -82,16 +88,20 @@ class Loader:
             chunk = Chunk.model_validate_json(text)
             if Lane.parse(chunk.lane).checkpoint not in self._infos:
                 raise InvalidInput(f"this worker does not hold the checkpoint of {chunk.lane}")
+            sink = self._sinks.get(chunk.sink)
             found: list[ManifestRow] = []
-            wanted = self._wanted(lease, chunk)
+            wanted = self._wanted(lease, chunk, sink)
             if lease.attempt > 1:
-                if (receipt := earlier_receipt(self._read, lease)) is not None:
+                # What earlier attempts left is not rendered a second time.
+                place = TaskPlace.of(chunk, lease.generation)
+                receipt = self._patiently(lambda: stored_receipt(self._store, place))
+                if receipt is not None:
                     self._end(Report(lease, receipt))
                     return
                 rows = set(rows_of(chunk)) if wanted is None else wanted
-                found = stored_pictures(self._store, self._read, lease, chunk, rows)
+                found = self._patiently(lambda: sink.stored_pictures(place, chunk, rows))
             threads = self._threads[lease.priority is Priority.URGENT]
-            self._loaded(Assignment(lease, chunk, self._inputs, threads, wanted, found))
+            self._loaded(LeasedTask(lease, chunk, self._inputs, threads, wanted, found))
         except Exception as error:
             log.warning("task %s cannot be loaded: %s", lease.key, error)
             self._end(Report(lease, None, "infra", f"its chunk cannot be read: {error}"))
@@ -101,14 +111,14 @@ class Loader:
             self._publisher.drop(report.lease.key)
             self._report(report)
 
-    def _wanted(self, lease: Lease, chunk: Chunk) -> set[RowId] | None:
+    def _wanted(self, lease: Lease, chunk: Chunk, sink: Sink) -> set[RowId] | None:
         """Of a retried task, what its earlier generations have not made; else None, for all."""
         if lease.generation == 0 or lease.pictures == chunk.pictures:
             return None
-        wanted = pictures_to_make(self._store, chunk, lease.generation)
+        wanted = pictures_to_make(self._store, sink, chunk, lease.generation)
         if len(wanted) != lease.pictures:
             raise StoreError(
-                f"{len(wanted)} of its pictures have no file; the queue knows of {lease.pictures}"
+                f"{len(wanted)} of its pictures are not stored; the queue knows of {lease.pictures}"
             )
         return wanted
 
@@ -134,12 +144,15 @@ class Loader:
         )
 
     def _read(self, key: str) -> bytes:
-        """An object's bytes, with patience for a store that does not answer for a while."""
+        return self._patiently(lambda: self._store.get(key))
+
+    def _patiently(self, read: Callable[[], Result]) -> Result:
+        """Read again and again from a store that does not answer for a while."""
         deadline = time.monotonic() + STORE_PATIENCE_SECONDS
         delay = 0.1
         while True:
             try:
-                return self._store.get(key)
+                return read()
             except StoreError:
                 if time.monotonic() > deadline or self._stopped.is_set():
                     raise

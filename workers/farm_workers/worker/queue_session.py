@@ -14,16 +14,16 @@ from typing import Any, Literal, NamedTuple, Protocol
 from farm.errors import FarmError, InvalidInput, LeaseLost, NotFound, Unavailable
 from farm.job import Lease, Priority, Receipt
 from farm.queue import Queue
+from farm.queue.constants import MAX_ROWS
 from farm.queue.queue import FIRST_LEASE_MS
-from farm.queue.wire import MAX_ROWS
-from farm_workers.worker.crash_reporter import Witness
+from farm_workers.worker.crash_reporter import CrashReporter
 from farm_workers.worker.drain import drain
-from farm_workers.worker.lease_table import Aboard
+from farm_workers.worker.lease_table import LeaseTable
 
 log = logging.getLogger(__name__)
 
-BEAT_SECONDS = 1.0
-EARLY_BEAT_SECONDS = 0.1  # where a quarter of the worker has become free since the last beat
+HEARTBEAT_SECONDS = 1.0
+EARLY_HEARTBEAT_SECONDS = 0.1  # where a quarter of the worker has become free since the last beat
 HUNGRY_SECONDS = 1.0  # without a grant, then the worker leases for itself
 FROZEN_EXIT = 70  # EX_SOFTWARE: whoever placed the worker starts it again
 
@@ -38,7 +38,7 @@ class Report(NamedTuple):
 
 
 class Crew(Protocol):
-    """The worker, as far as its link to the queue needs it."""
+    """The worker, as far as its session with the queue needs it."""
 
     capacity: int
 
@@ -49,13 +49,13 @@ class Crew(Protocol):
     def lease_until(self, leases: set[str], deadline: float) -> None: ...
 
 
-class QueueLink:
+class QueueSession:
     """Owns the session; ``listen`` and ``control`` are the loops of two threads of the worker.
 
     Args:
         name: of the worker, unique in the farm.
         checkpoints, info: what the session is registered with.
-        witness: told of every session that begins, so that it can say how it ended.
+        crash_reporter: told of every session that begins, so that it can say how it ended.
         stopped: ends the loops.
     """
 
@@ -63,14 +63,14 @@ class QueueLink:
         self,
         queue: Queue,
         crew: Crew,
-        aboard: Aboard,
+        aboard: LeaseTable,
         name: str,
         checkpoints: Sequence[str],
         info: Mapping[str, Any],
         *,
         lease_ms: int,
         step_deadline_seconds: float,
-        witness: Witness | None,
+        crash_reporter: CrashReporter | None,
         stopped: threading.Event,
     ) -> None:
         self.session = secrets.token_hex(16)
@@ -82,24 +82,24 @@ class QueueLink:
         self._info = info
         self._lease_ms = lease_ms
         self._step_deadline_seconds = step_deadline_seconds
-        self._witness = witness
+        self._crash_reporter = crash_reporter
         self._stopped = stopped
         self._ended = threading.Event()
         self._reports: queues.SimpleQueue[Report] = queues.SimpleQueue()
         self._wake = threading.Event()
-        self._beat_wanted = threading.Event()
+        self._heartbeat_wanted = threading.Event()
         self._unknown: set[str] = set()  # held by the session, not by us, at the last beat
         self._lease_end = 0.0  # of the session, on the monotonic clock
         self._last_grant = time.monotonic()
         self._turned = time.monotonic()
-        self._beats = 0
+        self._heartbeats = 0
         self._room_told = 0
         self._draining = False
 
     def register(self) -> None:
         """Begin a session; waits for a server that is away."""
-        if self._witness is not None:
-            self._witness.watch(self.session)
+        if self._crash_reporter is not None:
+            self._crash_reporter.follow(self.session)
         while not self._stopped.is_set():
             with self._patience("register"):
                 sent = time.monotonic()
@@ -112,9 +112,9 @@ class QueueLink:
         self._reports.put(report)
         self._wake.set()
 
-    def beat_now(self) -> None:
+    def heartbeat_now(self) -> None:
         """The next beat does not wait for its time."""
-        self._beat_wanted.set()
+        self._heartbeat_wanted.set()
         self._wake.set()
 
     def turned(self) -> None:
@@ -128,11 +128,11 @@ class QueueLink:
             self._queue.end(self.session, why)
         except FarmError as error:
             log.warning("the queue was not told of the end: %s", error)
-            if self._witness is not None and why == "crash":
-                self._witness.accuse()
+            if self._crash_reporter is not None and why == "crash":
+                self._crash_reporter.report_crash()
         else:
-            if self._witness is not None:
-                self._witness.dismiss()
+            if self._crash_reporter is not None:
+                self._crash_reporter.stop()
 
     # Grants.
 
@@ -159,18 +159,18 @@ class QueueLink:
             self._wake.clear()
             self._send_reports()
             if self.room() - self._room_told > self._crew.capacity // 4:
-                next_beat = min(next_beat, last_beat + EARLY_BEAT_SECONDS)
-            if time.monotonic() >= next_beat or self._beat_wanted.is_set():
-                self._beat_wanted.clear()
+                next_beat = min(next_beat, last_beat + EARLY_HEARTBEAT_SECONDS)
+            if time.monotonic() >= next_beat or self._heartbeat_wanted.is_set():
+                self._heartbeat_wanted.clear()
                 last_beat = time.monotonic()
-                next_beat = last_beat + BEAT_SECONDS
+                next_beat = last_beat + HEARTBEAT_SECONDS
                 self._watch()
                 with self._patience("beat"):
                     try:
-                        self._beat()
+                        self._heartbeat()
                     except LeaseLost:
                         self._start_over()
-        while not self._ended.wait(BEAT_SECONDS):
+        while not self._ended.wait(HEARTBEAT_SECONDS):
             self._watch()
 
     def _send_reports(self) -> None:
@@ -223,15 +223,15 @@ class QueueLink:
             return 0
         return max(self._crew.capacity - self._aboard.outstanding(urgent_only=True), 0)
 
-    def _beat(self) -> None:
+    def _heartbeat(self) -> None:
         progress = self._aboard.progress()
         ours = self._aboard.keys
         room = self._room_told = self.room()
         urgent_room = self._urgent_room()
-        self._beats += 1
-        stats = {**self._crew.stats(), "beat": self._beats, "urgent_room": urgent_room}
+        self._heartbeats += 1
+        stats = {**self._crew.stats(), "beat": self._heartbeats, "urgent_room": urgent_room}
         sent = time.monotonic()
-        beat = self._queue.beat(self.session, room, progress, stats, self._lease_ms)
+        beat = self._queue.heartbeat(self.session, room, progress, stats, self._lease_ms)
         self._lease_end = sent + self._lease_ms / 1000
         self._crew.lease_until(beat.held & ours, self._lease_end)
         self._aboard.told(progress)
@@ -262,7 +262,7 @@ class QueueLink:
             self._crew.drop(key)
         # The same task may come back under the new session: first the old one must be gone.
         gone = self._crew.when_dropped()
-        while not gone.wait(BEAT_SECONDS) and not self._stopped.is_set():
+        while not gone.wait(HEARTBEAT_SECONDS) and not self._stopped.is_set():
             self._watch()
         self._draining = False
         self.session = secrets.token_hex(16)
@@ -270,8 +270,8 @@ class QueueLink:
 
     def _watch(self) -> None:
         """End a process whose main loop stands still: its leases are worth more than its state."""
-        if self._witness is not None:
-            self._witness.keep_alive()
+        if self._crash_reporter is not None:
+            self._crash_reporter.keep_alive()
         still = time.monotonic() - self._turned
         if still > self._step_deadline_seconds:
             log.critical("no step for %.0f s; the worker ends itself", still)

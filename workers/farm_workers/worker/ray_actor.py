@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from farm.paths import write_pid
 from farm.settings import load
-from farm_workers.worker.crash_reporter import Witness
+from farm_workers.worker.crash_reporter import CrashReporter
 from farm_workers.worker.settings import WorkerSettings
 from farm_workers.worker.worker import Worker
 
@@ -25,7 +25,9 @@ class WorkerActor:
         os.environ.update(environment)
         settings = load(WorkerSettings)
         self._ended = threading.Event()
-        self._worker = Worker(settings, worker, witness=Witness(settings.redis_url, settings.name))
+        self._worker = Worker(
+            settings, worker, crash_reporter=CrashReporter(settings.redis_url, settings.name)
+        )
         self._fingerprint = fingerprint
         if settings.run_dir is not None:
             with contextlib.suppress(OSError):  # the folder is on the machine of ``farm up``

@@ -1,6 +1,6 @@
 """The worker: drives the engines with what the queue grants, hands pictures to the publisher.
 
-Four threads: the main loop owns the engines and every ``Assignment``; ``QueueLink`` has one that
+Four threads: the main loop owns the engines and every ``LeasedTask``; ``QueueSession`` has one that
 waits for grants and one that beats and reports; the publisher's thread brings what was stored.
 Only the main loop touches a device, so a slow server never stops a step.
 """
@@ -17,22 +17,23 @@ from typing import Any, Literal
 
 from farm.checkpoints.inspect import Checkpoint, inspect_checkpoint
 from farm.errors import FarmError, RenderError
+from farm.formats.picture_record import PictureRecord
 from farm.job import Lease
 from farm.queue import Queue, connect
+from farm.sinks.registry import Sinks
 from farm.spec import Lane, Mode, Row
-from farm.store import keys, open_store
+from farm.store import open_store
 from farm_workers.publisher.publisher import Event, Publisher
-from farm_workers.publisher.record import PictureRecord
 from farm_workers.render_engine import RenderEngine
 from farm_workers.testing.faults import FaultyEngine
 from farm_workers.testing.tracing import TracedEngine
-from farm_workers.worker.crash_reporter import Witness
+from farm_workers.worker.crash_reporter import CrashReporter
 from farm_workers.worker.drain import drain
-from farm_workers.worker.lease_table import Aboard
-from farm_workers.worker.leased_task import Assignment, InputFailed
+from farm_workers.worker.lease_table import LeaseTable
+from farm_workers.worker.leased_task import InputFailed, LeasedTask
 from farm_workers.worker.load_engine import load_engine
 from farm_workers.worker.loader import Loader
-from farm_workers.worker.queue_session import QueueLink, Report
+from farm_workers.worker.queue_session import QueueSession, Report
 from farm_workers.worker.settings import WorkerSettings
 
 log = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ class Worker:
         settings: where everything is.
         worker: its name, unique in the farm; the same after a restart.
         load_engine: makes the engine of a checkpoint; tests pass a fake one.
-        witness: tells the queue how this process ended, where it cannot do so itself.
+        crash_reporter: tells the queue how this process ended, where it cannot do so itself.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class Worker:
         worker: str,
         *,
         load_engine: Callable[[Checkpoint, WorkerSettings], RenderEngine] | None = None,
-        witness: Witness | None = None,
+        crash_reporter: CrashReporter | None = None,
     ) -> None:
         self.settings = settings
         self.stopped = threading.Event()
@@ -91,10 +92,11 @@ class Worker:
         }
         self.capacity = BUFFERED_ENGINES * sum(rows.values())
         self._reserve = {name: count // URGENT_SHARE for name, count in rows.items()}
-        self._aboard = Aboard()
-        self._publisher = Publisher(settings.store_url)
+        self._aboard = LeaseTable()
+        scratch = settings.data / "scratch" / worker
+        self._publisher = Publisher(settings.store_url, scratch=scratch)
         queue = Queue(connect(settings.redis_url), farm=settings.name)
-        self._link = QueueLink(
+        self._queue_session = QueueSession(
             queue,
             self,
             self._aboard,
@@ -109,21 +111,23 @@ class Worker:
             },
             lease_ms=settings.lease_ms,
             step_deadline_seconds=settings.step_deadline_seconds,
-            witness=witness,
+            crash_reporter=crash_reporter,
             stopped=self.stopped,
         )
-        self._loaded: queues.SimpleQueue[Assignment] = queues.SimpleQueue()
+        self._loaded: queues.SimpleQueue[LeasedTask] = queues.SimpleQueue()
         self._dropped: queues.SimpleQueue[str | threading.Event] = queues.SimpleQueue()
         self._events: queues.SimpleQueue[Event] = queues.SimpleQueue()
         self._wake = threading.Event()
+        store = open_store(settings.store_url)
         self._loader = Loader(
-            open_store(settings.store_url),
+            store,
+            Sinks(store, scratch),
             queue,
             self._publisher,
             self._aboard,
             infos,
             loaded=self._take_in,
-            report=self._link.report,
+            report=self._queue_session.report,
         )
         self._failure: Exception | None = None  # what ended another thread
         self._paces: dict[Lane, _Pace] = {}  # main loop only
@@ -131,7 +135,7 @@ class Worker:
     @property
     def session(self) -> str:
         """The token of this life; another one after the farm has ended it."""
-        return self._link.session
+        return self._queue_session.session
 
     # The main loop.
 
@@ -142,11 +146,11 @@ class Worker:
             Exception: whatever went wrong in one of the threads; the tasks aboard then count as
                 aboard at a crash.
         """
-        self._link.register()
-        self._link.turned()
+        self._queue_session.register()
+        self._queue_session.turned()
         for target, name in (
-            (self._link.listen, "inbox"),
-            (self._link.control, "control"),
+            (self._queue_session.listen, "inbox"),
+            (self._queue_session.control, "control"),
             (self._collect, "collect"),
         ):
             threading.Thread(target=self._guarded, args=(target,), name=name, daemon=True).start()
@@ -160,7 +164,7 @@ class Worker:
         finally:
             self.stopped.set()
             try:
-                self._link.leave("crash" if crashed else "drain")
+                self._queue_session.leave("crash" if crashed else "drain")
             finally:
                 self._publisher.close()
                 self._loader.close()
@@ -181,7 +185,7 @@ class Worker:
 
     def turn(self) -> None:
         """One pass: take in what was loaded, fill the engines, do one step of each."""
-        self._link.turned()
+        self._queue_session.turned()
         self._forget()
         for event in drain(self._events):
             self._stored(event)
@@ -200,7 +204,7 @@ class Worker:
             self._wake.wait(IDLE_SECONDS)
             self._wake.clear()
 
-    def _take_up(self, assignment: Assignment) -> None:
+    def _take_up(self, assignment: LeasedTask) -> None:
         """What is stored already, and what crashes its worker, is not rendered."""
         for found in assignment.found:
             self._publisher.found_picture(assignment.key, found)
@@ -265,14 +269,14 @@ class Worker:
                 else:
                     assignment.running[numbered.render] += 1
 
-    def _announced(self, assignment: Assignment) -> bool:
+    def _announced(self, assignment: LeasedTask) -> bool:
         """Whether the queue knows which row runs next."""
         place = assignment.next_place
         if place is None or assignment.told_place == place:
             return True
         if assignment.at_place != place:
             assignment.at_place = place
-            self._link.beat_now()
+            self._queue_session.heartbeat_now()
         return False
 
     def _row_done(self, engine: RenderEngine, done: Any) -> None:
@@ -294,13 +298,7 @@ class Worker:
         record = self._record(assignment, render, row, engine.numerics, done.truncated)
         self._publisher.picture(
             task_key,
-            keys.picture(
-                assignment.lease.job,
-                assignment.lease.generation,
-                render,
-                done.index,
-                assignment.chunk.format,
-            ),
+            assignment.place,
             record,
             done.pixels,
             done.tokens,
@@ -310,7 +308,7 @@ class Worker:
 
     def _record(
         self,
-        assignment: Assignment,
+        assignment: LeasedTask,
         render: int,
         row: Row,
         numerics: str,
@@ -330,7 +328,7 @@ class Worker:
             notes=tuple(notes),
         )
 
-    def _input_failed(self, assignment: Assignment, failure: InputFailed) -> None:
+    def _input_failed(self, assignment: LeasedTask, failure: InputFailed) -> None:
         if failure.error.retryable:
             self._give_up(assignment, "infra", str(failure.error))
             return
@@ -338,7 +336,7 @@ class Worker:
             self._picture_failed(assignment, failure.render, row, failure.error)
 
     def _picture_failed(
-        self, assignment: Assignment, render: int, row: Row, error: FarmError
+        self, assignment: LeasedTask, render: int, row: Row, error: FarmError
     ) -> None:
         numerics = self._engines[assignment.lane.checkpoint].numerics
         record = self._record(assignment, render, row, numerics)
@@ -346,23 +344,18 @@ class Worker:
         assignment.failed += 1
         self._handed_over(assignment)
 
-    def _handed_over(self, assignment: Assignment) -> None:
+    def _handed_over(self, assignment: LeasedTask) -> None:
         assignment.handed_over += 1
         if assignment.complete:
-            lease = assignment.lease
-            self._publisher.finish(
-                assignment.key,
-                keys.part(lease.job, lease.generation, lease.number),
-                assignment.pictures,
-            )
+            self._publisher.finish(assignment.key, assignment.place, assignment.pictures)
 
     def _give_up(
-        self, assignment: Assignment, kind: Literal["crash", "infra"], reason: str
+        self, assignment: LeasedTask, kind: Literal["crash", "infra"], reason: str
     ) -> None:
         """Hand a task back to the queue; nothing more of it is rendered or stored here."""
         self._publisher.drop(assignment.key)
         self._leave_engine(self._aboard.leave(assignment.key)[1])
-        self._link.report(Report(assignment.lease, None, kind, reason))
+        self._queue_session.report(Report(assignment.lease, None, kind, reason))
 
     def _forget(self) -> None:
         for dropped in drain(self._dropped):
@@ -375,7 +368,7 @@ class Worker:
         self._publisher.drop(key)
         self._leave_engine(self._aboard.drop(key))
 
-    def _leave_engine(self, assignment: Assignment | None) -> None:
+    def _leave_engine(self, assignment: LeasedTask | None) -> None:
         if assignment is not None and (running := assignment.row_keys):
             self._engines[assignment.lane.checkpoint].cancel(running)
 
@@ -395,10 +388,12 @@ class Worker:
         if lease is None:
             return
         if event.kind == "finished":
-            self._link.report(Report(lease, event.receipt))
+            self._queue_session.report(Report(lease, event.receipt))
         else:
             final = event.error is not None and not event.error.retryable
-            self._link.report(Report(lease, None, "row" if final else "infra", str(event.error)))
+            self._queue_session.report(
+                Report(lease, None, "row" if final else "infra", str(event.error))
+            )
 
     # What the link and the loader call, from threads of their own.
 
@@ -434,7 +429,7 @@ class Worker:
             },
         }
 
-    def _take_in(self, assignment: Assignment) -> None:
+    def _take_in(self, assignment: LeasedTask) -> None:
         self._loaded.put(assignment)
         self._wake.set()
 

@@ -1,0 +1,98 @@
+"""``farm queue``: what operators do to the queue itself; it talks to Redis, not to the gateway."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from farm.cli.output import one_line, say, say_error, say_json
+from farm.errors import InvalidInput, NotFound
+
+if TYPE_CHECKING:
+    from farm.queue import Queue
+
+queue = typer.Typer(
+    help="Check the queue, set a tenant's share, or drain a worker.",
+    add_completion=False,
+    rich_markup_mode=None,
+    no_args_is_help=False,
+)
+
+Data = Annotated[
+    Path | None, typer.Option("--data", help="The farm's data directory.", show_default=False)
+]
+
+
+@queue.command("check")
+def check(
+    repair: Annotated[bool, typer.Option("--repair", help="Repair what is wrong.")] = False,
+    data: Data = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> int:
+    """Recount every job and compare the queue's indexes with it. Redis does nothing else while it
+    counts one job. The exit code is 1 if something is wrong, also if it was repaired."""
+    found = _connect(data).check(repair=repair)
+    for line in found:
+        if as_json:
+            say_json({"finding": line, "repaired": repair})
+        else:
+            say(one_line(line))
+    count = f"{len(found) or 'no'} finding{'' if len(found) == 1 else 's'}"
+    ending = ", repaired" if repair else "; farm queue check --repair repairs them"
+    say_error(f"queue: {count}{ending if found else ''}")
+    return 1 if found else 0
+
+
+@queue.command("weight")
+def weight(
+    tenant: Annotated[str, typer.Argument(metavar="TENANT", show_default=False)],
+    share: Annotated[
+        float,
+        typer.Argument(
+            metavar="NUMBER", help="From 0.001 to 1000; default: 1.", show_default=False
+        ),
+    ],
+    data: Data = None,
+) -> None:
+    """Set a tenant's weight: with 2 it gets twice the work of a tenant with 1, in each class."""
+    _connect(data).set_weight(tenant, share)
+    say_error(one_line(f"{tenant} has weight {share:g}"))
+
+
+@queue.command("drain")
+def drain(
+    worker: Annotated[str, typer.Argument(metavar="WORKER", show_default=False)],
+    undo: Annotated[bool, typer.Option("--undo", help="Let it take work again.")] = False,
+    data: Data = None,
+) -> None:
+    """Give a worker no more work; it finishes what it holds and stays. Until it is started again,
+    or --undo."""
+    farm_queue = _connect(data)
+    sessions = farm_queue.sessions()
+    found = [session for session in sessions if session.worker == worker]
+    if not found:
+        names = ", ".join(sorted({session.worker for session in sessions}))
+        raise NotFound(
+            f"there is no worker {worker!r}",
+            hint=f"there are: {names}" if names else "no worker is connected",
+        )
+    for session in found:
+        farm_queue.set_command(session.session, None if undo else "drain")
+    say_error(one_line(f"{worker} {'takes work again' if undo else 'gets no more work'}"))
+
+
+def _connect(data: Path | None) -> "Queue":
+    """The queue that REDIS_URL and FARM_NAME name, otherwise that of the farm on this machine."""
+    try:
+        from farm.queue import Queue, connect
+    except ImportError as error:
+        raise InvalidInput(
+            f"{error.name} is needed to reach the queue", hint='pip install "amused-farm[gateway]"'
+        ) from None
+    from farm.local.valkey import ServerProcess
+    from farm.paths import data_dir
+
+    folder = (data or data_dir()).expanduser().absolute()
+    url = os.environ.get("REDIS_URL") or ServerProcess(folder / "valkey").url
+    return Queue(connect(url), farm=os.environ.get("FARM_NAME", "farm"))

@@ -1,0 +1,89 @@
+"""A rendered picture besides its pixels, and the one builder of its row in the manifest."""
+
+import hashlib
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from farm.errors import Conflict, FarmError, InvalidInput
+from farm.formats.manifest import ManifestRow
+from farm.formats.picture_file import Facts, file_name, read_facts, token_bytes
+from farm.job import Format
+from farm.spec import RenderSpec, Row, canonical_json
+
+
+class PictureRecord(NamedTuple):
+    """What is known of a picture besides its pixels and tokens."""
+
+    job: str
+    generation: int
+    render: int  # index in the job
+    image: int  # index in the render
+    spec: RenderSpec
+    numerics: str
+    format: Format
+    notes: tuple[str, ...] = ()
+
+    @property
+    def file_name(self) -> str:
+        return file_name(self.render, self.image, self.format)
+
+    def facts(self, tokens: NDArray[np.integer]) -> Facts:
+        return Facts(self.spec, self.image, self.numerics, tokens.astype(np.uint16), self.notes)
+
+    def stored_row(self, file: str, data: bytes) -> ManifestRow:
+        """The row of a picture that is stored; the file's own facts go into it.
+
+        Args:
+            file: where it lies, in the words of its sink.
+            data: the picture file's bytes.
+
+        Raises:
+            Conflict: the file is not this picture.
+        """
+        try:
+            facts = read_facts(data)
+        except InvalidInput as error:
+            raise Conflict(
+                f"{file} is taken by something that is no picture of this farm: {error.message}",
+                hint="move it away, and retry the job",
+            ) from error
+        if (facts.spec.sha256, facts.image) != (self.spec.sha256, self.image):
+            raise Conflict(
+                f"{file} is taken by a picture of another render",
+                hint="two farms may write to one store under the same prefix; give each its own",
+            )
+        tokens = token_bytes(facts.tokens)
+        return self._row(facts.numerics)._replace(
+            notes=facts.notes,
+            file=file,
+            sha256=hashlib.sha256(data).hexdigest(),
+            size=len(data),
+            tokens=tokens,
+            tokens_sha256=hashlib.sha256(tokens).hexdigest(),
+        )
+
+    def failed_row(self, error: FarmError) -> ManifestRow:
+        """The row of a picture that could not be made."""
+        return self._row(self.numerics)._replace(error=canonical_json(error.to_dict()))
+
+    def _row(self, numerics: str) -> ManifestRow:
+        return ManifestRow(
+            job=self.job,
+            generation=self.generation,
+            render=self.render,
+            image=self.image,
+            file=None,
+            sha256=None,
+            size=None,
+            width=self.spec.width,
+            height=self.spec.height,
+            seed=Row(self.spec, self.image).seed,
+            spec_sha256=self.spec.sha256,
+            spec=self.spec.canonical(),
+            tokens=None,
+            tokens_sha256=None,
+            numerics=numerics,
+            notes=self.notes,
+        )

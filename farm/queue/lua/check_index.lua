@@ -1,0 +1,72 @@
+#!lua flags=allow-oom
+-- Compares the index of ready work and the sessions with what they refer to, and repairs what
+-- differs.
+--
+-- requires: constants, prelude, job_record, task_record, paged_set, ready_index
+--
+-- ARGV  1 to repair or 0 to report only
+--
+-- Takes some microseconds per job with ready tasks, during which Redis does nothing else.
+-- Returns a line for each finding.
+local repair = ARGV[1] == '1'
+local found = {}
+local function find(text) found[#found + 1] = text end
+
+local tenants = redis.call('HKEYS', P .. 'tenant:texts')
+for _, lane in ipairs(redis.call('HKEYS', P .. 'lane:texts')) do
+  for class = URGENT, BULK do
+    local place = lane .. ':' .. class
+    local tasks, pictures, busy = 0, 0, 0
+    for _, tenant in ipairs(tenants) do
+      local jobs = paged_all(jobs_key(lane, class, tenant))
+      for _, job in ipairs(jobs) do
+        tasks = tasks + ready_count(job, lane)
+        pictures = pictures + number(redis.call('HGET', P .. 'job:' .. job, 'r' .. lane))
+      end
+      local listed = redis.call('ZSCORE', P .. 'tenants:' .. place, tenant) and true or false
+      if #jobs > 0 then busy = busy + 1 end
+      if listed ~= (#jobs > 0) then
+        find('lane ' .. lane .. (listed and ' lists tenant ' or ' does not list tenant ') .. tenant
+          .. (listed and ', who has nothing to run' or ', who has ready tasks'))
+        if repair and listed then redis.call('ZREM', P .. 'tenants:' .. place, tenant) end
+        if repair and not listed then
+          local time = number(redis.call('HGET', fair_key(lane, class), tenant))
+          redis.call('ZADD', P .. 'tenants:' .. place, time, tenant)
+        end
+      end
+    end
+    local lanes = P .. 'lanes:' .. checkpoint_of(lane) .. ':' .. class
+    local listed = redis.call('SISMEMBER', lanes, lane) == 1
+    if listed ~= (busy > 0) then
+      find('lane ' .. lane .. (listed and ' is listed, but has nothing to run'
+        or ' has ready tasks, but is not listed'))
+      if repair then redis.call(listed and 'SREM' or 'SADD', lanes, lane) end
+    end
+    for key, value in pairs({['work:tasks'] = tasks, ['work:pictures'] = pictures}) do
+      local stored = number(redis.call('HGET', P .. key, place))
+      if stored ~= value then
+        find(key .. ' of ' .. place .. ' is ' .. stored .. '; its jobs give ' .. value)
+        if repair and value > 0 then redis.call('HSET', P .. key, place, value) end
+        if repair and value == 0 then redis.call('HDEL', P .. key, place) end
+      end
+    end
+  end
+end
+
+for _, session in ipairs(redis.call('ZRANGE', P .. 'sessions', 0, -1)) do
+  if redis.call('EXISTS', P .. 'session:' .. session) == 0 then
+    find('session ' .. session .. ' is listed, but does not exist')
+    if repair then redis.call('ZREM', P .. 'sessions', session) end
+  end
+  for _, key in ipairs(redis.call('HKEYS', P .. 'held:' .. session)) do
+    local job, name = split_key(key)
+    local head = read_job(job)
+    local task = head and read_task(job, name)
+    local lost = not task or not holds(session, task)
+    if lost and not (head and head.state == 'x') then
+      find('session ' .. session .. ' holds ' .. key .. ', which is not leased to it')
+      if repair then redis.call('HDEL', P .. 'held:' .. session, key) end
+    end
+  end
+end
+return found

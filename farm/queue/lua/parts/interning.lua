@@ -1,0 +1,30 @@
+-- Small numbers for the texts that users choose, so that no key contains user text.
+--
+-- requires: prelude
+--
+--   counters           hash: kind -> highest number given out
+--   <kind>:numbers     hash: text -> number; a kind is tenant, lane, checkpoint or numerics
+--   <kind>:texts       hash: number -> text
+--   lane:checkpoints   hash: lane -> its checkpoint
+
+local function intern(kind, text)
+  local known = redis.call('HGET', P .. kind .. ':numbers', text)
+  if known then return tonumber(known) end
+  local fresh = redis.call('HINCRBY', P .. 'counters', kind, 1)
+  redis.call('HSET', P .. kind .. ':numbers', text, fresh)
+  redis.call('HSET', P .. kind .. ':texts', fresh, text)
+  return fresh
+end
+
+local function intern_lane(text)
+  local known = redis.call('HGET', P .. 'lane:numbers', text)
+  if known then return tonumber(known) end
+  local fresh = intern('lane', text)
+  local checkpoint = intern('checkpoint', string.match(text, '^(.*)/[^/]+/[^/]+$'))
+  redis.call('HSET', P .. 'lane:checkpoints', fresh, checkpoint)
+  return fresh
+end
+
+local function tenant_number(text)
+  return redis.call('HGET', P .. 'tenant:numbers', text)
+end

@@ -1,0 +1,81 @@
+-- How a job ends: its last task, its finalise task, its deadline.
+--
+-- requires: prelude, job_record, task_record, leases, ready_index
+--
+--   finished:<job>   list: tasks in the order they were done
+--   failures:<job>   list: tasks with failed pictures
+--   ended            sorted set: job -> when it ended (ms)
+--   retrying         set: jobs with failures that are still to be queued again
+--   deadlines        sorted set: job -> deadline (ms)
+--   text:<job>       hash: number -> chunk as JSON, of small jobs only
+--   pieces:<job>     hash: piece -> sha256 of its content
+
+-- Failures that are not queued again by now stay failed.
+local function end_retry(job)
+  redis.call('HDEL', P .. 'job:' .. job, 'rt', 'rr')
+  redis.call('SREM', P .. 'retrying', job)
+end
+
+local function end_job(job, state, reason)
+  redis.call('HSET', P .. 'job:' .. job, 's', state, 'e', now)
+  if reason then redis.call('HSET', P .. 'job:' .. job, 'r', reason) end
+  redis.call('ZADD', P .. 'ended', now, job)
+  redis.call('ZREM', P .. 'deadlines', job)
+  end_retry(job)
+  redis.call('DEL', P .. 'pieces:' .. job)
+  -- Only a retry needs the chunks' texts.
+  if state ~= 'f' and redis.call('EXISTS', P .. 'failures:' .. job) == 0 then
+    redis.call('UNLINK', P .. 'text:' .. job)
+  end
+  event(job, ({d = 'done', f = 'failed', x = 'cancelled'})[state])
+end
+
+-- A job whose last task has ended is done, or failed if too many pictures were.
+local function finalise_job(job)
+  local h = redis.call('HMGET', P .. 'job:' .. job, 'if', 'i', 'o')
+  local allowed = cjson.decode(h[3]).max_failed or 0
+  if number(h[1]) > allowed then
+    end_job(job, 'f', h[1] .. ' of ' .. h[2] .. ' pictures failed; at most ' .. allowed
+      .. ' were allowed')
+  else
+    end_job(job, 'd')
+  end
+end
+
+-- CLOSED, all tasks ended: queues the task that finalises the job. It goes to `session`, which
+-- ended the last task, if that session is there and takes work.
+local function finalise_when_ended(job, session)
+  local h = redis.call('HMGET', P .. 'job:' .. job,
+    's', 'n', 'nd', 'nf', 'nc', 'nx', 'g', 'fz', 'rt')
+  if h[1] ~= 'c' or h[9] then return end
+  local ended = number(h[3]) + number(h[4]) + number(h[5]) + number(h[6])
+  if number(h[2]) ~= ended or h[8] == tostring(number(h[7])) then return end
+  local name = task_name(number(h[7]), FINALISE)
+  local task = fresh_task(0, 0, 0, 0)
+  redis.call('HSET', P .. 'job:' .. job, 'fz', number(h[7]))
+  local takes = session and redis.call('EXISTS', P .. 'session:' .. session) == 1
+    and not redis.call('HGET', P .. 'session:' .. session, 'command')
+  if takes then
+    hold(session, job, name, pack_task(task))
+  else
+    write_task(job, name, task)
+    redis.call('RPUSH', P .. 'finalise', lease_key(job, name))
+  end
+end
+
+-- QUEUED and WAITING -> EXPIRED for all of a job's tasks; leased ones go on. The records of the
+-- tasks stay unchanged: the job's state overrides theirs.
+local function expire_job(job, head)
+  if head.late or not alive(head) then return end
+  drop_ready(job, head)
+  head.late = true
+  local h = redis.call('HMGET', P .. 'job:' .. job, 'nq', 'nw', 'i', 'id', 'if', 'lp')
+  local tasks = number(h[1]) + number(h[2])
+  local pictures = number(h[3]) - number(h[4]) - number(h[5]) - number(h[6])
+  redis.call('HSET', P .. 'job:' .. job, 'dx', 1)
+  end_retry(job)
+  count(job, {nq = -number(h[1]), nw = -number(h[2]), nx = tasks, ['if'] = pictures})
+  redis.call('ZREM', P .. 'deadlines', job)
+  event(job, 'task')
+  finalise_when_ended(job, nil)
+end

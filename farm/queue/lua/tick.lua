@@ -1,0 +1,74 @@
+#!lua flags=allow-oom
+-- What is due by the clock: WAITING -> QUEUED, QUEUED and WAITING -> EXPIRED, sessions without a
+-- heartbeat end, jobs past their retention are deleted.
+--
+-- requires: constants, prelude, job_record, task_record, paged_set, ready_index, job_lifecycle,
+-- requires: session_lifecycle, retries
+--
+-- ARGV  retention of ended jobs (ms)
+--
+--   ticked   string: when this last ran; ten times a second is enough, however many processes call
+--   server   hash: run_id: of the server that this last ran on
+--
+-- Returns 1 if it ran.
+local EXPIRED, ENDED, FORGOTTEN = 20, 8, 20 -- at most in one run
+local PAUSE = 100 -- ms
+
+local last = tonumber(redis.call('GET', P .. 'ticked') or 0)
+if now >= last and now - last < PAUSE then return 0 end
+redis.call('SET', P .. 'ticked', now)
+
+local run_id = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')
+local before = redis.call('HGET', P .. 'server', 'run_id')
+if before ~= run_id then
+  redis.call('HSET', P .. 'server', 'run_id', run_id)
+  -- No worker could send a heartbeat while the server was away: each session gets one more lease.
+  local ends = before and redis.call('ZRANGE', P .. 'sessions', 0, -1, 'WITHSCORES') or {}
+  for at = 1, #ends, 2 do
+    local seen = number(redis.call('HGET', P .. 'session:' .. ends[at], 'seen'))
+    redis.call('ZADD', P .. 'sessions', 'GT', now + ends[at + 1] - seen, ends[at])
+  end
+end
+
+for _, job in ipairs(redis.call('ZRANGE', P .. 'deadlines', '-inf', now, 'BYSCORE',
+    'LIMIT', 0, EXPIRED)) do
+  local head = read_job(job)
+  redis.call('ZREM', P .. 'deadlines', job)
+  if head then expire_job(job, head) end
+end
+
+for _, key in ipairs(redis.call('ZRANGE', P .. 'waiting', '-inf', now, 'BYSCORE',
+    'LIMIT', 0, MAX_ROWS)) do
+  redis.call('ZREM', P .. 'waiting', key)
+  local job, name = split_key(key)
+  local head = read_job(job)
+  local task = head and read_task(job, name)
+  local due = task and task.state == 'w' and alive(head)
+  if due and (task.lane == 0 or not head.late) then
+    task.state = 'q'
+    write_task(job, name, task)
+    make_ready(job, head, name, task)
+    if task.lane ~= 0 then count(job, {nw = -1, nq = 1}) end
+  end
+end
+
+local retrying = redis.call('SRANDMEMBER', P .. 'retrying')
+if retrying then retry_some(retrying, read_job(retrying)) end
+
+for _, session in ipairs(redis.call('ZRANGE', P .. 'sessions', '-inf', now, 'BYSCORE',
+    'LIMIT', 0, ENDED)) do
+  end_session(session, 'lost')
+end
+
+for _, job in ipairs(redis.call('ZRANGE', P .. 'ended', '-inf', now - ARGV[1], 'BYSCORE',
+    'LIMIT', 0, FORGOTTEN)) do
+  local h = redis.call('HMGET', P .. 'job:' .. job, 't', 'ik', 'q')
+  redis.call('ZREM', P .. 'ended', job)
+  if h[1] then
+    if h[2] then redis.call('HDEL', P .. 'keys:' .. h[1], h[2]) end
+    paged_remove(P .. 'of:' .. h[1], h[3], job)
+  end
+  redis.call('UNLINK', P .. 'job:' .. job, P .. 'task:' .. job, P .. 'text:' .. job,
+    P .. 'pieces:' .. job, P .. 'finished:' .. job, P .. 'failures:' .. job)
+end
+return 1

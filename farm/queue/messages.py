@@ -1,0 +1,160 @@
+"""What callers pass to the queue, and what it returns."""
+
+import enum
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel, ConfigDict
+
+from farm.job import Format, JobOptions, JobState, Priority, Receipt
+from farm.spec import Lane
+
+
+class JobHeader(NamedTuple):
+    """A submission, without its tasks."""
+
+    job: str  # the id that the caller made for it
+    tenant: str
+    options: JobOptions
+    fingerprint: str  # sha256 hex of the submission; a reused key with another one is refused
+
+
+class Submitted(NamedTuple):
+    job: str  # an older one if the idempotency key was used before
+    created: bool
+
+
+class Progress(NamedTuple):
+    """How far a worker has got with a task."""
+
+    done: int  # pictures
+    failed: int
+    # The row that runs next, by its place in the task, if the task runs row by row. A heartbeat
+    # names it before it runs: a crash is then blamed on this row and the rest of the task is kept.
+    row: int | None = None
+
+
+class Heartbeat(NamedTuple):
+    """The answer to a heartbeat."""
+
+    held: set[str]  # lease keys; a worker drops everything else
+    cancelled: set[str]  # held until now
+    command: str | None
+
+
+class Verdict(enum.StrEnum):
+    COMMITTED = "committed"
+    ALREADY = "already"  # it was recorded before, perhaps for an earlier call of the same caller
+    CANCELLED = "cancelled"
+    STALE = "stale"  # the session no longer holds the task
+
+
+class Outcome(NamedTuple):
+    verdict: Verdict
+    receipt: Receipt | None  # the recorded one, if the task is done
+
+
+class Finished(NamedTuple):
+    """A task that is done, and its place in the order in which the job's tasks were done."""
+
+    position: int  # from 1
+    number: int
+    generation: int
+    receipt: Receipt
+
+
+class Failure(NamedTuple):
+    """A task that ran out of attempts."""
+
+    position: int
+    number: int
+    generation: int
+    pictures: int
+    reason: str
+
+
+class Restored(NamedTuple):
+    """A task as the store tells of it."""
+
+    number: int
+    generation: int
+    lane: Lane
+    pictures: int
+    cost: int
+    receipt: Receipt | None = None  # of one that is done
+    lost: bool = False  # it ran out of attempts
+    retry: bool = False  # its failed pictures were not made by a later generation
+
+
+class Session(NamedTuple):
+    """One life of one worker."""
+
+    session: str
+    worker: str
+    checkpoints: tuple[str, ...]
+    room: int  # pictures, less what was granted since the last heartbeat
+    held: int  # tasks
+    seen_ms: int  # since the last heartbeat
+    info: Mapping[str, Any]
+    stats: Mapping[str, Any]
+    command: str | None
+
+
+class LaneBacklog(NamedTuple):
+    """What is ready in a lane."""
+
+    lane: Lane
+    priority: Priority
+    tasks: int
+    pictures: int
+
+
+class Event(NamedTuple):
+    id: str
+    job: str
+    kind: str  # a job's state, or "task" when one of its tasks ended
+
+
+class Images(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    total: int
+    done: int
+    failed: int
+    running_done: int  # rendered in tasks that are not yet done
+
+
+class Tasks(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    total: int
+    queued: int
+    leased: int
+    waiting: int
+    done: int
+    failed: int
+    cancelled: int
+    expired: int
+
+
+class JobStatus(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    name: str | None
+    state: JobState
+    paused: bool
+    priority: Priority
+    sink: str
+    format: Format
+    created_at: datetime
+    started_at: datetime | None
+    ended_at: datetime | None
+    deadline: datetime | None
+    generation: int
+    images: Images
+    tasks: Tasks
+    rejected: int  # renders of the submission that were refused
+    max_failed: int
+    reason: str | None

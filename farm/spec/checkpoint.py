@@ -1,0 +1,71 @@
+"""What a checkpoint asks of the renders that are made with it."""
+
+import math
+
+from pydantic import BaseModel, ConfigDict
+
+from farm.errors import InvalidInput
+
+MAX_SIDE = 4096  # pixels
+MAX_GRID_TOKENS = 4096  # of one picture: 1024 x 1024 at pixel factor 16
+
+
+class CheckpointInfo(BaseModel):
+    """What the control plane must know of a checkpoint to resolve and check a request."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str
+    revision: str
+    pixel_factor: int  # pixels per token and side
+    size_multiple: int  # pixels; twice the factor where the transformer downsamples
+    native_height: int
+    native_width: int
+    default_guidance: float
+    vocab_size: int
+    codebook_size: int
+    mask_token_id: int
+    text_tokens: int  # length of the text encoder's input
+    pooled_dim: int
+    hidden_dim: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.id}@{self.revision}"
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Token rows and columns of a picture of that many pixels."""
+        return height // self.pixel_factor, width // self.pixel_factor
+
+    def check_size(self, height: int, width: int) -> None:
+        for field, value in (("height", height), ("width", width)):
+            if value % self.size_multiple:
+                below = max(value // self.size_multiple, 1) * self.size_multiple
+                raise InvalidInput(
+                    f"{value} is not a multiple of {self.size_multiple} pixels, "
+                    f"which {self.id} needs",
+                    field=field,
+                    hint=f"try {below} or {below + self.size_multiple}",
+                )
+        rows, columns = self.grid(height, width)
+        if rows * columns > MAX_GRID_TOKENS:
+            raise InvalidInput(
+                f"{width} x {height} pixels are {rows * columns} tokens; "
+                f"at most {MAX_GRID_TOKENS} are allowed",
+                field="height",
+                hint=f"{self.id} is made for {self.native_width} x {self.native_height}",
+            )
+
+    def fit_size(self, height: int, width: int) -> tuple[int, int]:
+        """The size a picture is brought to when none is asked for.
+
+        Its own, rounded down to the multiple; scaled down with its aspect kept where that is more
+        than one render may have.
+        """
+        tokens = height * width / self.pixel_factor**2
+        scale = min(1.0, math.sqrt(MAX_GRID_TOKENS / tokens), MAX_SIDE / max(height, width))
+        fitted = [
+            max(int(side * scale) // self.size_multiple, 1) * self.size_multiple
+            for side in (height, width)
+        ]
+        return fitted[0], fitted[1]

@@ -1,0 +1,205 @@
+"""Worker processes that die, and what the queue is told: real processes, real signals."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from test_worker import TENANT, Farm, until
+
+from farm.job import JobState
+
+ENDED = (JobState.DONE, JobState.FAILED)
+PROGRAM = Path(__file__).with_name("worker_process.py")
+
+
+class Processes:
+    """A farm whose workers are processes."""
+
+    def __init__(self, farm: Farm, folder: Path) -> None:
+        self.farm = farm
+        self._log = folder / "worker.log"
+        self._running: list[subprocess.Popen[bytes]] = []
+
+    def start(self, name: str, **environment: str) -> "subprocess.Popen[bytes]":
+        with self._log.open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, str(PROGRAM), name],
+                env={
+                    **os.environ,
+                    "REDIS_URL": self.farm.settings.redis_url,
+                    "FARM_STORE": self.farm.settings.store_url,
+                    "FARM_CHECKPOINTS": "fake",
+                    # Longer than any test: nothing here waits for the end of a lease.
+                    "FARM_LEASE_MS": "120000",
+                    **environment,
+                },
+                stderr=log,
+            )
+        self._running.append(process)
+        return process
+
+    def lives(self, job: str, **environment: str) -> int:
+        """One worker after the other until the job has ended; returns how many it took."""
+        for life in range(1, 12):
+            process = self.start(f"worker-{life}", **environment)
+            until(lambda: process.poll() is not None or self.farm.state(job) in ENDED, 60)  # noqa: B023
+            if process.poll() is None:
+                return life
+            until(lambda: not self.farm.queue.sessions(), 20)
+        raise AssertionError("the job does not end")
+
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def stop(self) -> None:
+        for process in self._running:
+            process.terminate()
+        for process in self._running:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(20)
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def processes(
+    redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Processes]:
+    processes = Processes(Farm(redis_url, tmp_path / "store", monkeypatch), tmp_path)
+    yield processes
+    processes.stop()
+
+
+def errors(farm: Farm, job: str) -> dict[int, str]:
+    return {row.render: str(row.failure) for row in farm.rows(job) if row.error is not None}
+
+
+@pytest.mark.slow
+def test_a_killed_worker_loses_its_leases_at_once_and_no_task_is_blamed(
+    processes: Processes,
+) -> None:
+    farm = processes.farm
+    first = processes.start("worker-0", FARM_FAULTS="hang:a")
+    job = farm.submit("a", "b", "c")
+    until(lambda: farm.queue.status(job, TENANT).tasks.leased == 1, 60)
+    time.sleep(0.5)  # so that its rows are in the engine
+    first.kill()
+    until(lambda: farm.queue.status(job, TENANT).tasks.leased == 0, 20)
+    processes.start("worker-1")
+    farm.wait(job)
+    assert errors(farm, job) == {}
+    assert "ended: lost" in processes.log()
+
+
+@pytest.mark.slow
+def test_a_row_that_segfaults_fails_alone(processes: Processes) -> None:
+    farm = processes.farm
+    job = farm.submit("a", "b", "a bad one", "c", max_failed=1)
+    assert processes.lives(job, FARM_FAULTS="segfault:bad") == 4
+    assert errors(farm, job) == {2: "error[render]: it crashed its worker twice while it ran alone"}
+    assert "Segmentation fault" in processes.log()
+
+
+@pytest.mark.slow
+def test_a_row_that_hangs_fails_alone(processes: Processes) -> None:
+    farm = processes.farm
+    job = farm.submit("a", "a bad one", "c", max_failed=1)
+    processes.lives(job, FARM_FAULTS="hang:bad", FARM_STEP_DEADLINE_SECONDS="3")
+    assert list(errors(farm, job)) == [1]
+
+
+def test_a_row_that_is_not_finite_and_one_that_is_slow(processes: Processes) -> None:
+    farm = processes.farm
+    job = farm.submit("a", "a bad one", "a slow one", max_failed=1)
+    assert processes.lives(job, FARM_FAULTS="nan:bad,slow:slow") == 1
+    assert errors(farm, job) == {1: "error[render]: its logits are not finite"}
+
+
+def test_a_worker_whose_crash_reporter_was_killed_gets_another(processes: Processes) -> None:
+    farm = processes.farm
+    first = processes.start("worker-0")
+    until(lambda: farm.queue.sessions(), 60)
+    reporter = reporter_of(first.pid)
+    assert reporter
+    os.kill(reporter, signal.SIGKILL)
+    until(lambda: reporter_of(first.pid) not in (0, reporter), 20)
+    first.kill()
+    until(lambda: not farm.queue.sessions(), 20)
+
+
+def test_a_worker_whose_crash_reporter_dies_again_and_again_works_on(redis_url: str) -> None:
+    """Also before there is a session: what could not be written must not come back."""
+    ended = subprocess.run(
+        [sys.executable, "-c", DYING_REPORTERS, redis_url], capture_output=True, text=True
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "ended: lost" in ended.stderr
+
+
+DYING_REPORTERS = """
+import sys, time
+from farm_workers.worker.crash_reporter import CrashReporter
+
+reporter = CrashReporter(sys.argv[1], "farm")
+for session in ("0" * 32, "1" * 32):
+    reporter._process.kill()
+    reporter._process.wait()
+    reporter.follow(session)
+    reporter.keep_alive()
+"""
+
+
+def test_a_crash_is_reported_before_the_process_is_gone(
+    redis_url: str, processes: Processes
+) -> None:
+    """The kernel may write a core for longer than a lease lasts."""
+    queue = processes.farm.queue
+    dying = subprocess.Popen(
+        [sys.executable, "-c", SLOW_DEATH, redis_url], stderr=subprocess.DEVNULL
+    )
+    try:
+        until(lambda: queue.sessions(), 20)
+        until(lambda: not queue.sessions(), 20)
+        assert dying.poll() is None
+    finally:
+        dying.kill()
+        dying.wait()
+
+
+SLOW_DEATH = """
+import sys, time
+from farm.queue import Queue, connect
+from farm_workers.worker.crash_reporter import CrashReporter
+
+Queue(connect(sys.argv[1])).register("a" * 32, "dying", [], {})
+reporter = CrashReporter(sys.argv[1], "farm")
+reporter.follow("a" * 32)
+time.sleep(2)
+reporter.report_crash()
+time.sleep(60)
+"""
+
+
+def test_a_worker_that_ends_in_order_is_not_reported(processes: Processes) -> None:
+    first = processes.start("worker-0")
+    until(lambda: processes.farm.queue.sessions(), 60)
+    reporter = reporter_of(first.pid)
+    first.terminate()
+    assert first.wait(20) == 0
+    until(lambda: not psutil.pid_exists(reporter), 20)
+    assert "session" not in processes.log()
+
+
+def reporter_of(pid: int) -> int:
+    for child in psutil.Process(pid).children():
+        with contextlib.suppress(psutil.ZombieProcess):
+            if "farm_workers.worker.crash_reporter" in child.cmdline():
+                return child.pid
+    return 0

@@ -1,0 +1,192 @@
+"""aMUSEd behind the engine's seam: a checked checkpoint's parts in memory, each once."""
+
+import importlib.metadata
+import platform
+from collections.abc import Callable, Collection, Iterable
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from farm.checkpoints.inspect import Checkpoint
+from farm.errors import InvalidCheckpoint, InvalidInput
+from farm.spec import CheckpointInfo
+from farm_workers.engine.amused.codec import Codec
+from farm_workers.engine.amused.conditioning import PROMPTS, Conditioned, Conditioning
+from farm_workers.engine.amused.transformer import RowOps, Transformer
+from farm_workers.engine.device import Device
+from farm_workers.engine.row import Pending
+
+ENGINE_VERSION = 2  # raised when the same row starts to give other tokens or bytes
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+CACHE_BYTES = {"cpu": 1 << 27, "cuda": 1 << 30}  # of prompts' conditioning
+DECODED_TOKENS = 8192  # that are decoded together at most: the pictures' memory grows with them
+
+
+class AmusedModel:
+    """See ``Model`` in tile.py, which this implements."""
+
+    def __init__(
+        self,
+        info: CheckpointInfo,
+        modules: dict[str, Any],
+        device: Device,
+        dtype: torch.dtype,
+        *,
+        masking_schedule: str = "cosine",
+        fused: bool | None = None,
+    ) -> None:
+        """Around loaded modules, whose weights are shared, not copied.
+
+        ``fused`` rows share matrix products in tiles of fixed shape, with a kernel for what lies
+        between the products: what a GPU does unless said, and a CPU in Triton's interpreter.
+        """
+        fused = device.is_cuda if fused is None else fused
+        self.info, self.device, self.dtype = info, device, dtype
+        self.masking_schedule = masking_schedule
+        self.by_row = not fused
+        self.transformer = _transformer(modules["transformer"], info, fused=fused)
+        self.conditioning = Conditioning(
+            info,
+            device,
+            modules,
+            self.transformer,
+            cache_bytes=CACHE_BYTES[device.torch.type],
+        )
+        self.codec = Codec(modules["vqvae"], device, dtype, fused=fused)
+        self.conditioning_size = self.transformer.layout.size
+
+    @classmethod
+    def load(cls, checkpoint: Checkpoint, device: Device, dtype: str) -> Self:
+        """The parts of a checkpoint on disk."""
+        if dtype not in DTYPES:
+            raise InvalidInput(f"{dtype!r} is none of {', '.join(DTYPES)}", field="dtype")
+        return cls(
+            checkpoint.info,
+            load_modules(checkpoint, device.torch, DTYPES[dtype]),
+            device,
+            DTYPES[dtype],
+            masking_schedule=checkpoint.config("scheduler").get("masking_schedule", "cosine"),
+        )
+
+    def condition(
+        self, pending: Pending, ahead: Iterable[Pending] = (), *, alone: bool = False
+    ) -> list[Conditioned]:
+        width = 1 if self.by_row or alone else PROMPTS
+        return self.conditioning.of(pending, ahead, width=width)
+
+    def bind(self, packed: Tensor) -> dict[str, Tensor]:
+        return self.transformer.layout.views(packed)
+
+    def forward(self, tokens: Tensor, given: dict[str, Tensor], grid: tuple[int, int]) -> Tensor:
+        return self.transformer.features(tokens, given, grid)
+
+    def logits(self, features: Tensor) -> Tensor:
+        return self.transformer.logits(features)
+
+    def encode(self, image: NDArray[np.uint8]) -> Tensor:
+        return self.codec.encode(image)
+
+    def decode_width(self, grid: tuple[int, int], rows: int) -> int:
+        return 1 if self.by_row else max(min(rows, DECODED_TOKENS // (grid[0] * grid[1])), 1)
+
+    def decode(self, tokens: Tensor, grid: tuple[int, int], *, width: int) -> Tensor:
+        return self.codec.decode(tokens, grid, width=width)
+
+    def capture(self, grid: tuple[int, int], widths: Collection[int]) -> None:
+        decoded = {self.decode_width(grid, width) for width in widths}
+        self.codec.capture(grid, self.info.pixel_factor, sorted(decoded))
+        self.conditioning.capture(1, PROMPTS)
+
+    def numerics(self, width: int) -> str:
+        if not self.device.is_cuda:
+            kind = torch.backends.cpu.get_cpu_capability().replace(" ", "")
+            machine = f"cpu {platform.machine()} {kind} x{torch.get_num_threads()}"
+        else:
+            machine = torch.cuda.get_device_name(self.device.torch)
+        versions = ", ".join(
+            f"{name} {importlib.metadata.version(name)}"
+            for name in ("torch", "diffusers", "transformers")
+        )
+        dtype = str(self.dtype).removeprefix("torch.")
+        shape = "by row" if self.by_row else f"tile {width}"
+        return (
+            f"{self.info.name}; {dtype}; {machine}; {versions}; "
+            f"engine {ENGINE_VERSION} farm {shape}"
+        )
+
+
+def _transformer(unet: Any, info: CheckpointInfo, *, fused: bool) -> Transformer:
+    ops: Any = RowOps()
+    if fused:
+        from farm_workers.engine.triton_kernels import FusedOps
+
+        ops = FusedOps()
+    with torch.inference_mode():
+        with torch.device("meta"):
+            transformer = Transformer(unet.config, info.text_tokens)
+        transformer.load_state_dict(unet.state_dict(), assign=True)
+        transformer.eval().requires_grad_(False)
+        transformer.ready(ops)
+    return transformer
+
+
+def load_modules(
+    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype
+) -> dict[str, Any]:
+    """Weights go from the safetensors files to the device, tensor by tensor, and nowhere else."""
+    # Here and not above, because it takes seconds to import them.
+    from diffusers import UVit2DModel, VQModel
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
+
+    text_config = CLIPTextConfig(**checkpoint.config("text_encoder"))
+    makers: dict[str, Callable[[], nn.Module]] = {
+        "text_encoder": lambda: CLIPTextModelWithProjection(text_config),
+        "vqvae": lambda: VQModel.from_config(checkpoint.config("vqvae")),
+        "transformer": lambda: UVit2DModel.from_config(checkpoint.config("transformer")),
+    }
+    modules: dict[str, Any] = {
+        name: _load(checkpoint, name, make, device, dtype) for name, make in makers.items()
+    }
+    modules["tokenizer"] = CLIPTokenizer.from_pretrained(checkpoint.path / "tokenizer")
+    return modules
+
+
+def _load(
+    checkpoint: Checkpoint,
+    name: str,
+    make: Callable[[], nn.Module],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> nn.Module:
+    from accelerate import init_empty_weights
+    from accelerate.utils import set_module_tensor_to_device
+
+    try:
+        with init_empty_weights():
+            module = make()
+    except (KeyError, TypeError, ValueError) as error:
+        raise InvalidCheckpoint(f"{name}/config.json: {error}") from None
+    wanted = {key: tensor.shape for key, tensor in module.state_dict().items()}
+    for file in checkpoint.weights(name):
+        try:
+            with safe_open(file, framework="pt", device="cpu") as tensors:
+                for key in tensors.keys():  # noqa: SIM118  (no iterator)
+                    if key.endswith("position_ids"):
+                        continue  # a constant that older exports carry
+                    if wanted.pop(key, None) is None:
+                        raise InvalidCheckpoint(f"{name} has a tensor {key!r} of another model")
+                    value = tensors.get_tensor(key)
+                    # Without clear_cache=False it collects garbage after every tensor.
+                    set_module_tensor_to_device(
+                        module, key, device, value=value, dtype=dtype, clear_cache=False
+                    )
+        except (SafetensorError, OSError, ValueError) as error:
+            raise InvalidCheckpoint(f"{name}/{Path(file).name}: {error}") from None
+    if wanted:
+        raise InvalidCheckpoint(f"{name} has no tensor {sorted(wanted)[0]!r}")
+    return module.to(device).eval().requires_grad_(False)

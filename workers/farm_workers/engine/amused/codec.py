@@ -1,0 +1,139 @@
+"""Pictures to tokens and back, through the VQ model."""
+
+import copy
+from collections.abc import Callable, Collection
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812  (torch's own name for it)
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from farm_workers.engine.device import Device
+
+Graph = Callable[..., tuple[Tensor, ...]]
+FUSED_NORMS = True  # on a GPU: the decoder's group norms by a kernel that keeps channels last
+
+
+class Codec:
+    """Decodes pictures of one size together, always as many on a GPU; one by one on a CPU."""
+
+    def __init__(self, vqvae: Any, device: Device, dtype: torch.dtype, *, fused: bool) -> None:
+        self._device = device
+        self._spatial = vqvae.config.norm_type == "spatial"
+        self._channels_last = fused
+        # A code is a nearest neighbour, so pictures become tokens in float32 whatever the rest
+        # runs in, by convolutions in TF32 where the rest has no more precision than that; without
+        # it cuDNN takes ten times as long for 512 x 512. float16 overflows in the decoder. Each
+        # part keeps its type: casting a shared module would change it under another call.
+        self._encoder = _as(vqvae.encoder, torch.float32)
+        self._tf32 = dtype is not torch.float32
+        self._quant = _as(vqvae.quant_conv, torch.float32)
+        self._codebook = vqvae.quantize.embedding.weight.float()
+        self._decode_dtype = torch.float32 if dtype is torch.float16 else dtype
+        self._decoder = _as(vqvae.decoder, self._decode_dtype)
+        self._post_quant = _as(vqvae.post_quant_conv, self._decode_dtype)
+        self._encoders: dict[tuple[int, ...], Graph] = {}  # by height and width in pixels
+        self._decoders: dict[tuple[int, ...], Graph] = {}  # by grid and number of pictures
+        if fused:
+            # Its own copy: the norms and the memory format of the caller's model stay as they are.
+            own = copy.deepcopy(self._decoder).to(memory_format=torch.channels_last)
+            self._decoder = with_fused_norms(own) if FUSED_NORMS and not self._spatial else own
+
+    def encode(self, image: NDArray[np.uint8]) -> Tensor:
+        """One picture (height, width, 3) to its token ids (tokens,), on the device."""
+        pixels = self._device.upload(torch.from_numpy(np.array(image, dtype=np.float32)))
+        graph = self._encoders.get(image.shape[:2])
+        return self._codes(pixels) if graph is None else graph(pixels)[0].clone()
+
+    def _codes(self, pixels: Tensor) -> Tensor:
+        pixels = (pixels[None] / 255.0).permute(0, 3, 1, 2).contiguous()
+        with self._device.tf32(self._tf32):
+            latents = self._quant(self._encoder(pixels))
+        points = latents.permute(0, 2, 3, 1).flatten(0, 2)
+        return torch.cdist(points, self._codebook).argmin(1)
+
+    def decode(self, tokens: Tensor, grid: tuple[int, int], *, width: int) -> Tensor:
+        """(pictures, tokens) to uint8 (pictures, height, width, 3), still on the device.
+
+        ``width`` pictures go through the decoder at a time, copies of the last one if need be.
+        """
+        graph = self._decoders.get((*grid, width))
+        pictures = []
+        for tile in tokens.split(width):
+            missing = width - len(tile)
+            padded = torch.cat([tile, tile[-1:].expand(missing, -1)]) if missing else tile
+            pixels = self._tile(padded, grid) if graph is None else graph(padded)[0].clone()
+            pictures.append(pixels[: len(tile)])
+        return torch.cat(pictures)
+
+    def capture(self, grid: tuple[int, int], pixel_factor: int, widths: Collection[int]) -> None:
+        """CUDA graphs for pictures of that size: of one to encode, of so many to decode."""
+        on, (rows, columns) = {"device": self._device.torch}, grid
+        height, width = rows * pixel_factor, columns * pixel_factor
+        self._encoders[height, width] = self._device.graphed(
+            self._codes, torch.zeros(height, width, 3, **on)
+        )
+        for count in widths:
+            self._decoders[rows, columns, count] = self._device.graphed(
+                lambda tokens: self._tile(tokens, grid),
+                torch.zeros(count, rows * columns, dtype=torch.int64, **on),
+            )
+
+    def _tile(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        codes = F.embedding(tokens, self._codebook).unflatten(1, grid).permute(0, 3, 1, 2)
+        codes = codes.to(self._decode_dtype)
+        if not self._channels_last:
+            codes = codes.contiguous()
+        pixels = self._decoder(self._post_quant(codes), codes if self._spatial else None)
+        pixels = (pixels.float().clamp(0, 1) * 255).round().to(torch.uint8)
+        return pixels.permute(0, 2, 3, 1).contiguous()
+
+
+def with_fused_norms(decoder: nn.Module) -> nn.Module:
+    """The decoder with each group norm and the SiLU after it as one module."""
+    from farm_workers.engine.triton_kernels import GroupNormSilu, add_bias
+
+    for block in [module for module in decoder.modules() if hasattr(module, "resnets")]:
+        block.resnets = nn.ModuleList(  # type: ignore[assignment]
+            [_Resnet(one, GroupNormSilu, add_bias) for one in block.resnets]  # type: ignore[union-attr]
+        )
+    decoder.conv_norm_out = GroupNormSilu(decoder.conv_norm_out)  # type: ignore[arg-type]
+    decoder.conv_act = nn.Identity()
+    return decoder
+
+
+class _Resnet(nn.Module):
+    """diffusers' ResnetBlock2D without a time embedding.
+
+    cuDNN adds a convolution's bias in a pass of its own, so the norm that follows adds it, or the
+    pass that adds the residual.
+    """
+
+    def __init__(
+        self, given: Any, norm: Callable[[Any], nn.Module], add_bias: Callable[..., Tensor]
+    ) -> None:
+        super().__init__()
+        assert given.output_scale_factor == 1
+        self._add_bias = add_bias
+        self.norm1, self.norm2 = norm(given.norm1), norm(given.norm2)
+        self.conv1, self.conv2, self.shortcut = given.conv1, given.conv2, given.conv_shortcut
+
+    def forward(self, x: Tensor, temb: None = None) -> Tensor:
+        inner = self.norm2(_without_bias(self.conv1, self.norm1(x)), self.conv1.bias)
+        inner = _without_bias(self.conv2, inner)
+        return self._add_bias(
+            inner, self.conv2.bias, x if self.shortcut is None else self.shortcut(x)
+        )
+
+
+def _without_bias(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    return F.conv2d(x, conv.weight, None, conv.stride, conv.padding, conv.dilation, conv.groups)
+
+
+def _as(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """The module itself where its type fits already, else a copy of its own."""
+    if next(module.parameters()).dtype == dtype:
+        return module
+    return copy.deepcopy(module).to(dtype)

@@ -1,0 +1,201 @@
+"""What the engine asks of a device: guards, copies that do not wait, CUDA graphs, caches."""
+
+import contextlib
+import logging
+from collections import OrderedDict, deque
+from collections.abc import Callable, Hashable, Iterator
+from typing import Any, Generic, TypeVar
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+WARM_UP_RUNS = 3  # before a capture: libraries allocate their workspaces on first use
+RUN_AHEAD = 1  # pieces of work behind the one that runs; more would keep urgent rows waiting
+
+T = TypeVar("T")
+
+
+class Device:
+    """One CPU or one GPU; an engine does all its work inside ``scope``."""
+
+    def __init__(self, name: str | torch.device, *, graphs: bool = True) -> None:
+        device = torch.device(name)
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", torch.cuda.current_device())
+        self.torch = device
+        self.is_cuda = device.type == "cuda"
+        self.graphs = graphs and self.is_cuda
+        self._stream: Any = None  # of all captures: the libraries keep a workspace for each stream
+        self._pool: Any = None  # of all graphs: what one of them has computed, the next overwrites
+        self._queued: deque[Any] = deque()
+
+    @contextlib.contextmanager
+    def scope(self) -> Iterator[None]:
+        """This GPU is torch's current one, and float32 is exact; both are restored at the end.
+
+        torch keeps these switches for the whole process, so an engine may not simply set them.
+        """
+        if not self.is_cuda:
+            yield
+            return
+        matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+        before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.deterministic
+        with torch.cuda.device(self.torch):
+            matmul.allow_tf32 = cudnn.allow_tf32 = False
+            cudnn.deterministic = True
+            try:
+                yield
+            finally:
+                matmul.allow_tf32, cudnn.allow_tf32, cudnn.deterministic = before
+
+    @contextlib.contextmanager
+    def tf32(self, allowed: bool) -> Iterator[None]:
+        """Convolutions in float32 may round their inputs to 10 bits of mantissa here."""
+        before = torch.backends.cudnn.allow_tf32
+        torch.backends.cudnn.allow_tf32 = allowed
+        try:
+            yield
+        finally:
+            torch.backends.cudnn.allow_tf32 = before
+
+    def upload(self, host: Tensor) -> Tensor:
+        """The tensor on the device; a GPU copies it while the host goes on."""
+        if not self.is_cuda:
+            return host
+        return host.pin_memory().to(self.torch, non_blocking=True)
+
+    def keep_pace(self) -> None:
+        """Called after a tile's step or decoding: the host queues the next one, but no more."""
+        if not self.is_cuda:
+            return
+        event = torch.cuda.Event()
+        event.record()
+        self._queued.append(event)
+        if len(self._queued) > RUN_AHEAD:
+            self._queued.popleft().synchronize()
+
+    def capture(self, function: Callable[[], object]) -> Callable[[], object]:
+        """Record the function as a CUDA graph and return its replay.
+
+        It may read and write only tensors that live longer than the graph. All graphs of a device
+        share one memory pool, because no two of them ever run at once. Where there is no graph to
+        be had, the function itself is returned.
+        """
+        if not self.graphs:
+            return function
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(self.torch)
+            self._pool = torch.cuda.graph_pool_handle()
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            for _ in range(WARM_UP_RUNS):
+                function()
+        torch.cuda.current_stream().wait_stream(self._stream)
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(
+                graph,
+                pool=self._pool,
+                stream=self._stream,
+                capture_error_mode="thread_local",  # other threads may use CUDA meanwhile
+            ):
+                function()
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:
+            logging.getLogger(__name__).warning("runs without a CUDA graph", exc_info=True)
+            return function
+        return graph.replay
+
+    def graphed(
+        self, function: Callable[..., Tensor | tuple[Tensor, ...]], *examples: Tensor
+    ) -> Callable[..., tuple[Tensor, ...]]:
+        """The function of tensors shaped as the examples, as a CUDA graph where there are graphs.
+
+        What it returns is overwritten by its next call.
+        """
+        if not self.graphs:
+            return lambda *given: _tuple(function(*given))
+        outputs = tuple(torch.empty_like(one) for one in _tuple(function(*examples)))
+
+        def computed() -> None:
+            for target, value in zip(outputs, _tuple(function(*examples)), strict=True):
+                target.copy_(value)
+
+        replay = self.capture(computed)
+
+        def run(*given: Tensor) -> tuple[Tensor, ...]:
+            for target, value in zip(examples, given, strict=True):
+                target.copy_(value)
+            replay()
+            return outputs
+
+        return run
+
+
+def _tuple(value: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return value if isinstance(value, tuple) else (value,)
+
+
+class Download:
+    """Tensors on their way to the host, while the device works on."""
+
+    def __init__(self, *tensors: Tensor) -> None:
+        self._event: Any = None
+        self._host = tensors
+        if tensors[0].is_cuda:
+            self._host = tuple(
+                torch.empty(one.shape, dtype=one.dtype, pin_memory=True).copy_(
+                    one, non_blocking=True
+                )
+                for one in tensors
+            )
+            self._event = torch.cuda.Event()
+            self._event.record()
+
+    @property
+    def ready(self) -> bool:
+        return self._event is None or bool(self._event.query())
+
+    def arrays(self) -> list[NDArray[Any]]:
+        """Wait for them, if they are not there yet."""
+        if self._event is not None:
+            self._event.synchronize()
+        return [tensor.numpy() for tensor in self._host]
+
+
+class Lru(Generic[T]):
+    """The last used values, bounded by their bytes."""
+
+    def __init__(self, limit: int, size: Callable[[T], int]) -> None:
+        self._limit, self._size, self._held = limit, size, 0
+        self._values: OrderedDict[Hashable, T] = OrderedDict()
+
+    def find(self, key: Hashable) -> T | None:
+        if key in self._values:
+            self._values.move_to_end(key)
+        return self._values.get(key)
+
+    def get(self, key: Hashable, make: Callable[[], T]) -> T:
+        value = self.find(key)
+        if value is None:
+            value = make()
+            self.put(key, value)
+        return value
+
+    def put(self, key: Hashable, value: T) -> None:
+        self._values[key] = value
+        self._held += self._size(value)
+        while self._held > self._limit and len(self._values) > 1:
+            self._held -= self._size(self._values.popitem(last=False)[1])
+
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._values
+
+    @property
+    def held(self) -> int:
+        return self._held
+
+    def __len__(self) -> int:
+        return len(self._values)

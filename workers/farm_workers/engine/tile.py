@@ -1,0 +1,445 @@
+"""Half-slots for rows of one token grid: tensors that stay in place while rows come and go."""
+
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from farm.errors import OutOfMemory
+from farm.spec import CheckpointInfo, Rng
+from farm_workers.engine.device import Device, Download, Lru
+from farm_workers.engine.row import Finished, Live, Outcome, Pending
+from farm_workers.engine.sampler import (
+    Sampler,
+    State,
+    TorchSampler,
+    TritonSampler,
+    row_error,
+)
+
+FULL_WIDTH_TOKENS = 1024  # of a row; tiles of larger grids are narrower
+MAX_IDLE = 8  # tiles without rows that are kept; they cost memory, a new one costs time
+
+
+class Conditioned(Protocol):
+    """A prompt as the model's forward pass takes it."""
+
+    @property
+    def key(self) -> Hashable:
+        """Equal for equal prompts in equal circumstances."""
+
+    @property
+    def packed(self) -> Tensor: ...  # (conditioning_size,)
+    @property
+    def truncated(self) -> bool: ...
+
+
+class Model(Protocol):
+    """All that the engine knows of a masked image model.
+
+    A *half* is one forward pass of a row: with its prompt, or with the negative one. Features are
+    what the last projection, ``logits``, makes scores of, for any choice of tokens.
+    """
+
+    info: CheckpointInfo
+    device: Device
+    dtype: torch.dtype
+    masking_schedule: str
+    conditioning_size: int  # numbers of a packed prompt
+    by_row: bool  # a row's bits do not depend on the batch; else they do on its shape
+
+    def condition(
+        self, pending: Pending, ahead: Iterable[Pending] = (), *, alone: bool = False
+    ) -> Sequence[Conditioned]:
+        """The row's halves, the one without the prompt first; ``ahead`` may share the work."""
+
+    def bind(self, packed: Tensor) -> Any:
+        """What ``forward`` takes, as views of (rows, halves, conditioning_size)."""
+
+    def forward(self, tokens: Tensor, given: Any, grid: tuple[int, int]) -> Tensor:
+        """Token ids (rows, tokens) to features (rows, halves, tokens, channels)."""
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Features (..., channels) to scores (..., codes)."""
+
+    def encode(self, image: NDArray[Any]) -> Tensor:
+        """A picture (height, width, 3) to token ids (tokens,)."""
+
+    def decode_width(self, grid: tuple[int, int], rows: int) -> int:
+        """Pictures that are decoded together where ``rows`` step together."""
+
+    def decode(self, tokens: Tensor, grid: tuple[int, int], *, width: int) -> Tensor:
+        """Token ids (pictures, tokens) to uint8 (pictures, height, width, 3)."""
+
+    def capture(self, grid: tuple[int, int], widths: Collection[int]) -> None:
+        """Make CUDA graphs of all but ``forward``, for pictures of that size and such tiles."""
+
+    def numerics(self, width: int) -> str:
+        """The name of the numbers: in one class the same row has the same tokens and bytes."""
+
+
+class Tile:
+    """Rows that step together, in ``2 * width`` half-slots: a guided row takes two, another one.
+
+    All half-slots are computed in every step, whoever is there, so that the shapes never change.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        grid: tuple[int, int],
+        *,
+        width: int,
+        urgent: bool,
+        on_host: bool,
+    ) -> None:
+        self.grid, self.width, self.urgent = grid, width, urgent
+        self.rows: list[Live] = []
+        self.size = 2 * width
+        self._model, device = model, model.device.torch
+        self.state = State.empty(self.size, grid[0] * grid[1], device)
+        self.packed = torch.zeros(
+            self.size, model.conditioning_size, dtype=model.dtype, device=device
+        )
+        self.sampler: Sampler = (
+            TorchSampler(model, self.state)
+            if on_host
+            else TritonSampler(model, self.state, model.device)
+        )
+        self._free = list(range(self.size))
+        self._replay: Callable[[], object] | None = None
+
+    @property
+    def busy(self) -> int:
+        return sum(len(live.slots) for live in self.rows)
+
+    @property
+    def room(self) -> int:
+        """Half-slots that are free."""
+        return self.size - self.busy
+
+    @property
+    def cost(self) -> float:
+        """Of one step, in tokens through the transformer: of all that are computed."""
+        return self.size * self.state.tokens.shape[1]
+
+    def enter(self, live: Live, conditioned: Sequence[Conditioned]) -> None:
+        live.slots = self._take(len(conditioned))
+        self.rows.append(live)
+        self.sampler.enter(live, live.first_tokens(self._model.device))
+        for slot, given in zip(live.slots, conditioned, strict=True):
+            self.packed[slot].copy_(given.packed)
+
+    def _take(self, halves: int) -> tuple[int, ...]:
+        return tuple(self._free.pop(0) for _ in range(halves))
+
+    def leave(self, live: Live) -> None:
+        """Drop a row before its end."""
+        self._release(live)
+        for slot in live.slots:
+            self.state.tokens[slot].zero_()  # nothing masked: the sampler passes over it
+
+    def _release(self, live: Live) -> None:
+        self.rows.remove(live)
+        self._free = sorted((*self._free, *live.slots))
+
+    def step(self) -> None:
+        """One denoising step of every row."""
+        if self._replay is not None:
+            self._replay()
+        else:
+            self._advance()
+        self._count(self.rows)
+
+    def _advance(self) -> None:
+        self.sampler.step(self._features(), self.rows)
+
+    def _features(self) -> Tensor:
+        """(half-slots, tokens, channels) of the forward pass."""
+        given = self._model.bind(self.packed[:, None])
+        return self._model.forward(self.state.tokens, given, self.grid)[:, 0]
+
+    def _count(self, rows: Iterable[Live]) -> None:
+        for live in rows:
+            live.step += 1
+            live.steps_done += 1
+
+    def collect(self) -> list[Finished]:
+        """Rows that took their last step leave; the host does not wait for what they bring."""
+        done = [live for live in self.rows if live.done and live.error is None]
+        if not done:
+            return []
+        tokens, facts, places = self.sampler.outcome(done)
+        outcome = Outcome(Download(tokens, facts))
+        for live in done:
+            self._release(live)
+        return [
+            Finished(live, self.grid, tokens[place], outcome, place)
+            for live, place in zip(done, places, strict=True)
+        ]
+
+    def failed(self) -> list[Live]:
+        """Rows with an error; they leave as well."""
+        found = [live for live in self.rows if live.error is not None]
+        for live in found:
+            self.leave(live)
+        return found
+
+    @property
+    def captured(self) -> bool:
+        return self._replay is not None
+
+    def capture(self) -> None:
+        """Record the step as a CUDA graph; called at load, while the tile is empty."""
+        self._replay = self._model.device.capture(self._advance)
+
+
+class RowTile(Tile):
+    """Rows whose bits do not depend on the batch: only what is there is computed.
+
+    Guided rows lie in pairs of half-slots from the lower end, the others in single ones from the
+    upper end, both without gaps, so that each kind is one batch.
+    """
+
+    def __init__(self, model: Model, grid: tuple[int, int], *, width: int, urgent: bool) -> None:
+        super().__init__(model, grid, width=width, urgent=urgent, on_host=True)
+        self._bound: dict[slice, Any] = {}
+        self._computed: Tensor | None = None  # features of all half-slots
+
+    @property
+    def cost(self) -> float:
+        return self.busy * self.state.tokens.shape[1]
+
+    def _kind(self, halves: int) -> list[Live]:
+        return [live for live in self.rows if len(live.slots) == halves]
+
+    def _take(self, halves: int) -> tuple[int, ...]:
+        count = len(self._kind(halves))
+        return (2 * count, 2 * count + 1) if halves == 2 else (self.size - 1 - count,)
+
+    def leave(self, live: Live) -> None:
+        self._release(live)
+
+    def _release(self, live: Live) -> None:
+        """The last row of its kind moves into the gap."""
+        last = max(self._kind(len(live.slots)), key=lambda one: abs(one.slots[0] - self._end(one)))
+        if last is not live:
+            for target, source in zip(live.slots, last.slots, strict=True):
+                for held in (*self.state, self.packed):
+                    held[target] = held[source]
+            last.slots = live.slots
+        self.rows.remove(live)
+
+    def _end(self, live: Live) -> int:
+        return 0 if len(live.slots) == 2 else self.size
+
+    def _advance(self) -> None:
+        try:
+            features = self._features()
+        except Exception:
+            self._one_by_one()
+        else:
+            self.sampler.step(features, self.rows)
+
+    def _one_by_one(self) -> None:
+        """After a pass that failed: each row for itself, so that only those fail that have to."""
+        for live in self.rows:
+            try:
+                slots = slice(live.slots[0], live.slots[-1] + 1)
+                self._compute(slots, len(live.slots))
+            except Exception as error:
+                live.error = row_error(error)
+            else:
+                self.sampler.step(self._all(), [live])
+
+    def _features(self) -> Tensor:
+        guided, plain = len(self._kind(2)), len(self._kind(1))
+        if guided:
+            self._compute(slice(0, 2 * guided), 2)
+        if plain:
+            self._compute(slice(self.size - plain, self.size), 1)
+        return self._all()
+
+    def _compute(self, slots: slice, halves: int) -> None:
+        key = (slots.start, slots.stop, halves)
+        if key not in self._bound:
+            rows = (slots.stop - slots.start) // halves
+            self._bound[key] = self._model.bind(self.packed[slots].unflatten(0, (rows, halves)))
+        tokens = self.state.tokens[slots.start : slots.stop : halves]
+        found = self._model.forward(tokens, self._bound[key], self.grid)
+        self._place(slots, found.flatten(0, 1))
+
+    def _place(self, slots: slice, features: Tensor) -> None:
+        if self._computed is None:
+            self._computed = features.new_zeros(self.size, *features.shape[1:])
+        self._computed[slots] = features
+
+    def _all(self) -> Tensor:
+        assert self._computed is not None
+        return self._computed
+
+    def first_step(self, live: Live, features: Tensor) -> None:
+        """A row's first step from features (halves, tokens, channels) that are known already."""
+        self._place(slice(live.slots[0], live.slots[-1] + 1), features)
+        self.sampler.step(self._all(), [live])
+        self._count([live])
+
+
+class FirstStepCache:
+    """The first forward pass of rows that start all masked: it follows from the prompt alone.
+
+    Kept while there is room: the negative prompt's is the same for nearly every row.
+    """
+
+    def __init__(self, model: Model, *, cache_bytes: int) -> None:
+        self._model = model
+        self._held: Lru[Tensor] = Lru(cache_bytes, lambda features: features.nbytes)
+
+    def of(self, conditioned: Sequence[Conditioned], grid: tuple[int, int]) -> Tensor:
+        """Features (halves, tokens, channels); each half is a pass by itself, kept or not."""
+        return torch.cat(
+            [
+                self._held.get((given.key, grid), partial(self._make, given.packed, grid))
+                for given in conditioned
+            ]
+        )
+
+    def _make(self, packed: Tensor, grid: tuple[int, int]) -> Tensor:
+        tokens = torch.full((1, grid[0] * grid[1]), self._model.info.mask_token_id)
+        return self._model.forward(tokens, self._model.bind(packed[None, None]), grid)[0]
+
+
+class Kind(NamedTuple):
+    """Rows of one kind share a tile."""
+
+    grid: tuple[int, int]
+    urgent: bool
+    on_host: bool  # sampled by the host: always on a CPU, and for torch's own random numbers
+
+
+class TilePool:
+    """The tiles of an engine: one for each kind of row, made when needed and kept while used."""
+
+    def __init__(self, model: Model, *, width: int) -> None:
+        self._model, self._width = model, width
+        self._tiles: dict[Kind, Tile] = {}
+
+    def __iter__(self) -> Iterator[Tile]:
+        return iter(self._tiles.values())
+
+    @property
+    def live(self) -> list[Tile]:
+        return [tile for tile in self if tile.rows]
+
+    def kind(self, pending: Pending) -> Kind:
+        spec = pending.row.spec
+        on_host = self._model.by_row or spec.rng is Rng.TORCH
+        grid = self._model.info.grid(spec.height, spec.width)
+        return Kind(grid, pending.urgent, on_host)
+
+    def next(self, waiting: Sequence[Pending]) -> Pending | None:
+        """The row to admit now: the first one that its tile has room for.
+
+        Rows that need one half-slot may overtake one that needs two, and where no more rows wait
+        than fit into a tile, the one with most steps goes first, so that the tile stays full to
+        the end. No row is overtaken for ever.
+        """
+        order = waiting
+        if len(waiting) <= 2 * self._width:
+            patient = sorted(waiting, key=lambda held: held.row.spec.row_steps, reverse=True)
+            order = sorted(patient, key=self._may_wait)  # stable
+        closed: set[Kind] = set()
+        for pending in order:
+            kind = self.kind(pending)
+            tile = self._tiles.get(kind)
+            if kind in closed:
+                continue
+            if tile is None or tile.room >= pending.halves:
+                for other in waiting[: waiting.index(pending)]:
+                    other.overtaken += self.kind(other) == kind
+                return pending
+            if tile.room == 0 or not self._may_wait(pending):
+                closed.add(kind)
+        return None
+
+    def _may_wait(self, pending: Pending) -> bool:
+        """Whether other rows may still overtake it."""
+        return pending.overtaken < 2 * self._width
+
+    def tile(self, pending: Pending) -> Tile:
+        """The tile of that row's kind; idle ones of other kinds make room for a new one.
+
+        Raises:
+            OutOfMemory: it does not fit, even after that.
+        """
+        kind = self.kind(pending)
+        if kind not in self._tiles:
+            self._drop_idle(keep=MAX_IDLE)
+            try:
+                self._tiles[kind] = self._make(kind)
+            except torch.cuda.OutOfMemoryError:
+                self._drop_idle(keep=0)
+                torch.cuda.empty_cache()
+                self._tiles[kind] = or_out_of_memory(lambda: self._make(kind), self._width)
+        return self._tiles[kind]
+
+    def _drop_idle(self, *, keep: int) -> None:
+        # A tile with a graph stays as long as there is memory: it would be made again without one.
+        idle = [
+            kind
+            for kind, tile in self._tiles.items()
+            if not tile.rows and (keep == 0 or not tile.captured)
+        ]
+        for kind in idle[: max(len(idle) - keep, 0)]:
+            del self._tiles[kind]
+
+    def _make(self, kind: Kind) -> Tile:
+        width = self.width_of(kind.grid, urgent=kind.urgent)
+        if self._model.by_row:
+            return RowTile(self._model, kind.grid, width=width, urgent=kind.urgent)
+        return Tile(self._model, kind.grid, width=width, urgent=kind.urgent, on_host=kind.on_host)
+
+    def width_of(self, grid: tuple[int, int], *, urgent: bool) -> int:
+        """Guided rows that step together: fewer of a large grid, by a fixed rule.
+
+        An urgent row whose tile has a fixed shape pays for nobody's slot but its own.
+        """
+        if urgent and not self._model.by_row:
+            return 1
+        return max(min(self._width, self._width * FULL_WIDTH_TOKENS // (grid[0] * grid[1])), 1)
+
+    def drop(self, tile: Tile) -> None:
+        """Forget a tile and the rows in it."""
+        self._tiles = {kind: other for kind, other in self._tiles.items() if other is not tile}
+        if self._model.device.is_cuda:
+            torch.cuda.empty_cache()
+
+    def warm_up(self) -> None:
+        """The tiles of the checkpoint's own size, and CUDA graphs of all their work."""
+        if self._model.by_row:
+            return
+        info = self._model.info
+        grid = info.grid(info.native_height, info.native_width)
+        for urgent in (False, True):
+            kind = Kind(grid, urgent, on_host=False)
+            self._tiles[kind] = or_out_of_memory(partial(self._captured, kind), self._width)
+        self._model.capture(grid, {tile.width for tile in self})
+
+    def _captured(self, kind: Kind) -> Tile:
+        tile = self._make(kind)
+        if self._model.device.graphs:
+            tile.capture()
+        return tile
+
+
+def or_out_of_memory(make: Callable[[], Tile], width: int) -> Tile:
+    try:
+        return make()
+    except torch.cuda.OutOfMemoryError:
+        raise OutOfMemory(
+            f"a tile of {width} guided rows does not fit on the GPU",
+            hint="load with a smaller tile or fewer rows",
+        ) from None
