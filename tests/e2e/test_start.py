@@ -10,6 +10,8 @@ from running_farm import FARM, RunningFarm
 
 from farm.local.embedded import free_port
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_farm_starts_in_an_odd_folder_behind_a_proxy_with_a_gpu_that_is_not_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -6,8 +6,8 @@ from typing import Any
 
 import httpx2
 import pytest
+from fake_worker import BAD_PROMPT, LOST_PROMPT, FakeWorker
 from harness import INFO, Gateway, Serve, ndjson, post
-from robot import BAD_PROMPT, LOST_PROMPT, Robot
 
 from farm.errors import JobFailed
 from farm.ingest.rebuild import rebuild
@@ -29,10 +29,10 @@ def farm(kept: Gateway) -> Iterator[Farm]:
 
 
 @pytest.fixture
-def worker(kept: Gateway) -> Iterator[Robot]:
-    robot = Robot(kept.queue, kept.store, INFO)
-    yield robot
-    robot.stop()
+def worker(kept: Gateway) -> Iterator[FakeWorker]:
+    worker = FakeWorker(kept.queue, kept.store, INFO)
+    yield worker
+    worker.stop()
 
 
 def lose(kept: Gateway) -> None:
@@ -55,7 +55,7 @@ def snapshot(kept: Gateway) -> dict[str, dict[str, Any]]:
 
 
 def test_every_job_comes_back_with_its_state_and_its_counts(
-    kept: Gateway, farm: Farm, worker: Robot
+    kept: Gateway, farm: Farm, worker: FakeWorker
 ) -> None:
     worker.start()
     done = farm.submit(["a boat", "a bird"], seed=1, name="é", num_images=2)
@@ -97,7 +97,7 @@ def test_every_job_comes_back_with_its_state_and_its_counts(
         farm.submit(["a tree"], seed=6, priority="urgent", idempotency_key="tree").id == waiting.id
     )
     assert done.verify().differences == ()
-    second = Robot(kept.queue, kept.store, INFO)
+    second = FakeWorker(kept.queue, kept.store, INFO)
     second.healed = True
     second.start()
     assert waiting.wait(20).images.done == 1

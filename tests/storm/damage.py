@@ -31,7 +31,7 @@ from farm.store import Store, open_store
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "gateway"))
 
-from robot import BAD_PROMPT, Robot
+from fake_worker import BAD_PROMPT, FakeWorker
 
 INFO = CheckpointInfo(
     id="shapes-64", revision="r1", pixel_factor=8, size_multiple=8, native_height=64,
@@ -46,7 +46,7 @@ def fill(data: Path) -> dict[str, Any]:
     with ServerProcess(data / "valkey").serving() as server:
         queue = Queue(connect(server.url))
         ingest = Ingest(queue, store, CheckpointRegistry([INFO]), Assets(store))
-        robot = Robot(queue, store, INFO)
+        worker = FakeWorker(queue, store, INFO)
 
         def submit(number: int) -> str:
             prompts = [f"{number}-{at}" for at in range(1 + number % 4)]
@@ -57,10 +57,10 @@ def fill(data: Path) -> dict[str, Any]:
 
         for number in range(25):
             submit(number)
-        robot.start()
+        worker.start()
         while any(not status.ended_at for status in queue.jobs("ann")):
             time.sleep(0.05)
-        robot.stop()
+        worker.stop()
         for number in range(25, 40):
             job = submit(number)
             if number % 5 == 0:

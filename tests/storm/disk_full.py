@@ -22,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "gateway"))
 sys.path.insert(0, str(Path(__file__).parent))
 
 from damage import INFO
-from grounds import until
-from robot import Robot
+from environments import until
+from fake_worker import FakeWorker
 
 from farm.checkpoints.registry import CheckpointRegistry
 from farm.errors import FarmError
@@ -80,7 +80,7 @@ class Client:
                 self.acknowledged.append(job)
 
 
-class Worker(Robot):
+class Worker(FakeWorker):
     """Goes on after what a full disk refused."""
 
     def _run(self) -> None:
@@ -91,7 +91,7 @@ class Worker(Robot):
                 self._stop.wait(0.2)
                 with contextlib.suppress(FarmError):
                     facts = {"checkpoints": [self.info.model_dump()]}
-                    self.queue.register(self.session, "robot", [self.info.name], facts)
+                    self.queue.register(self.session, "fake", [self.info.name], facts)
 
 
 def entry(number: int) -> Entry:
