@@ -1,12 +1,14 @@
 """``farm doctor --rebuild``: a new queue from the store, in the place of one that was lost."""
 
 import shutil
+import tempfile
 import time
 from collections import Counter
 from pathlib import Path
 
 from farm.errors import Conflict
 from farm.ingest.rebuild import rebuild
+from farm.local.embedded import short_temp
 from farm.local.valkey import ServerProcess
 from farm.queue import Queue, connect
 from farm.store import Store
@@ -26,8 +28,12 @@ def rebuild_embedded(data: Path, store: Store, farm: str) -> tuple[Counter[str],
     place, made = data / "valkey", data / "valkey.new"
     with ServerProcess(place).unused():
         shutil.rmtree(made, ignore_errors=True)
-        with ServerProcess(made).serving() as server:
-            counts = rebuild(Queue(connect(server.url), farm=farm), store)
+        # Through a link: the folder's own path may be too long for a socket's.
+        with tempfile.TemporaryDirectory(prefix="farm-", dir=short_temp()) as folder:
+            link = Path(folder) / "data"
+            link.symlink_to(data.absolute(), target_is_directory=True)
+            with ServerProcess(link / made.name).serving() as server:
+                counts = rebuild(Queue(connect(server.url), farm=farm), store)
         kept = data / f"valkey.old-{time.strftime('%Y%m%d-%H%M%S')}" if place.exists() else None
         if kept is not None:
             place.rename(kept)

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -11,6 +12,7 @@ from harness import INFO, Gateway, Serve, ndjson, post
 
 from farm.errors import JobFailed
 from farm.ingest.rebuild import rebuild
+from farm.local.rebuild import rebuild_embedded
 from farm.queue import JobStatus
 from farm.store import keys
 from farm_client import Farm, Job
@@ -159,3 +161,15 @@ def test_a_record_that_is_damaged_is_counted_and_stops_nothing(kept: Gateway, fa
     counts = rebuild(kept.queue, kept.store)
     assert (counts["unreadable"], counts["queued"]) == (1, 1)
     assert list(snapshot(kept)) == [whole]
+
+
+def test_a_queue_is_rebuilt_in_a_folder_whose_path_is_too_long_for_a_socket(
+    kept: Gateway, tmp_path: Path
+) -> None:
+    with kept.client() as http:
+        post(http, {"prompt": "a"})
+    data = tmp_path / ("x" * 100)
+    data.mkdir()
+    counts, old = rebuild_embedded(data, kept.store, "test")
+    assert (counts["queued"], old) == (1, None)
+    assert (data / "valkey" / "appendonlydir").is_dir()
