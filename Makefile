@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo check test lint tests clean lives graph mutants storm storm-ray bench-queue bench-recovery
+.PHONY: demo check test lint tests clean lives graph mutants storm storm-ray damage disk-full bench-queue bench-recovery
 
 demo: $(INSTALLED)
 	$(BIN)/farm demo
@@ -53,6 +53,14 @@ storm: $(INSTALLED)
 
 storm-ray: $(INSTALLED)
 	$(BIN)/python tests/storm/storm.py --ray --jobs 1655 --kills 20 --server-kills 2
+
+# The queue's append-only file is cut and damaged at fifty random places.
+damage: $(INSTALLED)
+	$(BIN)/python tests/storm/damage.py
+
+# As root: a small disk is filled and freed twenty times while jobs run.
+disk-full: $(INSTALLED)
+	$(BIN)/python tests/storm/disk_full.py
 
 bench-recovery: $(INSTALLED)
 	$(BIN)/python bench/recovery.py

@@ -18,8 +18,22 @@ def worker_threads(workers: int = 1) -> int:
 
 
 def count_gpus() -> int:
-    """Nvidia GPUs that this process may use; asked without loading torch."""
+    """Nvidia GPUs that this process may use; asked without loading torch.
+
+    ``CUDA_VISIBLE_DEVICES`` chooses among those that are there and makes none.
+    """
+    there = max(
+        len(list(Path("/proc/driver/nvidia/gpus").glob("*"))),
+        len(list(Path("/dev").glob("nvidia[0-9]*"))),
+        int(Path("/dev/dxg").exists()),  # Windows' subsystem for Linux
+    )
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([name for name in visible.split(",") if name.strip() not in ("", "-1")])
-    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+    if visible is None:
+        return there
+    names = [name.strip() for name in visible.split(",")]
+    if "-1" in names:
+        names = names[: names.index("-1")]
+    named = [name for name in names if name]
+    if any("MIG" in name.upper() for name in named):  # parts of a GPU
+        return len(named) if there else 0
+    return min(len(named), there)

@@ -22,3 +22,23 @@ def write_pid(path: Path, pid: int) -> None:
     part = path.with_suffix(".part")
     part.write_text(f"{pid}\n")
     part.replace(path)
+
+
+PRIVATE = ("checkpoints", "logs", "run", "store", "valkey")  # folders of a farm's data
+
+
+def make_private(data: Path) -> None:
+    """Keep a farm's data from other users: what this process and its children make from now on,
+    and what is there already, whatever the umask was then.
+
+    A folder that was there before the farm may hold other things; its own mode stays.
+    """
+    os.umask(0o077)
+    data.mkdir(parents=True, exist_ok=True)
+    for folder in (data / name for name in PRIVATE):
+        if (
+            folder.is_dir()
+            and folder.stat().st_uid == os.getuid()
+            and folder.stat().st_mode & 0o077
+        ):
+            folder.chmod(0o700)

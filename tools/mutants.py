@@ -166,7 +166,7 @@ MUTANTS = (
     ),
     Mutant(
         "as many failures as allowed fail the job",
-        "complete.lua",
+        "parts/job_lifecycle.lua",
         "if number(h[1]) > allowed then",
         "if number(h[1]) >= allowed then",
     ),

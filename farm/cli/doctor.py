@@ -14,6 +14,12 @@ def doctor(
         Path | None, typer.Option("--data", help="The farm's data directory.", show_default=False)
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    rebuild: Annotated[
+        bool,
+        typer.Option(
+            "--rebuild", help="Fill a new queue from the store, where the queue's data are lost."
+        ),
+    ] = False,
 ) -> int:
     """Check what the farm stands on: its gateway, server, store, Ray, checkpoints, disk and clock.
     REDIS_URL, FARM_STORE, RAY_ADDRESS and FARM_CHECKPOINTS name what farm up does not run itself.
@@ -25,6 +31,8 @@ def doctor(
     from farm_client.address import find_address
 
     folder = (data or data_dir()).expanduser().absolute()
+    if rebuild:
+        return _rebuild(folder, as_json=as_json)
     named = os.environ.get("FARM_CHECKPOINTS", "").split(",")
     tiny = folder / "checkpoints" / "tiny"
     kept = [*built_in().values(), *([tiny] if tiny.exists() else [])]
@@ -45,3 +53,25 @@ def doctor(
             hint = f" ({found.hint})" if found.hint else ""
             say(one_line(f"{found.health:<4}  {found.check:<11}  {found.told}{hint}"))
     return 1 if failed else 0
+
+
+def _rebuild(folder: Path, *, as_json: bool) -> int:
+    from farm.cli.up import lock
+    from farm.local.rebuild import rebuild_at, rebuild_embedded, told
+    from farm.local.supervisor import sweep
+    from farm.store import open_store
+
+    store = open_store(os.environ.get("FARM_STORE") or str(folder / "store"))
+    farm = os.environ.get("FARM_NAME", "farm")
+    kept = None
+    if url := os.environ.get("REDIS_URL"):
+        counts = rebuild_at(url, store, farm)
+    else:
+        with lock(folder):
+            sweep(folder)  # of a farm whose supervisor was killed
+            counts, kept = rebuild_embedded(folder, store, farm)
+    if as_json:
+        say_json({**counts, "kept": str(kept) if kept else None})
+    else:
+        say(told(counts) + (f"; the old files lie in {kept}" if kept else ""))
+    return 1 if counts["unreadable"] else 0

@@ -1,9 +1,11 @@
 """``farm scheduler``: grants queued work to workers, and places these on a Ray cluster."""
 
+import contextlib
 import logging
 import os
 import signal
 import threading
+from pathlib import Path
 
 
 def scheduler() -> None:
@@ -30,6 +32,7 @@ def scheduler() -> None:
             worker_environment(os.environ),
             num_gpus=settings.worker_gpus,
             num_cpus=settings.worker_cpus,
+            report=_report,
         )
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):  # after Ray, which takes them for itself
@@ -40,3 +43,10 @@ def scheduler() -> None:
     Scheduler(queue, lease_ms=settings.lease_ms, placement=placement).run(stopped)
     if placement is not None and settings.end_workers:
         placement.close()
+
+
+def _report(worker: str, cause: str) -> None:
+    """Leave it where ``farm up`` looks while it waits for the workers."""
+    if folder := os.environ.get("FARM_RUN_DIR"):
+        with contextlib.suppress(OSError):
+            (Path(folder) / f"{worker}.failed").write_text(cause + "\n")

@@ -5,6 +5,7 @@ import fcntl
 import json
 import logging
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -19,13 +20,14 @@ import typer
 from rich.console import Console
 
 from farm.errors import Conflict, FarmError, Unavailable
-from farm.paths import client_file, data_dir
+from farm.paths import client_file, data_dir, make_private
 
 if TYPE_CHECKING:
     from farm.local.embedded import Plan
 
 READY_SECONDS = 600.0  # a worker may have to build or load a large checkpoint
 DOWN_SECONDS = 30.0
+STARTED_BY = "FARM_STARTED_BY"  # in the environment: a token of the --detach that waits
 
 console = Console(stderr=True, highlight=False)
 
@@ -68,11 +70,11 @@ def up(
     from farm.local.supervisor import sweep
 
     folder = (data or data_dir()).expanduser().resolve()
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_private(folder)
     if detach:
         _detach(folder)
         return
-    with _lock(folder):
+    with lock(folder):
         sweep(folder)  # of a farm whose supervisor was killed
         check_port(port)
         plan = Plan(
@@ -131,7 +133,6 @@ def _run(plan: "Plan") -> None:
             if service.name == "valkey":
                 _release(farm.redis_url)  # nobody is left of those who held something
         client_file(plan.data).write_text(json.dumps({"url": plan.url}) + "\n")
-        (plan.data / "run" / "ready").write_text(f"{os.getpid()}\n")
         console.print(f"ready: {plan.url} with {', '.join(plan.checkpoints)}")
         if farm.dashboard:
             token = plan.data / "run" / "ray-token"
@@ -139,11 +140,14 @@ def _run(plan: "Plan") -> None:
         if plan.data != data_dir():
             console.print(f"in another terminal: export FARM_DATA={plan.data}")
         console.print('try: farm submit "a red bicycle" --seed 7 -o out')
+        # Last: farm up --detach prints what stands above it.
+        (plan.data / "run" / "ready").write_text(os.environ.get(STARTED_BY, "") + "\n")
         supervisor.watch()
     except KeyboardInterrupt:
         stopped.set()
     finally:
-        console.print("stopping")
+        with contextlib.suppress(OSError):  # its log may lie on a full disk
+            console.print("stopping")
         for name in ("ready", "up.pid"):
             (plan.data / "run" / name).unlink(missing_ok=True)
         client_file(plan.data).unlink(missing_ok=True)
@@ -174,16 +178,19 @@ def _detach(folder: Path) -> None:
     logs = folder / "logs"
     logs.mkdir(parents=True, exist_ok=True, mode=0o700)
     arguments = [argument for argument in sys.argv[1:] if argument != "--detach"]
-    with (logs / "up.log").open("wb") as out:
+    token = secrets.token_hex(16)  # a process id may have been another farm's before
+    (logs / "up.log").unlink(missing_ok=True)
+    with (logs / "up.log").open("ab") as out:
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "farm.cli", *arguments],
+            env={**os.environ, STARTED_BY: token},
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
     try:
-        _await_ready(process, folder)
+        _await_ready(process, folder, token)
     except BaseException:
         process.terminate()
         process.wait(DOWN_SECONDS)
@@ -191,10 +198,10 @@ def _detach(folder: Path) -> None:
     console.print((logs / "up.log").read_text().strip(), markup=False, soft_wrap=True)
 
 
-def _await_ready(process: "subprocess.Popen[bytes]", folder: Path) -> None:
+def _await_ready(process: "subprocess.Popen[bytes]", folder: Path, token: str) -> None:
     ready, log = folder / "run" / "ready", folder / "logs" / "up.log"
     deadline = time.monotonic() + READY_SECONDS
-    while not (ready.exists() and ready.read_text().strip() == str(process.pid)):
+    while not (ready.exists() and ready.read_text().strip() == token):
         if process.poll() is not None:
             lines = log.read_text(errors="replace").strip().splitlines()
             told = [line for line in lines if line.startswith("error")] or lines or ["no word"]
@@ -206,7 +213,7 @@ def _await_ready(process: "subprocess.Popen[bytes]", folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _lock(folder: Path) -> Iterator[IO[str]]:
+def lock(folder: Path) -> Iterator[IO[str]]:
     """One farm per data directory; the lock goes with the process, however it ends."""
     run = folder / "run"
     run.mkdir(parents=True, exist_ok=True, mode=0o700)

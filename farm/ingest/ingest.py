@@ -64,6 +64,18 @@ class JobRecord(BaseModel):
     fingerprint: str
     created_at: datetime
     paces: dict[str, float]  # row-steps/s by lane, so that the same piece is always cut alike
+    whole: bool = False  # the job came in one call; else ``closed.json`` says when it is whole
+    rejected: int = 0  # renders, of a job that came in one call
+
+
+class ClosedRecord(BaseModel):
+    """``closed.json``: a job that came in by pieces is whole."""
+
+    model_config = ConfigDict(frozen=True)
+
+    v: int = 1
+    pieces: int
+    rejected: int  # renders
 
 
 class Piece(NamedTuple):
@@ -137,6 +149,7 @@ class Ingest:
         if len(piece.chunks) > MAX_ROWS:
             record, created = self.open(tenant, options, content=content.hexdigest())
             return self._feed(record, created, piece, entries)
+        record = record.model_copy(update={"whole": True, "rejected": len(piece.rejected)})
         header = self._writers.submit(self._store_record, record)
         self.write(piece)
         header.result()
@@ -208,6 +221,15 @@ class Ingest:
     def close(self, record: JobRecord, pieces: int) -> None:
         """No more pieces come."""
         self.queue.close(record.job, pieces)
+        # After it: the queue knows whether all are there. A caller who hears of it finds both.
+        rejected = self.queue.status(record.job, record.tenant).rejected
+        closed = ClosedRecord(pieces=pieces, rejected=rejected)
+        self._store.put(keys.closed(record.job), closed.model_dump_json().encode())
+
+    def cancel(self, job: str, tenant: str) -> None:
+        """End a job; that it was cancelled is kept beside it, should the queue be lost."""
+        if self.queue.cancel(job, tenant) is JobState.CANCELLED:
+            self._store.put(keys.cancelled(job), b"")
 
     def cut(self, record: JobRecord, number: int, first: int, entries: Sequence[Entry]) -> Piece:
         """Resolve the entries and cut them into tasks, lane by lane. The same input gives the
@@ -264,7 +286,7 @@ class Ingest:
     def abandon(self, record: JobRecord) -> None:
         """End a job whose caller went away in the middle, unless the caller can come back."""
         if not record.options.get("idempotency_key"):
-            self.queue.cancel(record.job, record.tenant)
+            self.cancel(record.job, record.tenant)
 
     def _record(self, tenant: str, options: JobOptions, content: str) -> JobRecord:
         check_sink(options.sink)
@@ -344,7 +366,7 @@ class Feed:
     def close(self) -> None:
         """Raises ``AllRejected`` where nothing came in that can be rendered."""
         if not self.renders:
-            self._ingest.queue.cancel(self._record.job, self._record.tenant)
+            self._ingest.cancel(self._record.job, self._record.tenant)
             if not self.rejected:
                 raise InvalidInput("there is nothing to render in it", field="renders")
             raise AllRejected(self.rejected)

@@ -16,10 +16,16 @@ import redis
 from farm.addresses import without_secrets
 from farm.checkpoints.inspect import inspect_checkpoint
 from farm.errors import FarmError
+from farm.ingest.ingest import JobRecord
+from farm.job import is_job_id, job_id
 from farm.local.embedded import answers, reachable, serves
-from farm.queue import check_server, connect
-from farm.store import open_store
+from farm.queue import JobStatus, Queue, check_server, connect
+from farm.queue.constants import MAX_ROWS
+from farm.queue.queue import RETENTION_DAYS
+from farm.store import Store, keys, open_store
+from farm.store.local import LocalStore
 
+MAX_TOLD = 5  # lines of what is amiss with the queue
 LEAST_DISK_BYTES = 2**30  # below it a farm soon stands still
 SCARCE_DISK_BYTES = 10 * 2**30
 CLOCK_WARN_SECONDS = 2.0
@@ -89,6 +95,65 @@ def _server(patient: Patient) -> _Told:
     yield Health.OK, f"version {facts.version} keeps what it accepted", None
     for note in facts.notes:
         yield Health.WARN, note, None
+
+
+def _queue(patient: Patient) -> _Told:
+    """The queue against itself, and against the jobs in a store that can be listed quickly."""
+    if not serves(patient.redis_url):
+        return
+    queue = Queue(connect(patient.redis_url), farm=os.environ.get("FARM_NAME", "farm"))
+    wrong = amiss(queue, open_store(patient.store, attempts=1))
+    for line in wrong[:MAX_TOLD]:
+        yield Health.FAIL, line, "farm down, then farm doctor --rebuild fills it from the store"
+    if not wrong:
+        yield Health.OK, "its counters are right, and it knows every job in the store", None
+
+
+def amiss(queue: Queue, store: Store) -> list[str]:
+    """What of a queue's data is lost or contradicts itself or the store, a line each."""
+    try:
+        found = queue.check(repair=False)
+        if isinstance(store, LocalStore):
+            found += _unlike(queue, store)
+    except (FarmError, ValueError) as error:  # of bytes that are not what was written
+        return [f"its records cannot be read: {error}"]
+    return found
+
+
+def _unlike(queue: Queue, store: LocalStore) -> Iterator[str]:
+    """Jobs that the queue does not have as the store has them."""
+    listed: dict[str, dict[str, JobStatus]] = {}
+    for job in recent(store):
+        try:
+            record = JobRecord.model_validate_json(store.get(keys.header(job)))
+        except ValueError:
+            yield f"the record of job {job} in the store is damaged"
+            continue
+        if record.tenant not in listed:
+            listed[record.tenant] = {one.id: one for one in _all_jobs(queue, record.tenant)}
+        status = listed[record.tenant].get(job)
+        if status is None:
+            yield f"it does not know job {job}"
+            continue
+        told = (status.name, status.max_failed, status.priority, status.format)
+        kept = [record.options.get(one) for one in ("name", "max_failed", "priority", "format")]
+        if list(told) != kept:
+            yield f"it knows job {job} with other options"
+
+
+def _all_jobs(queue: Queue, tenant: str) -> Iterator[JobStatus]:
+    before = None
+    while page := queue.jobs(tenant, MAX_ROWS, before):
+        yield from page
+        before = page[-1].id
+
+
+def recent(store: LocalStore) -> Iterator[str]:
+    """Jobs in the store that the queue has not forgotten for their age."""
+    since = job_id(time.time() - (RETENTION_DAYS - 1) * 86400)
+    for job in store.jobs():
+        if is_job_id(job) and job > since:
+            yield job
 
 
 def _store(patient: Patient) -> _Told:
@@ -165,6 +230,7 @@ def _clock(patient: Patient) -> _Told:
 _CHECKS: dict[str, Callable[[Patient], _Told]] = {
     "gateway": _gateway,
     "server": _server,
+    "queue": _queue,
     "store": _store,
     "ray": _ray,
     "checkpoints": _checkpoints,

@@ -1,7 +1,9 @@
 """A whole farm on one machine: which processes it is made of and how each is started."""
 
 import contextlib
+import fcntl
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -12,6 +14,7 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import IO
 
 import redis
 from redis.backoff import NoBackoff
@@ -19,15 +22,18 @@ from redis.retry import Retry
 
 from farm.addresses import check_redis_url
 from farm.checkpoints.inspect import built_in, inspect_checkpoint
-from farm.errors import InvalidInput
+from farm.errors import InvalidInput, Unavailable
 from farm.local.supervisor import Service
-from farm.local.valkey import ServerProcess
+from farm.local.valkey import ServerProcess, advice
 from farm.machine import cores, count_gpus, worker_threads
 from farm.store import open_store
 
+VALKEY_SECONDS = 600.0  # it reads a long append-only file
 RAY_SECONDS = 120.0
 WORKER_SECONDS = 300.0
+WAITS = ("farm.errors.Unavailable", "farm.errors.StoreError")  # a worker may well run later
 MAX_SOCKET_PATH = 100  # bytes; the kernel takes 107
+_PLAIN = re.compile(r"[A-Za-z0-9/._-]+")
 OBJECT_STORE_BYTES = 80 * 2**20  # Ray's least; pictures never travel through it
 
 
@@ -76,6 +82,20 @@ class Plan:
 
     def _check_reach(self, store: str) -> None:
         """Workers on other machines need a server and a store that they can reach."""
+        if self.ray_address and ":" not in self.ray_address.removeprefix("ray://"):
+            raise InvalidInput(
+                f"{self.ray_address!r} does not name a Ray cluster",
+                field="RAY_ADDRESS",
+                hint="write the host:port of its head, or unset it: farm up then starts a Ray of "
+                "its own",
+            )
+        if self.ray_address and not reachable(self.ray_address.removeprefix("ray://")):
+            raise InvalidInput(
+                f"nothing listens at {self.ray_address}",
+                field="RAY_ADDRESS",
+                hint="start the cluster (ray start --head), or unset it: farm up then starts a Ray "
+                "of its own",
+            )
         host = self.ray_address.removeprefix("ray://").rsplit(":", 1)[0]
         if host in ("", "127.0.0.1", "localhost"):
             return
@@ -113,7 +133,13 @@ class Embedded:
     def services(self) -> Iterator[Service]:
         if not self.plan.redis_url:
             self._valkey.data.mkdir(parents=True, exist_ok=True, mode=0o700)
-            yield Service("valkey", self._valkey.arguments(), ready=lambda: serves(self.redis_url))
+            yield Service(
+                "valkey",
+                self._valkey.arguments(),
+                ready=lambda: serves(self.redis_url),
+                seconds=VALKEY_SECONDS,
+                advice=advice,
+            )
         if not self.plan.ray_address:
             yield self._ray()
         yield Service(
@@ -122,13 +148,28 @@ class Embedded:
             ready=lambda: answers(f"{self.plan.url}/healthz"),
             environment=self.environment,
         )
+        for told in self._run.glob("*.failed"):
+            told.unlink()
         yield Service(
             "scheduler",
             [sys.executable, "-P", "-m", "farm.cli", "scheduler"],
-            ready=lambda: answers(f"{self.plan.url}/readyz"),
+            ready=self._workers_ready,
             environment=self.environment,
             seconds=WORKER_SECONDS,
         )
+
+    def _workers_ready(self) -> bool:
+        """Raises ``Unavailable`` as soon as a worker has ended at its start, a checkpoint that does
+        not load for example: it is placed again and again, and would end again."""
+        for told in self._run.glob("*.failed"):
+            cause = told.read_text().strip()
+            told.unlink()
+            if cause and not cause.startswith(WAITS):
+                raise Unavailable(
+                    f"{told.stem} cannot run: {cause}",
+                    hint="farm up --checkpoint names the checkpoints that it loads",
+                )
+        return answers(f"{self.plan.url}/readyz")
 
     @property
     def environment(self) -> dict[str, str]:
@@ -150,6 +191,7 @@ class Embedded:
             "FARM_RUN_DIR": str(self._run),
             "FARM_END_WORKERS": "1",
             "RAY_ADDRESS": self.ray_address,
+            **direct(),
             **({} if plan.ray_address else self._ray_environment()),
         }
 
@@ -197,11 +239,13 @@ class Embedded:
         return path
 
     def _short_path(self) -> Path:
-        """The data directory, or a short link to it where sockets' paths would be too long."""
+        """The data directory, or a plain link to it: where sockets' paths would be too long, or
+        where characters mean something in an address (``#``, ``?``, ``%``) or to Ray."""
         longest = "run/ray/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store.0"
-        if len(os.fsencode(self.plan.data / longest)) <= MAX_SOCKET_PATH:
+        fits = len(os.fsencode(self.plan.data / longest)) <= MAX_SOCKET_PATH
+        if fits and _PLAIN.fullmatch(str(self.plan.data)):
             return self.plan.data
-        link = Path(tempfile.mkdtemp(prefix="farm-")) / "data"
+        link = Path(tempfile.mkdtemp(prefix="farm-", dir=short_temp())) / "data"
         link.symlink_to(self.plan.data, target_is_directory=True)
         return link
 
@@ -210,6 +254,13 @@ class Embedded:
         shutil.rmtree(self._run / "ray", ignore_errors=True)
         if self._base != self.plan.data:
             shutil.rmtree(self._base.parent, ignore_errors=True)
+
+
+def direct() -> dict[str, str]:
+    """Settings by which no library asks a proxy for this machine's own addresses."""
+    names = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    told = ",".join(filter(None, [names, "127.0.0.1", "localhost", "::1"]))
+    return {"no_proxy": told, "NO_PROXY": told}
 
 
 def default_checkpoints(data: Path) -> tuple[str, ...]:
@@ -236,15 +287,50 @@ def check_port(port: int) -> None:
         )
 
 
+_reserved: list[IO[bytes]] = []  # locks on ports, kept until this process ends
+
+
 def free_port(preferred: int = 0) -> int:
-    """A loopback port that nobody listens on, the preferred one if it is free."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", preferred))
-        except OSError:
-            probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A loopback port that nobody listens on, the preferred one if it is free.
+
+    Between this look and the listening, farms that start at the same time found the same port
+    free; so it is locked for this process among all farms of this user.
+    """
+    while True:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", preferred))
+            except OSError:
+                probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+            if _reserve(port):
+                return port
+            preferred = 0
+
+
+def _reserve(port: int) -> bool:
+    """Whether this process now holds the lock on a port."""
+    folder = Path(short_temp()) / f"farm-ports-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    file = (folder / str(port)).open("ab")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        return False
+    _reserved.append(file)
+    return True
+
+
+def short_temp() -> str:
+    """The folder for temporary files; the system's where ``TMPDIR`` leaves a socket no room."""
+    given = tempfile.gettempdir()
+    return (
+        given
+        if len(os.fsencode(given)) <= len("/tmp") or not os.access("/tmp", os.W_OK)
+        else "/tmp"
+    )
 
 
 def serves(redis_url: str) -> bool:
@@ -270,10 +356,14 @@ def reachable(address: str) -> bool:
     return True
 
 
+# Loopback is never behind a proxy, whatever http_proxy says.
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
 def answers(url: str) -> bool:
     """Whether a GET gives 200; any other answer, and none, is no."""
     try:
-        with urllib.request.urlopen(url, timeout=2) as response:
+        with _DIRECT.open(url, timeout=2) as response:
             return bool(response.status == 200)
     except OSError:
         return False

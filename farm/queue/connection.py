@@ -21,6 +21,7 @@ from farm.errors import (
     QueueFull,
     Unavailable,
 )
+from farm.queue.identity import OtherData
 
 SOCKET_SECONDS = 5.0  # without a reply; blocking calls must stay well below it
 CONNECT_SECONDS = 2.0
@@ -173,6 +174,13 @@ _SERVER_ERRORS = {
 def explain(error: refused.RedisError) -> FarmError:
     """The farm's error for one of the client's."""
     message = str(error)
+    if isinstance(error, OtherData):
+        return Unavailable(
+            "the queue's server is not the one it was: another one answers at its address, or it "
+            "has lost its data; nothing is accepted",
+            hint="let REDIS_URL's server have its data again; if it is meant, start gateways, "
+            "schedulers and workers again, and farm doctor --rebuild fills the queue",
+        )
     word, _, rest = message.partition(" ")
     if word in _REFUSALS:
         text, _, hint = rest.partition(" | ")

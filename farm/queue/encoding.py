@@ -16,7 +16,7 @@ from farm.job import (
     check_job_id,
 )
 from farm.queue.constants import CLASSES, MAX_ROWS
-from farm.queue.messages import Finished, Images, JobHeader, JobStatus, Progress, Tasks
+from farm.queue.messages import Finished, Images, JobHeader, JobStatus, Progress, Restored, Tasks
 from farm.queue.why import LaneQueue
 from farm.spec import Lane
 
@@ -73,6 +73,23 @@ def task_arguments(tasks: Sequence[TaskDraft]) -> list[Any]:
     return [to_json(rows)]
 
 
+def restored(task: Restored) -> list[Any]:
+    name = f"{task.generation}/{task.number}" if task.generation else str(task.number)
+    size = [name, str(task.lane), str(task.pictures), str(task.cost)]
+    retry = "1" if task.retry else "0"
+    if task.receipt is not None:
+        done, failed = task.receipt.done, task.receipt.failed
+        packed = to_json(pack(task.receipt))
+        return [*size, "d", done, failed, packed, task.receipt.numerics, retry]
+    if task.lost:
+        return [*size, "f", 0, task.pictures, "it ran out of attempts", "", retry]
+    return [*size, "q", 0, 0, "", "", "0"]
+
+
+def pack(receipt: Receipt) -> list[Any]:
+    return [receipt.done, receipt.failed, receipt.size, receipt.part, receipt.part_sha256]
+
+
 def task_name(task: Lease | Finished) -> str:
     return f"{task.generation}/{task.number}" if task.generation else str(task.number)
 
@@ -123,14 +140,13 @@ def lane_queue(row: Sequence[Any]) -> LaneQueue:
 
 
 def completion(lease: Lease, receipt: Receipt) -> list[Any]:
-    packed = [receipt.done, receipt.failed, receipt.size, receipt.part, receipt.part_sha256]
     return [
         lease.job,
         task_name(lease),
         lease.attempt,
         receipt.done,
         receipt.failed,
-        to_json(packed),
+        to_json(pack(receipt)),
         receipt.numerics,
     ]
 

@@ -74,6 +74,19 @@ class Failure(NamedTuple):
     reason: str
 
 
+class Restored(NamedTuple):
+    """A task as the store tells of it."""
+
+    number: int
+    generation: int
+    lane: Lane
+    pictures: int
+    cost: int
+    receipt: Receipt | None = None  # of one that is done
+    lost: bool = False  # it ran out of attempts
+    retry: bool = False  # its failed pictures were not made by a later generation
+
+
 class Session(NamedTuple):
     """One life of one worker."""
 

@@ -4,6 +4,7 @@ import json
 import re
 import secrets
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any, Literal
 
 import redis
@@ -15,6 +16,7 @@ from farm.job import JobState, Lease, Priority, Receipt, TaskDraft, TaskState, c
 from farm.queue import encoding
 from farm.queue.connection import RewriteNeeded, explain
 from farm.queue.constants import CLASSES, MAX_ROWS
+from farm.queue.identity import Identity
 from farm.queue.messages import (
     Event,
     Failure,
@@ -25,6 +27,7 @@ from farm.queue.messages import (
     LaneBacklog,
     Outcome,
     Progress,
+    Restored,
     Session,
     Submitted,
     Verdict,
@@ -45,6 +48,10 @@ _SESSION = re.compile(r"[0-9a-f]{32}")
 FailKind = Literal["row", "crash", "infra", "release"]
 EndReason = Literal["crash", "drain", "lost"]
 Command = Literal["drain"]
+
+
+def milliseconds(moment: datetime) -> int:
+    return int(moment.timestamp() * 1000)
 
 
 class Queue:
@@ -71,6 +78,7 @@ class Queue:
         self.client = client
         self.farm = farm
         self._prefix = f"{{{farm}}}:"
+        Identity(f"{self._prefix}server").guard(client)
         self._retention_ms = int(retention_days * 86_400_000)
         self._scripts: dict[str, Script] = {
             name: client.register_script(source)
@@ -108,6 +116,46 @@ class Queue:
         arguments = [*encoding.header_arguments(header), rejected, *encoding.task_arguments(tasks)]
         job, created = self._accept("submit", *arguments)
         return Submitted(job, bool(created))
+
+    # Jobs that are put back from the store.
+
+    def restore(self, header: JobHeader, created: datetime, generation: int) -> Submitted:
+        """Open a job again under its own id, as of a generation; ``restore_tasks`` fills it."""
+        submitted = self.open(header)
+        if submitted.job == header.job:
+            self._accept("restore", header.job, milliseconds(created), generation, "[]")
+        return submitted
+
+    def restore_tasks(
+        self, job: str, created: datetime, generation: int, tasks: Sequence[Restored]
+    ) -> int:
+        """Put tasks back, at most ``MAX_ROWS`` a call; those that are there stay. Returns how many
+        were not."""
+        rows = encoding.to_json([encoding.restored(task) for task in tasks])
+        return int(
+            self._accept("restore", check_job_id(job), milliseconds(created), generation, rows)
+        )
+
+    def restored(
+        self,
+        job: str,
+        *,
+        deadline: datetime | None,
+        rejected: int,
+        pieces: Sequence[int],
+        closed: bool,
+        ended: datetime | None,
+    ) -> None:
+        """Every task is back: the job stays open, is closed, or ended at a time."""
+        ending = milliseconds(ended) if ended else "close" if closed else ""
+        self._accept(
+            "restored",
+            check_job_id(job),
+            milliseconds(deadline) if deadline else "",
+            rejected,
+            encoding.to_json(list(pieces)),
+            ending,
+        )
 
     # Workers.
 

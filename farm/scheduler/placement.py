@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
@@ -32,6 +32,7 @@ class Placement:
         environment: settings of the workers, on top of their node's environment; an argument
             and not a runtime_env, which the dashboard would show with every secret in it.
         num_gpus, num_cpus: what one worker reserves.
+        report: is told of a worker that cannot run: its name and the cause, in one line.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Placement:
         *,
         num_gpus: float,
         num_cpus: float,
+        report: Callable[[str, str], None] = lambda worker, cause: None,
     ) -> None:
         digest = hashlib.sha256(farm.encode()).hexdigest()[:12]
         ray.init(
@@ -53,6 +55,7 @@ class Placement:
             logging_level=logging.ERROR,
         )
         self._actor = actor
+        self._report = report
         self._places = {f"worker-{number}": _Place() for number in range(count)}
         self._environment = dict(environment)
         self._fingerprint = hashlib.sha256(
@@ -71,6 +74,7 @@ class Placement:
                 died = place.forget()
             except RayActorError as error:
                 log.error("%s cannot run: %s", worker, _cause(error))
+                self._report(worker, _cause(error))
                 died = place.forget(retry_at=time.monotonic() + RETRY_SECONDS)
             if died is not None:
                 log.warning("%s died; its session %s ends", worker, died)

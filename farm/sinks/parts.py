@@ -32,7 +32,26 @@ def store_part(store: Store, place: TaskPlace, rows: Sequence[ManifestRow]) -> R
     if not store.put(place.part, data, content_type=CONTENT_TYPE):
         data = store.get(place.part)
         rows = read_part(data)
-    return _receipt(place.part, data, rows)
+    return part_receipt(place.part, data, rows)
+
+
+def part_receipt(part: str, data: bytes, rows: Sequence[ManifestRow]) -> Receipt:
+    """What a manifest part says of its task.
+
+    Args:
+        part: its key.
+        data: its bytes.
+        rows: what they hold.
+    """
+    failed = sum(row.error is not None for row in rows)
+    return Receipt(
+        done=len(rows) - failed,
+        failed=failed,
+        size=sum(row.size or 0 for row in rows),
+        part=part,
+        part_sha256=hashlib.sha256(data).hexdigest(),
+        numerics=" + ".join(sorted({row.numerics for row in rows})),
+    )
 
 
 def stored_receipt(store: Store, place: TaskPlace) -> Receipt | None:
@@ -42,7 +61,7 @@ def stored_receipt(store: Store, place: TaskPlace) -> Receipt | None:
         data = store.get(place.part)
     except NotFound:
         return None
-    return _receipt(place.part, data, read_part(data))
+    return part_receipt(place.part, data, read_part(data))
 
 
 def task_rows(store: Store, job: str, number: int, generations: range) -> Iterator[ManifestRow]:
@@ -69,15 +88,3 @@ def delete_data(store: Store, job: str) -> None:
     """Remove everything that the generations of a job stored below their places' ``data``."""
     for entry in store.list(keys.all_data(job)):
         store.delete(entry.key)
-
-
-def _receipt(part: str, data: bytes, rows: Sequence[ManifestRow]) -> Receipt:
-    failed = sum(row.error is not None for row in rows)
-    return Receipt(
-        done=len(rows) - failed,
-        failed=failed,
-        size=sum(row.size or 0 for row in rows),
-        part=part,
-        part_sha256=hashlib.sha256(data).hexdigest(),
-        numerics=" + ".join(sorted({row.numerics for row in rows})),
-    )

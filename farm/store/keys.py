@@ -15,6 +15,16 @@ def header(job: str) -> str:
     return prefix(job) + "job.json"
 
 
+def closed(job: str) -> str:
+    """Where it lies how a job that came in by pieces was closed."""
+    return prefix(job) + "closed.json"
+
+
+def cancelled(job: str) -> str:
+    """Where an object lies if the job was cancelled."""
+    return prefix(job) + "_CANCELLED"
+
+
 def chunk(job: str, number: int) -> str:
     return f"{prefix(job)}chunks/{number:08d}.json"
 

@@ -90,6 +90,11 @@ class LocalStore:
         with _errors(f"cannot list {self._root}"):
             yield from _walk(self._root / folder, f"{folder}/" if folder else "", prefix)
 
+    def jobs(self) -> Iterator[str]:
+        """Ids of the jobs that have a record, without a look at their pictures."""
+        with _errors(f"cannot list {self._root}"):
+            yield from sorted(path.parent.name for path in self._root.glob("*/*/job.json"))
+
     def delete(self, key: str) -> None:
         path = self._path(key)
         with _errors(f"cannot delete {path}"), contextlib.suppress(NotADirectoryError):

@@ -66,7 +66,7 @@ class Comparison:
         self._sink = sink
         self._objects = objects
         self._sha256_of = sha256_of
-        self._listed = {keys.header(job)}
+        self._listed = {keys.header(job), keys.closed(job), keys.cancelled(job)}
         self._pictures: set[tuple[int, int]] = set()
         self._done = self._failed = 0
         self._whole = True  # every part could be read, so that what is not listed is an orphan

@@ -60,7 +60,11 @@ def shared(serve: Serve, tmp_path_factory: pytest.TempPathFactory) -> Gateway:
 @pytest.fixture
 def gateway(shared: Gateway) -> Gateway:
     """An open farm without jobs."""
-    shared.queue.client.flushall()
+    client = shared.queue.client
+    kept = client.hgetall("{test}:server")
+    client.flushall()
+    if kept:
+        client.hset("{test}:server", mapping=kept)
     return shared
 
 

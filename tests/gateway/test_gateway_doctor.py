@@ -35,7 +35,16 @@ def test_every_part_is_looked_at_and_a_part_that_works_is_ok(
     patient: Patient, fake_worker: FakeWorker
 ) -> None:
     checks = dict.fromkeys(one.check for one in examine(patient))
-    assert list(checks) == ["gateway", "server", "store", "ray", "checkpoints", "disk", "clock"]
+    assert list(checks) == [
+        "gateway",
+        "server",
+        "queue",
+        "store",
+        "ray",
+        "checkpoints",
+        "disk",
+        "clock",
+    ]
     for check in ("gateway", "store", "ray", "clock"):
         assert health(patient, check)[0] is Health.OK, check
 

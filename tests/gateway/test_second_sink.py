@@ -159,6 +159,7 @@ class Workers:
             redis_url=redis_url, name="test", data=data, store=gateway.store.url,
             checkpoints=("fake",), lease_ms=2000,
         )  # fmt: skip
+        self.queue = gateway.queue
         self.running: list[tuple[Worker, threading.Thread, FakeEngine]] = []
 
     def start(self, name: str = "worker-0", engine: FakeEngine | None = None) -> Worker:
@@ -167,6 +168,9 @@ class Workers:
         thread = threading.Thread(target=worker.run, daemon=True)
         thread.start()
         self.running.append((worker, thread, engine))
+        # Its checkpoint can be named once it has joined.
+        while worker.session not in {one.session for one in self.queue.sessions()}:
+            time.sleep(0.01)
         return worker
 
     def stop(self) -> None:

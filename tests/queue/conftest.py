@@ -70,9 +70,10 @@ def far(proxy: FaultProxy, queue: Queue) -> Iterator[Queue]:
     """The queue behind the proxy; its connection is open, and the server knows its scripts."""
     client = connect(f"redis://{proxy.address}/0")
     scripts = moved_clock(read_scripts())
+    queue = Queue(client, scripts=scripts)
     for script in scripts.values():
         client.script_load(script)
-    yield Queue(client, scripts=scripts)
+    yield queue
     client.close()
 
 

@@ -1,9 +1,11 @@
 """What is lost or stuck on the way to the server."""
 
 import random
+import shutil
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from fault_proxy import FaultProxy
@@ -224,3 +226,29 @@ def test_the_scheduler_goes_on_whatever_the_line_does(
         stopped.set()
         thread.join()
     assert proxy.cuts > 3
+
+
+def test_a_process_accepts_nothing_from_a_server_with_other_data(folder: Path) -> None:
+    """The address is taken over by an empty server; the first one's data come back in the end."""
+    data, aside = folder / "identity", folder / "identity-aside"
+    server = ServerProcess(data)
+    server.start()
+    server.ready()
+    bench, other = Bench(Queue(connect(server.url))), Bench(Queue(connect(server.url)))
+    first = bench.submit(1)
+    assert other.queue.status(first, "ann").tasks.total == 1
+    server.stop()
+    with ServerProcess(data).serving():  # its data are there: nothing is amiss
+        bench.submit(1)
+    data.rename(aside)
+    with ServerProcess(data).serving() as empty:
+        for act in (lambda: bench.submit(1), other.session, bench.queue.tick, other.queue.sessions):
+            with pytest.raises(Unavailable, match="not the one it was") as caught:
+                act()
+            assert "--rebuild" in str(caught.value.hint)
+        assert Bench(Queue(connect(empty.url))).queue.jobs("ann") == []
+    shutil.rmtree(data)
+    aside.rename(data)
+    with ServerProcess(data).serving():
+        bench.submit(1)
+        assert len(other.queue.jobs("ann")) == 3

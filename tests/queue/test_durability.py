@@ -93,9 +93,24 @@ def test_the_server_is_for_its_user_only(server: ServerProcess) -> None:
 
 
 def test_a_second_server_on_the_same_folder_is_refused(server: ServerProcess) -> None:
-    with pytest.raises(Unavailable, match=r"runs on .* already"):
-        ServerProcess(server.data).start()
+    second = ServerProcess(server.data)
+    with pytest.raises(Unavailable, match=r"runs on .* already"), second.serving():
+        pass
     assert server.running
+
+
+def test_a_folder_is_locked_by_its_server_until_it_is_dead_however_it_dies(
+    server: ServerProcess,
+) -> None:
+    bench = open_bench(server)
+    job = bench.submit(1)
+    server.socket.unlink()  # a server that does not answer is not a server that has ended
+    with pytest.raises(Unavailable, match="already"), ServerProcess(server.data).serving():
+        pass
+    bench.queue.client.bgrewriteaof()  # its child does not inherit the lock
+    server.kill()
+    with ServerProcess(server.data).serving() as again:
+        assert open_bench(again).queue.status(job, "ann").tasks.total == 1
 
 
 def test_a_server_that_cannot_start_says_why(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """The supervisor, with real processes."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -13,7 +14,8 @@ import psutil
 import pytest
 
 from farm.errors import Unavailable
-from farm.local.supervisor import MARK, Service, Supervisor, sweep
+from farm.local import supervisor as supervisor_module
+from farm.local.supervisor import MARK, Service, Supervisor, members, rotate, sweep
 
 SLEEPS = [sys.executable, "-c", "import time; time.sleep(600)"]
 HAS_CHILD = [
@@ -94,3 +96,53 @@ def test_a_sweep_ends_only_what_belongs_to_the_farm(tmp_path: Path) -> None:
         ours.wait()
         strangers.kill()
         strangers.wait()
+
+
+def test_a_child_is_never_forgotten_when_its_pid_file_cannot_be_written(
+    supervisor: Supervisor,
+    stopped: threading.Event,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a full disk a second server was started beside the first."""
+    supervisor.start(Service("sleeper", SLEEPS, ready=lambda: True))
+    first, written = pid(tmp_path, "sleeper"), supervisor_module.write_pid
+
+    def full(path: Path, pid: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(supervisor_module, "write_pid", full)
+    watcher = threading.Thread(target=supervisor.watch)
+    watcher.start()
+    os.kill(first, signal.SIGKILL)
+
+    def living() -> list[psutil.Process]:
+        return [process for process in members(tmp_path) if process.pid != first]
+
+    until(living)
+    time.sleep(1)
+    (second,) = living()
+    monkeypatch.setattr(supervisor_module, "write_pid", written)
+    until(lambda: pid(tmp_path, "sleeper") == second.pid)
+    stopped.set()
+    watcher.join(5)
+    supervisor.stop("sleeper")
+    assert members(tmp_path) == []
+
+
+def test_a_log_does_not_grow_beyond_its_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor_module, "MAX_LOG_BYTES", 1000)
+    file = tmp_path / "gateway.log"
+    with file.open("ab") as writer:
+        for _ in range(3):
+            writer.write(b"x" * 1001)
+            writer.flush()
+            rotate(file)
+            assert file.stat().st_size == 0
+            assert file.with_suffix(".log.1").stat().st_size == 1001
+        writer.write(b"y")
+        writer.flush()
+    rotate(file)
+    assert file.read_bytes() == b"y"

@@ -299,7 +299,7 @@ def _finished(
 @router.post("/{job}/cancel")
 def cancel(job: str, deps: Deps, tenant: Writer) -> dict[str, Any]:
     """End a job; what is running stops at the next step. A job that has ended stays as it is."""
-    deps.queue.cancel(check_job_id(job), tenant)
+    deps.ingest.cancel(check_job_id(job), tenant)
     return status_view(deps.queue.status(job, tenant))
 
 

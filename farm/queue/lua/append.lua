@@ -1,18 +1,20 @@
 #!lua
 -- OPEN -> OPEN, with more tasks, each (none) -> QUEUED
 --
--- requires: prelude, job_record, submission
+-- requires: prelude, job_record, task_record, submission
 --
 -- ARGV  job, piece, sha256 of the piece, renders rejected in it, tasks
 --
--- Returns 1, or 0 if the piece was appended before.
+-- Returns 1, or 0 if the piece was appended before. Where the queue was filled again from the store,
+-- the content of a piece is not known; the tasks of it that are missing are added.
 if not aof_rewritten() then return refuse('REWRITE', 'the server was restarted') end
 local job, piece, sha256 = ARGV[1], ARGV[2], ARGV[3]
 local head = read_job(job)
 if not head then return refuse('NOTFOUND', 'there is no job ' .. job) end
 local known = redis.call('HGET', P .. 'pieces:' .. job, piece)
 if known == sha256 then return 0 end
-if known then
+local restored = known == ''
+if known and not restored then
   return refuse('CONFLICT', 'piece ' .. piece .. ' of job ' .. job
     .. ' was sent before with other content')
 end
@@ -22,10 +24,19 @@ if overdue(head) then
   return refuse('CONFLICT', 'the deadline of job ' .. job .. ' has passed')
 end
 local tasks = cjson.decode(ARGV[5])
+if restored then
+  local names, missing = {}, {}
+  for at, task in ipairs(tasks) do names[at] = task[1] end
+  local there = read_records(job, names)
+  for _, task in ipairs(tasks) do
+    if not there[task[1]] then missing[#missing + 1] = task end
+  end
+  tasks = missing
+end
 local refused = check_tasks(job, tasks)
 if refused then return refused end
 redis.call('HSET', P .. 'pieces:' .. job, piece, sha256)
-redis.call('HINCRBY', P .. 'job:' .. job, 'pn', 1)
+if not restored then redis.call('HINCRBY', P .. 'job:' .. job, 'pn', 1) end
 if tonumber(piece) > number(redis.call('HGET', P .. 'job:' .. job, 'pm')) then
   redis.call('HSET', P .. 'job:' .. job, 'pm', piece)
 end

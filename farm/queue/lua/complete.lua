@@ -88,17 +88,6 @@ local function complete(entry, held)
   return {'committed', '', ''}
 end
 
-local function finalise(job)
-  local h = redis.call('HMGET', P .. 'job:' .. job, 'if', 'i', 'o')
-  local allowed = cjson.decode(h[3]).max_failed or 0
-  if number(h[1]) > allowed then
-    end_job(job, 'f', h[1] .. ' of ' .. h[2] .. ' pictures failed; at most ' .. allowed
-      .. ' were allowed')
-  else
-    end_job(job, 'd')
-  end
-end
-
 local outcomes = {}
 for at, entry in ipairs(entries) do outcomes[at] = complete(entry, remembered[at]) end
 if #committed > 0 then forget(session, committed) end
@@ -116,6 +105,6 @@ for _, job in ipairs(order) do
     event(job, 'task')
     finalise_when_ended(job, session)
   end
-  if its.finalised then finalise(job) end
+  if its.finalised then finalise_job(job) end
 end
 return cjson.encode(outcomes)

@@ -30,6 +30,18 @@ local function end_job(job, state, reason)
   event(job, ({d = 'done', f = 'failed', x = 'cancelled'})[state])
 end
 
+-- A job whose last task has ended is done, or failed if too many pictures were.
+local function finalise_job(job)
+  local h = redis.call('HMGET', P .. 'job:' .. job, 'if', 'i', 'o')
+  local allowed = cjson.decode(h[3]).max_failed or 0
+  if number(h[1]) > allowed then
+    end_job(job, 'f', h[1] .. ' of ' .. h[2] .. ' pictures failed; at most ' .. allowed
+      .. ' were allowed')
+  else
+    end_job(job, 'd')
+  end
+end
+
 -- CLOSED, all tasks ended: queues the task that finalises the job. It goes to `session`, which
 -- ended the last task, if that session is there and takes work.
 local function finalise_when_ended(job, session)

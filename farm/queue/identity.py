@@ -1,0 +1,50 @@
+"""A client that knows the data behind its address again."""
+
+import secrets
+import threading
+from typing import Any
+
+import redis
+from redis import exceptions as refused
+
+
+class OtherData(refused.RedisError):
+    """The server that answers now has other data than the one before it."""
+
+
+class Identity:
+    """Asked for at every new connection, so a call costs nothing more.
+
+    A server keeps its data, and so its identity, over its restarts. Where another identity
+    answers, a different server has taken the address over, or the data were lost: a process that
+    went on would acknowledge jobs that the others never see. It refuses every call until it is
+    started again.
+    """
+
+    def __init__(self, key: str) -> None:
+        self._key = key  # a hash; its field "identity" is set once
+        self._known: str | None = None
+        self._lock = threading.Lock()
+
+    def guard(self, client: "redis.Redis") -> None:
+        """Check every connection that a client makes from now on."""
+        client.connection_pool.connection_kwargs["redis_connect_func"] = self._connected
+        client.connection_pool.disconnect()
+
+    def _connected(self, connection: Any) -> None:
+        connection.on_connect()
+        with self._lock:
+            found = self._ask(connection, "HGET", self._key, "identity")
+            if found is None and self._known is None:
+                self._ask(connection, "HSETNX", self._key, "identity", secrets.token_hex(16))
+                found = self._ask(connection, "HGET", self._key, "identity")
+            if self._known is None:
+                self._known = found
+            elif found != self._known:
+                raise OtherData("another server, or one that has lost its data, answers")
+
+    @staticmethod
+    def _ask(connection: Any, *words: str) -> str | None:
+        connection.send_command(*words)
+        answer = connection.read_response()
+        return answer.decode() if isinstance(answer, bytes) else answer

@@ -1,0 +1,58 @@
+"""``farm up`` where the machine or a checkpoint is not as it should be."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from running_farm import FARM, RunningFarm
+
+from farm.local.embedded import free_port
+
+pytestmark = pytest.mark.slow
+
+
+def test_a_farm_starts_in_an_odd_folder_behind_a_proxy_with_a_gpu_that_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    data = tmp_path / "é a#b?c%20"
+    data.mkdir(mode=0o755)
+    farm = RunningFarm(data, f"http://127.0.0.1:{free_port()}")
+    try:
+        port = farm.url.rsplit(":", 1)[1]
+        told = farm.run("up", "--port", port, "--checkpoint", "shapes-64", "--detach").stderr
+        # The mark of readiness is written after the lines that tell of it.
+        assert f"ready: {farm.url} with shapes-64" in told
+        assert "try: farm submit" in told
+        assert farm.fetch(farm.submit("a red circle"), tmp_path / "out")[0]["error"] is None
+        assert farm.run("doctor", "--json", check=False).stdout.count('"fail"') == 0
+        modes = {file: file.stat().st_mode & 0o077 for file in (data / "store").rglob("*")}
+        assert modes
+        assert not any(modes.values())
+    finally:
+        farm.run("down")
+    assert farm.processes() == []
+    kept = farm.run("doctor", "--rebuild", "--json")
+    assert json.loads(kept.stdout)["done"] == 1
+
+
+def test_a_checkpoint_that_passes_inspection_and_does_not_load_is_told_at_once(
+    tmp_path: Path,
+) -> None:
+    farm = RunningFarm(tmp_path / "farm", "")
+    farm.run("checkpoint", "make-tiny", tmp_path / "bad")
+    config = tmp_path / "bad" / "transformer" / "config.json"
+    facts = json.loads(config.read_text())
+    config.write_text(json.dumps({**facts, "num_attention_heads": 7}))
+    up = [*FARM, "up", "--port", str(free_port()), "--checkpoint", str(tmp_path / "bad")]
+    ended = subprocess.run(
+        up, env={**os.environ, "FARM_DATA": str(farm.data)}, capture_output=True, text=True,
+        timeout=150,
+    )  # fmt: skip
+    assert ended.returncode == 5
+    assert "error[checkpoint]: transformer/" in ended.stderr.splitlines()[-1]
+    assert farm.processes() == []

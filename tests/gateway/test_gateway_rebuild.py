@@ -1,0 +1,175 @@
+"""The queue's data are lost, and the store fills the queue again."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from fake_worker import BAD_PROMPT, LOST_PROMPT, FakeWorker
+from harness import INFO, Gateway, Serve, ndjson, post
+
+from farm.errors import JobFailed
+from farm.ingest.rebuild import rebuild
+from farm.local.rebuild import rebuild_embedded
+from farm.queue import JobStatus
+from farm.store import keys
+from farm_client import Farm, Job
+
+
+@pytest.fixture
+def kept(start: Serve) -> Gateway:
+    """A farm with a store of its own."""
+    return start()
+
+
+@pytest.fixture
+def farm(kept: Gateway) -> Iterator[Farm]:
+    with Farm(kept.url) as farm:
+        yield farm
+
+
+@pytest.fixture
+def worker(kept: Gateway) -> Iterator[FakeWorker]:
+    worker = FakeWorker(kept.queue, kept.store, INFO)
+    yield worker
+    worker.stop()
+
+
+def lose(kept: Gateway) -> None:
+    for key in kept.queue.client.scan_iter("{test}:*"):
+        if key != "{test}:server":
+            kept.queue.client.delete(key)
+
+
+def ended(job: Job) -> None:
+    with contextlib.suppress(JobFailed):
+        job.wait(20)
+
+
+def facts(status: JobStatus) -> dict[str, Any]:
+    return status.model_dump(exclude={"started_at", "ended_at", "created_at", "reason"})
+
+
+def snapshot(kept: Gateway) -> dict[str, dict[str, Any]]:
+    return {status.id: facts(status) for status in kept.queue.jobs("local")}
+
+
+def test_every_job_comes_back_with_its_state_and_its_counts(
+    kept: Gateway, farm: Farm, worker: FakeWorker
+) -> None:
+    worker.start()
+    done = farm.submit(["a boat", "a bird"], seed=1, name="é", num_images=2)
+    failed = farm.submit(["a boat", BAD_PROMPT], seed=2)
+    lost = farm.submit([LOST_PROMPT], seed=3)
+    allowed = farm.submit(["a fish", BAD_PROMPT], seed=4, max_failed=1)
+    retried = farm.submit([BAD_PROMPT, "a boat"], seed=5)
+    for job in (done, failed, lost, allowed, retried):
+        ended(job)
+    worker.healed = True
+    retried.retry()
+    retried.wait(20)
+    worker.stop()
+    waiting = farm.submit(["a tree"], seed=6, priority="urgent", idempotency_key="tree")
+    cancelled = farm.submit(["a house"], seed=7)
+    cancelled.cancel()
+    before = snapshot(kept)
+    order = list(before)
+    created = kept.queue.status(done.id, "local").created_at
+    assert {str(one["state"]) for one in before.values()} == {
+        "done", "failed", "queued", "cancelled",
+    }  # fmt: skip
+
+    lose(kept)
+    assert snapshot(kept) == {}
+    counts = rebuild(kept.queue, kept.store)
+    assert (counts["done"], counts["failed"]) == (3, 2)
+    assert (counts["queued"], counts["cancelled"], counts["unreadable"]) == (1, 1, 0)
+    assert snapshot(kept) == before
+    assert list(snapshot(kept)) == order
+    later = kept.queue.status(done.id, "local").created_at
+    assert abs((later - created).total_seconds()) < 5
+    assert kept.queue.check(repair=False) == []
+    assert rebuild(kept.queue, kept.store) == counts
+    assert snapshot(kept) == before
+
+    # And all of it works as before.
+    assert (
+        farm.submit(["a tree"], seed=6, priority="urgent", idempotency_key="tree").id == waiting.id
+    )
+    assert done.verify().differences == ()
+    second = FakeWorker(kept.queue, kept.store, INFO)
+    second.healed = True
+    second.start()
+    assert waiting.wait(20).images.done == 1
+    failed.retry()
+    assert (failed.wait(20).images.done, failed.verify().differences) == (2, ())
+    lost.retry()
+    assert lost.wait(20).images.done == 1
+    second.stop()
+    assert kept.queue.check(repair=False) == []
+
+
+def test_a_job_that_came_by_pieces_comes_back_closed_or_open(kept: Gateway, farm: Farm) -> None:
+    with kept.client() as http:
+        headers = {"Content-Type": "application/x-ndjson"}
+
+        def piece(job: str, number: int) -> httpx2.Response:
+            body = ndjson([{"prompt": f"{number}-{line}"} for line in range(3)] + ["{"])
+            return http.put(
+                f"/v1/jobs/{job}/chunks/{number}", content=body, headers=headers,
+                params={"first": 4 * number},
+            )  # fmt: skip
+
+        jobs = []
+        for _ in range(2):
+            opened = http.post(
+                "/v1/jobs",
+                params={"open": "true"},
+                content=b"{}",
+                headers={"Content-Type": "application/json"},
+            )
+            assert opened.status_code < 300, opened.text
+            jobs.append(opened.json()["id"])
+        whole, half = jobs
+        for job in jobs:
+            for number in range(2):
+                assert piece(job, number).status_code < 300
+        closed = http.post(f"/v1/jobs/{whole}/close", params={"pieces": 2})
+        assert closed.status_code < 300, closed.text
+        before = snapshot(kept)
+        lose(kept)
+        rebuild(kept.queue, kept.store)
+        # What was refused of a job that is not whole is told again when its pieces come again.
+        before[half]["rejected"] = 0
+        assert snapshot(kept) == before
+        # The client goes on where it was, or begins once more.
+        assert piece(half, 1).status_code < 300
+        assert piece(half, 2).status_code < 300
+        assert http.post(f"/v1/jobs/{half}/close", params={"pieces": 3}).status_code < 300
+        assert kept.queue.status(half, "local").images.total == 9
+        assert kept.queue.check(repair=False) == []
+
+
+def test_a_record_that_is_damaged_is_counted_and_stops_nothing(kept: Gateway, farm: Farm) -> None:
+    with kept.client() as http:
+        broken, whole = (post(http, {"prompt": name}).json()["id"] for name in ("a", "b"))
+    kept.store.delete(keys.header(broken))
+    kept.store.put(keys.header(broken), b"{")
+    lose(kept)
+    counts = rebuild(kept.queue, kept.store)
+    assert (counts["unreadable"], counts["queued"]) == (1, 1)
+    assert list(snapshot(kept)) == [whole]
+
+
+def test_a_queue_is_rebuilt_in_a_folder_whose_path_is_too_long_for_a_socket(
+    kept: Gateway, tmp_path: Path
+) -> None:
+    with kept.client() as http:
+        post(http, {"prompt": "a"})
+    data = tmp_path / ("x" * 100)
+    data.mkdir()
+    counts, old = rebuild_embedded(data, kept.store, "test")
+    assert (counts["queued"], old) == (1, None)
+    assert (data / "valkey" / "appendonlydir").is_dir()
