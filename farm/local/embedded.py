@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import random
 import re
 import secrets
 import shutil
@@ -287,26 +288,25 @@ def check_port(port: int) -> None:
         )
 
 
+PORTS = (20_000, 32_000)  # below those of outgoing connections on Linux and macOS
 _reserved: list[IO[bytes]] = []  # locks on ports, kept until this process ends
 
 
 def free_port(preferred: int = 0) -> int:
-    """A loopback port that nobody listens on, the preferred one if it is free.
+    """A loopback port that no program listens on, the preferred one if it is free.
 
-    Between this look and the listening, farms that start at the same time found the same port
-    free; so it is locked for this process among all farms of this user.
+    It may be seconds until it is listened on. Farms that start at the same time would find the same
+    port free, so it is locked for this process among all farms of this user; and it is not of the
+    range from which the system gives outgoing connections theirs.
     """
     while True:
-        with socket.socket() as probe:
+        port = preferred or random.randrange(*PORTS)
+        preferred = 0
+        with socket.socket() as probe, contextlib.suppress(OSError):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", preferred))
-            except OSError:
-                probe.bind(("127.0.0.1", 0))
-            port = int(probe.getsockname()[1])
+            probe.bind(("127.0.0.1", port))
             if _reserve(port):
                 return port
-            preferred = 0
 
 
 def _reserve(port: int) -> bool:
