@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import httpx2
 import pytest
@@ -159,7 +159,7 @@ class Workers:
             redis_url=redis_url, name="test", data=data, store=gateway.store.url,
             checkpoints=("fake",), lease_ms=2000,
         )  # fmt: skip
-        self.queue = gateway.queue
+        self.url = gateway.url
         self.running: list[tuple[Worker, threading.Thread, FakeEngine]] = []
 
     def start(self, name: str = "worker-0", engine: FakeEngine | None = None) -> Worker:
@@ -168,10 +168,14 @@ class Workers:
         thread = threading.Thread(target=worker.run, daemon=True)
         thread.start()
         self.running.append((worker, thread, engine))
-        # Its checkpoint can be named once it has joined.
-        while worker.session not in {one.session for one in self.queue.sessions()}:
-            time.sleep(0.01)
+        # Its checkpoint can be named once it has joined and the gateway has looked again.
+        while "fake" not in {one["id"] for one in self.checkpoints()}:
+            time.sleep(0.05)
         return worker
+
+    def checkpoints(self) -> list[dict[str, Any]]:
+        answer = httpx2.get(f"{self.url}/v1/checkpoints").json()
+        return list(answer["checkpoints"])
 
     def stop(self) -> None:
         for worker, thread, engine in self.running:
