@@ -92,7 +92,8 @@ class FakeQueue:
         self.cancelled.append(job)
 
     def status(self, job: str, tenant: str) -> SimpleNamespace:
-        return SimpleNamespace(state=JobState.QUEUED if job in self.closed else JobState.OPEN)
+        state = JobState.QUEUED if job in self.closed else JobState.OPEN
+        return SimpleNamespace(state=state, rejected=0)
 
 
 @pytest.fixture
