@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo check test lint tests clean lives graph mutants storm storm-ray damage disk-full bench-queue bench-recovery
+.PHONY: demo check test lint tests clean lives fuzz graph mutants storm storm-ray damage disk-full bench-queue bench-recovery
 
 demo: $(INSTALLED)
 	$(BIN)/farm demo
@@ -38,6 +38,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 # Ten minutes: ten times as many random lives of the queue as in the tests, other ones every time.
 lives: $(INSTALLED)
 	FARM_DEEP=1 $(BIN)/pytest --timeout 0 tests/queue/test_model.py
+
+# An hour of random requests to the gateway; a minute of them is a part of every test run.
+fuzz: $(INSTALLED)
+	FARM_FUZZ_SECONDS=3600 $(BIN)/pytest -s tests/gateway/test_gateway_fuzz.py
 
 # Which package imports which: docs/packages.md.
 graph: $(INSTALLED)

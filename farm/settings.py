@@ -98,6 +98,12 @@ class GatewaySettings(FarmSettings):
                 field="FARM_OPEN",
                 hint="unset one of the two",
             )
+        if self.open and self.behind_proxy:
+            raise InvalidInput(
+                "lets everyone in whom the proxy lets through",
+                field="FARM_OPEN",
+                hint="name a keys file in FARM_KEYS",
+            )
         if (self.tls_cert is None) != (self.tls_key is None):
             raise InvalidInput("and FARM_TLS_KEY belong together", field="FARM_TLS_CERT")
         if is_loopback(self.host):

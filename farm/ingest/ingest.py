@@ -25,6 +25,7 @@ from farm.ingest.ndjson import Entry, content_of, placed
 from farm.ingest.resolver import Resolver
 from farm.job import (
     DEFAULT_ROW_STEPS_PER_SECOND,
+    MAX_JOB_LANES,
     MAX_PIECE_LINES,
     MAX_TASK_PICTURES,
     TASK_SECONDS,
@@ -93,6 +94,10 @@ class Piece(NamedTuple):
     def pictures(self) -> int:
         return sum(chunk.pictures for chunk in self.chunks)
 
+    @property
+    def lanes(self) -> set[Lane]:
+        return {Lane.parse(chunk.lane) for chunk in self.chunks}
+
     def drafts(self, *, inline: bool = False) -> list[TaskDraft]:
         return [
             TaskDraft(
@@ -146,6 +151,7 @@ class Ingest:
         piece = self.cut(record, 0, 0, entries)
         if not piece.chunks:
             raise AllRejected(piece.rejected[:MAX_LISTED])
+        check_lanes(len(piece.lanes))
         if len(piece.chunks) > MAX_ROWS:
             record, created = self.open(tenant, options, content=content.hexdigest())
             return self._feed(record, created, piece, entries)
@@ -209,6 +215,8 @@ class Ingest:
                 field="piece",
                 hint=f"send at most {MAX_ROWS} renders in a piece",
             )
+        if not self.queue.note_lanes(record.job, piece.lanes, MAX_JOB_LANES):
+            raise _too_many_lanes()
         content = hashlib.sha256(f"{first}:".encode())
         for entry in entries:
             content.update(content_of(entry))
@@ -333,6 +341,7 @@ class Feed:
     def __init__(self, ingest: Ingest, record: JobRecord) -> None:
         self._ingest = ingest
         self._record = record
+        self._lanes: set[Lane] = set()
         self._cuts = 0
         self._pieces = 0
         self.lines = 0
@@ -343,6 +352,8 @@ class Feed:
 
     def add(self, entries: Sequence[Entry]) -> None:
         piece = self._ingest.cut(self._record, self._cuts, self.lines, entries)
+        self._lanes |= piece.lanes
+        check_lanes(len(self._lanes))
         self._ingest.write(piece)
         drafts = piece.drafts()
         for start in range(0, max(len(drafts), 1), MAX_ROWS):
@@ -371,6 +382,20 @@ class Feed:
                 raise InvalidInput("there is nothing to render in it", field="renders")
             raise AllRejected(self.rejected)
         self._ingest.close(self._record, self._pieces)
+
+
+def check_lanes(lanes: int) -> None:
+    """Every lane costs the queue something for as long as the job has work in it."""
+    if lanes > MAX_JOB_LANES:
+        raise _too_many_lanes()
+
+
+def _too_many_lanes() -> TooLarge:
+    return TooLarge(
+        f"the job has renders of more than {MAX_JOB_LANES} checkpoints, modes and sizes",
+        field="renders",
+        hint="use fewer sizes, or make several jobs of it",
+    )
 
 
 def split(renders: Iterable[NumberedSpec], *, max_cost: float) -> Iterable[list[NumberedSpec]]:

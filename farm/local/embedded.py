@@ -183,7 +183,6 @@ class Embedded:
             "FARM_HOST": "127.0.0.1",
             "FARM_PORT": str(plan.port),
             "FARM_OPEN": "0" if os.environ.get("FARM_KEYS") else "1",
-            "FARM_BEHIND_PROXY": "0",
             "FARM_CHECKPOINTS": ",".join(plan.checkpoints),
             "FARM_WORKERS": str(plan.workers),
             "FARM_WORKER_GPUS": "1" if plan.gpus else "0",

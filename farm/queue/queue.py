@@ -3,7 +3,7 @@
 import json
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal
 
@@ -38,6 +38,7 @@ from farm.queue.why import Why, explain_wait
 from farm.spec import Lane
 
 MAX_BLOCK_SECONDS = 2.0  # well below the socket's time limit
+LANES_SECONDS = 86_400  # that the lanes of an open job are known after its last piece
 FIRST_LEASE_MS = 30_000  # until a worker's first beat
 RETENTION_DAYS = 30
 MAX_REASON = 500  # characters
@@ -106,6 +107,24 @@ class Queue:
                 *encoding.task_arguments(tasks),
             )
         )
+
+    def note_lanes(self, job: str, lanes: Collection[Lane], most: int) -> bool:
+        """Note the lanes of an open job's piece; False, and nothing, where it would be too many."""
+        key, names = f"{self._prefix}lanes-of:{job}", [str(lane) for lane in lanes]
+        pipe = self.client.pipeline()
+        for name in names:
+            pipe.sadd(key, name)
+        pipe.expire(key, LANES_SECONDS)
+        pipe.scard(key)
+        try:
+            *added, _, count = pipe.execute()
+            if count <= most:
+                return True
+            if fresh := [name for name, new in zip(names, added, strict=True) if new]:
+                self.client.srem(key, *fresh)
+        except RedisError as error:
+            raise explain(error) from error
+        return False
 
     def close(self, job: str, pieces: int) -> None:
         """Say that no more pieces will come; all of them must be there."""

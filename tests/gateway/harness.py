@@ -1,12 +1,21 @@
 """What the tests of the gateway share besides fixtures."""
 
+import contextlib
 import io
 import json
+import os
+import signal
+import socket
 import struct
-from collections.abc import Callable, Iterable
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx2
+import psutil
 import uvicorn
 from PIL import Image
 
@@ -72,3 +81,36 @@ def post(http: httpx2.Client, *renders: Any, **options: Any) -> httpx2.Response:
 def post_lines(http: httpx2.Client, body: bytes, **query: Any) -> httpx2.Response:
     headers = {"Content-Type": "application/x-ndjson"}
     return http.post("/v1/jobs", content=body, headers=headers, params=query)
+
+
+@contextlib.contextmanager
+def gateway_process(
+    redis_url: str, data: Path, **environment: str
+) -> Iterator[tuple[str, psutil.Process]]:
+    """An open gateway as a process of its own; its address and the process."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    given = {
+        "FARM_DATA": str(data), "REDIS_URL": redis_url, "FARM_PORT": str(port), "FARM_OPEN": "1",
+        "FARM_CHECKPOINTS": "shapes-64", **environment,
+    }  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-m", "farm.gateway"],
+        env={**os.environ, **given},
+        stderr=(data / "gateway.log").open("ab"),
+    )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        with httpx2.Client(base_url=url) as http:
+            while True:
+                try:
+                    assert http.get("/healthz").status_code == 200
+                    break
+                except httpx2.HTTPError:
+                    assert process.poll() is None
+                    time.sleep(0.05)
+        yield url, psutil.Process(process.pid)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)

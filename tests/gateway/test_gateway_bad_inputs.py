@@ -425,3 +425,36 @@ def test_pictures_in_a_request_have_a_budget_and_plain_renders_pass(http: httpx2
     small = OK | {"image": urls[1]}
     told = post(http, OK | {"image": large}, small).json()
     assert [one["render"] for one in told["errors"]] == [1]
+
+
+def sizes(first: int, after: int) -> list[dict[str, Any]]:
+    """Renders of as many different sizes."""
+    return [
+        OK | {"height": 8 * (n % 30 + 1), "width": 8 * (n // 30 + 1)} for n in range(first, after)
+    ]
+
+
+def test_a_job_of_very_many_sizes_is_refused_however_it_comes(
+    http: httpx2.Client, gateway: Gateway
+) -> None:
+    assert post(http, *sizes(0, 256)).status_code == 201
+    for answer in (
+        post(http, *sizes(0, 257)),
+        post_lines(http, ndjson(sizes(0, 257))),
+        post_lines(http, ndjson([*[OK] * 2000, *sizes(0, 257)])),
+    ):
+        assert answer.status_code == 413, answer.text
+        assert "256" in answer.json()["error"]["message"]
+    job = http.post("/v1/jobs?open").json()["id"]
+    headers = {"Content-Type": "application/x-ndjson"}
+    status = [
+        http.put(
+            f"/v1/jobs/{job}/chunks/{piece}?first={first}",
+            content=ndjson(sizes(first, after)), headers=headers,
+        ).status_code
+        for piece, first, after in [(0, 0, 150), (0, 0, 150), (1, 150, 256), (2, 200, 257),
+                                    (2, 200, 256)]
+    ]  # fmt: skip
+    assert status == [200, 200, 200, 413, 200]
+    lanes = {str(work.lane) for work in gateway.queue.backlog()}
+    assert len(lanes) <= 256

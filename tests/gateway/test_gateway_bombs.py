@@ -1,10 +1,6 @@
 """Pictures that are made to harm: what they cost the gateway, and those who call meanwhile."""
 
 import base64
-import os
-import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,8 +10,7 @@ import httpx2
 import psutil
 import pytest
 from bombs import BOMBS
-from harness import png, post
-from test_gateway_process import free_port
+from harness import gateway_process, png, post
 
 MOST_BYTES = 300 * 2**20  # of the gateway's memory
 MOST_SECONDS = 5.0  # of processor time, for one picture
@@ -72,33 +67,11 @@ def made() -> dict[str, bytes]:
 
 @pytest.fixture
 def watched(redis_url: str, tmp_path: Path) -> Iterator[Watched]:
-    port = free_port()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "farm.gateway"],
-        env={
-            **os.environ,
-            "FARM_DATA": str(tmp_path),
-            "REDIS_URL": redis_url,
-            "FARM_PORT": str(port),
-            "FARM_OPEN": "1",
-            "FARM_CHECKPOINTS": "shapes-64",
-        },
-    )
-    url = f"http://127.0.0.1:{port}"
-    try:
+    with gateway_process(redis_url, tmp_path) as (url, process):
         with httpx2.Client(base_url=url) as http:
-            while True:
-                try:
-                    assert http.put("/v1/assets", content=png()).status_code == 201
-                    break
-                except httpx2.HTTPError:
-                    assert process.poll() is None
-                    time.sleep(0.1)
-        with Watched(url, psutil.Process(process.pid)) as watched:
+            assert http.put("/v1/assets", content=png()).status_code == 201
+        with Watched(url, process) as watched:
             yield watched
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(30)
 
 
 @pytest.mark.slow

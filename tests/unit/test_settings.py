@@ -71,6 +71,7 @@ def test_the_secret_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"FARM_OPEN": "1", "FARM_HOST": "::"}, "FARM_OPEN"),
         ({"FARM_OPEN": "1", "FARM_HOST": "farm.example"}, "FARM_OPEN"),
         ({"FARM_OPEN": "1", "FARM_HOST": "0.0.0.0", "FARM_BEHIND_PROXY": "1"}, "FARM_OPEN"),
+        ({"FARM_OPEN": "1", "FARM_BEHIND_PROXY": "1"}, "FARM_OPEN"),
         ({"FARM_OPEN": "1", "FARM_KEYS": "/keys.json"}, "FARM_OPEN"),
         ({"FARM_KEYS": "/keys.json", "FARM_HOST": "0.0.0.0"}, "FARM_HOST"),
         ({"FARM_KEYS": "/keys.json", "FARM_TLS_CERT": "/cert.pem"}, "FARM_TLS_CERT"),
