@@ -3,6 +3,7 @@
 from farm.spec.adapter import AdapterChoice, check_adapter_name, parse_adapters
 from farm.spec.checkpoint import CheckpointInfo
 from farm.spec.explain import explain
+from farm.spec.model_sizes import ModelSizes, TextEncoderSizes, TransformerSizes
 from farm.spec.parameter import AssetKind, Form, Parameter, parameters_of
 from farm.spec.parameters import MAX_PROMPT_CHARACTERS, MAX_STEPS, PARAMETERS, AssetId
 from farm.spec.render import (
@@ -31,11 +32,14 @@ __all__ = [
     "Form",
     "Lane",
     "Mode",
+    "ModelSizes",
     "Parameter",
     "RenderRequest",
     "RenderSpec",
     "Rng",
     "Row",
+    "TextEncoderSizes",
+    "TransformerSizes",
     "canonical_json",
     "check_adapter_name",
     "derived_seed",

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 MAX_ADAPTERS = 4  # of one render
 MAX_SCALE = 10.0
+FILE_ENDING = ".safetensors"
 DIGEST = re.compile(r"(?:sha256:)?([0-9a-f]{64})")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -51,6 +52,8 @@ def check_adapter_name(name: str) -> str:
         raise ValueError(
             f"{name[:80]!r} is not the name of an adapter; up to 64 letters, digits, . _ and -"
         )
+    if name.endswith(FILE_ENDING):
+        raise ValueError(f"{name[:80]!r} is the name of a file; an adapter's has no {FILE_ENDING}")
     return name
 
 

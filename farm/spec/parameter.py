@@ -9,7 +9,7 @@ from annotated_types import Ge, GroupedMetadata, Gt, Le
 from pydantic import AfterValidator, BaseModel
 from pydantic.fields import FieldInfo
 
-AssetKind = Literal["image", "mask", "latents", "embeds"]
+AssetKind = Literal["image", "mask", "latents", "embeds", "adapter"]
 
 
 class Form(enum.Enum):
