@@ -1,6 +1,6 @@
 """A row's way through the engine: waiting, stepping, finished, delivered."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -60,6 +60,7 @@ class Pending:
     mask: NDArray[np.uint8] | None
     latents: NDArray[Any] | None
     embeds: Any | None
+    adapters: Mapping[str, Any] = field(default_factory=dict)  # by the sha256 of their files
     overtaken: int = 0  # rows that went before it because they needed less room
 
     @property
@@ -96,6 +97,11 @@ class Pending:
                 raise InvalidInput(f"has the shape {np.shape(array)}, not {shape}", field=name)
         if (self.embeds is not None) != (spec.embeds is not None):
             raise InvalidInput("comes with a spec that names it, and only then", field="embeds")
+        named = {one.sha256 for one in spec.adapters}
+        if self.adapters.keys() != named:
+            wrong = sorted(named ^ self.adapters.keys())[0]
+            was = "named but not given" if wrong in named else "given but not named"
+            raise InvalidInput(f"{wrong[:12]} is {was}", field="adapters")
         if self.embeds is not None:
             _check_embeds(self.embeds, info)
         if self.latents is not None:

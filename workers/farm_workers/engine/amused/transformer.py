@@ -10,7 +10,23 @@ import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own name for it)
 from torch import Tensor, nn
 
-Given = Mapping[str, Tensor]  # the named pieces of a prompt's conditioning, see Layout
+from farm_workers.engine.amused.adapters import Adapters
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a pass reads beside the tokens."""
+
+    pieces: Mapping[str, Tensor]  # of the prompts' conditioning, see Layout
+    adapters: Adapters | None = None  # of the rows, where some row has one
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.pieces[name]
+
+    @property
+    def halves(self) -> int:
+        """Of each row."""
+        return next(iter(self.pieces.values())).shape[1]
 
 
 class Ops(Protocol):
@@ -138,8 +154,19 @@ class Block(nn.Module):
 
 
 class Linear(nn.Linear, Block):
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (nn.Linear's name)
-        return self.ops.linear(input, self.weight, self.bias)
+    """A layer of every step."""
+
+    def forward(self, input: Tensor, adapters: Adapters | None) -> Tensor:  # noqa: A002
+        output = self.ops.linear(input, self.weight, self.bias)
+        return output if adapters is None else adapters.add(output, input, self.name)
+
+
+class PromptLinear(nn.Linear, Block):
+    """A layer of the conditioning: its input is the prompt's, before the first step."""
+
+    def forward(self, input: Tensor, adapters: Adapters | None) -> Tensor:  # noqa: A002
+        output = super().forward(input)
+        return output if adapters is None else adapters.add(output, input, self.name)
 
 
 class RMSNorm(nn.Module):
@@ -168,10 +195,12 @@ class Attention(nn.Module):
         self.to_v = Linear(source, channels, bias=bias)
         self.to_out = nn.ModuleList([Linear(channels, channels, bias=bias)])
 
-    def forward(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    def forward(
+        self, queries: Tensor, keys: Tensor, values: Tensor, adapters: Adapters | None
+    ) -> Tensor:
         """Of queries (rows, halves, tokens, channels); keys and values are split into heads."""
         mixed = F.scaled_dot_product_attention(self.split(queries), keys, values)
-        return self.to_out[0](mixed.transpose(1, 2).reshape(queries.shape))
+        return self.to_out[0](mixed.transpose(1, 2).reshape(queries.shape), adapters)
 
     def split(self, x: Tensor) -> Tensor:
         """(rows, halves, tokens, channels) to (rows x halves, heads, tokens, channels of each)."""
@@ -183,7 +212,8 @@ class PromptAttention(Attention, Block):
 
     def forward(self, x: Tensor, given: Given) -> Tensor:  # type: ignore[override]
         keys, values = given[f"{self.name}.keys"], given[f"{self.name}.values"]
-        return super().forward(self.to_q(x), keys, values)
+        queries = self.to_q(x, given.adapters)
+        return super().forward(queries, keys, values, given.adapters)
 
 
 class SelfAttention(Attention):
@@ -191,12 +221,16 @@ class SelfAttention(Attention):
 
     merged: tuple[Tensor, Tensor | None] | None = None
 
-    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor, adapters: Adapters | None) -> Tensor:  # type: ignore[override]
+        layers = (self.to_q, self.to_k, self.to_v)
         if self.merged is None:
-            queries, keys, values = self.to_q(x), self.to_k(x), self.to_v(x)
+            queries, keys, values = (layer(x, adapters) for layer in layers)
         else:
             queries, keys, values = F.linear(x, *self.merged).chunk(3, -1)
-        return super().forward(queries, self.split(keys), self.split(values))
+            if adapters is not None:
+                for layer, output in zip(layers, (queries, keys, values), strict=True):
+                    adapters.add(output, x, layer.name)
+        return super().forward(queries, self.split(keys), self.split(values), adapters)
 
 
 class Modulation(Block):
@@ -204,7 +238,7 @@ class Modulation(Block):
 
     def __init__(self, channels: int, source: int, norm: nn.Module, bias: bool) -> None:
         super().__init__()
-        self.linear = nn.Linear(source, 2 * channels, bias=bias)
+        self.linear = PromptLinear(source, 2 * channels, bias=bias)
         self.norm = norm
 
     def forward(self, x: Tensor, delta: Tensor | None, given: Given) -> Tensor:
@@ -220,8 +254,8 @@ class FeedForward(Block):
         gate.proj = Linear(channels, 2 * inner, bias=bias)
         self.net = nn.ModuleList([gate, nn.Identity(), Linear(inner, channels, bias=bias)])
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net[2](self.ops.geglu(self.net[0].proj(x)))
+    def forward(self, x: Tensor, adapters: Adapters | None) -> Tensor:
+        return self.net[2](self.ops.geglu(self.net[0].proj(x, adapters)), adapters)
 
 
 class TransformerLayer(nn.Module):
@@ -240,9 +274,9 @@ class TransformerLayer(nn.Module):
 
     def forward(self, x: Tensor, delta: Tensor | None, given: Given) -> tuple[Tensor, Tensor]:
         """The residual stream and what the next norm has to add to it."""
-        mixed = self.attn1(self.norm1(x, delta, given))
+        mixed = self.attn1(self.norm1(x, delta, given), given.adapters)
         normed = self.norm2(x, mixed, given)
-        return x, self.ff(self.norm3(x, self.attn2(normed, given), given))
+        return x, self.ff(self.norm3(x, self.attn2(normed, given), given), given.adapters)
 
 
 class GlobalResponseNorm(nn.Module):
@@ -271,12 +305,13 @@ class ResBlock(Block):
         self.channelwise_linear_1 = Linear(width, 4 * width, bias=bias)
         self.channelwise_norm = GlobalResponseNorm(4 * width)
         self.channelwise_linear_2 = Linear(4 * width, width, bias=bias)
-        self.cond_embeds_mapper = nn.Linear(config["hidden_size"], 2 * width, bias=bias)
+        self.cond_embeds_mapper = PromptLinear(config["hidden_size"], 2 * width, bias=bias)
 
     def forward(self, x: Tensor, grid: tuple[int, int], given: Given) -> Tensor:
         inner = self.ops.mix_norm(x, grid, self.taps, self.depthwise.bias, self.norm)
-        inner = self.ops.response(self.channelwise_linear_1(inner), self.channelwise_norm)
-        inner = self.channelwise_linear_2(inner)
+        inner = self.channelwise_linear_1(inner, given.adapters)
+        inner = self.ops.response(inner, self.channelwise_norm)
+        inner = self.channelwise_linear_2(inner, given.adapters)
         scale, shift = given[f"{self.name}.scale"], given[f"{self.name}.shift"]
         return self.ops.add_modulate(x, inner, scale, shift)
 
@@ -288,7 +323,7 @@ class CrossBlock(Block):
         super().__init__()
         width, source = config["block_out_channels"], config["hidden_size"]
         heads, bias = config["block_num_heads"], config["use_bias"]
-        self.kv_mapper = nn.Linear(source, width, bias=bias) if source != width else None
+        self.kv_mapper = PromptLinear(source, width, bias=bias) if source != width else None
         self.norm1 = RMSNorm(width, 1e-6)
         self.attn1 = PromptAttention(width, width, heads, bias)
         self.norm2 = RMSNorm(width, 1e-6)
@@ -380,11 +415,11 @@ class Head(nn.Module):
 class CondEmbed(nn.Module):
     def __init__(self, source: int, width: int, bias: bool) -> None:
         super().__init__()
-        self.linear_1 = nn.Linear(source, width, bias=bias)
-        self.linear_2 = nn.Linear(width, width, bias=bias)
+        self.linear_1 = PromptLinear(source, width, bias=bias)
+        self.linear_2 = PromptLinear(width, width, bias=bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.linear_2(F.silu(self.linear_1(x)))
+    def forward(self, x: Tensor, adapters: Adapters | None) -> Tensor:
+        return self.linear_2(F.silu(self.linear_1(x, adapters)), adapters)
 
 
 class Piece(NamedTuple):
@@ -424,14 +459,14 @@ class Layout:
     def put(self, packed: Tensor, name: str, value: Tensor) -> None:
         self.region(packed, [name]).copy_(value.flatten(1))
 
-    def views(self, packed: Tensor) -> dict[str, Tensor]:
+    def views(self, packed: Tensor) -> Given:
         """The pieces of (rows, halves, size); keys and values as attention takes them."""
         found = {}
         for name, piece in self.pieces.items():
             view = packed[:, :, piece.start : piece.stop].unflatten(2, piece.shape)
             heads_first = len(piece.shape) == 3  # keys and values
             found[name] = view.flatten(0, 1).transpose(1, 2) if heads_first else view
-        return found
+        return Given(found)
 
 
 class Transformer(nn.Module):
@@ -445,7 +480,7 @@ class Transformer(nn.Module):
         width, channels = config["hidden_size"], config["block_out_channels"]
         bias, eps = config["use_bias"], config["layer_norm_eps"]
         affine = config["ln_elementwise_affine"]
-        self.encoder_proj = nn.Linear(config["encoder_hidden_size"], width, bias=bias)
+        self.encoder_proj = PromptLinear(config["encoder_hidden_size"], width, bias=bias)
         self.encoder_proj_layer_norm = RMSNorm(width, eps, affine)
         self.embed = Embed(config)
         source = config["micro_cond_embed_dim"] + config["cond_embed_dim"]
@@ -477,7 +512,7 @@ class Transformer(nn.Module):
             _shapes(crossed, text_tokens),
         )
 
-    def _modulations(self) -> Iterator[tuple[str, nn.Linear]]:
+    def _modulations(self) -> Iterator[tuple[str, PromptLinear]]:
         for name, module in self.named_modules():
             if isinstance(module, Modulation):
                 yield name, module.linear
@@ -502,52 +537,66 @@ class Transformer(nn.Module):
         self.register_buffer("token_table", self.embed.table().contiguous(), persistent=False)
         self._products = Products(self) if ops.together else None
 
-    def condition(self, text: Tensor, pooled: Tensor, steps: Tensor) -> Tensor:
+    def condition(
+        self, text: Tensor, pooled: Tensor, steps: Tensor, adapters: Adapters | None = None
+    ) -> Tensor:
         """Everything a step needs of each prompt, packed: (prompts, size).
 
         Args:
             text: hidden states (prompts, text tokens, hidden).
             pooled: (prompts, pooled).
             steps: the micro-conditioning's sinusoids (prompts, width).
+            adapters: of the prompts.
         """
-        text = self.encoder_proj_layer_norm(self.encoder_proj(text))
-        embedded = F.silu(self.cond_embed(torch.cat([pooled, steps], dim=1).to(text.dtype)))
+        text = self.encoder_proj_layer_norm(self.encoder_proj(text, adapters))
+        source = torch.cat([pooled, steps], dim=1).to(text.dtype)
+        embedded = F.silu(self.cond_embed(source, adapters))
         packed = text.new_zeros(len(text), self.layout.size)
-        if self._products is not None:
+        if self._products is not None and adapters is None:
             self._products.fill(packed, text, embedded)
             return packed
         for name, linear in self._modulations():
-            scale, shift = linear(embedded).chunk(2, dim=1)
+            scale, shift = linear(embedded, adapters).chunk(2, dim=1)
             self.layout.put(packed, f"{name}.scale", 1 + scale)
             self.layout.put(packed, f"{name}.shift", shift)
         for layer in self.transformer_layers:
-            self._put_keys(packed, layer.attn2, text)
+            self._put_keys(packed, layer.attn2, text, adapters)
         for block in self._crossed():
-            mapped = text if block.kv_mapper is None else block.kv_mapper(F.silu(text))
+            mapped = text
+            if block.kv_mapper is not None:
+                mapped = block.kv_mapper(F.silu(text), adapters)
             for attention in block.attentions:
-                self._put_keys(packed, attention, mapped)
+                self._put_keys(packed, attention, mapped, adapters)
         return packed
 
-    def _put_keys(self, packed: Tensor, attention: PromptAttention, text: Tensor) -> None:
-        self.layout.put(packed, f"{attention.name}.keys", attention.to_k(text))
-        self.layout.put(packed, f"{attention.name}.values", attention.to_v(text))
+    def _put_keys(
+        self,
+        packed: Tensor,
+        attention: PromptAttention,
+        text: Tensor,
+        adapters: Adapters | None,
+    ) -> None:
+        self.layout.put(packed, f"{attention.name}.keys", attention.to_k(text, adapters))
+        self.layout.put(packed, f"{attention.name}.values", attention.to_v(text, adapters))
 
     def features(self, tokens: Tensor, given: Given, grid: tuple[int, int]) -> Tensor:
         """Token ids (rows, tokens) to (rows, halves, tokens, channels), ready for the head.
 
         A guided row's two halves differ in what is ``given`` alone.
         """
-        ops, halves = self._ops, next(iter(given.values())).shape[1]
+        ops = self._ops
         # One half until the first modulation, where the prompts begin to tell.
         x = F.embedding(tokens, self.token_table)[:, None]
         x, delta, grid = self.down_block(x, grid, given)
         if not self.down_block.res_blocks:
-            x = x.expand(-1, halves, -1, -1).contiguous()
-        x = self.project_to_hidden(ops.add_norm(x, delta, self.project_to_hidden_norm))
+            x = x.expand(-1, given.halves, -1, -1).contiguous()
+        x = ops.add_norm(x, delta, self.project_to_hidden_norm)
+        x = self.project_to_hidden(x, given.adapters)
         delta = None
         for layer in self.transformer_layers:
             x, delta = layer(x, delta, given)
-        x = self.project_from_hidden(ops.add_norm(x, delta, self.project_from_hidden_norm))
+        x = ops.add_norm(x, delta, self.project_from_hidden_norm)
+        x = self.project_from_hidden(x, given.adapters)
         x, delta, grid = self.up_block(x, grid, given)
         head = self.mlm_layer
         weight, bias = head.conv1.weight.flatten(1), head.conv1.bias
