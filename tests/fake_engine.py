@@ -7,7 +7,7 @@ from collections.abc import Hashable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
-from adapter_files import SIZES
+from fake_adapters import SIZES
 
 from farm.errors import FarmError, RenderError
 from farm.spec import CheckpointInfo, Lane, Row

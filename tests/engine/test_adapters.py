@@ -7,12 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 from adapter_files import File, adapted, random_file
-from cases import MakeCheckpoint, draw, random_case, row_of
+from cases import MakeCheckpoint, draw, random_case
 from diffusers.loaders import AmusedLoraLoaderMixin
 from diffusers.loaders.lora_base import set_adapters_for_text_encoder
 from oracle import Oracle
 
-from farm.errors import InvalidInput
 from farm_workers.engine import Engine
 
 CONFIGURATIONS: list[dict[str, Any]] = [

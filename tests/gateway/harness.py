@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import httpx2
 import psutil
 import uvicorn
-from adapter_files import SIZES
+from fake_adapters import SIZES
 from PIL import Image
 
 from farm.gateway.dependencies import Dependencies

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import httpx2
 import pytest
-from adapter_files import adapter_file
+from fake_adapters import adapter_file
 from fastapi import FastAPI
 from harness import INFO, png
 from starlette.routing import Route

@@ -9,7 +9,7 @@ import httpx2
 import numpy as np
 import pytest
 import safetensors.numpy
-from adapter_files import adapter_file
+from fake_adapters import adapter_file
 from fake_worker import FakeWorker
 from harness import Cli, Gateway, Serve, post_lines
 from test_gateway_auth import write_keys

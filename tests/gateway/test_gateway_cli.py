@@ -5,7 +5,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from adapter_files import adapter_file
+from fake_adapters import adapter_file
 from fake_worker import BAD_PROMPT, FakeWorker
 from harness import Cli, Gateway, png
 

@@ -4,7 +4,7 @@ import hashlib
 from pathlib import Path
 
 import pytest
-from adapter_files import SIZES, adapter_file
+from fake_adapters import SIZES, adapter_file
 
 from farm.checkpoints.registry import CheckpointRegistry
 from farm.errors import Conflict, FarmError, InvalidInput, NotFound
