@@ -38,6 +38,10 @@ JOB_STATES = {
 }
 
 
+def milliseconds(moment: datetime) -> int:
+    return int(moment.timestamp() * 1000)
+
+
 def to_json(data: Any) -> str:
     """A long list is sent as one text: the client would encode each value in Python."""
     return json.dumps(data, separators=(",", ":"), ensure_ascii=False)
@@ -56,7 +60,7 @@ def header_arguments(header: JobHeader) -> list[Any]:
         options.idempotency_key or "",
         options.priority.rank,
         to_json(stored),
-        "" if deadline is None else int(deadline.timestamp() * 1000),
+        "" if deadline is None else milliseconds(deadline),
     ]
 
 

@@ -3,12 +3,18 @@
 import enum
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
 from farm.job import Format, JobOptions, JobState, Priority, Receipt
 from farm.spec import Lane
+
+MAX_REASON = 500  # characters
+
+FailKind = Literal["row", "crash", "infra", "release"]
+EndReason = Literal["crash", "drain", "lost"]
+Command = Literal["drain"]
 
 
 class JobHeader(NamedTuple):
