@@ -16,7 +16,15 @@ from farm.job import (
     check_job_id,
 )
 from farm.queue.constants import CLASSES, MAX_ROWS
-from farm.queue.messages import Finished, Images, JobHeader, JobStatus, Progress, Restored, Tasks
+from farm.queue.messages import (
+    Finished,
+    ImageCounts,
+    JobHeader,
+    JobStatus,
+    Progress,
+    Restored,
+    TaskCounts,
+)
 from farm.queue.why import LaneQueue
 from farm.spec import Lane
 
@@ -198,13 +206,13 @@ def status(job: str, fields: Sequence[str]) -> JobStatus:
         ended_at=_moment(header.get("e")),
         deadline=_moment(header.get("dl")),
         generation=number("g"),
-        images=Images(
+        images=ImageCounts(
             total=number("i"),
             done=number("id"),
             failed=number("if"),
             running_done=number("rd"),
         ),
-        tasks=Tasks(
+        tasks=TaskCounts(
             total=number("n"),
             queued=number("nq"),
             leased=number("nl"),
