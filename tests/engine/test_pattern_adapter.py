@@ -8,7 +8,7 @@ from random import Random
 import pytest
 from cases import row_of, run
 
-import farm_workers
+from farm.checkpoints.references import built_in_adapters
 from farm.spec import AdapterScale, Row
 from farm_workers.engine import Engine
 
@@ -19,7 +19,7 @@ from caption import prompt  # noqa: E402
 from judge import repeated  # noqa: E402
 from scene import combinations, single  # noqa: E402
 
-FILE = Path(farm_workers.__file__).parent / "adapters" / "pattern.safetensors"
+FILE = built_in_adapters()["pattern"]
 PICTURES = 40
 
 
