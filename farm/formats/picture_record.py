@@ -24,13 +24,15 @@ class PictureRecord(NamedTuple):
     numerics: str
     format: Format
     notes: tuple[str, ...] = ()
+    confidence: float | None = None  # see ``Facts``
 
     @property
     def file_name(self) -> str:
         return file_name(self.render, self.image, self.format)
 
     def facts(self, tokens: NDArray[np.integer]) -> Facts:
-        return Facts(self.spec, self.image, self.numerics, tokens.astype(np.uint16), self.notes)
+        grid = tokens.astype(np.uint16)
+        return Facts(self.spec, self.image, self.numerics, grid, self.notes, self.confidence)
 
     def stored_row(self, file: str, data: bytes) -> ManifestRow:
         """The row of a picture that is stored; the file's own facts go into it.
@@ -57,6 +59,7 @@ class PictureRecord(NamedTuple):
         tokens = token_bytes(facts.tokens)
         return self._row(facts.numerics)._replace(
             notes=facts.notes,
+            confidence=facts.confidence,
             file=file,
             sha256=hashlib.sha256(data).hexdigest(),
             size=len(data),

@@ -18,7 +18,7 @@ from farm.sinks.protocol import TaskPlace
 from farm.sinks.registry import Sinks
 from farm.spec import CheckpointInfo, Row
 from farm.store.local import ReplacingStore
-from farm_workers.render_engine import RenderEngine
+from farm_workers.render_engine import CONFIDENCE_DIGITS, RenderEngine
 from farm_workers.worker.inputs import InputReader, Inputs
 
 SINK = "images"
@@ -136,6 +136,8 @@ class LocalRenderer:
                     notes = (*notes, "prompt_truncated")
                 assert result.tokens is not None
                 record = self._record(numbered, result.index, result.numerics, notes)
+                confidence = round(result.confidence, CONFIDENCE_DIGITS)
+                record = record._replace(confidence=confidence)
                 self._written.append(
                     self._writers.submit(self._write, record, result.pixels, result.tokens)
                 )

@@ -94,7 +94,13 @@ class TaskRows:
         return min((self._numbers[row] for row in self._left), default=None)
 
     def record(
-        self, render: int, image: int, numerics: str, *, truncated: bool = False
+        self,
+        render: int,
+        image: int,
+        numerics: str,
+        *,
+        truncated: bool = False,
+        confidence: float | None = None,
     ) -> PictureRecord:
         """What is known of a picture besides its pixels and tokens."""
         notes = self._notes.get(render, ())
@@ -107,6 +113,7 @@ class TaskRows:
             numerics=numerics,
             format=self.place.format,
             notes=(*notes, "prompt_truncated") if truncated else notes,
+            confidence=confidence,
         )
 
     def take(self) -> ReadyRow | None:
