@@ -26,6 +26,21 @@ class PictureRecord(NamedTuple):
     notes: tuple[str, ...] = ()
     confidence: float | None = None  # see ``Facts``
 
+    @classmethod
+    def of_row(cls, row: ManifestRow, picture_format: Format) -> "PictureRecord":
+        """What a row tells of its picture."""
+        return cls(
+            job=row.job,
+            generation=row.generation,
+            render=row.render,
+            image=row.image,
+            spec=RenderSpec.model_validate_json(row.spec),
+            numerics=row.numerics,
+            format=picture_format,
+            notes=row.notes,
+            confidence=row.confidence,
+        )
+
     @property
     def file_name(self) -> str:
         return file_name(self.render, self.image, self.format)
@@ -51,6 +66,14 @@ class PictureRecord(NamedTuple):
                 f"{file} is taken by something that is no picture of this farm: {error.message}",
                 hint="move it away, and retry the job",
             ) from error
+        return self.row_of(file, facts, data)
+
+    def row_of(self, file: str, facts: Facts, data: bytes) -> ManifestRow:
+        """The same where the facts are known already.
+
+        Raises:
+            Conflict: they are those of another picture.
+        """
         if (facts.spec.sha256, facts.image) != (self.spec.sha256, self.image):
             raise Conflict(
                 f"{file} is taken by a picture of another render",

@@ -56,6 +56,8 @@ class Spot(NamedTuple):
 class Bundle:
     """All pictures of a task in one object: a JSON line with name and size, then the file."""
 
+    sharded = True
+
     def __init__(self, store: Store, folder: Path) -> None:
         self._store = store
         self._folder = folder
@@ -382,4 +384,7 @@ def test_an_unknown_sink_is_refused_with_those_that_are_known(http: httpx2.Clien
     assert answer.status_code == 422
     error = answer.json()["error"]
     assert (error["code"], error["field"]) == ("invalid", "sink")
-    assert error["hint"] == "did you mean 'bundle'? known here: bundle, images"
+    assert (
+        error["hint"]
+        == "did you mean 'bundle'? known here: bundle, images, parquet, tokens, webdataset"
+    )
