@@ -24,6 +24,7 @@ class PictureRecord(NamedTuple):
     numerics: str
     format: Format
     notes: tuple[str, ...] = ()
+    metadata: str | None = None  # canonical JSON, of the user
 
     @property
     def file_name(self) -> str:
@@ -86,4 +87,5 @@ class PictureRecord(NamedTuple):
             tokens_sha256=None,
             numerics=numerics,
             notes=self.notes,
+            metadata=self.metadata,
         )
