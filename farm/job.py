@@ -170,6 +170,8 @@ class NumberedSpec(BaseModel):
 
     render: int  # index in the job, from 0; a refused line keeps its number
     spec: RenderSpec
+    # Canonical JSON of what the user's row says besides; see ``farm.spec.metadata``.
+    metadata: str | None = Field(None, exclude_if=lambda value: value is None)
 
 
 class Chunk(BaseModel):

@@ -134,12 +134,12 @@ class _Requests:
                 if line.error is not None:
                     raise line.error
                 data = self._with_assets(line)
-                spec = self._resolver.resolve(TENANT, data, seed=self._seed, render=render)
+                numbered = self._resolver.resolve(TENANT, data, seed=self._seed, render=render)
             except FarmError as error:
                 place = line.place(error.field)
                 self.rejected.append(RejectedRender(render, error.at(line.number, place)))
             else:
-                yield NumberedSpec(render=render, spec=spec)
+                yield numbered
 
     def _with_assets(self, line: Line) -> Any:
         from farm import strict_json

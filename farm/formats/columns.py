@@ -83,22 +83,10 @@ def _array(values: Sequence[Any]) -> pa.Array:
         array = pa.array(values)
     except (pa.ArrowException, OverflowError):  # of several kinds
         array = None
-    if (
-        array is not None
-        and not pa.types.is_nested(array.type)
-        and not pa.types.is_null(array.type)
-    ):
-        return array
-    if array is not None and pa.types.is_list(array.type) and _plain(array.type.value_type):
-        return array
-    return pa.array(
-        [
-            value if value is None or isinstance(value, str) else json.dumps(value)
-            for value in values
-        ],
-        pa.string(),
-    )
-
-
-def _plain(kind: pa.DataType) -> bool:
-    return not pa.types.is_nested(kind) and not pa.types.is_null(kind)
+    if array is not None:
+        is_list = pa.types.is_list(array.type)
+        kind = array.type.value_type if is_list else array.type
+        if not pa.types.is_nested(kind) and not pa.types.is_null(kind):
+            return array
+    texts = [one if one is None or isinstance(one, str) else json.dumps(one) for one in values]
+    return pa.array(texts, pa.string())

@@ -29,6 +29,7 @@ _SCHEMA = pa.schema(
         pa.field("numerics", pa.string(), nullable=False),
         pa.field("notes", pa.list_(pa.field("element", pa.string(), nullable=False))),
         pa.field("error", pa.string()),
+        pa.field("metadata", pa.string()),
         pa.field("confidence", pa.float64()),
     ]
 )
@@ -54,6 +55,7 @@ class ManifestRow(NamedTuple):
     numerics: str
     notes: tuple[str, ...] = ()
     error: str | None = None  # JSON of ``FarmError.to_dict``
+    metadata: str | None = None  # canonical JSON of what the user's row says besides
     confidence: float | None = None  # mean probability of its tokens, when each was fixed
 
     @property
@@ -83,6 +85,7 @@ class ManifestRow(NamedTuple):
             "notes": list(self.notes),
             "error": None if self.error is None else json.loads(self.error),
             "spec": json.loads(self.spec),
+            "metadata": {} if self.metadata is None else json.loads(self.metadata),
         }
 
 

@@ -24,6 +24,7 @@ class PictureRecord(NamedTuple):
     numerics: str
     format: Format
     notes: tuple[str, ...] = ()
+    metadata: str | None = None  # canonical JSON, of the user
     confidence: float | None = None  # see ``Facts``
 
     @classmethod
@@ -38,6 +39,7 @@ class PictureRecord(NamedTuple):
             numerics=row.numerics,
             format=picture_format,
             notes=row.notes,
+            metadata=row.metadata,
             confidence=row.confidence,
         )
 
@@ -112,4 +114,5 @@ class PictureRecord(NamedTuple):
             tokens_sha256=None,
             numerics=numerics,
             notes=self.notes,
+            metadata=self.metadata,
         )

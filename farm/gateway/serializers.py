@@ -58,6 +58,7 @@ def lost_views(
                     numbered.spec,
                     numerics="",
                     format=chunk.format,
+                    metadata=numbered.metadata,
                 )
                 # Nothing was computed, so there is no class of numerics to tell.
                 yield {**record.failed_row(error).public(), "numerics": None, "url": None}

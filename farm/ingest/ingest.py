@@ -248,13 +248,17 @@ class Ingest:
             try:
                 if entry.error is not None:
                     raise entry.error
-                spec = self._resolver.resolve(
-                    record.tenant, entry.data, seed=record.seed, render=render
+                numbered = self._resolver.resolve(
+                    record.tenant,
+                    entry.data,
+                    seed=record.seed,
+                    render=render,
+                    columns=entry.line is not None,
                 )
             except FarmError as error:
                 rejected.append(RejectedRender(render, placed(error, entry)))
             else:
-                lanes.setdefault(spec.lane, []).append(NumberedSpec(render=render, spec=spec))
+                lanes.setdefault(numbered.spec.lane, []).append(numbered)
         chunks: list[Chunk] = []
         for lane, renders in lanes.items():
             pace = record.paces.get(str(lane), DEFAULT_ROW_STEPS_PER_SECOND)

@@ -93,6 +93,7 @@ class Shards:
                 spec=numbered.spec,
                 numerics="",  # the shard says which
                 format=place.format,
+                metadata=numbered.metadata,
             )
             for numbered in chunk.renders
             for row in numbered.spec.rows()

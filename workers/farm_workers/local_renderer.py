@@ -177,6 +177,7 @@ class LocalRenderer:
             numerics=numerics,
             format=self._place.format,
             notes=notes,
+            metadata=numbered.metadata,
         )
 
     def _finished(self, *, wait: bool) -> Iterator[ManifestRow]:
