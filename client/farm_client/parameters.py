@@ -45,6 +45,7 @@ class Options(TypedDict, total=False):
     name: str | None
     priority: Literal["urgent", "normal", "bulk"]
     sink: str
+    shard_size: int | None
     format: Literal["png", "webp", "jpeg", "tokens"]
     max_failed: int
     deadline: datetime | str | None

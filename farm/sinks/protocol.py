@@ -74,6 +74,10 @@ class Sink(Protocol):
     threads at once; they raise ``StoreError`` and ``NotFound`` as the store does.
     """
 
+    # Whether a task is one object. Its size is then counted in pictures, so that the same renders
+    # are always cut alike, and a picture can be read only when its task is whole.
+    sharded: bool
+
     def store_picture(self, place: TaskPlace, record: PictureRecord, data: bytes) -> ManifestRow:
         """Take a picture file and give its row, which ``store_task`` may still change.
 
