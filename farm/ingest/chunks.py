@@ -4,15 +4,19 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
+from farm.errors import InvalidInput
 from farm.job import (
     MAX_PIECE_LINES,
     MAX_TASK_PICTURES,
+    SHARD_PICTURES,
     SHARD_PIXELS,
     TASK_SECONDS,
     Chunk,
     Format,
+    JobOptions,
     NumberedSpec,
 )
+from farm.sinks.protocol import Sink
 from farm.spec import Lane
 
 
@@ -31,6 +35,23 @@ class TaskLimits(NamedTuple):
     def of_shard(cls, shard_size: int, lane: Lane) -> "TaskLimits":
         """A task that becomes a shard holds as much whatever the machines' pace is."""
         return cls(min(shard_size, max(SHARD_PIXELS // (lane.height * lane.width), 1)), math.inf)
+
+
+def shard_size_of(options: JobOptions, sink: Sink) -> int | None:
+    """Pictures in a shard; None where the sink stores each picture by itself.
+
+    Raises:
+        InvalidInput: a size was given to such a sink.
+    """
+    if sink.sharded:
+        return options.shard_size or SHARD_PICTURES
+    if options.shard_size is not None:
+        raise InvalidInput(
+            f"the sink {options.sink!r} stores each picture by itself",
+            field="shard_size",
+            hint="sinks of shards are webdataset, parquet and tokens",
+        )
+    return None
 
 
 class Cutter(NamedTuple):

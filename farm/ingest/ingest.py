@@ -22,14 +22,13 @@ from farm.errors import (
     TooLarge,
 )
 from farm.ingest.assets import Assets
-from farm.ingest.chunks import Cutter, TaskLimits
+from farm.ingest.chunks import Cutter, TaskLimits, shard_size_of
 from farm.ingest.ndjson import Entry, content_of, placed
 from farm.ingest.resolver import Resolver
 from farm.job import (
     DEFAULT_ROW_STEPS_PER_SECOND,
     MAX_JOB_LANES,
     MAX_PIECE_LINES,
-    SHARD_PICTURES,
     Chunk,
     Format,
     JobOptions,
@@ -289,7 +288,7 @@ class Ingest:
             self.cancel(record.job, record.tenant)
 
     def _record(self, tenant: str, options: JobOptions, content: str) -> JobRecord:
-        shard_size = self._shard_size(options)
+        shard_size = shard_size_of(options, self._sinks.get(options.sink))
         kept = options.model_dump(mode="json")
         marks = {name: value for name, value in kept.items() if name != "idempotency_key"}
         fingerprint = hashlib.sha256(f"{canonical_json(marks)}:{content}".encode()).hexdigest()
@@ -305,17 +304,6 @@ class Ingest:
             paces=dict(self._paces()),
             shard_size=shard_size,
         )
-
-    def _shard_size(self, options: JobOptions) -> int | None:
-        if self._sinks.get(options.sink).sharded:
-            return options.shard_size or SHARD_PICTURES
-        if options.shard_size is not None:
-            raise InvalidInput(
-                f"the sink {options.sink!r} stores each picture by itself",
-                field="shard_size",
-                hint="sinks of shards are webdataset, parquet and tokens",
-            )
-        return None
 
     def write(self, piece: Piece) -> None:
         """Store the chunks; all of them are there when this returns."""

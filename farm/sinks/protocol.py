@@ -39,9 +39,9 @@ class TaskPlace(NamedTuple):
         )
 
     @classmethod
-    def local(cls, sink: str, job: str, picture_format: Format) -> "TaskPlace":
+    def local(cls, chunk: Chunk) -> "TaskPlace":
         """In a store that belongs to this job alone, as ``farm render`` has one."""
-        return cls(sink, job, 0, 0, picture_format, data="", part=None)
+        return cls(chunk.sink, chunk.job, 0, chunk.number, chunk.format, data="", part=None)
 
 
 class StoredObject(NamedTuple):
@@ -60,6 +60,11 @@ class Source(NamedTuple):
     name: str  # of the picture file, for people
     size: int  # bytes of the picture file
     offset: int | None = None  # in the object; None where the object is the picture
+
+    @property
+    def shard(self) -> str | None:
+        """Name of the object that holds other pictures too."""
+        return None if self.offset is None else self.key.rpartition("/")[2]
 
 
 class Sink(Protocol):
