@@ -109,11 +109,12 @@ class JobOptions(BaseModel):
     # Which sinks there are, ``farm.sinks.registry`` knows.
     sink: Annotated[str, Parameter(help="How pictures are stored")] = "images"
     shard_size: Annotated[
-        Annotated[int, Field(strict=True, le=MAX_TASK_PICTURES)] | None,
+        Annotated[int, Field(strict=True)] | None,
         Parameter(
             help=f"Pictures in a shard, fewer of large ones; default {SHARD_PICTURES:,}",
             form=Form.INTEGER,
             least=1,
+            most=MAX_TASK_PICTURES,
             metavar="N",
         ),
     ] = None

@@ -12,8 +12,8 @@ import pyarrow as pa
 
 from farm.formats.manifest import ManifestRow
 
-# Texts are never null, and lists not either: readers that guess a type from the first rows of a
-# data set would guess wrong.
+# No value is null or a list: both can be empty in the first rows of a data set, and readers that
+# guess types from those would guess wrong.
 FIXED: Mapping[str, pa.DataType] = {
     "render": pa.int64(),  # index in the job
     "index": pa.int32(),  # of the picture in its render
@@ -28,7 +28,7 @@ FIXED: Mapping[str, pa.DataType] = {
     "guidance_scale": pa.float64(),
     "confidence": pa.float64(),  # mean probability of its tokens, when each was fixed
     "numerics": pa.string(),  # class: inside one, the same spec gives the same tokens
-    "notes": pa.list_(pa.field("element", pa.string())),
+    "notes": pa.string(),  # what the user should know of it, a line each
     "sha256": pa.string(),  # of the picture file, or of the tokens where only they are stored
     "tokens_sha256": pa.string(),
     "spec": pa.string(),  # the whole render, canonical JSON
@@ -53,7 +53,7 @@ def fixed_columns(row: ManifestRow) -> dict[str, Any]:
         "guidance_scale": spec["guidance_scale"],
         "confidence": row.confidence,
         "numerics": row.numerics,
-        "notes": list(row.notes),
+        "notes": "\n".join(row.notes),
         "sha256": row.sha256,
         "tokens_sha256": row.tokens_sha256,
         "spec": row.spec,

@@ -1,9 +1,9 @@
 """``parquet`` and ``tokens``: a Parquet file per task.
 
 The first has a column ``image`` as Hugging Face's ``Image`` feature has it, {bytes, path}; the
-second a column ``tokens`` of VQ token ids: uint16, little endian, row by row, 2 bytes a token,
-on a grid of (height, width) / pixel factor, whose shape is in the file's metadata under
-``token_shape``. The columns of ``farm.formats.columns`` and the user's own follow in both.
+second a column ``tokens`` of VQ token ids: uint16, little endian, row by row, on a grid that has
+the picture's proportions, so 512 bytes for 16 x 16 tokens. The columns of ``farm.formats.columns``
+and the user's own follow in both.
 
 That column is neither compressed nor encoded, so that each value lies in the file in one piece and
 can be read by itself.
@@ -98,7 +98,7 @@ def token_facts(told: Mapping[str, Any]) -> Facts:
         told["index"],
         told["numerics"],
         flat.reshape(-1, columns),
-        tuple(told["notes"]),
+        tuple(told["notes"].splitlines()),
         told["confidence"],
     )
 

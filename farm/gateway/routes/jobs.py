@@ -24,11 +24,12 @@ from farm.gateway.inline_pictures import keep_pictures
 from farm.gateway.serializers import image_view, lost_views, rejected_view, status_view, why_view
 from farm.ingest.ingest import Feed, Submission
 from farm.ingest.ndjson import Entry
-from farm.job import MAX_PIECE_LINES, TERMINAL_JOBS, Chunk, JobOptions, check_job_id
+from farm.job import MAX_PIECE_LINES, OPTIONS, TERMINAL_JOBS, Chunk, JobOptions, check_job_id
 from farm.queue import MAX_REASON, MAX_ROWS, JobStatus
 from farm.queue.why import WaitsFor
 from farm.sinks.parts import pictures_to_make, task_rows
 from farm.sinks.protocol import Sink
+from farm.spec import Form
 from farm.store import keys
 from farm.verify.repair import Verifier, report
 
@@ -372,7 +373,8 @@ def _query_options(request: Request) -> dict[str, Any]:
             continue
         if name in found:
             raise InvalidInput("stands twice in the query", field=name)
-        whole = name in ("seed", "max_failed") and value.lstrip("-").isdigit() and len(value) < 20
+        counted = name in OPTIONS and OPTIONS[name].form is Form.INTEGER
+        whole = counted and value.lstrip("-").isdigit() and len(value) < 20
         found[name] = int(value) if whole else value
     header = request.headers.get("idempotency-key")
     if header is not None:
