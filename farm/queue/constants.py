@@ -4,3 +4,5 @@ from farm.job import Priority
 
 MAX_ROWS = 200  # tasks, receipts or jobs in a call; more would block Redis for milliseconds
 CLASSES = tuple(Priority)  # highest first; Redis stores a class as its place here
+MAX_TENANT_LANES = 1024  # in which a tenant may have unfinished work; each costs every plan a bit
+SCHEMA = 1  # of the records and keys; raised where an older farm would misread them

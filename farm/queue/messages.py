@@ -155,6 +155,7 @@ class JobStatus(BaseModel):
     generation: int
     images: Images
     tasks: Tasks
+    row_steps: int  # of all its pictures
     rejected: int  # renders of the submission that were refused
     max_failed: int
     reason: str | None

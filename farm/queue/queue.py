@@ -40,7 +40,9 @@ from farm.spec import Lane
 MAX_BLOCK_SECONDS = 2.0  # well below the socket's time limit
 LANES_SECONDS = 86_400  # that the lanes of an open job are known after its last piece
 FIRST_LEASE_MS = 30_000  # until a worker's first beat
-RETENTION_DAYS = 30
+RETENTION_DAYS = 30.0
+OPEN_HOURS = 24.0
+CHECKED_LANES = 64  # in a call
 MAX_REASON = 500  # characters
 
 _FARM = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
@@ -60,6 +62,13 @@ class Queue:
 
     A call whose reply was lost may be sent again: it returns what it did the first time, and does
     nothing twice. Redis is the only clock.
+
+    Args:
+        client: of ``connect``.
+        farm: its name; several may share a server.
+        retention_days: how long ended jobs are kept.
+        open_hours: how long a job that comes in by pieces may wait for the next one.
+        scripts: by name; those of the package by default.
     """
 
     def __init__(
@@ -68,6 +77,7 @@ class Queue:
         *,
         farm: str = "farm",
         retention_days: float = RETENTION_DAYS,
+        open_hours: float = OPEN_HOURS,
         scripts: Mapping[str, str] | None = None,
     ) -> None:
         if not _FARM.fullmatch(farm):
@@ -81,6 +91,7 @@ class Queue:
         self._prefix = f"{{{farm}}}:"
         Identity(f"{self._prefix}server").guard(client)
         self._retention_ms = int(retention_days * 86_400_000)
+        self._open_ms = int(open_hours * 3_600_000)
         self._scripts: dict[str, Script] = {
             name: client.register_script(source)
             for name, source in (scripts or read_scripts()).items()
@@ -318,8 +329,9 @@ class Queue:
         return bool(self._run("set_command", session, command or ""))
 
     def tick(self) -> None:
-        """Do what is due: retries, deadlines, sessions without a heartbeat, jobs past retention."""
-        self._run("tick", self._retention_ms)
+        """Do what is due: retries, deadlines, sessions without a heartbeat, jobs that are left open
+        or past their retention."""
+        self._run("tick", self._retention_ms, self._open_ms)
 
     # Users.
 
@@ -449,13 +461,18 @@ class Queue:
     def check(self, *, repair: bool = True) -> list[str]:
         """Recount every job and compare the indexes with it; a line for each finding.
 
-        Redis does nothing else while it checks one job: some microseconds per task.
+        Redis does nothing else while it checks one job or ``CHECKED_LANES`` lanes: some
+        microseconds per task and job.
         """
         found = []
         for key in self.client.scan_iter(f"{self._prefix}job:*", count=1000):
             job = str(key).removeprefix(f"{self._prefix}job:")
             found += [f"{job}: {line}" for line in self._run("check_job", job, int(repair))]
-        return found + list(self._run("check_index", int(repair)))
+        lanes: list[Any] = sorted(self.client.hkeys(f"{self._prefix}lane:texts"))
+        for start in range(0, len(lanes), CHECKED_LANES):
+            some = lanes[start : start + CHECKED_LANES]
+            found += self._run("check_lanes", int(repair), *some)
+        return found + list(self._run("check_sessions", int(repair)))
 
     def _leases(self, session: str, keys: Sequence[str]) -> list[Lease]:
         return [encoding.lease(row) for row in json.loads(self._run("held", session, *keys))]
