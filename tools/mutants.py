@@ -891,7 +891,7 @@ MUTANTS = (
     Mutant(
         "a lane is never forgotten",
         "tick.lua",
-        "  forget_lanes(job)\n",
+        "  forgotten = forgotten + forget_lanes(job)\n",
         "",
     ),
     Mutant(
@@ -929,6 +929,12 @@ MUTANTS = (
         "tick.lua",
         "  if dropped > MAX_DROPPED then break end\n  local head",
         "  local head",
+    ),
+    Mutant(
+        "a tick forgets any number of lanes",
+        "tick.lua",
+        "  if forgotten > MAX_DROPPED then break end\n",
+        "",
     ),
     Mutant(
         "a lease ends any number of lanes",

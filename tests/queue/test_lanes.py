@@ -6,7 +6,7 @@ import pytest
 from queue_bench import CHECKPOINT, LANE, MS, Bench
 
 from farm.errors import OverQuota
-from farm.job import JobState, TaskDraft
+from farm.job import JobState, Priority, TaskDraft
 from farm.queue import MAX_ROWS, Queue, Restored
 from farm.queue.constants import MAX_TENANT_LANES
 from farm.spec import Lane, Mode
@@ -83,6 +83,28 @@ def test_a_lane_is_forgotten_with_the_last_job_that_had_tasks_in_it(
         str(SIZES[0]), str(SIZES[2]), str(SIZES[3]),
     }  # fmt: skip
     queue.cancel(second, "ann")
+
+
+def test_one_tick_forgets_only_so_much(bench: Bench, queue: Queue) -> None:
+    for _ in range(5):
+        queue.cancel(submit(bench, SIZES[:MAX_ROWS]), "ann")
+    bench.advance(31 * 86400)
+    left = []
+    for _ in range(3):
+        queue.tick()
+        bench.advance(1)
+        left.append(len(queue.jobs("ann")))
+    assert left == [3, 1, 0]
+    assert sizes_known(queue) == [0] * 4
+
+
+def test_the_planner_sees_some_of_very_many_lanes(bench: Bench, queue: Queue) -> None:
+    fill(bench)
+    bench.submit(1, tenant="bob", priority="urgent")
+    seen = [queue.backlog() for _ in range(2)]
+    assert [len(work) for work in seen] == [257, 257]
+    assert {work[0].priority for work in seen} == {Priority.URGENT}
+    assert seen[0] != seen[1], "another time it sees others"
 
 
 def test_a_lane_from_before_lanes_were_counted_stays(bench: Bench, queue: Queue) -> None:

@@ -90,15 +90,17 @@ for _, session in ipairs(redis.call('ZRANGE', P .. 'sessions', '-inf', now, 'BYS
   end_session(session, 'lost')
 end
 
+local forgotten = 0 -- lanes
 for _, job in ipairs(redis.call('ZRANGE', P .. 'ended', '-inf', now - ARGV[1], 'BYSCORE',
     'LIMIT', 0, FORGOTTEN)) do
+  if forgotten > MAX_DROPPED then break end
   local h = redis.call('HMGET', P .. 'job:' .. job, 't', 'ik', 'q')
   redis.call('ZREM', P .. 'ended', job)
   if h[1] then
     if h[2] then redis.call('HDEL', P .. 'keys:' .. h[1], h[2]) end
     paged_remove(P .. 'of:' .. h[1], h[3], job)
   end
-  forget_lanes(job)
+  forgotten = forgotten + forget_lanes(job)
   redis.call('UNLINK', P .. 'job:' .. job, P .. 'task:' .. job, P .. 'text:' .. job,
     P .. 'pieces:' .. job, P .. 'finished:' .. job, P .. 'failures:' .. job)
 end

@@ -61,9 +61,12 @@ local function leave_lanes(job, tenant)
   each_lane(job, function(lane) lower(P .. 'busy-lanes:' .. tenant, lane) end)
 end
 
--- A job is about to be deleted.
+-- A job is about to be deleted. Returns the number of its lanes.
 local function forget_lanes(job)
+  local lanes = 0
   each_lane(job, function(lane)
+    lanes = lanes + 1
     if lower(P .. 'lane:jobs', lane) then forget_lane(lane) end
   end)
+  return lanes
 end
