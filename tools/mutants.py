@@ -937,6 +937,18 @@ MUTANTS = (
         "",
     ),
     Mutant(
+        "pictures that expire do not count as such",
+        "parts/job_lifecycle.lua",
+        "ix = pictures",
+        "ix = 0",
+    ),
+    Mutant(
+        "a task that expires does not count its pictures as such",
+        "parts/task_lifecycle.lua",
+        ", ix = task.pictures",
+        "",
+    ),
+    Mutant(
         "a lease ends any number of lanes",
         "parts/fair_queue.lua",
         "while dropped <= MAX_DROPPED do",

@@ -140,6 +140,11 @@ def lane_queue(row: Sequence[Any]) -> LaneQueue:
     )
 
 
+def totals(values: Sequence[Any]) -> Images:
+    total, done, failed, expired, running_done = (int(value or 0) for value in values)
+    return Images(total=total, done=done, failed=failed, expired=expired, running_done=running_done)
+
+
 def completion(lease: Lease, receipt: Receipt) -> list[Any]:
     return [
         lease.job,
@@ -199,6 +204,7 @@ def status(job: str, fields: Sequence[str]) -> JobStatus:
             total=number("i"),
             done=number("id"),
             failed=number("if"),
+            expired=number("ix"),
             running_done=number("rd"),
         ),
         tasks=Tasks(

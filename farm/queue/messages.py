@@ -122,6 +122,7 @@ class Images(BaseModel):
     total: int
     done: int
     failed: int
+    expired: int  # of those that failed: their deadline passed before they were started
     running_done: int  # rendered in tasks that are not yet done
 
 

@@ -22,6 +22,7 @@ from farm.queue.messages import (
     Failure,
     Finished,
     Heartbeat,
+    Images,
     JobHeader,
     JobStatus,
     LaneBacklog,
@@ -40,8 +41,6 @@ from farm.spec import Lane
 MAX_BLOCK_SECONDS = 2.0  # well below the socket's time limit
 LANES_SECONDS = 86_400  # that the lanes of an open job are known after its last piece
 FIRST_LEASE_MS = 30_000  # until a worker's first beat
-RETENTION_DAYS = 30.0
-OPEN_HOURS = 24.0
 CHECKED_LANES = 64  # in a call
 MAX_REASON = 500  # characters
 
@@ -66,8 +65,6 @@ class Queue:
     Args:
         client: of ``connect``.
         farm: its name; several may share a server.
-        retention_days: how long ended jobs are kept.
-        open_hours: how long a job that comes in by pieces may wait for the next one.
         scripts: by name; those of the package by default.
     """
 
@@ -76,8 +73,6 @@ class Queue:
         client: "redis.Redis",
         *,
         farm: str = "farm",
-        retention_days: float = RETENTION_DAYS,
-        open_hours: float = OPEN_HOURS,
         scripts: Mapping[str, str] | None = None,
     ) -> None:
         if not _FARM.fullmatch(farm):
@@ -90,8 +85,6 @@ class Queue:
         self.farm = farm
         self._prefix = f"{{{farm}}}:"
         Identity(f"{self._prefix}server").guard(client)
-        self._retention_ms = int(retention_days * 86_400_000)
-        self._open_ms = int(open_hours * 3_600_000)
         self._scripts: dict[str, Script] = {
             name: client.register_script(source)
             for name, source in (scripts or read_scripts()).items()
@@ -331,7 +324,7 @@ class Queue:
     def tick(self) -> None:
         """Do what is due: retries, deadlines, sessions without a heartbeat, jobs that are left open
         or past their retention."""
-        self._run("tick", self._retention_ms, self._open_ms)
+        self._run("tick")
 
     # Users.
 
@@ -385,6 +378,10 @@ class Queue:
             Finished(position, *encoding.numbers(name), encoding.receipt(receipt, numerics))
             for position, (name, receipt, numerics) in enumerate(found, after + 1)
         ]
+
+    def totals(self, job: str) -> Images:
+        """What became of a job's pictures, whoever's it is."""
+        return encoding.totals(self._run("totals", check_job_id(job)))
 
     def failures(self, job: str, after: int = 0, limit: int = MAX_ROWS) -> list[Failure]:
         """Tasks that ran out of attempts, after a position."""
@@ -451,6 +448,17 @@ class Queue:
         except RedisError as error:
             raise explain(error) from error
         return str(found[0][0]) if found else "0"
+
+    def keep(self, *, retention_days: float, open_hours: float) -> None:
+        """Set how long ended jobs are known, and how long an open one waits for its next piece."""
+        settings = {
+            "retention": int(retention_days * 86_400_000),
+            "patience": int(open_hours * 3_600_000),
+        }
+        try:
+            self.client.hset(f"{self._prefix}server", mapping=settings)
+        except RedisError as error:
+            raise explain(error) from error
 
     def set_weight(self, tenant: str, weight: float) -> None:
         """Set a tenant's share of its classes; without a weight it is 1."""

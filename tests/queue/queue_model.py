@@ -140,6 +140,10 @@ class Job:
         return sum(task.done for task in self.tasks.values() if task.state == "d")
 
     @property
+    def expired(self) -> int:
+        return sum(task.pictures for task in self.tasks.values() if task.seen_state == "e")
+
+    @property
     def running_done(self) -> int:
         if not self.alive:
             return 0

@@ -1,12 +1,11 @@
 """A job whose rest never comes, and a server's clock that is set back."""
 
 import pytest
-from queue_bench import MS, Bench, moved_clock
+from queue_bench import MS, Bench
 
 from farm.errors import JobCancelled
 from farm.job import JobState
 from farm.queue import Queue
-from farm.queue.scripts import read_scripts
 
 HOUR = 3600
 
@@ -33,14 +32,13 @@ def test_an_open_job_whose_rest_does_not_come_is_cancelled_and_says_so(
         queue.append(header.job, 2, "c" * 64, bench.tasks(1, first=4))
 
 
-def test_how_long_a_job_may_be_open_is_a_setting(queue: Queue) -> None:
-    short = Queue(queue.client, open_hours=0.5, scripts=moved_clock(read_scripts()))
-    bench = Bench(short)
+def test_how_long_a_job_may_be_open_is_a_setting(bench: Bench, queue: Queue) -> None:
+    queue.keep(retention_days=30, open_hours=0.5)
     header = bench.header()
-    short.open(header)
+    queue.open(header)
     bench.advance(HOUR / 2 + 1)
-    short.tick()
-    assert "0.5 hours" in str(short.status(header.job, "ann").reason)
+    queue.tick()
+    assert "0.5 hours" in str(queue.status(header.job, "ann").reason)
 
 
 def test_a_closed_job_may_take_as_long_as_it_takes(bench: Bench, queue: Queue) -> None:

@@ -27,7 +27,7 @@ def test_a_job_runs_from_submission_to_done(bench: Bench, queue: Queue) -> None:
     assert status.state is JobState.DONE
     assert status.name == "bikes"
     assert status.images.model_dump() == {
-        "total": 8, "done": 8, "failed": 0, "running_done": 0,
+        "total": 8, "done": 8, "failed": 0, "expired": 0, "running_done": 0,
     }  # fmt: skip
     assert status.tasks.done == 2
     assert status.started_at is not None

@@ -483,8 +483,9 @@ class Farm(RuleBasedStateMachine):
             status.images.total,
             status.images.done,
             status.images.failed,
+            status.images.expired,
             status.images.running_done,
-        ) == (job.total, job.done, job.failed, job.running_done)
+        ) == (job.total, job.done, job.failed, job.expired, job.running_done)
         states = {"d": JobState.DONE, "f": JobState.FAILED, "x": JobState.CANCELLED}
         if job.state in states:
             assert status.state is states[job.state]

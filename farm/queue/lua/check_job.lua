@@ -18,7 +18,7 @@ local function find(text) found[#found + 1] = text end
 -- What the records give.
 local counted = {
   n = 0, nq = 0, nl = 0, nw = 0, nd = 0, nf = 0, nc = 0, nx = 0,
-  k = 0, i = 0, id = 0, ['if'] = 0, lp = 0, rd = 0, rf = 0,
+  k = 0, i = 0, id = 0, ['if'] = 0, ix = 0, lp = 0, rd = 0, rf = 0,
 }
 local ready, finalise = {}, nil
 local lanes = {}
@@ -87,6 +87,7 @@ for at = 1, #entries, 2 do
     elseif state == 'e' then
       counted.nx = counted.nx + 1
       counted['if'] = counted['if'] + task.pictures
+      counted.ix = counted.ix + task.pictures
     end
   end
 end

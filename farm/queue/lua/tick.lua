@@ -5,10 +5,9 @@
 -- requires: constants, prelude, job_record, task_record, paged_set, lane_use, ready_index,
 -- requires: job_lifecycle, task_lifecycle, session_lifecycle, retries
 --
--- ARGV  retention of ended jobs (ms), how long an open job may wait for a piece (ms)
---
 --   ticked   string: when this last ran; ten times a second is enough, however many processes call
---   server   hash: run_id: of the server that this last ran on
+--   server   hash: run_id: of the server that this last ran on; retention: of ended jobs (ms);
+--            patience: how long an open job waits for its next piece (ms)
 --
 -- Returns 1 if it ran.
 local EXPIRED, ENDED, FORGOTTEN = 20, 8, 20 -- at most in one run
@@ -29,6 +28,10 @@ if now < last then
     end
   end
 end
+
+local settings = redis.call('HMGET', P .. 'server', 'retention', 'patience')
+local retention = tonumber(settings[1]) or RETENTION
+local patience = tonumber(settings[2]) or PATIENCE
 
 local run_id = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')
 local before = redis.call('HGET', P .. 'server', 'run_id')
@@ -51,14 +54,14 @@ for _, job in ipairs(redis.call('ZRANGE', P .. 'deadlines', '-inf', now, 'BYSCOR
   if head then dropped = dropped + expire_job(job, head) end
 end
 
-for _, job in ipairs(redis.call('ZRANGE', P .. 'opened', '-inf', now - ARGV[2], 'BYSCORE',
+for _, job in ipairs(redis.call('ZRANGE', P .. 'opened', '-inf', now - patience, 'BYSCORE',
     'LIMIT', 0, EXPIRED)) do
   if dropped > MAX_DROPPED then break end
   redis.call('ZREM', P .. 'opened', job)
   local head = read_job(job)
   if head and head.state == 'o' then
     dropped = dropped + cancel_job(job, head,
-      'it was left open: its rest did not come for ' .. ARGV[2] / HOUR .. ' hours')
+      'it was left open: its rest did not come for ' .. patience / HOUR .. ' hours')
   end
 end
 
@@ -91,7 +94,7 @@ for _, session in ipairs(redis.call('ZRANGE', P .. 'sessions', '-inf', now, 'BYS
 end
 
 local forgotten = 0 -- lanes
-for _, job in ipairs(redis.call('ZRANGE', P .. 'ended', '-inf', now - ARGV[1], 'BYSCORE',
+for _, job in ipairs(redis.call('ZRANGE', P .. 'ended', '-inf', now - retention, 'BYSCORE',
     'LIMIT', 0, FORGOTTEN)) do
   if forgotten > MAX_DROPPED then break end
   local h = redis.call('HMGET', P .. 'job:' .. job, 't', 'ik', 'q')

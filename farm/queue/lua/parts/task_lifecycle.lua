@@ -29,7 +29,7 @@ local function expire_task(job, name, task, from)
   task.state = 'e'
   task.session = ''
   write_task(job, name, task)
-  count(job, {[from] = -1, nx = 1, ['if'] = task.pictures})
+  count(job, {[from] = -1, nx = 1, ['if'] = task.pictures, ix = task.pictures})
   event(job, 'task')
 end
 
