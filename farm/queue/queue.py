@@ -451,7 +451,7 @@ class Queue:
 
     def keep(self, *, retention_days: float, open_hours: float) -> None:
         """Set how long ended jobs are known, and how long an open one waits for its next piece."""
-        settings = {
+        settings: Any = {
             "retention": int(retention_days * 86_400_000),
             "patience": int(open_hours * 3_600_000),
         }

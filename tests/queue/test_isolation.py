@@ -1,9 +1,9 @@
 """What loses or crashes its workers runs alone, and takes no neighbour with it."""
 
 import pytest
-from queue_bench import Bench
+from queue_bench import MS, Bench
 
-from farm.job import JobState, Lease
+from farm.job import JobState, Lease, Priority
 from farm.queue import Queue
 
 
@@ -60,6 +60,15 @@ def test_a_task_that_may_be_to_blame_runs_without_company_but_all_rows_together(
     assert bench.lease(session) == []
     assert queue.sessions()[0].room == 0
     bench.complete(session, suspect)
+    assert len(bench.lease(session)) == 1
+
+
+def test_a_call_for_urgent_work_gets_no_other_task_that_runs_alone(
+    bench: Bench, queue: Queue
+) -> None:
+    suspects(bench, 1, "ann")
+    session = bench.session()
+    assert queue.lease(session, None, 10, MS, lowest=Priority.URGENT) == []
     assert len(bench.lease(session)) == 1
 
 
