@@ -25,7 +25,7 @@ from farm.gateway.serializers import image_view, lost_views, rejected_view, stat
 from farm.ingest.ingest import Feed, Submission
 from farm.ingest.ndjson import Entry
 from farm.job import MAX_PIECE_LINES, TERMINAL_JOBS, Chunk, JobOptions, check_job_id
-from farm.queue import MAX_REASON, MAX_ROWS, JobStatus
+from farm.queue import MAX_REASON, MAX_ROWS, JobStatus, notice
 from farm.queue.why import WaitsFor
 from farm.sinks.parts import pictures_to_make, task_rows
 from farm.sinks.protocol import Sink
@@ -339,8 +339,15 @@ def retry(
 def why(job: str, deps: Deps, tenant: Reader) -> dict[str, Any]:
     """What the job waits for, what goes before it in each of its lanes, and an estimate."""
     found = deps.queue.why(check_job_id(job), tenant)
-    if found.status.state not in TERMINAL_JOBS and deps.readiness.problems()[1]:
-        found = found._replace(waits_for=WaitsFor.STORE)
+    queue, store = deps.readiness.problems()
+    if found.status.state in TERMINAL_JOBS:
+        pass
+    elif queue:
+        found = found._replace(waits_for=WaitsFor.QUEUE, note=queue)
+    elif store:
+        found = found._replace(waits_for=WaitsFor.STORE, note=store)
+    elif found.waits_for is WaitsFor.WORKER:
+        found = found._replace(note=notice.read(deps.queue))
     return why_view(found)
 
 
