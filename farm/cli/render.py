@@ -11,20 +11,26 @@ from typing import Annotated, Any
 
 import typer
 
-from farm.cli.flags import Column, InputFormat
-from farm.cli.input_files import open_source
-from farm.cli.output import list_rejected, say, say_error, say_json
+from farm.cli.columns import Columns
+from farm.cli.flags import Column, InputFormat, Limit, Sample, SampleSeed
+from farm.cli.input_files import Reading, read_files
+from farm.cli.job_file import read_job_file
+from farm.cli.output import list_rejected, say, say_error, say_json, say_note
+from farm.cli.selection import Selection
 from farm.errors import FarmError, InvalidInput, RejectedRender
 from farm.job import OPTIONS, Format, NumberedSpec
 from farm_client.inputs import ASSET_KINDS, FILE_FIELDS, asset_id, read_input
-from farm_client.ndjson import Line, read_lines
+from farm_client.ndjson import Line, completed
 
 MANIFEST = "manifest.jsonl"
 TENANT = "local"
 
 
 def render(
-    file: Annotated[str, typer.Argument(help="As for submit: .jsonl .csv .tsv .txt …, or -.")],
+    files: Annotated[
+        list[str],
+        typer.Argument(metavar="FILE…", help="As for submit: .jsonl .csv .yaml …, folders, or -."),
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR")],
     checkpoint: Annotated[
         list[str] | None,
@@ -38,6 +44,9 @@ def render(
     ] = None,
     column: Column = None,
     input_format: InputFormat = None,
+    limit: Limit = None,
+    sample: Sample = None,
+    sample_seed: SampleSeed = None,
     threads: Annotated[int, typer.Option(min=0, help="Of torch; 0: all cores but one.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON.")] = False,
 ) -> int:
@@ -47,11 +56,12 @@ def render(
 
     from farm_workers.local_renderer import LocalRenderer
 
-    source = open_source(file, input_format, column, {})
-    lines, base = read_lines(source.requests)
+    reading = Reading(input_format, Columns.parse(column or ()), say_note)
+    selection = Selection(limit, sample, sample_seed or 0)
+    lines, job_seed = _read(files, reading, selection)
     _make_folder(output)
     with tempfile.TemporaryDirectory(prefix="farm-render-") as scratch:
-        local = _Requests(checkpoint, Path(scratch), base, seed)
+        local = _Requests(checkpoint, Path(scratch), job_seed if seed is None else seed)
         renderer = LocalRenderer(
             local.load_engines(threads), local.infos, local.read_asset, output, format
         )
@@ -77,7 +87,7 @@ def render(
                 out.writelines(json.dumps(public, ensure_ascii=False) + "\n" for *_, public in rows)
     failed = sum(public["error"] is not None for *_, public in rows)
     if local.rejected:
-        list_rejected(local.rejected, file)
+        list_rejected(local.rejected, files[0])
     summary = {"images": {"total": len(rows), "done": len(rows) - failed, "failed": failed}}
     if as_json:
         refused = len(local.rejected)
@@ -90,12 +100,21 @@ def render(
     return 1 if failed else 0
 
 
+def _read(
+    files: list[str], reading: Reading, selection: Selection
+) -> tuple[Iterator[Line], int | None]:
+    """The renders, and the job's seed where a job file has one."""
+    job = read_job_file(files[0], reading) if len(files) == 1 else None
+    if job is None:
+        return completed(selection.of(read_files(files, reading)), {}), None
+    lines = selection.over(job.selection).of(job.lines)
+    return completed(lines, job.defaults, job.sweep), job.options.get("seed")
+
+
 class _Requests:
     """Lines become specs by the rules of the farm's own ingest, with files instead of uploads."""
 
-    def __init__(
-        self, names: list[str] | None, scratch: Path, base: Path | None, seed: int | None
-    ) -> None:
+    def __init__(self, names: list[str] | None, scratch: Path, seed: int | None) -> None:
         from farm.checkpoints.inspect import built_in, inspect_checkpoint
         from farm.checkpoints.registry import CheckpointRegistry
         from farm.ingest.assets import Assets
@@ -113,7 +132,6 @@ class _Requests:
         self.infos = {checkpoint.info.name: checkpoint.info for checkpoint in self._checkpoints}
         self._assets = Assets(open_store(str(scratch)))
         self._resolver = Resolver(CheckpointRegistry(self.infos.values()), self._assets)
-        self._base = base
         self._seed = secrets.randbits(48) if seed is None else seed
         self.rejected: list[RejectedRender] = []
 
@@ -136,8 +154,8 @@ class _Requests:
                 data = self._with_assets(line)
                 numbered = self._resolver.resolve(TENANT, data, seed=self._seed, render=render)
             except FarmError as error:
-                place = line.place(error.field)
-                self.rejected.append(RejectedRender(render, error.at(line.number, place)))
+                error.at(line.number, line.place(error.field))
+                self.rejected.append(RejectedRender(render, error, line.file))
             else:
                 yield numbered
 
@@ -151,7 +169,7 @@ class _Requests:
         for field in FILE_FIELDS:
             value = data.get(field)
             if value is not None and asset_id(value) is None and not _is_data_url(value):
-                content = read_input(value, field, self._base)
+                content = read_input(value, field, line.base)
                 ids[field] = self._assets.add(TENANT, content, ASSET_KINDS[field]).id
         return {**data, **ids}
 

@@ -122,7 +122,7 @@ GOOD = '{"prompt": "a"}\n{"prompt": "b"}\n'
         ("a.json", GOOD.encode()),
         ("a.csv", b'prompt,seed,note\na,1,x\n"b, with ""quotes""\nand a line",,y\n'),
         ("a.csv", b"\xef\xbb\xbfPrompt\r\na\r\nb\r\n"),
-        ("a.tsv", b"Prompt\tsteps\ttemperature\na\t3\t2,0\nb\t4\t1.5\n"),
+        ("a.tsv", b"Prompt\tnum inference steps\ttemperature\na\t3\t2,0\nb\t4\t1.5\n"),
         ("a.txt", "\ufeffa\n\n  b, \u00fcber\n".encode()),
     ],
 )
@@ -177,7 +177,7 @@ def test_bad_lines_are_listed_and_the_good_ones_taken(cli: Cli) -> None:
 
 def test_bad_cells_are_listed_with_line_and_cell(cli: Cli) -> None:
     Path("a.csv").write_bytes(
-        b"prompt,steps,guidance\nok,1,\nx,1.5,4\nx,0,4\n,1,4\nx,1\n\xff,1,4\nx,1,NaN\nok,,\n"
+        b"prompt,num_inference_steps,guidance_scale\nok,1,\nx,1.5,4\nx,0,4\n,1,4\nx,1\n\xff,1,4\nx,1,NaN\nok,,\n"
     )
     result = cli("submit", "a.csv")
     assert result.code == 0, result.err
@@ -189,11 +189,11 @@ def test_bad_cells_are_listed_with_line_and_cell(cli: Cli) -> None:
     assert cli("submit", "b.csv").code == 2
 
 
-def test_columns_that_are_no_parameters_are_named(cli: Cli) -> None:
+def test_columns_that_are_kept_are_named(cli: Cli) -> None:
     Path("a.tsv").write_text("Prompt\tCategory\tNote\na\tAbstract\tb\n")
     result = cli("submit", "a.tsv")
     assert result.code == 0
-    assert "ignored: Category, Note" in result.err
+    assert "kept as metadata: Category, Note" in result.err
 
 
 def test_pictures_of_a_file_lie_beside_it(cli: Cli) -> None:
@@ -213,7 +213,7 @@ WRONG: list[tuple[list[str], dict[str, bytes], str]] = [
     (["submit", "none.jsonl"], {}, "there is no file"),
     (["submit", "empty.jsonl"], {"empty.jsonl": b""}, "empty"),
     (["submit", "blank.jsonl"], {"blank.jsonl": b"\n \n"}, "no render"),
-    (["submit", "folder"], {"folder/x": b""}, "directory"),
+    (["submit", "folder"], {"folder/x": b""}, "no file of renders"),
     (["submit", "wide.csv"], {"wide.csv": "prompt\nx\n".encode("utf-16")}, "UTF-16"),
     (["submit", "wide.jsonl"], {"wide.jsonl": GOOD.encode("utf-16-le")}, "UTF-16"),
     (["submit", "a.csv"], {"a.csv": b"words\nx\n"}, "--column"),
