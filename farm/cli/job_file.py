@@ -104,7 +104,7 @@ def _yaml(path: Path) -> Any:
         def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
             seen = set()
             for key, _ in node.value:
-                name = self.construct_object(key, deep=True)
+                name = key.value if isinstance(key, yaml.ScalarNode) else id(key)
                 if name in seen:
                     raise InvalidInput(
                         f"the key {str(name)[:60]!r} stands twice",
