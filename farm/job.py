@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from farm.errors import InvalidInput
 from farm.spec import Form, Lane, Parameter, RenderSpec, explain, parameters_of
+from farm.stored_record import StoredRecord
 
 MAX_NAME = 200  # characters
 MAX_IDEMPOTENCY_KEY = 200
@@ -174,12 +175,11 @@ class NumberedSpec(BaseModel):
     spec: RenderSpec
 
 
-class Chunk(BaseModel):
+class Chunk(StoredRecord):
     """The immutable content of one task: everything a worker needs besides the assets' bytes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    v: int = 1
     job: str
     number: int  # of the task in its job
     tenant: str

@@ -7,8 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict
-
 from farm.checkpoints.registry import CheckpointRegistry
 from farm.errors import (
     AllRejected,
@@ -42,21 +40,19 @@ from farm.queue import MAX_ROWS, JobHeader, Queue
 from farm.sinks.registry import check_sink
 from farm.spec import Lane, canonical_json
 from farm.store import Store, keys
+from farm.stored_record import StoredRecord
 
 WRITERS = 16  # chunks written at a time; a call to S3 takes some 30 ms
 MAX_LISTED = 100  # refused lines that the answer to a whole submission names
 MAX_INLINE_BYTES = 8 * 1024  # of all chunks of a job that travels inline
 
 
-class JobRecord(BaseModel):
+class JobRecord(StoredRecord):
     """``job.json``: with it and the chunks an empty queue can be filled again.
 
     Options are kept as they were checked when the job came in; a deadline may have passed since.
     """
 
-    model_config = ConfigDict(frozen=True)
-
-    v: int = 1
     job: str
     tenant: str
     options: dict[str, Any]
@@ -70,12 +66,9 @@ class JobRecord(BaseModel):
     rejected: int = 0  # renders, of a job that came in one call
 
 
-class ClosedRecord(BaseModel):
+class ClosedRecord(StoredRecord):
     """``closed.json``: a job that came in by pieces is whole."""
 
-    model_config = ConfigDict(frozen=True)
-
-    v: int = 1
     pieces: int
     rejected: int  # renders
 
