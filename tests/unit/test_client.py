@@ -300,3 +300,29 @@ def test_a_coroutine_that_would_need_a_loop_is_a_mistake() -> None:
 
     with pytest.raises(AssertionError):
         drive(asyncio.sleep(0))
+
+
+def asked_to_pause(after: str) -> httpx2.Response:
+    content = json.dumps({"error": {"code": "over_quota", "message": "too much"}}).encode()
+    headers = [(b"retry-after", after.encode("latin-1"))]
+    return httpx2.Response(429, content=content, headers=headers)
+
+
+@pytest.mark.parametrize("after", ["61", "999999999", "9" * 5000])
+def test_a_farm_that_asks_for_a_very_long_pause_is_told_of_at_once(after: str) -> None:
+    farm = farm_with(lambda _: asked_to_pause(after), patience=50)
+    with pytest.raises(OverQuota):
+        farm.submit("x")
+    wire = farm._connection.wire
+    assert isinstance(wire, QuietWire)
+    assert wire.slept == []
+
+
+@pytest.mark.parametrize("after", ["-1", "\u00b2", "soon", "", "Fri, 27 Nov 2026 09:00:00 GMT"])
+def test_an_odd_pause_is_not_believed(after: str) -> None:
+    answers = [asked_to_pause(after)]
+
+    def handler(_: httpx2.Request) -> httpx2.Response:
+        return answers.pop() if answers else reply(201)
+
+    assert farm_with(handler).submit("x").id == JOB
