@@ -99,6 +99,20 @@ def test_a_dead_workers_tasks_do_not_wait_for_a_clock_that_was_set_back(
     assert queue.status(job, "ann").tasks.waiting == 1
 
 
+def test_a_heartbeat_since_the_clock_was_set_back_counts_as_it_is(
+    bench: Bench, queue: Queue
+) -> None:
+    session = bench.session()
+    queue.tick()
+    bench.advance(-HOUR)
+    queue.heartbeat(session, 1, {}, {}, MS)
+    bench.advance(20)
+    queue.tick()
+    bench.advance(11)
+    queue.tick()
+    assert queue.sessions() == []
+
+
 def test_a_wait_that_has_begun_since_is_kept(bench: Bench, queue: Queue) -> None:
     """Only what is due later than any wait can be is due at once."""
     job = bench.submit(1)
