@@ -35,11 +35,6 @@ class Queue(Submissions, WorkerSessions):
 
     A call whose reply was lost may be sent again: it returns what it did the first time, and does
     nothing twice. Redis is the only clock.
-
-    Args:
-        client: of ``connect``.
-        farm: its name; several may share a server.
-        scripts: by name; those of the package by default.
     """
 
     def __init__(
@@ -119,6 +114,10 @@ class Queue(Submissions, WorkerSessions):
             for position, name, pictures, reason in found
         ]
 
+    def totals(self, job: str) -> ImageCounts:
+        """What became of a job's pictures, whoever's it is."""
+        return encoding.totals(self._run("totals", check_job_id(job)))
+
     def why(self, job: str, tenant: str) -> Why:
         """What a job waits for, what goes first, and how long that may take."""
         header, alone, *lanes = self._run("why", check_job_id(job), tenant)
@@ -175,6 +174,12 @@ class Queue(Submissions, WorkerSessions):
             raise explain(error) from error
         return str(found[0][0]) if found else "0"
 
+    def set_weight(self, tenant: str, weight: float) -> None:
+        """Set a tenant's share of its classes; without a weight it is 1."""
+        if not 0.001 <= weight <= 1000:
+            raise InvalidInput(f"{weight} is not from 0.001 to 1000", field="weight")
+        self._run("set_weight", tenant, weight)
+
     def keep(self, *, retention_days: float, open_hours: float) -> None:
         """Set how long ended jobs are known, and how long an open one waits for its next piece."""
         settings: Any = {
@@ -185,12 +190,6 @@ class Queue(Submissions, WorkerSessions):
             self.client.hset(f"{self._prefix}server", mapping=settings)
         except RedisError as error:
             raise explain(error) from error
-
-    def set_weight(self, tenant: str, weight: float) -> None:
-        """Set a tenant's share of its classes; without a weight it is 1."""
-        if not 0.001 <= weight <= 1000:
-            raise InvalidInput(f"{weight} is not from 0.001 to 1000", field="weight")
-        self._run("set_weight", tenant, weight)
 
     def check(self, *, repair: bool = True) -> list[str]:
         """Recount every job and compare the indexes with it; a line for each finding.
