@@ -102,10 +102,6 @@ class Queue(Submissions, WorkerSessions):
             for position, (name, receipt, numerics) in enumerate(found, after + 1)
         ]
 
-    def totals(self, job: str) -> ImageCounts:
-        """What became of a job's pictures, whoever's it is."""
-        return encoding.totals(self._run("totals", check_job_id(job)))
-
     def failures(self, job: str, after: int = 0, limit: int = MAX_ROWS) -> list[Failure]:
         """Tasks that ran out of attempts, after a position."""
         found = self._run("failures", check_job_id(job), after, min(limit, MAX_ROWS))
