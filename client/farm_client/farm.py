@@ -94,7 +94,8 @@ class Farm(FarmHandle):
     def submit_many(self, requests: Iterable[Any], **options: Unpack[BulkOptions]) -> Job:
         """Submit any number of renders as one job: an open JSONL file, or dicts, requests and
         prompts. What the farm refuses stands in ``job.rejected``; the rest is rendered. To go on
-        after an interruption, call it again with the same input and ``idempotency_key``."""
+        after an interruption, call it again with the same input and ``idempotency_key``, or with
+        ``resume`` both times."""
         taken = drive(self._submitter.submit_many(requests, dict(options)))
         return Job(self._connection, taken.id, **taken.facts())
 
