@@ -84,7 +84,7 @@ class Submitter:
         groups = pieces(lines)
         first = next(groups, None)
         if first is None:
-            raise InvalidInput("there is no render in it", field="requests")
+            raise InvalidInput("has no renders", field="requests")
         second = next(groups, None)
         key = options.pop("idempotency_key", None) or make_key()
         taken = Taken()
@@ -188,13 +188,13 @@ class Submitter:
 
 
 def none_taken(rejected: Sequence[RejectedRender], count: int) -> AllRejected:
-    return AllRejected(rejected, f"none of the {count:,} renders was taken", field="renders")
+    return AllRejected(rejected, f"none of the {count:,} renders was accepted", field="renders")
 
 
 def at_their_lines(
     rejected: Iterable[RejectedRender], lines: Sequence[Line], first: int
 ) -> list[RejectedRender]:
-    """What the farm refused, at the place where it stood.
+    """What the farm refused, with its place in the input.
 
     Args:
         first: index in the job of the first of ``lines``.
@@ -214,7 +214,7 @@ def at_their_lines(
 
 
 def check_values(parameters: Mapping[str, Any]) -> None:
-    """What JSON has no words for is named here; the farm would only see a broken body."""
+    """Name what JSON cannot express; the farm would only see a broken body."""
     for field, value in parameters.items():
         try:
             json.dumps(value, allow_nan=False)

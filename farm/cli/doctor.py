@@ -17,11 +17,11 @@ def doctor(
     rebuild: Annotated[
         bool,
         typer.Option(
-            "--rebuild", help="Fill a new queue from the store, where the queue's data are lost."
+            "--rebuild", help="Fill a new queue from the store if the queue's data are lost."
         ),
     ] = False,
 ) -> int:
-    """Check what the farm stands on: its gateway, server, store, Ray, checkpoints, disk and clock.
+    """Check the gateway, Redis, the store, Ray, the checkpoints, the disk and the clock.
     REDIS_URL, FARM_STORE, RAY_ADDRESS and FARM_CHECKPOINTS name what farm up does not run itself.
     The exit code is 1 if a check fails."""
     from farm.checkpoints.references import built_in

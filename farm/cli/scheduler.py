@@ -1,4 +1,4 @@
-"""``farm scheduler``: grants queued work to workers, and places these on a Ray cluster."""
+"""``farm scheduler``: grants queued work to workers and places workers on a Ray cluster."""
 
 import contextlib
 import logging
@@ -46,7 +46,7 @@ def scheduler() -> None:
 
 
 def _report(worker: str, cause: str) -> None:
-    """Leave it where ``farm up`` looks while it waits for the workers."""
+    """Write it where ``farm up`` looks while it waits for the workers."""
     if folder := os.environ.get("FARM_RUN_DIR"):
         with contextlib.suppress(OSError):
             (Path(folder) / f"{worker}.failed").write_text(cause + "\n")

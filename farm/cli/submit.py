@@ -46,7 +46,7 @@ def submit(
             "--output",
             "-o",
             metavar="DIR",
-            help="Wait, and fetch the pictures.",
+            help="Wait, and fetch the pictures into this folder.",
             show_default=False,
         ),
     ] = None,
@@ -56,10 +56,10 @@ def submit(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     **given: str | None,
 ) -> int:
-    """Submit prompts or a file of renders as one job, and print its id.
+    """Submit prompts or a file of renders as one job and print its id.
 
     Parameters given as flags apply to every prompt; with a file, to the renders that do not set
-    them. Renders that are refused are listed, and the others are taken.
+    them. Renders that are refused are listed; the others are accepted.
     """
     parameters, options = _parse(given)
     words = list(inputs or ())
@@ -81,7 +81,7 @@ def submit(
     if job.rejected:
         list_rejected(job.rejected, file or "prompts")
         total = job.rejected_count + (job.accepted or 0)
-        say_error(f"{job.accepted:,} of {total:,} renders taken, {job.rejected_count:,} refused")
+        say_error(f"{job.accepted:,} of {total:,} renders accepted, {job.rejected_count:,} refused")
     if as_json:
         facts = job.status().model_dump(mode="json")
         refused = [one.error.to_dict() for one in job.rejected]
@@ -106,9 +106,7 @@ def _submit_prompts(
     farm: Farm, prompts: list[str], parameters: dict[str, Any], options: dict[str, Any]
 ) -> Job:
     if not prompts and "embeds" not in parameters:
-        raise InvalidInput(
-            "there is nothing to draw", field="prompt", hint='farm submit "a red bicycle"'
-        )
+        raise InvalidInput("nothing to draw", field="prompt", hint='farm submit "a red bicycle"')
     if len(prompts) <= 1:
         return farm.submit(prompts[0] if prompts else None, **parameters, **options)
     return farm.submit(prompts, **parameters, **options)
@@ -133,7 +131,7 @@ def _submit_file(
     source: Source = open_source(file, kind, column, parameters)
     if source.ignored:
         shown = ", ".join(title[:40] for title in source.ignored[:12])
-        say_error(f"note: columns that are no parameters are ignored: {shown}")
+        say_error(f"note: columns that are not parameters are ignored: {shown}")
     if not source.merged:
         options["defaults"] = parameters
     return farm.submit_many(source.requests, **options)

@@ -41,7 +41,7 @@ def up(
     port: Annotated[
         int, typer.Option(help="The gateway's port on 127.0.0.1.", min=1, max=65535)
     ] = 8400,
-    workers: Annotated[int, typer.Option(help="0: one per GPU, else one.", min=0)] = 0,
+    workers: Annotated[int, typer.Option(help="0: one per GPU, or one on the CPU.", min=0)] = 0,
     checkpoint: Annotated[
         list[str] | None,
         typer.Option(help="A diffusers directory or hub id@revision; may be repeated."),
@@ -58,7 +58,7 @@ def up(
     single_writer: Annotated[
         bool,
         typer.Option(
-            "--single-writer", help="Take a store that lets several writers win; for one worker."
+            "--single-writer", help="Accept a store without create-if-absent; for one worker only."
         ),
     ] = False,
     detach: Annotated[
@@ -91,7 +91,7 @@ def up(
 
 
 def down(data: Data = None) -> None:
-    """End the farm that ``farm up`` started, and everything that belongs to it."""
+    """End the farm that farm up started, and everything that belongs to it."""
     from farm.local.supervisor import sweep
 
     folder = (data or data_dir()).expanduser().resolve()
@@ -131,7 +131,7 @@ def _run(plan: "Plan") -> None:
         for service in farm.services():
             supervisor.start(service)
             if service.name == "valkey":
-                _release(farm.redis_url)  # nobody is left of those who held something
+                _release(farm.redis_url)  # no process is left that held anything
         client_file(plan.data).write_text(json.dumps({"url": plan.url}) + "\n")
         console.print(f"ready: {plan.url} with {', '.join(plan.checkpoints)}")
         if farm.dashboard:
@@ -162,7 +162,7 @@ def _run(plan: "Plan") -> None:
 
 
 def _release(redis_url: str) -> None:
-    """Hand back what the ended workers held, so that the next start goes on at once."""
+    """Give back what the ended workers held, so that the next start continues at once."""
     from farm.queue import Queue, connect
 
     with contextlib.suppress(FarmError):
@@ -204,7 +204,7 @@ def _await_ready(process: "subprocess.Popen[bytes]", folder: Path, token: str) -
     while not (ready.exists() and ready.read_text().strip() == token):
         if process.poll() is not None:
             lines = log.read_text(errors="replace").strip().splitlines()
-            told = [line for line in lines if line.startswith("error")] or lines or ["no word"]
+            told = [line for line in lines if line.startswith("error")] or lines or ["no output"]
             console.print(told[-1], markup=False, soft_wrap=True)
             raise typer.Exit(process.returncode or 1)
         if time.monotonic() > deadline:
@@ -229,7 +229,7 @@ def lock(folder: Path) -> Iterator[IO[str]]:
 
 
 def _holder(folder: Path) -> int | None:
-    """The process that runs the farm in ``folder``; ``None`` where nobody holds its lock."""
+    """The process that runs the farm in ``folder``; None if its lock is free."""
     path = folder / "run" / "up.lock"
     if not path.exists():
         return None

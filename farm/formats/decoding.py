@@ -1,4 +1,4 @@
-"""Pictures that users send: told apart by their content, checked before decoding, made plain."""
+"""Pictures that users send: recognised by their content, checked, and decoded to plain RGB."""
 
 import io
 import warnings
@@ -69,14 +69,14 @@ def probe(data: bytes, kind: InputKind) -> Picture:
 
 
 def read_image(data: bytes, size: tuple[int, int]) -> Decoded:
-    """The picture as RGB, uint8 (height, width, 3), brought to ``size`` (height, width)."""
+    """The picture as RGB, uint8 (height, width, 3), scaled to ``size`` (height, width)."""
     reader = _Reader("image")
     image = reader.resize(reader.read(data), size)
     return Decoded(np.asarray(image), tuple(reader.notes))
 
 
 def read_mask(data: bytes, size: tuple[int, int]) -> Decoded:
-    """The mask, uint8 (height, width): 255 is painted anew, 0 is kept.
+    """The mask, uint8 (height, width): 255 is repainted, 0 is kept.
 
     Its luminance decides, whatever its mode; where it is transparent, nothing was painted on it,
     so that is kept.
@@ -92,7 +92,7 @@ class _Reader:
 
     def __init__(self, kind: InputKind, *, quick: bool = False) -> None:
         self.kind = kind
-        self.quick = quick  # for what is found out only: the pixels are not brought into shape
+        self.quick = quick  # to probe only: the pixels are not converted
         self.width = self.height = 0
         self.most = MAX_PIXELS
         self.deep = False  # it has 16 bits per channel
@@ -261,11 +261,11 @@ class _Reader:
         greys = plain.histogram()
         if mode not in ("1", "L") or any(greys[1:255]):
             self.note(
-                f"its luminance decides: {MASK_THRESHOLD} to 255 is painted anew, "
+                f"its luminance decides: {MASK_THRESHOLD} to 255 is repainted, "
                 f"0 to {MASK_THRESHOLD - 1} is kept"
             )
         if not any(greys[MASK_THRESHOLD:]):
-            self.note("it marks nothing to be painted anew")
+            self.note("it marks nothing to repaint")
         return plain
 
     def _scale(self, image: Image.Image) -> Image.Image:

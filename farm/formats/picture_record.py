@@ -46,7 +46,7 @@ class PictureRecord(NamedTuple):
             facts = read_facts(data)
         except InvalidInput as error:
             raise Conflict(
-                f"{file} is taken by something that is no picture of this farm: {error.message}",
+                f"{file} is taken by something that is not a picture of this farm: {error.message}",
                 hint="move it away, and retry the job",
             ) from error
         if (facts.spec.sha256, facts.image) != (self.spec.sha256, self.image):

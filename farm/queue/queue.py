@@ -56,7 +56,7 @@ class Queue(Submissions, WorkerSessions):
         return encoding.JOB_STATES[self._run("cancel", check_job_id(job), tenant)]
 
     def pause(self, job: str, tenant: str) -> None:
-        """Start nothing more of a job until it is resumed; what runs goes on."""
+        """Start no more of a job until it is resumed; what is running continues."""
         self._run("pause", check_job_id(job), tenant, 1)
 
     def resume(self, job: str, tenant: str) -> None:

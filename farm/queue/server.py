@@ -51,7 +51,7 @@ def check_server(client: "redis.Redis", *, allow_volatile: bool = False) -> Serv
     policy = info.get("maxmemory_policy", "noeviction")
     if policy != "noeviction":
         raise Unavailable(
-            f"the Redis server may throw queued work away: its maxmemory-policy is {policy}",
+            f"the Redis server may evict queued work: its maxmemory-policy is {policy}",
             hint="set maxmemory-policy noeviction",
         )
     limit = int(info.get("maxmemory", 0))
@@ -118,7 +118,7 @@ def rewrite(client: "redis.Redis", seconds: float = REWRITE_SECONDS) -> str:
 
 
 def _start_rewrite(client: "redis.Redis") -> bool:
-    """False if the service does not let its users do it; it then takes care itself."""
+    """False if the service does not let its users do it; it then takes care of it itself."""
     try:
         client.bgrewriteaof()
     except refused.NoPermissionError:

@@ -23,7 +23,7 @@ DAMAGED = {Kind.MISSING, Kind.WRONG_SIZE, Kind.WRONG_SHA256}
 
 
 class Repaired(NamedTuple):
-    """What came of a repair."""
+    """The result of a repair."""
 
     left: int  # differences that nothing here can repair
     generation: int  # of the job now; a higher one than before makes pictures again
@@ -79,7 +79,7 @@ class Verifier:
         have the pictures of lost and damaged objects made again as a new generation.
 
         Raises:
-            Conflict: not those of every task can be made again; the rest was repaired.
+            Conflict: the pictures of some tasks cannot be made again; the rest was repaired.
         """
         job = self.status.id
         now = self._queue.status(job, self._tenant)
@@ -120,7 +120,7 @@ class Verifier:
     def _check_ended(self, status: JobStatus) -> None:
         if status.state not in TERMINAL_JOBS:
             raise Conflict(
-                f"job {status.id} is still {status.state}; it is verified when it has ended",
+                f"job {status.id} is still {status.state}; it can be verified when it has ended",
                 hint=f"farm wait {status.id}",
             )
 
@@ -171,7 +171,7 @@ class Verifier:
 
 
 def report(verifier: Verifier, *, repair: bool) -> Iterator[str]:
-    """The lines of the answer; one at least every few seconds, so that nobody gives up."""
+    """The lines of the answer; one at least every few seconds, so that no client gives up."""
     differences: list[Difference] = []
     told = time.monotonic()
     try:
