@@ -1,10 +1,12 @@
 """The parameters of a submission, as keyword arguments."""
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Literal, TypedDict
 
 from farm.errors import InvalidInput
 from farm.job import JobOptions
+from farm.spec import KNOWN, check_column
 from farm_client.inputs import FileInput
 
 
@@ -32,19 +34,25 @@ class RenderParameters(TypedDict, total=False):
     rng: Literal["farm-1", "torch"]
 
 
+class _Own(TypedDict, total=False):
+    id: str | int | None  # the caller's own; stands in the metadata
+    metadata: Mapping[str, Any] | None  # kept beside the pictures
+
+
 class Options(TypedDict, total=False):
     """How the job is run and stored."""
 
     name: str | None
     priority: Literal["urgent", "normal", "bulk"]
     sink: str
+    shard_size: int | None
     format: Literal["png", "webp", "jpeg", "tokens"]
     max_failed: int
     deadline: datetime | str | None
     idempotency_key: str | None
 
 
-class Submission(RenderParameters, Options, total=False):
+class Submission(RenderParameters, _Own, Options, total=False):
     """Everything that ``submit`` takes besides the prompt."""
 
 
@@ -58,6 +66,11 @@ class BulkOptions(Options, total=False):
 def split_options(given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Options of the job, checked, and what is left."""
     options = {name: given.pop(name) for name in Options.__annotations__ if name in given}
+    for name in given.keys() - KNOWN - {"id"}:
+        check_column(name)
+        raise InvalidInput(
+            "is not a known parameter", field=name, hint="your own data go into metadata"
+        )
     return check_options(options), given
 
 

@@ -22,7 +22,8 @@ from farm.gateway.inline_pictures import keep_pictures
 from farm.gateway.serializers import rejected_view, status_view
 from farm.ingest.ingest import Feed, Submission
 from farm.ingest.ndjson import Entry
-from farm.job import MAX_PIECE_LINES, JobOptions, check_job_id
+from farm.job import MAX_PIECE_LINES, OPTIONS, JobOptions, check_job_id
+from farm.spec import Form
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
@@ -78,7 +79,7 @@ async def submit(request: Request, deps: Deps, tenant: Writer) -> Response:
         )
     options = JobOptions.parse(body | _query_options(request))
     entries = await keep_pictures(deps.assets, tenant, [Entry(data) for data in renders])
-    await run_sync(deps.quotas.take_pictures, tenant, entries)
+    await run_sync(deps.quotas.take_work, tenant, entries)
     submission = await run_sync(deps.ingest.submit, tenant, options, entries)
     return await _submitted(deps, tenant, submission, len(submission.rejected))
 
@@ -113,7 +114,7 @@ async def _kept(
     groups: AsyncIterator[list[Entry]], deps: Dependencies, tenant: str
 ) -> AsyncIterator[list[Entry]]:
     async for group in groups:
-        await run_sync(deps.quotas.take_pictures, tenant, group)
+        await run_sync(deps.quotas.take_work, tenant, group)
         yield await keep_pictures(deps.assets, tenant, group)
 
 
@@ -168,7 +169,7 @@ async def put_piece(
         raise WrongType("pieces come as application/x-ndjson", field="Content-Type")
     record = await run_sync(deps.ingest.record, check_job_id(job), tenant)
     lines = await one_piece(request)
-    await run_sync(deps.quotas.take_pictures, tenant, lines)
+    await run_sync(deps.quotas.take_work, tenant, lines)
     entries = await keep_pictures(deps.assets, tenant, lines)
     taken = await run_sync(deps.ingest.append, record, piece, first, entries)
     deps.metrics.pictures.inc(taken.pictures)
@@ -203,7 +204,8 @@ def _query_options(request: Request) -> dict[str, Any]:
             continue
         if name in found:
             raise InvalidInput("is given twice in the query", field=name)
-        whole = name in ("seed", "max_failed") and value.lstrip("-").isdigit() and len(value) < 20
+        counted = name in OPTIONS and OPTIONS[name].form is Form.INTEGER
+        whole = counted and value.lstrip("-").isdigit() and len(value) < 20
         found[name] = int(value) if whole else value
     header = request.headers.get("idempotency-key")
     if header is not None:
