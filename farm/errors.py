@@ -146,7 +146,7 @@ class JobCancelled(FarmError):
 
 
 class TimedOut(FarmError):
-    """The caller's own time limit passed; the work goes on."""
+    """The caller's own time limit passed; the work continues."""
 
     code = "timed_out"
     status = 504

@@ -29,7 +29,7 @@ class PictureRecord(NamedTuple):
 
     @classmethod
     def of_row(cls, row: ManifestRow, picture_format: Format) -> "PictureRecord":
-        """What a row tells of its picture."""
+        """The record that a row describes."""
         return cls(
             job=row.job,
             generation=row.generation,

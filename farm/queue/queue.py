@@ -111,7 +111,7 @@ class Queue(Submissions, WorkerSessions):
         ]
 
     def totals(self, job: str) -> ImageCounts:
-        """What became of a job's pictures, whoever's it is."""
+        """What became of a job's pictures, for any tenant."""
         return encoding.totals(self._run("totals", check_job_id(job)))
 
     def why(self, job: str, tenant: str) -> Why:

@@ -105,7 +105,7 @@ def rewrite(client: "redis.Redis", seconds: float = REWRITE_SECONDS) -> str:
                 if time.monotonic() > end:
                     raise Unavailable(
                         f"Redis has not rewritten its append-only file in {seconds:g} s",
-                        hint="work goes on; submissions are taken when it is done",
+                        hint="work continues; submissions are accepted when it is done",
                     )
                 time.sleep(POLL_SECONDS)
             if client.info("persistence")["aof_last_bgrewrite_status"] != "ok":

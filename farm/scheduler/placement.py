@@ -37,7 +37,7 @@ class Placement:
         environment: settings of the workers, on top of their node's environment; an argument
             and not a runtime_env, which the dashboard would show with every secret in it.
         num_gpus, num_cpus: what one worker reserves.
-        report: is told of a worker that cannot run: its name and the cause, in one line.
+        report: called for a worker that cannot run, with its name and the cause in one line.
     """
 
     def __init__(
