@@ -74,9 +74,9 @@ class Sink(Protocol):
     not exist yet, and is of use only to a sink that puts several pictures into one object.
 
     Everything is stored below ``place.data``, create-if-absent: what lies there already counts,
-    whichever process wrote it, and goes into the rows. Calls about one place may be repeated any time,
-    by other workers too, and must come to the same rows. All methods may be called from several
-    threads at once; they raise ``StoreError`` and ``NotFound`` as the store does.
+    whichever process wrote it, and goes into the rows. Calls about one place may be repeated at any
+    time, by other workers too, and must come to the same rows. All methods may be called from
+    several threads at once; they raise ``StoreError`` and ``NotFound`` as the store does.
     """
 
     # Whether a task is one object. Its size is then counted in pictures, so that the same renders
