@@ -133,14 +133,8 @@ def _run(plan: "Plan") -> None:
             if service.name == "valkey":
                 _release(farm.redis_url)  # no process is left that held anything
         client_file(plan.data).write_text(json.dumps({"url": plan.url}) + "\n")
-        console.print(f"ready: {plan.url} with {', '.join(plan.checkpoints)}")
-        if farm.dashboard:
-            token = plan.data / "run" / "ray-token"
-            console.print(f"Ray's dashboard: {farm.dashboard} (its token: {token})")
-        if plan.data != data_dir():
-            console.print(f"in another terminal: export FARM_DATA={plan.data}")
-        console.print('try: farm submit "a red bicycle" --seed 7 -o out')
-        # Last: farm up --detach prints what stands above it.
+        _announce(plan, farm.dashboard)
+        # Last: farm up --detach prints what is above it.
         (plan.data / "run" / "ready").write_text(os.environ.get(STARTED_BY, "") + "\n")
         supervisor.watch()
     except KeyboardInterrupt:
@@ -159,6 +153,16 @@ def _run(plan: "Plan") -> None:
             supervisor.stop(name)
         sweep(plan.data)
         farm.clean()
+
+
+def _announce(plan: "Plan", dashboard: str | None) -> None:
+    console.print(f"ready: {plan.url} with {', '.join(plan.checkpoints)}")
+    if dashboard:
+        token = plan.data / "run" / "ray-token"
+        console.print(f"Ray's dashboard: {dashboard} (its token: {token})")
+    if plan.data != data_dir():
+        console.print(f"in another terminal: export FARM_DATA={plan.data}")
+    console.print('try: farm submit "a red bicycle" --seed 7 -o out')
 
 
 def _release(redis_url: str) -> None:

@@ -111,12 +111,7 @@ class _Reader:
                 field=_FIELDS[self.kind],
             )
         try:
-            form = format_of(data)
-            self.most = _MOST_PIXELS.get(form, MAX_PIXELS)
-            if form == "PNG":
-                data = self._check_png(data)
-            elif form == "WEBP":
-                self._check_size(*webp_size(data))
+            form, data = self._check_content(data)
         except Unreadable as error:
             raise self.refuse(error.message, error.hint) from None
         scans = data.count(_JPEG_SCAN) if form == "JPEG" else 0
@@ -150,6 +145,16 @@ class _Reader:
                 f"is a damaged {form} file: {str(error) or type(error).__name__}",
                 "open it and save it again",
             ) from error
+
+    def _check_content(self, data: bytes) -> tuple[str, bytes]:
+        """The format, and what of the file Pillow shall see."""
+        form = format_of(data)
+        self.most = _MOST_PIXELS.get(form, MAX_PIXELS)
+        if form == "PNG":
+            data = self._check_png(data)
+        elif form == "WEBP":
+            self._check_size(*webp_size(data))
+        return form, data
 
     def resize(self, image: Image.Image, size: tuple[int, int]) -> Image.Image:
         height, width = size

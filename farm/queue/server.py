@@ -2,6 +2,7 @@
 
 import re
 import time
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import redis
@@ -39,6 +40,15 @@ def check_server(client: "redis.Redis", *, allow_volatile: bool = False) -> Serv
         settings: dict[str, Any] = _settings(client)
     except refused.RedisError as error:
         raise explain(error) from error
+    _refuse_unsafe(info)
+    return ServerFacts(
+        str(info.get("valkey_version", info["redis_version"])),
+        str(info["run_id"]),
+        tuple(_notes(info, settings, allow_volatile)),
+    )
+
+
+def _refuse_unsafe(info: Mapping[str, Any]) -> None:
     version = str(info["redis_version"])
     numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
     if numbers < LOWEST_VERSION:
@@ -59,7 +69,11 @@ def check_server(client: "redis.Redis", *, allow_volatile: bool = False) -> Serv
         raise Unavailable(
             f"the Redis server may use only {limit:,} bytes", hint="set maxmemory 64mb or more"
         )
-    notes = []
+
+
+def _notes(
+    info: Mapping[str, Any], settings: Mapping[str, Any], allow_volatile: bool
+) -> Iterator[str]:
     if not info.get("aof_enabled"):
         if not allow_volatile:
             raise Unavailable(
@@ -68,15 +82,14 @@ def check_server(client: "redis.Redis", *, allow_volatile: bool = False) -> Serv
                 hint="set appendonly yes and appendfsync always; to try things out, "
                 "FARM_ALLOW_VOLATILE=1 accepts it",
             )
-        notes.append("no append-only file: accepted work does not survive the server's end")
+        yield "no append-only file: accepted work does not survive the server's end"
     elif (fsync := settings.get("appendfsync", "always")) != "always":
-        notes.append(
+        yield (
             f"appendfsync is {fsync}: {_MAY_BE_LOST.get(fsync, 'some')} of accepted work may be "
             "lost with the server; set it to always"
         )
-    if limit == 0:
-        notes.append("no maxmemory: when the machine's memory is full the server may be killed")
-    return ServerFacts(str(info.get("valkey_version", version)), str(info["run_id"]), tuple(notes))
+    if int(info.get("maxmemory", 0)) == 0:
+        yield "no maxmemory: when the machine's memory is full the server may be killed"
 
 
 def _settings(client: "redis.Redis") -> dict[str, Any]:
