@@ -27,7 +27,7 @@ from farm.spec import Form
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
-_FLAGS = {"open"}  # query parameters of POST /v1/jobs that are not options of the job
+_FLAGS = {"open", "on_error"}  # query parameters of POST /v1/jobs that are not options of the job
 _BODY = {
     "requestBody": {
         "required": True,
@@ -49,7 +49,8 @@ _LINES = {"requestBody": {"content": {"application/x-ndjson": {"schema": {"type"
 @router.post("", status_code=201, openapi_extra=_BODY)
 async def submit(request: Request, deps: Deps, tenant: Writer) -> Response:
     """Submit a job: JSON ``{"renders": [...], ...options}``, or one render a line as NDJSON with
-    the options in the query. With ``?open`` and no renders, the job is sent in pieces."""
+    the options in the query. With ``?on_error=stop``, one refused render refuses all. With
+    ``?open`` and no renders, the job is sent in pieces."""
     kind = content_type(request)
     if "open" in request.query_params:
         return await _open(request, deps, tenant, kind)
@@ -80,22 +81,23 @@ async def submit(request: Request, deps: Deps, tenant: Writer) -> Response:
     options = JobOptions.parse(body | _query_options(request))
     entries = await keep_pictures(deps.assets, tenant, [Entry(data) for data in renders])
     await run_sync(deps.quotas.take_work, tenant, entries)
-    submission = await run_sync(deps.ingest.submit, tenant, options, entries)
+    submission = await run_sync(deps.ingest.submit, tenant, options, entries, _all_or_none(request))
     return await _submitted(deps, tenant, submission, len(submission.rejected))
 
 
 async def _submit_lines(request: Request, deps: Dependencies, tenant: str) -> Response:
     options = JobOptions.parse(_query_options(request))
+    stop = _all_or_none(request)
     groups = _kept(pieces(request), deps, tenant)
     first = await anext(groups, None)
     if first is None:
         raise InvalidInput("the body has no renders", field="renders")
     second = await anext(groups, None)
     if second is None:
-        submission = await run_sync(deps.ingest.submit, tenant, options, first)
+        submission = await run_sync(deps.ingest.submit, tenant, options, first, stop)
         return await _submitted(deps, tenant, submission, len(submission.rejected))
     record, created = await run_sync(deps.ingest.open, tenant, options)
-    feed = Feed(deps.ingest, record)
+    feed = Feed(deps.ingest, record, stop)
     try:
         await run_sync(feed.add, first)
         await run_sync(feed.add, second)
@@ -193,6 +195,13 @@ async def close(
     record = await run_sync(deps.ingest.record, check_job_id(job), tenant)
     await run_sync(deps.ingest.close, record, pieces)
     return status_view(await run_sync(deps.queue.status, job, tenant))
+
+
+def _all_or_none(request: Request) -> bool:
+    asked = request.query_params.get("on_error", "skip")
+    if asked not in ("skip", "stop"):
+        raise InvalidInput(f"must be skip or stop; got {asked[:40]!r}", field="on_error")
+    return asked == "stop"
 
 
 def _query_options(request: Request) -> dict[str, Any]:
