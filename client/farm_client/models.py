@@ -1,4 +1,4 @@
-"""What the farm says of jobs and pictures."""
+"""What the farm says about jobs and pictures."""
 
 from datetime import datetime
 from typing import Any
@@ -62,7 +62,7 @@ class Why(_Told):
 
     status: JobStatus
     waits_for: str
-    alone: int = 0  # tasks that were aboard at a crash and wait to run alone
+    alone: int = 0  # tasks that a crashed worker held and that wait to run alone
     lanes: tuple[LaneQueue, ...] = ()
     workers: int = 0  # that serve it
     seconds: float | None = None  # until its end, roughly
@@ -86,7 +86,7 @@ class Difference(_Told):
 
 
 class Verified(_Told):
-    """What a comparison came to."""
+    """The result of a comparison."""
 
     pictures: int  # that were looked at
     differences: tuple[Difference, ...]
@@ -104,7 +104,7 @@ class Asset(_Told):
 
 
 class Picture(_Told):
-    """One picture, or the reason why there is none."""
+    """One picture, or why there is none."""
 
     render: int
     image: int

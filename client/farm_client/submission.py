@@ -92,7 +92,7 @@ class Submitter:
         groups = pieces(completed(read_lines(requests), defaults, sweep))
         first = next(groups, None)
         if first is None:
-            raise InvalidInput("there is no render in it", field="requests")
+            raise InvalidInput("has no renders", field="requests")
         second = next(groups, None)
         key = options.pop("idempotency_key", None)
         taken = Taken()
@@ -221,17 +221,19 @@ class Submitter:
 
 
 def none_taken(rejected: Sequence[RejectedRender], count: int) -> AllRejected:
-    """Args:
-    rejected: what was refused; of many, the first.
-    count: of all renders, with those that are good and were left for the others' sake.
+    """The error for a submission of which nothing was accepted.
+
+    Args:
+        rejected: what was refused; the first ones, if there are many.
+        count: of all renders, including good ones that were not accepted because of the others.
     """
-    return AllRejected(rejected, f"none of the {count:,} renders was taken", field="renders")
+    return AllRejected(rejected, f"none of the {count:,} renders was accepted", field="renders")
 
 
 def at_their_lines(
     rejected: Iterable[RejectedRender], lines: Sequence[Line], first: int
 ) -> list[RejectedRender]:
-    """What the farm refused, at the place where it stood.
+    """What the farm refused, with its place in the input.
 
     Args:
         first: index in the job of the first of ``lines``.
@@ -251,7 +253,7 @@ def at_their_lines(
 
 
 def check_values(parameters: Mapping[str, Any]) -> None:
-    """What JSON has no words for is named here; the farm would only see a broken body."""
+    """Name what JSON cannot express; the farm would only see a broken body."""
     for field, value in parameters.items():
         try:
             json.dumps(value, allow_nan=False)

@@ -31,7 +31,9 @@ TENANT = "local"
 def render(
     files: Annotated[
         list[str],
-        typer.Argument(metavar="FILE…", help="As for submit: .jsonl .csv .yaml …, folders, or -."),
+        typer.Argument(
+            metavar="FILE…", help="As for submit: .jsonl .csv .yaml …, folders, or -."
+        ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR")],
     checkpoint: Annotated[
@@ -60,7 +62,7 @@ def render(
     threads: Annotated[int, typer.Option(min=0, help="Of torch; 0: all cores but one.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON.")] = False,
 ) -> int:
-    """Render a file of requests in this process: the same pictures and manifest as a farm makes."""
+    """Render a file of requests in this process: the same pictures and manifest as from a farm."""
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -98,7 +100,7 @@ def render(
                 for row in renderer.render(local.chunks(lines, options, shard_size)):
                     rows.append((row.render, row.image, public_row(row, store_in)))
                     bar.update(task, completed=len(rows))
-        finally:  # what is there is listed, however it ended
+        finally:  # the manifest lists what is there, however the run ended
             seconds = round(time.monotonic() - started, 3)
             rows.sort(key=lambda row: row[:2])
             with (output / MANIFEST).open("w", encoding="utf-8") as out:

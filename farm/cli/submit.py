@@ -79,7 +79,7 @@ def submit(
             "--output",
             "-o",
             metavar="DIR",
-            help="Wait, and fetch the pictures.",
+            help="Wait, and fetch the pictures into this folder.",
             show_default=False,
         ),
     ] = None,
@@ -89,12 +89,12 @@ def submit(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     **given: Any,
 ) -> int:
-    """Submit prompts or files of renders as one job, and print its id.
+    """Submit prompts or files of renders as one job and print its id.
 
     Parameters given as flags apply to every prompt; with a file, to the renders that do not set
     them. Several values, as in --guidance-scale 3,6,10 --seed 1..4, make a render of each
     combination; flags of texts and files are repeated for that. Renders that are refused are
-    listed, and the others are taken.
+    listed; the others are accepted.
     """
     words = list(inputs or ())
     prompts = list(prompt or ())
@@ -142,7 +142,7 @@ def _only_with_files(
 def _tell_refused(job: Job, source: str) -> None:
     list_rejected(job.rejected, source)
     total = job.rejected_count + (job.accepted or 0)
-    say_error(f"{job.accepted:,} of {total:,} renders taken, {job.rejected_count:,} refused")
+    say_error(f"{job.accepted:,} of {total:,} renders accepted, {job.rejected_count:,} refused")
 
 
 def _say_job(job: Job) -> None:
@@ -155,7 +155,7 @@ def _say_job(job: Job) -> None:
 def _on_open(job: str, there: bool) -> None:
     """A long submission has a job, to which the same command comes back."""
     if there:
-        say_error(f"{job} was left unfinished by an earlier call; going on with it")
+        say_error(f"{job} was left unfinished by an earlier call; continuing it")
     go_on_also_with(reached=f"a part of {job} is there")
 
 
@@ -253,9 +253,7 @@ def _submit(
 
 def _submit_prompts(farm: Farm, prompts: list[str], asked: _Asked) -> Job:
     if not prompts and "embeds" not in asked.parameters.keys() | asked.sweep.names:
-        raise InvalidInput(
-            "there is nothing to draw", field="prompt", hint='farm submit "a red bicycle"'
-        )
+        raise InvalidInput("nothing to draw", field="prompt", hint='farm submit "a red bicycle"')
     if asked.sweep or len(prompts) > 1:
         return farm.submit_many(prompts or [{}], **asked.bulk())
     return farm.submit(prompts[0] if prompts else None, **asked.parameters, **asked.keyed())

@@ -75,7 +75,7 @@ def rebuild(queue: Queue, store: Store, retention_days: float = RETENTION_DAYS) 
 
     Not in the store, and so not brought back, are pauses, tenants' weights, and retries of which
     no task has ended. Tasks without a manifest part run again; they take over pictures that are
-    stored. A second call goes on where the first was interrupted.
+    stored. A second call continues where the first was interrupted.
 
     Returns:
         How many jobs came back by their state, ``tasks`` and ``pictures`` (done), and as

@@ -45,7 +45,7 @@ def test_an_interrupted_command_says_how_to_go_on(
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=20)
     assert process.returncode == 130, err
-    assert err.splitlines()[-1] == f"interrupted; to go on: farm {shlex.join(command)}"
+    assert err.splitlines()[-1] == f"interrupted; to continue: farm {shlex.join(command)}"
     assert "Traceback" not in err
     assert out == ""
 

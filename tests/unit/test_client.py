@@ -122,11 +122,11 @@ def test_a_broken_connection_is_said_in_plain_words(
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
-        (httpx2.Response(404, text="<html>nginx</html>"), "not as a farm does"),
-        (httpx2.Response(200, text="<html>hello</html>"), "not as a farm does"),
+        (httpx2.Response(404, text="<html>nginx</html>"), "but is not a farm"),
+        (httpx2.Response(200, text="<html>hello</html>"), "but is not a farm"),
         (httpx2.Response(400, text="sent to HTTPS port"), "https://farm:8400"),
-        (httpx2.Response(302, headers={"location": "http://x"}), "not as a farm does"),
-        (httpx2.Response(503, text="nginx"), "away"),
+        (httpx2.Response(302, headers={"location": "http://x"}), "but is not a farm"),
+        (httpx2.Response(503, text="nginx"), "does not answer"),
     ],
 )
 def test_what_is_no_farm_is_told(answer: httpx2.Response, words: str) -> None:
