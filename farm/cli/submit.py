@@ -1,10 +1,12 @@
 """``farm submit``."""
 
+from collections.abc import Iterable
 from typing import Annotated, Any, NamedTuple
 
 import typer
 
 from farm.cli.columns import Columns
+from farm.cli.dry_run import tell_estimate
 from farm.cli.flags import (
     JOB_FLAGS,
     RENDER_FLAGS,
@@ -72,6 +74,10 @@ def submit(
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit status 2 if a render was refused.")
     ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Tell what it would come to, and submit nothing."),
+    ] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until the job has ended.")] = False,
     output: Annotated[
         str | None,
@@ -108,7 +114,15 @@ def submit(
     if "idempotency_key" not in asked.options:
         asked.options["idempotency_key"] = make_key()
         go_on_also_with("--idempotency-key", asked.options["idempotency_key"])
+    if not files and not prompts and "embeds" not in asked.parameters.keys() | asked.sweep.names:
+        raise InvalidInput(
+            "there is nothing to draw", field="prompt", hint='farm submit "a red bicycle"'
+        )
     source = files[0] if len(files) == 1 else "files" if files else "prompts"
+    if dry_run:
+        requests, options = _renders(files, prompts, reading, asked)
+        estimate = Farm().estimate(requests, **options)
+        return tell_estimate(estimate, source, as_json=as_json, strict=strict)
     try:
         job = _submit(Farm(), files, prompts, reading, asked)
     except AllRejected as error:
@@ -213,29 +227,33 @@ def _files_among(words: list[str], prompts: list[str]) -> list[str]:
     return files
 
 
-def _submit(
-    farm: Farm, files: list[str], prompts: list[str], reading: Reading, asked: _Asked
-) -> Job:
+class _Renders(NamedTuple):
+    """What ``submit_many`` takes."""
+
+    requests: Iterable[Any]
+    options: dict[str, Any]
+
+
+def _renders(files: list[str], prompts: list[str], reading: Reading, asked: _Asked) -> _Renders:
+    if not files:
+        return _Renders(prompts or [{}], asked.bulk())
     job_file = read_job_file(files[0], reading) if len(files) == 1 else None
     if job_file is not None:
         asked, lines = asked.over(job_file), job_file.lines
-    elif files:
-        lines = read_files(files, reading)
     else:
-        return _submit_prompts(farm, prompts, asked)
+        lines = read_files(files, reading)
     bulk = asked.bulk()
     if "seed" in bulk["defaults"]:
         bulk["seed"] = bulk["defaults"].pop("seed")
-    return farm.submit_many(asked.selection.of(lines), **bulk)
+    return _Renders(asked.selection.of(lines), bulk)
 
 
-def _submit_prompts(farm: Farm, prompts: list[str], asked: _Asked) -> Job:
-    if not prompts and "embeds" not in asked.parameters.keys() | asked.sweep.names:
-        raise InvalidInput(
-            "there is nothing to draw", field="prompt", hint='farm submit "a red bicycle"'
-        )
-    if asked.sweep or len(prompts) > 1:
-        return farm.submit_many(prompts or [{}], **asked.bulk())
+def _submit(
+    farm: Farm, files: list[str], prompts: list[str], reading: Reading, asked: _Asked
+) -> Job:
+    if files or asked.sweep or len(prompts) > 1:
+        requests, options = _renders(files, prompts, reading, asked)
+        return farm.submit_many(requests, **options)
     return farm.submit(prompts[0] if prompts else None, **asked.parameters, **asked.options)
 
 

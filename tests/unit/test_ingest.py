@@ -19,8 +19,9 @@ from farm.errors import (
     Unavailable,
 )
 from farm.ingest.assets import Assets
-from farm.ingest.ingest import Feed, Ingest, split
+from farm.ingest.ingest import Feed, Ingest
 from farm.ingest.ndjson import Entry, parse_line
+from farm.ingest.piece import split
 from farm.job import MAX_TASK_PICTURES, Chunk, JobOptions, JobState, NumberedSpec, TaskDraft
 from farm.queue import MAX_ROWS, JobHeader, Submitted
 from farm.spec import CheckpointInfo, RenderRequest

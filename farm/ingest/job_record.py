@@ -1,0 +1,40 @@
+"""What is stored of a job beside its chunks."""
+
+from datetime import datetime
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from farm.job import Format
+
+
+class JobRecord(BaseModel):
+    """``job.json``: with it and the chunks an empty queue can be filled again.
+
+    Options are kept as they were checked when the job came in; a deadline may have passed since.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    v: int = 1
+    job: str
+    tenant: str
+    options: dict[str, Any]
+    seed: int
+    sink: str
+    format: Format
+    fingerprint: str
+    created_at: datetime
+    paces: dict[str, float]  # row-steps/s by lane, so that the same piece is always cut alike
+    whole: bool = False  # the job came in one call; else ``closed.json`` says when it is whole
+    rejected: int = 0  # renders, of a job that came in one call
+
+
+class ClosedRecord(BaseModel):
+    """``closed.json``: a job that came in by pieces is whole."""
+
+    model_config = ConfigDict(frozen=True)
+
+    v: int = 1
+    pieces: int
+    rejected: int  # renders
