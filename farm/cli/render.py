@@ -115,7 +115,8 @@ class _Requests:
     """Lines become specs by the rules of the farm's own ingest, with files instead of uploads."""
 
     def __init__(self, names: list[str] | None, scratch: Path, seed: int | None) -> None:
-        from farm.checkpoints.inspect import built_in, inspect_checkpoint
+        from farm.checkpoints.inspect import inspect_checkpoint
+        from farm.checkpoints.references import built_in
         from farm.checkpoints.registry import CheckpointRegistry
         from farm.ingest.assets import Assets
         from farm.ingest.resolver import Resolver
