@@ -6,7 +6,7 @@ from typing import Any, Literal, TypedDict
 
 from farm.errors import InvalidInput
 from farm.job import JobOptions
-from farm.spec import KNOWN, check_column
+from farm.metadata import KNOWN, check_column
 from farm_client.inputs import FileInput
 
 OnError = Literal["skip", "stop"]
@@ -47,6 +47,7 @@ class Options(TypedDict, total=False):
     name: str | None
     priority: Literal["urgent", "normal", "bulk"]
     sink: str
+    shard_size: int | None
     format: Literal["png", "webp", "jpeg", "tokens"]
     max_failed: int
     deadline: datetime | str | None

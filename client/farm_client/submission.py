@@ -92,7 +92,9 @@ class Submitter:
     async def estimate(self, requests: Iterable[Any], given: dict[str, Any]) -> Estimate:
         check_on_error(given.pop("on_error", None))
         groups, options = await self._groups(requests, given)
-        query: dict[str, Any] = {k: v for k, v in options.items() if k in ("sink", "format")}
+        query: dict[str, Any] = {
+            k: v for k, v in options.items() if k in ("sink", "format", "shard_size")
+        }
         taken, lanes, sent = Taken(), dict[str, LaneEstimate](), 0
         pictures = size = workers = 0
         for group in groups:

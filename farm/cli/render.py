@@ -5,7 +5,7 @@ import secrets
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,11 +18,13 @@ from farm.cli.job_file import read_job_file
 from farm.cli.output import list_rejected, say, say_error, say_json, say_note
 from farm.cli.selection import Selection
 from farm.errors import FarmError, InvalidInput, RejectedRender
-from farm.job import OPTIONS, Format, NumberedSpec
+from farm.job import MAX_PIECE_LINES, OPTIONS, Chunk, Format, JobOptions, NumberedSpec
+from farm.spec import Lane
 from farm_client.inputs import ASSET_KINDS, FILE_FIELDS, asset_id, read_input
-from farm_client.ndjson import Line, completed
+from farm_client.ndjson import Line, completed, pieces
 
 MANIFEST = "manifest.jsonl"
+JOB = "local"  # in the manifest, where the farm has a job's id
 TENANT = "local"
 
 
@@ -37,8 +39,13 @@ def render(
         typer.Option(help="A directory, built-in name or hub id@revision; may be repeated."),
     ] = None,
     format: Annotated[  # noqa: A002
-        Format, typer.Option(help="Of the picture files.")
-    ] = Format.PNG,
+        Format | None, typer.Option(help="Of the picture files; default png.", show_default=False)
+    ] = None,
+    sink: Annotated[str, typer.Option(metavar="NAME", help=f"{OPTIONS['sink'].help}.")] = "images",
+    shard_size: Annotated[
+        int | None,
+        typer.Option(metavar="N", help=f"{OPTIONS['shard_size'].help}.", show_default=False),
+    ] = None,
     seed: Annotated[
         int | None, typer.Option(metavar="N", help=f"{OPTIONS['seed'].help}.", show_default=False)
     ] = None,
@@ -54,17 +61,24 @@ def render(
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+    from farm.ingest.chunks import shard_size_of
+    from farm.sinks.parts import public_row
+    from farm.sinks.registry import Sinks
+    from farm.store.local import ReplacingStore
     from farm_workers.local_renderer import LocalRenderer
 
+    given = {"sink": sink, "format": format, "shard_size": shard_size}
+    options = JobOptions.parse({name: one for name, one in given.items() if one is not None})
     reading = Reading(input_format, Columns.parse(column or ()), say_note)
     selection = Selection(limit, sample, sample_seed or 0)
     lines, job_seed = _read(files, reading, selection)
     _make_folder(output)
     with tempfile.TemporaryDirectory(prefix="farm-render-") as scratch:
+        store_in = Sinks(ReplacingStore(output), Path(scratch) / "waiting").get(options.sink)
+        shard_size = shard_size_of(options, store_in)
         local = _Requests(checkpoint, Path(scratch), job_seed if seed is None else seed)
-        renderer = LocalRenderer(
-            local.load_engines(threads), local.infos, local.read_asset, output, format
-        )
+        engines = local.load_engines(threads)
+        renderer = LocalRenderer(engines, local.infos, local.read_asset, store_in)
         rows: list[tuple[int, int, dict[str, Any]]] = []
         started = time.monotonic()
         bar = Progress(
@@ -77,8 +91,8 @@ def render(
         try:
             with bar:
                 task = bar.add_task("pictures", total=None)
-                for row in renderer.render(local.specs(lines)):
-                    rows.append((row.render, row.image, row.public()))
+                for row in renderer.render(local.chunks(lines, options, shard_size)):
+                    rows.append((row.render, row.image, public_row(row, store_in)))
                     bar.update(task, completed=len(rows))
         finally:  # what is there is listed, however it ended
             seconds = round(time.monotonic() - started, 3)
@@ -147,8 +161,23 @@ class _Requests:
     def read_asset(self, asset: str) -> bytes:
         return self._assets.read(TENANT, asset)
 
-    def specs(self, lines: Iterator[Line]) -> Iterator[NumberedSpec]:
-        for render, line in enumerate(lines):
+    def chunks(
+        self, lines: Iterator[Line], options: JobOptions, shard_size: int | None
+    ) -> Iterator[Chunk]:
+        """Cut as the farm cuts the same lines; what goes nowhere else is not held back."""
+        from farm.ingest.chunks import Cutter, TaskLimits
+
+        def limits(lane: Lane) -> TaskLimits:
+            return TaskLimits.of_shard(shard_size or 1, lane)
+
+        cutter = Cutter(JOB, TENANT, options.sink, options.format, limits)
+        first = 0
+        for number, piece in enumerate(pieces(lines, MAX_PIECE_LINES if shard_size else 1)):
+            yield from cutter.cut(number, self._resolved(piece, first))
+            first += len(piece)
+
+    def _resolved(self, lines: Sequence[Line], first: int) -> Iterator[NumberedSpec]:
+        for render, line in enumerate(lines, first):
             try:
                 if line.error is not None:
                     raise line.error

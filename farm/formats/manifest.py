@@ -30,6 +30,7 @@ _SCHEMA = pa.schema(
         pa.field("notes", pa.list_(pa.field("element", pa.string(), nullable=False))),
         pa.field("error", pa.string()),
         pa.field("metadata", pa.string()),
+        pa.field("confidence", pa.float64()),
     ]
 )
 
@@ -55,6 +56,7 @@ class ManifestRow(NamedTuple):
     notes: tuple[str, ...] = ()
     error: str | None = None  # JSON of ``FarmError.to_dict``
     metadata: str | None = None  # canonical JSON of what the user's row says besides
+    confidence: float | None = None  # mean probability of its tokens, when each was fixed
 
     @property
     def picture(self) -> tuple[int, int]:
@@ -79,6 +81,7 @@ class ManifestRow(NamedTuple):
             "seed": self.seed,
             "tokens_sha256": self.tokens_sha256,
             "numerics": self.numerics,
+            "confidence": self.confidence,
             "notes": list(self.notes),
             "error": None if self.error is None else json.loads(self.error),
             "spec": json.loads(self.spec),

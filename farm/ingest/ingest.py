@@ -5,6 +5,7 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import NamedTuple
 
 from farm.checkpoints.registry import CheckpointRegistry
@@ -19,23 +20,22 @@ from farm.errors import (
     TooLarge,
 )
 from farm.ingest.assets import Assets
+from farm.ingest.chunks import Cutter, TaskLimits, shard_size_of
 from farm.ingest.job_record import ClosedRecord, JobRecord
 from farm.ingest.ndjson import Entry, content_of, placed
-from farm.ingest.piece import Piece, check_lanes, split, too_many_lanes
+from farm.ingest.piece import Piece, check_lanes, too_many_lanes
 from farm.ingest.resolver import Resolver
 from farm.job import (
     DEFAULT_ROW_STEPS_PER_SECOND,
     MAX_JOB_LANES,
     MAX_PIECE_LINES,
-    TASK_SECONDS,
     Chunk,
     JobOptions,
     JobState,
-    NumberedSpec,
     job_id,
 )
 from farm.queue import MAX_ROWS, JobHeader, Queue
-from farm.sinks.registry import check_sink
+from farm.sinks.registry import Sinks
 from farm.spec import Lane, canonical_json
 from farm.store import Store, keys
 
@@ -67,6 +67,7 @@ class Ingest:
     ) -> None:
         self.queue = queue
         self._store = store
+        self._sinks = Sinks(store, Path())  # only asked what they are; none stores anything
         self._resolver = Resolver(registry, assets)
         self._paces = paces
         self._writers = ThreadPoolExecutor(WRITERS, thread_name_prefix="chunks")
@@ -187,7 +188,7 @@ class Ingest:
     def cut(self, record: JobRecord, number: int, first: int, entries: Sequence[Entry]) -> Piece:
         """Resolve the entries and cut them into tasks, lane by lane. The same input gives the
         same chunks."""
-        lanes: dict[Lane, list[NumberedSpec]] = {}
+        renders = []
         rejected = []
         for render, entry in enumerate(entries, first):
             try:
@@ -203,24 +204,10 @@ class Ingest:
             except FarmError as error:
                 rejected.append(RejectedRender(render, placed(error, entry)))
             else:
-                lanes.setdefault(numbered.spec.lane, []).append(numbered)
-        chunks: list[Chunk] = []
-        for lane, renders in lanes.items():
-            pace = record.paces.get(str(lane), DEFAULT_ROW_STEPS_PER_SECOND)
-            for group in split(renders, max_cost=pace * TASK_SECONDS):
-                chunks.append(
-                    Chunk(
-                        job=record.job,
-                        number=number * MAX_PIECE_LINES + len(chunks),
-                        tenant=record.tenant,
-                        sink=record.sink,
-                        format=record.format,
-                        lane=str(lane),
-                        renders=tuple(group),
-                    )
-                )
+                renders.append(numbered)
+        chunks = tuple(_cutter(record).cut(number, renders))
         texts = tuple(chunk.model_dump_json() for chunk in chunks)
-        return Piece(tuple(chunks), texts, tuple(rejected))
+        return Piece(chunks, texts, tuple(rejected))
 
     def _feed(
         self, record: JobRecord, created: bool, piece: Piece, entries: Sequence[Entry]
@@ -246,7 +233,7 @@ class Ingest:
             self.cancel(record.job, record.tenant)
 
     def _record(self, tenant: str, options: JobOptions, content: str) -> JobRecord:
-        check_sink(options.sink)
+        shard_size = shard_size_of(options, self._sinks.get(options.sink))
         kept = options.model_dump(mode="json")
         marks = {name: value for name, value in kept.items() if name != "idempotency_key"}
         fingerprint = hashlib.sha256(f"{canonical_json(marks)}:{content}".encode()).hexdigest()
@@ -260,6 +247,7 @@ class Ingest:
             fingerprint=fingerprint,
             created_at=datetime.now(UTC),
             paces=dict(self._paces()),
+            shard_size=shard_size,
         )
 
     def write(self, piece: Piece) -> None:
@@ -338,6 +326,15 @@ class Feed:
                 raise InvalidInput("there is nothing to render in it", field="renders")
             raise AllRejected(self.rejected)
         self._ingest.close(self._record, self._pieces)
+
+
+def _cutter(record: JobRecord) -> Cutter:
+    def limits(lane: Lane) -> TaskLimits:
+        if record.shard_size is not None:
+            return TaskLimits.of_shard(record.shard_size, lane)
+        return TaskLimits.by_pace(record.paces.get(str(lane), DEFAULT_ROW_STEPS_PER_SECOND))
+
+    return Cutter(record.job, record.tenant, record.sink, record.format, limits)
 
 
 def _header(record: JobRecord, options: JobOptions) -> JobHeader:

@@ -26,6 +26,7 @@ class JobRecord(BaseModel):
     fingerprint: str
     created_at: datetime
     paces: dict[str, float]  # row-steps/s by lane, so that the same piece is always cut alike
+    shard_size: int | None = None  # pictures, where a task becomes a shard
     whole: bool = False  # the job came in one call; else ``closed.json`` says when it is whole
     rejected: int = 0  # renders, of a job that came in one call
 

@@ -1,10 +1,9 @@
 """Renders cut into tasks."""
 
-from collections.abc import Iterable
 from typing import NamedTuple
 
 from farm.errors import RejectedRender, TooLarge
-from farm.job import MAX_JOB_LANES, MAX_TASK_PICTURES, Chunk, NumberedSpec, TaskDraft
+from farm.job import MAX_JOB_LANES, Chunk, TaskDraft
 from farm.spec import Lane
 
 
@@ -52,21 +51,3 @@ def too_many_lanes() -> TooLarge:
         field="renders",
         hint="use fewer sizes, or make several jobs of it",
     )
-
-
-def split(renders: Iterable[NumberedSpec], *, max_cost: float) -> Iterable[list[NumberedSpec]]:
-    """Groups of at most ``MAX_TASK_PICTURES`` pictures and about ``max_cost`` row-steps; a render
-    that is larger stays whole."""
-    group: list[NumberedSpec] = []
-    pictures = cost = 0
-    for numbered in renders:
-        spec = numbered.spec
-        full = pictures + spec.num_images > MAX_TASK_PICTURES or cost + spec.cost > max_cost
-        if group and full:
-            yield group
-            group, pictures, cost = [], 0, 0
-        group.append(numbered)
-        pictures += spec.num_images
-        cost += spec.cost
-    if group:
-        yield group

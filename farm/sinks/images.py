@@ -17,6 +17,8 @@ from farm.store import Store
 class Images:
     """A row's ``file`` is the picture's key."""
 
+    sharded = False
+
     def __init__(self, store: Store, folder: Path) -> None:
         self._store = store
 

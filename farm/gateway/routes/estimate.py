@@ -24,13 +24,15 @@ async def estimated(
     tenant: Writer,
     first: Annotated[int, Query(ge=0, lt=10**9)] = 0,
     sink: str = "images",
-    format: Format = Format.PNG,  # noqa: A002
+    format: Format | None = None,  # noqa: A002
+    shard_size: int | None = None,
 ) -> dict[str, Any]:
     """Check renders, one a line as NDJSON, and tell the pictures, tasks, bytes and row-steps that
     they would make; nothing is submitted. ``first`` is the index of the first in its job."""
     if content_type(request) not in NDJSON_TYPES:
         raise WrongType("renders come as application/x-ndjson", field="Content-Type")
-    options = JobOptions.parse({"sink": sink, "format": format})
+    given = {"sink": sink, "format": format, "shard_size": shard_size}
+    options = JobOptions.parse({name: one for name, one in given.items() if one is not None})
     entries = await keep_pictures(deps.assets, tenant, await one_piece(request))
     piece = await run_sync(deps.ingest.resolve, tenant, options, first, entries)
     paces, workers = await run_sync(_paces, deps)

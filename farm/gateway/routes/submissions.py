@@ -22,7 +22,8 @@ from farm.gateway.inline_pictures import keep_pictures
 from farm.gateway.serializers import rejected_view, status_view
 from farm.ingest.ingest import Feed, Submission
 from farm.ingest.ndjson import Entry
-from farm.job import MAX_PIECE_LINES, JobOptions, check_job_id
+from farm.job import MAX_PIECE_LINES, OPTIONS, JobOptions, check_job_id
+from farm.spec import Form
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
@@ -212,7 +213,8 @@ def _query_options(request: Request) -> dict[str, Any]:
             continue
         if name in found:
             raise InvalidInput("stands twice in the query", field=name)
-        whole = name in ("seed", "max_failed") and value.lstrip("-").isdigit() and len(value) < 20
+        counted = name in OPTIONS and OPTIONS[name].form is Form.INTEGER
+        whole = counted and value.lstrip("-").isdigit() and len(value) < 20
         found[name] = int(value) if whole else value
     header = request.headers.get("idempotency-key")
     if header is not None:

@@ -94,7 +94,13 @@ class TaskRows:
         return min((self._numbers[row] for row in self._left), default=None)
 
     def record(
-        self, render: int, image: int, numerics: str, *, truncated: bool = False
+        self,
+        render: int,
+        image: int,
+        numerics: str,
+        *,
+        truncated: bool = False,
+        confidence: float | None = None,
     ) -> PictureRecord:
         """What is known of a picture besides its pixels and tokens."""
         notes = self._notes.get(render, ())
@@ -108,6 +114,7 @@ class TaskRows:
             format=self.place.format,
             notes=(*notes, "prompt_truncated") if truncated else notes,
             metadata=self._renders[render].metadata,
+            confidence=confidence,
         )
 
     def take(self) -> ReadyRow | None:
