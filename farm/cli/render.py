@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from farm.cli.columns import Columns
-from farm.cli.flags import Column, InputFormat, Limit, Sample, SampleSeed
+from farm.cli.flags import Column, InputFormat, Limit, Overwrite, Resume, Sample, SampleSeed
 from farm.cli.input_files import Reading, read_files
 from farm.cli.job_file import read_job_file
 from farm.cli.output import list_rejected, say, say_error, say_json, say_note
@@ -22,8 +22,9 @@ from farm.job import MAX_PIECE_LINES, OPTIONS, Chunk, Format, JobOptions, Number
 from farm.spec import Lane
 from farm_client.inputs import ASSET_KINDS, FILE_FIELDS, asset_id, read_input
 from farm_client.ndjson import Line, completed, pieces
+from farm_client.output_folder import MANIFEST, OutputFolder
 
-MANIFEST = "manifest.jsonl"
+OWNER = "render"  # of the folder, until its manifest is there
 JOB = "local"  # in the manifest, where the farm has a job's id
 TENANT = "local"
 
@@ -55,6 +56,8 @@ def render(
     sample: Sample = None,
     sample_seed: SampleSeed = None,
     threads: Annotated[int, typer.Option(min=0, help="Of torch; 0: all cores but one.")] = 0,
+    overwrite: Overwrite = False,
+    resume: Resume = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON.")] = False,
 ) -> int:
     """Render a file of requests in this process: the same pictures and manifest as a farm makes."""
@@ -72,13 +75,14 @@ def render(
     reading = Reading(input_format, Columns.parse(column or ()), say_note)
     selection = Selection(limit, sample, sample_seed or 0)
     lines, job_seed = _read(files, reading, selection)
-    _make_folder(output)
+    folder = OutputFolder(output, OWNER)
+    known = folder.claim(overwrite=overwrite, resume=resume, seed=_seed_of(seed, job_seed))
     with tempfile.TemporaryDirectory(prefix="farm-render-") as scratch:
         store_in = Sinks(ReplacingStore(output), Path(scratch) / "waiting").get(options.sink)
         shard_size = shard_size_of(options, store_in)
-        local = _Requests(checkpoint, Path(scratch), job_seed if seed is None else seed)
+        local = _Requests(checkpoint, Path(scratch), _seed_of(seed, known.get("seed"), job_seed))
         engines = local.load_engines(threads)
-        renderer = LocalRenderer(engines, local.infos, local.read_asset, store_in)
+        renderer = LocalRenderer(engines, local.infos, local.read_asset, store_in, resume)
         rows: list[tuple[int, int, dict[str, Any]]] = []
         started = time.monotonic()
         bar = Progress(
@@ -99,6 +103,7 @@ def render(
             rows.sort(key=lambda row: row[:2])
             with (output / MANIFEST).open("w", encoding="utf-8") as out:
                 out.writelines(json.dumps(public, ensure_ascii=False) + "\n" for *_, public in rows)
+    folder.finish()
     failed = sum(public["error"] is not None for *_, public in rows)
     if local.rejected:
         list_rejected(local.rejected, files[0])
@@ -128,7 +133,7 @@ def _read(
 class _Requests:
     """Lines become specs by the rules of the farm's own ingest, with files instead of uploads."""
 
-    def __init__(self, names: list[str] | None, scratch: Path, seed: int | None) -> None:
+    def __init__(self, names: list[str] | None, scratch: Path, seed: int) -> None:
         from farm.checkpoints.inspect import inspect_checkpoint
         from farm.checkpoints.references import built_in
         from farm.checkpoints.registry import CheckpointRegistry
@@ -147,7 +152,7 @@ class _Requests:
         self.infos = {checkpoint.info.name: checkpoint.info for checkpoint in self._checkpoints}
         self._assets = Assets(open_store(str(scratch)))
         self._resolver = Resolver(CheckpointRegistry(self.infos.values()), self._assets)
-        self._seed = secrets.randbits(48) if seed is None else seed
+        self._seed = seed
         self.rejected: list[RejectedRender] = []
 
     def load_engines(self, threads: int) -> Mapping[str, Any]:
@@ -208,13 +213,6 @@ def _is_data_url(value: object) -> bool:
     return isinstance(value, str) and value.startswith("data:")
 
 
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".{secrets.token_hex(4)}.part"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise InvalidInput(
-            f"{folder} cannot be written: {error.strerror}", field="--output"
-        ) from None
+def _seed_of(*seeds: int | None) -> int:
+    """The first that is given; else a random one."""
+    return next((seed for seed in seeds if seed is not None), secrets.randbits(48))

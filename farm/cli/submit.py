@@ -7,12 +7,15 @@ import typer
 
 from farm.cli.columns import Columns
 from farm.cli.dry_run import tell_estimate
+from farm.cli.fetch import fetch_job
 from farm.cli.flags import (
     JOB_FLAGS,
     RENDER_FLAGS,
     Column,
     InputFormat,
     Limit,
+    Overwrite,
+    Resume,
     Sample,
     SampleSeed,
     with_flags,
@@ -34,6 +37,7 @@ from farm.cli.selection import Selection
 from farm.errors import InvalidInput
 from farm_client import AllRejected, Farm
 from farm_client.job import Job
+from farm_client.output_folder import OutputFolder
 from farm_client.submission import make_key
 from farm_client.sweep import Sweep
 
@@ -89,6 +93,8 @@ def submit(
             show_default=False,
         ),
     ] = None,
+    overwrite: Overwrite = False,
+    resume: Resume = False,
     timeout: Annotated[
         float | None, typer.Option(metavar="S", help="Longest wait.", show_default=False)
     ] = None,
@@ -123,6 +129,8 @@ def submit(
         requests, options = _renders(files, prompts, reading, asked)
         estimate = Farm().estimate(requests, **options)
         return tell_estimate(estimate, source, as_json=as_json, strict=strict)
+    if output is not None and not overwrite and given["idempotency_key"] is None:
+        OutputFolder(output, "").check(resume=resume)
     try:
         job = _submit(Farm(), files, prompts, reading, asked)
     except AllRejected as error:
@@ -130,7 +138,11 @@ def submit(
             list_rejected(error.rejected, source)
         return fail(error)
     _tell(job, source, as_json)
-    code = _go_on(job, wait, output, timeout)
+    if output is not None:
+        go_on_with(["farm", "fetch", job.id, "-o", output])
+        code = fetch_job(job, output, timeout=timeout, overwrite=overwrite, resume=resume)
+    else:
+        code = _go_on(job, wait, timeout)
     return InvalidInput.exit_code if strict and job.rejected_count and code == 0 else code
 
 
@@ -257,12 +269,7 @@ def _submit(
     return farm.submit(prompts[0] if prompts else None, **asked.parameters, **asked.options)
 
 
-def _go_on(job: Job, wait: bool, output: str | None, timeout: float | None) -> int:
-    if output is not None:
-        from farm.cli.fetch import fetch_job
-
-        go_on_with(["farm", "fetch", job.id, "-o", output])
-        return fetch_job(job, output, timeout=timeout)
+def _go_on(job: Job, wait: bool, timeout: float | None) -> int:
     if wait or timeout is not None:
         from farm.cli.watch import watch_job
 

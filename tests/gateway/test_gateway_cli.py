@@ -474,3 +474,21 @@ def test_a_dry_run_knows_the_time_where_the_workers_do(
     gateway.queue.heartbeat("f" * 32, 0, {}, {"paces": {lane: 10.0}}, 60_000)
     told = cli("submit", "a", "--steps", "5", "-n", "60", "--dry-run").out
     assert "time: about 0 min 30 s, if 2 workers did nothing else" in told
+
+
+def test_a_folder_takes_the_pictures_of_one_job(cli: Cli, fake_worker: FakeWorker) -> None:
+    first = cli("submit", "a", "-o", "out")
+    assert first.code == 0, first.err
+    picture = Path("out/00000000-00.png").read_bytes()
+    count = len(cli("ls", "-q").out.split())
+    refused = cli("submit", "b", "-o", "out")
+    assert (refused.code, refused.out) == (2, "")
+    assert first.out.split()[0] in refused.err
+    assert len(cli("ls", "-q").out.split()) == count
+    other = cli("submit", "b").out.strip()
+    assert cli("fetch", other, "-o", "out").code == 2
+    assert cli("fetch", other, "-o", "out", "--resume").code == 2
+    assert Path("out/00000000-00.png").read_bytes() == picture
+    assert cli("fetch", first.out.split()[0], "-o", "out").code == 0
+    assert cli("fetch", other, "-o", "out", "--overwrite").code == 0
+    assert Path("out/00000000-00.png").read_bytes() != picture
