@@ -42,7 +42,10 @@ def render(
     format: Annotated[  # noqa: A002
         Format | None, typer.Option(help="Of the picture files; default png.", show_default=False)
     ] = None,
-    sink: Annotated[str, typer.Option(metavar="NAME", help=f"{OPTIONS['sink'].help}.")] = "images",
+    sink: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help=f"{OPTIONS['sink'].help}; default images."),
+    ] = None,
     shard_size: Annotated[
         int | None,
         typer.Option(metavar="N", help=f"{OPTIONS['shard_size'].help}.", show_default=False),
@@ -70,17 +73,21 @@ def render(
     from farm.store.local import ReplacingStore
     from farm_workers.local_renderer import LocalRenderer
 
-    given = {"sink": sink, "format": format, "shard_size": shard_size}
-    options = JobOptions.parse({name: one for name, one in given.items() if one is not None})
     reading = Reading(input_format, Columns.parse(column or ()), say_note)
     selection = Selection(limit, sample, sample_seed or 0)
-    lines, job_seed = _read(files, reading, selection)
+    lines, in_file = _read(files, reading, selection)
+    given = {"sink": sink, "format": format, "shard_size": shard_size, "seed": seed}
+    flags = {name: one for name, one in given.items() if one is not None}
+    options = JobOptions.parse({**in_file, **flags})
+    job_seed = secrets.randbits(48) if options.seed is None else options.seed
     folder = OutputFolder(output, OWNER)
-    known = folder.claim(overwrite=overwrite, resume=resume, seed=_seed_of(seed, job_seed))
+    known = folder.claim(overwrite=overwrite, resume=resume, seed=job_seed)
+    if options.seed is None:
+        job_seed = known.get("seed", job_seed)  # of the call that this one goes on with
     with tempfile.TemporaryDirectory(prefix="farm-render-") as scratch:
         store_in = Sinks(ReplacingStore(output), Path(scratch) / "waiting").get(options.sink)
         shard_size = shard_size_of(options, store_in)
-        local = _Requests(checkpoint, Path(scratch), _seed_of(seed, known.get("seed"), job_seed))
+        local = _Requests(checkpoint, Path(scratch), job_seed)
         engines = local.load_engines(threads)
         renderer = LocalRenderer(engines, local.infos, local.read_asset, store_in, resume)
         rows: list[tuple[int, int, dict[str, Any]]] = []
@@ -121,13 +128,13 @@ def render(
 
 def _read(
     files: list[str], reading: Reading, selection: Selection
-) -> tuple[Iterator[Line], int | None]:
-    """The renders, and the job's seed where a job file has one."""
+) -> tuple[Iterator[Line], Mapping[str, Any]]:
+    """The renders, and the options that a job file gives."""
     job = read_job_file(files[0], reading) if len(files) == 1 else None
     if job is None:
-        return completed(selection.of(read_files(files, reading)), {}), None
+        return completed(selection.of(read_files(files, reading)), {}), {}
     lines = selection.over(job.selection).of(job.lines)
-    return completed(lines, job.defaults, job.sweep), job.options.get("seed")
+    return completed(lines, job.defaults, job.sweep), job.options
 
 
 class _Requests:
@@ -211,8 +218,3 @@ class _Requests:
 
 def _is_data_url(value: object) -> bool:
     return isinstance(value, str) and value.startswith("data:")
-
-
-def _seed_of(*seeds: int | None) -> int:
-    """The first that is given; else a random one."""
-    return next((seed for seed in seeds if seed is not None), secrets.randbits(48))
