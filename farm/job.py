@@ -207,7 +207,7 @@ class NumberedSpec(BaseModel):
 
     render: int  # index in the job, from 0; a refused line keeps its number
     spec: RenderSpec
-    # Canonical JSON of what the user's row says besides; see ``farm.spec.metadata``.
+    # Canonical JSON of what the user's row says besides; see ``farm.metadata``.
     metadata: str | None = Field(None, exclude_if=lambda value: value is None)
 
 

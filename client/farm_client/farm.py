@@ -16,7 +16,7 @@ from farm_client.address import find_address
 from farm_client.connection import PATIENCE_SECONDS, Connection
 from farm_client.inputs import FileInput
 from farm_client.job import AsyncJob, Job
-from farm_client.models import Asset, JobStatus
+from farm_client.models import Asset, Estimate, JobStatus
 from farm_client.parameters import BulkOptions, Submission
 from farm_client.submission import Submitter
 from farm_client.sync import drive, iterate
@@ -99,6 +99,11 @@ class Farm(FarmHandle):
         taken = drive(self._submitter.submit_many(requests, dict(options)))
         return Job(self._connection, taken.id, **taken.facts())
 
+    def estimate(self, requests: Iterable[Any], **options: Unpack[BulkOptions]) -> Estimate:
+        """What ``submit_many`` with the same arguments would come to. Input files are uploaded;
+        nothing is submitted."""
+        return drive(self._submitter.estimate(requests, dict(options)))
+
     def job(self, id: str) -> Job:  # noqa: A002
         """A job by its id; nothing is asked yet."""
         return Job(self._connection, check_job_id(id))
@@ -157,6 +162,9 @@ class AsyncFarm(FarmHandle):
     ) -> AsyncJob:
         taken = await self._submitter.submit_many(requests, dict(options))
         return AsyncJob(self._connection, taken.id, **taken.facts())
+
+    async def estimate(self, requests: Iterable[Any], **options: Unpack[BulkOptions]) -> Estimate:
+        return await self._submitter.estimate(requests, dict(options))
 
     def job(self, id: str) -> AsyncJob:  # noqa: A002
         return AsyncJob(self._connection, check_job_id(id))

@@ -156,8 +156,18 @@ class JobHandle:
         parallel: int,
         progress: Callable[[int], None] | None,
         timeout: float | None,
+        overwrite: bool,
+        resume: bool,
     ) -> Fetched:
-        fetcher = Fetcher(self._connection.wire, folder, parallel, progress)
+        fetcher = Fetcher(
+            self._connection.wire,
+            folder,
+            self.id,
+            parallel,
+            progress,
+            overwrite=overwrite,
+            resume=resume,
+        )
         return await fetcher.fetch(
             ImageFacts(self._connection, told) async for told in self._images(follow, timeout)
         )
@@ -236,6 +246,8 @@ class Job(JobHandle):
         parallel: int = PARALLEL,
         progress: Callable[[int], None] | None = None,
         timeout: float | None = None,
+        overwrite: bool = False,
+        resume: bool = False,
     ) -> Fetched:
         """All pictures into a folder, with ``manifest.jsonl``; called again it fetches what is
         missing.
@@ -245,8 +257,10 @@ class Job(JobHandle):
             parallel: downloads at a time.
             progress: called with the number of pictures so far.
             timeout: seconds; then a job that has not ended is no longer followed.
+            overwrite: remove another job's pictures from the folder; else they are refused.
+            resume: keep pictures there that are right, although nothing says whose they are.
         """
-        return drive(self._fetch(folder, follow, parallel, progress, timeout))
+        return drive(self._fetch(folder, follow, parallel, progress, timeout, overwrite, resume))
 
 
 class AsyncJob(JobHandle):
@@ -300,8 +314,10 @@ class AsyncJob(JobHandle):
         parallel: int = PARALLEL,
         progress: Callable[[int], None] | None = None,
         timeout: float | None = None,  # the same word as in Job
+        overwrite: bool = False,
+        resume: bool = False,
     ) -> Fetched:
-        return await self._fetch(folder, follow, parallel, progress, timeout)
+        return await self._fetch(folder, follow, parallel, progress, timeout, overwrite, resume)
 
 
 def check_ended(status: JobStatus) -> None:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 from farm.errors import Conflict, FarmError
 from farm.formats.manifest import read_part
-from farm.ingest.ingest import ClosedRecord, JobRecord
+from farm.ingest.job_record import ClosedRecord, JobRecord
 from farm.job import MAX_PIECE_LINES, RETENTION_DAYS, Chunk, JobOptions, Receipt, is_job_id
 from farm.queue import JobHeader, Queue, Restored
 from farm.queue.constants import MAX_ROWS
