@@ -130,8 +130,9 @@ class Comparison:
             yield from self._object(ends[-1], None)
         if not self._whole:
             return  # the unread parts may list anything
+        beside = keys.repairs(self._job), keys.early(self._job)
         for key in self._objects.keys() - self._listed:
-            if not key.startswith(keys.repairs(self._job)):
+            if not key.startswith(beside):
                 yield Difference(Kind.ORPHAN, key)
         for name, ours, theirs in zip(Counts._fields, self.counts, counted, strict=True):
             if ours != theirs:
