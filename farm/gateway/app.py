@@ -45,6 +45,7 @@ def create_app(
     ``infos`` are checkpoints besides those that the settings name.
     """
     queue = queue or Queue(connect(settings.redis_url), farm=settings.name)
+    queue.keep(retention_days=settings.retention_days, open_hours=settings.open_hours)
     store = store or open_store(settings.store_url, attempts=STORE_ATTEMPTS)
     named = [inspect_checkpoint(ref).info for ref in settings.checkpoints]
     registry = CheckpointRegistry([*infos, *named], live=lambda: live_checkpoints(queue))

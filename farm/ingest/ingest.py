@@ -17,6 +17,7 @@ from farm.errors import (
     FarmError,
     InvalidInput,
     NotFound,
+    OverQuota,
     QueueFull,
     RejectedRender,
     TooLarge,
@@ -165,7 +166,11 @@ class Ingest:
             opened = self.queue.submit(
                 _header(record, options), piece.drafts(inline=inline), len(piece.rejected)
             )
-        except (Conflict, QueueFull):  # plainly refused; after another failure it may be there
+        except (
+            Conflict,
+            OverQuota,
+            QueueFull,
+        ):  # plainly refused; after another failure it may be there
             self._discard(record, piece)
             raise
         if opened.job == record.job:
@@ -181,7 +186,7 @@ class Ingest:
         self._store_record(record)
         try:
             opened = self.queue.open(_header(record, options))
-        except (Conflict, QueueFull):
+        except (Conflict, OverQuota, QueueFull):
             self._discard(record)
             raise
         if opened.job == record.job:

@@ -21,7 +21,7 @@ from farm.job import is_job_id, job_id
 from farm.local.embedded import answers, reachable, serves
 from farm.queue import JobStatus, Queue, check_server, connect
 from farm.queue.constants import MAX_ROWS
-from farm.queue.queue import RETENTION_DAYS
+from farm.settings import KeepingSettings, load
 from farm.store import Store, keys, open_store
 from farm.store.local import LocalStore
 
@@ -150,7 +150,7 @@ def _all_jobs(queue: Queue, tenant: str) -> Iterator[JobStatus]:
 
 def recent(store: LocalStore) -> Iterator[str]:
     """Jobs in the store that the queue has not forgotten for their age."""
-    since = job_id(time.time() - (RETENTION_DAYS - 1) * 86400)
+    since = job_id(time.time() - (load(KeepingSettings).retention_days - 1) * 86400)
     for job in store.jobs():
         if is_job_id(job) and job > since:
             yield job

@@ -20,6 +20,7 @@ from farm.queue.messages import Finished, Images, JobHeader, JobStatus, Progress
 from farm.queue.why import LaneQueue
 from farm.spec import Lane
 
+BY_ROW = 1  # how a task runs that was there when its worker crashed
 TASK_STATES = {
     "q": TaskState.QUEUED,
     "l": TaskState.LEASED,
@@ -113,7 +114,7 @@ def lease(row: Sequence[Any]) -> Lease:
         pictures=int(pictures),
         cost=int(cost),
         priority=CLASSES[number_of_class],
-        alone=bool(int(alone)),
+        alone=int(alone) == BY_ROW,
         inline=inline,
         skip=tuple(skip),
     )
@@ -137,6 +138,11 @@ def lane_queue(row: Sequence[Any]) -> LaneQueue:
         weight=float(weight),
         weights=float(weights),
     )
+
+
+def totals(values: Sequence[Any]) -> Images:
+    total, done, failed, expired, running_done = (int(value or 0) for value in values)
+    return Images(total=total, done=done, failed=failed, expired=expired, running_done=running_done)
 
 
 def completion(lease: Lease, receipt: Receipt) -> list[Any]:
@@ -198,6 +204,7 @@ def status(job: str, fields: Sequence[str]) -> JobStatus:
             total=number("i"),
             done=number("id"),
             failed=number("if"),
+            expired=number("ix"),
             running_done=number("rd"),
         ),
         tasks=Tasks(
@@ -210,6 +217,7 @@ def status(job: str, fields: Sequence[str]) -> JobStatus:
             cancelled=number("nc"),
             expired=number("nx"),
         ),
+        row_steps=number("k"),
         rejected=number("rj"),
         max_failed=options.get("max_failed", 0),
         reason=header.get("r"),

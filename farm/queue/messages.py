@@ -122,6 +122,7 @@ class Images(BaseModel):
     total: int
     done: int
     failed: int
+    expired: int  # of those that failed: their deadline passed before they were started
     running_done: int  # rendered in tasks that are not yet done
 
 
@@ -155,6 +156,7 @@ class JobStatus(BaseModel):
     generation: int
     images: Images
     tasks: Tasks
+    row_steps: int  # of all its pictures
     rejected: int  # renders of the submission that were refused
     max_failed: int
     reason: str | None

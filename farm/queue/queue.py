@@ -22,6 +22,7 @@ from farm.queue.messages import (
     Failure,
     Finished,
     Heartbeat,
+    Images,
     JobHeader,
     JobStatus,
     LaneBacklog,
@@ -40,7 +41,7 @@ from farm.spec import Lane
 MAX_BLOCK_SECONDS = 2.0  # well below the socket's time limit
 LANES_SECONDS = 86_400  # that the lanes of an open job are known after its last piece
 FIRST_LEASE_MS = 30_000  # until a worker's first beat
-RETENTION_DAYS = 30
+CHECKED_LANES = 64  # in a call
 MAX_REASON = 500  # characters
 
 _FARM = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
@@ -60,6 +61,11 @@ class Queue:
 
     A call whose reply was lost may be sent again: it returns what it did the first time, and does
     nothing twice. Redis is the only clock.
+
+    Args:
+        client: of ``connect``.
+        farm: its name; several may share a server.
+        scripts: by name; those of the package by default.
     """
 
     def __init__(
@@ -67,7 +73,6 @@ class Queue:
         client: "redis.Redis",
         *,
         farm: str = "farm",
-        retention_days: float = RETENTION_DAYS,
         scripts: Mapping[str, str] | None = None,
     ) -> None:
         if not _FARM.fullmatch(farm):
@@ -80,7 +85,6 @@ class Queue:
         self.farm = farm
         self._prefix = f"{{{farm}}}:"
         Identity(f"{self._prefix}server").guard(client)
-        self._retention_ms = int(retention_days * 86_400_000)
         self._scripts: dict[str, Script] = {
             name: client.register_script(source)
             for name, source in (scripts or read_scripts()).items()
@@ -318,8 +322,9 @@ class Queue:
         return bool(self._run("set_command", session, command or ""))
 
     def tick(self) -> None:
-        """Do what is due: retries, deadlines, sessions without a heartbeat, jobs past retention."""
-        self._run("tick", self._retention_ms)
+        """Do what is due: retries, deadlines, sessions without a heartbeat, jobs that are left open
+        or past their retention."""
+        self._run("tick")
 
     # Users.
 
@@ -373,6 +378,10 @@ class Queue:
             Finished(position, *encoding.numbers(name), encoding.receipt(receipt, numerics))
             for position, (name, receipt, numerics) in enumerate(found, after + 1)
         ]
+
+    def totals(self, job: str) -> Images:
+        """What became of a job's pictures, whoever's it is."""
+        return encoding.totals(self._run("totals", check_job_id(job)))
 
     def failures(self, job: str, after: int = 0, limit: int = MAX_ROWS) -> list[Failure]:
         """Tasks that ran out of attempts, after a position."""
@@ -440,6 +449,17 @@ class Queue:
             raise explain(error) from error
         return str(found[0][0]) if found else "0"
 
+    def keep(self, *, retention_days: float, open_hours: float) -> None:
+        """Set how long ended jobs are known, and how long an open one waits for its next piece."""
+        settings: Any = {
+            "retention": int(retention_days * 86_400_000),
+            "patience": int(open_hours * 3_600_000),
+        }
+        try:
+            self.client.hset(f"{self._prefix}server", mapping=settings)
+        except RedisError as error:
+            raise explain(error) from error
+
     def set_weight(self, tenant: str, weight: float) -> None:
         """Set a tenant's share of its classes; without a weight it is 1."""
         if not 0.001 <= weight <= 1000:
@@ -449,13 +469,18 @@ class Queue:
     def check(self, *, repair: bool = True) -> list[str]:
         """Recount every job and compare the indexes with it; a line for each finding.
 
-        Redis does nothing else while it checks one job: some microseconds per task.
+        Redis does nothing else while it checks one job or ``CHECKED_LANES`` lanes: some
+        microseconds per task and job.
         """
         found = []
         for key in self.client.scan_iter(f"{self._prefix}job:*", count=1000):
             job = str(key).removeprefix(f"{self._prefix}job:")
             found += [f"{job}: {line}" for line in self._run("check_job", job, int(repair))]
-        return found + list(self._run("check_index", int(repair)))
+        lanes: list[Any] = sorted(self.client.hkeys(f"{self._prefix}lane:texts"))
+        for start in range(0, len(lanes), CHECKED_LANES):
+            some = lanes[start : start + CHECKED_LANES]
+            found += self._run("check_lanes", int(repair), *some)
+        return found + list(self._run("check_sessions", int(repair)))
 
     def _leases(self, session: str, keys: Sequence[str]) -> list[Lease]:
         return [encoding.lease(row) for row in json.loads(self._run("held", session, *keys))]

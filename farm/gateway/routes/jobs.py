@@ -99,7 +99,7 @@ async def submit(request: Request, deps: Deps, tenant: Writer) -> Response:
         )
     options = JobOptions.parse(body | _query_options(request))
     entries = await keep_pictures(deps.assets, tenant, [Entry(data) for data in renders])
-    await run_sync(deps.quotas.take_pictures, tenant, entries)
+    await run_sync(deps.quotas.take_work, tenant, entries)
     submission = await run_sync(deps.ingest.submit, tenant, options, entries)
     return await _submitted(deps, tenant, submission, len(submission.rejected))
 
@@ -134,7 +134,7 @@ async def _kept(
     groups: AsyncIterator[list[Entry]], deps: Dependencies, tenant: str
 ) -> AsyncIterator[list[Entry]]:
     async for group in groups:
-        await run_sync(deps.quotas.take_pictures, tenant, group)
+        await run_sync(deps.quotas.take_work, tenant, group)
         yield await keep_pictures(deps.assets, tenant, group)
 
 
@@ -189,7 +189,7 @@ async def put_piece(
         raise WrongType("pieces come as application/x-ndjson", field="Content-Type")
     record = await run_sync(deps.ingest.record, check_job_id(job), tenant)
     lines = await one_piece(request)
-    await run_sync(deps.quotas.take_pictures, tenant, lines)
+    await run_sync(deps.quotas.take_work, tenant, lines)
     entries = await keep_pictures(deps.assets, tenant, lines)
     taken = await run_sync(deps.ingest.append, record, piece, first, entries)
     deps.metrics.pictures.inc(taken.pictures)
