@@ -66,6 +66,7 @@ class Why(_Told):
     lanes: tuple[LaneQueue, ...] = ()
     workers: int = 0  # that serve it
     seconds: float | None = None  # until its end, roughly
+    note: str | None = None  # what stands in the way, in the words of the part that met it
 
 
 class Difference(_Told):

@@ -1,6 +1,6 @@
 """The parameters of a submission, as keyword arguments."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal, TypedDict
 
@@ -8,6 +8,8 @@ from farm.errors import InvalidInput
 from farm.job import JobOptions
 from farm.spec import KNOWN, check_column
 from farm_client.inputs import FileInput
+
+OnError = Literal["skip", "stop"]
 
 
 class RenderParameters(TypedDict, total=False):
@@ -61,6 +63,9 @@ class BulkOptions(Options, total=False):
 
     seed: int | None  # renders without a seed get one made from it
     defaults: RenderParameters  # for renders that do not say otherwise
+    matrix: Mapping[str, Sequence[Any]]  # each render once with every combination of these values
+    zip: Mapping[str, Sequence[Any]]  # lists of one length, whose values go together
+    on_error: OnError  # stop: one refused render, and none is taken
 
 
 def split_options(given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -72,6 +77,14 @@ def split_options(given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]
             "is not a known parameter", field=name, hint="your own data go into metadata"
         )
     return check_options(options), given
+
+
+def check_on_error(given: Any) -> OnError:
+    if given is None or given == "skip":
+        return "skip"
+    if given == "stop":
+        return "stop"
+    raise InvalidInput(f"must be skip or stop; got {str(given)[:40]!r}", field="on_error")
 
 
 def check_options(options: dict[str, Any]) -> dict[str, Any]:

@@ -126,7 +126,8 @@ def _decoder(
 
 
 def _engines(wanted: list[str], names: list[str], threads: int) -> dict[str, Any]:
-    from farm.checkpoints.inspect import built_in, inspect_checkpoint
+    from farm.checkpoints.inspect import inspect_checkpoint
+    from farm.checkpoints.references import built_in
     from farm_workers.worker.load_engine import load_engine
 
     known = {one.info.name: one for one in map(inspect_checkpoint, names or built_in())}

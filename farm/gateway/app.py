@@ -18,9 +18,10 @@ from farm.gateway.dependencies import Dependencies
 from farm.gateway.events import EventHub
 from farm.gateway.metrics import Measure, Metrics
 from farm.gateway.middleware import RequestGuard
+from farm.gateway.page.history import History
 from farm.gateway.quotas import QuotaLimits, Quotas
 from farm.gateway.readiness import Readiness
-from farm.gateway.routes import assets, docs, health, jobs
+from farm.gateway.routes import assets, docs, health, jobs, page, submissions
 from farm.gateway.signed_urls import Links, Signer, secret_of
 from farm.ingest.assets import Assets
 from farm.ingest.ingest import Ingest
@@ -45,7 +46,6 @@ def create_app(
     ``infos`` are checkpoints besides those that the settings name.
     """
     queue = queue or Queue(connect(settings.redis_url), farm=settings.name)
-    queue.keep(retention_days=settings.retention_days, open_hours=settings.open_hours)
     store = store or open_store(settings.store_url, attempts=STORE_ATTEMPTS)
     named = [inspect_checkpoint(ref).info for ref in settings.checkpoints]
     registry = CheckpointRegistry([*infos, *named], live=lambda: live_checkpoints(queue))
@@ -72,6 +72,7 @@ def create_app(
         links=Links(store, signer, settings.url_seconds),
         events=EventHub(queue),
         metrics=metrics,
+        history=History(queue),
         readiness=Readiness(queue, store),
         quotas=quotas,
     )
@@ -79,7 +80,9 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         deps.events.start()
+        deps.history.start()
         yield
+        deps.history.stop()
         deps.events.stop()
         sandbox.close()
 
@@ -93,8 +96,8 @@ def create_app(
         redirect_slashes=False,  # else the host header would decide where a caller is sent
     )
     app.state.deps = deps
-    for router in (jobs.router, assets.router, health.router, docs.router):
-        app.include_router(router)
+    for route in (submissions, jobs, assets, health, docs, page):
+        app.include_router(route.router)
     exception_handlers.install(app)
     body_memory = app.state.body_memory = BodyMemory(settings.max_body_memory)
     app.add_middleware(RequestGuard, authenticator=deps.authenticator, body_memory=body_memory)

@@ -30,6 +30,7 @@ def why_view(why: Why) -> dict[str, Any]:
         ],
         "workers": why.workers,
         "seconds": why.seconds,
+        "note": why.note,
     }
 
 

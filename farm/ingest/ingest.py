@@ -140,18 +140,24 @@ class Ingest:
         self._paces = paces
         self._writers = ThreadPoolExecutor(WRITERS, thread_name_prefix="chunks")
 
-    def submit(self, tenant: str, options: JobOptions, entries: Sequence[Entry]) -> Submission:
+    def submit(
+        self,
+        tenant: str,
+        options: JobOptions,
+        entries: Sequence[Entry],
+        all_or_none: bool = False,
+    ) -> Submission:
         """A whole job in one call.
 
         Raises:
-            AllRejected: none of the entries can be rendered.
+            AllRejected: none of the entries can be rendered, or one cannot and all were wanted.
         """
         content = hashlib.sha256()
         for entry in entries:
             content.update(content_of(entry))
         record = self._record(tenant, options, content.hexdigest())
         piece = self.cut(record, 0, 0, entries)
-        if not piece.chunks:
+        if not piece.chunks or (all_or_none and piece.rejected):
             raise AllRejected(piece.rejected[:MAX_LISTED])
         check_lanes(len(piece.lanes))
         if len(piece.chunks) > MAX_ROWS:
@@ -333,9 +339,13 @@ class Ingest:
 
 
 class Feed:
-    """A job that one caller brings in order, piece by piece, through one connection."""
+    """A job that one caller brings in order, piece by piece, through one connection.
 
-    def __init__(self, ingest: Ingest, record: JobRecord) -> None:
+    With ``all_or_none`` the first refused render cancels it.
+    """
+
+    def __init__(self, ingest: Ingest, record: JobRecord, all_or_none: bool = False) -> None:
+        self._all_or_none = all_or_none
         self._ingest = ingest
         self._record = record
         self._lanes: set[Lane] = set()
@@ -349,6 +359,9 @@ class Feed:
 
     def add(self, entries: Sequence[Entry]) -> None:
         piece = self._ingest.cut(self._record, self._cuts, self.lines, entries)
+        if self._all_or_none and piece.rejected:
+            self._ingest.cancel(self._record.job, self._record.tenant)
+            raise AllRejected(piece.rejected[:MAX_LISTED])
         self._lanes |= piece.lanes
         check_lanes(len(self._lanes))
         self._ingest.write(piece)
