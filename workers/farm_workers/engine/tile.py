@@ -12,13 +12,7 @@ from farm.errors import OutOfMemory
 from farm.spec import CheckpointInfo, Rng
 from farm_workers.engine.device import Device, Download, Lru
 from farm_workers.engine.row import Finished, Live, Outcome, Pending
-from farm_workers.engine.sampler import (
-    Sampler,
-    State,
-    TorchSampler,
-    TritonSampler,
-    row_error,
-)
+from farm_workers.engine.sampler import Sampler, State, TorchSampler, row_error
 
 FULL_WIDTH_TOKENS = 1024  # of a row; tiles of larger grids are narrower
 MAX_IDLE = 8  # tiles without rows that are kept; they cost memory, a new one costs time
@@ -104,13 +98,17 @@ class Tile:
         self.packed = torch.zeros(
             self.size, model.conditioning_size, dtype=model.dtype, device=device
         )
-        self.sampler: Sampler = (
-            TorchSampler(model, self.state)
-            if on_host
-            else TritonSampler(model, self.state, model.device)
-        )
+        self.sampler = self._sampler(on_host)
         self._free = list(range(self.size))
         self._replay: Callable[[], object] | None = None
+
+    def _sampler(self, on_host: bool) -> Sampler:
+        if on_host:
+            return TorchSampler(self._model, self.state)
+        # Here and not above: Triton is made for Linux only.
+        from farm_workers.engine.triton_sampler import TritonSampler
+
+        return TritonSampler(self._model, self.state, self._model.device)
 
     @property
     def busy(self) -> int:

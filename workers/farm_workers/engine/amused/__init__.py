@@ -123,7 +123,7 @@ class AmusedModel:
 def _transformer(unet: Any, info: CheckpointInfo, *, fused: bool) -> Transformer:
     ops: Any = RowOps()
     if fused:
-        from farm_workers.engine.triton_kernels import FusedOps
+        from farm_workers.engine.amused.fused_ops import FusedOps
 
         ops = FusedOps()
     with torch.inference_mode():

@@ -93,7 +93,7 @@ class Codec:
 
 def with_fused_norms(decoder: nn.Module) -> nn.Module:
     """The decoder with each group norm and the SiLU after it as one module."""
-    from farm_workers.engine.triton_kernels import GroupNormSilu, add_bias
+    from farm_workers.engine.amused.fused_ops import GroupNormSilu, add_bias
 
     for block in [module for module in decoder.modules() if hasattr(module, "resnets")]:
         block.resnets = nn.ModuleList(  # type: ignore[assignment]
