@@ -9,7 +9,8 @@ from needs import needs_kernels
 from torch import nn
 
 from farm.spec import MAX_STEPS
-from farm_workers.engine.amused.transformer import GlobalResponseNorm, Layout, RMSNorm, RowOps
+from farm_workers.engine.amused.layers import GlobalResponseNorm, Ops, RMSNorm
+from farm_workers.engine.amused.transformer import Layout
 from farm_workers.engine.rng import Stream, exponentials, uniforms
 from farm_workers.engine.sampler import UNSEEN, State, choose, guide, stay_masked
 
@@ -136,7 +137,7 @@ def test_resampling_convolutions_as_products(device: str) -> None:
     up = nn.ConvTranspose2d(16, 16, 2, 2, bias=True).to(device)
     for name, conv in (("halve", down), ("double", up)):
         found = getattr(fused_ops.FusedOps, name)(x, (4, 6), conv)
-        expected = getattr(RowOps, name)(x, (4, 6), conv)
+        expected = getattr(Ops, name)(x, (4, 6), conv)
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 

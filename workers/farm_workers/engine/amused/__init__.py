@@ -17,7 +17,8 @@ from farm.errors import InvalidCheckpoint, InvalidInput
 from farm.spec import CheckpointInfo
 from farm_workers.engine.amused.codec import Codec
 from farm_workers.engine.amused.conditioning import PROMPTS, Conditioned, Conditioning
-from farm_workers.engine.amused.transformer import RowOps, Transformer
+from farm_workers.engine.amused.layers import Ops
+from farm_workers.engine.amused.transformer import Transformer
 from farm_workers.engine.device import Device
 from farm_workers.engine.row import Pending
 
@@ -121,7 +122,7 @@ class AmusedModel:
 
 
 def _transformer(unet: Any, info: CheckpointInfo, *, fused: bool) -> Transformer:
-    ops: Any = RowOps()
+    ops = Ops()
     if fused:
         from farm_workers.engine.amused.fused_ops import FusedOps
 

@@ -13,6 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
+from farm_workers.engine.amused.layers import Ops
+
 TILE_VALUES = 4096  # of an image at once in a program: 32 of each thread
 SUMMED_TILES = 8  # that a program adds up before its threads meet
 
@@ -47,7 +49,11 @@ def _add_norm(
 
 
 def add_norm(
-    x: Tensor, delta: Tensor | None, norm: nn.Module, scale: Tensor | None, shift: Tensor | None
+    x: Tensor,
+    delta: Tensor | None,
+    norm: nn.Module,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
 ) -> Tensor:
     """(rows, halves, tokens, channels); ``scale`` and ``shift`` are (rows, halves, 1, channels)."""
     channels, lines = x.shape[-1], x.shape[-2]
@@ -367,25 +373,12 @@ class GroupNormSilu(nn.Module):
         return output
 
 
-class FusedOps:
-    """What the transformer does between its products, for rows that are computed together."""
+class FusedOps(Ops):
+    """For rows that are computed together."""
 
     together = True
-
-    @staticmethod
-    def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return F.linear(x, weight, bias)
-
-    @staticmethod
-    def add_norm(
-        x: Tensor,
-        delta: Tensor | None,
-        norm: nn.Module,
-        scale: Tensor | None = None,
-        shift: Tensor | None = None,
-    ) -> Tensor:
-        return add_norm(x, delta, norm, scale, shift)
-
+    linear = staticmethod(F.linear)
+    add_norm = staticmethod(add_norm)
     geglu = staticmethod(geglu)
     mix_norm = staticmethod(mix_norm)
     response = staticmethod(response)
