@@ -10,10 +10,11 @@ from farm import strict_json
 from farm.errors import FarmError, InvalidInput, TooLarge
 from farm.job import MAX_LINE_BYTES, MAX_PIECE_LINES
 from farm.spec import RenderRequest
-from farm_client.inputs import FILE_FIELDS
+from farm_client.inputs import ADAPTERS, FILE_FIELDS, has_files
 
 PIECE_BYTES = 4 * 2**20
 MAX_ARRAY_BYTES = 64 * 2**20  # an array must be read whole
+_FILE_MARKS = tuple(f'"{field}"' for field in (*FILE_FIELDS, ADAPTERS))
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 
@@ -72,8 +73,7 @@ def pieces(lines: Iterator[Line], limit: int = MAX_PIECE_LINES) -> Iterator[list
 
 def render_line(number: int, data: Mapping[str, Any], **place: Any) -> Line:
     """A render that is there as values."""
-    files = any(data.get(field) is not None for field in FILE_FIELDS)
-    if files:
+    if has_files(data):
         return Line(number, "", data=dict(data), **place)
     try:
         return Line(number, _dump(data), **place)
@@ -135,7 +135,7 @@ def _file_lines(file: Any, defaults: Mapping[str, Any]) -> Iterator[Line]:
 
 
 def _text_line(number: int, text: str, defaults: Mapping[str, Any]) -> Line:
-    if not defaults and not any(f'"{field}"' in text for field in FILE_FIELDS):
+    if not defaults and not any(mark in text for mark in _FILE_MARKS):
         return Line(number, text)
     try:
         data = strict_json.loads(text, line=number)

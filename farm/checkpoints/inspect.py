@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from farm.errors import InvalidCheckpoint
-from farm.spec import CheckpointInfo
+from farm.spec import CheckpointInfo, ModelSizes, TextEncoderSizes, TransformerSizes
 
 COMPONENTS: Mapping[str, tuple[str, frozenset[str]]] = {
     "scheduler": ("diffusers", frozenset({"AmusedScheduler"})),
@@ -349,7 +349,16 @@ def _info(
         text_tokens=_whole("text_encoder", text, "max_position_embeddings"),
         pooled_dim=pooled,
         hidden_dim=hidden,
+        sizes=_sizes(parts),
     )
+
+
+def _sizes(parts: Mapping[str, Mapping[str, Any]]) -> ModelSizes:
+    found = {
+        name: {key: _whole(name, parts[name], key) for key in kind.model_fields}
+        for name, kind in (("transformer", TransformerSizes), ("text_encoder", TextEncoderSizes))
+    }
+    return ModelSizes.model_validate(found)
 
 
 def _whole(component: str, config: Mapping[str, Any], key: str) -> int:

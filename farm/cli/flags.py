@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from farm.cli.input_files import FORMAT_NAMES
 from farm.job import JobOptions
-from farm.spec import RenderRequest, parameters_of
+from farm.spec import Form, RenderRequest, parameters_of
 
 Column = Annotated[
     str | None,
@@ -23,7 +23,8 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def flags_of(model: type[BaseModel], *, without: frozenset[str] = frozenset()) -> dict[str, Any]:
-    """A Typer annotation for each field of the model; every value is text or not given."""
+    """A Typer annotation for each field of the model; every value is text, a list of texts or
+    not given."""
     found = {}
     for name, parameter in parameters_of(model).items():
         if name in without:
@@ -37,7 +38,8 @@ def flags_of(model: type[BaseModel], *, without: frozenset[str] = frozenset()) -
             metavar=parameter.metavar,
             show_default=False,
         )
-        found[name] = Annotated[str | None, option]
+        several = parameter.form is Form.ADAPTERS
+        found[name] = Annotated[list[str] | None if several else str | None, option]
     return found
 
 

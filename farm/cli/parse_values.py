@@ -5,7 +5,7 @@ from typing import Any
 
 from farm.errors import InvalidInput
 from farm.job import OPTIONS
-from farm.spec import PARAMETERS, Form
+from farm.spec import PARAMETERS, Form, parse_adapters
 
 _PARAMETERS_BY_NAME = {
     name: parameter
@@ -64,4 +64,5 @@ _PARSERS: Mapping[Form, Callable[[str], Any]] = {
     Form.NUMBER: _number,
     Form.PAIR: _numbers,
     Form.NUMBERS: _numbers,
+    Form.ADAPTERS: parse_adapters,
 }

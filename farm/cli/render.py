@@ -5,18 +5,27 @@ import secrets
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from farm.cli.adapter import read_adapter
 from farm.cli.flags import Column, InputFormat
 from farm.cli.input_files import open_source
 from farm.cli.output import list_rejected, say, say_error, say_json
 from farm.errors import FarmError, InvalidInput, RejectedRender
 from farm.job import OPTIONS, Format, NumberedSpec
-from farm_client.inputs import ASSET_KINDS, FILE_FIELDS, asset_id, read_input
+from farm_client.inputs import (
+    ADAPTERS,
+    ASSET_KINDS,
+    FILE_FIELDS,
+    adapter_files,
+    asset_id,
+    read_input,
+    with_adapters,
+)
 from farm_client.ndjson import Line, read_lines
 
 MANIFEST = "manifest.jsonl"
@@ -36,6 +45,20 @@ def render(
     seed: Annotated[
         int | None, typer.Option(metavar="N", help=f"{OPTIONS['seed'].help}.", show_default=False)
     ] = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=FILE",
+            help="An adapter that renders name; may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    alpha: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=A", help="Of an adapter whose file does not say it.", show_default=False
+        ),
+    ] = None,
     column: Column = None,
     input_format: InputFormat = None,
     threads: Annotated[int, typer.Option(min=0, help="Of torch; 0: all cores but one.")] = 0,
@@ -52,6 +75,7 @@ def render(
     _make_folder(output)
     with tempfile.TemporaryDirectory(prefix="farm-render-") as scratch:
         local = _Requests(checkpoint, Path(scratch), base, seed)
+        local.add_adapters(adapter or (), alpha or ())
         renderer = LocalRenderer(
             local.load_engines(threads), local.infos, local.read_asset, output, format
         )
@@ -98,6 +122,7 @@ class _Requests:
     ) -> None:
         from farm.checkpoints.inspect import built_in, inspect_checkpoint
         from farm.checkpoints.registry import CheckpointRegistry
+        from farm.ingest.adapters import Adapters
         from farm.ingest.assets import Assets
         from farm.ingest.resolver import Resolver
         from farm.store import open_store
@@ -111,11 +136,26 @@ class _Requests:
             )
         self._checkpoints = [inspect_checkpoint(name) for name in chosen]
         self.infos = {checkpoint.info.name: checkpoint.info for checkpoint in self._checkpoints}
-        self._assets = Assets(open_store(str(scratch)))
-        self._resolver = Resolver(CheckpointRegistry(self.infos.values()), self._assets)
+        store, registry = open_store(str(scratch)), CheckpointRegistry(self.infos.values())
+        self._assets = Assets(store)
+        self._adapters = Adapters(store, self._assets, registry)
+        self._resolver = Resolver(registry, self._assets, self._adapters)
         self._base = base
         self._seed = secrets.randbits(48) if seed is None else seed
         self.rejected: list[RejectedRender] = []
+
+    def add_adapters(self, files: Sequence[str], alphas: Sequence[str]) -> None:
+        """``NAME=FILE`` and ``NAME=A`` of the command line."""
+        numbers = dict(_pair(text, "--alpha") for text in alphas)
+        named = dict(_pair(text, "--adapter") for text in files)
+        if unknown := numbers.keys() - named.keys():
+            raise InvalidInput(f"there is no --adapter {sorted(unknown)[0]}", field="--alpha")
+        for name, file in named.items():
+            try:
+                alpha = float(numbers[name]) if name in numbers else None
+            except ValueError:
+                raise InvalidInput(f"{numbers[name]!r} is not a number", field="--alpha") from None
+            self._adapters.add(TENANT, name, read_adapter(Path(file)), alpha=alpha)
 
     def load_engines(self, threads: int) -> Mapping[str, Any]:
         from farm_workers.worker.load_engine import load_engine
@@ -129,12 +169,15 @@ class _Requests:
         return self._assets.read(TENANT, asset)
 
     def specs(self, lines: Iterator[Line]) -> Iterator[NumberedSpec]:
+        names = self._resolver.names(TENANT)
         for render, line in enumerate(lines):
             try:
                 if line.error is not None:
                     raise line.error
                 data = self._with_assets(line)
-                spec = self._resolver.resolve(TENANT, data, seed=self._seed, render=render)
+                spec = self._resolver.resolve(
+                    TENANT, data, seed=self._seed, render=render, names=names
+                )
             except FarmError as error:
                 place = line.place(error.field)
                 self.rejected.append(RejectedRender(render, error.at(line.number, place)))
@@ -153,7 +196,18 @@ class _Requests:
             if value is not None and asset_id(value) is None and not _is_data_url(value):
                 content = read_input(value, field, self._base)
                 ids[field] = self._assets.add(TENANT, content, ASSET_KINDS[field]).id
-        return {**data, **ids}
+        adapters = {
+            place: self._assets.add(TENANT, read_input(value, ADAPTERS, self._base), "adapter").id
+            for place, value in adapter_files(data).items()
+        }
+        return with_adapters({**data, **ids}, adapters)
+
+
+def _pair(text: str, flag: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not value:
+        raise InvalidInput(f"{text[:80]!r} is not NAME=VALUE", field=flag)
+    return name, value
 
 
 def _is_data_url(value: object) -> bool:

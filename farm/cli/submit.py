@@ -54,7 +54,7 @@ def submit(
         float | None, typer.Option(metavar="S", help="Longest wait.", show_default=False)
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    **given: str | None,
+    **given: str | list[str] | None,
 ) -> int:
     """Submit prompts or a file of renders as one job, and print its id.
 
@@ -91,9 +91,13 @@ def submit(
     return _go_on(job, wait, output, timeout)
 
 
-def _parse(given: dict[str, str | None]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _parse(given: dict[str, str | list[str] | None]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The values of the flags: parameters of the renders, and options of the job."""
-    values = {name: parse_value(name, text) for name, text in given.items() if text is not None}
+    values = {
+        name: parse_value(name, text if isinstance(text, str) else " ".join(text))
+        for name, text in given.items()
+        if text is not None and text != []
+    }
     parameters = {name: value for name, value in values.items() if name in RENDER_FLAGS}
     options = {name: value for name, value in values.items() if name in JOB_FLAGS}
     if "idempotency_key" not in options:

@@ -20,7 +20,7 @@ from farm.gateway.metrics import Measure, Metrics
 from farm.gateway.middleware import RequestGuard
 from farm.gateway.quotas import QuotaLimits, Quotas
 from farm.gateway.readiness import Readiness
-from farm.gateway.routes import assets, docs, health, jobs
+from farm.gateway.routes import adapters, assets, docs, health, jobs
 from farm.gateway.signed_urls import Links, Signer, secret_of
 from farm.ingest.assets import Assets
 from farm.ingest.ingest import Ingest
@@ -51,6 +51,7 @@ def create_app(
     sandbox = Sandbox()
     quotas = Quotas(queue, QuotaLimits.of(settings))
     kept = Assets(store, sandbox.probe, quotas)
+    ingest = Ingest(queue, store, registry, kept, paces(queue))
     metrics = Metrics(queue.backlog)
     signer = Signer(
         settings.secret.get_secret_value().encode() if settings.secret else secret_of(settings.data)
@@ -63,7 +64,8 @@ def create_app(
         sinks=Sinks(store, settings.data / "scratch" / "gateway"),
         assets=kept,
         registry=registry,
-        ingest=Ingest(queue, store, registry, kept, paces(queue)),
+        adapters=ingest.adapters,
+        ingest=ingest,
         authenticator=Authenticator(
             keys, without_keys=settings.open, now=lambda: datetime.now(UTC)
         ),
@@ -92,7 +94,7 @@ def create_app(
         redirect_slashes=False,  # else the host header would decide where a caller is sent
     )
     app.state.deps = deps
-    for router in (jobs.router, assets.router, health.router, docs.router):
+    for router in (jobs.router, assets.router, adapters.router, health.router, docs.router):
         app.include_router(router)
     exception_handlers.install(app)
     body_memory = app.state.body_memory = BodyMemory(settings.max_body_memory)

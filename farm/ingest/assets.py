@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from farm.errors import InvalidInput, NotFound
 from farm.formats import decoding as picture
 from farm.formats import tensors
+from farm.formats.adapter_file import read_adapter_file
 from farm.spec import PARAMETERS, AssetKind, CheckpointInfo, RenderRequest
 from farm.store import Store, keys
 
@@ -32,7 +33,7 @@ class Asset(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     id: str
-    kind: Literal["image", "latents", "embeds"]
+    kind: Literal["image", "latents", "embeds", "adapter"]
     size: int  # bytes
     width: int | None = None
     height: int | None = None
@@ -203,10 +204,13 @@ def examine(data: bytes, *, mask: bool = False, probe: Probe = picture.probe) ->
         return Asset(id=name, kind="latents", size=len(data), height=shape[0], width=shape[1])
     if {"prompt_embeds", "encoder_hidden_states"} <= shapes.keys():
         return Asset(id=name, kind="embeds", size=len(data))
+    if any(".lora" in tensor for tensor in shapes):
+        read_adapter_file(data)
+        return Asset(id=name, kind="adapter", size=len(data))
     raise InvalidInput(
         f"the safetensors file holds {', '.join(sorted(shapes)[:8]) or 'nothing'}",
         field="asset",
-        hint="it needs latents, or prompt_embeds and encoder_hidden_states",
+        hint="it needs latents, prompt_embeds and encoder_hidden_states, or an adapter's matrices",
     )
 
 

@@ -20,6 +20,7 @@ from farm.errors import (
     RejectedRender,
     TooLarge,
 )
+from farm.ingest.adapters import Adapters
 from farm.ingest.assets import Assets
 from farm.ingest.ndjson import Entry, content_of, placed
 from farm.ingest.resolver import Resolver
@@ -134,7 +135,8 @@ class Ingest:
     ) -> None:
         self.queue = queue
         self._store = store
-        self._resolver = Resolver(registry, assets)
+        self.adapters = Adapters(store, assets, registry)
+        self._resolver = Resolver(registry, assets, self.adapters)
         self._paces = paces
         self._writers = ThreadPoolExecutor(WRITERS, thread_name_prefix="chunks")
 
@@ -243,13 +245,14 @@ class Ingest:
         """Resolve the entries and cut them into tasks, lane by lane. The same input gives the
         same chunks."""
         lanes: dict[Lane, list[NumberedSpec]] = {}
+        names = self._resolver.names(record.tenant)
         rejected = []
         for render, entry in enumerate(entries, first):
             try:
                 if entry.error is not None:
                     raise entry.error
                 spec = self._resolver.resolve(
-                    record.tenant, entry.data, seed=record.seed, render=render
+                    record.tenant, entry.data, seed=record.seed, render=render, names=names
                 )
             except FarmError as error:
                 rejected.append(RejectedRender(render, placed(error, entry)))

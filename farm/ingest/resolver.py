@@ -3,18 +3,26 @@
 from typing import Any
 
 from farm.checkpoints.registry import CheckpointRegistry
+from farm.ingest.adapters import AdapterNames, Adapters
 from farm.ingest.assets import Assets
 from farm.spec import RenderRequest, RenderSpec, derived_seed
 
 
 class Resolver:
-    """Knows the checkpoints and the tenants' files."""
+    """Knows the checkpoints, and the tenants' files and adapters."""
 
-    def __init__(self, registry: CheckpointRegistry, assets: Assets) -> None:
+    def __init__(self, registry: CheckpointRegistry, assets: Assets, adapters: Adapters) -> None:
         self._registry = registry
         self._assets = assets
+        self._adapters = adapters
 
-    def resolve(self, tenant: str, data: Any, *, seed: int, render: int) -> RenderSpec:
+    def names(self, tenant: str) -> AdapterNames:
+        """The tenant's adapters, for renders that come in together."""
+        return self._adapters.names(tenant)
+
+    def resolve(
+        self, tenant: str, data: Any, *, seed: int, render: int, names: AdapterNames
+    ) -> RenderSpec:
         """A render from JSON-like data.
 
         Args:
@@ -22,6 +30,7 @@ class Resolver:
             data: as the user wrote it.
             seed: of the job; a render that names no seed gets one made from it.
             render: index in the job.
+            names: the tenant's adapters.
 
         Raises:
             FarmError: what is wrong with it.
@@ -31,6 +40,8 @@ class Resolver:
         request = RenderRequest.parse(data)
         info = self._registry.find(request.checkpoint)
         picture = self._assets.check(tenant, request)
-        spec = request.resolve(info, seed=derived_seed(seed, render), picture=picture)
+        derived = derived_seed(seed, render)
+        spec = request.resolve(info, seed=derived, picture=picture, adapters=names)
         self._assets.check_tensors(tenant, request, info, spec.height, spec.width)
+        self._adapters.check(tenant, spec, info)
         return spec

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from random import Random
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import pytest
@@ -39,6 +39,14 @@ class Prompt(NamedTuple):
     key: Any
     packed: Tensor
     truncated: bool
+    adapters: tuple[()] = ()
+
+
+class Slots(list[Any]):
+    """Of adapters, for a model that has none."""
+
+    def reserve(self, adapters: Any) -> None:
+        assert not adapters
 
 
 class StubModel:
@@ -46,6 +54,7 @@ class StubModel:
 
     info, device, dtype = INFO, Device("cpu"), torch.float32
     masking_schedule, conditioning_size = "cosine", 1
+    adapter_targets: ClassVar[dict[str, tuple[int, int]]] = {}
 
     def __init__(self, *, by_row: bool) -> None:
         self.by_row = by_row
@@ -59,10 +68,15 @@ class StubModel:
         self.alone.append(alone)
         return [Prompt(half, torch.zeros(1), False) for half in range(pending.halves)]
 
+    def adapter_slots(self, halves: int) -> Slots:
+        return Slots([()] * halves)
+
     def bind(self, packed: Tensor) -> Tensor:
         return packed
 
-    def forward(self, tokens: Tensor, given: Tensor, grid: tuple[int, int]) -> Tensor:
+    def forward(
+        self, tokens: Tensor, given: Tensor, grid: tuple[int, int], adapters: Any = ()
+    ) -> Tensor:
         self.computed.append(given.shape[0] * given.shape[1])
         return torch.zeros(*given.shape[:2], tokens.shape[1], INFO.codebook_size)
 

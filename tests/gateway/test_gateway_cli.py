@@ -84,7 +84,8 @@ def test_every_parameter_is_a_flag(cli: Cli) -> None:
         "--num-inference-steps", "5", "--guidance-scale", "3.5", "--temperature", "2,0.5",
         "--seed", "1", "--num-images", "2", "--strength", "0.9",
         "--micro-conditioning-aesthetic-score", "5", "--micro-conditioning-crop-coord", "1,2",
-        "--adapter-scale", "0.5", "--rng", "torch", "--priority", "urgent", "--format", "webp",
+        "--adapter", f"{'a' * 64}:0.5", "--adapter", "b" * 64, "--adapter-scale", "0.5",
+        "--rng", "torch", "--priority", "urgent", "--format", "webp",
         "--max-failed", "1", "--deadline", "2027-01-01T00:00:00Z", "--idempotency-key", "k",
     )  # fmt: skip
     assert result.code == 0, result.err

@@ -133,6 +133,14 @@ def crowd(rng: Random) -> Scene:
     return Scene(background, tuple(things))
 
 
+def pattern(scene: Scene) -> Scene:
+    """The scene's things in the four corners, two of them in turn: how ``pattern`` draws."""
+    one, two = scene.things[0], scene.things[-1]
+    corners = zip((one, two, two, one), CORNERS, strict=True)
+    things = [replace(thing, x=x, y=y) for thing, (x, y) in corners]
+    return replace(scene, things=tuple(things))
+
+
 def training_scene(rng: Random) -> Scene:
     """A scene as training sees it: never a held-out one, now and then cropped or pale."""
     while True:

@@ -1,6 +1,7 @@
 """The part of an engine that a worker uses."""
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
@@ -8,6 +9,13 @@ from numpy.typing import NDArray
 
 from farm.errors import FarmError
 from farm.spec import Lane, Row
+
+
+class Adapter(Protocol):
+    """An adapter as the engine has read it."""
+
+    @property
+    def nbytes(self) -> int: ...
 
 
 class RowResult(Protocol):
@@ -51,9 +59,17 @@ class RenderEngine(Protocol):
         mask: NDArray[np.uint8] | None = None,
         latents: NDArray[Any] | None = None,
         embeds: Any | None = None,
+        adapters: Mapping[str, Any] = MappingProxyType({}),
         urgent: bool = False,
     ) -> None:
-        """Take a row; raises ``FarmError`` where its inputs do not fit it."""
+        """Take a row; raises ``FarmError`` where its inputs do not fit it.
+
+        ``adapters`` are those that the row's spec names, by the sha256 of their files.
+        """
+
+    def read_adapter(self, data: bytes) -> Adapter:
+        """An adapter from its file's bytes, in any thread; raises ``FarmError`` where it does not
+        fit the checkpoint."""
 
     def step(self) -> Sequence[RowResult]:
         """Do one bounded piece of work; returns the rows that are finished by it."""

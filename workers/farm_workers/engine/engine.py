@@ -1,8 +1,9 @@
 """The engine: rows in, one denoising step at a time, pictures out."""
 
 from collections import deque
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -96,6 +97,11 @@ class Engine:
         return self._model.info
 
     @property
+    def adapter_targets(self) -> Mapping[str, tuple[int, int]]:
+        """The layers that adapters can change, with their inputs and outputs."""
+        return self._model.adapter_targets
+
+    @property
     def held(self) -> int:
         """Rows inside: waiting, on their way, or waiting for their pictures."""
         waiting = len(self._pending) + len(self._finished) + len(self._results)
@@ -121,6 +127,7 @@ class Engine:
         latents: NDArray[Any] | None = None,
         embeds: Any | None = None,
         urgent: bool = False,
+        adapters: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         """Take a row, or all rows of a spec or request; they start with the next step.
 
@@ -130,6 +137,7 @@ class Engine:
             latents: token ids (token rows, columns).
             embeds: has the four arrays of ``farm.tensors.Embeds``.
             urgent: goes before all rows that are not.
+            adapters: those that the spec names, by sha256, as ``read_adapter`` gives them.
 
         Raises:
             InvalidInput: the arrays do not fit the spec, or there is no room.
@@ -147,7 +155,8 @@ class Engine:
                 field="rows",
                 hint=f"it takes {self.rows}; step it until room() is {len(rows)}",
             )
-        pending = [Pending(key, one, urgent, image, mask, latents, embeds) for one in rows]
+        given = (image, mask, latents, embeds, adapters)
+        pending = [Pending(key, one, urgent, *given) for one in rows]
         pending[0].check(self.checkpoint)
         self._pending += pending
 

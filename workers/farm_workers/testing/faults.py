@@ -13,7 +13,7 @@ from typing import Any
 
 from farm.errors import FarmError, InvalidInput, OutOfMemory, RenderError
 from farm.spec import Lane, Row
-from farm_workers.render_engine import RenderEngine, RowResult
+from farm_workers.render_engine import Adapter, RenderEngine, RowResult
 
 SLOW_SECONDS = 0.5  # added to every step while a slow row is in the engine
 HANG_SECONDS = 1e6
@@ -64,6 +64,9 @@ class FaultyEngine:
         for fault, text in self._faults:
             if text in (row.spec.prompt or ""):  # a render of embeds has no prompt
                 self._live[key, row.index] = fault
+
+    def read_adapter(self, data: bytes) -> Adapter:
+        return self._engine.read_adapter(data)
 
     def cancel(self, keys: Iterable[Hashable]) -> None:
         gone = set(keys)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from farm.spec import Lane, Row
-from farm_workers.render_engine import RenderEngine, RowResult
+from farm_workers.render_engine import Adapter, RenderEngine, RowResult
 
 
 class TracedEngine:
@@ -30,6 +30,9 @@ class TracedEngine:
 
     def step(self) -> Sequence[RowResult]:
         return self._engine.step()
+
+    def read_adapter(self, data: bytes) -> Adapter:
+        return self._engine.read_adapter(data)
 
     def cancel(self, keys: Iterable[Hashable]) -> None:
         self._engine.cancel(keys)

@@ -2,13 +2,30 @@
 
 import itertools
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own name for it)
 from torch import Tensor, nn
 
-Given = Mapping[str, Tensor]  # the named pieces of a prompt's conditioning, see Layout
+from farm_workers.engine.amused.adapters import Adapters
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a pass reads beside the tokens."""
+
+    pieces: Mapping[str, Tensor]  # of the prompts' conditioning, see Layout
+    adapters: Adapters | None = None  # of the rows, where some row has one
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.pieces[name]
+
+    @property
+    def halves(self) -> int:
+        """Of each row."""
+        return next(iter(self.pieces.values())).shape[1]
 
 
 class Ops:
@@ -97,8 +114,9 @@ class Block(nn.Module):
 
 
 class Linear(nn.Linear, Block):
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (nn.Linear's name)
-        return self.ops.linear(input, self.weight, self.bias)
+    def forward(self, x: Tensor, adapters: Adapters | None) -> Tensor:  # type: ignore[override]
+        output = self.ops.linear(x, self.weight, self.bias)
+        return output if adapters is None else adapters.add(output, x, self.name)
 
 
 class RMSNorm(nn.Module):
@@ -127,15 +145,18 @@ class Attention(nn.Module):
         self.to_v = Linear(source, channels, bias=bias)
         self.to_out = nn.ModuleList([Linear(channels, channels, bias=bias)])
 
-    def forward(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    def forward(
+        self, queries: Tensor, keys: Tensor, values: Tensor, adapters: Adapters | None
+    ) -> Tensor:
         """Of queries (rows, halves, tokens, channels); keys and values are split into heads."""
         mixed = F.scaled_dot_product_attention(self.split(queries), keys, values)
-        out: Tensor = self.to_out[0](mixed.transpose(1, 2).reshape(queries.shape))
+        out: Tensor = self.to_out[0](mixed.transpose(1, 2).reshape(queries.shape), adapters)
         return out
 
     def split(self, x: Tensor) -> Tensor:
         """(rows, halves, tokens, channels) to (rows x halves, heads, tokens, channels of each)."""
-        return x.flatten(0, 1).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        heads: Tensor = x.flatten(0, 1).unflatten(-1, (self.heads, -1))
+        return heads.transpose(1, 2)
 
 
 class PromptAttention(Attention, Block):
@@ -143,7 +164,8 @@ class PromptAttention(Attention, Block):
 
     def forward(self, x: Tensor, given: Given) -> Tensor:  # type: ignore[override]
         keys, values = given[f"{self.name}.keys"], given[f"{self.name}.values"]
-        return super().forward(self.to_q(x), keys, values)
+        queries = self.to_q(x, given.adapters)
+        return super().forward(queries, keys, values, given.adapters)
 
 
 class SelfAttention(Attention):
@@ -151,12 +173,16 @@ class SelfAttention(Attention):
 
     merged: tuple[Tensor, Tensor | None] | None = None
 
-    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor, adapters: Adapters | None) -> Tensor:  # type: ignore[override]
+        layers = (self.to_q, self.to_k, self.to_v)
         if self.merged is None:
-            queries, keys, values = self.to_q(x), self.to_k(x), self.to_v(x)
+            queries, keys, values = (layer(x, adapters) for layer in layers)
         else:
             queries, keys, values = F.linear(x, *self.merged).chunk(3, -1)
-        return super().forward(queries, self.split(keys), self.split(values))
+            if adapters is not None:
+                for layer, output in zip(layers, (queries, keys, values), strict=True):
+                    adapters.add(output, x, layer.name)
+        return super().forward(queries, self.split(keys), self.split(values), adapters)
 
 
 class Modulation(Block):
@@ -164,7 +190,7 @@ class Modulation(Block):
 
     def __init__(self, channels: int, source: int, norm: nn.Module, bias: bool) -> None:
         super().__init__()
-        self.linear = nn.Linear(source, 2 * channels, bias=bias)
+        self.linear = Linear(source, 2 * channels, bias=bias)
         self.norm = norm
 
     def forward(self, x: Tensor, delta: Tensor | None, given: Given) -> Tensor:
@@ -176,12 +202,12 @@ class Modulation(Block):
 class FeedForward(Block):
     def __init__(self, channels: int, inner: int, bias: bool) -> None:
         super().__init__()
-        gate = nn.Module()
-        gate.proj = Linear(channels, 2 * inner, bias=bias)
-        self.net = nn.ModuleList([gate, nn.Identity(), Linear(inner, channels, bias=bias)])
+        gate = nn.ModuleDict({"proj": Linear(channels, 2 * inner, bias=bias)})
+        self.net: Any = nn.ModuleList([gate, nn.Identity(), Linear(inner, channels, bias=bias)])
 
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.net[2](self.ops.geglu(self.net[0].proj(x)))
+    def forward(self, x: Tensor, adapters: Adapters | None) -> Tensor:
+        gated = self.ops.geglu(self.net[0]["proj"](x, adapters))
+        out: Tensor = self.net[2](gated, adapters)
         return out
 
 
@@ -201,9 +227,9 @@ class TransformerLayer(nn.Module):
 
     def forward(self, x: Tensor, delta: Tensor | None, given: Given) -> tuple[Tensor, Tensor]:
         """The residual stream and what the next norm has to add to it."""
-        mixed = self.attn1(self.norm1(x, delta, given))
+        mixed = self.attn1(self.norm1(x, delta, given), given.adapters)
         normed = self.norm2(x, mixed, given)
-        return x, self.ff(self.norm3(x, self.attn2(normed, given), given))
+        return x, self.ff(self.norm3(x, self.attn2(normed, given), given), given.adapters)
 
 
 class GlobalResponseNorm(nn.Module):
@@ -232,12 +258,13 @@ class ResBlock(Block):
         self.channelwise_linear_1 = Linear(width, 4 * width, bias=bias)
         self.channelwise_norm = GlobalResponseNorm(4 * width)
         self.channelwise_linear_2 = Linear(4 * width, width, bias=bias)
-        self.cond_embeds_mapper = nn.Linear(config["hidden_size"], 2 * width, bias=bias)
+        self.cond_embeds_mapper = Linear(config["hidden_size"], 2 * width, bias=bias)
 
     def forward(self, x: Tensor, grid: tuple[int, int], given: Given) -> Tensor:
         inner = self.ops.mix_norm(x, grid, self.taps, self.depthwise.bias, self.norm)
-        inner = self.ops.response(self.channelwise_linear_1(inner), self.channelwise_norm)
-        inner = self.channelwise_linear_2(inner)
+        inner = self.channelwise_linear_1(inner, given.adapters)
+        inner = self.ops.response(inner, self.channelwise_norm)
+        inner = self.channelwise_linear_2(inner, given.adapters)
         scale, shift = given[f"{self.name}.scale"], given[f"{self.name}.shift"]
         return self.ops.add_modulate(x, inner, scale, shift)
 
@@ -249,7 +276,7 @@ class CrossBlock(Block):
         super().__init__()
         width, source = config["block_out_channels"], config["hidden_size"]
         heads, bias = config["block_num_heads"], config["use_bias"]
-        self.kv_mapper = nn.Linear(source, width, bias=bias) if source != width else None
+        self.kv_mapper = Linear(source, width, bias=bias) if source != width else None
         self.norm1 = RMSNorm(width, 1e-6)
         self.attn1 = PromptAttention(width, width, heads, bias)
         self.norm2 = RMSNorm(width, 1e-6)
@@ -341,9 +368,9 @@ class Head(nn.Module):
 class CondEmbed(nn.Module):
     def __init__(self, source: int, width: int, bias: bool) -> None:
         super().__init__()
-        self.linear_1 = nn.Linear(source, width, bias=bias)
-        self.linear_2 = nn.Linear(width, width, bias=bias)
+        self.linear_1 = Linear(source, width, bias=bias)
+        self.linear_2 = Linear(width, width, bias=bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.linear_2(F.silu(self.linear_1(x)))
+    def forward(self, x: Tensor, adapters: Adapters | None) -> Tensor:
+        out: Tensor = self.linear_2(F.silu(self.linear_1(x, adapters)), adapters)
         return out

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own name for it)
 from torch import Tensor, nn
 
+from farm_workers.engine.amused.adapters import Adapters
 from farm_workers.engine.amused.layers import (
     Attention,
     Block,
@@ -64,14 +65,14 @@ class Layout:
         """The pieces of those names, which lie together, in (rows, size)."""
         return packed[:, self.pieces[names[0]].start : self.pieces[names[-1]].stop]
 
-    def views(self, packed: Tensor) -> dict[str, Tensor]:
+    def views(self, packed: Tensor) -> Given:
         """The pieces of (rows, halves, size); keys and values as attention takes them."""
         found = {}
         for name, piece in self.pieces.items():
             view = packed[:, :, piece.start : piece.stop].unflatten(2, piece.shape)
             heads_first = len(piece.shape) == 3  # keys and values
             found[name] = view.flatten(0, 1).transpose(1, 2) if heads_first else view
-        return found
+        return Given(found)
 
 
 class Transformer(nn.Module):
@@ -85,7 +86,7 @@ class Transformer(nn.Module):
         width, channels = config["hidden_size"], config["block_out_channels"]
         bias, eps = config["use_bias"], config["layer_norm_eps"]
         affine = config["ln_elementwise_affine"]
-        self.encoder_proj = nn.Linear(config["encoder_hidden_size"], width, bias=bias)
+        self.encoder_proj = Linear(config["encoder_hidden_size"], width, bias=bias)
         self.encoder_proj_layer_norm = RMSNorm(width, eps, affine)
         self.embed = Embed(config)
         source = config["micro_cond_embed_dim"] + config["cond_embed_dim"]
@@ -113,7 +114,7 @@ class Transformer(nn.Module):
             _shapes([one for block in self.crossed() for one in block.attentions], text_tokens),
         )
 
-    def modulations(self) -> Iterator[tuple[str, nn.Linear]]:
+    def modulations(self) -> Iterator[tuple[str, Linear]]:
         for name, module in self.named_modules():
             if isinstance(module, Modulation):
                 yield name, module.linear
@@ -122,11 +123,12 @@ class Transformer(nn.Module):
 
     def attentions(self) -> list[PromptAttention]:
         """To the prompt, of the transformer's layers."""
-        return [layer.attn2 for layer in self.transformer_layers]
+        layers = (layer for layer in self.transformer_layers if isinstance(layer, TransformerLayer))
+        return [layer.attn2 for layer in layers]
 
     def crossed(self) -> list[CrossBlock]:
         """The blocks that attend to the prompt beside the convolutions."""
-        return [*self.down_block.attention_blocks, *self.up_block.attention_blocks]
+        return [one for one in self.modules() if isinstance(one, CrossBlock)]
 
     def ready(self, ops: Ops) -> None:
         """Called once when the weights are in: fixes how rows are computed, builds the tables."""
@@ -140,20 +142,27 @@ class Transformer(nn.Module):
                 taps = module.depthwise.weight[:, 0].permute(1, 2, 0).flatten(0, 1)
                 module.register_buffer("taps", taps.contiguous(), persistent=False)
         self.register_buffer("token_table", self.embed.table().contiguous(), persistent=False)
-        self._products = Products(self, together=ops.together)
+        shared = Products(self, together=True) if ops.together else None
+        self._alone = Products(self, together=False)  # after it, which has moved the weights
+        self._products = shared or self._alone
 
-    def condition(self, text: Tensor, pooled: Tensor, steps: Tensor) -> Tensor:
+    def condition(
+        self, text: Tensor, pooled: Tensor, steps: Tensor, adapters: Adapters | None = None
+    ) -> Tensor:
         """Everything a step needs of each prompt, packed: (prompts, size).
 
         Args:
             text: hidden states (prompts, text tokens, hidden).
             pooled: (prompts, pooled).
             steps: the micro-conditioning's sinusoids (prompts, width).
+            adapters: of the prompts.
         """
-        text = self.encoder_proj_layer_norm(self.encoder_proj(text))
-        embedded = F.silu(self.cond_embed(torch.cat([pooled, steps], dim=1).to(text.dtype)))
+        text = self.encoder_proj_layer_norm(self.encoder_proj(text, adapters))
+        source = torch.cat([pooled, steps], dim=1).to(text.dtype)
+        embedded = F.silu(self.cond_embed(source, adapters))
         packed = text.new_zeros(len(text), self.layout.size)
-        self._products.fill(packed, text, embedded)
+        products = self._products if adapters is None else self._alone
+        products.fill(packed, text, embedded, adapters)
         return packed
 
     def features(self, tokens: Tensor, given: Given, grid: tuple[int, int]) -> Tensor:
@@ -161,17 +170,19 @@ class Transformer(nn.Module):
 
         A guided row's two halves differ in what is ``given`` alone.
         """
-        ops, halves = self._ops, next(iter(given.values())).shape[1]
+        ops = self._ops
         # One half until the first modulation, where the prompts begin to tell.
         x = F.embedding(tokens, self.token_table)[:, None]
         x, delta, grid = self.down_block(x, grid, given)
         if not self.down_block.res_blocks:
-            x = x.expand(-1, halves, -1, -1).contiguous()
-        x = self.project_to_hidden(ops.add_norm(x, delta, self.project_to_hidden_norm))
+            x = x.expand(-1, given.halves, -1, -1).contiguous()
+        x = ops.add_norm(x, delta, self.project_to_hidden_norm)
+        x = self.project_to_hidden(x, given.adapters)
         delta = None
         for layer in self.transformer_layers:
             x, delta = layer(x, delta, given)
-        x = self.project_from_hidden(ops.add_norm(x, delta, self.project_from_hidden_norm))
+        x = ops.add_norm(x, delta, self.project_from_hidden_norm)
+        x = self.project_from_hidden(x, given.adapters)
         x, delta, grid = self.up_block(x, grid, given)
         head = self.mlm_layer
         weight, bias = head.conv1.weight.flatten(1), head.conv1.bias
@@ -193,81 +204,86 @@ def _shapes(
             yield f"{attention.name}.{part}", (text_tokens, heads, layer.out_features // heads)
 
 
-class Group(NamedTuple):
-    """Layers whose products are one, and the pieces of the layout that these fill."""
+class Group:
+    """Layers whose products are one, and the pieces of the layout that these fill.
 
-    names: Sequence[str]
-    weight: Tensor
-    bias: Tensor | None
+    Their weights become one; each layer keeps a view of its part.
+    """
+
+    def __init__(self, layers: Sequence[Linear], pieces: Sequence[str]) -> None:
+        self.pieces, self._layer = pieces, layers[0].name
+        self.weight, self._bias = _stacked(layers)
+
+    def __call__(self, x: Tensor, adapters: Adapters | None) -> Tensor:
+        product = F.linear(x, self.weight, self._bias)
+        return product if adapters is None else adapters.add(product, x, self._layer)
 
 
 class Products:
-    """The weights that make a prompt's conditioning.
+    """How a prompt's conditioning is made.
 
     Rows that share products have one matrix of each kind. Else each layer is a product by itself,
-    because its width may change its bits.
+    because its width may change its bits; adapters change each layer by itself too.
     """
 
     def __init__(self, model: Transformer, *, together: bool) -> None:
         self._layout, self._together = model.layout, together
-        names = iter(model.layout.pieces)
-        self._modulations = self._groups([linear for _, linear in model.modulations()], names, 2)
-        taken = [name for group in self._modulations for name in group.names]
+        pieces = iter(model.layout.pieces)
+        self._modulations = self._groups([one for _, one in model.modulations()], pieces, 2)
         # A scale is one plus what the layer gives.
         ones = [
-            torch.full(model.layout.pieces[name].shape, name.endswith(".scale")) for name in taken
+            torch.full(model.layout.pieces[name].shape, name.endswith(".scale"))
+            for group in self._modulations
+            for name in group.pieces
         ]
         self._ones = torch.cat(ones, 1).to(self._modulations[0].weight)
-        self._layers = self._groups(_keys_and_values(model.attentions()), names)
+        self._layers = self._groups(_keys_and_values(model.attentions()), pieces)
         blocks = model.crossed()
-        self._blocks = [self._groups(_keys_and_values(one.attentions), names) for one in blocks]
+        self._blocks = [self._groups(_keys_and_values(one.attentions), pieces) for one in blocks]
         mappers = [block.kv_mapper for block in blocks if block.kv_mapper is not None]
         self._mappers = self._groups(mappers, iter(()))
 
     def _groups(
-        self, linears: Sequence[nn.Linear], names: Iterator[str], pieces: int = 1
+        self, layers: Sequence[Linear], pieces: Iterator[str], each: int = 1
     ) -> list[Group]:
-        """Of layers that fill so many pieces each, whose names come next."""
-        size = max(len(linears), 1) if self._together else 1
-        parts = [linears[first : first + size] for first in range(0, len(linears), size)]
-        return [
-            Group(list(itertools.islice(names, pieces * len(part))), *_stacked(part))
-            for part in parts
-        ]
+        """Of layers that fill so many pieces each, which come next."""
+        size = max(len(layers), 1) if self._together else 1
+        parts = [layers[first : first + size] for first in range(0, len(layers), size)]
+        return [Group(part, list(itertools.islice(pieces, each * len(part)))) for part in parts]
 
-    def fill(self, packed: Tensor, text: Tensor, embedded: Tensor) -> None:
+    def fill(
+        self, packed: Tensor, text: Tensor, embedded: Tensor, adapters: Adapters | None
+    ) -> None:
         """Write all pieces of ``packed`` (prompts, size)."""
-        for names, *weights in self._modulations:
-            ones, region = (self._layout.region(one, names) for one in (self._ones, packed))
-            torch.add(F.linear(embedded, *weights), ones, out=region)
+        for group in self._modulations:
+            ones, region = (self._layout.region(one, group.pieces) for one in (self._ones, packed))
+            torch.add(group(embedded, adapters), ones, out=region)
         for group in self._layers:
-            self._put(packed, text, group)
-        for mapped, groups in zip(self._mapped(text), self._blocks, strict=True):
+            self._put(packed, group.pieces, group(text, adapters))
+        for mapped, groups in zip(self._mapped(text, adapters), self._blocks, strict=True):
             for group in groups:
-                self._put(packed, mapped, group)
+                self._put(packed, group.pieces, group(mapped, adapters))
 
-    def _mapped(self, text: Tensor) -> list[Tensor]:
+    def _mapped(self, text: Tensor, adapters: Adapters | None) -> list[Tensor]:
         """The text as each block's keys and values are made of it."""
         if not self._mappers:
             return [text] * len(self._blocks)
         source = F.silu(text)
-        mapped = torch.cat([F.linear(source, *weights) for _, *weights in self._mappers], -1)
+        mapped = torch.cat([group(source, adapters) for group in self._mappers], -1)
         return list(mapped.chunk(len(self._blocks), -1))
 
-    def _put(self, packed: Tensor, text: Tensor, group: Group) -> None:
+    def _put(self, packed: Tensor, pieces: Sequence[str], products: Tensor) -> None:
         """Keys and values (prompts, text tokens, all their channels), each piece by itself."""
-        names, *weights = group
-        products = F.linear(text, *weights)
-        count = len(names)
-        region = self._layout.region(packed, names).unflatten(1, (count, products.shape[1], -1))
-        region.copy_(products.unflatten(-1, (count, -1)).transpose(1, 2))
+        region = self._layout.region(packed, pieces)
+        region = region.unflatten(1, (len(pieces), products.shape[1], -1))
+        region.copy_(products.unflatten(-1, (len(pieces), -1)).transpose(1, 2))
 
 
-def _keys_and_values(attentions: Iterable[Attention]) -> list[nn.Linear]:
+def _keys_and_values(attentions: Iterable[Attention]) -> list[Linear]:
     return [layer for one in attentions for layer in (one.to_k, one.to_v)]
 
 
-def _stacked(linears: Sequence[nn.Linear]) -> tuple[Tensor, Tensor | None]:
+def _stacked(linears: Sequence[Linear]) -> tuple[Tensor, Tensor | None]:
     """Their weights as one; each layer keeps a view of its part."""
     if len(linears) == 1:
         return linears[0].weight, linears[0].bias
