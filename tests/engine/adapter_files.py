@@ -12,7 +12,6 @@ from cases import Case
 from farm.formats.adapter_file import embed_alpha
 from farm.spec import AdapterScale, Row
 from farm_workers.engine import Engine
-from farm_workers.engine.amused.adapters import Adapter, read_adapter
 
 KINDS = ("to_q", "to_k", "to_v", "to_out.0", "proj", "net.2", "linear", "linear_1", "kv_mapper")
 TYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -35,7 +34,7 @@ def random_file(
     random: Random, engine: Engine, *, rank: int | None = None, everything: bool = False
 ) -> File:
     """Of what training changes, or of anything that can be changed; half of them with text."""
-    targets = engine.adapter_targets
+    targets = engine._model.adapter_targets  # type: ignore[attr-defined]
     kinds = ("to_q", "to_k", "to_v") if random.random() < 0.5 else tuple(random.sample(KINDS, 5))
     names = [name for name in targets if everything or name.endswith(kinds)]
     if random.random() < 0.5 or everything:
@@ -57,13 +56,9 @@ def random_file(
     return File(embed_alpha(data, alpha=alpha), alpha, tensors)
 
 
-def read(engine: Engine, file: File) -> Adapter:
-    return read_adapter(file.data, engine.adapter_targets)
-
-
 def adapted(engine: Engine, case: Case, *named: tuple[File, float]) -> Case:
     """The case with adapters, in that order."""
     scales = tuple(AdapterScale(sha256=file.sha256, scale=scale) for file, scale in named)
     spec = case.row.spec.model_copy(update={"adapters": scales})
-    given: dict[str, Any] = {file.sha256: read(engine, file) for file, _ in named}
+    given: dict[str, Any] = {file.sha256: engine.read_adapter(file.data) for file, _ in named}
     return replace(case, row=Row(spec, case.row.index), inputs={**case.inputs, "adapters": given})

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from random import Random
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -54,7 +54,6 @@ class StubModel:
 
     info, device, dtype = INFO, Device("cpu"), torch.float32
     masking_schedule, conditioning_size = "cosine", 1
-    adapter_targets: ClassVar[dict[str, tuple[int, int]]] = {}
 
     def __init__(self, *, by_row: bool) -> None:
         self.by_row = by_row
@@ -67,6 +66,9 @@ class StubModel:
     ) -> list[Prompt]:
         self.alone.append(alone)
         return [Prompt(half, torch.zeros(1), False) for half in range(pending.halves)]
+
+    def read_adapter(self, data: bytes) -> None:
+        """It has none."""
 
     def adapter_slots(self, halves: int) -> Slots:
         return Slots([()] * halves)

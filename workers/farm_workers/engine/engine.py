@@ -96,10 +96,13 @@ class Engine:
     def checkpoint(self) -> CheckpointInfo:
         return self._model.info
 
-    @property
-    def adapter_targets(self) -> Mapping[str, tuple[int, int]]:
-        """The layers that adapters can change, with their inputs and outputs."""
-        return self._model.adapter_targets
+    def read_adapter(self, data: bytes) -> Any:
+        """An adapter's file as ``add`` takes it; any thread may call this, beside the step loop.
+
+        Raises:
+            InvalidInput: it is not an adapter, or not one for this checkpoint.
+        """
+        return self._model.read_adapter(data)
 
     @property
     def held(self) -> int:

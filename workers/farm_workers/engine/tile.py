@@ -1,6 +1,6 @@
 """Half-slots for rows of one token grid: tensors that stay in place while rows come and go."""
 
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
@@ -46,7 +46,6 @@ class Model(Protocol):
     dtype: torch.dtype
     masking_schedule: str
     conditioning_size: int  # numbers of a packed prompt
-    adapter_targets: Mapping[str, tuple[int, int]]  # layers, with their inputs and outputs
     by_row: bool  # a row's bits do not depend on the batch; else they do on its shape
 
     def condition(
@@ -56,6 +55,9 @@ class Model(Protocol):
 
     def bind(self, packed: Tensor) -> Any:
         """What ``forward`` takes, as views of (rows, halves, conditioning_size)."""
+
+    def read_adapter(self, data: bytes) -> Any:
+        """An adapter's file, checked; from any thread."""
 
     def adapter_slots(self, halves: int) -> Any:
         """Where half-slots keep their adapters: by number, an empty sequence for none.

@@ -16,9 +16,15 @@ from torch import Tensor, nn
 
 from farm.checkpoints.inspect import Checkpoint
 from farm.errors import InvalidCheckpoint, InvalidInput
-from farm.formats.adapter_file import Targets, adapter_targets
+from farm.formats.adapter_file import adapter_targets
 from farm.spec import CheckpointInfo
-from farm_workers.engine.amused.adapters import Adapter, RowAdapters, Scaled, SlotAdapters
+from farm_workers.engine.amused.adapters import (
+    Adapter,
+    RowAdapters,
+    Scaled,
+    SlotAdapters,
+    read_adapter,
+)
 from farm_workers.engine.amused.codec import Codec
 from farm_workers.engine.amused.conditioning import PROMPTS, Conditioned, Conditioning
 from farm_workers.engine.amused.layers import Given, Ops
@@ -66,7 +72,7 @@ class AmusedModel:
         )
         self.codec = Codec(modules["vqvae"], device, dtype, fused=fused)
         self.conditioning_size = self.transformer.layout.size
-        self.adapter_targets: Targets = adapter_targets(
+        self.adapter_targets = adapter_targets(
             self.transformer.config, modules["text_encoder"].config.to_dict()
         )
         self._adapters: Lru[Adapter] = Lru(kept_adapters, lambda adapter: 1)
@@ -98,6 +104,9 @@ class AmusedModel:
             move = partial(given.to, self.device.torch, self.dtype)
             found.append(Scaled(self._adapters.get(one.sha256, move), one.scale))
         return found
+
+    def read_adapter(self, data: bytes) -> Adapter:
+        return read_adapter(data, self.adapter_targets)
 
     def adapter_slots(self, halves: int) -> Any:
         if self.by_row:

@@ -59,7 +59,7 @@ def read_adapter(data: bytes, targets: Targets) -> Adapter:
     """A file's matrices, on the CPU and as they are stored; needs no engine and no device.
 
     Args:
-        targets: the checkpoint's layers, ``Engine.adapter_targets``.
+        targets: the checkpoint's layers, see ``adapter_targets``.
 
     Raises:
         InvalidInput: it is not an adapter, or not one for this checkpoint.

@@ -43,7 +43,7 @@ class Ops:
     def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if len(x) == 1:
             return F.linear(x, weight, bias)
-        lines, weight = x.flatten(1, -2), weight.t()
+        lines, weight = x.reshape(len(x), -1, x.shape[-1]), weight.t()
         output = x.new_empty(*lines.shape[:2], weight.shape[1])
         for row, target in zip(lines.unbind(), output.unbind(), strict=True):
             if bias is None:
