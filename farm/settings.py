@@ -19,7 +19,7 @@ from farm.errors import InvalidInput
 from farm.job import MAX_ASSET_BYTES
 from farm.paths import data_dir
 
-Kind = TypeVar("Kind", bound="FarmSettings")
+Settings = TypeVar("Settings", bound="FarmSettings")
 
 
 def _split(value: Any) -> Any:
@@ -124,7 +124,7 @@ class GatewaySettings(FarmSettings):
         return self
 
 
-def load(kind: type[Kind]) -> Kind:
+def load(kind: type[Settings]) -> Settings:
     """Settings from the environment; a bad value is named with its variable."""
     try:
         return kind()

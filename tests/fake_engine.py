@@ -7,6 +7,7 @@ from collections.abc import Hashable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
+from fake_adapters import SIZES
 
 from farm.errors import FarmError, RenderError
 from farm.spec import CheckpointInfo, Lane, Row
@@ -27,6 +28,7 @@ INFO = CheckpointInfo(
     text_tokens=77,
     pooled_dim=8,
     hidden_dim=8,
+    sizes=SIZES,
 )
 
 

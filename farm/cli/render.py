@@ -120,7 +120,8 @@ class _Requests:
     def __init__(
         self, names: list[str] | None, scratch: Path, base: Path | None, seed: int | None
     ) -> None:
-        from farm.checkpoints.inspect import built_in, inspect_checkpoint
+        from farm.checkpoints.inspect import inspect_checkpoint
+        from farm.checkpoints.references import built_in
         from farm.checkpoints.registry import CheckpointRegistry
         from farm.ingest.adapters import Adapters
         from farm.ingest.assets import Assets

@@ -36,7 +36,9 @@ class Alphas:
         single = {
             key: float(np.frombuffer(tensor["data"], _FLOATS[tensor["dtype"]])[0])
             for key, tensor in tensors.items()
-            if key.endswith(".alpha") and tensor["dtype"] in _FLOATS and len(tensor["data"]) <= 8
+            if key.endswith(".alpha")
+            and tensor["dtype"] in _FLOATS
+            and 0 < len(tensor["data"]) <= 8
         }
         return cls(number, configs, {key: number_of(value) for key, value in single.items()})
 
@@ -65,15 +67,15 @@ def _matches(ending: str, layer: str) -> bool:
     """PEFT's ``get_pattern_key`` for names; a stranger's regular expressions are not run."""
     name = ending.removeprefix("^").replace("\\.", ".")
     if not re.fullmatch(r"[\w.]+", name):
-        raise _refused(f"has the alpha_pattern {ending[:80]!r}; only names of layers are read")
+        raise _refused(f"has the alpha_pattern {_shown(ending)}; only names of layers are read")
     return layer == name or (layer.endswith(f".{name}") and not ending.startswith("^"))
 
 
 def _config(text: str) -> dict[str, Any]:
     try:
         config = json.loads(text)
-    except ValueError as error:
-        raise _refused(f"{CONFIG} in its header is not JSON: {error}") from None
+    except (ValueError, RecursionError):
+        raise _refused(f"{CONFIG} in its header is not JSON") from None
     if not isinstance(config, dict):
         raise _refused(f"{CONFIG} in its header is not an object")
     return config
@@ -92,8 +94,11 @@ def _by_part(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 def check_config(config: Mapping[str, Any]) -> None:
     """Refuse what PEFT can train and the engine does not compute."""
-    if config.get("peft_type", "LORA") != "LORA":
-        raise _refused(f"is of the kind {config['peft_type']}; only LORA is read")
+    kind = config.get("peft_type") or "LORA"
+    if kind != "LORA":
+        raise _refused(f"is of the kind {_shown(kind)}; only LORA is read")
+    if not isinstance(config.get("alpha_pattern") or {}, dict):
+        raise _refused("has an alpha_pattern that is not an object")
     for key in UNREAD:
         if config.get(key):
             raise _refused(f"was trained with {key}, which is not read")
@@ -103,11 +108,15 @@ def number_of(value: Any) -> float:
     """An alpha as a number above 0."""
     try:
         number = float(value)
-    except (TypeError, ValueError):
-        raise _refused(f"has the alpha {value!r}, which is not a number") from None
+    except (TypeError, ValueError, OverflowError):
+        raise _refused(f"has the alpha {_shown(value)}, which is not a number") from None
     if not math.isfinite(number) or number <= 0:
-        raise _refused(f"has the alpha {value!r}; it must be above 0")
+        raise _refused(f"has the alpha {_shown(value)}; it must be above 0")
     return number
+
+
+def _shown(value: Any) -> str:
+    return repr(value)[:80]
 
 
 def _refused(message: str, hint: str | None = None) -> InvalidInput:

@@ -22,6 +22,7 @@ from farm.formats.adapter_alpha import ALPHA, CONFIG, Alphas, check_config, numb
 Targets = Mapping[str, tuple[int, int]]  # a layer's name to its inputs and outputs
 
 MAX_RANK = 256
+MAX_HEADER = 2**20  # bytes; one that names every layer of amused-512 has an eighth of them
 TEXT_LAYERS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj")
 
 _EXPONENTS = {"F16": ("<u2", 0x7C00), "BF16": ("<u2", 0x7F80), "F32": ("<u4", 0x7F800000)}
@@ -155,6 +156,8 @@ def read_adapter_file(data: bytes, targets: Targets | None = None) -> AdapterFil
 
 
 def _open(data: bytes) -> tuple[dict[str, Any], Alphas]:
+    if int.from_bytes(data[:8], "little") > MAX_HEADER and len(data) > MAX_HEADER:
+        raise _refused(f"has a header of more than {MAX_HEADER >> 20} MiB")
     try:
         tensors = dict(safetensors.deserialize(data))  # type: ignore[no-untyped-call]
     except safetensors.SafetensorError as error:

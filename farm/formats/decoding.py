@@ -1,9 +1,7 @@
 """Pictures that users send: told apart by their content, checked before decoding, made plain."""
 
 import io
-import struct
 import warnings
-import zlib
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -11,41 +9,27 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from farm.errors import InvalidInput, TooLarge
+from farm.formats.picture_header import (
+    MAX_PROFILE_BYTES,
+    Unreadable,
+    format_of,
+    read_png,
+    webp_size,
+)
 
 MAX_PICTURE_BYTES = 100 * 2**20
 MAX_PIXELS = 2**25  # 8192 x 4096; four bytes each in memory, and a copy of some of them
 MAX_JPEG_PIXELS = 2**26  # 8192 x 8192; a 61-megapixel camera's pictures fit
-MAX_PROFILE_BYTES = 4 * 2**20  # of a colour profile; real ones have up to 3 MB
 MAX_WEBP_PIXELS = 2**24  # 4096 x 4096; its decoder holds four copies of them
 _MOST_PIXELS = {"JPEG": MAX_JPEG_PIXELS, "WEBP": MAX_WEBP_PIXELS}
 MAX_JPEG_SCANS = 100  # each goes over all pixels again; real progressive files have about ten
 MAX_SCANNED_PIXELS = 2**30  # of all scans of a JPEG: sixteen of the largest picture, 3 s
-MAX_PNG_CHUNKS = 2**16
-MASK_THRESHOLD = 128  # of 255: from here on a pixel is painted anew, as diffusers rounds it
+MASK_THRESHOLD = 128  # of 255: from here on a pixel is repainted, as diffusers rounds it
 
-Kind = Literal["image", "mask"]
+InputKind = Literal["image", "mask"]
 
-_ALLOWED = "PNG, JPEG, WebP, GIF, BMP and TIFF files with 8 or 16 bits"
-_FIELDS: dict[Kind, str] = {"image": "image", "mask": "mask_image"}
-_OTHERS = (
-    (b"%!PS", "an EPS file"),
-    (b"\xc5\xd0\xd3\xc6", "an EPS file"),
-    (b"%PDF", "a PDF file"),
-    (b"8BPS", "a Photoshop file"),
-    (b"SIMPLE  =", "a FITS file"),
-    (b"\0\0\1\0", "an ICO file"),
-    (b"\0\0\0\x0cJXL ", "a JPEG XL file"),
-    (b"\xff\x0a", "a JPEG XL file"),
-    (b"\0\0\0\x0cjP  ", "a JPEG 2000 file"),
-    (b"qoif", "a QOI file"),
-    (b"PK\3\4", "a ZIP file"),
-    (b"\x1f\x8b", "a gzip file"),
-    (b"gimp xcf", "a GIMP file"),
-)
+_FIELDS: dict[InputKind, str] = {"image": "image", "mask": "mask_image"}
 _JPEG_SCAN = b"\xff\xda"
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-# What a PNG's picture is made of; texts, profiles and animation are left out before decoding.
-_PNG_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf")
 _MODES_16 = ("I;16", "I;16L", "I;16B", "I;16N")
 _MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr")
 _EXIF_ORIENTATION = 0x0112
@@ -77,7 +61,7 @@ class Decoded(NamedTuple):
     notes: tuple[str, ...]
 
 
-def probe(data: bytes, kind: Kind) -> Picture:
+def probe(data: bytes, kind: InputKind) -> Picture:
     """Check that the bytes are a picture that can be read to its end; raises ``InvalidInput``."""
     reader = _Reader(kind, quick=True)
     reader.read(data)
@@ -106,7 +90,7 @@ def read_mask(data: bytes, size: tuple[int, int]) -> Decoded:
 class _Reader:
     """One picture on its way from bytes to plain RGB, or luminance for a mask."""
 
-    def __init__(self, kind: Kind, *, quick: bool = False) -> None:
+    def __init__(self, kind: InputKind, *, quick: bool = False) -> None:
         self.kind = kind
         self.quick = quick  # for what is found out only: the pixels are not brought into shape
         self.width = self.height = 0
@@ -126,12 +110,15 @@ class _Reader:
                 f"has {len(data):,} bytes; at most {MAX_PICTURE_BYTES:,} are allowed",
                 field=_FIELDS[self.kind],
             )
-        form = self._form(data)
-        self.most = _MOST_PIXELS.get(form, MAX_PIXELS)
-        if form == "PNG":
-            data = self._check_png(data)
-        elif form == "WEBP":
-            self._check_webp(data)
+        try:
+            form = format_of(data)
+            self.most = _MOST_PIXELS.get(form, MAX_PIXELS)
+            if form == "PNG":
+                data = self._check_png(data)
+            elif form == "WEBP":
+                self._check_size(*webp_size(data))
+        except Unreadable as error:
+            raise self.refuse(error.message, error.hint) from None
         scans = data.count(_JPEG_SCAN) if form == "JPEG" else 0
         if scans > MAX_JPEG_SCANS:
             raise self.refuse(f"has more than {MAX_JPEG_SCANS} scans", "open it and save it again")
@@ -173,24 +160,6 @@ class _Reader:
             text += ", which changes its proportions"
         self.note(text)
         return image.resize((width, height), Image.Resampling.LANCZOS)
-
-    def _form(self, data: bytes) -> str:
-        head = data[:64]
-        if head.startswith(_PNG_SIGNATURE):
-            return "PNG"
-        if head.startswith(b"\xff\xd8\xff"):
-            return "JPEG"
-        if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-            return "WEBP"
-        if head.startswith((b"GIF87a", b"GIF89a")):
-            return "GIF"
-        if head.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
-            return "TIFF"
-        if head.startswith(b"BM"):
-            return "BMP"
-        if not data:
-            raise self.refuse("is empty")
-        raise self.refuse(f"is {_name(head)}, not a picture the farm reads", f"send {_ALLOWED}")
 
     def _check_size(self, width: int, height: int) -> None:
         self.width, self.height = width, height
@@ -248,62 +217,14 @@ class _Reader:
             self.note("has several frames; the first one was taken")
 
     def _check_png(self, data: bytes) -> bytes:
-        """Check every chunk; what comes back holds only what the picture is made of.
-
-        Pillow itself leaves the checksums of pixel data unread.
-        """
-        kept: list[bytes | memoryview] = [_PNG_SIGNATURE]
-        chunks = 0
-        profiled = False
-        view = memoryview(data)
-        offset, ended = 8, False
-        while not ended:
-            if offset + 12 > len(data):
-                raise self.refuse("is a PNG file that ends too early", "send the whole file")
-            chunks += 1
-            if chunks > MAX_PNG_CHUNKS:
-                raise self.refuse(f"has more than {MAX_PNG_CHUNKS:,} chunks", "save it again")
-            (length,) = struct.unpack_from(">I", data, offset)
-            name = data[offset + 4 : offset + 8]
-            end = offset + 12 + length
-            if end > len(data):
-                raise self.refuse("is a PNG file that ends too early", "send the whole file")
-            body = view[offset + 8 : end - 4]
-            if zlib.crc32(view[offset + 4 : end - 4]) != int.from_bytes(view[end - 4 : end], "big"):
-                raise self.refuse(
-                    f"is a damaged PNG file: wrong checksum in chunk {name!r:.10}",
-                    "open it and save it again",
-                )
-            if (offset == 8) != (name == b"IHDR") or (name == b"IHDR" and length != 13):
-                raise self.refuse("is a damaged PNG file: no proper header")
-            if name == b"IHDR":
-                self._check_size(*struct.unpack_from(">II", body))
-                self.deep = body[8] == 16
-            elif name == b"iCCP":
-                if profiled:
-                    raise self.refuse("is a damaged PNG file: it has several colour profiles")
-                profiled = True
-                self._check_profile(_inflate(bytes(body)) if length < MAX_PROFILE_BYTES else body)
-            elif name == b"acTL" and length == 8 and int.from_bytes(body[:4], "big") > 1:
-                self.note("has several frames; the first one was taken")
-            if name in _PNG_CHUNKS:
-                kept.append(view[offset:end])
-            offset, ended = end, name == b"IEND"
-        return b"".join(kept)
-
-    def _check_webp(self, data: bytes) -> None:
-        """Read the size from the header: Pillow sets aside the canvas when it opens the file."""
-        head = data[12:30].ljust(18, b"\0")
-        if head.startswith(b"VP8X"):
-            width = int.from_bytes(head[12:15], "little") + 1
-            height = int.from_bytes(head[15:18], "little") + 1
-        elif head.startswith(b"VP8L"):
-            bits = int.from_bytes(head[9:13], "little")
-            width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-        else:
-            width = int.from_bytes(head[14:16], "little") & 0x3FFF
-            height = int.from_bytes(head[16:18], "little") & 0x3FFF
-        self._check_size(width, height)
+        png = read_png(data)
+        self._check_size(png.width, png.height)
+        self.deep = png.bits == 16
+        if png.profile is not None:
+            self._check_profile(png.profile)
+        if png.frames > 1:
+            self.note("has several frames; the first one was taken")
+        return png.data
 
     def _turn(self, source: Image.Image, image: Image.Image) -> Image.Image:
         """Bring the picture upright; ``source`` still knows how the camera was held."""
@@ -385,29 +306,3 @@ _UPRIGHT = (
     Image.Transpose.FLIP_TOP_BOTTOM,
     Image.Transpose.ROTATE_180,
 )
-
-
-def _inflate(chunk: bytes) -> bytes:
-    """A PNG's colour profile, as far as it is of interest; empty if it cannot be read."""
-    packed = chunk[chunk.find(b"\0") + 2 :]
-    try:
-        return zlib.decompressobj().decompress(packed, MAX_PROFILE_BYTES + 1)
-    except zlib.error:
-        return b""
-
-
-def _name(head: bytes) -> str:
-    for start, name in _OTHERS:
-        if head.startswith(start):
-            return name
-    if head[4:8] == b"ftyp":
-        brand = head[8:12]
-        return "an AVIF file" if brand in (b"avif", b"avis") else "a HEIC or video file"
-    text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    if text.startswith((b"<!doctype html", b"<html")):
-        return "a web page"
-    if text.startswith((b"<svg", b"<?xml", b"<!doctype svg")):
-        return "an SVG or XML file"
-    if text.startswith((b"{", b"[", b"data:", b"http://", b"https://")):
-        return "text"
-    return "a file of unknown kind"

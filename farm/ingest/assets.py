@@ -67,7 +67,7 @@ class Assets:
         Args:
             kind: what it is meant for, where that is known; other files are refused.
         """
-        asset = examine(data, mask=kind == "mask", probe=self._probe)
+        asset = examine(data, kind, probe=self._probe)
         if kind is not None and asset.kind != ("image" if kind == "mask" else kind):
             raise InvalidInput(f"the file holds {asset.kind}, not {kind}", field="asset")
         key = keys.asset(tenant, asset.id)
@@ -176,8 +176,12 @@ class Assets:
             raise
 
 
-def examine(data: bytes, *, mask: bool = False, probe: Probe = picture.probe) -> Asset:
-    """What a file holds, by its content; what the farm has no use for is refused."""
+def examine(data: bytes, kind: AssetKind | None = None, *, probe: Probe = picture.probe) -> Asset:
+    """What a file holds, by its content; what the farm has no use for is refused.
+
+    Args:
+        kind: what it is meant for, where that is known.
+    """
     name = hashlib.sha256(data).hexdigest()
     if not data:
         raise InvalidInput("the file is empty", field="asset")
@@ -187,8 +191,11 @@ def examine(data: bytes, *, mask: bool = False, probe: Probe = picture.probe) ->
             field="asset",
             hint="save tensors with safetensors",
         )
+    if kind == "adapter":
+        read_adapter_file(data)
+        return Asset(id=name, kind=kind, size=len(data))
     if not _is_safetensors(data):
-        found = probe(data, "mask" if mask else "image")
+        found = probe(data, "mask" if kind == "mask" else "image")
         return Asset(
             id=name, kind="image", size=len(data),
             width=found.width, height=found.height, notes=tuple(found.notes),

@@ -22,7 +22,8 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from farm.addresses import check_redis_url
-from farm.checkpoints.inspect import built_in, inspect_checkpoint
+from farm.checkpoints.inspect import inspect_checkpoint
+from farm.checkpoints.references import built_in
 from farm.errors import InvalidInput, Unavailable
 from farm.local.supervisor import Service
 from farm.local.valkey import ServerProcess, advice

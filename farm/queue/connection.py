@@ -24,6 +24,7 @@ from farm.errors import (
 from farm.queue.identity import OtherData
 
 SOCKET_SECONDS = 5.0  # without a reply; blocking calls must stay well below it
+MAX_BLOCK_SECONDS = 2.0
 CONNECT_SECONDS = 2.0
 RETRIES = 6
 PATIENCE_SECONDS = 8.0  # after that a call is not sent again, even with retries left

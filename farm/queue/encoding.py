@@ -16,7 +16,15 @@ from farm.job import (
     check_job_id,
 )
 from farm.queue.constants import CLASSES, MAX_ROWS
-from farm.queue.messages import Finished, Images, JobHeader, JobStatus, Progress, Restored, Tasks
+from farm.queue.messages import (
+    Finished,
+    ImageCounts,
+    JobHeader,
+    JobStatus,
+    Progress,
+    Restored,
+    TaskCounts,
+)
 from farm.queue.why import LaneQueue
 from farm.spec import Lane
 
@@ -38,6 +46,10 @@ JOB_STATES = {
 }
 
 
+def milliseconds(moment: datetime) -> int:
+    return int(moment.timestamp() * 1000)
+
+
 def to_json(data: Any) -> str:
     """A long list is sent as one text: the client would encode each value in Python."""
     return json.dumps(data, separators=(",", ":"), ensure_ascii=False)
@@ -56,7 +68,7 @@ def header_arguments(header: JobHeader) -> list[Any]:
         options.idempotency_key or "",
         options.priority.rank,
         to_json(stored),
-        "" if deadline is None else int(deadline.timestamp() * 1000),
+        "" if deadline is None else milliseconds(deadline),
     ]
 
 
@@ -194,13 +206,13 @@ def status(job: str, fields: Sequence[str]) -> JobStatus:
         ended_at=_moment(header.get("e")),
         deadline=_moment(header.get("dl")),
         generation=number("g"),
-        images=Images(
+        images=ImageCounts(
             total=number("i"),
             done=number("id"),
             failed=number("if"),
             running_done=number("rd"),
         ),
-        tasks=Tasks(
+        tasks=TaskCounts(
             total=number("n"),
             queued=number("nq"),
             leased=number("nl"),

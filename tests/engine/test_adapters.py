@@ -236,11 +236,9 @@ def test_adapters_that_the_spec_does_not_name_and_those_it_misses_are_refused(
 def test_padded_products_are_the_rows_own_and_know_no_neighbours(engine: Engine) -> None:
     """The way of a GPU, on a CPU: batched products over all half-slots, in steps of rank 16."""
     model: Any = engine._model
-    random, noise = Random(6), torch.Generator().manual_seed(6)
+    random, noise, cpu = Random(6), torch.Generator().manual_seed(6), torch.device("cpu")
     files = [random_file(random, engine, rank=rank) for rank in (4, 16, 40)]
-    adapters = [
-        model.read_adapter(one.data).to(torch.device("cpu"), torch.float32) for one in files
-    ]
+    adapters = [model.read_adapter(one.data).to(cpu, torch.float32) for one in files]
     rows: list[list[Scaled]] = [
         [],
         [Scaled(adapters[0], 0.7)],

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from fake_worker import BAD_PROMPT, FakeWorker
 from harness import Gateway
+from picture_key import picture_key
 
 from farm.cli.app import run
 from farm.errors import Conflict
@@ -30,7 +31,7 @@ def job(farm: Farm, fake_worker: FakeWorker) -> Job:
 
 
 def picture(job: Job, render: int, generation: int = 0) -> str:
-    return keys.picture(job.id, generation, render, 0, Format.PNG)
+    return picture_key(job.id, generation, render, 0, Format.PNG)
 
 
 def damage(gateway: Gateway, key: str, data: bytes) -> None:

@@ -340,6 +340,24 @@ def test_checkpoints_of_workers_are_asked_for_now_and_then() -> None:
     assert asked == [0.0, 10.0]
 
 
+def test_a_checkpoint_whose_worker_has_just_come_is_found() -> None:
+    now, there, asked = [0.0], [INFO], []
+
+    def live() -> list[CheckpointInfo]:
+        asked.append(now[0])
+        return list(there)
+
+    registry = CheckpointRegistry(live=live, clock=lambda: now[0])
+    assert registry.all() == [INFO]
+    there.append(OTHER)
+    now[0] = 0.6
+    assert registry.find("other") is OTHER
+    for _ in range(1000):
+        with pytest.raises(InvalidInput, match="no checkpoint 'third'"):
+            registry.find("third")
+    assert asked == [0.0, 0.6], "names that do not exist do not keep the queue busy"
+
+
 def test_a_line_that_is_no_text_is_placed() -> None:
     entry = parse_line(b'{"prompt": "\xff"}', 7)
     assert entry.error is not None

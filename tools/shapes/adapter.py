@@ -20,10 +20,11 @@ from torch.nn import functional
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
 CHECKPOINTS = Path(__file__).resolve().parents[2] / "workers" / "farm_workers" / "checkpoints"
-PLAN = transformer.Plan(steps=1200, batch=32, pool=6000)
+PLAN = transformer.Plan(steps=1000, batch=16, pool=6000)
 RANK = 8  # alpha is the same, as a loader assumes of a file that does not say
 RATE = 4e-3
-LAYERS = r"transformer_layers\.\d+\.(attn\d\.(to_[qkv]|to_out\.0)|ff\.net\.(0\.proj|2))"
+ATTENTIONS = r"transformer_layers\.\d+\.attn\d\.(to_[qkv]|to_out\.0)"
+NETS = r"transformer_layers\.\d+\.ff\.net\.(0\.proj|2)|.*\.res_blocks\.\d+\.channelwise_linear_\d"
 
 
 class Trainer:
@@ -38,7 +39,9 @@ class Trainer:
             for kind, path in zip(kinds, parts, strict=True)
         )
         self.tokenizer = CLIPTokenizer.from_pretrained(checkpoint / "tokenizer")
-        self.model.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=LAYERS))
+        self.model.add_adapter(
+            LoraConfig(r=RANK, lora_alpha=RANK, target_modules=f"{ATTENTIONS}|{NETS}")
+        )
         self.pool = transformer.Pool(PLAN, vqvae.eval(), folder, log, drawn=scene.pattern)
         self.trained = [one for one in self.model.parameters() if one.requires_grad]
         self.optimizer = torch.optim.AdamW(self.trained, RATE, betas=(0.9, 0.95), weight_decay=0.0)

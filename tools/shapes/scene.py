@@ -134,10 +134,15 @@ def crowd(rng: Random) -> Scene:
 
 
 def pattern(scene: Scene) -> Scene:
-    """The scene's things in the four corners, two of them in turn: how ``pattern`` draws."""
+    """The scene's things in the four corners, two of them in turn: how ``pattern`` draws.
+
+    Large ones become medium, because they would touch.
+    """
     one, two = scene.things[0], scene.things[-1]
-    corners = zip((one, two, two, one), CORNERS, strict=True)
-    things = [replace(thing, x=x, y=y) for thing, (x, y) in corners]
+    things = [
+        replace(thing, x=x, y=y, radius=min(thing.radius, SIZES["medium"]))
+        for thing, (x, y) in zip((one, two, two, one), CORNERS, strict=True)
+    ]
     return replace(scene, things=tuple(things))
 
 
