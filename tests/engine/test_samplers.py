@@ -4,6 +4,7 @@ Without a GPU the Triton kernels run in Triton's interpreter.
 """
 
 import os
+from collections.abc import Sequence
 from random import Random
 from typing import Any
 
@@ -29,6 +30,9 @@ pytestmark = pytest.mark.skipif(
 
 class ByRow(Tile):
     """A tile of fixed shape whose forward pass computes each half-slot by itself."""
+
+    def _reserve(self, adapters: Sequence[Any]) -> None:
+        """No row has one here."""
 
     def _features(self) -> torch.Tensor:
         given = [self._model.bind(half[None, None]) for half in self.packed]
