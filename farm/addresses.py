@@ -2,6 +2,7 @@
 
 import ipaddress
 import re
+import socket
 from urllib.parse import SplitResult, urlsplit
 
 from farm.errors import InvalidInput
@@ -34,6 +35,16 @@ def split_host(text: str) -> str | None:
     except ValueError:
         return None
     return parts.hostname if parts.netloc == text else None
+
+
+def reachable(address: str) -> bool:
+    """Whether something takes connections at ``host:port``, now and without patience."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=0.5).close()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def without_secrets(url: str) -> str:

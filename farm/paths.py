@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+SCHEDULER_ALIVE = "scheduler.alive"  # in the run folder; touched by it at every pass
+
 
 def data_dir() -> Path:
     """``FARM_DATA``, else ``amused-farm`` in the user's data directory."""

@@ -16,10 +16,10 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from farm.addresses import REDIS_HINT, check_redis_url, is_loopback
 from farm.errors import InvalidInput
-from farm.job import MAX_ASSET_BYTES
+from farm.job import MAX_ASSET_BYTES, OPEN_HOURS, RETENTION_DAYS
 from farm.paths import data_dir
 
-Settings = TypeVar("Settings", bound="FarmSettings")
+Settings = TypeVar("Settings", bound="KeepingSettings")
 
 
 def _split(value: Any) -> Any:
@@ -31,12 +31,19 @@ def _split(value: Any) -> Any:
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]  # separated by commas
 
 
-class FarmSettings(BaseSettings):
-    """What every process shares. Variables carry the prefix ``FARM_``, but for ``REDIS_URL``."""
+class KeepingSettings(BaseSettings):
+    """How long things are kept. Variables carry the prefix ``FARM_``."""
 
     model_config = SettingsConfigDict(
         env_prefix="FARM_", frozen=True, populate_by_name=True, extra="ignore"
     )
+
+    retention_days: float = Field(default=RETENTION_DAYS, gt=0, le=36_500)  # after a job's end
+    open_hours: float = Field(default=OPEN_HOURS, gt=0, le=87_600)  # for the next piece of a job
+
+
+class FarmSettings(KeepingSettings):
+    """What every process shares. Variables carry the prefix ``FARM_``, but for ``REDIS_URL``."""
 
     data: Path = Field(default_factory=data_dir)
     redis_url: str = Field(validation_alias=AliasChoices("redis_url", "REDIS_URL"), repr=False)
@@ -80,6 +87,7 @@ class GatewaySettings(FarmSettings):
     max_connections: int = Field(default=1024, ge=1)
     max_connections_per_address: int = Field(default=512, ge=1)
     quota_requests: int = Field(default=1000, ge=1)  # of a tenant; per second, for ten at once
+    quota_row_steps: int = Field(default=500_000_000, ge=1)  # of those pictures
     quota_pictures: int = Field(default=20_000_000, ge=1)  # of a tenant, that are still to be made
     quota_bytes: int = Field(default=100 * 2**30, ge=1)  # of a tenant's assets
     header_seconds: float = Field(default=10, gt=0)  # until a request's header is there

@@ -68,7 +68,18 @@ def adapter_files(data: Mapping[str, Any]) -> dict[int, Any]:
     }
 
 
-def with_adapters(data: Mapping[str, Any], ids: Mapping[int, str]) -> dict[str, Any]:
+def adapters_from(folder: Path, adapters: Any) -> Any:
+    """A list of adapters whose relative paths are meant from this folder."""
+    files = adapter_files({ADAPTERS: adapters})
+    paths = {
+        place: folder / Path(file).expanduser()
+        for place, file in files.items()
+        if isinstance(file, str | Path)
+    }
+    return with_adapters({ADAPTERS: adapters}, paths)[ADAPTERS]
+
+
+def with_adapters(data: Mapping[str, Any], ids: Mapping[int, Any]) -> dict[str, Any]:
     """The render with these in the place of its files."""
     if not ids:
         return dict(data)

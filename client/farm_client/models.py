@@ -66,6 +66,7 @@ class Why(_Told):
     lanes: tuple[LaneQueue, ...] = ()
     workers: int = 0  # that serve it
     seconds: float | None = None  # until its end, roughly
+    note: str | None = None  # what stands in the way, in the words of the part that met it
 
 
 class Difference(_Told):
@@ -131,6 +132,7 @@ class Picture(_Told):
     spec: dict[str, Any]
     error: dict[str, Any] | None = None
     notes: tuple[str, ...] = ()
+    metadata: dict[str, Any] = {}  # what the row said besides the parameters
 
     def line(self) -> dict[str, Any]:
         """Its line in ``manifest.jsonl``."""

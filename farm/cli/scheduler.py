@@ -4,8 +4,20 @@ import contextlib
 import logging
 import os
 import signal
+import sys
 import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from farm.errors import FarmError
+from farm.paths import SCHEDULER_ALIVE
+
+if TYPE_CHECKING:
+    from farm.queue import Queue
+    from farm.scheduler.cluster_process import ClusterProcess
+    from farm.scheduler.scheduler import SchedulerSettings
+
+log = logging.getLogger(__name__)
 
 
 def scheduler() -> None:
@@ -19,34 +31,42 @@ def scheduler() -> None:
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     settings = load(SchedulerSettings)
-    placement = None
-    if settings.ray_address and settings.workers:
-        from farm.scheduler.placement import Placement, worker_environment
-        from farm_workers.worker.ray_actor import WorkerActor
-
-        placement = Placement(
-            WorkerActor,
-            settings.ray_address,
-            f"{settings.redis_url} {settings.name}",
-            settings.workers,
-            worker_environment(os.environ),
-            num_gpus=settings.worker_gpus,
-            num_cpus=settings.worker_cpus,
-            report=_report,
-        )
     stopped = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):  # after Ray, which takes them for itself
+    for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())
     queue = Queue(connect(settings.redis_url), farm=settings.name)
-    log = logging.getLogger(__name__)
+    cluster = _cluster(settings, queue) if settings.ray_address and settings.workers else None
     log.info("scheduling for %d workers", settings.workers)
-    Scheduler(queue, lease_ms=settings.lease_ms, placement=placement).run(stopped)
-    if placement is not None and settings.end_workers:
-        placement.close()
+    try:
+        Scheduler(queue, lease_ms=settings.lease_ms, placement=cluster).run(stopped, _touch)
+    finally:
+        if cluster is not None:
+            cluster.close(end_workers=settings.end_workers)
 
 
-def _report(worker: str, cause: str) -> None:
-    """Leave it where ``farm up`` looks while it waits for the workers."""
+def _touch() -> None:
+    """Tell farm up that this process is neither stopped nor stuck; a full disk allows it too."""
     if folder := os.environ.get("FARM_RUN_DIR"):
         with contextlib.suppress(OSError):
-            (Path(folder) / f"{worker}.failed").write_text(cause + "\n")
+            (Path(folder) / SCHEDULER_ALIVE).touch()
+
+
+def _cluster(settings: "SchedulerSettings", queue: "Queue") -> "ClusterProcess":
+    from farm.queue.notice import post
+    from farm.scheduler.cluster_process import RAY, ClusterProcess
+
+    def report(what: str, cause: str) -> None:
+        log.warning("%s: %s", what, cause)
+        with contextlib.suppress(FarmError):
+            post(queue, f"{what}: {cause}")
+        if what != RAY and (folder := os.environ.get("FARM_RUN_DIR")):
+            # farm up looks there while it waits for the workers.
+            with contextlib.suppress(OSError):
+                (Path(folder) / f"{what}.failed").write_text(cause + "\n")
+
+    return ClusterProcess(
+        [sys.executable, "-P", "-m", "farm.cli.place_workers"],
+        settings.ray_address.removeprefix("ray://"),
+        os.environ,
+        report=report,
+    )

@@ -116,7 +116,7 @@ def down(data: Data = None) -> None:
 
 def _run(plan: "Plan") -> None:
     """Everything from the first process to the last, in the foreground."""
-    from farm.local.embedded import Embedded
+    from farm.local.embedded import RAY_FILE, Embedded
     from farm.local.supervisor import Supervisor, sweep
     from farm.paths import write_pid
 
@@ -148,7 +148,7 @@ def _run(plan: "Plan") -> None:
     finally:
         with contextlib.suppress(OSError):  # its log may lie on a full disk
             console.print("stopping")
-        for name in ("ready", "up.pid"):
+        for name in ("ready", "up.pid", RAY_FILE):
             (plan.data / "run" / name).unlink(missing_ok=True)
         client_file(plan.data).unlink(missing_ok=True)
         for name in ("scheduler", "ray"):

@@ -18,6 +18,7 @@ REASONS = {
     "room": "the workers are full",
     "empty-worker": "what a crashed worker held runs alone, on a worker without other work",
     "retry": "a pause before what failed is tried again",
+    "queue": "the queue's server takes no writes (farm doctor)",
     "store": "the store takes no files: it is full, read-only or away (farm doctor)",
     "finalise": "its last file is being written",
 }
@@ -44,7 +45,8 @@ def why(
 def _reason(found: Why) -> str:
     if found.status.ended:
         return "it has ended"
-    return REASONS.get(found.waits_for, found.waits_for)
+    reason = REASONS.get(found.waits_for, found.waits_for)
+    return f"{reason}: {found.note}" if found.note else reason
 
 
 def _lane(lane: LaneQueue) -> str:

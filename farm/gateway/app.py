@@ -18,9 +18,10 @@ from farm.gateway.dependencies import Dependencies
 from farm.gateway.events import EventHub
 from farm.gateway.metrics import Measure, Metrics
 from farm.gateway.middleware import RequestGuard
+from farm.gateway.page.history import History
 from farm.gateway.quotas import QuotaLimits, Quotas
 from farm.gateway.readiness import Readiness
-from farm.gateway.routes import adapters, assets, docs, health, jobs, submissions
+from farm.gateway.routes import adapters, assets, docs, health, jobs, page, submissions
 from farm.gateway.signed_urls import Links, Signer, secret_of
 from farm.ingest.assets import Assets
 from farm.ingest.ingest import Ingest
@@ -73,6 +74,7 @@ def create_app(
         links=Links(store, signer, settings.url_seconds),
         events=EventHub(queue),
         metrics=metrics,
+        history=History(queue),
         readiness=Readiness(queue, store),
         quotas=quotas,
     )
@@ -80,7 +82,9 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         deps.events.start()
+        deps.history.start()
         yield
+        deps.history.stop()
         deps.events.stop()
         sandbox.close()
 
@@ -94,7 +98,7 @@ def create_app(
         redirect_slashes=False,  # else the host header would decide where a caller is sent
     )
     app.state.deps = deps
-    for route in (submissions, jobs, assets, adapters, health, docs):
+    for route in (submissions, jobs, assets, adapters, health, docs, page):
         app.include_router(route.router)
     exception_handlers.install(app)
     body_memory = app.state.body_memory = BodyMemory(settings.max_body_memory)

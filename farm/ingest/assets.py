@@ -200,6 +200,10 @@ def examine(data: bytes, kind: AssetKind | None = None, *, probe: Probe = pictur
             id=name, kind="image", size=len(data),
             width=found.width, height=found.height, notes=tuple(found.notes),
         )  # fmt: skip
+    return _examine_tensors(name, data)
+
+
+def _examine_tensors(name: str, data: bytes) -> Asset:
     shapes = _tensor_shapes(data)
     if name_of_latents := next((name for name in tensors.LATENTS if name in shapes), None):
         shape = shapes[name_of_latents]

@@ -5,7 +5,8 @@ from typing import Any
 from farm.checkpoints.registry import CheckpointRegistry
 from farm.ingest.adapters import AdapterNames, Adapters
 from farm.ingest.assets import Assets
-from farm.spec import RenderRequest, RenderSpec, derived_seed
+from farm.job import NumberedSpec
+from farm.spec import RenderRequest, derived_seed, split_metadata
 
 
 class Resolver:
@@ -21,8 +22,15 @@ class Resolver:
         return self._adapters.names(tenant)
 
     def resolve(
-        self, tenant: str, data: Any, *, seed: int, render: int, names: AdapterNames
-    ) -> RenderSpec:
+        self,
+        tenant: str,
+        data: Any,
+        *,
+        seed: int,
+        render: int,
+        names: AdapterNames,
+        columns: bool = True,
+    ) -> NumberedSpec:
         """A render from JSON-like data.
 
         Args:
@@ -31,11 +39,14 @@ class Resolver:
             seed: of the job; a render that names no seed gets one made from it.
             render: index in the job.
             names: the tenant's adapters.
+            columns: as in ``split_metadata``.
 
         Raises:
             FarmError: what is wrong with it.
         """
+        metadata = None
         if isinstance(data, dict):
+            data, metadata = split_metadata(data, columns=columns)
             data = self._assets.take_data_urls(tenant, data)
         request = RenderRequest.parse(data)
         info = self._registry.find(request.checkpoint)
@@ -44,4 +55,4 @@ class Resolver:
         spec = request.resolve(info, seed=derived, picture=picture, adapters=names)
         self._assets.check_tensors(tenant, request, info, spec.height, spec.width)
         self._adapters.check(tenant, spec, info)
-        return spec
+        return NumberedSpec(render=render, spec=spec, metadata=metadata)

@@ -2,6 +2,7 @@
 
 import contextlib
 import enum
+import json
 import os
 import shutil
 import time
@@ -10,18 +11,17 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-import psutil
 import redis
 
-from farm.addresses import without_secrets
+from farm.addresses import reachable, without_secrets
 from farm.checkpoints.inspect import inspect_checkpoint
 from farm.errors import FarmError
 from farm.ingest.ingest import JobRecord
 from farm.job import is_job_id, job_id
-from farm.local.embedded import answers, reachable, serves
+from farm.local.embedded import RAY_FILE, answers, serves, silent_parts
 from farm.queue import JobStatus, Queue, check_server, connect
 from farm.queue.constants import MAX_ROWS
-from farm.queue.queue import RETENTION_DAYS
+from farm.settings import KeepingSettings, load
 from farm.store import Store, keys, open_store
 from farm.store.local import LocalStore
 
@@ -150,7 +150,7 @@ def _all_jobs(queue: Queue, tenant: str) -> Iterator[JobStatus]:
 
 def recent(store: LocalStore) -> Iterator[str]:
     """Jobs in the store that the queue has not forgotten for their age."""
-    since = job_id(time.time() - (RETENTION_DAYS - 1) * 86400)
+    since = job_id(time.time() - (load(KeepingSettings).retention_days - 1) * 86400)
     for job in store.jobs():
         if is_job_id(job) and job > since:
             yield job
@@ -173,12 +173,17 @@ def _ray(patient: Patient) -> _Told:
         else:
             yield Health.FAIL, f"nothing listens at {where}", "is RAY_ADDRESS right?"
         return
-    pid = patient.data / "run" / "ray.pid"
-    alive = pid.exists() and psutil.pid_exists(int(pid.read_text()))
-    if alive:
-        yield Health.OK, "runs on this machine", None
-    else:
+    told = patient.data / "run" / RAY_FILE
+    if not told.exists():
         yield Health.WARN, "does not run on this machine", "farm up starts it"
+    elif silent := silent_parts(json.loads(told.read_text())):
+        yield (
+            Health.FAIL,
+            f"no answer from its {' and '.join(silent)}, so no worker can start",
+            "farm up starts Ray again within a minute; logs/ray.log says why it ended",
+        )
+    else:
+        yield Health.OK, "runs on this machine", None
 
 
 def _checkpoints(patient: Patient) -> _Told:

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import json
 import os
 import random
 import re
@@ -11,8 +12,9 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
@@ -21,18 +23,21 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from farm.addresses import check_redis_url
+from farm.addresses import check_redis_url, reachable
 from farm.checkpoints.inspect import inspect_checkpoint
 from farm.checkpoints.references import built_in
 from farm.errors import InvalidInput, Unavailable
 from farm.local.supervisor import Service
 from farm.local.valkey import ServerProcess, advice
 from farm.machine import cores, count_gpus, worker_threads
+from farm.paths import SCHEDULER_ALIVE
 from farm.store import open_store
 
 VALKEY_SECONDS = 600.0  # it reads a long append-only file
 RAY_SECONDS = 120.0
 WORKER_SECONDS = 300.0
+PATIENCE = 20  # looks at what may be busy for a while: a slow disk, a cluster without processors
+RAY_FILE = "ray.json"  # where its parts answer, for farm doctor
 WAITS = ("farm.errors.Unavailable", "farm.errors.StoreError")  # a worker may well run later
 MAX_SOCKET_PATH = 100  # bytes; the kernel takes 107
 _PLAIN = re.compile(r"[A-Za-z0-9/._-]+")
@@ -131,6 +136,7 @@ class Embedded:
         self._ray_port = free_port()
         self.ray_address = plan.ray_address or f"127.0.0.1:{self._ray_port}"
         self.dashboard = "" if plan.ray_address else f"http://127.0.0.1:{free_port(8265)}"
+        self._ray_agent = f"http://127.0.0.1:{free_port()}"
 
     def services(self) -> Iterator[Service]:
         if not self.plan.redis_url:
@@ -141,6 +147,8 @@ class Embedded:
                 ready=lambda: serves(self.redis_url),
                 seconds=VALKEY_SECONDS,
                 advice=advice,
+                healthy=lambda: replies(self.redis_url),
+                patience=PATIENCE,
             )
         if not self.plan.ray_address:
             yield self._ray()
@@ -149,6 +157,7 @@ class Embedded:
             [sys.executable, "-P", "-m", "farm.gateway"],
             ready=lambda: answers(f"{self.plan.url}/healthz"),
             environment=self.environment,
+            healthy=lambda: answers(f"{self.plan.url}/healthz"),
         )
         for told in self._run.glob("*.failed"):
             told.unlink()
@@ -158,6 +167,8 @@ class Embedded:
             ready=self._workers_ready,
             environment=self.environment,
             seconds=WORKER_SECONDS,
+            healthy=lambda: fresh(self._run / SCHEDULER_ALIVE),
+            patience=PATIENCE,
         )
 
     def _workers_ready(self) -> bool:
@@ -210,6 +221,11 @@ class Embedded:
 
     def _ray(self) -> Service:
         dashboard_port = int(self.dashboard.rsplit(":", 1)[1])
+        health = {
+            "gcs_server": f"{self.dashboard}/api/gcs_healthz",
+            "raylet": f"{self._ray_agent}/api/local_raylet_healthz",
+        }
+        (self._run / RAY_FILE).write_text(json.dumps(health) + "\n")
         command = [
             str(Path(sys.executable).with_name("ray")), "start", "--head", "--block",
             "--disable-usage-stats",
@@ -219,7 +235,7 @@ class Embedded:
             "--include-dashboard=true",
             "--dashboard-host=127.0.0.1",
             f"--dashboard-port={dashboard_port}",
-            f"--dashboard-agent-listen-port={free_port()}",
+            f"--dashboard-agent-listen-port={self._ray_agent.rsplit(':', 1)[1]}",
             f"--num-cpus={max(cores(), self.plan.workers)}",
             f"--object-store-memory={OBJECT_STORE_BYTES}",
             f"--temp-dir={self._base / 'run' / 'ray'}",
@@ -230,6 +246,8 @@ class Embedded:
             ready=lambda: listens(self._ray_port) and listens(dashboard_port),
             environment=self.environment,
             seconds=RAY_SECONDS,
+            healthy=lambda: not silent_parts(health),
+            patience=PATIENCE,
         )
 
     def _token(self) -> Path:
@@ -342,18 +360,29 @@ def serves(redis_url: str) -> bool:
     return False
 
 
+def replies(redis_url: str) -> bool:
+    """Whether something at the address speaks Redis, if only to say that it is busy."""
+    with contextlib.suppress(redis.RedisError):
+        client = redis.Redis.from_url(redis_url, socket_timeout=2, retry=Retry(NoBackoff(), 0))
+        try:
+            return bool(client.ping())
+        except (redis.ResponseError, redis.BusyLoadingError, redis.AuthenticationError):
+            return True
+    return False
+
+
+def silent_parts(health: Mapping[str, str]) -> list[str]:
+    """Those of Ray's parts that do not answer at their addresses for health checks."""
+    return [name for name, url in health.items() if not answers(url)]
+
+
+def fresh(file: Path, seconds: float = 10.0) -> bool:
+    """Whether a file was touched within so many seconds."""
+    return file.exists() and time.time() - file.stat().st_mtime < seconds
+
+
 def listens(port: int) -> bool:
     return reachable(f"127.0.0.1:{port}")
-
-
-def reachable(address: str) -> bool:
-    """Whether something takes connections at ``host:port``."""
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), timeout=0.5).close()
-    except (OSError, ValueError):
-        return False
-    return True
 
 
 # Loopback is never behind a proxy, whatever http_proxy says.

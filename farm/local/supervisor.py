@@ -24,11 +24,16 @@ STABLE_SECONDS = 60.0  # a process that lived so long starts again without delay
 MAX_DELAY_SECONDS = 10.0
 MAX_LOG_BYTES = 10 * 2**20
 ROTATE_SECONDS = 5.0  # between two looks at a log
+HEALTH_SECONDS = 3.0  # between two looks at whether a process still serves
 
 
 @dataclass(frozen=True)
 class Service:
-    """One process of a farm; ``ready`` says whether it serves, within so many seconds."""
+    """One process of a farm; ``ready`` says whether it serves, within so many seconds.
+
+    A process may be stopped or hang without ending: ``healthy`` says whether it still serves, and
+    after ``patience`` times no in a row it is ended and started again.
+    """
 
     name: str
     command: Sequence[str]
@@ -36,6 +41,8 @@ class Service:
     environment: Mapping[str, str] = field(default_factory=dict)
     seconds: float = 60.0
     advice: Callable[[str], str | None] = lambda words: None  # a hint for its last words
+    healthy: Callable[[], bool] | None = None
+    patience: int = 6
 
 
 class Supervisor:
@@ -81,10 +88,14 @@ class Supervisor:
                 )
             if self._stopped.wait(0.05):
                 raise KeyboardInterrupt
+        running.served_since = running.since
         log.info("%s runs (pid %d)", service.name, running.process.pid)
 
     def watch(self) -> None:
-        """Start again whatever dies, until ``stopped`` is set."""
+        """Start again whatever dies or does not serve any more, until ``stopped`` is set."""
+        for running in self._started:
+            if running.service.healthy is not None:
+                threading.Thread(target=self._watch_health, args=(running,), daemon=True).start()
         while not self._stopped.wait(0.1):
             for running in self._started:
                 try:
@@ -104,6 +115,10 @@ class Supervisor:
                 rotate(self._log(running.service))
             if running.failures and now - running.since > STABLE_SECONDS:
                 running.failures = 0
+            if running.silent >= running.service.patience:
+                log.warning("%s does not answer; it is ended", running.service.name)
+                running.silent = 0
+                running.process.kill()
             return
         if running.restart_at is None:
             delay = min(0.1 * 3 ** min(running.failures, 6), MAX_DELAY_SECONDS)
@@ -121,6 +136,19 @@ class Supervisor:
             running.restart_at = None
             running.noted = False
             self._note_pid(running)
+
+    def _watch_health(self, running: "_Running") -> None:
+        """Count how often in a row it did not serve; not the seconds, which also go by while the
+        supervisor itself is stopped. One that has just been started has its time to begin."""
+        assert running.service.healthy is not None
+        while not self._stopped.wait(HEALTH_SECONDS):
+            if running.service.healthy():
+                running.silent, running.served_since = 0, running.since
+            elif (
+                running.served_since == running.since
+                or time.monotonic() - running.since > running.service.seconds
+            ):
+                running.silent += 1
 
     def stop(self, name: str, seconds: float = 10.0) -> None:
         """End one service and everything in its process session."""
@@ -176,6 +204,8 @@ class _Running:
     restart_at: float | None = None
     noted: bool = False  # its pid file is written
     rotate_at: float = 0.0  # when its log is looked at next
+    silent: int = 0  # looks in a row at which it did not serve
+    served_since: float = 0.0  # ``since`` of the process that has served
 
 
 def rotate(log_file: Path) -> None:

@@ -18,6 +18,7 @@ from farm.errors import (
     JobCancelled,
     LeaseLost,
     NotFound,
+    OverQuota,
     QueueFull,
     Unavailable,
 )
@@ -109,6 +110,12 @@ class RewriteNeeded(Unavailable):
     """The server was restarted; its append-only file must be rewritten before new work is taken."""
 
 
+class NewerData(Unavailable):
+    """A newer farm has written to this queue: this one would misread it."""
+
+    retryable = False
+
+
 # What the scripts refuse, by the first word of their reply.
 _REFUSALS: dict[str, type[FarmError]] = {
     "CONFLICT": Conflict,
@@ -117,6 +124,8 @@ _REFUSALS: dict[str, type[FarmError]] = {
     "CANCELLED": JobCancelled,
     "INVALID": InvalidInput,
     "REWRITE": RewriteNeeded,
+    "OVERQUOTA": OverQuota,
+    "NEWER": NewerData,
 }
 
 

@@ -28,6 +28,7 @@ from farm.queue.messages import (
 from farm.queue.why import LaneQueue
 from farm.spec import Lane
 
+BY_ROW = 1  # how a task runs that was there when its worker crashed
 TASK_STATES = {
     "q": TaskState.QUEUED,
     "l": TaskState.LEASED,
@@ -125,7 +126,7 @@ def lease(row: Sequence[Any]) -> Lease:
         pictures=int(pictures),
         cost=int(cost),
         priority=CLASSES[number_of_class],
-        alone=bool(int(alone)),
+        alone=int(alone) == BY_ROW,
         inline=inline,
         skip=tuple(skip),
     )
@@ -148,6 +149,13 @@ def lane_queue(row: Sequence[Any]) -> LaneQueue:
         higher=higher,
         weight=float(weight),
         weights=float(weights),
+    )
+
+
+def totals(values: Sequence[Any]) -> ImageCounts:
+    total, done, failed, expired, running_done = (int(value or 0) for value in values)
+    return ImageCounts(
+        total=total, done=done, failed=failed, expired=expired, running_done=running_done
     )
 
 
@@ -210,6 +218,7 @@ def status(job: str, fields: Sequence[str]) -> JobStatus:
             total=number("i"),
             done=number("id"),
             failed=number("if"),
+            expired=number("ix"),
             running_done=number("rd"),
         ),
         tasks=TaskCounts(
@@ -222,6 +231,7 @@ def status(job: str, fields: Sequence[str]) -> JobStatus:
             cancelled=number("nc"),
             expired=number("nx"),
         ),
+        row_steps=number("k"),
         rejected=number("rj"),
         max_failed=options.get("max_failed", 0),
         reason=header.get("r"),

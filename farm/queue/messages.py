@@ -128,6 +128,7 @@ class ImageCounts(BaseModel):
     total: int
     done: int
     failed: int
+    expired: int  # of those that failed: their deadline passed before they were started
     running_done: int  # rendered in tasks that are not yet done
 
 
@@ -161,6 +162,7 @@ class JobStatus(BaseModel):
     generation: int
     images: ImageCounts
     tasks: TaskCounts
+    row_steps: int  # of all its pictures
     rejected: int  # renders of the submission that were refused
     max_failed: int
     reason: str | None

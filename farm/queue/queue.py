@@ -17,6 +17,7 @@ from farm.queue.messages import (
     Event,
     Failure,
     Finished,
+    ImageCounts,
     JobStatus,
     LaneBacklog,
     Session,
@@ -26,7 +27,7 @@ from farm.queue.why import Why, explain_wait
 from farm.queue.worker_sessions import WorkerSessions
 from farm.spec import Lane
 
-RETENTION_DAYS = 30
+CHECKED_LANES = 64  # in a call
 
 
 class Queue(Submissions, WorkerSessions):
@@ -41,15 +42,14 @@ class Queue(Submissions, WorkerSessions):
         client: "redis.Redis",
         *,
         farm: str = "farm",
-        retention_days: float = RETENTION_DAYS,
         scripts: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(client, farm, scripts)
-        self._retention_ms = int(retention_days * 86_400_000)
 
     def tick(self) -> None:
-        """Do what is due: retries, deadlines, sessions without a heartbeat, jobs past retention."""
-        self._run("tick", self._retention_ms)
+        """Do what is due: retries, deadlines, sessions without a heartbeat, jobs that are left open
+        or past their retention."""
+        self._run("tick")
 
     def cancel(self, job: str, tenant: str) -> JobState:
         """Stop a job at once; a job that has ended stays unchanged."""
@@ -109,6 +109,10 @@ class Queue(Submissions, WorkerSessions):
             Failure(position, *encoding.numbers(name), pictures, reason)
             for position, name, pictures, reason in found
         ]
+
+    def totals(self, job: str) -> ImageCounts:
+        """What became of a job's pictures, whoever's it is."""
+        return encoding.totals(self._run("totals", check_job_id(job)))
 
     def why(self, job: str, tenant: str) -> Why:
         """What a job waits for, what goes first, and how long that may take."""
@@ -172,13 +176,29 @@ class Queue(Submissions, WorkerSessions):
             raise InvalidInput(f"{weight} is not from 0.001 to 1000", field="weight")
         self._run("set_weight", tenant, weight)
 
+    def keep(self, *, retention_days: float, open_hours: float) -> None:
+        """Set how long ended jobs are known, and how long an open one waits for its next piece."""
+        settings: Any = {
+            "retention": int(retention_days * 86_400_000),
+            "patience": int(open_hours * 3_600_000),
+        }
+        try:
+            self.client.hset(f"{self._prefix}server", mapping=settings)
+        except RedisError as error:
+            raise explain(error) from error
+
     def check(self, *, repair: bool = True) -> list[str]:
         """Recount every job and compare the indexes with it; a line for each finding.
 
-        Redis does nothing else while it checks one job: some microseconds per task.
+        Redis does nothing else while it checks one job or ``CHECKED_LANES`` lanes: some
+        microseconds per task and job.
         """
         found = []
         for key in self.client.scan_iter(f"{self._prefix}job:*", count=1000):
             job = str(key).removeprefix(f"{self._prefix}job:")
             found += [f"{job}: {line}" for line in self._run("check_job", job, int(repair))]
-        return found + list(self._run("check_index", int(repair)))
+        lanes: list[Any] = sorted(self.client.hkeys(f"{self._prefix}lane:texts"))
+        for start in range(0, len(lanes), CHECKED_LANES):
+            some = lanes[start : start + CHECKED_LANES]
+            found += self._run("check_lanes", int(repair), *some)
+        return found + list(self._run("check_sessions", int(repair)))

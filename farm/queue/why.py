@@ -21,6 +21,7 @@ class WaitsFor(enum.StrEnum):
     ROOM = "room"  # the workers are full
     EMPTY_WORKER = "empty-worker"  # its tasks run alone after a crash
     RETRY = "retry"  # a failed attempt is about to be tried again
+    QUEUE = "queue"  # nothing can be written to its server: its disk or memory is full
     STORE = "store"  # nothing can be written there: it is full, read-only or away
     FINALISE = "finalise"  # every picture has ended; the last file has to be written
 
@@ -51,6 +52,7 @@ class Why(NamedTuple):
     lanes: tuple[LaneQueue, ...]
     workers: int  # that serve it
     seconds: float | None  # until its end, roughly; None if no worker has measured its lanes
+    note: str | None = None  # what stands in the way, in the words of the part that met it
 
 
 def explain_wait(

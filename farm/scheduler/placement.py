@@ -10,9 +10,14 @@ from typing import Any
 import ray
 from ray.exceptions import ActorUnavailableError, RayActorError
 
+from farm.addresses import reachable
+from farm.errors import Unavailable
+
 log = logging.getLogger(__name__)
 
 JOIN_SECONDS = 5.0  # of one pending call; the next one follows at once
+FROZEN_SECONDS = 20.0  # that its answer may be late; a process that is stopped never answers
+NODES_SECONDS = 5.0  # between two looks at the cluster's nodes
 RETRY_SECONDS = 5.0  # before a worker that could not start is placed again
 ACTOR_THREADS = 8  # each may wait for a scheduler that is gone
 
@@ -54,6 +59,9 @@ class Placement:
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
+        self._address = address
+        self._node = ray.get_runtime_context().get_node_id()
+        self._nodes_at = 0.0  # when the cluster's nodes are looked at next
         self._actor = actor
         self._report = report
         self._places = {f"worker-{number}": _Place() for number in range(count)}
@@ -81,6 +89,18 @@ class Placement:
                 dead.append(died)
         return dead
 
+    def check(self) -> None:
+        """Raises ``Unavailable`` if this is not the cluster any more that it was connected to: it
+        has died, or another one has taken its address. Where Ray finds that out in its own code,
+        it ends the process."""
+        if not reachable(self._address.removeprefix("ray://")):
+            raise Unavailable(f"nothing listens at {self._address}")
+        if time.monotonic() >= self._nodes_at:
+            self._nodes_at = time.monotonic() + NODES_SECONDS
+            alive = {node["NodeID"] for node in _nodes() if node["Alive"]}
+            if self._node not in alive:
+                raise Unavailable(f"the node {self._node[:8]} has left the cluster")
+
     def close(self) -> None:
         """End the workers; Ray does not start them again."""
         for place in self._places.values():
@@ -103,11 +123,15 @@ class Placement:
                     place.forget(retry_at=time.monotonic() + RETRY_SECONDS)
                     return str(session)
                 place.session = session
-                place.joined = place.actor.join.remote(JOIN_SECONDS)
+                place.join()
                 log.info("%s runs, session %s", worker, place.session)
         elif _ready(place.joined):
             ray.get(place.joined)
-            place.joined = place.actor.join.remote(JOIN_SECONDS)
+            place.join()
+        elif time.monotonic() > place.answers_by:
+            log.error("%s is frozen: it is ended, and starts again", worker)
+            ray.kill(place.actor, no_restart=False)
+            return place.forget()
         return None
 
     def _place(self, worker: str) -> Any:
@@ -134,7 +158,12 @@ class _Place:
         self.asked: Any = None  # pending call for its life
         self.session: str | None = None
         self.joined: Any = None  # pending call that fails when it dies
+        self.answers_by = 0.0  # when that call is late
         self.retry_at = 0.0
+
+    def join(self) -> None:
+        self.joined = self.actor.join.remote(JOIN_SECONDS)
+        self.answers_by = time.monotonic() + JOIN_SECONDS + FROZEN_SECONDS
 
     def forget(self, retry_at: float | None = None) -> str | None:
         """Start over with a new life of the worker; returns the session that ended."""
@@ -148,6 +177,11 @@ def worker_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """What of this process's environment a worker on another node needs as well."""
     prefixes = ("FARM_", "AWS_", "REDIS_URL")
     return {name: value for name, value in environment.items() if name.startswith(prefixes)}
+
+
+def _nodes() -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return found
 
 
 def _ready(reference: Any) -> bool:

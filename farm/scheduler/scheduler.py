@@ -6,7 +6,7 @@ Kill it and start another: grants are made by one script each, so nothing is hal
 import logging
 import random
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -116,9 +116,13 @@ class Scheduler:
     def _forget_urgent(self, living: set[str]) -> None:
         self._urgent = {name: held for name, held in self._urgent.items() if name in living}
 
-    def run(self, stopped: threading.Event) -> None:
-        """Step for ever; an event of the farm, or a quarter of a second, starts the next pass."""
+    def run(self, stopped: threading.Event, alive: Callable[[], None] = lambda: None) -> None:
+        """Step for ever; an event of the farm, or a quarter of a second, starts the next pass.
+
+        ``alive`` is called at each, for whoever watches over the process.
+        """
         while not stopped.is_set():
+            alive()
             try:
                 self._seen = self._seen or self._queue.last_event()
                 if not self.step():

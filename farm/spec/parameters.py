@@ -61,6 +61,7 @@ class RenderFields(BaseModel):
         Parameter(
             help="What to avoid",
             default="empty",
+            elsewhere=("negative",),
             allowed=f"up to {MAX_PROMPT_CHARACTERS:,} characters",
         ),
     ] = None
@@ -80,6 +81,7 @@ class RenderFields(BaseModel):
             default="the farm's first",
             allowed="`id@revision`, the id, or its last part",
             pipelines=("from_pretrained",),
+            elsewhere=("model", "sd_model_checkpoint"),
         ),
     ] = None
     height: Annotated[
@@ -114,6 +116,7 @@ class RenderFields(BaseModel):
             least=1,
             most=MAX_STEPS,
             aliases=("steps",),
+            elsewhere=("num_steps", "sampling_steps", "inference_steps"),
             metavar="N",
         ),
     ] = 12
@@ -127,6 +130,7 @@ class RenderFields(BaseModel):
             default="the checkpoint's",
             allowed="above 1 it guides; amused-256 has 4, amused-512 has 10",
             aliases=("guidance",),
+            elsewhere=("cfg_scale", "cfg"),
             metavar="X",
         ),
     ] = None
@@ -163,6 +167,7 @@ class RenderFields(BaseModel):
             allowed="picture *i* has the seed `seed + i`",
             pipelines=("num_images_per_prompt",),
             aliases=("num_images_per_prompt",),
+            elsewhere=("n", "batch_size", "n_iter"),
             letter="n",
             metavar="N",
         ),
@@ -173,6 +178,7 @@ class RenderFields(BaseModel):
             help="A picture to start from",
             form=Form.FILE,
             allowed="PNG, JPEG, WebP, GIF, BMP or TIFF",
+            elsewhere=("init_image",),
             metavar="FILE",
             asset="image",
         ),
@@ -224,6 +230,7 @@ class RenderFields(BaseModel):
             above=0,
             most=1,
             default="0.5 for img2img, 1 for inpaint",
+            elsewhere=("denoising_strength",),
             metavar="X",
         ),
     ] = None

@@ -197,7 +197,14 @@ class RenderRequest(RenderFields):
         """The adapters with their whole scale; one of scale 0 adds nothing and is left out."""
         found: dict[str, AdapterScale] = {}
         for choice in self.adapters:
-            sha256 = choice.sha256 or digests[choice.adapter]
+            try:
+                sha256 = choice.sha256 or digests[choice.adapter]
+            except KeyError:
+                raise InvalidInput(
+                    f"nothing says what {choice.adapter!r} stands for",
+                    field="adapters",
+                    hint="name the adapter by the sha256 of its file",
+                ) from None
             if sha256 in found:
                 raise InvalidInput(f"{choice.adapter} stands there twice", field="adapters")
             scale = choice.scale * self.adapter_scale

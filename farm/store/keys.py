@@ -22,8 +22,13 @@ def cancelled(job: str) -> str:
     return prefix(job) + "_CANCELLED"
 
 
+def chunks(job: str) -> str:
+    """Start of the keys of the renders of a job, task by task."""
+    return prefix(job) + "chunks/"
+
+
 def chunk(job: str, number: int) -> str:
-    return f"{prefix(job)}chunks/{number:08d}.json"
+    return f"{chunks(job)}{number:08d}.json"
 
 
 def all_data(job: str) -> str:

@@ -156,6 +156,57 @@ for session in ("0" * 32, "1" * 32):
 """
 
 
+def test_a_stopped_worker_is_killed_and_its_tasks_go_on(processes: Processes) -> None:
+    farm = processes.farm
+    first = processes.start("worker-0", FARM_FAULTS="hang:a", FROZEN_SECONDS="2")
+    job = farm.submit("a", "b")
+    until(lambda: farm.queue.status(job, TENANT).tasks.leased == 1, 60)
+    first.send_signal(signal.SIGSTOP)
+    assert first.wait(30) == -signal.SIGKILL
+    processes.start("worker-1")
+    farm.wait(job)
+    assert errors(farm, job) == {}
+    assert "is frozen (T)" in processes.log()
+    assert "ended: lost" in processes.log()
+
+
+def test_a_worker_that_holds_the_interpreters_lock_for_ever_has_crashed(redis_url: str) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", HOLDS_THE_LOCK, redis_url], capture_output=True, text=True
+    )
+    assert ended.returncode == -signal.SIGKILL
+    assert "ended: crash" in ended.stderr
+
+
+HOLDS_THE_LOCK = """
+import ctypes, sys
+from farm_workers.worker.crash_reporter import CrashReporter
+
+CrashReporter(sys.argv[1], "farm", frozen_seconds=2).follow("0" * 32)
+ctypes.PyDLL(None).sleep(100)
+"""
+
+
+def test_a_stopped_reporter_does_not_stop_its_worker(redis_url: str) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", STOPPED_REPORTER, redis_url], capture_output=True, text=True,
+        timeout=60,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+
+
+STOPPED_REPORTER = """
+import os, signal, sys
+from farm_workers.worker.crash_reporter import CrashReporter
+
+reporter = CrashReporter(sys.argv[1], "farm")
+os.kill(reporter._process.pid, signal.SIGSTOP)
+for number in range(5000):  # more than a pipe holds
+    reporter.follow("0" * 32)
+os.kill(reporter._process.pid, signal.SIGKILL)
+"""
+
+
 def test_a_crash_is_reported_before_the_process_is_gone(
     redis_url: str, processes: Processes
 ) -> None:

@@ -4,6 +4,7 @@ Its settings are in the environment, as for ``farm worker``.
 """
 
 import logging
+import os
 import signal
 import sys
 from pathlib import Path
@@ -30,7 +31,11 @@ def main() -> None:
         settings,
         sys.argv[1],
         load_engine=lambda *_: FakeEngine(rows=4, step_seconds=0.02),
-        crash_reporter=CrashReporter(settings.redis_url, settings.name),
+        crash_reporter=CrashReporter(
+            settings.redis_url,
+            settings.name,
+            frozen_seconds=float(os.environ.get("FROZEN_SECONDS", "30")),
+        ),
     )
     signal.signal(signal.SIGTERM, lambda *_: worker.stop())
     worker.run()

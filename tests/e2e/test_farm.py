@@ -158,6 +158,19 @@ def test_a_job_survives_sigkill_of_every_process(farm: RunningFarm, tmp_path: Pa
     assert len({row["file"] for row in rows}) == 300
 
 
+def test_a_farm_whose_ray_dies_goes_on_by_itself(farm: RunningFarm, tmp_path: Path) -> None:
+    job = farm.submit(write_renders(tmp_path / "renders.jsonl", count=100))
+    worker = farm.pid("worker-0")
+    (server,) = [one for one in farm.processes() if one.name() == "gcs_server"]
+    server.kill()
+    until(lambda: "no cluster answers" in farm.run("why", job).stdout)
+    told = farm.run("doctor", check=False).stdout
+    assert "no answer from its gcs_server" in told
+    until(lambda: farm.pid("worker-0") != worker, 120)
+    rows = farm.fetch(job, tmp_path / "out")
+    assert [row["error"] for row in rows] == [None] * 100
+
+
 def test_everything_listens_on_loopback_only(farm: RunningFarm) -> None:
     listening = {
         connection.laddr.ip

@@ -67,7 +67,7 @@ class FakeWorker:
             return
         wanted = pictures_to_make(self.store, Images(self.store, Path()), chunk, lease.generation)
         rows = [
-            self._paint(chunk, lease, numbered.render, row)
+            self._paint(chunk, lease, numbered.render, row)._replace(metadata=numbered.metadata)
             for numbered in chunk.renders
             for row in numbered.spec.rows()
             if (numbered.render, row.index) in wanted

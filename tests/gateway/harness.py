@@ -1,6 +1,7 @@
 """What the tests of the gateway share besides fixtures."""
 
 import contextlib
+import hashlib
 import io
 import json
 import os
@@ -56,6 +57,13 @@ class Result(NamedTuple):
 Cli = Callable[..., Result]
 
 
+def until(condition: Callable[[], object], seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come true in time"
+        time.sleep(0.02)
+
+
 def png(width: int = 64, height: int = 64, mode: str = "RGB", colour: Any = None) -> bytes:
     out = io.BytesIO()
     Image.new(mode, (width, height), colour).save(out, "PNG")
@@ -91,6 +99,13 @@ def post(http: httpx2.Client, *renders: Any, **options: Any) -> httpx2.Response:
 def post_lines(http: httpx2.Client, body: bytes, **query: Any) -> httpx2.Response:
     headers = {"Content-Type": "application/x-ndjson"}
     return http.post("/v1/jobs", content=body, headers=headers, params=query)
+
+
+def write_keys(path: Path, keys: dict[str, dict[str, object]]) -> Path:
+    """A keys file for ``{key: {"tenant": ...}}``."""
+    hashed = {hashlib.sha256(key.encode()).hexdigest(): facts for key, facts in keys.items()}
+    path.write_text(json.dumps(hashed))
+    return path
 
 
 @contextlib.contextmanager

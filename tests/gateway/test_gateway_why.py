@@ -2,11 +2,13 @@
 
 import json
 
+import httpx2
 import pytest
 from fake_worker import FakeWorker
 from harness import Gateway
 
 from farm.cli.app import run
+from farm.queue import notice
 from farm_client import Farm
 
 
@@ -42,3 +44,17 @@ def test_a_job_that_has_ended_waits_for_nothing(
         job.wait(20)
     assert run(["why", job.id]) == 0
     assert capsys.readouterr().out == f"{job.id} done: it has ended\n"
+
+
+def test_why_no_worker_runs_is_told_in_the_schedulers_words(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FARM_URL", gateway.url)
+    notice.post(gateway.queue, "ray: no cluster answers at 127.0.0.1:6379; trying again")
+    with Farm(gateway.url) as farm:
+        job = farm.submit("a boat")
+    assert run(["why", job.id]) == 0
+    assert "no cluster answers at 127.0.0.1:6379" in capsys.readouterr().out
+    ready = httpx2.get(f"{gateway.url}/readyz")
+    assert ready.status_code == 503
+    assert ready.json()["note"].startswith("ray: no cluster answers")

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -22,6 +22,7 @@ from farm_workers.testing.tiny import make_tiny
 HERE = Path(__file__).parent
 WORKERS = 2
 LEASE_MS = 4000
+RAY_PROGRAMS = ("gcs_server", "raylet")  # those that ``ray start`` runs
 CHILDREN = {
     "publisher": "farm_workers.publisher.process",
     "crash_reporter": "farm_workers.worker.crash_reporter",
@@ -29,6 +30,7 @@ CHILDREN = {
 
 
 class Environment(Protocol):
+    victims: Mapping[str, int]  # of its own, with how often each is chosen
     url: str  # of the gateway
     redis_url: str
     store: Path
@@ -77,6 +79,8 @@ def children(pids: list[int], words: str) -> list[int]:
 
 class ProcessEnvironment:
     """A server, a gateway, two schedulers and two workers, without Ray."""
+
+    victims: Mapping[str, int] = {}
 
     def __init__(self, folder: Path, faults: str) -> None:
         self._folder = folder
@@ -137,6 +141,8 @@ class ProcessEnvironment:
 class RayEnvironment:
     """``farm up``: its supervisor starts again what dies, Ray the actors."""
 
+    victims: Mapping[str, int] = {"ray": 1, "gcs_server": 1, "raylet": 1}
+
     def __init__(self, folder: Path, faults: str) -> None:
         self._folder = folder
         self._data = folder / "farm"
@@ -163,6 +169,8 @@ class RayEnvironment:
         if victim == "submitter":
             pid = self._group.pid(victim)
             return [] if pid is None else [pid]
+        if victim in RAY_PROGRAMS:
+            return [one.pid for one in members(self._data) if one.name() == victim]
         told = {int(file.read_text()) for file in (self._data / "run").glob(f"{victim}*.pid")}
         return [process.pid for process in members(self._data) if process.pid in told]
 

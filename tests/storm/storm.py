@@ -85,7 +85,8 @@ class Storm:
         self._random = Random(seed)
         at = set(self._random.sample(range(kills), server_kills))
         self._plan = [
-            "server" if number in at else self._choose(VICTIMS) for number in range(kills)
+            "server" if number in at else self._choose({**VICTIMS, **environment.victims})
+            for number in range(kills)
         ]
         self._kills: Counter[str] = Counter()
         self._pauses: Counter[str] = Counter()

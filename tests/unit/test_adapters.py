@@ -40,7 +40,7 @@ class Place:
     def resolve(self, *chosen: object, tenant: str = "alice", **given: object) -> RenderSpec:
         data = {"prompt": "x", "adapters": list(chosen), **given}
         names = self._resolver.names(tenant)
-        return self._resolver.resolve(tenant, data, seed=0, render=0, names=names)
+        return self._resolver.resolve(tenant, data, seed=0, render=0, names=names).spec
 
 
 @pytest.fixture

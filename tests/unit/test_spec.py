@@ -155,6 +155,7 @@ def test_adapters_are_resolved_with_their_whole_scale_in_their_order() -> None:
         ({"adapters": [{"adapter": "dots", "sclae": 1}]}, "adapters", "unknown key 'sclae'"),
         ({"adapters": [{"adapter": "dots", "scale": 11}]}, "adapters", "scale must be less than"),
         ({"adapters": [{"adapter": "dots"}, {"adapter": "points"}]}, "adapters", "twice"),
+        ({"adapters": [{"adapter": "lines"}]}, "adapters", "nothing says what 'lines' stands for"),
     ],
 )
 def test_a_wrong_adapter_is_told_which_and_why(
@@ -185,7 +186,9 @@ def test_a_render_without_adapters_keeps_the_hash_that_it_had_before_there_were_
     given: dict[str, Any], sha256: str
 ) -> None:
     assert resolve(**given).sha256 == sha256
-    assert resolve(**given, adapters=[{"adapter": ASSET}]).sha256 != sha256
+    adapted = resolve(**given, adapters=[{"adapter": ASSET}])
+    assert adapted.sha256 != sha256
+    assert adapted.lane == resolve(**given).lane
 
 
 @given(st.integers(0, 2**53), st.integers(0, 10**9))

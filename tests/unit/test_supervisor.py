@@ -146,3 +146,45 @@ def test_a_log_does_not_grow_beyond_its_limit(
         writer.flush()
     rotate(file)
     assert file.read_bytes() == b"y"
+
+
+def test_a_process_that_is_stopped_or_hangs_is_ended_and_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor_module, "HEALTH_SECONDS", 0.05)
+    pulse = tmp_path / "pulse"
+    program = (
+        "import pathlib, sys, time\nwhile True: pathlib.Path(sys.argv[1]).touch(); time.sleep(0.02)"
+    )
+    healthy = {"asked": 0}
+
+    def beats() -> bool:
+        """Whether it has touched the file since it was asked last."""
+        healthy["asked"] += 1
+        fresh = pulse.exists()
+        pulse.unlink(missing_ok=True)
+        return fresh
+
+    stopped = threading.Event()
+    supervisor = Supervisor(tmp_path, stopped)
+    supervisor.start(
+        Service(
+            "beater",
+            [sys.executable, "-c", program, str(pulse)],
+            ready=pulse.exists,
+            healthy=beats,
+            patience=20,
+        )
+    )
+    watcher = threading.Thread(target=supervisor.watch)
+    watcher.start()
+    try:
+        until(lambda: healthy["asked"] > 25)
+        first = pid(tmp_path, "beater")
+        os.kill(first, signal.SIGSTOP)
+        until(lambda: pid(tmp_path, "beater") != first)
+        until(pulse.exists)
+    finally:
+        stopped.set()
+        watcher.join(5)
+        supervisor.stop("beater")

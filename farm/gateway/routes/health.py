@@ -9,6 +9,7 @@ import farm
 from farm.errors import FarmError
 from farm.gateway.dependencies import Deps, Reader
 from farm.gateway.metrics import CONTENT_TYPE
+from farm.queue import notice
 
 router = APIRouter(tags=["farm"])
 
@@ -27,6 +28,8 @@ def readyz(deps: Deps, workers: int = 1) -> Response:
     found: dict[str, Any] = {"queue": queue or "ok", "store": store or "ok", "workers": 0}
     try:
         found["workers"] = len(deps.queue.sessions())
+        if not found["workers"] and (note := notice.read(deps.queue)):
+            found["note"] = note
     except FarmError as error:
         found["queue"] = str(error)
     ready = found["queue"] == found["store"] == "ok" and found["workers"] >= workers

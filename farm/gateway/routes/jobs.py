@@ -11,7 +11,7 @@ from farm.gateway.dependencies import Dependencies, Deps, Reader, Writer
 from farm.gateway.events import updates
 from farm.gateway.serializers import image_view, lost_views, status_view, why_view
 from farm.job import TERMINAL_JOBS, Chunk, check_job_id
-from farm.queue import MAX_REASON, MAX_ROWS, JobStatus
+from farm.queue import MAX_REASON, MAX_ROWS, JobStatus, notice
 from farm.queue.why import WaitsFor
 from farm.sinks.parts import pictures_to_make, task_rows
 from farm.sinks.protocol import Sink
@@ -159,8 +159,15 @@ def retry(
 def why(job: str, deps: Deps, tenant: Reader) -> dict[str, Any]:
     """What the job waits for, what goes before it in each of its lanes, and an estimate."""
     found = deps.queue.why(check_job_id(job), tenant)
-    if found.status.state not in TERMINAL_JOBS and deps.readiness.problems()[1]:
-        found = found._replace(waits_for=WaitsFor.STORE)
+    queue, store = deps.readiness.problems()
+    if found.status.state in TERMINAL_JOBS:
+        pass
+    elif queue:
+        found = found._replace(waits_for=WaitsFor.QUEUE, note=queue)
+    elif store:
+        found = found._replace(waits_for=WaitsFor.STORE, note=store)
+    elif found.waits_for is WaitsFor.WORKER:
+        found = found._replace(note=notice.read(deps.queue))
     return why_view(found)
 
 

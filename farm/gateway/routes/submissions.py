@@ -22,11 +22,12 @@ from farm.gateway.inline_pictures import keep_pictures
 from farm.gateway.serializers import rejected_view, status_view
 from farm.ingest.ingest import Feed, Submission
 from farm.ingest.ndjson import Entry
-from farm.job import MAX_PIECE_LINES, JobOptions, check_job_id
+from farm.job import MAX_PIECE_LINES, OPTIONS, JobOptions, check_job_id
+from farm.spec import Form
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
-_FLAGS = {"open"}  # query parameters of POST /v1/jobs that are no options of the job
+_FLAGS = {"open", "on_error"}  # query parameters of POST /v1/jobs that are no options of the job
 _BODY = {
     "requestBody": {
         "required": True,
@@ -48,7 +49,8 @@ _LINES = {"requestBody": {"content": {"application/x-ndjson": {"schema": {"type"
 @router.post("", status_code=201, openapi_extra=_BODY)
 async def submit(request: Request, deps: Deps, tenant: Writer) -> Response:
     """Submit a job: JSON ``{"renders": [...], ...options}``, or one render a line as NDJSON with
-    the options in the query. With ``?open`` and no renders, the job comes in by pieces."""
+    the options in the query. With ``?on_error=stop``, one refused render refuses all. With
+    ``?open`` and no renders, the job comes in by pieces."""
     kind = content_type(request)
     if "open" in request.query_params:
         return await _open(request, deps, tenant, kind)
@@ -78,23 +80,24 @@ async def submit(request: Request, deps: Deps, tenant: Writer) -> Response:
         )
     options = JobOptions.parse(body | _query_options(request))
     entries = await keep_pictures(deps.assets, tenant, [Entry(data) for data in renders])
-    await run_sync(deps.quotas.take_pictures, tenant, entries)
-    submission = await run_sync(deps.ingest.submit, tenant, options, entries)
+    await run_sync(deps.quotas.take_work, tenant, entries)
+    submission = await run_sync(deps.ingest.submit, tenant, options, entries, _all_or_none(request))
     return await _submitted(deps, tenant, submission, len(submission.rejected))
 
 
 async def _submit_lines(request: Request, deps: Dependencies, tenant: str) -> Response:
     options = JobOptions.parse(_query_options(request))
+    stop = _all_or_none(request)
     groups = _kept(pieces(request), deps, tenant)
     first = await anext(groups, None)
     if first is None:
         raise InvalidInput("there is no render in the body", field="renders")
     second = await anext(groups, None)
     if second is None:
-        submission = await run_sync(deps.ingest.submit, tenant, options, first)
+        submission = await run_sync(deps.ingest.submit, tenant, options, first, stop)
         return await _submitted(deps, tenant, submission, len(submission.rejected))
     record, created = await run_sync(deps.ingest.open, tenant, options)
-    feed = Feed(deps.ingest, record)
+    feed = Feed(deps.ingest, record, stop)
     try:
         await run_sync(feed.add, first)
         await run_sync(feed.add, second)
@@ -113,7 +116,7 @@ async def _kept(
     groups: AsyncIterator[list[Entry]], deps: Dependencies, tenant: str
 ) -> AsyncIterator[list[Entry]]:
     async for group in groups:
-        await run_sync(deps.quotas.take_pictures, tenant, group)
+        await run_sync(deps.quotas.take_work, tenant, group)
         yield await keep_pictures(deps.assets, tenant, group)
 
 
@@ -168,7 +171,7 @@ async def put_piece(
         raise WrongType("pieces come as application/x-ndjson", field="Content-Type")
     record = await run_sync(deps.ingest.record, check_job_id(job), tenant)
     lines = await one_piece(request)
-    await run_sync(deps.quotas.take_pictures, tenant, lines)
+    await run_sync(deps.quotas.take_work, tenant, lines)
     entries = await keep_pictures(deps.assets, tenant, lines)
     taken = await run_sync(deps.ingest.append, record, piece, first, entries)
     deps.metrics.pictures.inc(taken.pictures)
@@ -194,6 +197,13 @@ async def close(
     return status_view(await run_sync(deps.queue.status, job, tenant))
 
 
+def _all_or_none(request: Request) -> bool:
+    asked = request.query_params.get("on_error", "skip")
+    if asked not in ("skip", "stop"):
+        raise InvalidInput(f"must be skip or stop; got {asked[:40]!r}", field="on_error")
+    return asked == "stop"
+
+
 def _query_options(request: Request) -> dict[str, Any]:
     """The query's values as the options' own types; unknown ones are left for the options to
     refuse."""
@@ -203,7 +213,8 @@ def _query_options(request: Request) -> dict[str, Any]:
             continue
         if name in found:
             raise InvalidInput("stands twice in the query", field=name)
-        whole = name in ("seed", "max_failed") and value.lstrip("-").isdigit() and len(value) < 20
+        counted = name in OPTIONS and OPTIONS[name].form is Form.INTEGER
+        whole = counted and value.lstrip("-").isdigit() and len(value) < 20
         found[name] = int(value) if whole else value
     header = request.headers.get("idempotency-key")
     if header is not None:

@@ -6,19 +6,28 @@ outside leaves none. So the tasks that a crashed worker held are suspected, thos
 are not, and neither have to wait until their leases run out.
 
 A trace is reported at once: the kernel may write a core for minutes before the process is gone.
+
+A process may also stand still for ever: stopped by a signal, or with the interpreter's lock held by
+code that does not return. The worker says every second that it is alive; one that has said nothing
+for half a minute is killed by the reporter, so that whoever runs it starts it again.
 """
 
 import contextlib
 import faulthandler
+import io
 import json
 import logging
+import os
 import random
 import re
+import select
+import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Literal
 
 from farm.errors import FarmError
@@ -27,6 +36,9 @@ from farm.queue import Queue, connect
 log = logging.getLogger(__name__)
 
 GOODBYE = "goodbye"
+ALIVE = "alive"
+ALIVE_SECONDS = 1.0
+FROZEN_SECONDS = 30.0  # three leases
 PATIENCE_SECONDS = 300.0  # with a queue that does not answer
 
 _SESSION = re.compile(r"[0-9a-f]{32}")
@@ -37,13 +49,18 @@ class CrashReporter:
 
     Args:
         redis_url, farm: where the queue is.
+        frozen_seconds: without a sign of life, then the worker is killed.
     """
 
-    def __init__(self, redis_url: str, farm: str) -> None:
-        self._queue = json.dumps({"redis_url": redis_url, "farm": farm})
+    def __init__(
+        self, redis_url: str, farm: str, *, frozen_seconds: float = FROZEN_SECONDS
+    ) -> None:
+        facts = {"redis_url": redis_url, "farm": farm, "frozen_seconds": frozen_seconds}
+        self._queue = json.dumps(facts)
         self._session = ""
         self._lock = threading.Lock()
         self._process = self._start()
+        threading.Thread(target=self._say_alive, name="alive", daemon=True).start()
 
     def follow(self, session: str) -> None:
         """Report on this session from now on."""
@@ -66,6 +83,11 @@ class CrashReporter:
         """The worker is about to end by a fault of its own, and could not tell the queue."""
         self._tell("the worker failed")
 
+    def _say_alive(self) -> None:
+        while True:
+            self._tell(ALIVE)
+            time.sleep(ALIVE_SECONDS)
+
     def stop(self) -> None:
         """The queue knows of the worker's end; there is nothing to report."""
         self._tell(GOODBYE)
@@ -80,6 +102,9 @@ class CrashReporter:
         assert process.stdin is not None
         with contextlib.suppress(OSError):
             process.stdin.write(f"{self._queue}\n".encode())  # not an argument: it has a password
+        os.set_blocking(
+            process.stdin.fileno(), False
+        )  # a stopped reporter must not stop the worker
         faulthandler.enable(process.stdin, all_threads=False)
         return process
 
@@ -91,18 +116,51 @@ class CrashReporter:
 
 def main() -> int:
     """Read what the worker says until it ends; then tell the queue how it ended."""
-    queue = json.loads(sys.stdin.readline() or "{}")
+    worker = os.getppid()
+    queue = json.loads(io.FileIO(sys.stdin.fileno(), closefd=False).readline() or "{}")
+    said = lines(sys.stdin.fileno(), queue.get("frozen_seconds", FROZEN_SECONDS))
     session = ""
-    for line in map(str.strip, sys.stdin):
-        if line == GOODBYE:
+    why: Literal["crash", "lost"] = "lost"
+    for line in said:
+        if line is None:
+            if session and os.getppid() == worker:  # before its session it may load for long
+                why = kill_frozen(worker)
+        elif line == GOODBYE:
             return 0
-        if _SESSION.fullmatch(line):
+        elif _SESSION.fullmatch(line):
             session = line
-        elif line:
+        elif line != ALIVE:
             status = end_session(queue, session, "crash")
-            print(line, *sys.stdin, sep="\n", file=sys.stderr)
+            print(line, *filter(None, said), sep="\n", file=sys.stderr)
             return status
-    return end_session(queue, session, "lost") if session else 0
+    return end_session(queue, session, why) if session else 0
+
+
+def lines(file: int, seconds: float) -> Iterator[str | None]:
+    """The lines that are not empty as they come, and None after so many seconds without one."""
+    held = b""
+    while True:
+        if not select.select([file], [], [], seconds)[0]:
+            yield None
+            continue
+        data = os.read(file, 65536)
+        *whole, held = (held + data).split(b"\n")
+        yield from filter(None, (line.decode(errors="replace").strip() for line in whole))
+        if not data:
+            if held:
+                yield held.decode(errors="replace").strip()
+            return
+
+
+def kill_frozen(worker: int) -> Literal["crash", "lost"]:
+    """SIGKILL; a worker that somebody stopped is lost, one that hangs by itself has crashed."""
+    state = "T"
+    with contextlib.suppress(OSError):  # only Linux tells it there
+        state = Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[0]
+    print(f"worker {worker} is frozen ({state}); it is killed", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):
+        os.kill(worker, signal.SIGKILL)
+    return "lost" if state in "Tt" else "crash"
 
 
 def end_session(queue: Mapping[str, str], session: str, why: Literal["crash", "lost"]) -> int:
