@@ -78,8 +78,17 @@ def submit(
         if file or len(error.rejected) > 1:  # of a single prompt the error itself says it all
             list_rejected(error.rejected, file or "prompts")
         return fail(error)
+    try:
+        _tell(job, file or "prompts", as_json=as_json)
+    except BaseException:  # the job is there, whatever became of its line
+        say_error(f"job {job.id} was made")
+        raise
+    return _go_on(job, wait, output, timeout)
+
+
+def _tell(job: Job, source: str, *, as_json: bool) -> None:
     if job.rejected:
-        list_rejected(job.rejected, file or "prompts")
+        list_rejected(job.rejected, source)
         total = job.rejected_count + (job.accepted or 0)
         say_error(f"{job.accepted:,} of {total:,} renders taken, {job.rejected_count:,} refused")
     if as_json:
@@ -88,7 +97,6 @@ def submit(
         say_json({**facts, "created": job.created, "accepted": job.accepted, "errors": refused})
     else:
         say(job.id)
-    return _go_on(job, wait, output, timeout)
 
 
 def _parse(given: dict[str, str | None]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -21,7 +21,7 @@ from farm.gateway.middleware import RequestGuard
 from farm.gateway.quotas import QuotaLimits, Quotas
 from farm.gateway.readiness import Readiness
 from farm.gateway.routes import assets, docs, health, jobs
-from farm.gateway.signed_urls import Links, Signer, secret_of
+from farm.gateway.signed_urls import Links, Signer, linked_store, secret_of
 from farm.ingest.assets import Assets
 from farm.ingest.ingest import Ingest
 from farm.queue import Queue, connect
@@ -68,7 +68,9 @@ def create_app(
             keys, without_keys=settings.open, now=lambda: datetime.now(UTC)
         ),
         signer=signer,
-        links=Links(store, signer, settings.url_seconds),
+        links=Links(
+            linked_store(settings, store), signer, settings.url_seconds, settings.public_url
+        ),
         events=EventHub(queue),
         metrics=metrics,
         readiness=Readiness(queue, store),
