@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from farm.checkpoints.description import CONFIGS, describe, expected_tensors
 from farm.errors import InvalidCheckpoint
 from farm.spec import CheckpointInfo
 
@@ -26,15 +27,9 @@ WEIGHTS: Mapping[str, str] = {
     "vqvae": "diffusion_pytorch_model",
     "text_encoder": "model",
 }
-CONFIGS: Mapping[str, str] = {
-    "scheduler": "scheduler_config.json",
-    "text_encoder": "config.json",
-    "tokenizer": "tokenizer_config.json",
-    "transformer": "config.json",
-    "vqvae": "config.json",
-}
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 DTYPES = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8, "I64": 8, "I32": 4, "U8": 1, "BOOL": 1}
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # how such a file begins
 MAX_HEADER = 100_000_000  # bytes; the format's own limit
 MAX_JSON = 50_000_000  # bytes
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -83,11 +78,10 @@ def inspect_checkpoint(ref: str | Path) -> Checkpoint:
                 f"{name}/{CONFIGS[name]} names custom code, which the farm never runs",
                 hint="remove auto_map; only the classes of diffusers and transformers are known",
             )
-    if not any((path / "tokenizer" / name).is_file() for name in ("tokenizer.json", "vocab.json")):
-        raise _missing(path / "tokenizer" / "vocab.json")
+    _check_tokenizer(path / "tokenizer")
     for name, stem in WEIGHTS.items():
         tensors = read_tensors(path / name, stem)
-        for tensor, shape in _expected(name, parts).items():
+        for tensor, shape in expected_tensors(name, parts).items():
             if tensor not in tensors:
                 raise InvalidCheckpoint(f"{name} has no tensor {tensor!r}; it is another model")
             if tensors[tensor] != shape:
@@ -101,7 +95,7 @@ def inspect_checkpoint(ref: str | Path) -> Checkpoint:
         identity, revision = re.sub(r"[^\w.-]+", "-", name).strip("-") or "checkpoint", digest(path)
     else:
         identity, revision = hub
-    info = _info(identity, revision, parts, notes)
+    info = describe(identity, revision, parts, notes)
     return Checkpoint(path, info, str(notes.get("description", "")))
 
 
@@ -169,6 +163,8 @@ def read_json(file: Path) -> dict[str, Any]:
         raise _missing(file)
     if file.stat().st_size > MAX_JSON:
         raise InvalidCheckpoint(f"{_short(file)} is larger than {MAX_JSON // 10**6} MB")
+    if file.read_bytes().startswith(LFS_POINTER):
+        raise _pointer(file)
     try:
         data = json.loads(file.read_text("utf-8"))
     except (ValueError, RecursionError):
@@ -192,6 +188,12 @@ def weight_files(folder: Path, stem: str) -> list[Path]:
                 f"{folder.name}/{pickles[0]} holds pickled weights, which can run code; "
                 "only safetensors are loaded",
                 hint="save the checkpoint with save_pretrained(..., safe_serialization=True)",
+            )
+        if variants := sorted(file.name for file in folder.glob(f"{stem}.*.safetensors")):
+            raise InvalidCheckpoint(
+                f"{folder.name} holds only the variant {variants[0]}, not {whole.name}",
+                hint=f"rename it to {whole.name}, or download the checkpoint without a variant; "
+                "the worker's FARM_DTYPE chooses the precision",
             )
         raise _missing(whole)
     shards = read_json(index).get("weight_map")
@@ -221,6 +223,8 @@ def _read_header(file: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
     )
     with file.open("rb") as stream:
         head = stream.read(8)
+        if head == LFS_POINTER[:8]:
+            raise _pointer(file)
         length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
         if not 2 <= length <= min(MAX_HEADER, size - 8):
             raise damaged
@@ -236,6 +240,11 @@ def _read_header(file: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
         for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
             start, stop = entry["data_offsets"]
             shape = tuple(int(length) for length in entry["shape"])
+            if entry["dtype"] not in DTYPES:
+                raise InvalidCheckpoint(
+                    f"{_short(file)} holds {entry['dtype']} weights, which the farm does not load",
+                    hint="use the checkpoint as it was published, in float32, float16 or bfloat16",
+                )
             count = DTYPES[entry["dtype"]]
             for side in shape:
                 count *= side
@@ -247,6 +256,16 @@ def _read_header(file: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
         raise damaged from None
     if end != size - 8 - length:
         raise damaged
+
+
+def _check_tokenizer(folder: Path) -> None:
+    found = [
+        folder / name for name in ("tokenizer.json", "vocab.json") if (folder / name).is_file()
+    ]
+    if not found:
+        raise _missing(folder / "vocab.json")
+    for file in found:
+        read_json(file)
 
 
 def _check_index(path: Path) -> None:
@@ -278,91 +297,17 @@ def _check_index(path: Path) -> None:
             raise InvalidCheckpoint(f"model_index.json does not name the {name}")
 
 
-def _expected(name: str, parts: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[int, ...]]:
-    """A few shapes that tie each component's weights to its configuration."""
-    config = parts[name]
-
-    def number(key: str) -> int:
-        return _whole(name, config, key)
-
-    if name == "transformer":
-        return {
-            "embed.embeddings.weight": (number("vocab_size"), number("in_channels")),
-            "encoder_proj.weight": (number("hidden_size"), number("encoder_hidden_size")),
-            "mlm_layer.conv2.weight": (number("codebook_size"), number("in_channels"), 1, 1),
-        }
-    if name == "vqvae":
-        side = config.get("vq_embed_dim") or number("latent_channels")
-        return {"quantize.embedding.weight": (number("num_vq_embeddings"), int(side))}
-    return {"text_projection.weight": (number("projection_dim"), number("hidden_size"))}
-
-
-def _info(
-    identity: str,
-    revision: str,
-    parts: Mapping[str, Mapping[str, Any]],
-    notes: Mapping[str, Any],
-) -> CheckpointInfo:
-    transformer, vqvae, text = parts["transformer"], parts["vqvae"], parts["text_encoder"]
-    codebook = _whole("transformer", transformer, "codebook_size")
-    vocab = _whole("transformer", transformer, "vocab_size")
-    mask = _whole("scheduler", parts["scheduler"], "mask_token_id")
-    hidden = _whole("transformer", transformer, "encoder_hidden_size")
-    pooled = _whole("transformer", transformer, "cond_embed_dim")
-    channels = vqvae.get("block_out_channels")
-    if not isinstance(channels, list) or not channels:
-        raise InvalidCheckpoint("vqvae/config.json: block_out_channels is no list of numbers")
-    for held, message in (
-        (
-            codebook == vqvae.get("num_vq_embeddings"),
-            "the transformer's codebook_size is not the vqvae's num_vq_embeddings",
-        ),
-        (codebook <= 2**16, "a codebook of more than 65,536 codes does not fit 16-bit tokens"),
-        (codebook <= mask < vocab, "the scheduler's mask_token_id is no token beside the codebook"),
-        (hidden == text.get("hidden_size"), "the text encoder's width is not the transformer's"),
-        (pooled == text.get("projection_dim"), "the text projection is not the transformer's"),
-        (
-            bool(transformer.get("downsample")) == bool(transformer.get("upsample")),
-            "the transformer samples down without sampling up, or up without down",
-        ),
-        (bool(vqvae.get("lookup_from_codebook")), "the vqvae does not look codes up"),
-    ):
-        if not held:
-            raise InvalidCheckpoint(message, hint="its components belong to different models")
-    factor = 2 ** (len(channels) - 1)
-    downsample = bool(transformer.get("downsample"))
-    native = _whole("transformer", transformer, "sample_size") * factor
-    guidance = notes.get("default_guidance_scale", 10.0 if downsample else 4.0)
-    if not isinstance(guidance, int | float) or not 0 <= guidance <= 100:
-        raise InvalidCheckpoint("farm.json: default_guidance_scale is no number from 0 to 100")
-    return CheckpointInfo(
-        id=identity,
-        revision=revision,
-        pixel_factor=factor,
-        size_multiple=2 * factor if downsample else factor,
-        native_height=native,
-        native_width=native,
-        default_guidance=float(guidance),
-        vocab_size=vocab,
-        codebook_size=codebook,
-        mask_token_id=mask,
-        text_tokens=_whole("text_encoder", text, "max_position_embeddings"),
-        pooled_dim=pooled,
-        hidden_dim=hidden,
-    )
-
-
-def _whole(component: str, config: Mapping[str, Any], key: str) -> int:
-    value = config.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise InvalidCheckpoint(f"{component}/{CONFIGS[component]}: {key} is {value!r}")
-    return value
-
-
 def _missing(file: Path) -> InvalidCheckpoint:
     return InvalidCheckpoint(
         f"{_short(file)} is missing",
         hint=f"a checkpoint holds model_index.json, {', '.join(sorted(COMPONENTS))}",
+    )
+
+
+def _pointer(file: Path) -> InvalidCheckpoint:
+    return InvalidCheckpoint(
+        f"{_short(file)} is a Git LFS pointer; the file itself was not fetched",
+        hint="git lfs install, then git lfs pull in the checkpoint's folder",
     )
 
 

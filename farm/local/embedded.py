@@ -25,7 +25,8 @@ from redis.retry import Retry
 
 from farm.addresses import check_redis_url, reachable
 from farm.checkpoints.inspect import built_in, inspect_checkpoint
-from farm.errors import InvalidInput, Unavailable
+from farm.errors import InvalidCheckpoint, InvalidInput, Unavailable
+from farm.local.load_check import LoadCheck
 from farm.local.supervisor import Service
 from farm.local.valkey import ServerProcess, advice
 from farm.machine import cores, count_gpus, worker_threads
@@ -79,6 +80,11 @@ class Plan:
             for name in self.checkpoints or default_checkpoints(self.data)
         )
         for name in names:
+            if "," in name:
+                raise InvalidCheckpoint(
+                    f"{name} has a comma in its path, by which checkpoints are separated",
+                    hint="rename the folder, or give a symbolic link to it",
+                )
             inspect_checkpoint(name)
         store = self.store
         if store and "://" not in store:
@@ -135,6 +141,7 @@ class Embedded:
         self._ray_port = free_port()
         self.ray_address = plan.ray_address or f"127.0.0.1:{self._ray_port}"
         self.dashboard = "" if plan.ray_address else f"http://127.0.0.1:{free_port(8265)}"
+        self._loads = LoadCheck(plan.checkpoints)
         self._ray_agent = f"http://127.0.0.1:{free_port()}"
 
     def services(self) -> Iterator[Service]:
@@ -170,9 +177,18 @@ class Embedded:
             patience=PATIENCE,
         )
 
+    def _ray_ready(self) -> bool:
+        self._loads.passed()  # raises as soon as a checkpoint turns out not to load
+        return listens(self._ray_port) and listens(self._dashboard_port)
+
+    @property
+    def _dashboard_port(self) -> int:
+        return int(self.dashboard.rsplit(":", 1)[1])
+
     def _workers_ready(self) -> bool:
         """Raises ``Unavailable`` as soon as a worker has ended at its start, a checkpoint that does
         not load for example: it is placed again and again, and would end again."""
+        self._loads.passed()
         for told in self._run.glob("*.failed"):
             cause = told.read_text().strip()
             told.unlink()
@@ -219,7 +235,6 @@ class Embedded:
         }
 
     def _ray(self) -> Service:
-        dashboard_port = int(self.dashboard.rsplit(":", 1)[1])
         health = {
             "gcs_server": f"{self.dashboard}/api/gcs_healthz",
             "raylet": f"{self._ray_agent}/api/local_raylet_healthz",
@@ -233,7 +248,7 @@ class Embedded:
             f"--ray-client-server-port={free_port()}",
             "--include-dashboard=true",
             "--dashboard-host=127.0.0.1",
-            f"--dashboard-port={dashboard_port}",
+            f"--dashboard-port={self._dashboard_port}",
             f"--dashboard-agent-listen-port={self._ray_agent.rsplit(':', 1)[1]}",
             f"--num-cpus={max(cores(), self.plan.workers)}",
             f"--object-store-memory={OBJECT_STORE_BYTES}",
@@ -242,7 +257,7 @@ class Embedded:
         return Service(
             "ray",
             command,
-            ready=lambda: listens(self._ray_port) and listens(dashboard_port),
+            ready=self._ray_ready,
             environment=self.environment,
             seconds=RAY_SECONDS,
             healthy=lambda: not silent_parts(health),
@@ -269,6 +284,7 @@ class Embedded:
 
     def clean(self) -> None:
         """Remove what only a running farm needs."""
+        self._loads.stop()
         shutil.rmtree(self._run / "ray", ignore_errors=True)
         if self._base != self.plan.data:
             shutil.rmtree(self._base.parent, ignore_errors=True)

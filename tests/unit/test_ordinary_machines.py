@@ -6,13 +6,14 @@ import subprocess
 import sys
 import tempfile
 import threading
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 
 from farm import machine
-from farm.errors import InvalidInput
+from farm.errors import InvalidCheckpoint, InvalidInput
 from farm.local.embedded import Embedded, Plan, answers, free_port
 from farm.paths import make_private
 
@@ -85,6 +86,15 @@ def test_a_ray_address_that_names_no_living_cluster_is_told_at_once(
         plan(tmp_path, ray_address=address).complete()
     assert caught.value.field == "RAY_ADDRESS"
     assert "unset it" in str(caught.value.hint)
+
+
+def test_a_comma_in_a_checkpoints_path_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "one,two"
+    folder.mkdir()
+    asked = replace(plan(tmp_path), checkpoints=(str(folder),))
+    with pytest.raises(InvalidCheckpoint, match="has a comma in its path") as caught:
+        asked.complete()
+    assert "symbolic link" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize(
