@@ -179,6 +179,7 @@ class RejectedRender(NamedTuple):
 
     render: int  # index in the job, from 0
     error: FarmError  # its line and column say where the render stood in its file or list
+    file: str | None = None  # where several files went together
 
     @property
     def line(self) -> int | None:

@@ -8,7 +8,15 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any, NamedTuple, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from farm.errors import InvalidInput
 from farm.spec import Form, Lane, Parameter, RenderSpec, explain, parameters_of
@@ -16,10 +24,14 @@ from farm.spec import Form, Lane, Parameter, RenderSpec, explain, parameters_of
 MAX_NAME = 200  # characters
 MAX_IDEMPOTENCY_KEY = 200
 MAX_TASK_PICTURES = 1000
+SHARD_PICTURES = 1000  # of a shard, if the submission does not say how many
+SHARD_PIXELS = 2**26  # of all pictures of a shard: whoever stores one holds it in memory
 TASK_SECONDS = 20  # measured work that one task should take at most
 DEFAULT_ROW_STEPS_PER_SECOND = 120  # of a lane that no worker has measured yet
 MAX_DEADLINE_DAYS = 366
 MAX_JOB_LANES = 256  # checkpoints, modes and sizes; cancelling a job costs Redis 0.2 ms for each
+RETENTION_DAYS = 30.0  # that a job is known after its end
+OPEN_HOURS = 24.0  # that a job which comes in by pieces waits for the next one
 MAX_PIECE_LINES = 2000  # of a job that comes in pieces
 MAX_LINE_BYTES = 2**20  # of one render as it is written
 MAX_ASSET_BYTES = 100 * 2**20
@@ -98,6 +110,16 @@ class JobOptions(BaseModel):
     priority: Annotated[Priority, Parameter(help=", ".join(Priority))] = Priority.NORMAL
     # Which sinks there are, ``farm.sinks.registry`` knows.
     sink: Annotated[str, Parameter(help="How pictures are stored")] = "images"
+    shard_size: Annotated[
+        Annotated[int, Field(strict=True)] | None,
+        Parameter(
+            help=f"Pictures in a shard, fewer of large ones; default {SHARD_PICTURES:,}",
+            form=Form.INTEGER,
+            least=1,
+            most=MAX_TASK_PICTURES,
+            metavar="N",
+        ),
+    ] = None
     format: Annotated[Format, Parameter(help=", ".join(Format))] = Format.PNG
     seed: Annotated[
         int | None,
@@ -140,6 +162,20 @@ class JobOptions(BaseModel):
             raise ValueError(f"{value[:40]!r} is not the name of a sink")
         return value
 
+    @model_validator(mode="before")
+    @classmethod
+    def _format_of_sink(cls, data: Any) -> Any:
+        """The sink of tokens stores nothing else, so the format need not be said twice."""
+        if not isinstance(data, Mapping):
+            return data
+        if data.get("sink") == "tokens":
+            if data.get("format", Format.TOKENS) != Format.TOKENS:
+                raise ValueError("format: the sink tokens stores no pictures; leave it out")
+            return {**data, "format": Format.TOKENS}
+        if data.get("sink") == "parquet" and data.get("format") == Format.TOKENS:
+            raise ValueError("format: Parquet files of tokens are what the sink tokens makes")
+        return data
+
     @field_validator("deadline")
     @classmethod
     def _ahead(cls, value: datetime | None) -> datetime | None:
@@ -170,6 +206,8 @@ class NumberedSpec(BaseModel):
 
     render: int  # index in the job, from 0; a refused line keeps its number
     spec: RenderSpec
+    # Canonical JSON of what the user's row says besides; see ``farm.spec.metadata``.
+    metadata: str | None = Field(None, exclude_if=lambda value: value is None)
 
 
 class Chunk(BaseModel):

@@ -17,10 +17,10 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from farm.addresses import REDIS_HINT, check_http_url, check_redis_url, is_loopback
 from farm.errors import InvalidInput
-from farm.job import MAX_ASSET_BYTES
+from farm.job import MAX_ASSET_BYTES, OPEN_HOURS, RETENTION_DAYS
 from farm.paths import data_dir
 
-Kind = TypeVar("Kind", bound="FarmSettings")
+Settings = TypeVar("Settings", bound="KeepingSettings")
 
 
 def _split(value: Any) -> Any:
@@ -32,12 +32,19 @@ def _split(value: Any) -> Any:
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]  # separated by commas
 
 
-class FarmSettings(BaseSettings):
-    """What every process shares. Variables carry the prefix ``FARM_``, but for ``REDIS_URL``."""
+class KeepingSettings(BaseSettings):
+    """How long things are kept. Variables carry the prefix ``FARM_``."""
 
     model_config = SettingsConfigDict(
         env_prefix="FARM_", frozen=True, populate_by_name=True, extra="ignore"
     )
+
+    retention_days: float = Field(default=RETENTION_DAYS, gt=0, le=36_500)  # after a job's end
+    open_hours: float = Field(default=OPEN_HOURS, gt=0, le=87_600)  # for the next piece of a job
+
+
+class FarmSettings(KeepingSettings):
+    """What every process shares. Variables carry the prefix ``FARM_``, but for ``REDIS_URL``."""
 
     data: Path = Field(default_factory=data_dir)
     redis_url: str = Field(validation_alias=AliasChoices("redis_url", "REDIS_URL"), repr=False)
@@ -84,6 +91,7 @@ class GatewaySettings(FarmSettings):
     max_connections: int = Field(default=1024, ge=1)
     max_connections_per_address: int = Field(default=512, ge=1)
     quota_requests: int = Field(default=1000, ge=1)  # of a tenant; per second, for ten at once
+    quota_row_steps: int = Field(default=500_000_000, ge=1)  # of those pictures
     quota_pictures: int = Field(default=20_000_000, ge=1)  # of a tenant, that are still to be made
     quota_bytes: int = Field(default=100 * 2**30, ge=1)  # of a tenant's assets
     header_seconds: float = Field(default=10, gt=0)  # until a request's header is there
@@ -140,7 +148,7 @@ class GatewaySettings(FarmSettings):
         return self
 
 
-def load(kind: type[Kind]) -> Kind:
+def load(kind: type[Settings]) -> Settings:
     """Settings from the environment; a bad value is named with its variable."""
     try:
         return kind()

@@ -28,6 +28,10 @@ TESTS = tuple(
         "submission",
         "deadlines",
         "rows",
+        "isolation",
+        "lanes",
+        "left_open",
+        "schema",
         "why",
         "control",
         "retry",
@@ -137,8 +141,8 @@ MUTANTS = (
     Mutant(
         "an old attempt may complete",
         "complete.lua",
-        "or task.attempt ~= entry.attempt then",
-        "then",
+        "or task.attempt ~= entry.attempt or (cancelled and task.lane == 0) then",
+        "or (cancelled and task.lane == 0) then",
     ),
     Mutant(
         "a done task is done again",
@@ -155,8 +159,8 @@ MUTANTS = (
     Mutant(
         "a receipt need not account for every picture",
         "complete.lua",
-        "and task.lane ~= 0 and told ~= task.pictures then",
-        "and false then",
+        "and (told < least or told > task.pictures) then",
+        "and told > task.pictures then",
     ),
     Mutant(
         "failed pictures are not counted",
@@ -203,7 +207,7 @@ MUTANTS = (
     Mutant(
         "every crash counts",
         "parts/task_lifecycle.lua",
-        "elseif kind == 'crash' and task.alone == 1 then",
+        "elseif kind == 'crash' and task.alone == BY_ROW then",
         "elseif kind == 'crash' then",
     ),
     Mutant(
@@ -215,7 +219,7 @@ MUTANTS = (
     Mutant(
         "no crash counts",
         "parts/task_lifecycle.lua",
-        "elseif kind == 'crash' and task.alone == 1 then",
+        "elseif kind == 'crash' and task.alone == BY_ROW then",
         "elseif false then",
     ),
     Mutant(
@@ -233,7 +237,7 @@ MUTANTS = (
     Mutant(
         "a crash does not make a task run alone",
         "parts/task_lifecycle.lua",
-        "if kind == 'crash' then task.alone = 1 end",
+        "if kind == 'crash' then task.alone = BY_ROW end",
         "",
     ),
     Mutant(
@@ -293,7 +297,7 @@ MUTANTS = (
     Mutant(
         "a crash alone blames no row",
         "parts/task_lifecycle.lua",
-        "elseif kind == 'crash' and task.alone == 1 and row ~= '' then",
+        "elseif kind == 'crash' and task.alone == BY_ROW and row ~= '' then",
         "elseif false then",
     ),
     Mutant(
@@ -329,8 +333,8 @@ MUTANTS = (
     Mutant(
         "the planner's view keeps cancelled work",
         "parts/ready_index.lua",
-        "count_ready(job, head, lane, -tasks, -pictures)\n",
-        "",
+        "      count_backlog(lane .. ':' .. head.class, -tasks, -pictures)\n      deactivate",
+        "      deactivate",
     ),
     Mutant(
         "an empty lane stays listed",
@@ -389,7 +393,7 @@ MUTANTS = (
     Mutant(
         "company comes to a task that runs alone",
         "lease.lua",
-        "if unpack_held(only[1]).alone == 1 then return '[]' end",
+        "if unpack_held(only[1]).alone ~= SHARED then return '[]' end",
         "",
     ),
     Mutant(
@@ -497,7 +501,7 @@ MUTANTS = (
     Mutant(
         "the tick forgets no deadline",
         "tick.lua",
-        "  if head then expire_job(job, head) end\n",
+        "  if head then dropped = dropped + expire_job(job, head) end\n",
         "",
     ),
     Mutant(
@@ -520,13 +524,13 @@ MUTANTS = (
     ),
     Mutant(
         "a cancelled job stays in the queue",
-        "cancel.lua",
-        "drop_ready(job, head)\n",
-        "",
+        "parts/job_lifecycle.lua",
+        "  local lanes = drop_ready(job, head)\n  local h",
+        "  local lanes = 1\n  local h",
     ),
     Mutant(
         "a cancelled job's running pictures stay counted",
-        "cancel.lua",
+        "parts/job_lifecycle.lua",
         "'rd', 0, ",
         "",
     ),
@@ -793,6 +797,246 @@ MUTANTS = (
         "parts/task_lifecycle.lua",
         "      task.crashes = MAX_CRASHES\n",
         "",
+    ),
+    Mutant(
+        "what loses its workers again and again keeps its neighbours",
+        "parts/task_lifecycle.lua",
+        "      task.alone = ISOLATED\n",
+        "",
+    ),
+    Mutant(
+        "the first loss isolates a task",
+        "parts/task_lifecycle.lua",
+        "task.losses >= MOST_SHARED_LOSSES then",
+        "task.losses >= 1 then",
+    ),
+    Mutant(
+        "an isolated task that is lost runs with others again",
+        "parts/task_lifecycle.lua",
+        "if counted and task.alone == SHARED and",
+        "if counted and task.alone ~= SHARED and",
+    ),
+    Mutant(
+        "a pause leaves the tasks that run alone in sight",
+        "parts/ready_index.lua",
+        "    redis.call('ZREM', suspects_key(checkpoint), job)\n  end)\nend\n",
+        "  end)\nend\n",
+    ),
+    Mutant(
+        "what comes back to a paused job is in sight if it runs alone",
+        "parts/ready_index.lua",
+        "if not head.paused then show_suspects(job, head, checkpoint) end",
+        "show_suspects(job, head, checkpoint)",
+    ),
+    Mutant(
+        "a resume forgets the tasks that run alone",
+        "parts/ready_index.lua",
+        "      show_suspects(job, head, checkpoint)\n    end\n  end)",
+        "    end\n  end)",
+    ),
+    Mutant(
+        "tasks that run alone stay when their job ends",
+        "parts/ready_index.lua",
+        "    redis.call('UNLINK', alone_key(job, checkpoint))\n",
+        "",
+    ),
+    Mutant(
+        "a job of tasks that run alone stays listed when it ends",
+        "parts/ready_index.lua",
+        "    redis.call('ZREM', suspects_key(checkpoint), job)\n    redis.call('UNLINK'",
+        "    redis.call('UNLINK'",
+    ),
+    Mutant(
+        "a task that runs alone is granted again and again",
+        "parts/ready_index.lua",
+        "  redis.call('LREM', key, 1, name)\n",
+        "",
+    ),
+    Mutant(
+        "a job whose last task that runs alone was granted stays listed",
+        "parts/ready_index.lua",
+        "  if redis.call('EXISTS', key) == 0 then redis",
+        "  if false then redis",
+    ),
+    Mutant(
+        "tasks that run alone are seen for any class",
+        "lease.lua",
+        "    elseif head.class <= lowest then\n",
+        "    else\n",
+    ),
+    Mutant(
+        "a tenant may work in any number of lanes",
+        "parts/lane_use.lua",
+        "  return lanes <= MAX_TENANT_LANES\n",
+        "  return true\n",
+    ),
+    Mutant(
+        "a lane that a tenant works in counts again",
+        "parts/lane_use.lua",
+        "if not lane or redis.call('HEXISTS', busy, lane) == 0 then lanes = lanes + 1 end",
+        "lanes = lanes + 1",
+    ),
+    Mutant(
+        "a job that has ended keeps its lanes busy",
+        "parts/job_lifecycle.lua",
+        "  leave_lanes(job, redis.call('HGET', P .. 'job:' .. job, 't'))\n",
+        "",
+    ),
+    Mutant(
+        "the lanes of a retry are not busy",
+        "retry.lua",
+        "reuse_lanes(job, head.tenant)\n",
+        "",
+    ),
+    Mutant(
+        "a lane is never forgotten",
+        "tick.lua",
+        "  forgotten = forgotten + forget_lanes(job)\n",
+        "",
+    ),
+    Mutant(
+        "a lane is forgotten with the first of its jobs",
+        "parts/lane_use.lua",
+        "    if lower(P .. 'lane:jobs', lane) then forget_lane(lane) end",
+        "    forget_lane(lane)",
+    ),
+    Mutant(
+        "a lane from before lanes were counted is forgotten",
+        "parts/lane_use.lua",
+        "    redis.call('HSETNX', P .. 'lane:jobs', lane, 1)\n",
+        "",
+    ),
+    Mutant(
+        "the lanes of a job that was put back are not its own",
+        "restore.lua",
+        "  use_lanes(job, head.tenant, lanes)\n",
+        "",
+    ),
+    Mutant(
+        "a job that was put back costs nothing",
+        "restore.lua",
+        "      counts.k = counts.k + (first and task[4] or 0)\n",
+        "",
+    ),
+    Mutant(
+        "a job costs nothing",
+        "parts/submission.lua",
+        "i = total, k = cost, rj",
+        "i = total, rj",
+    ),
+    Mutant(
+        "a tick ends any number of lanes for their deadlines",
+        "tick.lua",
+        "  if dropped > MAX_DROPPED then break end\n  local head",
+        "  local head",
+    ),
+    Mutant(
+        "a tick forgets any number of lanes",
+        "tick.lua",
+        "  if forgotten > MAX_DROPPED then break end\n",
+        "",
+    ),
+    Mutant(
+        "pictures that expire do not count as such",
+        "parts/job_lifecycle.lua",
+        "ix = pictures",
+        "ix = 0",
+    ),
+    Mutant(
+        "a task that expires does not count its pictures as such",
+        "parts/task_lifecycle.lua",
+        ", ix = task.pictures",
+        "",
+    ),
+    Mutant(
+        "a lease ends any number of lanes",
+        "parts/fair_queue.lua",
+        "while dropped <= MAX_DROPPED do",
+        "while true do",
+    ),
+    Mutant(
+        "an open job stays open for ever",
+        "tick.lua",
+        "    dropped = dropped + cancel_job(job, head,",
+        "    dropped = dropped + select('#', job,",
+    ),
+    Mutant(
+        "a job that was left open does not say so",
+        "parts/job_lifecycle.lua",
+        "  end_job(job, 'x', reason)\n",
+        "  end_job(job, 'x')\n",
+    ),
+    Mutant(
+        "a piece does not keep its job open",
+        "append.lua",
+        "redis.call('ZADD', P .. 'opened', now, job)\n",
+        "",
+    ),
+    Mutant(
+        "a closed job counts as open",
+        "close.lua",
+        "redis.call('ZREM', P .. 'opened', job)\n",
+        "",
+    ),
+    Mutant(
+        "a cancelled job counts as open",
+        "parts/job_lifecycle.lua",
+        "  redis.call('ZREM', P .. 'opened', job)\n",
+        "",
+    ),
+    Mutant(
+        "a wait goes by a clock that was set back",
+        "tick.lua",
+        "  waiting[#waiting + 1] = key\n",
+        "",
+    ),
+    Mutant(
+        "a wait that has begun is cut short",
+        "tick.lua",
+        "'(' .. now + LONGEST_WAIT, 'inf'",
+        "'(' .. now, 'inf'",
+    ),
+    Mutant(
+        "a lease goes by a clock that was set back",
+        "tick.lua",
+        "      redis.call('ZINCRBY', P .. 'sessions', -ahead, session)\n",
+        "",
+    ),
+    Mutant(
+        "a heartbeat since the clock was set back does not count",
+        "tick.lua",
+        "    if ahead > 0 then\n",
+        "    if true then\n",
+    ),
+    Mutant(
+        "what was made of a cancelled job is lost",
+        "complete.lua",
+        "  local cancelled = its.head.state == 'x'\n",
+        "  if its.head.state == 'x' then return {'cancelled', '', ''} end\n  local cancelled\n",
+    ),
+    Mutant(
+        "a receipt of a cancelled job must account for every picture",
+        "complete.lua",
+        "its.head.state == 'x' and 0 or task and",
+        "task and",
+    ),
+    Mutant(
+        "a cancelled task that is done counts as both",
+        "complete.lua",
+        "nc = -its.cancelled, ",
+        "",
+    ),
+    Mutant(
+        "a cancelled task that is done counts as leased",
+        "complete.lua",
+        "nl = its.cancelled - tasks",
+        "nl = -tasks",
+    ),
+    Mutant(
+        "data of a newer farm are taken for one's own",
+        "parts/prelude.lua",
+        "if tonumber(redis.call('HGET', P .. 'server', 'schema') or 0) > SCHEMA then",
+        "if false then",
     ),
 )  # fmt: skip
 

@@ -3,6 +3,7 @@
 import os
 import re
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,11 @@ class ImageFacts:
     def generation(self) -> int:
         """0, or the retry that made it."""
         return self._told.generation
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """What its row said besides the parameters, such as ``id``."""
+        return self._told.metadata
 
     @property
     def seed(self) -> int:

@@ -120,6 +120,7 @@ class Picture(_Told):
     spec: dict[str, Any]
     error: dict[str, Any] | None = None
     notes: tuple[str, ...] = ()
+    metadata: dict[str, Any] = {}  # what the row said besides the parameters
 
     def line(self) -> dict[str, Any]:
         """Its line in ``manifest.jsonl``."""

@@ -11,20 +11,24 @@ from farm.errors import FarmError, InvalidInput, TooLarge
 from farm.job import MAX_LINE_BYTES, MAX_PIECE_LINES
 from farm.spec import RenderRequest
 from farm_client.inputs import FILE_FIELDS
+from farm_client.sweep import Sweep
 
 PIECE_BYTES = 4 * 2**20
 MAX_ARRAY_BYTES = 64 * 2**20  # an array must be read whole
+_NO_SWEEP = Sweep()
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 
 class Line(NamedTuple):
-    """One render as it is sent, and where it stood."""
+    """One render on its way, and where it stood."""
 
     number: int  # in the file, or in the iterable; from 1
-    text: str  # one line of JSON; what is wrong with it, the farm says
+    text: str  # one line of JSON as it is sent; what is wrong with it, the farm says
     error: FarmError | None = None  # found here; the line is sent as null to keep its place
     columns: Mapping[str, int] | None = None  # by field; else they are looked up in the text
-    data: Mapping[str, Any] | None = None  # set where files must be uploaded first
+    data: Mapping[str, Any] | None = None  # set as long as the values may still change
+    base: Path | None = None  # where its relative paths are meant from
+    file: str | None = None  # its name, where lines of several files go together
 
     def place(self, field: str | None) -> int:
         if field is None:
@@ -35,10 +39,8 @@ class Line(NamedTuple):
         return found.start() + 1 if found else 1
 
 
-def read_lines(
-    source: Any, defaults: Mapping[str, Any] | None = None
-) -> tuple[Iterator[Line], Path | None]:
-    """The lines of a source, and the folder that its relative paths are meant from."""
+def read_lines(source: Any) -> Iterator[Line]:
+    """The lines of a source as they stand there: of an open file, or of an iterable."""
     if isinstance(source, str | bytes | Mapping):
         raise InvalidInput(
             "give an open file or a list of renders",
@@ -50,10 +52,46 @@ def read_lines(
         base = (
             Path(name).resolve().parent if isinstance(name, str) and Path(name).is_file() else None
         )
-        return _file_lines(source, defaults or {}), base
+        return (line._replace(base=base) for line in _file_lines(source))
     if not isinstance(source, Iterable):
         raise InvalidInput(f"{type(source).__name__} cannot be iterated over", field="requests")
-    return _item_lines(source, defaults or {}), None
+    return _item_lines(source)
+
+
+def completed(
+    lines: Iterable[Line], defaults: Mapping[str, Any], sweep: Sweep = _NO_SWEEP
+) -> Iterator[Line]:
+    """Lines as they are sent: with the defaults, once for each combination of the sweep.
+
+    ``data`` is left only in lines whose files are still to be uploaded.
+    """
+    for line in lines:
+        if line.error is None and line.data is None:
+            if not defaults and not sweep and not _may_name_a_file(line.text):
+                yield line
+                continue
+            line = parsed(line)
+        if line.error is not None or line.data is None:
+            yield line
+        elif clash := sweep.names & line.data.keys():
+            field = min(clash)
+            wrong = InvalidInput("is set in the row and swept; give it in one place", field=field)
+            yield refused(line, wrong, line.place(field))
+        else:
+            for values in sweep.combinations():
+                yield _written(line._replace(data={**defaults, **line.data, **values}))
+
+
+def parsed(line: Line) -> Line:
+    """A line of text with its values; one that is no JSON object stays as it is."""
+    try:
+        data = strict_json.loads(line.text, line=line.number)
+    except InvalidInput:
+        return line  # the farm says the same of it
+    if not isinstance(data, dict):
+        return line
+    columns = {field: found.start() + 1 for field in data if (found := _key(field, line.text))}
+    return line._replace(text="", data=data, columns=columns)
 
 
 def pieces(lines: Iterator[Line], limit: int = MAX_PIECE_LINES) -> Iterator[list[Line]]:
@@ -70,44 +108,62 @@ def pieces(lines: Iterator[Line], limit: int = MAX_PIECE_LINES) -> Iterator[list
         yield group
 
 
-def render_line(number: int, data: Mapping[str, Any], **place: Any) -> Line:
-    """A render that is there as values."""
-    files = any(data.get(field) is not None for field in FILE_FIELDS)
-    if files:
-        return Line(number, "", data=dict(data), **place)
-    try:
-        return Line(number, _dump(data), **place)
-    except (TypeError, ValueError) as error:
-        wrong = InvalidInput(f"is no JSON: {error}", field="render", line=number)
-        return Line(number, "null", wrong)
-
-
 def with_data(line: Line, data: Mapping[str, Any]) -> Line:
-    """The line with its final values, ready to be sent."""
-    return line._replace(text=_dump(data), data=None)
+    """The line with its final values, ready to be sent, or refused for one that JSON has no words
+    for."""
+    try:
+        return line._replace(text=_dump(data), data=None)
+    except (TypeError, ValueError) as error:
+        field = _not_json(data)
+        wrong = InvalidInput(f"cannot be written as JSON: {error}", field=field)
+        return refused(line, wrong, line.place(field))
 
 
 def bad_line(number: int, error: FarmError, column: int = 1) -> Line:
     return Line(number, "null", error.at(number, column))
 
 
-def _item_lines(items: Iterable[Any], defaults: Mapping[str, Any]) -> Iterator[Line]:
+def refused(line: Line, error: FarmError, column: int = 1) -> Line:
+    return line._replace(text="null", data=None, error=error.at(line.number, column))
+
+
+def _written(line: Line) -> Line:
+    assert line.data is not None
+    if any(line.data.get(field) is not None for field in FILE_FIELDS):
+        return line._replace(text="")
+    return with_data(line, line.data)
+
+
+def _not_json(data: Mapping[str, Any]) -> str:
+    """The field that JSON has no words for."""
+    for field, value in data.items():
+        try:
+            _dump({"value": value})
+        except (TypeError, ValueError):
+            return str(field)[:60]
+    return "render"
+
+
+def _may_name_a_file(text: str) -> bool:
+    return any(f'"{field}"' in text for field in FILE_FIELDS)
+
+
+def _item_lines(items: Iterable[Any]) -> Iterator[Line]:
     for number, item in enumerate(items, 1):
         if isinstance(item, Line):
             yield item
         elif isinstance(item, str):
-            yield render_line(number, {**defaults, "prompt": item})
+            yield Line(number, "", data={"prompt": item})
         elif isinstance(item, RenderRequest):
-            told = item.model_dump(mode="json", exclude_unset=True)
-            yield render_line(number, {**defaults, **told})
+            yield Line(number, "", data=item.model_dump(mode="json", exclude_unset=True))
         elif isinstance(item, Mapping):
-            yield render_line(number, {**defaults, **item})
+            yield Line(number, "", data=dict(item))
         else:
             kind = type(item).__name__
-            yield bad_line(number, InvalidInput(f"{kind} is no render", field="render"))
+            yield bad_line(number, InvalidInput(f"{kind} is not a render", field="render"))
 
 
-def _file_lines(file: Any, defaults: Mapping[str, Any]) -> Iterator[Line]:
+def _file_lines(file: Any) -> Iterator[Line]:
     """NDJSON line by line; of a line that is too long nothing but its length is kept."""
     file = getattr(file, "buffer", file)  # a text file would stop at the first wrong byte
     number = 0
@@ -120,7 +176,7 @@ def _file_lines(file: Any, defaults: Mapping[str, Any]) -> Iterator[Line]:
             continue
         if number == 1 and raw.lstrip().startswith(b"["):
             rest = file.read(MAX_ARRAY_BYTES + 1)
-            yield from _array_lines(raw + b"\n" + _bytes(rest), defaults)
+            yield from _array_lines(raw + b"\n" + _bytes(rest))
             return
         if size > MAX_LINE_BYTES:
             yield bad_line(number, _long_line(size), MAX_LINE_BYTES + 1)
@@ -129,25 +185,12 @@ def _file_lines(file: Any, defaults: Mapping[str, Any]) -> Iterator[Line]:
             text = raw.decode()
         except UnicodeDecodeError as error:
             column = len(raw[: error.start].decode(errors="replace")) + 1
-            yield bad_line(number, InvalidInput("is no UTF-8", field="json"), column)
+            yield bad_line(number, InvalidInput("is not UTF-8", field="json"), column)
             continue
-        yield _text_line(number, text.strip("\r\n"), defaults)
+        yield Line(number, text.strip("\r\n"))
 
 
-def _text_line(number: int, text: str, defaults: Mapping[str, Any]) -> Line:
-    if not defaults and not any(f'"{field}"' in text for field in FILE_FIELDS):
-        return Line(number, text)
-    try:
-        data = strict_json.loads(text, line=number)
-    except InvalidInput:
-        return Line(number, text)  # the farm says the same of it
-    if not isinstance(data, dict):
-        return Line(number, text)
-    columns = {field: found.start() + 1 for field in data if (found := _key(field, text))}
-    return render_line(number, {**defaults, **data}, columns=columns)
-
-
-def _array_lines(raw: bytes, defaults: Mapping[str, Any]) -> Iterator[Line]:
+def _array_lines(raw: bytes) -> Iterator[Line]:
     """The elements of one JSON array, each with the line that it starts on."""
     if len(raw) > MAX_ARRAY_BYTES:
         raise TooLarge(
@@ -159,7 +202,7 @@ def _array_lines(raw: bytes, defaults: Mapping[str, Any]) -> Iterator[Line]:
         text = raw.decode()
     except UnicodeDecodeError as error:
         number = raw.count(b"\n", 0, error.start) + 1
-        raise InvalidInput("is no UTF-8", field="json", line=number) from None
+        raise InvalidInput("is not UTF-8", field="json", line=number) from None
     at, number, counted, line_start = text.index("[") + 1, 1, 0, 0
     after_comma = False
     while True:
@@ -175,9 +218,9 @@ def _array_lines(raw: bytes, defaults: Mapping[str, Any]) -> Iterator[Line]:
         column = at - line_start + 1
         if isinstance(value, dict):
             columns = dict.fromkeys(value, column)
-            yield render_line(number, {**defaults, **value}, columns=columns)
+            yield Line(number, "", data=value, columns=columns)
         else:
-            wrong = InvalidInput(f"{type(value).__name__} is no render", field="render")
+            wrong = InvalidInput(f"{type(value).__name__} is not a render", field="render")
             yield bad_line(number, wrong, column)
         at = _skip(text, end)
         after_comma = text[at : at + 1] == ","

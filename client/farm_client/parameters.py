@@ -1,11 +1,15 @@
 """The parameters of a submission, as keyword arguments."""
 
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal, TypedDict
 
 from farm.errors import InvalidInput
 from farm.job import JobOptions
+from farm.spec import KNOWN, check_column
 from farm_client.inputs import FileInput
+
+OnError = Literal["skip", "stop"]
 
 
 class RenderParameters(TypedDict, total=False):
@@ -32,19 +36,25 @@ class RenderParameters(TypedDict, total=False):
     rng: Literal["farm-1", "torch"]
 
 
+class _Own(TypedDict, total=False):
+    id: str | int | None  # the caller's own; stands in the metadata
+    metadata: Mapping[str, Any] | None  # kept beside the pictures
+
+
 class Options(TypedDict, total=False):
     """How the job is run and stored."""
 
     name: str | None
     priority: Literal["urgent", "normal", "bulk"]
     sink: str
+    shard_size: int | None
     format: Literal["png", "webp", "jpeg", "tokens"]
     max_failed: int
     deadline: datetime | str | None
     idempotency_key: str | None
 
 
-class Submission(RenderParameters, Options, total=False):
+class Submission(RenderParameters, _Own, Options, total=False):
     """Everything that ``submit`` takes besides the prompt."""
 
 
@@ -53,12 +63,28 @@ class BulkOptions(Options, total=False):
 
     seed: int | None  # renders without a seed get one made from it
     defaults: RenderParameters  # for renders that do not say otherwise
+    matrix: Mapping[str, Sequence[Any]]  # each render once with every combination of these values
+    zip: Mapping[str, Sequence[Any]]  # lists of one length, whose values go together
+    on_error: OnError  # stop: one refused render, and none is taken
 
 
 def split_options(given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Options of the job, checked, and what is left."""
     options = {name: given.pop(name) for name in Options.__annotations__ if name in given}
+    for name in given.keys() - KNOWN - {"id"}:
+        check_column(name)
+        raise InvalidInput(
+            "is not a known parameter", field=name, hint="your own data go into metadata"
+        )
     return check_options(options), given
+
+
+def check_on_error(given: Any) -> OnError:
+    if given is None or given == "skip":
+        return "skip"
+    if given == "stop":
+        return "stop"
+    raise InvalidInput(f"must be skip or stop; got {str(given)[:40]!r}", field="on_error")
 
 
 def check_options(options: dict[str, Any]) -> dict[str, Any]:

@@ -4,13 +4,13 @@ import json
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 from farm.errors import AllRejected, FarmError, InvalidInput, RejectedRender, TooLarge
 from farm_client.connection import Connection, path_of
-from farm_client.ndjson import Line, bad_line, pieces, read_lines, with_data
-from farm_client.parameters import check_options, split_options
+from farm_client.ndjson import Line, completed, pieces, read_lines, refused, with_data
+from farm_client.parameters import OnError, check_on_error, check_options, split_options
+from farm_client.sweep import Sweep
 from farm_client.uploads import Uploads
 
 NDJSON = "application/x-ndjson"
@@ -76,12 +76,13 @@ class Submitter:
     async def submit_many(self, requests: Iterable[Any], given: dict[str, Any]) -> Taken:
         defaults = {k: v for k, v in (given.pop("defaults", None) or {}).items() if v is not None}
         seed = given.pop("seed", None)
+        sweep = Sweep.parse(given.pop("matrix", None), given.pop("zip", None))
+        on_error = check_on_error(given.pop("on_error", None))
         options = check_options(given)
         if seed is not None:
             options |= check_options({"seed": seed})
         defaults = await self._uploads.replace_files(defaults, None)
-        lines, base = read_lines(requests, defaults)
-        groups = pieces(lines)
+        groups = pieces(completed(read_lines(requests), defaults, sweep))
         first = next(groups, None)
         if first is None:
             raise InvalidInput("there is no render in it", field="requests")
@@ -89,19 +90,24 @@ class Submitter:
         key = options.pop("idempotency_key", None) or make_key()
         taken = Taken()
         if second is None:
-            await self._send_whole(taken, await self._ready(first, base), options, key)
+            await self._send_whole(taken, await self._ready(first), options, key, on_error)
         else:
-            await self._send_pieces(taken, chain((first, second), groups), base, options, key)
+            await self._send_pieces(taken, chain((first, second), groups), options, key, on_error)
         return taken
 
     async def _send_whole(
-        self, taken: Taken, lines: list[Line], options: dict[str, Any], key: str
+        self,
+        taken: Taken,
+        lines: list[Line],
+        options: dict[str, Any],
+        key: str,
+        on_error: OnError,
     ) -> None:
         try:
             told = await self._connection.call(
                 "POST",
                 "/v1/jobs",
-                query=options,
+                query={**options, "on_error": on_error},
                 content=_ndjson(lines),
                 content_type=NDJSON,
                 headers={"Idempotency-Key": key},
@@ -116,9 +122,9 @@ class Submitter:
         self,
         taken: Taken,
         groups: Iterator[list[Line]],
-        base: Path | None,
         options: dict[str, Any],
         key: str,
+        on_error: OnError,
     ) -> None:
         told = await self._connection.call(
             "POST",
@@ -130,7 +136,7 @@ class Submitter:
         taken.id, taken.created = told["id"], told["created"]
         job = path_of("v1", "jobs", taken.id)
         try:
-            count = await self._feed(taken, groups, base)
+            count = await self._feed(taken, groups, on_error)
         except InvalidInput:  # the source itself is broken, so the rest will never come
             if taken.created:
                 await self._connection.call("POST", f"{job}/cancel")
@@ -140,11 +146,11 @@ class Submitter:
             raise none_taken(taken.rejected, taken.rejected_count)
         await self._connection.call("POST", f"{job}/close", query={"pieces": count})
 
-    async def _feed(self, taken: Taken, groups: Iterator[list[Line]], base: Path | None) -> int:
+    async def _feed(self, taken: Taken, groups: Iterator[list[Line]], on_error: OnError) -> int:
         """Send everything, and count the pieces."""
         number = sent = 0
         for group in groups:
-            lines = await self._ready(group, base)
+            lines = await self._ready(group)
             parts = [lines]
             try:
                 taken.add(await self._put(taken.id, number, sent, lines), lines, sent)
@@ -159,6 +165,8 @@ class Submitter:
                     at += len(part)
             number += len(parts)
             sent += len(lines)
+            if on_error == "stop" and taken.rejected:
+                raise none_taken(taken.rejected, sent)
         return number
 
     async def _put(self, job: str, number: int, first: int, lines: Sequence[Line]) -> Any:
@@ -171,23 +179,27 @@ class Submitter:
             seconds=300.0,
         )
 
-    async def _ready(self, lines: Sequence[Line], base: Path | None) -> list[Line]:
+    async def _ready(self, lines: Sequence[Line]) -> list[Line]:
         """Lines with their files uploaded."""
         ready = []
         for line in lines:
             if line.data is not None:
                 try:
-                    data = await self._uploads.replace_files(dict(line.data), base)
+                    data = await self._uploads.replace_files(dict(line.data), line.base)
                     line = with_data(line, data)
                 except FarmError as error:
                     if error.retryable or error.exit_code != 2:
                         raise
-                    line = bad_line(line.number, error, line.place(error.field))
+                    line = refused(line, error, line.place(error.field))
             ready.append(line)
         return ready
 
 
 def none_taken(rejected: Sequence[RejectedRender], count: int) -> AllRejected:
+    """Args:
+    rejected: what was refused; of many, the first.
+    count: of all renders, with those that are good and were left for the others' sake.
+    """
     return AllRejected(rejected, f"none of the {count:,} renders was taken", field="renders")
 
 
@@ -209,7 +221,7 @@ def at_their_lines(
             column = one.error.column or 1
         else:
             column = line.place(error.field)
-        found.append(RejectedRender(one.render, error.at(line.number, column)))
+        found.append(RejectedRender(one.render, error.at(line.number, column), line.file))
     return found
 
 

@@ -1,51 +1,25 @@
-"""A checkpoint on disk: found, checked without loading it, and described."""
+"""A checkpoint on disk: checked without loading it, and described."""
 
-import hashlib
-import importlib.util
-import json
 import re
-import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from farm.checkpoints.description import CONFIGS, describe, expected_tensors
+from farm.checkpoints.layout import (
+    COMPONENTS,
+    CONFIGS,
+    PIPELINES,
+    WEIGHTS,
+    digest,
+    missing,
+    read_json,
+    read_tensors,
+    weight_files,
+)
+from farm.checkpoints.references import resolve
 from farm.errors import InvalidCheckpoint
 from farm.spec import CheckpointInfo
-
-COMPONENTS: Mapping[str, tuple[str, frozenset[str]]] = {
-    "scheduler": ("diffusers", frozenset({"AmusedScheduler"})),
-    "text_encoder": ("transformers", frozenset({"CLIPTextModelWithProjection"})),
-    "tokenizer": ("transformers", frozenset({"CLIPTokenizer", "CLIPTokenizerFast"})),
-    "transformer": ("diffusers", frozenset({"UVit2DModel"})),
-    "vqvae": ("diffusers", frozenset({"VQModel"})),
-}
-PIPELINES = frozenset({"AmusedPipeline", "AmusedImg2ImgPipeline", "AmusedInpaintPipeline"})
-WEIGHTS: Mapping[str, str] = {
-    "transformer": "diffusion_pytorch_model",
-    "vqvae": "diffusion_pytorch_model",
-    "text_encoder": "model",
-}
-PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
-DTYPES = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8, "I64": 8, "I32": 4, "U8": 1, "BOOL": 1}
-LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # how such a file begins
-MAX_HEADER = 100_000_000  # bytes; the format's own limit
-MAX_JSON = 50_000_000  # bytes
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_COMMIT = re.compile(r"[0-9a-f]{40}")
-
-
-def built_in() -> dict[str, Path]:
-    """Checkpoints that came with the workers' package, by name; the smallest pictures first."""
-    found = importlib.util.find_spec("farm_workers")
-    return {
-        folder.name: folder
-        for place in (found.submodule_search_locations or [] if found else [])
-        for folder in sorted(
-            (Path(place) / "checkpoints").glob("*/"), key=lambda path: (len(path.name), path.name)
-        )
-    }
 
 
 @dataclass(frozen=True)
@@ -81,7 +55,7 @@ def inspect_checkpoint(ref: str | Path) -> Checkpoint:
     _check_tokenizer(path / "tokenizer")
     for name, stem in WEIGHTS.items():
         tensors = read_tensors(path / name, stem)
-        for tensor, shape in expected_tensors(name, parts).items():
+        for tensor, shape in _expected(name, parts).items():
             if tensor not in tensors:
                 raise InvalidCheckpoint(f"{name} has no tensor {tensor!r}; it is another model")
             if tensors[tensor] != shape:
@@ -95,175 +69,15 @@ def inspect_checkpoint(ref: str | Path) -> Checkpoint:
         identity, revision = re.sub(r"[^\w.-]+", "-", name).strip("-") or "checkpoint", digest(path)
     else:
         identity, revision = hub
-    info = describe(identity, revision, parts, notes)
+    info = _info(identity, revision, parts, notes)
     return Checkpoint(path, info, str(notes.get("description", "")))
 
 
-def resolve(ref: str | Path) -> tuple[Path, tuple[str, str] | None]:
-    """The directory behind a reference and, for one of the hub, its id and commit."""
-    path = Path(ref)
-    if path.is_dir():
-        return path.resolve(), None
-    if path.exists():
-        raise InvalidCheckpoint(f"{path} is a file; a checkpoint is a directory")
-    text = str(ref)
-    if text in (shipped := built_in()):
-        return shipped[text], None
-    name, _, commit = text.partition("@")
-    if not _HUB_ID.fullmatch(name):
-        raise InvalidCheckpoint(
-            f"{text} is no directory, no built-in checkpoint and no hub id",
-            hint=f"give {', '.join(['a directory', *shipped])} or owner/name@<40-digit commit>",
-        )
-    if not _COMMIT.fullmatch(commit):
-        raise InvalidCheckpoint(
-            f"{text}: no directory of that name; a hub id needs its full commit",
-            hint=f"{name}@<40-digit commit>, so that the same job always gives the same pictures",
-        )
-    return _download(name, commit), (name, commit)
-
-
-def _download(name: str, commit: str) -> Path:
-    try:
-        import huggingface_hub
-    except ImportError:
-        raise InvalidCheckpoint(
-            "huggingface-hub is needed to fetch a checkpoint by its id",
-            hint='install "amused-farm[worker]", or give a directory',
-        ) from None
-    try:
-        patterns = ["*.json", "*.txt", *(f"*/{stem}*.safetensors" for stem in WEIGHTS.values())]
-        found = huggingface_hub.snapshot_download(
-            name, revision=commit, allow_patterns=patterns, ignore_patterns=["*.fp16.*"]
-        )
-    except Exception as error:  # the hub client raises a dozen unrelated classes
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InvalidCheckpoint(
-            f"{name}@{commit[:12]} cannot be fetched: {reason}",
-            hint="check the id and the network, or give a local directory",
-        ) from None
-    return Path(found)
-
-
-def digest(path: Path) -> str:
-    """First 12 hex digits of a sha256 over every file that decides what the checkpoint draws."""
-    total = hashlib.sha256()
-    files = [file for name in COMPONENTS for file in (path / name).iterdir()]
-    named = {file for name, stem in WEIGHTS.items() for file in weight_files(path / name, stem)}
-    for file in sorted(files, key=lambda file: file.relative_to(path).as_posix()):
-        if file in named or file.suffix in {".json", ".txt"}:
-            with file.open("rb") as stream:
-                sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
-            total.update(f"{file.relative_to(path).as_posix()} {sha256}\n".encode())
-    return total.hexdigest()[:12]
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        raise _missing(file)
-    if file.stat().st_size > MAX_JSON:
-        raise InvalidCheckpoint(f"{_short(file)} is larger than {MAX_JSON // 10**6} MB")
-    if file.read_bytes().startswith(LFS_POINTER):
-        raise _pointer(file)
-    try:
-        data = json.loads(file.read_text("utf-8"))
-    except (ValueError, RecursionError):
-        raise InvalidCheckpoint(
-            f"{_short(file)} is not valid JSON", hint="copy the checkpoint again"
-        ) from None
-    if not isinstance(data, dict):
-        raise InvalidCheckpoint(f"{_short(file)} holds no JSON object")
-    return data
-
-
-def weight_files(folder: Path, stem: str) -> list[Path]:
-    """The safetensors files of one component, sharded or not."""
-    whole, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
-    if whole.is_file():
-        return [whole]
-    if not index.is_file():
-        pickles = [file.name for file in sorted(folder.glob("*")) if file.suffix in PICKLES]
-        if pickles:
-            raise InvalidCheckpoint(
-                f"{folder.name}/{pickles[0]} holds pickled weights, which can run code; "
-                "only safetensors are loaded",
-                hint="save the checkpoint with save_pretrained(..., safe_serialization=True)",
-            )
-        if variants := sorted(file.name for file in folder.glob(f"{stem}.*.safetensors")):
-            raise InvalidCheckpoint(
-                f"{folder.name} holds only the variant {variants[0]}, not {whole.name}",
-                hint=f"rename it to {whole.name}, or download the checkpoint without a variant; "
-                "the worker's FARM_DTYPE chooses the precision",
-            )
-        raise _missing(whole)
-    shards = read_json(index).get("weight_map")
-    if not isinstance(shards, dict) or not shards:
-        raise InvalidCheckpoint(f"{_short(index)} has no weight_map")
-    names = sorted({str(name) for name in shards.values()})
-    for name in names:
-        if Path(name).name != name or not name.endswith(".safetensors"):
-            raise InvalidCheckpoint(f"{_short(index)} names {name!r}, which is no shard beside it")
-        if not (folder / name).is_file():
-            raise _missing(folder / name)
-    return [folder / name for name in names]
-
-
-def read_tensors(folder: Path, stem: str) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor, from the files' headers alone."""
-    found: dict[str, tuple[int, ...]] = {}
-    for file in weight_files(folder, stem):
-        found.update(_read_header(file))
-    return found
-
-
-def _read_header(file: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
-    size = file.stat().st_size
-    damaged = InvalidCheckpoint(
-        f"{_short(file)} is damaged or cut short", hint="copy or download the checkpoint again"
-    )
-    with file.open("rb") as stream:
-        head = stream.read(8)
-        if head == LFS_POINTER[:8]:
-            raise _pointer(file)
-        length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
-        if not 2 <= length <= min(MAX_HEADER, size - 8):
-            raise damaged
-        try:
-            header = json.loads(stream.read(length))
-        except (ValueError, RecursionError):
-            raise damaged from None
-    if not isinstance(header, dict):
-        raise damaged
-    header.pop("__metadata__", None)
-    end = 0
-    try:
-        for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-            start, stop = entry["data_offsets"]
-            shape = tuple(int(length) for length in entry["shape"])
-            if entry["dtype"] not in DTYPES:
-                raise InvalidCheckpoint(
-                    f"{_short(file)} holds {entry['dtype']} weights, which the farm does not load",
-                    hint="use the checkpoint as it was published, in float32, float16 or bfloat16",
-                )
-            count = DTYPES[entry["dtype"]]
-            for side in shape:
-                count *= side
-            if start != end or stop - start != count:
-                raise damaged
-            end = stop
-            yield name, shape
-    except (KeyError, TypeError, ValueError):
-        raise damaged from None
-    if end != size - 8 - length:
-        raise damaged
-
-
 def _check_tokenizer(folder: Path) -> None:
-    found = [
-        folder / name for name in ("tokenizer.json", "vocab.json") if (folder / name).is_file()
-    ]
+    files = [folder / name for name in ("tokenizer.json", "vocab.json")]
+    found = [file for file in files if file.is_file()]
     if not found:
-        raise _missing(folder / "vocab.json")
+        raise missing(files[-1])
     for file in found:
         read_json(file)
 
@@ -297,19 +111,93 @@ def _check_index(path: Path) -> None:
             raise InvalidCheckpoint(f"model_index.json does not name the {name}")
 
 
-def _missing(file: Path) -> InvalidCheckpoint:
-    return InvalidCheckpoint(
-        f"{_short(file)} is missing",
-        hint=f"a checkpoint holds model_index.json, {', '.join(sorted(COMPONENTS))}",
+def _expected(name: str, parts: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[int, ...]]:
+    """A few shapes that tie each component's weights to its configuration."""
+    config = parts[name]
+
+    def number(key: str) -> int:
+        return _whole(name, config, key)
+
+    if name == "transformer":
+        return {
+            "embed.embeddings.weight": (number("vocab_size"), number("in_channels")),
+            "encoder_proj.weight": (number("hidden_size"), number("encoder_hidden_size")),
+            "mlm_layer.conv2.weight": (number("codebook_size"), number("in_channels"), 1, 1),
+        }
+    if name == "vqvae":
+        side = config.get("vq_embed_dim") or number("latent_channels")
+        return {"quantize.embedding.weight": (number("num_vq_embeddings"), int(side))}
+    return {"text_projection.weight": (number("projection_dim"), number("hidden_size"))}
+
+
+def _info(
+    identity: str,
+    revision: str,
+    parts: Mapping[str, Mapping[str, Any]],
+    notes: Mapping[str, Any],
+) -> CheckpointInfo:
+    transformer, vqvae, text = parts["transformer"], parts["vqvae"], parts["text_encoder"]
+    codebook = _whole("transformer", transformer, "codebook_size")
+    vocab = _whole("transformer", transformer, "vocab_size")
+    mask = _whole("scheduler", parts["scheduler"], "mask_token_id")
+    hidden = _whole("transformer", transformer, "encoder_hidden_size")
+    pooled = _whole("transformer", transformer, "cond_embed_dim")
+    channels = vqvae.get("block_out_channels")
+    if not isinstance(channels, list) or not channels:
+        raise InvalidCheckpoint("vqvae/config.json: block_out_channels is no list of numbers")
+    _check_fit(parts)
+    factor = 2 ** (len(channels) - 1)
+    downsample = bool(transformer.get("downsample"))
+    native = _whole("transformer", transformer, "sample_size") * factor
+    guidance = notes.get("default_guidance_scale", 10.0 if downsample else 4.0)
+    if not isinstance(guidance, int | float) or not 0 <= guidance <= 100:
+        raise InvalidCheckpoint("farm.json: default_guidance_scale is no number from 0 to 100")
+    return CheckpointInfo(
+        id=identity,
+        revision=revision,
+        pixel_factor=factor,
+        size_multiple=2 * factor if downsample else factor,
+        native_height=native,
+        native_width=native,
+        default_guidance=float(guidance),
+        vocab_size=vocab,
+        codebook_size=codebook,
+        mask_token_id=mask,
+        text_tokens=_whole("text_encoder", text, "max_position_embeddings"),
+        pooled_dim=pooled,
+        hidden_dim=hidden,
     )
 
 
-def _pointer(file: Path) -> InvalidCheckpoint:
-    return InvalidCheckpoint(
-        f"{_short(file)} is a Git LFS pointer; the file itself was not fetched",
-        hint="git lfs install, then git lfs pull in the checkpoint's folder",
-    )
+def _check_fit(parts: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse components that do not fit together."""
+    transformer, vqvae, text = parts["transformer"], parts["vqvae"], parts["text_encoder"]
+    codebook = _whole("transformer", transformer, "codebook_size")
+    vocab = _whole("transformer", transformer, "vocab_size")
+    mask = _whole("scheduler", parts["scheduler"], "mask_token_id")
+    hidden = _whole("transformer", transformer, "encoder_hidden_size")
+    pooled = _whole("transformer", transformer, "cond_embed_dim")
+    for held, message in (
+        (
+            codebook == vqvae.get("num_vq_embeddings"),
+            "the transformer's codebook_size is not the vqvae's num_vq_embeddings",
+        ),
+        (codebook <= 2**16, "a codebook of more than 65,536 codes does not fit 16-bit tokens"),
+        (codebook <= mask < vocab, "the scheduler's mask_token_id is no token beside the codebook"),
+        (hidden == text.get("hidden_size"), "the text encoder's width is not the transformer's"),
+        (pooled == text.get("projection_dim"), "the text projection is not the transformer's"),
+        (
+            bool(transformer.get("downsample")) == bool(transformer.get("upsample")),
+            "the transformer samples down without sampling up, or up without down",
+        ),
+        (bool(vqvae.get("lookup_from_codebook")), "the vqvae does not look codes up"),
+    ):
+        if not held:
+            raise InvalidCheckpoint(message, hint="its components belong to different models")
 
 
-def _short(file: Path) -> str:
-    return f"{file.parent.name}/{file.name}"
+def _whole(component: str, config: Mapping[str, Any], key: str) -> int:
+    value = config.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise InvalidCheckpoint(f"{component}/{CONFIGS[component]}: {key} is {value!r}")
+    return value

@@ -24,7 +24,7 @@ def doctor(
     """Check what the farm stands on: its gateway, server, store, Ray, checkpoints, disk and clock.
     REDIS_URL, FARM_STORE, RAY_ADDRESS and FARM_CHECKPOINTS name what farm up does not run itself.
     The exit code is 1 if a check fails."""
-    from farm.checkpoints.inspect import built_in
+    from farm.checkpoints.references import built_in
     from farm.local.doctor import Health, Patient, examine
     from farm.local.valkey import ServerProcess
     from farm.paths import data_dir

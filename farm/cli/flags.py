@@ -12,8 +12,25 @@ from farm.job import JobOptions
 from farm.spec import RenderRequest, parameters_of
 
 Column = Annotated[
-    str | None,
-    typer.Option(metavar="NAME", help="Of a table: where the prompts are.", show_default=False),
+    list[str] | None,
+    typer.Option(
+        metavar="[PARAMETER=]NAME",
+        help="The column of a parameter, else of the prompts; may be repeated.",
+        show_default=False,
+    ),
+]
+Limit = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N", min=1, help="Only the first N rows of the input.", show_default=False
+    ),
+]
+Sample = Annotated[
+    int | None,
+    typer.Option(metavar="N", min=1, help="Only a sample of N rows.", show_default=False),
+]
+SampleSeed = Annotated[
+    int | None, typer.Option(metavar="N", help="Of the sample. Default: 0.", show_default=False)
 ]
 InputFormat = Annotated[
     str | None,
@@ -22,8 +39,11 @@ InputFormat = Annotated[
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-def flags_of(model: type[BaseModel], *, without: frozenset[str] = frozenset()) -> dict[str, Any]:
-    """A Typer annotation for each field of the model; every value is text or not given."""
+def flags_of(
+    model: type[BaseModel], kind: Any = str, *, without: frozenset[str] = frozenset()
+) -> dict[str, Any]:
+    """A Typer annotation for each field of the model; every value is text, a list of texts where
+    that is the kind, or not given."""
     found = {}
     for name, parameter in parameters_of(model).items():
         if name in without:
@@ -37,11 +57,11 @@ def flags_of(model: type[BaseModel], *, without: frozenset[str] = frozenset()) -
             metavar=parameter.metavar,
             show_default=False,
         )
-        found[name] = Annotated[str | None, option]
+        found[name] = Annotated[kind | None, option]
     return found
 
 
-RENDER_FLAGS = flags_of(RenderRequest, without=frozenset({"prompt"}))
+RENDER_FLAGS = flags_of(RenderRequest, list[str], without=frozenset({"prompt"}))
 JOB_FLAGS = flags_of(JobOptions, without=frozenset({"seed"}))  # the render's flag stands for both
 
 

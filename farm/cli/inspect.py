@@ -20,6 +20,7 @@ def inspect(
     """Show what made a picture: its parameters, seed, numerics class and tokens. Read from the file
     alone, without a farm."""
     try:
+        from farm.formats.origin import digital_source_type
         from farm.formats.picture_file import read_facts, token_bytes
     except ImportError as error:
         raise InvalidInput(
@@ -28,7 +29,8 @@ def inspect(
             hint='pip install "amused-farm[gateway]"',
         ) from None
     for name in files:
-        facts = read_facts(_read(Path(name)))
+        data = _read(Path(name))
+        facts = read_facts(data)
         told: dict[str, Any] = {
             "file": name,
             "image": facts.image,
@@ -36,6 +38,8 @@ def inspect(
             "numerics": facts.numerics,
             "tokens": list(facts.tokens.shape),
             "tokens_sha256": hashlib.sha256(token_bytes(facts.tokens)).hexdigest(),
+            "confidence": facts.confidence,
+            "digital_source_type": digital_source_type(data),
             "spec": facts.spec.model_dump(mode="json"),
         }
         if as_json:

@@ -33,6 +33,10 @@ def say_error(text: str) -> None:
         print(printable(text), file=sys.stderr, flush=True)
 
 
+def say_note(text: str) -> None:
+    say_error(f"note: {text}")
+
+
 def say_json(data: Any) -> None:
     encoding = (getattr(sys.stdout, "encoding", None) or "ascii").lower()
     _write(json.dumps(data, ensure_ascii=not encoding.startswith("utf")))
@@ -82,7 +86,7 @@ def pictures(count: int) -> str:
 
 def list_rejected(rejected: Sequence[Any], source: str) -> None:
     for one in rejected[:MAX_LISTED]:
-        say_error(f"{source}: {one_line(str(one))}")
+        say_error(f"{one.file or source}: {one_line(str(one))}")
     if len(rejected) > MAX_LISTED:
         say_error(f"{source}: … and {len(rejected) - MAX_LISTED:,} more")
 

@@ -5,39 +5,58 @@ import secrets
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from farm.cli.flags import Column, InputFormat
-from farm.cli.input_files import open_source
-from farm.cli.output import list_rejected, say, say_error, say_json
+from farm.cli.columns import Columns
+from farm.cli.flags import Column, InputFormat, Limit, Sample, SampleSeed
+from farm.cli.input_files import Reading, read_files
+from farm.cli.job_file import read_job_file
+from farm.cli.output import list_rejected, say, say_error, say_json, say_note
+from farm.cli.selection import Selection
 from farm.errors import FarmError, InvalidInput, RejectedRender
-from farm.job import OPTIONS, Format, NumberedSpec
+from farm.job import MAX_PIECE_LINES, OPTIONS, Chunk, Format, JobOptions, NumberedSpec
+from farm.spec import Lane
 from farm_client.inputs import ASSET_KINDS, FILE_FIELDS, asset_id, read_input
-from farm_client.ndjson import Line, read_lines
+from farm_client.ndjson import Line, completed, pieces
 
 MANIFEST = "manifest.jsonl"
+JOB = "local"  # in the manifest, where the farm has a job's id
 TENANT = "local"
 
 
 def render(
-    file: Annotated[str, typer.Argument(help="As for submit: .jsonl .csv .tsv .txt …, or -.")],
+    files: Annotated[
+        list[str],
+        typer.Argument(metavar="FILE…", help="As for submit: .jsonl .csv .yaml …, folders, or -."),
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR")],
     checkpoint: Annotated[
         list[str] | None,
         typer.Option(help="A directory, built-in name or hub id@revision; may be repeated."),
     ] = None,
     format: Annotated[  # noqa: A002
-        Format, typer.Option(help="Of the picture files.")
-    ] = Format.PNG,
+        Format | None, typer.Option(help="Of the picture files; default png.", show_default=False)
+    ] = None,
+    sink: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help=f"{OPTIONS['sink'].help}; default images."),
+    ] = None,
+    shard_size: Annotated[
+        int | None,
+        typer.Option(metavar="N", help=f"{OPTIONS['shard_size'].help}.", show_default=False),
+    ] = None,
     seed: Annotated[
         int | None, typer.Option(metavar="N", help=f"{OPTIONS['seed'].help}.", show_default=False)
     ] = None,
     column: Column = None,
     input_format: InputFormat = None,
+    limit: Limit = None,
+    sample: Sample = None,
+    sample_seed: SampleSeed = None,
     threads: Annotated[int, typer.Option(min=0, help="Of torch; 0: all cores but one.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON.")] = False,
 ) -> int:
@@ -45,16 +64,25 @@ def render(
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+    from farm.ingest.chunks import shard_size_of
+    from farm.sinks.parts import public_row
+    from farm.sinks.registry import Sinks
+    from farm.store.local import ReplacingStore
     from farm_workers.local_renderer import LocalRenderer
 
-    source = open_source(file, input_format, column, {})
-    lines, base = read_lines(source.requests)
+    reading = Reading(input_format, Columns.parse(column or ()), say_note)
+    selection = Selection(limit, sample, sample_seed or 0)
+    lines, in_file = _read(files, reading, selection)
+    given = {"sink": sink, "format": format, "shard_size": shard_size, "seed": seed}
+    flags = {name: one for name, one in given.items() if one is not None}
+    options = JobOptions.parse({**in_file, **flags})
     _make_folder(output)
     with tempfile.TemporaryDirectory(prefix="farm-render-") as scratch:
-        local = _Requests(checkpoint, Path(scratch), base, seed)
-        renderer = LocalRenderer(
-            local.load_engines(threads), local.infos, local.read_asset, output, format
-        )
+        store_in = Sinks(ReplacingStore(output), Path(scratch) / "waiting").get(options.sink)
+        shard_size = shard_size_of(options, store_in)
+        local = _Requests(checkpoint, Path(scratch), options.seed)
+        engines = local.load_engines(threads)
+        renderer = LocalRenderer(engines, local.infos, local.read_asset, store_in)
         rows: list[tuple[int, int, dict[str, Any]]] = []
         started = time.monotonic()
         bar = Progress(
@@ -67,8 +95,8 @@ def render(
         try:
             with bar:
                 task = bar.add_task("pictures", total=None)
-                for row in renderer.render(local.specs(lines)):
-                    rows.append((row.render, row.image, row.public()))
+                for row in renderer.render(local.chunks(lines, options, shard_size)):
+                    rows.append((row.render, row.image, public_row(row, store_in)))
                     bar.update(task, completed=len(rows))
         finally:  # what is there is listed, however it ended
             seconds = round(time.monotonic() - started, 3)
@@ -77,7 +105,7 @@ def render(
                 out.writelines(json.dumps(public, ensure_ascii=False) + "\n" for *_, public in rows)
     failed = sum(public["error"] is not None for *_, public in rows)
     if local.rejected:
-        list_rejected(local.rejected, file)
+        list_rejected(local.rejected, files[0])
     summary = {"images": {"total": len(rows), "done": len(rows) - failed, "failed": failed}}
     if as_json:
         refused = len(local.rejected)
@@ -90,13 +118,23 @@ def render(
     return 1 if failed else 0
 
 
+def _read(
+    files: list[str], reading: Reading, selection: Selection
+) -> tuple[Iterator[Line], Mapping[str, Any]]:
+    """The renders, and the options that a job file gives."""
+    job = read_job_file(files[0], reading) if len(files) == 1 else None
+    if job is None:
+        return completed(selection.of(read_files(files, reading)), {}), {}
+    lines = selection.over(job.selection).of(job.lines)
+    return completed(lines, job.defaults, job.sweep), job.options
+
+
 class _Requests:
     """Lines become specs by the rules of the farm's own ingest, with files instead of uploads."""
 
-    def __init__(
-        self, names: list[str] | None, scratch: Path, base: Path | None, seed: int | None
-    ) -> None:
-        from farm.checkpoints.inspect import built_in, inspect_checkpoint
+    def __init__(self, names: list[str] | None, scratch: Path, seed: int | None) -> None:
+        from farm.checkpoints.inspect import inspect_checkpoint
+        from farm.checkpoints.references import built_in
         from farm.checkpoints.registry import CheckpointRegistry
         from farm.ingest.assets import Assets
         from farm.ingest.resolver import Resolver
@@ -113,7 +151,6 @@ class _Requests:
         self.infos = {checkpoint.info.name: checkpoint.info for checkpoint in self._checkpoints}
         self._assets = Assets(open_store(str(scratch)))
         self._resolver = Resolver(CheckpointRegistry(self.infos.values()), self._assets)
-        self._base = base
         self._seed = secrets.randbits(48) if seed is None else seed
         self.rejected: list[RejectedRender] = []
 
@@ -128,18 +165,33 @@ class _Requests:
     def read_asset(self, asset: str) -> bytes:
         return self._assets.read(TENANT, asset)
 
-    def specs(self, lines: Iterator[Line]) -> Iterator[NumberedSpec]:
-        for render, line in enumerate(lines):
+    def chunks(
+        self, lines: Iterator[Line], options: JobOptions, shard_size: int | None
+    ) -> Iterator[Chunk]:
+        """Cut as the farm cuts the same lines; what goes nowhere else is not held back."""
+        from farm.ingest.chunks import Cutter, TaskLimits
+
+        def limits(lane: Lane) -> TaskLimits:
+            return TaskLimits.of_shard(shard_size or 1, lane)
+
+        cutter = Cutter(JOB, TENANT, options.sink, options.format, limits)
+        first = 0
+        for number, piece in enumerate(pieces(lines, MAX_PIECE_LINES if shard_size else 1)):
+            yield from cutter.cut(number, self._resolved(piece, first))
+            first += len(piece)
+
+    def _resolved(self, lines: Sequence[Line], first: int) -> Iterator[NumberedSpec]:
+        for render, line in enumerate(lines, first):
             try:
                 if line.error is not None:
                     raise line.error
                 data = self._with_assets(line)
-                spec = self._resolver.resolve(TENANT, data, seed=self._seed, render=render)
+                numbered = self._resolver.resolve(TENANT, data, seed=self._seed, render=render)
             except FarmError as error:
-                place = line.place(error.field)
-                self.rejected.append(RejectedRender(render, error.at(line.number, place)))
+                error.at(line.number, line.place(error.field))
+                self.rejected.append(RejectedRender(render, error, line.file))
             else:
-                yield NumberedSpec(render=render, spec=spec)
+                yield numbered
 
     def _with_assets(self, line: Line) -> Any:
         from farm import strict_json
@@ -151,7 +203,7 @@ class _Requests:
         for field in FILE_FIELDS:
             value = data.get(field)
             if value is not None and asset_id(value) is None and not _is_data_url(value):
-                content = read_input(value, field, self._base)
+                content = read_input(value, field, line.base)
                 ids[field] = self._assets.add(TENANT, content, ASSET_KINDS[field]).id
         return {**data, **ids}
 

@@ -1,11 +1,22 @@
 """``farm submit``."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from farm.cli.flags import JOB_FLAGS, RENDER_FLAGS, Column, InputFormat, with_flags
-from farm.cli.input_files import FORMAT_NAMES, Source, looks_like_file, open_source
+from farm.cli.columns import Columns
+from farm.cli.flags import (
+    JOB_FLAGS,
+    RENDER_FLAGS,
+    Column,
+    InputFormat,
+    Limit,
+    Sample,
+    SampleSeed,
+    with_flags,
+)
+from farm.cli.input_files import Reading, looks_like_file, read_files
+from farm.cli.job_file import JobFile, read_job_file
 from farm.cli.output import (
     fail,
     go_on_also_with,
@@ -14,12 +25,15 @@ from farm.cli.output import (
     say,
     say_error,
     say_json,
+    say_note,
 )
-from farm.cli.parse_values import parse_value
+from farm.cli.parse_values import parse_value, parse_values
+from farm.cli.selection import Selection
 from farm.errors import InvalidInput
 from farm_client import AllRejected, Farm
 from farm_client.job import Job
 from farm_client.submission import make_key
+from farm_client.sweep import Sweep
 
 
 @with_flags(RENDER_FLAGS | JOB_FLAGS)
@@ -27,8 +41,9 @@ def submit(
     inputs: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="PROMPT…|FILE|-",
-            help="Prompts, or a file: .jsonl .json .csv .tsv .parquet .txt; - is standard input.",
+            metavar="PROMPT…|FILE…|-",
+            help="Prompts, or files and folders: .jsonl .json .csv .tsv .parquet .txt, compressed "
+            "or not; a job file: .yaml .json; - is standard input.",
             show_default=False,
         ),
     ] = None,
@@ -39,6 +54,24 @@ def submit(
     ] = None,
     column: Column = None,
     input_format: InputFormat = None,
+    limit: Limit = None,
+    sample: Sample = None,
+    sample_seed: SampleSeed = None,
+    zipped: Annotated[
+        bool,
+        typer.Option("--zip", help="Lists of values go together, the first with the first."),
+    ] = False,
+    on_error: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WHAT",
+            help="With a render that is refused: skip it, or stop and take none. Default: skip.",
+            show_default=False,
+        ),
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit status 2 if a render was refused.")
+    ] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until the job has ended.")] = False,
     output: Annotated[
         str | None,
@@ -54,39 +87,56 @@ def submit(
         float | None, typer.Option(metavar="S", help="Longest wait.", show_default=False)
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    **given: str | None,
+    **given: Any,
 ) -> int:
-    """Submit prompts or a file of renders as one job, and print its id.
+    """Submit prompts or files of renders as one job, and print its id.
 
     Parameters given as flags apply to every prompt; with a file, to the renders that do not set
-    them. Renders that are refused are listed, and the others are taken.
+    them. Several values, as in --guidance-scale 3,6,10 --seed 1..4, make a render of each
+    combination; flags of texts and files are repeated for that. Renders that are refused are
+    listed, and the others are taken.
     """
-    parameters, options = _parse(given)
     words = list(inputs or ())
-    file = words[0] if len(words) == 1 and (words[0] == "-" or looks_like_file(words[0])) else None
-    if file is not None and prompt:
-        raise InvalidInput("give prompts or a file, not both", field="prompt")
-    if file is None and (input_format or column):
-        raise InvalidInput("only a file has that", field="--column" if column else "--input-format")
-    farm = Farm()
+    prompts = list(prompt or ())
+    files = _files_among(words, prompts)
+    reading = Reading(input_format, Columns.parse(column or ()), say_note)
+    selection = Selection(limit, sample, sample_seed or 0)
+    if not files:
+        _only_with_files(input_format, column, selection)
+        prompts = [*words, *prompts]
+    asked = _parse(given, selection, on_error, zipped)
+    if "idempotency_key" not in asked.options:
+        asked.options["idempotency_key"] = make_key()
+        go_on_also_with("--idempotency-key", asked.options["idempotency_key"])
+    source = files[0] if len(files) == 1 else "files" if files else "prompts"
     try:
-        if file is not None:
-            job = _submit_file(farm, file, input_format, column, parameters, options)
-        else:
-            job = _submit_prompts(farm, [*words, *(prompt or ())], parameters, options)
+        job = _submit(Farm(), files, prompts, reading, asked)
     except AllRejected as error:
-        if file or len(error.rejected) > 1:  # of a single prompt the error itself says it all
-            list_rejected(error.rejected, file or "prompts")
+        if files or len(error.rejected) > 1:  # of a single prompt the error itself says it all
+            list_rejected(error.rejected, source)
         return fail(error)
     try:
-        _tell(job, file or "prompts", as_json=as_json)
+        _tell(job, source, as_json)
     except BaseException:  # the job is there, whatever became of its line
         say_error(f"job {job.id} was made")
         raise
-    return _go_on(job, wait, output, timeout)
+    code = _go_on(job, wait, output, timeout)
+    return InvalidInput.exit_code if strict and job.rejected_count and code == 0 else code
 
 
-def _tell(job: Job, source: str, *, as_json: bool) -> None:
+def _only_with_files(
+    input_format: str | None, column: list[str] | None, selection: Selection
+) -> None:
+    asked = {
+        "--input-format": input_format, "--column": column, "--limit": selection.limit,
+        "--sample": selection.sample,
+    }  # fmt: skip
+    for flag, value in asked.items():
+        if value:
+            raise InvalidInput("only a file has that", field=flag)
+
+
+def _tell(job: Job, source: str, as_json: bool) -> None:
     if job.rejected:
         list_rejected(job.rejected, source)
         total = job.rejected_count + (job.accepted or 0)
@@ -99,52 +149,98 @@ def _tell(job: Job, source: str, *, as_json: bool) -> None:
         say(job.id)
 
 
-def _parse(given: dict[str, str | None]) -> tuple[dict[str, Any], dict[str, Any]]:
+class _Asked(NamedTuple):
+    """What the flags and the job file say, besides the renders."""
+
+    parameters: dict[str, Any]
+    options: dict[str, Any]
+    sweep: Sweep
+    selection: Selection
+    on_error: str | None
+
+    def bulk(self) -> dict[str, Any]:
+        """As ``submit_many`` takes it."""
+        return {
+            **self.options,
+            "defaults": dict(self.parameters),
+            "matrix": self.sweep.matrix,
+            "zip": self.sweep.zipped,
+            "on_error": self.on_error,
+        }
+
+    def over(self, file: JobFile) -> "_Asked":
+        """The flags come before what the file says."""
+        mine, his = self.selection, file.selection
+        return _Asked(
+            {**file.defaults, **self.parameters},
+            {**file.options, **self.options},
+            Sweep.parse(
+                {k: v for k, v in file.sweep.matrix.items() if k not in self.parameters}
+                | dict(self.sweep.matrix),
+                {k: v for k, v in file.sweep.zipped.items() if k not in self.parameters}
+                | dict(self.sweep.zipped),
+            ),
+            mine.over(his),
+            self.on_error or file.on_error,
+        )
+
+
+def _parse(
+    given: dict[str, Any], selection: Selection, on_error: str | None, zipped: bool
+) -> _Asked:
     """The values of the flags: parameters of the renders, and options of the job."""
-    values = {name: parse_value(name, text) for name, text in given.items() if text is not None}
-    parameters = {name: value for name, value in values.items() if name in RENDER_FLAGS}
-    options = {name: value for name, value in values.items() if name in JOB_FLAGS}
-    if "idempotency_key" not in options:
-        options["idempotency_key"] = make_key()
-        go_on_also_with("--idempotency-key", options["idempotency_key"])
-    return parameters, options
+    parameters, axes = {}, {}
+    for name in RENDER_FLAGS:
+        values = parse_values(name, given.get(name) or ())
+        if len(values) == 1:
+            parameters[name] = values[0]
+        elif values:
+            axes[name] = values
+    options = {
+        name: parse_value(name, given[name]) for name in JOB_FLAGS if given.get(name) is not None
+    }
+    if zipped and not axes:
+        raise InvalidInput("there are no lists of values", field="--zip")
+    sweep = Sweep.parse(None, axes) if zipped else Sweep.parse(axes)
+    return _Asked(parameters, options, sweep, selection, on_error)
 
 
-def _submit_prompts(
-    farm: Farm, prompts: list[str], parameters: dict[str, Any], options: dict[str, Any]
+def _files_among(words: list[str], prompts: list[str]) -> list[str]:
+    """The words, where they are files; prompts and files do not go together."""
+    files = [word for word in words if looks_like_file(word)]
+    if files and (prompts or len(files) < len(words)):
+        raise InvalidInput(
+            f"give prompts or files, not both; {files[0]} is a file",
+            field="prompt",
+            hint=f"to draw the words: --prompt {files[0]!r}",
+        )
+    return files
+
+
+def _submit(
+    farm: Farm, files: list[str], prompts: list[str], reading: Reading, asked: _Asked
 ) -> Job:
-    if not prompts and "embeds" not in parameters:
+    job_file = read_job_file(files[0], reading) if len(files) == 1 else None
+    if job_file is not None:
+        asked, lines = asked.over(job_file), job_file.lines
+    elif files:
+        lines = read_files(files, reading)
+    else:
+        return _submit_prompts(farm, prompts, asked)
+    bulk = asked.bulk()
+    if "seed" in bulk["defaults"]:
+        bulk["seed"] = bulk["defaults"].pop("seed")
+    return farm.submit_many(asked.selection.of(lines), **bulk)
+
+
+def _submit_prompts(farm: Farm, prompts: list[str], asked: _Asked) -> Job:
+    if not prompts and "embeds" not in asked.parameters.keys() | asked.sweep.names:
         raise InvalidInput(
             "there is nothing to draw", field="prompt", hint='farm submit "a red bicycle"'
         )
-    if len(prompts) <= 1:
-        return farm.submit(prompts[0] if prompts else None, **parameters, **options)
-    return farm.submit(prompts, **parameters, **options)
-
-
-def _submit_file(
-    farm: Farm,
-    file: str,
-    kind: str | None,
-    column: str | None,
-    parameters: dict[str, Any],
-    options: dict[str, Any],
-) -> Job:
-    if kind is not None and kind not in FORMAT_NAMES:
-        raise InvalidInput(
-            f"unknown file format {kind!r}",
-            field="--input-format",
-            hint=f"known are {', '.join(FORMAT_NAMES)}",
-        )
-    if "seed" in parameters:
-        options["seed"] = parameters.pop("seed")
-    source: Source = open_source(file, kind, column, parameters)
-    if source.ignored:
-        shown = ", ".join(title[:40] for title in source.ignored[:12])
-        say_error(f"note: columns that are no parameters are ignored: {shown}")
-    if not source.merged:
-        options["defaults"] = parameters
-    return farm.submit_many(source.requests, **options)
+    if asked.sweep or len(prompts) > 1:
+        return farm.submit_many(prompts or [{}], **asked.bulk())
+    return farm.submit(prompts[0] if prompts else None, **asked.parameters, **asked.options)
 
 
 def _go_on(job: Job, wait: bool, output: str | None, timeout: float | None) -> int:

@@ -26,9 +26,9 @@ MAX_JPEG_SCANS = 100  # each goes over all pixels again; real progressive files 
 MAX_SCANNED_PIXELS = 2**30  # of all scans of a JPEG: sixteen of the largest picture, 3 s
 MASK_THRESHOLD = 128  # of 255: from here on a pixel is repainted, as diffusers rounds it
 
-Kind = Literal["image", "mask"]
+InputKind = Literal["image", "mask"]
 
-_FIELDS: dict[Kind, str] = {"image": "image", "mask": "mask_image"}
+_FIELDS: dict[InputKind, str] = {"image": "image", "mask": "mask_image"}
 _JPEG_SCAN = b"\xff\xda"
 _MODES_16 = ("I;16", "I;16L", "I;16B", "I;16N")
 _MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr")
@@ -61,7 +61,7 @@ class Decoded(NamedTuple):
     notes: tuple[str, ...]
 
 
-def probe(data: bytes, kind: Kind) -> Picture:
+def probe(data: bytes, kind: InputKind) -> Picture:
     """Check that the bytes are a picture that can be read to its end; raises ``InvalidInput``."""
     reader = _Reader(kind, quick=True)
     reader.read(data)
@@ -90,7 +90,7 @@ def read_mask(data: bytes, size: tuple[int, int]) -> Decoded:
 class _Reader:
     """One picture on its way from bytes to plain RGB, or luminance for a mask."""
 
-    def __init__(self, kind: Kind, *, quick: bool = False) -> None:
+    def __init__(self, kind: InputKind, *, quick: bool = False) -> None:
         self.kind = kind
         self.quick = quick  # for what is found out only: the pixels are not brought into shape
         self.width = self.height = 0

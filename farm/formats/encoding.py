@@ -1,8 +1,6 @@
-"""Pixels and tokens to the bytes of a picture file, with the farm's facts inside."""
+"""Pixels and tokens to the bytes of a picture file, with the farm's facts and mark of origin."""
 
 import io
-import struct
-import zlib
 
 import fpng
 import numpy as np
@@ -10,6 +8,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 from PIL import Image
 
+from farm.formats.origin import PNG_KEYWORD, XMP, png_chunk
 from farm.formats.picture_file import EXIF_ASCII, EXIF_IFD, EXIF_USER_COMMENT, KEYWORD, Facts
 from farm.job import Format
 
@@ -34,20 +33,17 @@ def encode(pixels: NDArray[np.uint8] | None, facts: Facts, file_format: Format) 
     out = io.BytesIO()
     picture = Image.fromarray(pixels)
     if file_format is Format.WEBP:
-        picture.save(
-            out, "WEBP", lossless=True, quality=WEBP_EFFORT, method=WEBP_EFFORT, exif=_exif(facts)
-        )
+        effort = {"quality": WEBP_EFFORT, "method": WEBP_EFFORT}
+        picture.save(out, "WEBP", lossless=True, exif=_exif(facts), xmp=XMP, **effort)
     else:
-        picture.save(out, "JPEG", quality=JPEG_QUALITY, exif=_exif(facts))
+        picture.save(out, "JPEG", quality=JPEG_QUALITY, exif=_exif(facts), xmp=XMP)
     return out.getvalue()
 
 
 def _png(pixels: NDArray[np.uint8], facts: Facts) -> bytes:
     data = bytes(fpng.from_ndarray(pixels))
-    # An international text: keyword, not compressed, no language, no translated keyword.
-    body = b"iTXt" + KEYWORD.encode() + b"\0\0\0\0\0" + facts.to_json().encode()
-    chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
-    return data[:PNG_HEAD_BYTES] + chunk + data[PNG_HEAD_BYTES:]
+    texts = png_chunk(KEYWORD.encode(), facts.to_json().encode()) + png_chunk(PNG_KEYWORD, XMP)
+    return data[:PNG_HEAD_BYTES] + texts + data[PNG_HEAD_BYTES:]
 
 
 def _exif(facts: Facts) -> bytes:

@@ -29,6 +29,8 @@ _SCHEMA = pa.schema(
         pa.field("numerics", pa.string(), nullable=False),
         pa.field("notes", pa.list_(pa.field("element", pa.string(), nullable=False))),
         pa.field("error", pa.string()),
+        pa.field("metadata", pa.string()),
+        pa.field("confidence", pa.float64()),
     ]
 )
 
@@ -53,6 +55,8 @@ class ManifestRow(NamedTuple):
     numerics: str
     notes: tuple[str, ...] = ()
     error: str | None = None  # JSON of ``FarmError.to_dict``
+    metadata: str | None = None  # canonical JSON of what the user's row says besides
+    confidence: float | None = None  # mean probability of its tokens, when each was fixed
 
     @property
     def picture(self) -> tuple[int, int]:
@@ -77,9 +81,11 @@ class ManifestRow(NamedTuple):
             "seed": self.seed,
             "tokens_sha256": self.tokens_sha256,
             "numerics": self.numerics,
+            "confidence": self.confidence,
             "notes": list(self.notes),
             "error": None if self.error is None else json.loads(self.error),
             "spec": json.loads(self.spec),
+            "metadata": {} if self.metadata is None else json.loads(self.metadata),
         }
 
 

@@ -47,6 +47,7 @@ class Facts(NamedTuple):
     numerics: str
     tokens: NDArray[np.uint16]  # (rows, columns)
     notes: tuple[str, ...] = ()  # what the user should know of it, such as a prompt that was cut
+    confidence: float | None = None  # mean probability of its tokens, when each was fixed
 
     @property
     def seed(self) -> int:
@@ -63,6 +64,8 @@ class Facts(NamedTuple):
         }
         if self.notes:
             facts["notes"] = list(self.notes)
+        if self.confidence is not None:
+            facts["confidence"] = self.confidence
         if with_tokens:
             facts["shape"] = list(self.tokens.shape)
             facts["tokens"] = base64.b64encode(token_bytes(self.tokens)).decode()
@@ -85,7 +88,9 @@ class Facts(NamedTuple):
                 tokens = flat.reshape(rows, columns).astype(np.uint16)
             spec = RenderSpec.model_validate_json(json.dumps(facts["spec"]))
             notes = tuple(map(str, facts.get("notes", ())))
-            return cls(spec, int(facts["image"]), str(facts["numerics"]), tokens, notes)
+            told = facts.get("confidence")
+            confidence = None if told is None else float(told)
+            return cls(spec, int(facts["image"]), str(facts["numerics"]), tokens, notes, confidence)
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise InvalidInput("the farm's data in the file are damaged") from error
 

@@ -24,13 +24,32 @@ class PictureRecord(NamedTuple):
     numerics: str
     format: Format
     notes: tuple[str, ...] = ()
+    metadata: str | None = None  # canonical JSON, of the user
+    confidence: float | None = None  # see ``Facts``
+
+    @classmethod
+    def of_row(cls, row: ManifestRow, picture_format: Format) -> "PictureRecord":
+        """What a row tells of its picture."""
+        return cls(
+            job=row.job,
+            generation=row.generation,
+            render=row.render,
+            image=row.image,
+            spec=RenderSpec.model_validate_json(row.spec),
+            numerics=row.numerics,
+            format=picture_format,
+            notes=row.notes,
+            metadata=row.metadata,
+            confidence=row.confidence,
+        )
 
     @property
     def file_name(self) -> str:
         return file_name(self.render, self.image, self.format)
 
     def facts(self, tokens: NDArray[np.integer]) -> Facts:
-        return Facts(self.spec, self.image, self.numerics, tokens.astype(np.uint16), self.notes)
+        grid = tokens.astype(np.uint16)
+        return Facts(self.spec, self.image, self.numerics, grid, self.notes, self.confidence)
 
     def stored_row(self, file: str, data: bytes) -> ManifestRow:
         """The row of a picture that is stored; the file's own facts go into it.
@@ -49,6 +68,14 @@ class PictureRecord(NamedTuple):
                 f"{file} is taken by something that is no picture of this farm: {error.message}",
                 hint="move it away, and retry the job",
             ) from error
+        return self.row_of(file, facts, data)
+
+    def row_of(self, file: str, facts: Facts, data: bytes) -> ManifestRow:
+        """The same where the facts are known already.
+
+        Raises:
+            Conflict: they are those of another picture.
+        """
         if (facts.spec.sha256, facts.image) != (self.spec.sha256, self.image):
             raise Conflict(
                 f"{file} is taken by a picture of another render",
@@ -57,6 +84,7 @@ class PictureRecord(NamedTuple):
         tokens = token_bytes(facts.tokens)
         return self._row(facts.numerics)._replace(
             notes=facts.notes,
+            confidence=facts.confidence,
             file=file,
             sha256=hashlib.sha256(data).hexdigest(),
             size=len(data),
@@ -86,4 +114,5 @@ class PictureRecord(NamedTuple):
             tokens_sha256=None,
             numerics=numerics,
             notes=self.notes,
+            metadata=self.metadata,
         )

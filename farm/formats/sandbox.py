@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from farm.errors import FarmError, InvalidInput, TooLarge, Unavailable, from_dict
-from farm.formats.decoding import Kind, Picture, probe
+from farm.formats.decoding import InputKind, Picture, probe
 
 PROCESSES = 2
 MEMORY_BYTES = 768 * 2**20  # of one picture
@@ -31,7 +31,7 @@ WAIT_SECONDS = 15.0  # for a free process
 MAX_ANSWER_BYTES = 2**16
 NICENESS = 5  # the gateway's own answers come first
 
-_KINDS: tuple[Kind, ...] = ("image", "mask")
+_KINDS: tuple[InputKind, ...] = ("image", "mask")
 _REQUEST = struct.Struct(">BQ")  # kind, bytes of the picture
 _ANSWER = struct.Struct(">I")  # bytes of JSON
 
@@ -52,7 +52,7 @@ class Sandbox:
         for _ in range(processes):
             self._free.put(None)  # started when it is needed
 
-    def probe(self, data: bytes, kind: Kind) -> Picture:
+    def probe(self, data: bytes, kind: InputKind) -> Picture:
         """As ``decoding.probe``.
 
         Raises:
@@ -107,7 +107,7 @@ class _Process:
     def alive(self) -> bool:
         return self._process.poll() is None
 
-    def ask(self, data: bytes, kind: Kind) -> dict[str, Any]:
+    def ask(self, data: bytes, kind: InputKind) -> dict[str, Any]:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         late = threading.Event()
@@ -193,7 +193,7 @@ def serve(source: BinaryIO, out: BinaryIO, memory_bytes: int, cpu_seconds: int) 
         out.flush()
 
 
-def _look(data: bytes, kind: Kind) -> dict[str, Any]:
+def _look(data: bytes, kind: InputKind) -> dict[str, Any]:
     try:
         return dict(probe(data, kind)._asdict())
     except FarmError as error:
@@ -202,7 +202,7 @@ def _look(data: bytes, kind: Kind) -> dict[str, Any]:
         return {"error": _needs_memory(kind).to_dict()}
 
 
-def _verdict(status: int, kind: Kind) -> InvalidInput:
+def _verdict(status: int, kind: InputKind) -> InvalidInput:
     if os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGXCPU, signal.SIGKILL):
         return TooLarge(
             "takes too long to decode",
@@ -212,7 +212,7 @@ def _verdict(status: int, kind: Kind) -> InvalidInput:
     return _needs_memory(kind)
 
 
-def _needs_memory(kind: Kind) -> InvalidInput:
+def _needs_memory(kind: InputKind) -> InvalidInput:
     return TooLarge(
         "takes too much memory to decode",
         field="mask_image" if kind == "mask" else kind,

@@ -8,7 +8,7 @@ import uvicorn
 from farm.errors import FarmError
 from farm.gateway.app import create_app
 from farm.gateway.server import server_config
-from farm.queue import check_server, connect
+from farm.queue import Queue, check_server, connect
 from farm.settings import GatewaySettings, load
 from farm.store import open_store
 from farm.store.probing import check_store
@@ -25,6 +25,8 @@ def main() -> int:
         client = connect(settings.redis_url)
         for note in check_server(client, allow_volatile=settings.allow_volatile).notes:
             log.warning("the queue's server: %s", note)
+        kept = {"retention_days": settings.retention_days, "open_hours": settings.open_hours}
+        Queue(client, farm=settings.name).keep(**kept)
     except FarmError as error:
         print(error, file=sys.stderr)
         return error.exit_code

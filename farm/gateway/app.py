@@ -20,7 +20,7 @@ from farm.gateway.metrics import Measure, Metrics
 from farm.gateway.middleware import RequestGuard
 from farm.gateway.quotas import QuotaLimits, Quotas
 from farm.gateway.readiness import Readiness
-from farm.gateway.routes import assets, docs, health, jobs
+from farm.gateway.routes import assets, docs, health, jobs, submissions
 from farm.gateway.signed_urls import Links, Signer, linked_store, secret_of
 from farm.ingest.assets import Assets
 from farm.ingest.ingest import Ingest
@@ -94,8 +94,8 @@ def create_app(
         redirect_slashes=False,  # else the host header would decide where a caller is sent
     )
     app.state.deps = deps
-    for router in (jobs.router, assets.router, health.router, docs.router):
-        app.include_router(router)
+    for route in (submissions, jobs, assets, health, docs):
+        app.include_router(route.router)
     exception_handlers.install(app)
     body_memory = app.state.body_memory = BodyMemory(settings.max_body_memory)
     app.add_middleware(RequestGuard, authenticator=deps.authenticator, body_memory=body_memory)

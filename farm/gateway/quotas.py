@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from redis.exceptions import RedisError
@@ -13,24 +13,38 @@ from farm.job import TERMINAL_JOBS
 from farm.queue import MAX_ROWS, JobStatus, Queue
 from farm.queue.connection import explain
 from farm.settings import GatewaySettings
-from farm.spec import PARAMETERS
+from farm.spec import PARAMETERS, RenderRequest
 
 BURST_SECONDS = 10.0  # worth of requests that may come at once
 COUNT_SECONDS = 5.0  # that a count of pictures is believed; what is taken since is added
 COUNTED_JOBS = 5 * MAX_ROWS  # the newest of a tenant; older ones are nearly always done
 MAX_TENANTS = 10_000  # remembered
 
-_MOST_IMAGES = int(PARAMETERS["num_images"].most or 1)
-
 
 class QuotaLimits(NamedTuple):
     requests_per_second: int
     pictures: int
+    row_steps: int
     asset_bytes: int
 
     @classmethod
     def of(cls, settings: GatewaySettings) -> "QuotaLimits":
-        return cls(settings.quota_requests, settings.quota_pictures, settings.quota_bytes)
+        return cls(
+            settings.quota_requests,
+            settings.quota_pictures,
+            settings.quota_row_steps,
+            settings.quota_bytes,
+        )
+
+
+class Work(NamedTuple):
+    """That is still to be done, or is asked for."""
+
+    pictures: int = 0
+    row_steps: int = 0
+
+    def plus(self, other: "Work") -> "Work":
+        return Work(self.pictures + other.pictures, self.row_steps + other.row_steps)
 
 
 class _Use:
@@ -39,12 +53,12 @@ class _Use:
     def __init__(self, now: float, burst: float) -> None:
         self.requests = burst  # that it may still make
         self.since = now
-        self.pictures = 0
+        self.work = Work()
         self.counted: float | None = None
 
 
 class Quotas:
-    """Of one gateway; requests are counted here, pictures and bytes in the queue's server.
+    """Of one gateway; requests are counted here, work and bytes in the queue's server.
 
     Several gateways may together let through what came to them in the last seconds.
     """
@@ -73,26 +87,34 @@ class Quotas:
                 raise OverQuota(f"more than {rate:,} requests a second", hint="try again later")
             use.requests -= 1
 
-    def take_pictures(self, tenant: str, entries: Sequence[Entry]) -> None:
+    def take_work(self, tenant: str, entries: Sequence[Entry]) -> None:
         """Before a submission is taken in."""
-        asked = sum(_pictures(entry.data) for entry in entries)
+        asked = Work()
+        for entry in entries:
+            asked = asked.plus(_asked(entry.data))
         with self._lock:
             now = self._clock()
             use = self._use(tenant, now)
             fresh = use.counted is not None and now - use.counted < COUNT_SECONDS
-        counted = use.pictures if fresh else self._count(tenant)
+        counted = use.work if fresh else self._count(tenant)
         with self._lock:
             if not fresh:
-                use.pictures, use.counted = counted, now
-            most = self._limits.pictures
-            if use.pictures + asked > most:
+                use.work, use.counted = counted, now
+            self._check(use.work, asked)
+            use.work = use.work.plus(asked)
+
+    def _check(self, left: Work, asked: Work) -> None:
+        """Raises ``OverQuota`` with the number that is exceeded."""
+        most = Work(self._limits.pictures, self._limits.row_steps)
+        names = ("pictures", "row-steps (pictures times steps)")
+        for name, has, more, allowed in zip(names, left, asked, most, strict=True):
+            if has + more > allowed:
                 raise OverQuota(
-                    f"{use.pictures:,} pictures are still to be made, and {asked:,} more would be "
-                    f"over {most:,}",
+                    f"{has:,} {name} are still to be made, and {more:,} more would be over "
+                    f"{allowed:,}",
                     field="renders",
                     hint="submit them when some are done",
                 )
-            use.pictures += asked
 
     def take_bytes(self, tenant: str, size: int) -> None:
         """Before a file is kept; ``give_bytes`` takes it back where it was there already."""
@@ -128,24 +150,38 @@ class Quotas:
             use = self._uses[tenant] = _Use(now, burst)
         return use
 
-    def _count(self, tenant: str) -> int:
-        left, before = 0, None
+    def _count(self, tenant: str) -> Work:
+        left, before = Work(), None
         for _ in range(COUNTED_JOBS // MAX_ROWS):
             page = self._queue.jobs(tenant, MAX_ROWS, before)
-            left += sum(_left(status) for status in page if status.state not in TERMINAL_JOBS)
+            for status in page:
+                if status.state not in TERMINAL_JOBS:
+                    left = left.plus(_left(status))
             if len(page) < MAX_ROWS:
                 break
             before = page[-1].id
         return left
 
 
-def _left(status: JobStatus) -> int:
-    return max(status.images.total - status.images.done - status.images.failed, 0)
+def _left(status: JobStatus) -> Work:
+    """Of a job whose pictures differ in steps, the row-steps are those of its average picture."""
+    images = status.images
+    pictures = max(images.total - images.done - images.failed, 0)
+    return Work(pictures, -(-status.row_steps * pictures // max(images.total, 1)))
 
 
-def _pictures(data: Any) -> int:
+def _asked(data: Any) -> Work:
     """What a render asks for before it is resolved; a wrong number is refused later."""
     if not isinstance(data, dict):
-        return 0
-    asked = data.get("num_images", data.get("num_images_per_prompt", 1))
-    return min(asked, _MOST_IMAGES) if isinstance(asked, int) and asked > 0 else 1
+        return Work()
+    pictures = _number(data, "num_images")
+    return Work(pictures, pictures * _number(data, "num_inference_steps"))
+
+
+def _number(data: Mapping[str, Any], name: str) -> int:
+    parameter = PARAMETERS[name]
+    for word in (name, *parameter.aliases):
+        given = data.get(word)
+        if isinstance(given, int) and given > 0:
+            return min(given, int(parameter.most or given))
+    return int(RenderRequest.model_fields[name].default)

@@ -11,6 +11,7 @@ from farm.ingest.ingest import MAX_LISTED
 from farm.job import Chunk
 from farm.queue import Failure, JobStatus
 from farm.queue.why import Why
+from farm.sinks.parts import public_row
 from farm.sinks.protocol import Sink
 
 
@@ -35,12 +36,8 @@ def why_view(why: Why) -> dict[str, Any]:
 
 def image_view(row: ManifestRow, sink: Sink, links: Links) -> dict[str, Any]:
     """A picture with an address to fetch it from; ``file`` is a name, not a key."""
-    source = None if row.file is None else sink.source(row)
-    return {
-        **row.public(),
-        "file": source and source.name,
-        "url": source and links.to(source),
-    }
+    url = None if row.file is None else links.to(sink.source(row))
+    return {**public_row(row, sink), "url": url}
 
 
 def lost_views(
@@ -59,9 +56,15 @@ def lost_views(
                     numbered.spec,
                     numerics="",
                     format=chunk.format,
+                    metadata=numbered.metadata,
                 )
                 # Nothing was computed, so there is no class of numerics to tell.
-                yield {**record.failed_row(error).public(), "numerics": None, "url": None}
+                yield {
+                    **record.failed_row(error).public(),
+                    "numerics": None,
+                    "shard": None,
+                    "url": None,
+                }
 
 
 def rejected_view(rejected: Iterable[RejectedRender]) -> list[dict[str, Any]]:

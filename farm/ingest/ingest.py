@@ -2,9 +2,10 @@
 
 import hashlib
 import secrets
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
@@ -16,29 +17,28 @@ from farm.errors import (
     FarmError,
     InvalidInput,
     NotFound,
+    OverQuota,
     QueueFull,
     RejectedRender,
     TooLarge,
 )
 from farm.ingest.assets import Assets
+from farm.ingest.chunks import Cutter, TaskLimits, shard_size_of
 from farm.ingest.ndjson import Entry, content_of, placed
 from farm.ingest.resolver import Resolver
 from farm.job import (
     DEFAULT_ROW_STEPS_PER_SECOND,
     MAX_JOB_LANES,
     MAX_PIECE_LINES,
-    MAX_TASK_PICTURES,
-    TASK_SECONDS,
     Chunk,
     Format,
     JobOptions,
     JobState,
-    NumberedSpec,
     TaskDraft,
     job_id,
 )
 from farm.queue import MAX_ROWS, JobHeader, Queue
-from farm.sinks.registry import check_sink
+from farm.sinks.registry import Sinks
 from farm.spec import Lane, canonical_json
 from farm.store import Store, keys
 
@@ -65,6 +65,7 @@ class JobRecord(BaseModel):
     fingerprint: str
     created_at: datetime
     paces: dict[str, float]  # row-steps/s by lane, so that the same piece is always cut alike
+    shard_size: int | None = None  # pictures, where a task becomes a shard
     whole: bool = False  # the job came in one call; else ``closed.json`` says when it is whole
     rejected: int = 0  # renders, of a job that came in one call
 
@@ -134,22 +135,29 @@ class Ingest:
     ) -> None:
         self.queue = queue
         self._store = store
+        self._sinks = Sinks(store, Path())  # only asked what they are; none stores anything
         self._resolver = Resolver(registry, assets)
         self._paces = paces
         self._writers = ThreadPoolExecutor(WRITERS, thread_name_prefix="chunks")
 
-    def submit(self, tenant: str, options: JobOptions, entries: Sequence[Entry]) -> Submission:
+    def submit(
+        self,
+        tenant: str,
+        options: JobOptions,
+        entries: Sequence[Entry],
+        all_or_none: bool = False,
+    ) -> Submission:
         """A whole job in one call.
 
         Raises:
-            AllRejected: none of the entries can be rendered.
+            AllRejected: none of the entries can be rendered, or one cannot and all were wanted.
         """
         content = hashlib.sha256()
         for entry in entries:
             content.update(content_of(entry))
         record = self._record(tenant, options, content.hexdigest())
         piece = self.cut(record, 0, 0, entries)
-        if not piece.chunks:
+        if not piece.chunks or (all_or_none and piece.rejected):
             raise AllRejected(piece.rejected[:MAX_LISTED])
         check_lanes(len(piece.lanes))
         if len(piece.chunks) > MAX_ROWS:
@@ -164,7 +172,11 @@ class Ingest:
             opened = self.queue.submit(
                 _header(record, options), piece.drafts(inline=inline), len(piece.rejected)
             )
-        except (Conflict, QueueFull):  # plainly refused; after another failure it may be there
+        except (
+            Conflict,
+            OverQuota,
+            QueueFull,
+        ):  # plainly refused; after another failure it may be there
             self._discard(record, piece)
             raise
         if opened.job == record.job:
@@ -180,7 +192,7 @@ class Ingest:
         self._store_record(record)
         try:
             opened = self.queue.open(_header(record, options))
-        except (Conflict, QueueFull):
+        except (Conflict, OverQuota, QueueFull):
             self._discard(record)
             raise
         if opened.job == record.job:
@@ -242,36 +254,26 @@ class Ingest:
     def cut(self, record: JobRecord, number: int, first: int, entries: Sequence[Entry]) -> Piece:
         """Resolve the entries and cut them into tasks, lane by lane. The same input gives the
         same chunks."""
-        lanes: dict[Lane, list[NumberedSpec]] = {}
+        renders = []
         rejected = []
         for render, entry in enumerate(entries, first):
             try:
                 if entry.error is not None:
                     raise entry.error
-                spec = self._resolver.resolve(
-                    record.tenant, entry.data, seed=record.seed, render=render
+                numbered = self._resolver.resolve(
+                    record.tenant,
+                    entry.data,
+                    seed=record.seed,
+                    render=render,
+                    columns=entry.line is not None,
                 )
             except FarmError as error:
                 rejected.append(RejectedRender(render, placed(error, entry)))
             else:
-                lanes.setdefault(spec.lane, []).append(NumberedSpec(render=render, spec=spec))
-        chunks: list[Chunk] = []
-        for lane, renders in lanes.items():
-            pace = record.paces.get(str(lane), DEFAULT_ROW_STEPS_PER_SECOND)
-            for group in split(renders, max_cost=pace * TASK_SECONDS):
-                chunks.append(
-                    Chunk(
-                        job=record.job,
-                        number=number * MAX_PIECE_LINES + len(chunks),
-                        tenant=record.tenant,
-                        sink=record.sink,
-                        format=record.format,
-                        lane=str(lane),
-                        renders=tuple(group),
-                    )
-                )
+                renders.append(numbered)
+        chunks = tuple(_cutter(record).cut(number, renders))
         texts = tuple(chunk.model_dump_json() for chunk in chunks)
-        return Piece(tuple(chunks), texts, tuple(rejected))
+        return Piece(chunks, texts, tuple(rejected))
 
     def _feed(
         self, record: JobRecord, created: bool, piece: Piece, entries: Sequence[Entry]
@@ -297,7 +299,7 @@ class Ingest:
             self.cancel(record.job, record.tenant)
 
     def _record(self, tenant: str, options: JobOptions, content: str) -> JobRecord:
-        check_sink(options.sink)
+        shard_size = shard_size_of(options, self._sinks.get(options.sink))
         kept = options.model_dump(mode="json")
         marks = {name: value for name, value in kept.items() if name != "idempotency_key"}
         fingerprint = hashlib.sha256(f"{canonical_json(marks)}:{content}".encode()).hexdigest()
@@ -311,6 +313,7 @@ class Ingest:
             fingerprint=fingerprint,
             created_at=datetime.now(UTC),
             paces=dict(self._paces()),
+            shard_size=shard_size,
         )
 
     def write(self, piece: Piece) -> None:
@@ -336,9 +339,13 @@ class Ingest:
 
 
 class Feed:
-    """A job that one caller brings in order, piece by piece, through one connection."""
+    """A job that one caller brings in order, piece by piece, through one connection.
 
-    def __init__(self, ingest: Ingest, record: JobRecord) -> None:
+    With ``all_or_none`` the first refused render cancels it.
+    """
+
+    def __init__(self, ingest: Ingest, record: JobRecord, all_or_none: bool = False) -> None:
+        self._all_or_none = all_or_none
         self._ingest = ingest
         self._record = record
         self._lanes: set[Lane] = set()
@@ -352,6 +359,9 @@ class Feed:
 
     def add(self, entries: Sequence[Entry]) -> None:
         piece = self._ingest.cut(self._record, self._cuts, self.lines, entries)
+        if self._all_or_none and piece.rejected:
+            self._ingest.cancel(self._record.job, self._record.tenant)
+            raise AllRejected(piece.rejected[:MAX_LISTED])
         self._lanes |= piece.lanes
         check_lanes(len(self._lanes))
         self._ingest.write(piece)
@@ -398,22 +408,13 @@ def _too_many_lanes() -> TooLarge:
     )
 
 
-def split(renders: Iterable[NumberedSpec], *, max_cost: float) -> Iterable[list[NumberedSpec]]:
-    """Groups of at most ``MAX_TASK_PICTURES`` pictures and about ``max_cost`` row-steps; a render
-    that is larger stays whole."""
-    group: list[NumberedSpec] = []
-    pictures = cost = 0
-    for numbered in renders:
-        spec = numbered.spec
-        full = pictures + spec.num_images > MAX_TASK_PICTURES or cost + spec.cost > max_cost
-        if group and full:
-            yield group
-            group, pictures, cost = [], 0, 0
-        group.append(numbered)
-        pictures += spec.num_images
-        cost += spec.cost
-    if group:
-        yield group
+def _cutter(record: JobRecord) -> Cutter:
+    def limits(lane: Lane) -> TaskLimits:
+        if record.shard_size is not None:
+            return TaskLimits.of_shard(record.shard_size, lane)
+        return TaskLimits.by_pace(record.paces.get(str(lane), DEFAULT_ROW_STEPS_PER_SECOND))
+
+    return Cutter(record.job, record.tenant, record.sink, record.format, limits)
 
 
 def _header(record: JobRecord, options: JobOptions) -> JobHeader:

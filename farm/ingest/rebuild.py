@@ -9,10 +9,9 @@ from datetime import UTC, datetime, timedelta
 from farm.errors import Conflict, FarmError
 from farm.formats.manifest import read_part
 from farm.ingest.ingest import ClosedRecord, JobRecord
-from farm.job import MAX_PIECE_LINES, Chunk, JobOptions, Receipt, is_job_id
+from farm.job import MAX_PIECE_LINES, RETENTION_DAYS, Chunk, JobOptions, Receipt, is_job_id
 from farm.queue import JobHeader, Queue, Restored
 from farm.queue.constants import MAX_ROWS
-from farm.queue.queue import RETENTION_DAYS
 from farm.sinks.parts import part_receipt
 from farm.spec import Lane
 from farm.store import Store, keys
@@ -70,7 +69,7 @@ def survey(store: Store) -> dict[str, Found]:
     return dict(sorted(found.items()))
 
 
-def rebuild(queue: Queue, store: Store) -> Counter[str]:
+def rebuild(queue: Queue, store: Store, retention_days: float = RETENTION_DAYS) -> Counter[str]:
     """Bring every job of the store back into a queue that does not know it.
 
     Not in the store, and so not brought back, are pauses, tenants' weights, and retries of which
@@ -82,7 +81,7 @@ def rebuild(queue: Queue, store: Store) -> Counter[str]:
         ``unreadable`` those whose record or chunks are damaged.
     """
     counts: Counter[str] = Counter()
-    oldest = datetime.now(UTC) - timedelta(days=RETENTION_DAYS)
+    oldest = datetime.now(UTC) - timedelta(days=retention_days)
     with ThreadPoolExecutor(READERS) as pool:
         for job, found in survey(store).items():
             if not found.header or not (found.chunks or found.closed):

@@ -4,7 +4,8 @@ from typing import Any
 
 from farm.checkpoints.registry import CheckpointRegistry
 from farm.ingest.assets import Assets
-from farm.spec import RenderRequest, RenderSpec, derived_seed
+from farm.job import NumberedSpec
+from farm.spec import RenderRequest, derived_seed, split_metadata
 
 
 class Resolver:
@@ -14,7 +15,9 @@ class Resolver:
         self._registry = registry
         self._assets = assets
 
-    def resolve(self, tenant: str, data: Any, *, seed: int, render: int) -> RenderSpec:
+    def resolve(
+        self, tenant: str, data: Any, *, seed: int, render: int, columns: bool = True
+    ) -> NumberedSpec:
         """A render from JSON-like data.
 
         Args:
@@ -22,15 +25,18 @@ class Resolver:
             data: as the user wrote it.
             seed: of the job; a render that names no seed gets one made from it.
             render: index in the job.
+            columns: as in ``split_metadata``.
 
         Raises:
             FarmError: what is wrong with it.
         """
+        metadata = None
         if isinstance(data, dict):
+            data, metadata = split_metadata(data, columns=columns)
             data = self._assets.take_data_urls(tenant, data)
         request = RenderRequest.parse(data)
         info = self._registry.find(request.checkpoint)
         picture = self._assets.check(tenant, request)
         spec = request.resolve(info, seed=derived_seed(seed, render), picture=picture)
         self._assets.check_tensors(tenant, request, info, spec.height, spec.width)
-        return spec
+        return NumberedSpec(render=render, spec=spec, metadata=metadata)

@@ -23,7 +23,7 @@ from farm.local.embedded import RAY_FILE, answers, serves, silent_parts
 from farm.queue import JobStatus, Queue, check_server, connect, notice
 from farm.queue.connection import explain
 from farm.queue.constants import MAX_ROWS
-from farm.queue.queue import RETENTION_DAYS
+from farm.settings import KeepingSettings, load
 from farm.store import Store, keys, open_store
 from farm.store.local import LocalStore
 
@@ -67,8 +67,8 @@ def examine(patient: Patient) -> Iterator[Finding]:
             for health, told, hint in check(patient):
                 yield Finding(name, health, told, hint)
         except (FarmError, redis.RedisError) as error:
-            told = error if isinstance(error, FarmError) else explain(error)
-            yield Finding(name, Health.FAIL, told.message, told.hint)
+            known = error if isinstance(error, FarmError) else explain(error)
+            yield Finding(name, Health.FAIL, known.message, known.hint)
 
 
 _Told = Iterator[tuple[Health, str, str | None]]
@@ -158,7 +158,7 @@ def _all_jobs(queue: Queue, tenant: str) -> Iterator[JobStatus]:
 
 def recent(store: LocalStore) -> Iterator[str]:
     """Jobs in the store that the queue has not forgotten for their age."""
-    since = job_id(time.time() - (RETENTION_DAYS - 1) * 86400)
+    since = job_id(time.time() - (load(KeepingSettings).retention_days - 1) * 86400)
     for job in store.jobs():
         if is_job_id(job) and job > since:
             yield job

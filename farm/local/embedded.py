@@ -24,7 +24,8 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from farm.addresses import check_redis_url, reachable
-from farm.checkpoints.inspect import built_in, inspect_checkpoint
+from farm.checkpoints.inspect import inspect_checkpoint
+from farm.checkpoints.references import built_in
 from farm.errors import InvalidCheckpoint, InvalidInput, Unavailable
 from farm.local.load_check import LoadCheck
 from farm.local.supervisor import Service

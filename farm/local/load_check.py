@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from farm.checkpoints.inspect import built_in
+from farm.checkpoints.references import built_in
 from farm.errors import InvalidCheckpoint
 
 CODE = "error[checkpoint]"

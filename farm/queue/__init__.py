@@ -3,10 +3,12 @@
 from farm.queue.connection import connect
 from farm.queue.constants import MAX_ROWS
 from farm.queue.messages import (
+    MAX_REASON,
     Event,
     Failure,
     Finished,
     Heartbeat,
+    ImageCounts,
     JobHeader,
     JobStatus,
     LaneBacklog,
@@ -17,7 +19,7 @@ from farm.queue.messages import (
     Submitted,
     Verdict,
 )
-from farm.queue.queue import MAX_REASON, Queue
+from farm.queue.queue import Queue
 from farm.queue.server import ServerFacts, check_server
 from farm.queue.why import LaneQueue, WaitsFor, Why
 
@@ -28,6 +30,7 @@ __all__ = [
     "Failure",
     "Finished",
     "Heartbeat",
+    "ImageCounts",
     "JobHeader",
     "JobStatus",
     "LaneBacklog",

@@ -18,12 +18,14 @@ from farm.errors import (
     JobCancelled,
     LeaseLost,
     NotFound,
+    OverQuota,
     QueueFull,
     Unavailable,
 )
 from farm.queue.identity import OtherData
 
 SOCKET_SECONDS = 5.0  # without a reply; blocking calls must stay well below it
+MAX_BLOCK_SECONDS = 2.0
 CONNECT_SECONDS = 2.0
 RETRIES = 6
 PATIENCE_SECONDS = 8.0  # after that a call is not sent again, even with retries left
@@ -108,6 +110,12 @@ class RewriteNeeded(Unavailable):
     """The server was restarted; its append-only file must be rewritten before new work is taken."""
 
 
+class NewerData(Unavailable):
+    """A newer farm has written to this queue: this one would misread it."""
+
+    retryable = False
+
+
 # What the scripts refuse, by the first word of their reply.
 _REFUSALS: dict[str, type[FarmError]] = {
     "CONFLICT": Conflict,
@@ -116,6 +124,8 @@ _REFUSALS: dict[str, type[FarmError]] = {
     "CANCELLED": JobCancelled,
     "INVALID": InvalidInput,
     "REWRITE": RewriteNeeded,
+    "OVERQUOTA": OverQuota,
+    "NEWER": NewerData,
 }
 
 

@@ -16,10 +16,19 @@ from farm.job import (
     check_job_id,
 )
 from farm.queue.constants import CLASSES, MAX_ROWS
-from farm.queue.messages import Finished, Images, JobHeader, JobStatus, Progress, Restored, Tasks
+from farm.queue.messages import (
+    Finished,
+    ImageCounts,
+    JobHeader,
+    JobStatus,
+    Progress,
+    Restored,
+    TaskCounts,
+)
 from farm.queue.why import LaneQueue
 from farm.spec import Lane
 
+BY_ROW = 1  # how a task runs that was there when its worker crashed
 TASK_STATES = {
     "q": TaskState.QUEUED,
     "l": TaskState.LEASED,
@@ -36,6 +45,10 @@ JOB_STATES = {
     "f": JobState.FAILED,
     "x": JobState.CANCELLED,
 }
+
+
+def milliseconds(moment: datetime) -> int:
+    return int(moment.timestamp() * 1000)
 
 
 def to_json(data: Any) -> str:
@@ -56,7 +69,7 @@ def header_arguments(header: JobHeader) -> list[Any]:
         options.idempotency_key or "",
         options.priority.rank,
         to_json(stored),
-        "" if deadline is None else int(deadline.timestamp() * 1000),
+        "" if deadline is None else milliseconds(deadline),
     ]
 
 
@@ -113,7 +126,7 @@ def lease(row: Sequence[Any]) -> Lease:
         pictures=int(pictures),
         cost=int(cost),
         priority=CLASSES[number_of_class],
-        alone=bool(int(alone)),
+        alone=int(alone) == BY_ROW,
         inline=inline,
         skip=tuple(skip),
     )
@@ -136,6 +149,13 @@ def lane_queue(row: Sequence[Any]) -> LaneQueue:
         higher=higher,
         weight=float(weight),
         weights=float(weights),
+    )
+
+
+def totals(values: Sequence[Any]) -> ImageCounts:
+    total, done, failed, expired, running_done = (int(value or 0) for value in values)
+    return ImageCounts(
+        total=total, done=done, failed=failed, expired=expired, running_done=running_done
     )
 
 
@@ -194,13 +214,14 @@ def status(job: str, fields: Sequence[str]) -> JobStatus:
         ended_at=_moment(header.get("e")),
         deadline=_moment(header.get("dl")),
         generation=number("g"),
-        images=Images(
+        images=ImageCounts(
             total=number("i"),
             done=number("id"),
             failed=number("if"),
+            expired=number("ix"),
             running_done=number("rd"),
         ),
-        tasks=Tasks(
+        tasks=TaskCounts(
             total=number("n"),
             queued=number("nq"),
             leased=number("nl"),
@@ -210,6 +231,7 @@ def status(job: str, fields: Sequence[str]) -> JobStatus:
             cancelled=number("nc"),
             expired=number("nx"),
         ),
+        row_steps=number("k"),
         rejected=number("rj"),
         max_failed=options.get("max_failed", 0),
         reason=header.get("r"),

@@ -7,6 +7,8 @@ from typing import Any
 import redis
 from redis import exceptions as refused
 
+from farm.queue.constants import SCHEMA
+
 
 class OtherData(refused.RedisError):
     """The server that answers now has other data than the one before it."""
@@ -22,7 +24,7 @@ class Identity:
     """
 
     def __init__(self, key: str) -> None:
-        self._key = key  # a hash; its field "identity" is set once
+        self._key = key  # a hash; its field "identity" is set once, "schema" when it rises
         self._known: str | None = None
         self._lock = threading.Lock()
 
@@ -42,6 +44,9 @@ class Identity:
                 self._known = found
             elif found != self._known:
                 raise OtherData("another server, or one that has lost its data, answers")
+            # Each script looks at it and refuses newer data, also through an old connection.
+            if int(self._ask(connection, "HGET", self._key, "schema") or 0) < SCHEMA:
+                self._ask(connection, "HSET", self._key, "schema", str(SCHEMA))
 
     @staticmethod
     def _ask(connection: Any, *words: str) -> str | None:

@@ -3,12 +3,18 @@
 import enum
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
 from farm.job import Format, JobOptions, JobState, Priority, Receipt
 from farm.spec import Lane
+
+MAX_REASON = 500  # characters
+
+FailKind = Literal["row", "crash", "infra", "release"]
+EndReason = Literal["crash", "drain", "lost"]
+Command = Literal["drain"]
 
 
 class JobHeader(NamedTuple):
@@ -116,16 +122,17 @@ class Event(NamedTuple):
     kind: str  # a job's state, or "task" when one of its tasks ended
 
 
-class Images(BaseModel):
+class ImageCounts(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     total: int
     done: int
     failed: int
+    expired: int  # of those that failed: their deadline passed before they were started
     running_done: int  # rendered in tasks that are not yet done
 
 
-class Tasks(BaseModel):
+class TaskCounts(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     total: int
@@ -153,8 +160,9 @@ class JobStatus(BaseModel):
     ended_at: datetime | None
     deadline: datetime | None
     generation: int
-    images: Images
-    tasks: Tasks
+    images: ImageCounts
+    tasks: TaskCounts
+    row_steps: int  # of all its pictures
     rejected: int  # renders of the submission that were refused
     max_failed: int
     reason: str | None

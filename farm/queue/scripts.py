@@ -10,7 +10,14 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from importlib.resources.abc import Traversable
 
-from farm.queue.constants import CLASSES, MAX_ROWS
+from farm.queue.constants import (
+    CLASSES,
+    MAX_ROWS,
+    MAX_TENANT_LANES,
+    PATIENCE_MS,
+    RETENTION_MS,
+    SCHEMA,
+)
 
 _REQUIRES = re.compile(r"^-- requires: (.*)$", re.MULTILINE)
 _FOLDER = resources.files("farm.queue") / "lua"
@@ -78,7 +85,16 @@ def requires(source: str) -> list[str]:
 def _constants() -> str:
     names = ", ".join(priority.name for priority in CLASSES)
     places = ", ".join(str(place) for place in range(len(CLASSES)))
-    return f"local {names} = {places}\nlocal MAX_ROWS = {MAX_ROWS}\n"
+    numbers = {
+        "MAX_ROWS": MAX_ROWS,
+        "MAX_TENANT_LANES": MAX_TENANT_LANES,
+        "SCHEMA": SCHEMA,
+        "RETENTION": RETENTION_MS,
+        "PATIENCE": PATIENCE_MS,
+    }
+    lines = [f"local {names} = {places}"]
+    lines += [f"local {name} = {value}" for name, value in numbers.items()]
+    return "\n".join(lines) + "\n"
 
 
 def _read(folder: Traversable) -> dict[str, str]:

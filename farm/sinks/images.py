@@ -17,6 +17,8 @@ from farm.store import Store
 class Images:
     """A row's ``file`` is the picture's key."""
 
+    sharded = False
+
     def __init__(self, store: Store, folder: Path) -> None:
         self._store = store
 
@@ -35,7 +37,7 @@ class Images:
     def stored_pictures(
         self, place: TaskPlace, chunk: Chunk, wanted: Set[RowId]
     ) -> list[ManifestRow]:
-        specs = {numbered.render: numbered.spec for numbered in chunk.renders}
+        renders = {numbered.render: numbered for numbered in chunk.renders}
         records: dict[str, PictureRecord] = {}
         for render, image in wanted:
             record = PictureRecord(
@@ -43,9 +45,10 @@ class Images:
                 generation=place.generation,
                 render=render,
                 image=image,
-                spec=specs[render],
+                spec=renders[render].spec,
                 numerics="",  # the file says which
                 format=place.format,
+                metadata=renders[render].metadata,
             )
             records[place.data + record.file_name] = record
         if not records:

@@ -6,6 +6,7 @@ They are the same for every sink.
 import contextlib
 import hashlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from farm.errors import NotFound
 from farm.formats.manifest import ManifestRow, merge, read_part, write_part
@@ -81,6 +82,16 @@ def pictures_to_make(store: Store, sink: Sink, chunk: Chunk, generation: int) ->
         for stored in sink.objects(known)
         if store.size(stored.key) == stored.size
         for row in stored.rows
+    }
+
+
+def public_row(row: ManifestRow, sink: Sink) -> dict[str, Any]:
+    """The row as people see it: ``file`` is a name, and ``shard`` that of the object around it."""
+    source = None if row.file is None else sink.source(row)
+    return {
+        **row.public(),
+        "file": source and source.name,
+        "shard": source and source.shard,
     }
 
 

@@ -39,9 +39,9 @@ class TaskPlace(NamedTuple):
         )
 
     @classmethod
-    def local(cls, sink: str, job: str, picture_format: Format) -> "TaskPlace":
+    def local(cls, chunk: Chunk) -> "TaskPlace":
         """In a store that belongs to this job alone, as ``farm render`` has one."""
-        return cls(sink, job, 0, 0, picture_format, data="", part=None)
+        return cls(chunk.sink, chunk.job, 0, chunk.number, chunk.format, data="", part=None)
 
 
 class StoredObject(NamedTuple):
@@ -61,6 +61,11 @@ class Source(NamedTuple):
     size: int  # bytes of the picture file
     offset: int | None = None  # in the object; None where the object is the picture
 
+    @property
+    def shard(self) -> str | None:
+        """Name of the object that holds other pictures too."""
+        return None if self.offset is None else self.key.rpartition("/")[2]
+
 
 class Sink(Protocol):
     """Constructed with a ``Store`` and a folder for what waits to be stored.
@@ -73,6 +78,10 @@ class Sink(Protocol):
     by other workers too, and must come to the same rows. All methods may be called from several
     threads at once; they raise ``StoreError`` and ``NotFound`` as the store does.
     """
+
+    # Whether a task is one object. Its size is then counted in pictures, so that the same renders
+    # are always cut alike, and a picture can be read only when its task is whole.
+    sharded: bool
 
     def store_picture(self, place: TaskPlace, record: PictureRecord, data: bytes) -> ManifestRow:
         """Take a picture file and give its row, which ``store_task`` may still change.

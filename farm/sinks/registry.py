@@ -8,14 +8,22 @@ from typing import cast
 
 from farm.errors import FarmError, InvalidInput
 from farm.sinks.images import Images
+from farm.sinks.parquet import Parquet, Tokens
 from farm.sinks.protocol import Sink
+from farm.sinks.shards import Shards
+from farm.sinks.webdataset import Webdataset
 from farm.store import Store
 
 GROUP = "amused_farm.sinks"  # of the entry points; each names a class like ``Images``
 
 OpenSink = Callable[[Store, Path], Sink]
 
-_BUILT_IN: dict[str, OpenSink] = {"images": Images}
+_BUILT_IN: dict[str, OpenSink] = {
+    "images": Images,
+    "webdataset": lambda store, folder: Shards(store, folder, Webdataset()),
+    "parquet": lambda store, folder: Shards(store, folder, Parquet()),
+    "tokens": lambda store, folder: Shards(store, folder, Tokens()),
+}
 
 
 class Sinks:

@@ -45,7 +45,7 @@ def _similar(name: str, parameters: Mapping[str, Parameter]) -> str | None:
     """The parameter that was probably meant: by its name, an alias or the pipelines' name."""
     known = {name: name for name in parameters}
     for parameter, facts in parameters.items():
-        for other in (*facts.aliases, *(facts.pipelines or ())):
+        for other in (*facts.aliases, *facts.elsewhere, *(facts.pipelines or ())):
             known.setdefault(other, parameter)
     close = difflib.get_close_matches(name, known, n=1)
     return f"did you mean {known[close[0]]!r}?" if close else None

@@ -39,7 +39,8 @@ class Parameter(GroupedMetadata):
     default: str = ""  # in words, where the farm fills it in later
     allowed: str = ""  # in words, what the limits do not say
     pipelines: tuple[str, ...] | None = None  # the diffusers pipelines' words; None: the same name
-    aliases: tuple[str, ...] = ()  # other names of its flag and its column
+    aliases: tuple[str, ...] = ()  # other names of its flag
+    elsewhere: tuple[str, ...] = ()  # what other programs call it; named in the hint of a refusal
     letter: str = ""  # of its short flag
     metavar: str = "TEXT"
     asset: AssetKind | None = None  # what the file must hold

@@ -60,6 +60,7 @@ class RenderFields(BaseModel):
         Parameter(
             help="What to avoid",
             default="empty",
+            elsewhere=("negative",),
             allowed=f"up to {MAX_PROMPT_CHARACTERS:,} characters",
         ),
     ] = None
@@ -79,6 +80,7 @@ class RenderFields(BaseModel):
             default="the farm's first",
             allowed="`id@revision`, the id, or its last part",
             pipelines=("from_pretrained",),
+            elsewhere=("model", "sd_model_checkpoint"),
         ),
     ] = None
     height: Annotated[
@@ -113,6 +115,7 @@ class RenderFields(BaseModel):
             least=1,
             most=MAX_STEPS,
             aliases=("steps",),
+            elsewhere=("num_steps", "sampling_steps", "inference_steps"),
             metavar="N",
         ),
     ] = 12
@@ -126,6 +129,7 @@ class RenderFields(BaseModel):
             default="the checkpoint's",
             allowed="above 1 it guides; amused-256 has 4, amused-512 has 10",
             aliases=("guidance",),
+            elsewhere=("cfg_scale", "cfg"),
             metavar="X",
         ),
     ] = None
@@ -136,6 +140,7 @@ class RenderFields(BaseModel):
             form=Form.NUMBERS,
             least=0,
             most=100,
+            allowed="one number, or two: for the first step and the last",
             metavar="T[,T]",
         ),
     ] = (2.0, 0.0)
@@ -161,6 +166,7 @@ class RenderFields(BaseModel):
             allowed="picture *i* has the seed `seed + i`",
             pipelines=("num_images_per_prompt",),
             aliases=("num_images_per_prompt",),
+            elsewhere=("n", "batch_size", "n_iter"),
             letter="n",
             metavar="N",
         ),
@@ -171,6 +177,7 @@ class RenderFields(BaseModel):
             help="A picture to start from",
             form=Form.FILE,
             allowed="PNG, JPEG, WebP, GIF, BMP or TIFF",
+            elsewhere=("init_image",),
             metavar="FILE",
             asset="image",
         ),
@@ -222,6 +229,7 @@ class RenderFields(BaseModel):
             above=0,
             most=1,
             default="0.5 for img2img, 1 for inpaint",
+            elsewhere=("denoising_strength",),
             metavar="X",
         ),
     ] = None

@@ -6,9 +6,9 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from farm.addresses import without_secrets
 from farm.errors import InvalidInput
-from farm.store.protocol import Entry, Store
+from farm.store.protocol import ListedObject, Store
 
-__all__ = ["Entry", "Store", "open_store"]
+__all__ = ["ListedObject", "Store", "open_store"]
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]")
 _PREFIX = re.compile(r"[A-Za-z0-9_./-]{0,256}")

@@ -2,9 +2,6 @@
 
 import hashlib
 
-from farm.formats.picture_file import file_name
-from farm.job import Format
-
 
 def prefix(job: str) -> str:
     """Start of all keys of a job; two hash digits first spread jobs over S3's partitions."""
@@ -25,8 +22,13 @@ def cancelled(job: str) -> str:
     return prefix(job) + "_CANCELLED"
 
 
+def chunks(job: str) -> str:
+    """Start of the keys of the renders of a job, task by task."""
+    return prefix(job) + "chunks/"
+
+
 def chunk(job: str, number: int) -> str:
-    return f"{prefix(job)}chunks/{number:08d}.json"
+    return f"{chunks(job)}{number:08d}.json"
 
 
 def all_data(job: str) -> str:
@@ -37,11 +39,6 @@ def all_data(job: str) -> str:
 def data(job: str, generation: int) -> str:
     """Start of the keys of what one generation of a job adds to them."""
     return f"{all_data(job)}{generation}/"
-
-
-def picture(job: str, generation: int, render: int, image: int, file_format: Format) -> str:
-    """Of a picture that is an object of its own."""
-    return data(job, generation) + file_name(render, image, file_format)
 
 
 def part(job: str, generation: int, number: int) -> str:

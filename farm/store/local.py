@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 from farm.errors import NotFound, StoreError
 from farm.store.probing import probe
-from farm.store.protocol import STREAM_BYTES, Entry, check_key, check_prefix, whole_range
+from farm.store.protocol import STREAM_BYTES, ListedObject, check_key, check_prefix, whole_range
 
 # No key's segment starts with a dot, so what is being written is never seen as an object.
 _UNFINISHED = ".writing-"
@@ -84,7 +84,7 @@ class LocalStore:
             except (FileNotFoundError, NotADirectoryError):
                 return None
 
-    def list(self, prefix: str) -> Iterator[Entry]:
+    def list(self, prefix: str) -> Iterator[ListedObject]:
         check_prefix(prefix)
         folder = prefix.rpartition("/")[0]
         with _errors(f"cannot list {self._root}"):
@@ -192,7 +192,7 @@ def _folder(path: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _walk(folder: Path, above: str, prefix: str) -> Iterator[Entry]:
+def _walk(folder: Path, above: str, prefix: str) -> Iterator[ListedObject]:
     found: dict[str, os.DirEntry[str]] = {}
     try:
         with os.scandir(folder) as entries:
@@ -209,4 +209,4 @@ def _walk(folder: Path, above: str, prefix: str) -> Iterator[Entry]:
                 yield from _walk(folder / found[name].name, name, prefix)
         elif name.startswith(prefix):
             with contextlib.suppress(FileNotFoundError):
-                yield Entry(name, found[name].stat().st_size)
+                yield ListedObject(name, found[name].stat().st_size)

@@ -14,7 +14,7 @@ _KEY = re.compile(rf"{_SEGMENT}(?:/{_SEGMENT})*")
 _PREFIX = re.compile(rf"(?:{_SEGMENT}/)*(?:{_SEGMENT})?")
 
 
-class Entry(NamedTuple):
+class ListedObject(NamedTuple):
     key: str
     size: int  # bytes
 
@@ -51,7 +51,7 @@ class Store(Protocol):
         """Bytes of the object; None when there is none."""
         ...
 
-    def list(self, prefix: str) -> Iterator[Entry]:
+    def list(self, prefix: str) -> Iterator[ListedObject]:
         """Every object whose key starts with the prefix, in the order of the keys' bytes."""
         ...
 

@@ -32,7 +32,7 @@ from urllib3.exceptions import HTTPError
 from farm.addresses import masked, without_secrets
 from farm.errors import InvalidInput, NotFound, StoreError
 from farm.store.probing import probe
-from farm.store.protocol import STREAM_BYTES, Entry, check_key, check_prefix, whole_range
+from farm.store.protocol import STREAM_BYTES, ListedObject, check_key, check_prefix, whole_range
 
 MAX_CONNECTIONS = 32
 CONNECT_SECONDS = 5
@@ -155,7 +155,7 @@ class S3Store:
         except NotFound:
             return None
 
-    def list(self, prefix: str) -> Iterator[Entry]:
+    def list(self, prefix: str) -> Iterator[ListedObject]:
         check_prefix(prefix)
         with self._errors("list"):
             pages = self._client.get_paginator("list_objects_v2").paginate(
@@ -165,7 +165,7 @@ class S3Store:
             )
             for page in pages:
                 for found in page.get("Contents", ()):
-                    yield Entry(found["Key"][len(self._prefix) :], found["Size"])
+                    yield ListedObject(found["Key"][len(self._prefix) :], found["Size"])
 
     def delete(self, key: str) -> None:
         name = self._name(key)

@@ -130,8 +130,10 @@ class Comparison:
             yield from self._object(ends[-1], None)
         if not self._whole:
             return  # the unread parts may list anything
+        # Chunks are what was submitted; nothing lists those of expired and cancelled tasks.
+        kept = (keys.repairs(self._job), keys.chunks(self._job))
         for key in self._objects.keys() - self._listed:
-            if not key.startswith(keys.repairs(self._job)):
+            if not key.startswith(kept):
                 yield Difference(Kind.ORPHAN, key)
         for name, ours, theirs in zip(Counts._fields, self.counts, counted, strict=True):
             if ours != theirs:

@@ -144,7 +144,7 @@ def test_a_finished_job_is_marked_in_the_store(farm: Farm) -> None:
     assert success["parts"] == [
         {"key": finished.receipt.part, "sha256": finished.receipt.part_sha256}
     ]
-    assert success["counts"] == {"parts": 1, "done": 2, "failed": 0}
+    assert success["counts"] == {"parts": 1, "done": 2, "failed": 0, "expired": 0}
 
 
 def test_a_chunk_that_is_not_inline_is_read_from_the_store(farm: Farm) -> None:
@@ -185,7 +185,7 @@ def test_a_retry_renders_the_failed_rows_only_and_keeps_the_others(farm: Farm) -
     assert all(farm.store.size(row.file or "") == row.size for row in merged.values())
     assert farm.queue.check() == []
     success = json.loads(farm.store.get(keys.success(job, 1)))
-    assert success["counts"] == {"parts": 2, "done": 3, "failed": 0}
+    assert success["counts"] == {"parts": 2, "done": 3, "failed": 0, "expired": 0}
 
 
 def test_urgent_rows_enter_the_engine_before_older_bulk_rows(farm: Farm) -> None:

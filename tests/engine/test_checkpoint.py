@@ -14,8 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from farm.checkpoints.description import CONFIGS
 from farm.checkpoints.inspect import inspect_checkpoint
+from farm.checkpoints.layout import CONFIGS
 from farm.errors import InvalidCheckpoint
 from farm_workers.engine import Engine
 from farm_workers.engine.amused.check import check_loads

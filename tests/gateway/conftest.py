@@ -9,14 +9,18 @@ from pathlib import Path
 import httpx2
 import pytest
 import uvicorn
+from fake_engine import INFO as FAKE_INFO
 from fake_worker import FakeWorker
 from harness import INFO, Gateway, Serve
 
+from farm.checkpoints.inspect import Checkpoint
 from farm.gateway.app import create_app
 from farm.gateway.server import server_config
 from farm.queue import Queue, connect
 from farm.settings import GatewaySettings
 from farm.store import open_store
+from farm_workers.worker import worker as worker_module
+from workers import Workers
 
 
 @pytest.fixture(scope="session")
@@ -86,3 +90,15 @@ def fake_worker(gateway: Gateway) -> Iterator[FakeWorker]:
     fake_worker.start()
     yield fake_worker
     fake_worker.stop()
+
+
+@pytest.fixture
+def workers(
+    gateway: Gateway, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Workers]:
+    monkeypatch.setattr(
+        worker_module, "inspect_checkpoint", lambda _: Checkpoint(path=tmp_path, info=FAKE_INFO)
+    )
+    workers = Workers(gateway, redis_url, tmp_path / "worker")
+    yield workers
+    workers.stop()

@@ -6,6 +6,7 @@ import threading
 from pathlib import Path
 
 import numpy as np
+from picture_key import picture_key
 
 from farm.formats.encoding import encode
 from farm.formats.manifest import ManifestRow, write_part
@@ -66,7 +67,7 @@ class FakeWorker:
             return
         wanted = pictures_to_make(self.store, Images(self.store, Path()), chunk, lease.generation)
         rows = [
-            self._paint(chunk, lease, numbered.render, row)
+            self._paint(chunk, lease, numbered.render, row)._replace(metadata=numbered.metadata)
             for numbered in chunk.renders
             for row in numbered.spec.rows()
             if (numbered.render, row.index) in wanted
@@ -105,7 +106,7 @@ class FakeWorker:
         facts = Facts(spec, row.index, "fake", np.array([[*colour]], np.uint16))
         pixels = np.full((spec.height, spec.width, 3), [*colour], np.uint8)
         data = encode(pixels, facts, Format(chunk.format))
-        file = keys.picture(chunk.job, lease.generation, render, row.index, Format(chunk.format))
+        file = picture_key(chunk.job, lease.generation, render, row.index, Format(chunk.format))
         self.store.put(file, data)
         tokens = token_bytes(facts.tokens)
         return ManifestRow(

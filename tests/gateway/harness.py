@@ -46,6 +46,13 @@ class Gateway(NamedTuple):
 Serve = Callable[..., Gateway]
 
 
+def until(condition: Callable[[], object], seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come true in time"
+        time.sleep(0.02)
+
+
 def png(width: int = 64, height: int = 64, mode: str = "RGB", colour: Any = None) -> bytes:
     out = io.BytesIO()
     Image.new(mode, (width, height), colour).save(out, "PNG")

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import httpx2
 import pytest
@@ -12,6 +12,7 @@ from harness import Gateway, png
 
 from farm.cli.app import run
 from farm.job import is_job_id
+from farm_client import Farm
 
 UNKNOWN = "j0-01m848b6zxgnjbpp0f506dqmht"
 
@@ -122,7 +123,7 @@ GOOD = '{"prompt": "a"}\n{"prompt": "b"}\n'
         ("a.json", GOOD.encode()),
         ("a.csv", b'prompt,seed,note\na,1,x\n"b, with ""quotes""\nand a line",,y\n'),
         ("a.csv", b"\xef\xbb\xbfPrompt\r\na\r\nb\r\n"),
-        ("a.tsv", b"Prompt\tsteps\ttemperature\na\t3\t2,0\nb\t4\t1.5\n"),
+        ("a.tsv", b"Prompt\tnum inference steps\ttemperature\na\t3\t2,0\nb\t4\t1.5\n"),
         ("a.txt", "\ufeffa\n\n  b, \u00fcber\n".encode()),
     ],
 )
@@ -177,7 +178,7 @@ def test_bad_lines_are_listed_and_the_good_ones_taken(cli: Cli) -> None:
 
 def test_bad_cells_are_listed_with_line_and_cell(cli: Cli) -> None:
     Path("a.csv").write_bytes(
-        b"prompt,steps,guidance\nok,1,\nx,1.5,4\nx,0,4\n,1,4\nx,1\n\xff,1,4\nx,1,NaN\nok,,\n"
+        b"prompt,num_inference_steps,guidance_scale\nok,1,\nx,1.5,4\nx,0,4\n,1,4\nx,1\n\xff,1,4\nx,1,NaN\nok,,\n"
     )
     result = cli("submit", "a.csv")
     assert result.code == 0, result.err
@@ -189,11 +190,11 @@ def test_bad_cells_are_listed_with_line_and_cell(cli: Cli) -> None:
     assert cli("submit", "b.csv").code == 2
 
 
-def test_columns_that_are_no_parameters_are_named(cli: Cli) -> None:
+def test_columns_that_are_kept_are_named(cli: Cli) -> None:
     Path("a.tsv").write_text("Prompt\tCategory\tNote\na\tAbstract\tb\n")
     result = cli("submit", "a.tsv")
     assert result.code == 0
-    assert "ignored: Category, Note" in result.err
+    assert "kept as metadata: Category, Note" in result.err
 
 
 def test_pictures_of_a_file_lie_beside_it(cli: Cli) -> None:
@@ -213,7 +214,7 @@ WRONG: list[tuple[list[str], dict[str, bytes], str]] = [
     (["submit", "none.jsonl"], {}, "there is no file"),
     (["submit", "empty.jsonl"], {"empty.jsonl": b""}, "empty"),
     (["submit", "blank.jsonl"], {"blank.jsonl": b"\n \n"}, "no render"),
-    (["submit", "folder"], {"folder/x": b""}, "directory"),
+    (["submit", "folder"], {"folder/x": b""}, "no file of renders"),
     (["submit", "wide.csv"], {"wide.csv": "prompt\nx\n".encode("utf-16")}, "UTF-16"),
     (["submit", "wide.jsonl"], {"wide.jsonl": GOOD.encode("utf-16-le")}, "UTF-16"),
     (["submit", "a.csv"], {"a.csv": b"words\nx\n"}, "--column"),
@@ -325,3 +326,116 @@ def test_a_job_that_is_still_coming_in_says_for_how_long(cli: Cli, http: httpx2.
     job = http.post("/v1/jobs?open").json()["id"]
     assert "open: 0 of 0 pictures, coming in for " in cli("status", job).out
     assert "its sender has not sent the rest" in cli("why", job).out
+
+
+def lines_of(http: httpx2.Client, cli: Cli, *arguments: str) -> list[dict[str, Any]]:
+    """The pictures of a job submitted so, in the job's order."""
+    result = cli("submit", *arguments)
+    assert result.code == 0, result.err
+    job = result.out.strip()
+    assert cli("wait", job).code == 0
+    images = http.get(f"/v1/jobs/{job}/images").json()["images"]
+    return sorted(images, key=lambda one: (one["render"], one["image"]))
+
+
+def test_flags_with_several_values_make_every_combination(
+    cli: Cli, http: httpx2.Client, fake_worker: FakeWorker
+) -> None:
+    made = lines_of(http, cli, "a", "b", "--guidance-scale", "3,6", "--seed", "1..2")
+    assert [
+        (one["spec"]["prompt"], one["spec"]["guidance_scale"], one["seed"]) for one in made
+    ] == [
+        ("a", 3, 1), ("a", 3, 2), ("a", 6, 1), ("a", 6, 2),
+        ("b", 3, 1), ("b", 3, 2), ("b", 6, 1), ("b", 6, 2),
+    ]  # fmt: skip
+    pairs = lines_of(http, cli, "a", "--guidance-scale", "3,6", "--seed", "1..2", "--zip")
+    assert [(one["spec"]["guidance_scale"], one["seed"]) for one in pairs] == [(3, 1), (6, 2)]
+    texts = lines_of(http, cli, "a", "--negative-prompt", "x, y", "--negative-prompt", "z")
+    assert [one["spec"]["negative_prompt"] for one in texts] == ["x, y", "z"]
+
+
+def test_a_job_file_and_flags_on_top_of_it(
+    cli: Cli, http: httpx2.Client, fake_worker: FakeWorker
+) -> None:
+    Path("job.yaml").write_text(
+        "name: bikes\nprompts: [a, {prompt: b, id: 7}]\ndefaults: {num_inference_steps: 3}\n"
+        "matrix: {guidance_scale: [3, 6], seed: 1..2}\n"
+    )
+    made = lines_of(http, cli, "job.yaml", "--guidance-scale", "5", "--steps", "2")
+    assert [
+        (one["spec"]["prompt"], one["spec"]["guidance_scale"], one["seed"], one["metadata"])
+        for one in made
+    ] == [("a", 5, 1, {}), ("a", 5, 2, {}), ("b", 5, 1, {"id": 7}), ("b", 5, 2, {"id": 7})]
+    assert {one["spec"]["num_inference_steps"] for one in made} == {2}
+    assert cli("ls").out.count("bikes") == 1
+
+
+def test_several_files_are_one_job_and_columns_come_back(
+    cli: Cli, http: httpx2.Client, fake_worker: FakeWorker
+) -> None:
+    Path("set").mkdir()
+    Path("set/photo.png").write_bytes(png(colour=(5, 5, 5)))
+    Path("set/a.csv").write_text("id,caption,image\n007,a,photo.png\n008,b,\n")
+    Path("b.jsonl").write_text('{"caption": "c", "label": 3}\n{"label": 4}\n{"caption": "d"}\n')
+    result = cli("submit", "set", "b.jsonl", "--column", "prompt=caption", "--json")
+    assert result.code == 0
+    assert "b.jsonl: error[invalid] prompt: line 2" in result.err
+    assert "--column" in result.err
+    job = json.loads(result.out)["id"]
+    assert cli("wait", job).code == 0
+    images = http.get(f"/v1/jobs/{job}/images").json()["images"]
+    told = {one["spec"]["prompt"]: (one["spec"]["mode"], one["metadata"]) for one in images}
+    assert told == {
+        "a": ("img2img", {"id": "007"}), "b": ("text2img", {"id": "008"}),
+        "c": ("text2img", {"label": 3}), "d": ("text2img", {}),
+    }  # fmt: skip
+
+
+def test_limit_and_sample_take_some_of_the_rows(
+    cli: Cli, http: httpx2.Client, fake_worker: FakeWorker
+) -> None:
+    Path("a.txt").write_text("".join(f"p{n}\n" for n in range(50)))
+    first = lines_of(http, cli, "a.txt", "--limit", "3")
+    assert [one["spec"]["prompt"] for one in first] == ["p0", "p1", "p2"]
+    sample = lines_of(http, cli, "a.txt", "--sample", "5", "--sample-seed", "3")
+    again = lines_of(http, cli, "a.txt", "--sample", "5", "--sample-seed", "3")
+    assert [one["spec"]["prompt"] for one in sample] == [one["spec"]["prompt"] for one in again]
+    assert len(sample) == 5
+
+
+def test_a_refused_row_can_be_strict_or_stop_everything(cli: Cli) -> None:
+    Path("a.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b", "steps": 20}\n')
+    result = cli("submit", "a.jsonl", "--strict")
+    assert result.code == 2
+    assert is_job_id(result.out.strip())
+    assert "line 2, column 17" in result.err
+    assert "did you mean 'num_inference_steps'?" in result.err
+    assert cli("submit", "a.jsonl", "--on-error", "skip").code == 0
+    jobs = len(cli("ls", "-q").out.split())
+    result = cli("submit", "a.jsonl", "--on-error", "stop")
+    assert (result.code, result.out) == (2, "")
+    assert "none of the 2 renders was taken" in result.err
+    assert len(cli("ls", "-q").out.split()) == jobs
+    assert "skip or stop" in cli("submit", "a.jsonl", "--on-error", "wait").err
+
+
+def test_a_long_file_stops_at_its_first_refused_row(cli: Cli) -> None:
+    rows = ['{"prompt": "a"}'] * 5000
+    rows[2500] = '{"prompt": ""}'
+    Path("a.jsonl").write_text("\n".join(rows))
+    result = cli("submit", "a.jsonl", "--on-error", "stop")
+    assert (result.code, result.out) == (2, "")
+    assert "line 2501" in result.err
+    assert [job.state for job in Farm().jobs()] == ["cancelled"]
+
+
+def test_a_file_of_an_unknown_kind_is_not_drawn_as_a_prompt(cli: Cli) -> None:
+    Path("prompts.md").write_text("a\nb\n")
+    result = cli("submit", "prompts.md")
+    assert (result.code, result.out) == (2, "")
+    assert "--prompt 'prompts.md'" in result.err
+    assert cli("submit", "--prompt", "prompts.md").code == 0
+    assert json.loads(cli("submit", "prompts.md", "--input-format", "txt", "--json").out)[
+        "accepted"
+    ] == 2  # fmt: skip
+    assert "not both" in cli("submit", "prompts.md", "a star").err

@@ -11,8 +11,10 @@ from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
+from harness import gateway_process
 
 from farm.gateway.__main__ import main
+from farm.queue import connect
 
 
 def start(environment: dict[str, str]) -> "subprocess.Popen[str]":
@@ -85,3 +87,10 @@ def test_a_wrong_setting_stops_the_start_in_one_line(
     told = capsys.readouterr().err
     assert words in told
     assert len(told.splitlines()) == 1
+
+
+def test_a_gateway_tells_the_queue_how_long_things_are_kept(redis_url: str, tmp_path: Path) -> None:
+    settings = {"FARM_NAME": "kept", "FARM_RETENTION_DAYS": "2", "FARM_OPEN_HOURS": "0.5"}
+    with gateway_process(redis_url, tmp_path, **settings):
+        told = connect(redis_url).hgetall("{kept}:server")
+    assert (told["retention"], told["patience"]) == ("172800000", "1800000")

@@ -11,7 +11,7 @@ from farm.gateway.quotas import QuotaLimits, Quotas
 
 def test_requests_come_at_a_rate_and_in_bursts(gateway: Gateway) -> None:
     now = [0.0]
-    limited = Quotas(gateway.queue, QuotaLimits(2, 1, 1), lambda: now[0])
+    limited = Quotas(gateway.queue, QuotaLimits(2, 1, 1, 1), lambda: now[0])
     for _ in range(20):
         limited.take_request("alice")
     with pytest.raises(OverQuota, match="2 requests a second"):
@@ -59,6 +59,43 @@ def test_pictures_that_wait_are_counted_however_they_come(small: Gateway) -> Non
         )
         assert piece.status_code == 429
         assert post(http, {"prompt": "x", "num_images": 40}).status_code == 201
+
+
+def test_row_steps_that_wait_are_counted(start: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    with start(quota_row_steps=1000).client() as http:
+        first = post(http, {"prompt": "x", "num_images": 8, "num_inference_steps": 100})
+        assert first.status_code == 201
+        for render in (
+            {"prompt": "x", "num_inference_steps": 201},
+            {"prompt": "x", "num_images": 17},  # of 12 steps each
+        ):
+            refused = post(http, render)
+            assert (refused.status_code, refused.headers["retry-after"].isdigit()) == (429, True)
+            message = refused.json()["error"]["message"]
+            assert "800 row-steps" in message
+            assert "1,000" in message
+        assert post(http, {"prompt": "x", "num_inference_steps": 100}).status_code == 201
+        monkeypatch.setattr(quotas, "COUNT_SECONDS", 0)
+        assert post(http, {"prompt": "x", "num_inference_steps": 101}).status_code == 429
+        http.post(f"/v1/jobs/{first.json()['id']}/cancel")
+        assert post(http, {"prompt": "x", "num_inference_steps": 101}).status_code == 201
+
+
+def test_a_tenant_works_in_a_bounded_number_of_lanes(gateway: Gateway, http: httpx2.Client) -> None:
+    sizes = [(8 * rows, 8 * columns) for rows in range(1, 36) for columns in range(1, 36)]
+    before = len(list(gateway.store.list("")))
+    answers = [
+        post(
+            http,
+            *({"prompt": "x", "height": h, "width": w} for h, w in sizes[start : start + 200]),
+        )
+        for start in range(0, 1200, 200)
+    ]
+    assert [answer.status_code for answer in answers] == [201] * 5 + [429]
+    assert "1024" in answers[-1].json()["error"]["message"]
+    assert len(list(gateway.store.list(""))) - before == 5 * 201, (
+        "of what is refused nothing is kept"
+    )
 
 
 def test_pictures_that_are_made_or_cancelled_wait_no_longer(

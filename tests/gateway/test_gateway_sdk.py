@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_worker import BAD_PROMPT, FakeWorker
+from fake_worker import BAD_PROMPT, LOST_PROMPT, FakeWorker
 from harness import Gateway, Serve, latents, png
 from PIL import Image
 
@@ -269,3 +269,30 @@ def test_a_watcher_survives_a_restart_of_the_gateway(
     watcher.join(20)
     assert not watcher.is_alive()
     assert seen[-1] == "cancelled"
+
+
+def test_what_a_row_says_besides_comes_back_with_its_pictures(
+    farm: Farm, fake_worker: FakeWorker, tmp_path: Path
+) -> None:
+    rows = [
+        {"prompt": "a", "id": "007", "Category": "Abstract", "num_images": 2},
+        {"prompt": BAD_PROMPT, "metadata": {"score": 0.5, "tags": ["x", "y"]}, "ok": True},
+        {"prompt": LOST_PROMPT, "id": 3},
+    ]
+    job = farm.submit_many(rows, max_failed=9)
+    told = {(one.render, one.image): one.metadata for one in job.images()}
+    wanted = {
+        (0, 0): {"id": "007", "Category": "Abstract"},
+        (0, 1): {"id": "007", "Category": "Abstract"},
+        (1, 0): {"score": 0.5, "tags": ["x", "y"], "ok": True},
+        (2, 0): {"id": 3},
+    }
+    assert told == wanted
+    fetched = job.fetch(tmp_path / "out")
+    lines = [json.loads(line) for line in fetched.manifest.read_text().splitlines()]
+    assert {(one["render"], one["image"]): one["metadata"] for one in lines} == wanted
+
+
+def test_one_render_carries_its_metadata(farm: Farm, fake_worker: FakeWorker) -> None:
+    job = farm.submit("a", id=7, metadata={"label": "cat"})
+    assert [dict(one.metadata) for one in job.images()] == [{"id": 7, "label": "cat"}]

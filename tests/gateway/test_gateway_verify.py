@@ -4,10 +4,12 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from fake_worker import BAD_PROMPT, FakeWorker
-from harness import Gateway
+from harness import INFO, Gateway
+from picture_key import picture_key
 
 from farm.cli.app import run
 from farm.errors import Conflict
@@ -30,7 +32,7 @@ def job(farm: Farm, fake_worker: FakeWorker) -> Job:
 
 
 def picture(job: Job, render: int, generation: int = 0) -> str:
-    return keys.picture(job.id, generation, render, 0, Format.PNG)
+    return picture_key(job.id, generation, render, 0, Format.PNG)
 
 
 def damage(gateway: Gateway, key: str, data: bytes) -> None:
@@ -140,6 +142,54 @@ def test_an_orphan_is_removed(gateway: Gateway, job: Job) -> None:
     assert found.left == 0
     assert gateway.store.size(stray) is None
     assert gateway.store.size(picture(job, 0)) is not None
+
+
+@pytest.mark.parametrize("end", ["cancelled", "expired"])
+def test_what_was_submitted_and_never_made_is_no_orphan(
+    gateway: Gateway, farm: Farm, end: str
+) -> None:
+    """Nor is what was made of it before."""
+    prompts = [f"boat {number}" for number in range(3)]
+    job = farm.submit(prompts, seed=1, deadline=datetime.now(UTC) + timedelta(seconds=60))
+    if end == "cancelled":
+        job.cancel()
+    else:
+        gateway.queue.client.zadd("{test}:deadlines", {job.id: 1})
+        worker = FakeWorker(gateway.queue, gateway.store, INFO)
+        worker.start()
+        job.wait(20, check=False)
+        worker.stop()
+    before = {entry.key for entry in gateway.store.list(keys.prefix(job.id))}
+    found = job.verify(repair=True)
+    assert found.differences == ()
+    assert {entry.key for entry in gateway.store.list(keys.prefix(job.id))} == before
+    assert keys.chunk(job.id, 0) in before
+    assert job.status().tasks[end] == 1
+    for chunk in [key for key in before if "/chunks/" in key]:
+        gateway.store.delete(chunk)
+    assert job.verify().differences == (), "nothing lists it, so nothing misses it"
+
+
+def test_pictures_of_a_cancelled_job_are_listed_fetched_and_verified(
+    gateway: Gateway, farm: Farm, tmp_path: Path
+) -> None:
+    """Those of a task that was done before, and those that its worker had made by then."""
+    renders = [{"prompt": "a boat", "width": 8 * size, "height": 64} for size in (8, 16)]
+    job = farm.submit_many(renders, seed=1)
+    worker = FakeWorker(gateway.queue, gateway.store, INFO)
+    gateway.queue.register(worker.session, "fake", [INFO.name], {})
+    first, second = gateway.queue.lease(worker.session, None, 100, 10_000)
+    worker.do(first)
+    job.cancel()
+    gateway.queue.heartbeat(worker.session, 0, {}, {}, 10_000)
+    worker.do(second)
+    gateway.queue.end(worker.session, "drain")
+    status = job.status()
+    assert (str(status.state), status.images.done, status.tasks["done"]) == ("cancelled", 2, 2)
+    assert [image.render for image in job.images()] == [0, 1]
+    assert job.fetch(tmp_path / "out").pictures == 2
+    assert job.verify(repair=True).differences == ()
+    assert gateway.queue.check() == []
 
 
 def test_what_can_be_mended_is_mended_where_pictures_cannot_be_made_again(

@@ -7,18 +7,15 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import httpx2
 import pytest
-from fake_engine import BAD_PROMPT, INFO, FakeEngine
-from harness import Gateway, post
+from fake_engine import BAD_PROMPT, FakeEngine
+from harness import Gateway, post, until
 
-from farm.checkpoints.inspect import Checkpoint
 from farm.errors import Conflict, NotFound
 from farm.formats.manifest import ManifestRow, read_part
 from farm.formats.picture_file import read_facts
@@ -29,9 +26,7 @@ from farm.sinks.protocol import RowId, Source, StoredObject, TaskPlace
 from farm.sinks.registry import Sinks
 from farm.store import Store, keys
 from farm_client import Farm, Job
-from farm_workers.worker import worker as worker_module
-from farm_workers.worker.settings import WorkerSettings
-from farm_workers.worker.worker import Worker
+from workers import Workers
 
 TESTS = Path(__file__).parents[1]
 
@@ -55,6 +50,8 @@ class Spot(NamedTuple):
 
 class Bundle:
     """All pictures of a task in one object: a JSON line with name and size, then the file."""
+
+    sharded = True
 
     def __init__(self, store: Store, folder: Path) -> None:
         self._store = store
@@ -153,61 +150,10 @@ def _installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
 
 
-class Workers:
-    def __init__(self, gateway: Gateway, redis_url: str, data: Path) -> None:
-        self.settings = WorkerSettings(
-            redis_url=redis_url, name="test", data=data, store=gateway.store.url,
-            checkpoints=("fake",), lease_ms=2000,
-        )  # fmt: skip
-        self.url = gateway.url
-        self.running: list[tuple[Worker, threading.Thread, FakeEngine]] = []
-
-    def start(self, name: str = "worker-0", engine: FakeEngine | None = None) -> Worker:
-        engine = engine or FakeEngine()
-        worker = Worker(self.settings, name, load_engine=lambda *_: engine)
-        thread = threading.Thread(target=worker.run, daemon=True)
-        thread.start()
-        self.running.append((worker, thread, engine))
-        # Its checkpoint can be named once it has joined and the gateway has looked again.
-        while "fake" not in {one["id"] for one in self.checkpoints()}:
-            time.sleep(0.05)
-        return worker
-
-    def checkpoints(self) -> list[dict[str, Any]]:
-        answer = httpx2.get(f"{self.url}/v1/checkpoints").json()
-        return list(answer["checkpoints"])
-
-    def stop(self) -> None:
-        for worker, thread, engine in self.running:
-            engine.gate.set()
-            worker.stop()
-            thread.join(20)
-        self.running.clear()
-
-
-@pytest.fixture
-def workers(
-    gateway: Gateway, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Workers]:
-    monkeypatch.setattr(
-        worker_module, "inspect_checkpoint", lambda _: Checkpoint(path=tmp_path, info=INFO)
-    )
-    workers = Workers(gateway, redis_url, tmp_path / "worker")
-    yield workers
-    workers.stop()
-
-
 @pytest.fixture
 def farm(gateway: Gateway) -> Iterator[Farm]:
     with Farm(gateway.url) as farm:
         yield farm
-
-
-def until(condition: Callable[[], object], seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come true in time"
-        time.sleep(0.02)
 
 
 def submit(gateway: Gateway, farm: Farm, *prompts: str, pictures: int = 5) -> Job:
@@ -382,4 +328,7 @@ def test_an_unknown_sink_is_refused_with_those_that_are_known(http: httpx2.Clien
     assert answer.status_code == 422
     error = answer.json()["error"]
     assert (error["code"], error["field"]) == ("invalid", "sink")
-    assert error["hint"] == "did you mean 'bundle'? known here: bundle, images"
+    assert (
+        error["hint"]
+        == "did you mean 'bundle'? known here: bundle, images, parquet, tokens, webdataset"
+    )

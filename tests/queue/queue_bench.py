@@ -12,6 +12,7 @@ from farm.spec import Lane, Mode
 
 CHECKPOINT = "amused/amused-256@r1"
 LANE = Lane(CHECKPOINT, Mode.TEXT2IMG, 256, 256)
+OTHER_LANE = Lane("other/model@r1", Mode.IMG2IMG, 512, 256)
 MS = 30_000
 
 

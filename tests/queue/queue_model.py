@@ -11,6 +11,8 @@ from farm.spec import Lane
 
 MAX_CRASHES = 2
 MAX_LOSSES = 20
+MOST_SHARED_LOSSES = 3
+SHARED, BY_ROW, ISOLATED = range(3)
 MAX_SKIPPED = 16
 FINALISE = -1
 ENDED = "dfce"
@@ -31,7 +33,7 @@ class Task:
     attempt: int = 0
     crashes: int = 0
     losses: int = 0
-    alone: bool = False
+    alone: int = SHARED
     done: int = 0
     failed: int = 0
     progress: Progress = NOTHING
@@ -138,6 +140,10 @@ class Job:
         return sum(task.done for task in self.tasks.values() if task.state == "d")
 
     @property
+    def expired(self) -> int:
+        return sum(task.pictures for task in self.tasks.values() if task.seen_state == "e")
+
+    @property
     def running_done(self) -> int:
         if not self.alive:
             return 0
@@ -225,7 +231,7 @@ class Model:
         for lease, task in zip(granted, given, strict=True):
             assert task in finals or task in fitting
             assert lease.attempt == task.attempt + 1
-            assert lease.alone == task.alone
+            assert lease.alone == (task.alone == BY_ROW)
             assert set(lease.skip) == task.skip
             assert (lease.pictures, lease.cost) == (task.pictures, task.cost)
             assert lease.priority is task.job.priority
@@ -255,12 +261,12 @@ class Model:
             return
         if kind == "crash" and task.final:
             kind = "infra"
-        if kind == "crash" and task.alone and row is not None:
+        if kind == "crash" and task.alone == BY_ROW and row is not None:
             task.row_crashes[row] += 1
             if len(task.skip) > MAX_SKIPPED:
                 self.fail(task)
                 return
-        elif kind == "crash" and task.alone:
+        elif kind == "crash" and task.alone == BY_ROW:
             task.crashes += 1
             if task.crashes >= MAX_CRASHES:
                 self.fail(task)
@@ -270,8 +276,10 @@ class Model:
             if task.losses >= MAX_LOSSES:
                 self.fail(task)
                 return
+            if not (task.final or task.alone) and task.losses >= MOST_SHARED_LOSSES:
+                task.alone = ISOLATED
         if kind == "crash":
-            task.alone = True
+            task.alone = BY_ROW
         if task.job.late and not task.final:
             task.state = "e"
         else:
@@ -292,18 +300,23 @@ class Model:
             and task.attempt == attempt
         )
 
-    def complete(self, session: Session | None, lease: Lease, failed: int) -> str:
+    def complete(self, session_id: str, lease: Lease, failed: int) -> str:
         task = self.find(lease)
+        session = self.sessions.get(session_id)
         if task.state == "d":
             return "already"
         if task.job.state == "x":
-            if session:
+            # Also after the heartbeat or the end that took it from the session.
+            last = task.state == "l" and task.session == session_id
+            if session and last:
                 session.held.pop(task.key, None)
-            return "cancelled"
-        if not self.holds(session, task, lease.attempt):
+            if task.final or not last or task.attempt != lease.attempt:
+                return "cancelled"
+        elif not self.holds(session, task, lease.attempt):
             return "stale"
-        assert session is not None
-        del session.held[task.key]
+        else:
+            assert session is not None
+            del session.held[task.key]
         task.state, task.session, task.progress = "d", None, NOTHING
         job = task.job
         if task.final:

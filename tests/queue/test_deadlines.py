@@ -18,6 +18,8 @@ def test_a_deadline_never_lets_work_start_late(bench: Bench, queue: Queue) -> No
     assert bench.lease(session) == []
     status = queue.status(job, "ann")
     assert (status.tasks.expired, status.tasks.leased, status.images.failed) == (2, 1, 8)
+    assert status.images.expired == 8
+    assert queue.totals(job) == status.images
     assert bench.complete(session, lease) == "committed", "what had started goes on"
     [final] = queue.held(session)
     bench.complete(session, final)
@@ -34,6 +36,7 @@ def test_what_fails_after_the_deadline_is_not_tried_again(bench: Bench, queue: Q
     queue.tick()
     assert queue.fail(session, lease, "infra", "store is away") is TaskState.EXPIRED
     assert queue.status(job, "ann").tasks.expired == 1
+    assert queue.totals(job).expired == 4
 
 
 def test_what_waits_at_its_deadline_expires(bench: Bench, queue: Queue) -> None:

@@ -1,7 +1,7 @@
 """One task, one job, from submission to its end."""
 
 import pytest
-from queue_bench import LANE, Bench
+from queue_bench import LANE, MS, Bench
 
 from farm.errors import InvalidInput, NotFound
 from farm.job import JobState, Priority, TaskState
@@ -27,7 +27,7 @@ def test_a_job_runs_from_submission_to_done(bench: Bench, queue: Queue) -> None:
     assert status.state is JobState.DONE
     assert status.name == "bikes"
     assert status.images.model_dump() == {
-        "total": 8, "done": 8, "failed": 0, "running_done": 0,
+        "total": 8, "done": 8, "failed": 0, "expired": 0, "running_done": 0,
     }  # fmt: skip
     assert status.tasks.done == 2
     assert status.started_at is not None
@@ -244,7 +244,7 @@ def test_many_tasks_are_done_in_one_call_and_each_has_its_own_outcome(
     done = [(lease, bench.receipt(lease)) for lease in (*mine, mine[0])]
     assert [outcome.verdict for outcome in queue.complete_all(stranger, done[:1])] == ["stale"]
     verdicts = [str(outcome.verdict) for outcome in queue.complete_all(session, done)]
-    assert verdicts == ["committed"] * 3 + ["cancelled", "already"]
+    assert verdicts == ["committed"] * 4 + ["already"]
     assert queue.status(job, "ann").tasks.done == 3
     assert [lease.finalise for lease in queue.held(session)] == [True]
 
@@ -258,3 +258,24 @@ def test_one_wrong_receipt_records_none_of_its_call(bench: Bench, queue: Queue) 
         queue.complete_all(session, [(first, bench.receipt(first)), (second, wrong)])
     assert queue.status(job, "ann").tasks.done == 0
     assert bench.complete(session, first) == "committed"
+
+
+def test_what_was_made_of_a_cancelled_job_is_kept(bench: Bench, queue: Queue) -> None:
+    """Until then a worker has made some of a task's pictures, or all of them."""
+    job = bench.submit(3, pictures=10)
+    session = bench.session()
+    whole, some, none = bench.lease(session)
+    queue.heartbeat(session, 0, {some.key: (3, 1)}, {}, MS)
+    queue.cancel(job, "ann")
+    assert queue.heartbeat(session, 0, {}, {}, MS).cancelled == {whole.key, some.key, none.key}
+    with pytest.raises(InvalidInput, match="the task has 10"):
+        queue.complete(session, some, bench.receipt(some).model_copy(update={"done": 11}))
+    made = bench.receipt(some).model_copy(update={"done": 3, "failed": 1})
+    assert queue.complete(session, some, made).verdict is Verdict.COMMITTED
+    assert bench.complete(session, whole) == "committed"
+    assert queue.complete(session, some, made).verdict is Verdict.ALREADY
+    status = queue.status(job, "ann")
+    assert (status.state, status.tasks.done, status.tasks.cancelled) == (JobState.CANCELLED, 2, 1)
+    assert (status.images.done, status.images.failed) == (13, 1)
+    assert [task.receipt.done for task in queue.finished(job)] == [3, 10]
+    assert queue.held(session) == []

@@ -378,8 +378,7 @@ class Farm(RuleBasedStateMachine):
             numerics="cpu",
         )
         outcome = self.send(lambda: self.queue.complete(session.id, lease, receipt), twice)
-        known = self.model.sessions.get(session.id)
-        assert outcome.verdict == self.model.complete(known, lease, failed)
+        assert outcome.verdict == self.model.complete(session.id, lease, failed)
         if outcome.receipt and not lease.finalise:
             assert outcome.receipt.failed == self.model.find(lease).failed
 
@@ -420,7 +419,7 @@ class Farm(RuleBasedStateMachine):
             for lease in self.queue.held(session.id):
                 failed = min(wrong, lease.pictures)
                 outcome = self.queue.complete(session.id, lease, self.bench.receipt(lease, failed))
-                assert outcome.verdict == self.model.complete(session, lease, failed)
+                assert outcome.verdict == self.model.complete(session.id, lease, failed)
 
     # Time.
 
@@ -439,7 +438,12 @@ class Farm(RuleBasedStateMachine):
     def everything_is_as_the_model_says(self) -> None:
         self.queue.twice = False
         jobs, sessions = list(self.model.jobs.values()), list(self.model.sessions.values())
-        asked: list[tuple[Any, ...]] = [("sessions",), ("backlog",), ("check_index", 0)]
+        asked: list[tuple[Any, ...]] = [
+            ("sessions",),
+            ("backlog",),
+            ("check_lanes", 0, *self.lanes()),
+            ("check_sessions", 0),
+        ]
         for job in jobs:
             few = (job.id, 0, MAX_ROWS)
             asked += [("status", job.id, job.tenant), ("finished", *few), ("failures", *few)]
@@ -448,6 +452,8 @@ class Farm(RuleBasedStateMachine):
         replies = iter(self.queue.ask(asked))
         assert {row[0] for row in next(replies)} == set(self.model.sessions)
         self.check_work(next(replies))
+        self.check_busy_lanes()
+        assert next(replies) == [], "a recount finds something"
         assert next(replies) == [], "a recount finds something"
         for job in jobs:
             self.check_job(job, encoding.status(job.id, next(replies)))
@@ -458,6 +464,9 @@ class Farm(RuleBasedStateMachine):
             assert next(replies) == [], "a recount finds something"
         for session in sessions:
             self.check_held(session, [encoding.lease(row) for row in json.loads(next(replies))])
+
+    def lanes(self) -> list[Any]:
+        return list(self.client.hkeys("{farm}:lane:texts"))
 
     def check_job(self, job: Job, status: JobStatus) -> None:
         assert (
@@ -474,8 +483,9 @@ class Farm(RuleBasedStateMachine):
             status.images.total,
             status.images.done,
             status.images.failed,
+            status.images.expired,
             status.images.running_done,
-        ) == (job.total, job.done, job.failed, job.running_done)
+        ) == (job.total, job.done, job.failed, job.expired, job.running_done)
         states = {"d": JobState.DONE, "f": JobState.FAILED, "x": JobState.CANCELLED}
         if job.state in states:
             assert status.state is states[job.state]
@@ -484,6 +494,19 @@ class Farm(RuleBasedStateMachine):
             assert status.state is JobState.OPEN
         else:
             assert status.state in {JobState.QUEUED, JobState.RUNNING}
+
+    def check_busy_lanes(self) -> None:
+        """Lanes are counted for their tenant as long as jobs have work in them."""
+        for number, tenant in self.client.hgetall("{farm}:tenant:texts").items():
+            busy = Counter(
+                str(lane)
+                for job in self.model.jobs.values()
+                if job.tenant == tenant and job.alive
+                for lane in {task.lane for task in job.tasks.values()}
+            )
+            counted = self.client.hgetall(f"{{farm}}:busy-lanes:{number}")
+            names = self.client.hgetall("{farm}:lane:texts")
+            assert {names[lane]: int(jobs) for lane, jobs in counted.items()} == busy
 
     def check_held(self, session: Session, leases: list[Lease]) -> None:
         alive = {key for key, task in session.held.items() if task.job.state != "x"}

@@ -8,7 +8,7 @@ from queue_bench import MS, Bench
 from farm.errors import Conflict
 from farm.job import JobState, Lease
 from farm.queue import Progress, Queue
-from farm.queue.queue import FailKind
+from farm.queue.messages import FailKind
 
 
 def many(bench: Bench, tasks: int, **options: object) -> str:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from picture_key import picture_key
 
 from farm.errors import InvalidInput
 from farm.job import Format
@@ -74,7 +75,7 @@ def test_the_keys_of_a_job() -> None:
     assert prefix == f"{prefix[:2]}/{job}/"
     assert keys.header(job) == f"{prefix}job.json"
     assert keys.chunk(job, 7) == f"{prefix}chunks/00000007.json"
-    picture = keys.picture(job, 0, 12, 3, Format.JPEG)
+    picture = picture_key(job, 0, 12, 3, Format.JPEG)
     assert picture == f"{prefix}data/0/00000012-03.jpg"
     assert keys.part(job, 1, 7) == f"{prefix}manifest/1/part-00000007.parquet"
     assert keys.success(job) == f"{prefix}_SUCCESS"

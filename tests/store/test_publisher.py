@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fake_engine import INFO
+from picture_key import picture_key
 from s3_servers import Answer, StubS3
 
 from farm.errors import Conflict, RenderError, StoreError
@@ -64,7 +65,7 @@ class Bench:
         return pixels, random.integers(0, 8192, (4, 6), dtype=np.int64)
 
     def key(self, render: int) -> str:
-        return keys.picture(JOB, 0, render, 0, Format.PNG)
+        return picture_key(JOB, 0, render, 0, Format.PNG)
 
     def task(
         self,
@@ -187,7 +188,7 @@ def test_tasks_do_not_mix(bench: Bench) -> None:
 @pytest.mark.parametrize("kind", list(Format))
 def test_every_format_is_stored(bench: Bench, kind: Format) -> None:
     pixels, tokens = bench.arrays(0)
-    key = keys.picture(JOB, 0, 0, 0, kind)
+    key = picture_key(JOB, 0, 0, 0, kind)
     record = bench.record(0, format=kind)
     shown = None if kind is Format.TOKENS else pixels
     task = bench.task(pictures=1, place=place(0, kind))

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from farm.errors import InvalidInput, NotFound, StoreError
-from farm.store import Entry, Store, open_store, s3
+from farm.store import ListedObject, Store, open_store, s3
 from farm.store.protocol import MAX_KEY, STREAM_BYTES
 
 
@@ -100,7 +100,7 @@ def test_a_list_is_in_the_order_of_the_keys_bytes(store: Store) -> None:
     keys = ["a-b", "a/b", "a/b-c", "a/bc/d", "a/z", "a0", "a_", "b/a", "B", "a.b", "a/b.c/d"]
     for key in keys:
         store.put(key, key.encode())
-    assert list(store.list("")) == [Entry(key, len(key)) for key in sorted(keys)]
+    assert list(store.list("")) == [ListedObject(key, len(key)) for key in sorted(keys)]
     assert [entry.key for entry in store.list("a/b")] == ["a/b", "a/b-c", "a/b.c/d", "a/bc/d"]
     assert [entry.key for entry in store.list("a/")][-1] == "a/z"
     assert [entry.key for entry in store.list("a/bc/d")] == ["a/bc/d"]

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from farm.formats.decoding import Decoded, Kind, read_image, read_mask
+from farm.formats.decoding import Decoded, InputKind, read_image, read_mask
 
 SIZE = (64, 96)  # height, width of what the tests ask for
 RAMP = np.linspace(0, 255, 64 * 96).reshape(SIZE).astype(np.uint8)
@@ -21,5 +21,5 @@ def save(image: Image.Image, kind: str, **options: Any) -> bytes:
     return out.getvalue()
 
 
-def read(data: bytes, kind: Kind = "image") -> Decoded:
+def read(data: bytes, kind: InputKind = "image") -> Decoded:
     return (read_image if kind == "image" else read_mask)(data, SIZE)

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from farm.cli.app import COMMANDS, run
-from farm.cli.input_files import columns_of, looks_like_file
+from farm.cli.columns import Columns
+from farm.cli.input_files import looks_like_file
 from farm.cli.output import one_line, printable
 from farm.cli.parse_values import parameter_named, parse_value
 from farm.cli.watch import Rate, _rate_text
@@ -24,8 +25,8 @@ INFO = CheckpointInfo(
     ("column", "parameter"),
     [
         ("Prompt", "prompt"), (" negative prompt ", "negative_prompt"),
-        ("steps", "num_inference_steps"), ("", None), ("caption", None),
-        ("Guidance-Scale", "guidance_scale"), ("mask", "mask_image"),
+        ("steps", None), ("num_images_per_prompt", "num_images"), ("", None), ("caption", None),
+        ("Guidance-Scale", "guidance_scale"), ("mask", None),
     ],
 )  # fmt: skip
 def test_a_column_is_known_by_its_name(column: str, parameter: str | None) -> None:
@@ -64,16 +65,20 @@ def test_words_and_files_are_told_apart(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "data").write_text("")
     (tmp_path / "cat").write_text("")
-    for file in ("x.jsonl", "none.CSV", "my prompts.csv", "folder", "folder/data"):
+    files = (
+        "x.jsonl", "none.CSV", "my prompts.csv", "folder", "folder/data", "cat", "none.jsonl.gz",
+        "-", "job.yaml",
+    )  # fmt: skip
+    for file in files:
         assert looks_like_file(file), file
-    for prompt in ("", "cat", "a cat.", "a file named x.txt", "either/or", "x" * 5000, "a\0b"):
+    for prompt in ("", "dog", "a cat.", "a file named x.txt", "either/or", "x" * 5000, "a\0b"):
         assert not looks_like_file(prompt), prompt
 
 
 def test_the_prompts_column_can_be_named() -> None:
-    table = columns_of(["id", "caption", "prompt", "seed"], "caption")
+    table = Columns.parse(["caption"]).table(["id", "caption", "prompt", "seed", ""])
     assert table.parameters == {1: "prompt", 3: "seed"}
-    assert table.ignored == ("id", "prompt")
+    assert table.kept == {0: "id", 2: "prompt"}
 
 
 def test_the_rate_is_that_of_the_last_while() -> None:

@@ -15,7 +15,7 @@ from farm_client import Farm
 from farm_client.address import find_address
 from farm_client.inputs import read_input
 from farm_client.job import read_events
-from farm_client.ndjson import Line, pieces, read_lines
+from farm_client.ndjson import Line, completed, pieces, read_lines
 from farm_client.sync import drive, iterate
 from farm_client.transport import BlockingWire
 
@@ -197,7 +197,7 @@ def test_an_address_is_looked_for_in_order(monkeypatch: pytest.MonkeyPatch, tmp_
 
 
 def read(source: Any, **defaults: Any) -> list[Line]:
-    return list(read_lines(source, defaults)[0])
+    return list(completed(read_lines(source), defaults))
 
 
 def test_lines_are_passed_on_as_they_stand() -> None:

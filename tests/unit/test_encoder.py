@@ -16,8 +16,10 @@ from fake_engine import INFO
 from PIL import Image
 
 from farm.errors import InvalidInput
+from farm.formats import encoding
 from farm.formats.decoding import read_image
 from farm.formats.encoding import encode
+from farm.formats.origin import digital_source_type
 from farm.formats.picture_file import (
     CONTENT_TYPES,
     EXTENSIONS,
@@ -90,6 +92,38 @@ def test_the_longest_prompts_and_largest_grids_fit(kind: Format) -> None:
     assert read_facts(encode(SMOOTH, written, kind)).spec == written.spec
 
 
+PICTURES = [Format.PNG, Format.WEBP, Format.JPEG]
+
+
+@pytest.mark.parametrize("kind", PICTURES)
+def test_every_picture_says_that_it_was_generated(kind: Format) -> None:
+    """Read by Pillow's own parser of XMP."""
+    data = encode(SMOOTH, facts(), kind)
+    with Image.open(io.BytesIO(data)) as image:
+        (about,) = image.getxmp()["xmpmeta"]["RDF"].values()
+    assert about["CreatorTool"] == "amused-farm"
+    assert about["DigitalSourceType"].endswith("/digitalsourcetype/trainedAlgorithmicMedia")
+    assert digital_source_type(data) == about["DigitalSourceType"]
+
+
+@pytest.mark.parametrize("kind", PICTURES)
+def test_a_picture_without_the_mark_is_read_as_well(
+    kind: Format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As earlier versions wrote them."""
+    monkeypatch.setattr(encoding, "XMP", b"")
+    data = encode(SMOOTH, facts(), kind)
+    assert digital_source_type(data) is None
+    assert read_facts(data).spec == facts().spec
+
+
+@pytest.mark.parametrize("kind", list(Format))
+def test_the_confidence_comes_back_from_every_format(kind: Format) -> None:
+    for confidence in (None, 0.0, 0.7312):
+        written = facts()._replace(confidence=confidence)
+        assert read_facts(encode(SMOOTH, written, kind)).confidence == confidence
+
+
 @pytest.mark.parametrize("kind", list(Format))
 def test_the_same_picture_gives_the_same_bytes(kind: Format) -> None:
     assert len({encode(SMOOTH, facts(), kind) for _ in range(20)}) == 1
@@ -154,7 +188,7 @@ def test_any_reader_finds_the_facts() -> None:
 
 def test_facts_survive_a_program_that_moves_the_text_behind_the_pixels() -> None:
     data = encode(SMOOTH, facts(), Format.PNG)
-    length = struct.unpack_from(">I", data, 33)[0] + 12
+    length = data.index(b"IDAT") - 4 - 33
     moved = data[:33] + data[33 + length : -12] + data[33 : 33 + length] + data[-12:]
     assert read_facts(moved).spec == facts().spec
 

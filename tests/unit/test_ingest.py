@@ -19,11 +19,12 @@ from farm.errors import (
     Unavailable,
 )
 from farm.ingest.assets import Assets
-from farm.ingest.ingest import Feed, Ingest, split
+from farm.ingest.chunks import TaskLimits, split
+from farm.ingest.ingest import Feed, Ingest
 from farm.ingest.ndjson import Entry, parse_line
-from farm.job import MAX_TASK_PICTURES, Chunk, JobOptions, JobState, NumberedSpec, TaskDraft
+from farm.job import MAX_TASK_PICTURES, Chunk, Format, JobOptions, JobState, NumberedSpec, TaskDraft
 from farm.queue import MAX_ROWS, JobHeader, Submitted
-from farm.spec import CheckpointInfo, RenderRequest
+from farm.spec import CheckpointInfo, Lane, Mode, RenderRequest
 from farm.store import Store, keys, open_store
 
 INFO = CheckpointInfo(
@@ -164,14 +165,45 @@ def numbered(count: int, **given: Any) -> list[NumberedSpec]:
 
 
 def test_a_task_holds_so_many_pictures_and_so_much_work() -> None:
-    by_pictures = list(split(numbered(40, num_images=64, num_inference_steps=1), max_cost=1e9))
+    many = TaskLimits(MAX_TASK_PICTURES, 1e9)
+    by_pictures = list(split(numbered(40, num_images=64, num_inference_steps=1), many))
     assert max(sum(one.spec.num_images for one in group) for group in by_pictures) == 960
     assert 15 * 64 <= MAX_TASK_PICTURES < 16 * 64
-    by_work = list(split(numbered(10, num_inference_steps=30), max_cost=100))
+    little = TaskLimits(MAX_TASK_PICTURES, 100)
+    by_work = list(split(numbered(10, num_inference_steps=30), little))
     assert [len(group) for group in by_work] == [3, 3, 3, 1]
-    assert [len(group) for group in split(numbered(2, num_inference_steps=500), max_cost=100)] == [
-        1, 1,
-    ]  # fmt: skip
+    one_by_one = split(numbered(2, num_inference_steps=500), little)
+    assert [len(group) for group in one_by_one] == [1, 1]
+
+
+def test_a_task_that_becomes_a_shard_is_cut_by_pictures_alone(
+    queue: FakeQueue, store: Store
+) -> None:
+    lane = "owner/tiny@1/text2img/64x64"
+    options = JobOptions(sink="webdataset", shard_size=40, seed=1)
+    for pace in (6.0, 6000.0):
+        job = make(queue, store, {lane: pace}).submit("t", options, entries(100)).job
+        assert [chunk.pictures for chunk in chunks(store, job)] == [40, 40, 20]
+
+
+def test_a_shard_of_large_pictures_holds_fewer() -> None:
+    lane = Lane("owner/tiny@1", Mode.TEXT2IMG, 1024, 1024)
+    assert TaskLimits.of_shard(1000, lane).pictures == 64
+    assert TaskLimits.of_shard(1000, lane._replace(height=64, width=64)).pictures == 1000
+
+
+def test_only_shards_have_a_size(queue: FakeQueue, store: Store) -> None:
+    with pytest.raises(InvalidInput, match="stores each picture by itself"):
+        make(queue, store).submit("t", JobOptions(shard_size=40), entries(2))
+
+
+def test_the_sink_of_tokens_decides_the_format() -> None:
+    assert JobOptions.parse({"sink": "tokens"}).format is Format.TOKENS
+    with pytest.raises(InvalidInput, match="stores no pictures") as caught:
+        JobOptions.parse({"sink": "tokens", "format": "png"})
+    assert caught.value.field == "format"
+    with pytest.raises(InvalidInput, match="what the sink tokens makes"):
+        JobOptions.parse({"sink": "parquet", "format": "tokens"})
 
 
 def test_a_measured_lane_makes_tasks_of_about_the_same_time(queue: FakeQueue, store: Store) -> None:

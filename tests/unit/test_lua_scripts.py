@@ -6,7 +6,7 @@ import pytest
 from lua_lint import read_names
 
 from farm.job import Priority
-from farm.queue.constants import CLASSES, MAX_ROWS
+from farm.queue.constants import CLASSES, MAX_ROWS, MAX_TENANT_LANES, SCHEMA
 from farm.queue.scripts import assemble, order_parts, read_bodies, read_parts, read_scripts
 
 PARTS = {
@@ -50,10 +50,12 @@ def test_no_name_is_defined_by_two_parts() -> None:
     assert [name for name, times in names.items() if times > 1] == []
 
 
-def test_scripts_and_python_share_the_class_order_and_the_most_rows_of_a_call() -> None:
+def test_scripts_and_python_share_the_class_order_and_the_limits() -> None:
     assert CLASSES == (Priority.URGENT, Priority.NORMAL, Priority.BULK)
     assert read_parts()["constants"] == (
         f"local URGENT, NORMAL, BULK = 0, 1, 2\nlocal MAX_ROWS = {MAX_ROWS}\n"
+        f"local MAX_TENANT_LANES = {MAX_TENANT_LANES}\nlocal SCHEMA = {SCHEMA}\n"
+        "local RETENTION = 2592000000\nlocal PATIENCE = 86400000\n"
     )
 
 

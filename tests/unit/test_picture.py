@@ -11,7 +11,7 @@ from pictures import COLOUR, GREY, RAMP, RAMP_16, SIZE, read, save
 from PIL import Image
 
 from farm.errors import FarmError, InvalidInput, TooLarge
-from farm.formats.decoding import MAX_PICTURE_BYTES, Kind, probe, read_image
+from farm.formats.decoding import MAX_PICTURE_BYTES, InputKind, probe, read_image
 
 # Pillow's own warnings; farm.formats.decoding silences them, but pytest listens again.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
@@ -46,7 +46,7 @@ def lines_16(channels: int) -> bytes:
     return b"".join(b"\0" + row for row in rows)
 
 
-def refusal(data: bytes, kind: Kind = "image") -> InvalidInput:
+def refusal(data: bytes, kind: InputKind = "image") -> InvalidInput:
     with pytest.raises(InvalidInput) as caught:
         probe(data, kind)
     with pytest.raises(type(caught.value)):

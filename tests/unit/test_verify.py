@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from picture_key import picture_key
 
 from farm.formats.manifest import ManifestRow, write_part
 from farm.job import Format, Receipt
@@ -31,7 +32,7 @@ class Made:
     def row(self, render: int, generation: int = 0, error: str | None = None) -> ManifestRow:
         file = data = None
         if error is None:
-            file = keys.picture(JOB, generation, render, 0, Format.PNG)
+            file = picture_key(JOB, generation, render, 0, Format.PNG)
             data = self.objects[file] = f"picture {render} of {generation}".encode()
         return ManifestRow(
             job=JOB, generation=generation, render=render, image=0, file=file,
@@ -60,9 +61,9 @@ class Made:
         return found + list(comparison.end(self.counted, generation=0, complete=True))
 
 
-PICTURE = keys.picture(JOB, 0, 0, 0, Format.PNG)
+PICTURE = picture_key(JOB, 0, 0, 0, Format.PNG)
 PART = keys.part(JOB, 0, 0)
-STRAY = keys.picture(JOB, 0, 9, 0, Format.PNG)
+STRAY = picture_key(JOB, 0, 9, 0, Format.PNG)
 
 
 def remove(key: str) -> Callable[[Made], None]:

@@ -3,7 +3,6 @@
 import collections
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -13,16 +12,12 @@ from farm.errors import FarmError
 from farm.formats.encoding import encode
 from farm.formats.manifest import ManifestRow
 from farm.formats.picture_record import PictureRecord
-from farm.job import Format, NumberedSpec
-from farm.sinks.protocol import TaskPlace
-from farm.sinks.registry import Sinks
+from farm.job import Chunk, NumberedSpec
+from farm.sinks.protocol import Sink, TaskPlace
 from farm.spec import CheckpointInfo, Row
-from farm.store.local import ReplacingStore
-from farm_workers.render_engine import RenderEngine
+from farm_workers.render_engine import CONFIDENCE_DIGITS, RenderEngine
 from farm_workers.worker.inputs import InputReader, Inputs
 
-SINK = "images"
-JOB = "local"  # in the manifest, where the farm has a job's id
 PREFETCH = 16  # renders whose inputs are read ahead
 WRITERS = 2  # threads that encode and write
 
@@ -32,14 +27,23 @@ class _Ready(NamedTuple):
     inputs: "Future[Inputs]"
 
 
+class _OpenTask:
+    """A chunk until all of its pictures are stored."""
+
+    def __init__(self, chunk: Chunk) -> None:
+        self.place = TaskPlace.local(chunk)
+        self.pictures = chunk.pictures
+        self.rows: list[ManifestRow] = []
+
+
 class LocalRenderer:
-    """Renders specs into a folder.
+    """Renders chunks into a sink.
 
     Args:
         engines: by checkpoint name, as in the specs.
         infos: of the same checkpoints.
         read_asset: gives an asset's bytes by its id.
-        out: the folder; pictures take the place of those of an earlier call.
+        sink: where the pictures go.
     """
 
     def __init__(
@@ -47,23 +51,22 @@ class LocalRenderer:
         engines: Mapping[str, RenderEngine],
         infos: Mapping[str, CheckpointInfo],
         read_asset: Callable[[str], bytes],
-        out: Path,
-        picture_format: Format,
+        sink: Sink,
     ) -> None:
         self._engines = engines
-        self._place = TaskPlace.local(SINK, JOB, picture_format)
-        self._sink = Sinks(ReplacingStore(out), out).get(SINK)
+        self._sink = sink
         self._loaders = ThreadPoolExecutor(2, thread_name_prefix="load")
         self._writers = ThreadPoolExecutor(WRITERS, thread_name_prefix="write")
         self._inputs = InputReader(lambda _, asset: read_asset(asset), infos)
         self._notes: dict[int, tuple[str, ...]] = {}  # of renders that have rows left
         self._left: collections.Counter[int] = collections.Counter()
+        self._tasks: dict[int, _OpenTask] = {}  # by render
         self._written: collections.deque[Future[ManifestRow]] = collections.deque()
 
-    def render(self, specs: Iterable[NumberedSpec]) -> Iterator[ManifestRow]:
-        """One row per picture, in the order in which they are written; memory stays flat."""
+    def render(self, chunks: Iterable[Chunk]) -> Iterator[ManifestRow]:
+        """One row per picture, in the order in which they are stored; memory stays flat."""
         try:
-            source = iter(specs)
+            source = self._renders(chunks)
             ahead: collections.deque[_Ready] = collections.deque()
             rows: collections.deque[tuple[NumberedSpec, Row, Inputs]] = collections.deque()
             more = True
@@ -87,6 +90,13 @@ class LocalRenderer:
         finally:
             self._loaders.shutdown(cancel_futures=True)
             self._writers.shutdown(cancel_futures=True)
+
+    def _renders(self, chunks: Iterable[Chunk]) -> Iterator[NumberedSpec]:
+        for chunk in chunks:
+            task = _OpenTask(chunk)
+            for numbered in chunk.renders:
+                self._tasks[numbered.render] = task
+                yield numbered
 
     @property
     def _idle(self) -> bool:
@@ -136,6 +146,8 @@ class LocalRenderer:
                     notes = (*notes, "prompt_truncated")
                 assert result.tokens is not None
                 record = self._record(numbered, result.index, result.numerics, notes)
+                confidence = round(result.confidence, CONFIDENCE_DIGITS)
+                record = record._replace(confidence=confidence)
                 self._written.append(
                     self._writers.submit(self._write, record, result.pixels, result.tokens)
                 )
@@ -155,7 +167,7 @@ class LocalRenderer:
         tokens: NDArray[np.integer],
     ) -> ManifestRow:
         data = encode(pixels, record.facts(tokens), record.format)
-        return self._sink.store_picture(self._place, record, data)
+        return self._sink.store_picture(self._tasks[record.render].place, record, data)
 
     def _fail(self, numbered: NumberedSpec, image: int, error: FarmError) -> None:
         numerics = self._engines[numbered.spec.checkpoint].numerics
@@ -166,18 +178,35 @@ class LocalRenderer:
     def _record(
         self, numbered: NumberedSpec, image: int, numerics: str, notes: tuple[str, ...]
     ) -> PictureRecord:
+        place = self._tasks[numbered.render].place
         return PictureRecord(
-            job=self._place.job,
-            generation=self._place.generation,
+            job=place.job,
+            generation=place.generation,
             render=numbered.render,
             image=image,
             spec=numbered.spec,
             numerics=numerics,
-            format=self._place.format,
+            format=place.format,
             notes=notes,
+            metadata=numbered.metadata,
         )
 
     def _finished(self, *, wait: bool) -> Iterator[ManifestRow]:
         while self._written and (wait or self._written[0].done()):
-            yield self._written.popleft().result()
+            yield from self._stored(self._written.popleft().result())
             wait = False
+
+    def _stored(self, row: ManifestRow) -> Iterator[ManifestRow]:
+        """The rows that are final now; those of a shard are with its last picture."""
+        task = self._tasks[row.render]
+        task.rows.append(row)
+        whole = len(task.rows) == task.pictures
+        if whole:
+            stored = self._sink.store_task(task.place, task.rows)
+            self._sink.forget(task.place)
+            for render in {one.render for one in task.rows}:
+                del self._tasks[render]
+        if not self._sink.sharded:
+            yield row
+        elif whole:
+            yield from stored

@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from farm.errors import FarmError
 from farm.spec import Lane, Row
 
+CONFIDENCE_DIGITS = 4  # of a row's confidence in its file and manifest; the rest is of no use
+
 
 class RowResult(Protocol):
     """A row that has left the engine: its tokens and picture, or its error."""
@@ -21,6 +23,8 @@ class RowResult(Protocol):
     def tokens(self) -> NDArray[np.uint16] | None: ...  # (token rows, columns)
     @property
     def pixels(self) -> NDArray[np.uint8] | None: ...  # (height, width, 3)
+    @property
+    def confidence(self) -> float: ...  # mean probability of the tokens, when each was fixed
     @property
     def steps(self) -> int: ...
     @property

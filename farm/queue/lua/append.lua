@@ -33,9 +33,10 @@ if restored then
   end
   tasks = missing
 end
-local refused = check_tasks(job, tasks)
+local refused = check_tasks(job, head.tenant, tasks)
 if refused then return refused end
 redis.call('HSET', P .. 'pieces:' .. job, piece, sha256)
+redis.call('ZADD', P .. 'opened', now, job)
 if not restored then redis.call('HINCRBY', P .. 'job:' .. job, 'pn', 1) end
 if tonumber(piece) > number(redis.call('HGET', P .. 'job:' .. job, 'pm')) then
   redis.call('HSET', P .. 'job:' .. job, 'pm', piece)

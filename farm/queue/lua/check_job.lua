@@ -2,8 +2,8 @@
 -- Recounts a job's tasks, looks for each of them where its state says it is, and repairs what is
 -- wrong.
 --
--- requires: prelude, job_record, task_record, held_record, receipt, paged_set, ready_index,
--- requires: job_lifecycle
+-- requires: prelude, job_record, task_record, held_record, receipt, paged_set, lane_use,
+-- requires: ready_index, job_lifecycle
 --
 -- ARGV  job, 1 to repair or 0 to report only
 --
@@ -18,7 +18,7 @@ local function find(text) found[#found + 1] = text end
 -- What the records give.
 local counted = {
   n = 0, nq = 0, nl = 0, nw = 0, nd = 0, nf = 0, nc = 0, nx = 0,
-  i = 0, id = 0, ['if'] = 0, lp = 0, rd = 0, rf = 0,
+  k = 0, i = 0, id = 0, ['if'] = 0, ix = 0, lp = 0, rd = 0, rf = 0,
 }
 local ready, finalise = {}, nil
 local lanes = {}
@@ -38,6 +38,7 @@ for at = 1, #entries, 2 do
     counted.n = counted.n + 1
     if generation == 0 then
       counted.i = counted.i + task.pictures
+      counted.k = counted.k + task.cost
     else
       -- A retried picture failed once and is no longer counted for it.
       counted['if'] = counted['if'] - task.pictures
@@ -86,6 +87,7 @@ for at = 1, #entries, 2 do
     elseif state == 'e' then
       counted.nx = counted.nx + 1
       counted['if'] = counted['if'] + task.pictures
+      counted.ix = counted.ix + task.pictures
     end
   end
 end
@@ -99,18 +101,29 @@ for field, value in pairs(counted) do
 end
 
 -- Every queued task is in the index exactly once.
-local expected = {}
+local expected, alone = {}, {}
 for _, entry in ipairs(ready) do
-  if entry.task.alone == 1 then
-    local key = lease_key(job, entry.name)
-    if not redis.call('ZSCORE', suspects_key(entry.task.lane), key) then
+  if entry.task.alone ~= SHARED then
+    local checkpoint = checkpoint_of(entry.task.lane)
+    alone[checkpoint] = true
+    local listed = redis.call('LPOS', alone_key(job, checkpoint), entry.name)
+    local shown = head.paused or redis.call('ZSCORE', suspects_key(checkpoint), job)
+    if not listed or not shown then
       find('task ' .. entry.name .. ' is queued, but no lease would find it')
-      if repair then make_ready(job, head, entry.name, entry.task) end
+      if repair and not listed then make_ready(job, head, entry.name, entry.task) end
+      if repair and not shown then show_suspects(job, head, checkpoint) end
     end
   else
     expected[entry.name] = entry.task
   end
 end
+each_checkpoint(job, function(checkpoint)
+  local shown = redis.call('ZSCORE', suspects_key(checkpoint), job)
+  if shown and (head.paused or not alone[checkpoint]) then
+    find('the job is listed with tasks that run alone, but has none that may start')
+    if repair then redis.call('ZREM', suspects_key(checkpoint), job) end
+  end
+end)
 local pictures = {}
 for lane in pairs(lanes) do
   pictures[lane] = 0
@@ -181,5 +194,18 @@ if alive(head) and head.deadline and not head.late
     and not redis.call('ZSCORE', P .. 'deadlines', job) then
   find('the deadline is not watched')
   if repair then redis.call('ZADD', P .. 'deadlines', head.deadline, job) end
+end
+if head.state == 'o' and not redis.call('ZSCORE', P .. 'opened', job) then
+  find('the job is open, and nothing would end it if its rest did not come')
+  if repair then redis.call('ZADD', P .. 'opened', now, job) end
+end
+if alive(head) then
+  local busy = P .. 'busy-lanes:' .. head.tenant
+  each_lane(job, function(lane)
+    if redis.call('HEXISTS', busy, lane) == 0 then
+      find('lane ' .. lane .. ' is not counted as one that its tenant works in')
+      if repair then redis.call('HSET', busy, lane, 1) end
+    end
+  end)
 end
 return found

@@ -25,5 +25,6 @@ if number(h[3]) < pieces then
   return refuse('CONFLICT', 'piece ' .. first .. ' of job ' .. job .. ' is missing',
     'send it, then close again')
 end
+redis.call('ZREM', P .. 'opened', job)
 close_job(job, pieces)
 return 1

@@ -9,9 +9,10 @@
 -- Returns as JSON for each {outcome, the winner's receipt or empty, its numerics class}:
 --   committed  the task is done
 --   already    it was done before; the receipt is the one that was recorded then
---   cancelled  its job was cancelled
+--   cancelled  its job was cancelled, and the task was not this session's
 --   stale      the session no longer holds it; it runs elsewhere, will run, or has failed
--- If one receipt does not account for all pictures of its task, nothing is recorded.
+-- If one receipt does not account for all pictures of its task, nothing is recorded. That of a task
+-- whose job was cancelled meanwhile accounts for what was made of it.
 local session = ARGV[1]
 
 -- Jobs and tasks are read once, and changes are written once per job, because redis.call dominates
@@ -22,7 +23,8 @@ for at, told in ipairs(cjson.decode(ARGV[2])) do
   local its = jobs[job]
   if not its then
     its = {head = read_job(job), names = {}, tasks = {}, records = {}, finished = {}, failures = {},
-      pictures = 0, done = 0, failed = 0, running_done = 0, running_failed = 0}
+      pictures = 0, done = 0, failed = 0, running_done = 0, running_failed = 0,
+      cancelled = 0}
     jobs[job] = its
     order[#order + 1] = job
   end
@@ -40,8 +42,9 @@ for job, its in pairs(jobs) do
 end
 for _, entry in ipairs(entries) do
   local its, task, told = entry.its, entry.its.tasks[entry.name], entry.done + entry.failed
-  if task and holds(session, task) and its.head.state ~= 'x'
-      and task.lane ~= 0 and told ~= task.pictures then
+  local least = its.head and its.head.state == 'x' and 0 or task and task.pictures
+  if task and holds(session, task) and task.lane ~= 0
+      and (told < least or told > task.pictures) then
     return refuse('INVALID', 'the receipt accounts for ' .. told .. ' pictures; the task has '
       .. task.pictures)
   end
@@ -50,11 +53,17 @@ local remembered = #keys > 0 and redis.call('HMGET', P .. 'held:' .. session, un
 
 local committed = {} -- lease keys
 
-local function commit(entry, task, reported)
+local function commit(entry, task, held)
   local its = entry.its
   committed[#committed + 1] = entry.key
-  its.running_done = its.running_done + reported.done
-  its.running_failed = its.running_failed + reported.failed
+  if its.head.state == 'x' then
+    its.cancelled = its.cancelled + 1 -- as such it no longer counts as leased or running
+  else
+    local reported = unpack_held(held)
+    its.running_done = its.running_done + reported.done
+    its.running_failed = its.running_failed + reported.failed
+    its.pictures = its.pictures + task.pictures
+  end
   task.state = 'd'
   task.session = ''
   task.rest = pack_receipt(entry.numerics, entry.receipt)
@@ -66,7 +75,6 @@ local function commit(entry, task, reported)
   end
   its.finished[#its.finished + 1] = entry.name
   if entry.failed > 0 then its.failures[#its.failures + 1] = entry.name end
-  its.pictures = its.pictures + task.pictures
   its.done = its.done + entry.done
   its.failed = its.failed + entry.failed
 end
@@ -77,14 +85,12 @@ local function complete(entry, held)
   if task.state == 'd' then
     return {'already', unpack_receipt(task)}
   end
-  if its.head.state == 'x' then
-    let_go(session, entry.job, entry.name, its.head)
-    return {'cancelled', '', ''}
+  local cancelled = its.head.state == 'x'
+  if not holds(session, task) or task.attempt ~= entry.attempt or (cancelled and task.lane == 0) then
+    if cancelled then let_go(session, entry.job, entry.name, its.head) end
+    return {cancelled and 'cancelled' or 'stale', '', ''}
   end
-  if not holds(session, task) or task.attempt ~= entry.attempt then
-    return {'stale', '', ''}
-  end
-  commit(entry, task, unpack_held(held))
+  commit(entry, task, held)
   return {'committed', '', ''}
 end
 
@@ -97,7 +103,7 @@ for _, job in ipairs(order) do
   if #its.finished > 0 then
     local tasks = #its.finished
     count(job, {
-      nl = -tasks, nd = tasks, lp = -its.pictures, id = its.done, ['if'] = its.failed,
+      nl = its.cancelled - tasks, nc = -its.cancelled, nd = tasks, lp = -its.pictures, id = its.done, ['if'] = its.failed,
       rd = -its.running_done, rf = -its.running_failed,
     })
     redis.call('RPUSH', P .. 'finished:' .. job, unpack(its.finished))

@@ -1,8 +1,8 @@
 #!lua flags=allow-oom
 -- QUEUED -> LEASED: grants tasks to a session, to its inbox and to the caller.
 --
--- requires: constants, prelude, job_record, task_record, held_record, fair_queue, grant_batch,
--- requires: job_lifecycle
+-- requires: constants, prelude, job_record, task_record, held_record, ready_index, fair_queue,
+-- requires: grant_batch, job_lifecycle
 --
 -- ARGV  session, request (the same when a call is sent again), room (pictures), limit (tasks),
 --       lease (ms), lowest class, "any" or "only", then the lanes
@@ -22,7 +22,7 @@
 local FLOOR = 0.1 -- of every row-step granted, owed to each class below the highest with work
 local MOST_OWED = 10 -- grants
 local MAX_LANES = 256 -- looked at per class and checkpoint
-local MAX_SUSPECTS = 64 -- looked at per checkpoint
+local MAX_SUSPECTS = 64 -- jobs looked at per checkpoint
 
 local session, request, room = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local limit, ms, lowest = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
@@ -47,7 +47,7 @@ for checkpoint in string.gmatch(s[1], '%d+') do checkpoints[#checkpoints + 1] = 
 local holding = redis.call('HLEN', P .. 'held:' .. session)
 if holding == 1 then
   local only = redis.call('HVALS', P .. 'held:' .. session)
-  if unpack_held(only[1]).alone == 1 then return '[]' end
+  if unpack_held(only[1]).alone ~= SHARED then return '[]' end
 end
 
 local wanted -- lanes as a set, or nil for all
@@ -85,25 +85,25 @@ end
 -- them than sessions that drain for one, this session starts to drain.
 local suspects = 0
 for _, checkpoint in ipairs(checkpoints) do
-  local place = P .. 'suspects:' .. checkpoint
-  for _, key in ipairs(redis.call('ZRANGE', place, 0, MAX_SUSPECTS - 1)) do
-    local job, name = split_key(key)
+  local jobs = redis.call('ZRANGE', suspects_key(checkpoint), 0, MAX_SUSPECTS - 1)
+  for _, job in ipairs(jobs) do
     local head = read_job(job)
-    local task = head and read_task(job, name)
-    if not task or task.state ~= 'q' or head.late or not alive(head) then
-      redis.call('ZREM', place, key)
-    elseif overdue(head) then
+    if overdue(head) then
       expire_job(job, head)
-      redis.call('ZREM', place, key)
-    elseif not head.paused and head.class <= lowest
-        and (not wanted or wanted[tostring(task.lane)]) then
-      if holding + batch.tasks == 0 and room > 0 then
-        redis.call('ZREM', place, key)
-        redis.call('SREM', P .. 'draining', session)
-        batch.add(job, head, name, pack_task(task))
-        return done()
+    elseif head.class <= lowest then
+      local names, records = read_suspects(job, checkpoint)
+      for _, name in ipairs(names) do
+        local record = records[name]
+        if not wanted or wanted[tostring(unpack_task(record).lane)] then
+          if holding + batch.tasks == 0 and room > 0 then
+            take_suspect(job, checkpoint, name)
+            redis.call('SREM', P .. 'draining', session)
+            batch.add(job, head, name, record)
+            return done()
+          end
+          suspects = suspects + 1
+        end
       end
-      suspects = suspects + 1
     end
   end
 end

@@ -11,6 +11,7 @@ if not aof_rewritten() then return refuse('REWRITE', 'the server was restarted')
 local known, refused = find_submitted(ARGV[1], ARGV[2], ARGV[3], ARGV[4])
 if refused then return refused end
 if known then return known end
+redis.call('ZADD', P .. 'opened', now, ARGV[1])
 open_job(ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7])
 event(ARGV[1], 'open')
 return {ARGV[1], 1}

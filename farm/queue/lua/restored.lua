@@ -21,6 +21,7 @@ for _, piece in ipairs(pieces) do
   last = math.max(last, piece)
 end
 redis.call('HSET', P .. 'job:' .. job, 'pn', #pieces, 'pm', last)
+if ARGV[5] ~= '' then redis.call('ZREM', P .. 'opened', job) end
 if ARGV[5] == 'close' then
   close_job(job, #pieces)
 elseif ARGV[5] ~= '' then

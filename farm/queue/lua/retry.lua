@@ -1,7 +1,7 @@
 #!lua
 -- DONE or FAILED -> QUEUED: the tasks with failed pictures run again, as a new generation.
 --
--- requires: prelude, job_record, task_record, submission, retries
+-- requires: prelude, job_record, task_record, lane_use, submission, retries
 --
 -- ARGV  job, tenant, reason or empty: retry only what failed for it, see parts/retries.lua
 --
@@ -44,6 +44,7 @@ if reason ~= '' then redis.call('HSET', P .. 'job:' .. job, 'rr', reason) end
 redis.call('ZREM', P .. 'ended', job)
 if head.deadline then redis.call('ZADD', P .. 'deadlines', head.deadline, job) end
 redis.call('SADD', P .. 'retrying', job)
+reuse_lanes(job, head.tenant)
 event(job, 'queued')
 retry_some(job, head)
 return head.generation

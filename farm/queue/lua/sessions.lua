@@ -13,7 +13,7 @@ local function takes_nothing(session, held, command)
     return true
   end
   local only = held == 1 and redis.call('HVALS', P .. 'held:' .. session)[1]
-  return only and unpack_held(only).alone == 1
+  return only and unpack_held(only).alone ~= SHARED
 end
 
 local found = {}

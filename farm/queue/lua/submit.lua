@@ -1,7 +1,7 @@
 #!lua
 -- (none) -> QUEUED: open, append and close in one
 --
--- requires: prelude, submission
+-- requires: prelude, interning, submission
 --
 -- ARGV  job, tenant, fingerprint, idempotency key or empty, class, options as JSON,
 --       deadline (ms) or empty, renders rejected, tasks
@@ -12,7 +12,7 @@ local known, refused = find_submitted(ARGV[1], ARGV[2], ARGV[3], ARGV[4])
 if refused then return refused end
 if known then return known end
 local tasks = cjson.decode(ARGV[9])
-refused = check_tasks(ARGV[1], tasks)
+refused = check_tasks(ARGV[1], tenant_number(ARGV[2]), tasks)
 if refused then return refused end
 open_job(ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7])
 write_tasks(ARGV[1], tasks, tonumber(ARGV[8]))

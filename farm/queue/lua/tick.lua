@@ -1,22 +1,37 @@
 #!lua flags=allow-oom
 -- What is due by the clock: WAITING -> QUEUED, QUEUED and WAITING -> EXPIRED, sessions without a
--- heartbeat end, jobs past their retention are deleted.
+-- heartbeat end, jobs that are left open are cancelled, jobs past their retention are deleted.
 --
--- requires: constants, prelude, job_record, task_record, paged_set, ready_index, job_lifecycle,
--- requires: session_lifecycle, retries
---
--- ARGV  retention of ended jobs (ms)
+-- requires: constants, prelude, job_record, task_record, paged_set, lane_use, ready_index,
+-- requires: job_lifecycle, task_lifecycle, session_lifecycle, retries
 --
 --   ticked   string: when this last ran; ten times a second is enough, however many processes call
---   server   hash: run_id: of the server that this last ran on
+--   server   hash: run_id: of the server that this last ran on; retention: of ended jobs (ms);
+--            patience: how long an open job waits for its next piece (ms)
 --
 -- Returns 1 if it ran.
 local EXPIRED, ENDED, FORGOTTEN = 20, 8, 20 -- at most in one run
 local PAUSE = 100 -- ms
+local HOUR = 3600000
 
 local last = tonumber(redis.call('GET', P .. 'ticked') or 0)
 if now >= last and now - last < PAUSE then return 0 end
 redis.call('SET', P .. 'ticked', now)
+
+-- The server's clock was set back: a lease counts from now at most.
+if now < last then
+  for _, session in ipairs(redis.call('ZRANGE', P .. 'sessions', 0, -1)) do
+    local ahead = number(redis.call('HGET', P .. 'session:' .. session, 'seen')) - now
+    if ahead > 0 then
+      redis.call('HINCRBY', P .. 'session:' .. session, 'seen', -ahead)
+      redis.call('ZINCRBY', P .. 'sessions', -ahead, session)
+    end
+  end
+end
+
+local settings = redis.call('HMGET', P .. 'server', 'retention', 'patience')
+local retention = tonumber(settings[1]) or RETENTION
+local patience = tonumber(settings[2]) or PATIENCE
 
 local run_id = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')
 local before = redis.call('HGET', P .. 'server', 'run_id')
@@ -30,15 +45,33 @@ if before ~= run_id then
   end
 end
 
+local dropped = 0 -- lanes
 for _, job in ipairs(redis.call('ZRANGE', P .. 'deadlines', '-inf', now, 'BYSCORE',
     'LIMIT', 0, EXPIRED)) do
+  if dropped > MAX_DROPPED then break end
   local head = read_job(job)
   redis.call('ZREM', P .. 'deadlines', job)
-  if head then expire_job(job, head) end
+  if head then dropped = dropped + expire_job(job, head) end
 end
 
-for _, key in ipairs(redis.call('ZRANGE', P .. 'waiting', '-inf', now, 'BYSCORE',
+for _, job in ipairs(redis.call('ZRANGE', P .. 'opened', '-inf', now - patience, 'BYSCORE',
+    'LIMIT', 0, EXPIRED)) do
+  if dropped > MAX_DROPPED then break end
+  redis.call('ZREM', P .. 'opened', job)
+  local head = read_job(job)
+  if head and head.state == 'o' then
+    dropped = dropped + cancel_job(job, head,
+      'it was left open: its rest did not come for ' .. patience / HOUR .. ' hours')
+  end
+end
+
+-- A wait that ends later than the longest one began before the clock was set back.
+local waiting = redis.call('ZRANGE', P .. 'waiting', '-inf', now, 'BYSCORE', 'LIMIT', 0, MAX_ROWS)
+for _, key in ipairs(redis.call('ZRANGE', P .. 'waiting', '(' .. now + LONGEST_WAIT, 'inf', 'BYSCORE',
     'LIMIT', 0, MAX_ROWS)) do
+  waiting[#waiting + 1] = key
+end
+for _, key in ipairs(waiting) do
   redis.call('ZREM', P .. 'waiting', key)
   local job, name = split_key(key)
   local head = read_job(job)
@@ -60,14 +93,17 @@ for _, session in ipairs(redis.call('ZRANGE', P .. 'sessions', '-inf', now, 'BYS
   end_session(session, 'lost')
 end
 
-for _, job in ipairs(redis.call('ZRANGE', P .. 'ended', '-inf', now - ARGV[1], 'BYSCORE',
+local forgotten = 0 -- lanes
+for _, job in ipairs(redis.call('ZRANGE', P .. 'ended', '-inf', now - retention, 'BYSCORE',
     'LIMIT', 0, FORGOTTEN)) do
+  if forgotten > MAX_DROPPED then break end
   local h = redis.call('HMGET', P .. 'job:' .. job, 't', 'ik', 'q')
   redis.call('ZREM', P .. 'ended', job)
   if h[1] then
     if h[2] then redis.call('HDEL', P .. 'keys:' .. h[1], h[2]) end
     paged_remove(P .. 'of:' .. h[1], h[3], job)
   end
+  forgotten = forgotten + forget_lanes(job)
   redis.call('UNLINK', P .. 'job:' .. job, P .. 'task:' .. job, P .. 'text:' .. job,
     P .. 'pieces:' .. job, P .. 'finished:' .. job, P .. 'failures:' .. job)
 end

@@ -11,7 +11,8 @@
 -- all tenants}
 local MAX_LANES = 64 -- returned
 local MAX_EARLIER = 200 -- jobs counted
-local MAX_SUSPECTS = 64 -- looked at per checkpoint
+local MAX_OTHERS = 200 -- tenants counted in a lane
+local MAX_READ = 2048 -- counters read at a time
 
 local job = ARGV[1]
 local head, refused = own_job(job, ARGV[2])
@@ -25,6 +26,26 @@ local function ready_pictures(of, lane)
   return number(redis.call('HGET', P .. 'job:' .. of, 'r' .. lane))
 end
 
+-- Pictures of higher classes for a checkpoint, counted once.
+local counted = {}
+local function higher_pictures(checkpoint)
+  if counted[checkpoint] then return counted[checkpoint] end
+  local total = 0
+  for class = URGENT, head.class - 1 do
+    local places = {}
+    for _, lane in ipairs(redis.call('SMEMBERS', P .. 'lanes:' .. checkpoint .. ':' .. class)) do
+      places[#places + 1] = lane .. ':' .. class
+    end
+    for first = 1, #places, MAX_READ do
+      local last = math.min(first + MAX_READ - 1, #places)
+      local pictures = redis.call('HMGET', P .. 'work:pictures', unpack(places, first, last))
+      for _, ready in ipairs(pictures) do total = total + number(ready) end
+    end
+  end
+  counted[checkpoint] = total
+  return total
+end
+
 local function describe(lane, checkpoint)
   local tasks = ready_count(job, lane)
   if tasks == 0 then return nil end
@@ -32,20 +53,16 @@ local function describe(lane, checkpoint)
     or redis.call('LINDEX', ready_key(job, lane), 0))
   local place = lane .. ':' .. head.class
   local jobs = paged_before(jobs_key(lane, head.class, head.tenant), head.sequence, MAX_EARLIER)
-  local earlier, higher, all = 0, 0, 0
+  local earlier, all = 0, 0
   for _, other in ipairs(jobs) do earlier = earlier + ready_pictures(other, lane) end
-  for class = URGENT, head.class - 1 do
-    for _, other in ipairs(redis.call('SMEMBERS', P .. 'lanes:' .. checkpoint .. ':' .. class)) do
-      higher = higher + number(redis.call('HGET', P .. 'work:pictures', other .. ':' .. class))
-    end
-  end
-  for _, tenant in ipairs(redis.call('ZRANGE', P .. 'tenants:' .. place, 0, -1)) do
+  for _, tenant in ipairs(redis.call('ZRANGE', P .. 'tenants:' .. place, 0, MAX_OTHERS - 1)) do
     if tenant ~= head.tenant then all = all + weight(tenant) end
   end
   local own = weight(head.tenant)
   return {
     redis.call('HGET', P .. 'lane:texts', lane), tasks, ready_pictures(job, lane),
-    math.ceil(task.cost / task.pictures), #jobs + 1, earlier, higher, tostring(own),
+    math.ceil(task.cost / task.pictures), #jobs + 1, earlier, higher_pictures(checkpoint),
+    tostring(own),
     tostring(all + own),
   }
 end
@@ -55,10 +72,7 @@ for lane in string.gmatch(redis.call('HGET', P .. 'job:' .. job, 'ln') or '', '%
   local checkpoint = checkpoint_of(lane)
   if not seen[checkpoint] then
     seen[checkpoint] = true
-    local place = P .. 'suspects:' .. checkpoint
-    for _, key in ipairs(redis.call('ZRANGE', place, 0, MAX_SUSPECTS - 1)) do
-      if split_key(key) == job then suspects = suspects + 1 end
-    end
+    suspects = suspects + redis.call('LLEN', alone_key(job, checkpoint))
   end
   if #lanes < MAX_LANES then lanes[#lanes + 1] = describe(lane, checkpoint) end
 end

@@ -70,7 +70,7 @@ class Pending:
     @property
     def halves(self) -> int:
         """Half-slots that it takes: guidance compares two forward passes."""
-        return 2 if self.row.spec.guidance_scale > 1.0 else 1
+        return 2 if self.row.spec.guided else 1
 
     def check(self, info: CheckpointInfo) -> None:
         """Refuse a call that does not bring what its spec needs.

@@ -38,6 +38,7 @@ class FaultyResult:
     error: FarmError
     tokens: None = None
     pixels: None = None
+    confidence: float = 0.0
     truncated: bool = False
     numerics: str = ""
 

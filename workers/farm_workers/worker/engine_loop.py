@@ -13,7 +13,7 @@ from farm.errors import FarmError, RenderError
 from farm.spec import Lane
 from farm_workers.leased_task import Outcome
 from farm_workers.publisher.publisher import Publisher
-from farm_workers.render_engine import RenderEngine, RowResult
+from farm_workers.render_engine import CONFIDENCE_DIGITS, RenderEngine, RowResult
 from farm_workers.worker.lease_table import LeaseTable
 from farm_workers.worker.task_rows import InputFailed, TaskRows
 
@@ -209,7 +209,13 @@ class EngineLoop:
                 self._picture_failed(rows, render, result.index, result.error)
             return
         assert result.tokens is not None
-        record = rows.record(render, result.index, result.numerics, truncated=result.truncated)
+        record = rows.record(
+            render,
+            result.index,
+            result.numerics,
+            truncated=result.truncated,
+            confidence=round(result.confidence, CONFIDENCE_DIGITS),
+        )
         self._publisher.picture(rows.task, record, result.pixels, result.tokens)
 
     def _picture_failed(self, rows: TaskRows, render: int, image: int, error: FarmError) -> None:

@@ -123,19 +123,15 @@ class Loader:
 
     def _finalise(self, task: LeasedTask) -> None:
         receipts: list[Receipt] = []
-        failed: dict[int, int] = {}  # by task: a newer generation has tried its failures again
         after = 0
         while found := self._queue.finished(task.lease.job, after):
             receipts += (finished.receipt for finished in found)
-            failed |= {finished.number: finished.receipt.failed for finished in found}
             after = found[-1].position
+        images = self._queue.totals(task.lease.job)
         self._publisher.finalise(
             task,
             [(receipt.part, receipt.part_sha256) for receipt in receipts],
-            {
-                "done": sum(receipt.done for receipt in receipts),
-                "failed": sum(failed.values()),
-            },
+            {"done": images.done, "failed": images.failed, "expired": images.expired},
         )
 
     def _read(self, key: str) -> bytes:

@@ -14,7 +14,7 @@ from farm.errors import FarmError, InvalidInput, LeaseLost, NotFound, Unavailabl
 from farm.job import Lease, Priority
 from farm.queue import Queue
 from farm.queue.constants import MAX_ROWS
-from farm.queue.queue import FIRST_LEASE_MS
+from farm.queue.worker_sessions import FIRST_LEASE_MS
 from farm_workers.leased_task import LeasedTask, Outcome
 from farm_workers.publisher.publisher import Publisher
 from farm_workers.worker.crash_reporter import CrashReporter

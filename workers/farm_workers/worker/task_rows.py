@@ -65,7 +65,7 @@ class TaskRows:
         self.running: collections.Counter[int] = collections.Counter()  # rows in the engine
         self.found = found
         self._tenant = chunk.tenant
-        self._specs = {numbered.render: numbered.spec for numbered in chunk.renders}
+        self._renders = {numbered.render: numbered for numbered in chunk.renders}
         self._notes: dict[int, tuple[str, ...]] = {}  # of renders whose inputs were read
         self._inputs = inputs
         self._executor = executor
@@ -77,7 +77,7 @@ class TaskRows:
             if number in task.lease.skip and row in left
         ]
         self._left = left - set(self.left_out)  # not taken yet
-        self._renders = iter([numbered for numbered in chunk.renders if self._rows(numbered)])
+        self._next_renders = iter([numbered for numbered in chunk.renders if self._rows(numbered)])
         self._ahead: collections.deque[tuple[NumberedSpec, Future[Inputs]]] = collections.deque()
         self._current: Iterator[ReadyRow] | None = None  # of one render
         if not task.lease.alone:
@@ -94,7 +94,13 @@ class TaskRows:
         return min((self._numbers[row] for row in self._left), default=None)
 
     def record(
-        self, render: int, image: int, numerics: str, *, truncated: bool = False
+        self,
+        render: int,
+        image: int,
+        numerics: str,
+        *,
+        truncated: bool = False,
+        confidence: float | None = None,
     ) -> PictureRecord:
         """What is known of a picture besides its pixels and tokens."""
         notes = self._notes.get(render, ())
@@ -103,10 +109,12 @@ class TaskRows:
             generation=self.place.generation,
             render=render,
             image=image,
-            spec=self._specs[render],
+            spec=self._renders[render].spec,
             numerics=numerics,
             format=self.place.format,
             notes=(*notes, "prompt_truncated") if truncated else notes,
+            metadata=self._renders[render].metadata,
+            confidence=confidence,
         )
 
     def take(self) -> ReadyRow | None:
@@ -159,7 +167,7 @@ class TaskRows:
 
     def _read_ahead(self, renders: int) -> None:
         while len(self._ahead) < renders:
-            numbered = next(self._renders, None)
+            numbered = next(self._next_renders, None)
             if numbered is None:
                 return
             future = self._inputs.prepare(self._tenant, numbered.spec, self._executor)

@@ -211,6 +211,7 @@ local function fair_queue(checkpoint, class, lanes, limit)
   local times = virtual_times(checkpoint, class)
   local cursors = {} -- lane -> its tenant cursor
   local queue = {lanes = lanes, times = times}
+  local dropped = 0 -- lanes of jobs that have expired
 
   -- The lane and the tenant whose virtual time is least.
   local function least()
@@ -236,9 +237,10 @@ local function fair_queue(checkpoint, class, lanes, limit)
   end
 
   -- Takes the next task and gives it to `grant`(job, head, name, record, lane), which returns its
-  -- pictures and its cost; `head_of`(job) reads a job. Returns the cost, or nil if none is left.
+  -- pictures and its cost; `head_of`(job) reads a job. Returns the cost, or nil if none is left, or if
+  -- very much has expired meanwhile.
   function queue.grant_next(head_of, grant)
-    while true do
+    while dropped <= MAX_DROPPED do
       local lane, tenant = least()
       if not lane then return nil end
       local cursor = cursors[lane]
@@ -247,7 +249,7 @@ local function fair_queue(checkpoint, class, lanes, limit)
       local head = head_of(job)
       if overdue(head) then
         write_cursors()
-        expire_job(job, head)
+        dropped = dropped + expire_job(job, head)
       else
         local name, record, last = tasks.take()
         if last and not jobs.leave() then cursor.leave(tenant) end
@@ -259,6 +261,7 @@ local function fair_queue(checkpoint, class, lanes, limit)
         return cost
       end
     end
+    return nil
   end
   function queue.write()
     write_cursors()

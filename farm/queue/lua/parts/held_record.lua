@@ -2,8 +2,10 @@
 --
 --   held:<session>  hash: lease key -> attempt|alone|pictures|done|failed|row
 --
--- `done` and `failed` are the pictures reported so far; `row` is the row that runs next if the task
+-- `alone` is 0, BY_ROW or ISOLATED. `done` and `failed` are the pictures reported so far; `row` is the row that runs next if the task
 -- runs row by row, else empty.
+
+local SHARED, BY_ROW, ISOLATED = 0, 1, 2 -- how a task runs beside others: not at all but for 0
 
 local function pack_held(attempt, alone, pictures, done, failed, row)
   return attempt .. '|' .. alone .. '|' .. pictures .. '|' .. done .. '|' .. failed .. '|' .. row

@@ -6,6 +6,7 @@
 --   <kind>:numbers     hash: text -> number; a kind is tenant, lane, checkpoint or numerics
 --   <kind>:texts       hash: number -> text
 --   lane:checkpoints   hash: lane -> its checkpoint
+--   lane:jobs          hash: lane -> jobs with tasks in it, also those that have ended
 
 local function intern(kind, text)
   local known = redis.call('HGET', P .. kind .. ':numbers', text)
@@ -22,7 +23,16 @@ local function intern_lane(text)
   local fresh = intern('lane', text)
   local checkpoint = intern('checkpoint', string.match(text, '^(.*)/[^/]+/[^/]+$'))
   redis.call('HSET', P .. 'lane:checkpoints', fresh, checkpoint)
+  redis.call('HSET', P .. 'lane:jobs', fresh, 0)
   return fresh
+end
+
+-- The lane's number is not given out again.
+local function forget_lane(lane)
+  local text = redis.call('HGET', P .. 'lane:texts', lane)
+  if text then redis.call('HDEL', P .. 'lane:numbers', text) end
+  redis.call('HDEL', P .. 'lane:texts', lane)
+  redis.call('HDEL', P .. 'lane:checkpoints', lane)
 end
 
 local function tenant_number(text)

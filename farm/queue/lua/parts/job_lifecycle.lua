@@ -1,14 +1,17 @@
 -- How a job ends: its last task, its finalise task, its deadline.
 --
--- requires: prelude, job_record, task_record, leases, ready_index
+-- requires: prelude, job_record, task_record, leases, lane_use, ready_index
 --
 --   finished:<job>   list: tasks in the order they were done
 --   failures:<job>   list: tasks with failed pictures
 --   ended            sorted set: job -> when it ended (ms)
 --   retrying         set: jobs with failures that are still to be queued again
 --   deadlines        sorted set: job -> deadline (ms)
+--   opened           sorted set: open job -> when its last piece came in (ms)
 --   text:<job>       hash: number -> chunk as JSON, of small jobs only
 --   pieces:<job>     hash: piece -> sha256 of its content
+
+local MAX_DROPPED = 256 -- lanes, in one call; of a job with very many they take 0.1 ms each
 
 -- Failures that are not queued again by now stay failed.
 local function end_retry(job)
@@ -22,6 +25,7 @@ local function end_job(job, state, reason)
   redis.call('ZADD', P .. 'ended', now, job)
   redis.call('ZREM', P .. 'deadlines', job)
   end_retry(job)
+  leave_lanes(job, redis.call('HGET', P .. 'job:' .. job, 't'))
   redis.call('DEL', P .. 'pieces:' .. job)
   -- Only a retry needs the chunks' texts.
   if state ~= 'f' and redis.call('EXISTS', P .. 'failures:' .. job) == 0 then
@@ -63,19 +67,33 @@ local function finalise_when_ended(job, session)
   end
 end
 
+-- OPEN, QUEUED or RUNNING -> CANCELLED. Returns the number of its lanes.
+local function cancel_job(job, head, reason)
+  local lanes = drop_ready(job, head)
+  local h = redis.call('HMGET', P .. 'job:' .. job, 'nq', 'nl', 'nw')
+  local tasks = number(h[1]) + number(h[2]) + number(h[3])
+  redis.call('HSET', P .. 'job:' .. job, 'nq', 0, 'nl', 0, 'nw', 0, 'rd', 0, 'rf', 0, 'lp', 0)
+  count(job, {nc = tasks})
+  redis.call('ZREM', P .. 'opened', job)
+  end_job(job, 'x', reason)
+  return lanes
+end
+
 -- QUEUED and WAITING -> EXPIRED for all of a job's tasks; leased ones go on. The records of the
--- tasks stay unchanged: the job's state overrides theirs.
+-- tasks stay unchanged: the job's state overrides theirs. Returns the number of its lanes.
 local function expire_job(job, head)
-  if head.late or not alive(head) then return end
-  drop_ready(job, head)
+  if head.late or not alive(head) then return 0 end
+  local lanes = drop_ready(job, head)
   head.late = true
   local h = redis.call('HMGET', P .. 'job:' .. job, 'nq', 'nw', 'i', 'id', 'if', 'lp')
   local tasks = number(h[1]) + number(h[2])
   local pictures = number(h[3]) - number(h[4]) - number(h[5]) - number(h[6])
   redis.call('HSET', P .. 'job:' .. job, 'dx', 1)
   end_retry(job)
-  count(job, {nq = -number(h[1]), nw = -number(h[2]), nx = tasks, ['if'] = pictures})
+  count(job, {nq = -number(h[1]), nw = -number(h[2]), nx = tasks, ['if'] = pictures,
+    ix = pictures})
   redis.call('ZREM', P .. 'deadlines', job)
   event(job, 'task')
   finalise_when_ended(job, nil)
+  return lanes
 end

@@ -9,7 +9,8 @@
 --     pn pieces  pm highest piece   cl pieces at close   rj renders rejected
 --     n tasks, of them nq queued, nl leased, nw waiting, nd done, nf failed, nc cancelled,
 --       nx expired   g generation   fz generation whose finalise task exists
---     i pictures, of them id done, if failed, lp leased   rd, rf reported while running
+--     k row-steps   i pictures, of them id done, if failed, ix of these expired,
+--       lp leased   rd, rf reported while running
 --     rt failures that are still to be queued again   rr for which reason   ln lanes
 --     r<lane> pictures ready in a lane
 --     h<lane> the ready task of a lane that runs next   0 the record of the first task

@@ -1,6 +1,6 @@
 -- The index of ready work.
 --
--- requires: prelude, task_record, paged_set
+-- requires: prelude, task_record, held_record, paged_set, lane_use
 --
 --   ready:<job>:<lane>             list: a job's tasks in the order they run; the first one may be
 --                                  in the job's own hash instead
@@ -12,8 +12,11 @@
 --                                  "now" -> virtual time of the last grant;
 --                                  "owed" -> row-steps that the class is owed (lease.lua)
 --   work:tasks, work:pictures      hash: "lane:class" -> how many are ready, for the planner
---   suspects:<checkpoint>          sorted set: lease key -> class and sequence; they run alone
+--   alone:<job>:<checkpoint>       list: a job's ready tasks that run alone
+--   suspects:<checkpoint>          sorted set: job with such tasks -> class and sequence
 --   finalise                       list: lease keys of jobs to finalise that no session holds
+
+local MAX_ALONE = 32 -- of a job's tasks that run alone, looked at
 
 local lane_checkpoints = {}
 
@@ -113,17 +116,49 @@ local function count_ready(job, head, lane, tasks, pictures)
   if not head.paused then count_backlog(lane .. ':' .. head.class, tasks, pictures) end
 end
 
-local function suspects_key(lane)
-  return P .. 'suspects:' .. checkpoint_of(lane)
+local function suspects_key(checkpoint)
+  return P .. 'suspects:' .. checkpoint
+end
+
+local function alone_key(job, checkpoint)
+  return P .. 'alone:' .. job .. ':' .. checkpoint
+end
+
+local function show_suspects(job, head, checkpoint)
+  redis.call('ZADD', suspects_key(checkpoint), head.class * 1e12 + head.sequence, job)
+end
+
+-- Takes one of a job's tasks that run alone.
+local function take_suspect(job, checkpoint, name)
+  local key = alone_key(job, checkpoint)
+  redis.call('LREM', key, 1, name)
+  if redis.call('EXISTS', key) == 0 then redis.call('ZREM', suspects_key(checkpoint), job) end
+end
+
+-- The first of a job's ready tasks that run alone: their names, and name -> record.
+local function read_suspects(job, checkpoint)
+  local names = redis.call('LRANGE', alone_key(job, checkpoint), 0, MAX_ALONE - 1)
+  return names, read_records(job, names)
+end
+
+-- Calls `visit` with each checkpoint that a job has tasks for.
+local function each_checkpoint(job, visit)
+  local seen = {}
+  each_lane(job, function(lane)
+    local checkpoint = checkpoint_of(lane)
+    if not seen[checkpoint] then visit(checkpoint) end
+    seen[checkpoint] = true
+  end)
 end
 
 -- A task that was started before goes to the front, ahead of those that were not.
 local function make_ready(job, head, name, task)
   if task.lane == 0 then
     redis.call('RPUSH', P .. 'finalise', lease_key(job, name))
-  elseif task.alone == 1 then
-    redis.call('ZADD', suspects_key(task.lane), head.class * 1e12 + head.sequence,
-      lease_key(job, name))
+  elseif task.alone ~= SHARED then
+    local checkpoint = checkpoint_of(task.lane)
+    redis.call('RPUSH', alone_key(job, checkpoint), name)
+    if not head.paused then show_suspects(job, head, checkpoint) end
   else
     ready_prepend(job, task.lane, name)
     count_ready(job, head, task.lane, 1, task.pictures)
@@ -133,23 +168,36 @@ end
 
 -- Calls `visit` with each lane in which a job has ready tasks, their number and their pictures.
 local function each_ready_lane(job, visit)
-  local lanes = redis.call('HGET', P .. 'job:' .. job, 'ln') or ''
-  for lane in string.gmatch(lanes, '%d+') do
+  each_lane(job, function(lane)
     local tasks = ready_count(job, lane)
     if tasks > 0 then
       visit(lane, tasks, number(redis.call('HGET', P .. 'job:' .. job, 'r' .. lane)))
     end
-  end
+  end)
 end
 
--- Removes all ready tasks of a job from the index at once, however many there are.
+-- Removes all ready tasks of a job from the index at once, however many there are. Returns in how
+-- many lanes the job has tasks: the time that it takes goes with them.
 local function drop_ready(job, head)
   each_ready_lane(job, function(lane, tasks, pictures)
-    count_ready(job, head, lane, -tasks, -pictures)
-    redis.call('HDEL', P .. 'job:' .. job, 'h' .. lane)
+    if not head.paused then
+      count_backlog(lane .. ':' .. head.class, -tasks, -pictures)
+      deactivate(job, head, lane)
+    end
     redis.call('UNLINK', ready_key(job, lane))
-    deactivate(job, head, lane)
   end)
+  each_checkpoint(job, function(checkpoint)
+    redis.call('ZREM', suspects_key(checkpoint), job)
+    redis.call('UNLINK', alone_key(job, checkpoint))
+  end)
+  local lanes, fields = 0, {}
+  each_lane(job, function(lane)
+    lanes = lanes + 1
+    fields[#fields + 1] = 'h' .. lane
+    fields[#fields + 1] = 'r' .. lane
+  end)
+  if lanes > 0 then redis.call('HDEL', P .. 'job:' .. job, unpack(fields)) end
+  return lanes
 end
 
 -- A paused job keeps its tasks, but no lease finds them.
@@ -158,11 +206,19 @@ local function hide_ready(job, head)
     count_backlog(lane .. ':' .. head.class, -tasks, -pictures)
     deactivate(job, head, lane)
   end)
+  each_checkpoint(job, function(checkpoint)
+    redis.call('ZREM', suspects_key(checkpoint), job)
+  end)
 end
 
 local function show_ready(job, head)
   each_ready_lane(job, function(lane, tasks, pictures)
     count_backlog(lane .. ':' .. head.class, tasks, pictures)
     activate(job, head, lane)
+  end)
+  each_checkpoint(job, function(checkpoint)
+    if redis.call('EXISTS', alone_key(job, checkpoint)) == 1 then
+      show_suspects(job, head, checkpoint)
+    end
   end)
 end

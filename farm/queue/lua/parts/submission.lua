@@ -1,6 +1,7 @@
 -- How a job is submitted. Each step is checked as a whole before anything is written.
 --
--- requires: prelude, interning, job_record, task_record, paged_set, ready_index, job_lifecycle
+-- requires: constants, prelude, interning, job_record, task_record, paged_set, lane_use,
+-- requires: ready_index, job_lifecycle
 --
 --   keys:<tenant>    hash: idempotency key -> job
 --   of:<tenant>      paged set: job -> sequence; all of a tenant's jobs
@@ -55,9 +56,9 @@ local function open_job(job, tenant, fingerprint, key, class, options, deadline)
 end
 
 -- Tasks are a list of {number, lane, pictures, cost, chunk as JSON or empty}, all of them texts.
--- Returns an error, or nil.
-local function check_tasks(job, tasks)
-  local names, seen = {}, {}
+-- `owner` is the tenant's number, or nil if it has none yet. Returns an error, or nil.
+local function check_tasks(job, owner, tasks)
+  local names, lanes, seen = {}, {}, {}
   local function refuse_again(name)
     return refuse('CONFLICT', 'task ' .. name .. ' of job ' .. job .. ' exists')
   end
@@ -66,6 +67,12 @@ local function check_tasks(job, tasks)
     if seen[name] then return refuse_again(name) end
     seen[name] = true
     names[#names + 1] = name
+    if not seen[task[2]] then lanes[#lanes + 1] = task[2] end
+    seen[task[2]] = true
+  end
+  if not lanes_fit(owner or '', lanes) then
+    return refuse('OVERQUOTA', 'unfinished jobs would be of more than ' .. MAX_TENANT_LANES
+      .. ' checkpoints, modes and sizes', 'submit them when some are done, or use fewer sizes')
   end
   for name, record in pairs(read_records(job, names)) do
     if record then return refuse_again(name) end
@@ -75,8 +82,7 @@ end
 
 local function write_tasks(job, tasks, rejected)
   local head = read_job(job)
-  local records, texts, by_lane, order, total = {}, {}, {}, {}, 0
-  local lanes = ',' .. (redis.call('HGET', P .. 'job:' .. job, 'ln') or '') .. ','
+  local records, texts, by_lane, order, total, cost = {}, {}, {}, {}, 0, 0
   local known, behind = {}, {} -- lane's text -> its number; lane -> tasks that were ready before
   for _, task in ipairs(tasks) do
     local name, text, pictures = task[1], task[2], tonumber(task[3])
@@ -97,17 +103,15 @@ local function write_tasks(job, tasks, rejected)
       group = {names = {}, pictures = 0}
       by_lane[lane] = group
       order[#order + 1] = lane
-      if not string.find(lanes, ',' .. lane .. ',', 1, true) then
-        lanes = (lanes == ',,' and ',' or lanes) .. lane .. ','
-      end
     end
     group.names[#group.names + 1] = name
     group.pictures = group.pictures + pictures
     total = total + pictures
+    cost = cost + task[4]
   end
   if #records > 0 then
     write_records(job, records)
-    redis.call('HSET', P .. 'job:' .. job, 'ln', string.sub(lanes, 2, -2))
+    use_lanes(job, head.tenant, order)
   end
   if #texts > 0 then redis.call('HSET', P .. 'text:' .. job, unpack(texts)) end
   for _, lane in ipairs(order) do
@@ -116,7 +120,7 @@ local function write_tasks(job, tasks, rejected)
     count_ready(job, head, lane, #group.names, group.pictures)
     if not head.paused then activate(job, head, lane) end
   end
-  count(job, {n = #records / 2, nq = #records / 2, i = total, rj = rejected})
+  count(job, {n = #records / 2, nq = #records / 2, i = total, k = cost, rj = rejected})
 end
 
 local function close_job(job, pieces)

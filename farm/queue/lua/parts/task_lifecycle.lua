@@ -1,10 +1,12 @@
 -- What happens to a task whose lease ends without a receipt.
 --
--- requires: prelude, job_record, task_record, crashed_rows, ready_index, job_lifecycle
+-- requires: prelude, job_record, task_record, held_record, crashed_rows, ready_index,
+-- requires: job_lifecycle
 --
 --   waiting   sorted set: lease key -> when it is ready again (ms)
 
 local MAX_LOSSES = 20 -- of infrastructure
+local MOST_SHARED_LOSSES = 3 -- after so many a task may be what kills its workers: it runs alone
 local FIRST_WAIT = 500 -- ms, at most; doubles with every attempt that was lost
 local LONGEST_WAIT = 60000
 
@@ -27,15 +29,16 @@ local function expire_task(job, name, task, from)
   task.state = 'e'
   task.session = ''
   write_task(job, name, task)
-  count(job, {[from] = -1, nx = 1, ['if'] = task.pictures})
+  count(job, {[from] = -1, nx = 1, ['if'] = task.pictures, ix = task.pictures})
   event(job, 'task')
 end
 
 -- LEASED -> QUEUED | WAITING | FAILED | EXPIRED, for a task whose lease has just ended.
 --
 -- kind   row: final. crash: counts if the task was leased to run alone, against the row that was
---        running if the worker named one; after a first crash a task runs alone. infra: the task
---        is not to blame. release: the worker returns it unharmed.
+--        running if the worker named one; after a first crash a task runs alone, row by row.
+--        infra: the worker was lost; what loses worker after worker runs without neighbours, so
+--        that it takes none of them with it. release: the worker returns it unharmed.
 -- Returns the letter of the new state.
 local function give_back(job, head, name, task, kind, row, reason)
   local counted = task.lane ~= 0
@@ -45,14 +48,14 @@ local function give_back(job, head, name, task, kind, row, reason)
   if kind == 'row' then
     fail_task(job, name, task, 'nl', reason)
     return 'f'
-  elseif kind == 'crash' and task.alone == 1 and row ~= '' then
+  elseif kind == 'crash' and task.alone == BY_ROW and row ~= '' then
     if not blame_row(task, row) then
       task.crashes = MAX_CRASHES
       fail_task(job, name, task, 'nl',
         'more than ' .. MAX_SKIPPED .. ' of its pictures crashed their worker: ' .. reason)
       return 'f'
     end
-  elseif kind == 'crash' and task.alone == 1 then
+  elseif kind == 'crash' and task.alone == BY_ROW then
     task.crashes = task.crashes + 1
     if task.crashes >= MAX_CRASHES then
       fail_task(job, name, task, 'nl',
@@ -65,8 +68,11 @@ local function give_back(job, head, name, task, kind, row, reason)
       fail_task(job, name, task, 'nl', 'lost ' .. task.losses .. ' times: ' .. reason)
       return 'f'
     end
+    if counted and task.alone == SHARED and task.losses >= MOST_SHARED_LOSSES then
+      task.alone = ISOLATED
+    end
   end
-  if kind == 'crash' then task.alone = 1 end
+  if kind == 'crash' then task.alone = BY_ROW end
   if head.late and counted then
     expire_task(job, name, task, 'nl')
     return 'e'

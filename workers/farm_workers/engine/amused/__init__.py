@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from farm.checkpoints.inspect import WEIGHTS, Checkpoint
+from farm.checkpoints.inspect import Checkpoint
+from farm.checkpoints.layout import WEIGHTS
 from farm.errors import InvalidCheckpoint, InvalidInput
 from farm.spec import CheckpointInfo
 from farm_workers.engine.amused.codec import Codec

@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from farm.checkpoints.inspect import WEIGHTS, Checkpoint, read_tensors
+from farm.checkpoints.inspect import Checkpoint
+from farm.checkpoints.layout import WEIGHTS, read_tensors
 from farm.errors import InvalidCheckpoint
 from farm_workers.engine.amused import AmusedModel, empty_module, load_tokenizer
 from farm_workers.engine.device import Device

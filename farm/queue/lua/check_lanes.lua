@@ -1,10 +1,9 @@
 #!lua flags=allow-oom
--- Compares the index of ready work and the sessions with what they refer to, and repairs what
--- differs.
+-- Compares the index of ready work in some lanes with what it refers to, and repairs what differs.
 --
--- requires: constants, prelude, job_record, task_record, paged_set, ready_index
+-- requires: constants, prelude, paged_set, ready_index
 --
--- ARGV  1 to repair or 0 to report only
+-- ARGV  1 to repair or 0 to report only, then the lanes
 --
 -- Takes some microseconds per job with ready tasks, during which Redis does nothing else.
 -- Returns a line for each finding.
@@ -13,7 +12,8 @@ local found = {}
 local function find(text) found[#found + 1] = text end
 
 local tenants = redis.call('HKEYS', P .. 'tenant:texts')
-for _, lane in ipairs(redis.call('HKEYS', P .. 'lane:texts')) do
+for at = 2, #ARGV do
+  local lane = ARGV[at]
   for class = URGENT, BULK do
     local place = lane .. ':' .. class
     local tasks, pictures, busy = 0, 0, 0
@@ -49,23 +49,6 @@ for _, lane in ipairs(redis.call('HKEYS', P .. 'lane:texts')) do
         if repair and value > 0 then redis.call('HSET', P .. key, place, value) end
         if repair and value == 0 then redis.call('HDEL', P .. key, place) end
       end
-    end
-  end
-end
-
-for _, session in ipairs(redis.call('ZRANGE', P .. 'sessions', 0, -1)) do
-  if redis.call('EXISTS', P .. 'session:' .. session) == 0 then
-    find('session ' .. session .. ' is listed, but does not exist')
-    if repair then redis.call('ZREM', P .. 'sessions', session) end
-  end
-  for _, key in ipairs(redis.call('HKEYS', P .. 'held:' .. session)) do
-    local job, name = split_key(key)
-    local head = read_job(job)
-    local task = head and read_task(job, name)
-    local lost = not task or not holds(session, task)
-    if lost and not (head and head.state == 'x') then
-      find('session ' .. session .. ' holds ' .. key .. ', which is not leased to it')
-      if repair then redis.call('HDEL', P .. 'held:' .. session, key) end
     end
   end
 end

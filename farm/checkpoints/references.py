@@ -1,0 +1,69 @@
+"""From a checkpoint's reference to its directory: a path, a built-in name or a hub id."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+from farm.checkpoints.layout import WEIGHTS
+from farm.errors import InvalidCheckpoint
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def built_in() -> dict[str, Path]:
+    """Checkpoints that came with the workers' package, by name; the smallest pictures first."""
+    found = importlib.util.find_spec("farm_workers")
+    return {
+        folder.name: folder
+        for place in (found.submodule_search_locations or [] if found else [])
+        for folder in sorted(
+            (Path(place) / "checkpoints").glob("*/"), key=lambda path: (len(path.name), path.name)
+        )
+    }
+
+
+def resolve(ref: str | Path) -> tuple[Path, tuple[str, str] | None]:
+    """The directory behind a reference and, for one of the hub, its id and commit."""
+    path = Path(ref)
+    if path.is_dir():
+        return path.resolve(), None
+    if path.exists():
+        raise InvalidCheckpoint(f"{path} is a file; a checkpoint is a directory")
+    text = str(ref)
+    if text in (shipped := built_in()):
+        return shipped[text], None
+    name, _, commit = text.partition("@")
+    if not _HUB_ID.fullmatch(name):
+        raise InvalidCheckpoint(
+            f"{text} is no directory, no built-in checkpoint and no hub id",
+            hint=f"give {', '.join(['a directory', *shipped])} or owner/name@<40-digit commit>",
+        )
+    if not _COMMIT.fullmatch(commit):
+        raise InvalidCheckpoint(
+            f"{text}: no directory of that name; a hub id needs its full commit",
+            hint=f"{name}@<40-digit commit>, so that the same job always gives the same pictures",
+        )
+    return _download(name, commit), (name, commit)
+
+
+def _download(name: str, commit: str) -> Path:
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise InvalidCheckpoint(
+            "huggingface-hub is needed to fetch a checkpoint by its id",
+            hint='install "amused-farm[worker]", or give a directory',
+        ) from None
+    try:
+        patterns = ["*.json", "*.txt", *(f"*/{stem}*.safetensors" for stem in WEIGHTS.values())]
+        found = huggingface_hub.snapshot_download(
+            name, revision=commit, allow_patterns=patterns, ignore_patterns=["*.fp16.*"]
+        )
+    except Exception as error:  # the hub client raises a dozen unrelated classes
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InvalidCheckpoint(
+            f"{name}@{commit[:12]} cannot be fetched: {reason}",
+            hint="check the id and the network, or give a local directory",
+        ) from None
+    return Path(found)

@@ -1,0 +1,58 @@
+"""What a sink of shards leaves open: how the pictures of a task become one object."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+from farm.formats.manifest import ManifestRow
+from farm.formats.picture_file import Facts
+from farm.formats.picture_record import PictureRecord
+
+RowId = tuple[int, int]
+
+
+class Packed(NamedTuple):
+    """An object, and where in it each row's content begins."""
+
+    data: bytes
+    offsets: list[int]
+
+
+class Unpacked(NamedTuple):
+    """One picture of an object."""
+
+    picture: RowId
+    offset: int
+    content: bytes
+    facts: Facts
+
+
+class Layout(Protocol):
+    """The same rows and contents give the same bytes: no clock, no user, no job."""
+
+    suffix: str  # of an object's key
+    content_type: str
+
+    def file_name(self, record: PictureRecord) -> str:
+        """Of one picture, once it is taken out of its shard."""
+        ...
+
+    def content(self, row: ManifestRow, file: bytes) -> bytes:
+        """What of a picture file the shard keeps; it lies in the object in one piece."""
+        ...
+
+    def pack(self, rows: Sequence[ManifestRow], contents: Sequence[bytes]) -> Packed:
+        """One object from at least one row, in the order given.
+
+        Args:
+            rows: of stored pictures, each with ``file`` set to the picture's own name.
+            contents: what ``content`` gave for each.
+        """
+        ...
+
+    def unpack(self, data: bytes) -> Iterator[Unpacked]:
+        """What ``pack`` put in.
+
+        Raises:
+            ValueError: the object is damaged.
+        """
+        ...

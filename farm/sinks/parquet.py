@@ -1,0 +1,181 @@
+"""``parquet`` and ``tokens``: a Parquet file per task.
+
+The first has a column ``image`` as Hugging Face's ``Image`` feature has it, {bytes, path}; the
+second a column ``tokens`` of VQ token ids: uint16, little endian, row by row, on a grid that has
+the picture's proportions, so 512 bytes for 16 x 16 tokens. The columns of ``farm.formats.columns``
+and the user's own follow in both.
+
+That column is neither compressed nor encoded, so that each value lies in the file in one piece and
+can be read by itself.
+"""
+
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from farm.errors import InvalidInput
+from farm.formats.columns import FIXED, fixed_columns, user_columns
+from farm.formats.manifest import ManifestRow
+from farm.formats.picture_file import Facts, file_name, read_facts
+from farm.formats.picture_record import PictureRecord
+from farm.job import Format
+from farm.sinks.layout import Packed, Unpacked
+from farm.spec import RenderSpec
+
+ROW_GROUP = 100  # pictures; readers that shuffle take a group at a time
+IMAGE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
+TOKENS_NAME = "tokens"
+_PAYLOADS = ("image.bytes", "tokens")  # paths of the columns with the pictures
+
+
+class Parquet:
+    suffix = ".parquet"
+    content_type = "application/vnd.apache.parquet"
+
+    def file_name(self, record: PictureRecord) -> str:
+        return record.file_name
+
+    def content(self, row: ManifestRow, file: bytes) -> bytes:
+        return file
+
+    def pack(self, rows: Sequence[ManifestRow], contents: Sequence[bytes]) -> Packed:
+        pictures = [
+            {"bytes": content, "path": row.file}
+            for row, content in zip(rows, contents, strict=True)
+        ]
+        data = write_table({"image": pa.array(pictures, IMAGE)}, rows)
+        return Packed(data, _offsets(data, contents))
+
+    def unpack(self, data: bytes) -> Iterator[Unpacked]:
+        columns = _read(data, ["render", "index", "image"])
+        contents = [picture["bytes"] for picture in columns["image"]]
+        ids = zip(columns["render"], columns["index"], strict=True)
+        for picture, offset, content in zip(ids, _offsets(data, contents), contents, strict=True):
+            try:
+                yield Unpacked(picture, offset, content, read_facts(content))
+            except InvalidInput as error:
+                raise ValueError("the shard is damaged") from error
+
+
+class Tokens:
+    suffix = ".parquet"
+    content_type = "application/vnd.apache.parquet"
+
+    def file_name(self, record: PictureRecord) -> str:
+        return f"{file_name(record.render, record.image, Format.TOKENS).partition('.')[0]}.u16"
+
+    def content(self, row: ManifestRow, file: bytes) -> bytes:
+        assert row.tokens is not None
+        return row.tokens
+
+    def pack(self, rows: Sequence[ManifestRow], contents: Sequence[bytes]) -> Packed:
+        data = write_table({TOKENS_NAME: pa.array(contents, pa.binary())}, rows)
+        return Packed(data, _offsets(data, contents))
+
+    def unpack(self, data: bytes) -> Iterator[Unpacked]:
+        names = ["render", "index", "spec", "numerics", "notes", "confidence", TOKENS_NAME]
+        columns = _read(data, names)
+        contents = columns[TOKENS_NAME]
+        places = _offsets(data, contents)
+        for number, (offset, content) in enumerate(zip(places, contents, strict=True)):
+            told = {name: values[number] for name, values in columns.items()}
+            picture = told["render"], told["index"]
+            yield Unpacked(picture, offset, content, token_facts(told))
+
+
+def token_facts(told: Mapping[str, Any]) -> Facts:
+    """A row of a ``tokens`` shard as the facts of its picture."""
+    spec = RenderSpec.model_validate_json(told["spec"])
+    flat = np.frombuffer(told[TOKENS_NAME], "<u2").astype(np.uint16)
+    columns = max(round((len(flat) * spec.width / spec.height) ** 0.5), 1)
+    return Facts(
+        spec,
+        told["index"],
+        told["numerics"],
+        flat.reshape(-1, columns),
+        tuple(told["notes"].splitlines()),
+        told["confidence"],
+    )
+
+
+def write_table(payload: Mapping[str, pa.Array], rows: Sequence[ManifestRow]) -> bytes:
+    """A file with the payload, the fixed columns and the users'; the same rows give the same bytes.
+
+    Args:
+        payload: the columns that come first.
+        rows: one for each value of them.
+    """
+    told = [fixed_columns(row) for row in rows]
+    columns = {
+        **payload,
+        **{name: pa.array([one[name] for one in told], kind) for name, kind in FIXED.items()},
+    }
+    columns |= user_columns(rows, list(columns))
+    table = pa.table(columns)
+    table = table.replace_schema_metadata({"huggingface": hugging_face(table.schema)})
+    paths = _leaves(table.schema)
+    others = [path for path in paths if path not in _PAYLOADS]
+    out = io.BytesIO()
+    pq.write_table(
+        table,
+        out,
+        version="2.6",
+        row_group_size=ROW_GROUP,
+        compression={path: "zstd" if path in others else "none" for path in paths},
+        use_dictionary=others,
+        write_statistics=others,
+        write_page_index=True,
+    )
+    return out.getvalue()
+
+
+def hugging_face(schema: pa.Schema) -> str:
+    """The features of a table, as ``datasets`` keeps them in the schema's metadata."""
+    features = {field.name: _feature(field.type) for field in schema}
+    return json.dumps({"info": {"features": features}})
+
+
+def _feature(kind: pa.DataType) -> dict[str, Any]:
+    if kind == IMAGE:
+        return {"_type": "Image"}
+    if pa.types.is_list(kind):
+        return {"feature": _feature(kind.value_type), "_type": "List"}
+    names = {pa.float64(): "float64", pa.float32(): "float32", pa.bool_(): "bool"}
+    return {"dtype": names.get(kind, str(kind)), "_type": "Value"}
+
+
+def _leaves(schema: pa.Schema) -> list[str]:
+    """Paths of the columns as the file counts them."""
+    empty = io.BytesIO()
+    pq.write_table(schema.empty_table(), empty)
+    leaves = pq.ParquetFile(pa.BufferReader(empty.getvalue())).schema
+    return [leaves.column(number).path for number in range(len(leaves))]
+
+
+def _offsets(data: bytes, contents: Sequence[bytes]) -> list[int]:
+    """Where the contents lie in a file that holds them in this order, as they are."""
+    offsets = []
+    at = 0
+    for content in contents:
+        at = data.index(len(content).to_bytes(4, "little") + content, at) + 4
+        offsets.append(at)
+        at += len(content)
+    return offsets
+
+
+def _read(data: bytes, names: list[str]) -> dict[str, list[Any]]:
+    """The columns' values.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    try:
+        table = pq.read_table(pa.BufferReader(data), columns=names)
+        return {name: table.column(name).to_pylist() for name in names}
+    except (pa.ArrowException, OSError, KeyError, MemoryError) as error:
+        raise ValueError("the shard is damaged") from error

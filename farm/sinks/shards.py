@@ -1,0 +1,166 @@
+"""``webdataset``, ``parquet`` and ``tokens``: all pictures of a task in one object, a shard."""
+
+import contextlib
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from pathlib import Path
+from typing import NamedTuple
+
+from farm.errors import Conflict, NotFound, RenderError
+from farm.formats.manifest import ManifestRow
+from farm.formats.picture_record import PictureRecord
+from farm.job import Chunk
+from farm.sinks.layout import Layout
+from farm.sinks.parts import delete_data
+from farm.sinks.protocol import RowId, Source, StoredObject, TaskPlace
+from farm.store import Store
+
+LATE = "it was made after the shard of its task was stored without it; retry the job"
+
+
+class Spot(NamedTuple):
+    """Where a picture lies; as JSON text, a row's ``file``."""
+
+    key: str
+    offset: int
+    name: str  # of the picture by itself
+    shard_size: int
+    shard_sha256: str
+
+    def __str__(self) -> str:
+        return json.dumps(self)
+
+    @classmethod
+    def of(cls, row: ManifestRow) -> "Spot":
+        assert row.file is not None
+        return cls(*json.loads(row.file))
+
+
+class Shards:
+    """Pictures wait in the folder, a file each, until their task is whole."""
+
+    sharded = True
+
+    def __init__(self, store: Store, folder: Path, layout: Layout) -> None:
+        self._store = store
+        self._folder = folder
+        self._layout = layout
+
+    def store_picture(self, place: TaskPlace, record: PictureRecord, data: bytes) -> ManifestRow:
+        name = self._layout.file_name(record)
+        row = record.stored_row(name, data)
+        content = self._layout.content(row, data)
+        spool = self._spool(place)
+        spool.mkdir(parents=True, exist_ok=True)
+        draft = spool / f".{name}"
+        draft.write_bytes(content)
+        draft.replace(spool / name)
+        return row._replace(sha256=hashlib.sha256(content).hexdigest(), size=len(content))
+
+    def store_task(self, place: TaskPlace, rows: Sequence[ManifestRow]) -> Sequence[ManifestRow]:
+        failed = [row for row in rows if row.error is not None]
+        made = sorted((row for row in rows if row.error is None), key=lambda row: row.picture)
+        if not made:
+            return failed
+        key = self._key(place)
+        contents = self._spooled(place, made)
+        if contents is not None:
+            packed = self._layout.pack(made, contents)
+            if self._store.put(key, packed.data, content_type=self._layout.content_type):
+                sha256 = hashlib.sha256(packed.data).hexdigest()
+                return failed + [
+                    row._replace(
+                        file=str(Spot(key, offset, str(row.file), len(packed.data), sha256))
+                    )
+                    for row, offset in zip(made, packed.offsets, strict=True)
+                ]
+        return failed + self._found(place, made, self._store.get(key))
+
+    def forget(self, place: TaskPlace) -> None:
+        shutil.rmtree(self._spool(place), ignore_errors=True)
+
+    def stored_pictures(
+        self, place: TaskPlace, chunk: Chunk, wanted: Set[RowId]
+    ) -> list[ManifestRow]:
+        records = {
+            (numbered.render, row.index): PictureRecord(
+                job=place.job,
+                generation=place.generation,
+                render=numbered.render,
+                image=row.index,
+                spec=numbered.spec,
+                numerics="",  # the shard says which
+                format=place.format,
+                metadata=numbered.metadata,
+            )
+            for numbered in chunk.renders
+            for row in numbered.spec.rows()
+            if (numbered.render, row.index) in wanted
+        }
+        try:
+            return list(self._rows(place, records, self._store.get(self._key(place))))
+        except (NotFound, Conflict, ValueError):
+            return []  # nothing there, or damaged: it is rendered, and storing tells what is wrong
+
+    def objects(self, rows: Iterable[ManifestRow]) -> Iterator[StoredObject]:
+        shards: dict[tuple[str, int, str], list[ManifestRow]] = {}
+        for row in rows:
+            if row.file is not None:
+                spot = Spot.of(row)
+                name = spot.key, spot.shard_size, spot.shard_sha256
+                shards.setdefault(name, []).append(row)
+        for name, held in shards.items():
+            yield StoredObject(*name, tuple(held))
+
+    def source(self, row: ManifestRow) -> Source:
+        spot = Spot.of(row)
+        assert row.size is not None
+        return Source(spot.key, spot.name, row.size, spot.offset)
+
+    def delete(self, job: str) -> None:
+        delete_data(self._store, job)
+
+    def _key(self, place: TaskPlace) -> str:
+        return f"{place.data}{place.number:08d}{self._layout.suffix}"
+
+    def _spool(self, place: TaskPlace) -> Path:
+        return self._folder / f"{place.job}.{place.generation}.{place.number}"
+
+    def _spooled(self, place: TaskPlace, rows: Sequence[ManifestRow]) -> list[bytes] | None:
+        """The rows' contents; None if some came from the store, where the shard then is."""
+        spool = self._spool(place)
+        with contextlib.suppress(FileNotFoundError):
+            return [(spool / str(row.file)).read_bytes() for row in rows]
+        return None
+
+    def _found(
+        self, place: TaskPlace, made: Sequence[ManifestRow], data: bytes
+    ) -> list[ManifestRow]:
+        """The rows as the shard has them that another attempt has stored.
+
+        Raises:
+            Conflict: the object is not the shard of this task.
+        """
+        records = {row.picture: PictureRecord.of_row(row, place.format) for row in made}
+        try:
+            found = {row.picture: row for row in self._rows(place, records, data)}
+        except ValueError as error:
+            raise Conflict(
+                f"{self._key(place)} is taken by something that is not a shard of this farm",
+                hint="move it away, and retry the job",
+            ) from error
+        late = RenderError(LATE)
+        return [found.get(key) or record.failed_row(late) for key, record in records.items()]
+
+    def _rows(
+        self, place: TaskPlace, records: Mapping[RowId, PictureRecord], data: bytes
+    ) -> Iterator[ManifestRow]:
+        key, sha256 = self._key(place), hashlib.sha256(data).hexdigest()
+        for one in self._layout.unpack(data):
+            record = records.get(one.picture)
+            if record is not None:
+                name = self._layout.file_name(record)
+                spot = Spot(key, one.offset, name, len(data), sha256)
+                yield record.row_of(str(spot), one.facts, one.content)

@@ -1,0 +1,63 @@
+"""``webdataset``: a tar file per task, as https://github.com/webdataset/webdataset reads it.
+
+Each picture is two members, ``00000731-02.png`` and ``00000731-02.json``; the second has the
+columns of ``farm.formats.columns`` and, as ``metadata``, the user's own.
+"""
+
+import io
+import tarfile
+from collections.abc import Iterator, Sequence
+
+from farm.errors import InvalidInput
+from farm.formats.columns import fixed_columns, metadata_of
+from farm.formats.manifest import ManifestRow
+from farm.formats.picture_file import read_facts
+from farm.formats.picture_record import PictureRecord
+from farm.sinks.layout import Packed, Unpacked
+from farm.spec import canonical_json
+
+
+class Webdataset:
+    suffix = ".tar"
+    content_type = "application/x-tar"
+
+    def file_name(self, record: PictureRecord) -> str:
+        return record.file_name
+
+    def content(self, row: ManifestRow, file: bytes) -> bytes:
+        return file
+
+    def pack(self, rows: Sequence[ManifestRow], contents: Sequence[bytes]) -> Packed:
+        out = io.BytesIO()
+        offsets = []
+        with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+            for row, content in zip(rows, contents, strict=True):
+                assert row.file is not None
+                offsets.append(out.tell() + tarfile.BLOCKSIZE)
+                _add(archive, row.file, content)
+                _add(archive, f"{row.file.partition('.')[0]}.json", sidecar(row))
+        return Packed(out.getvalue(), offsets)
+
+    def unpack(self, data: bytes) -> Iterator[Unpacked]:
+        try:
+            with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
+                for member in archive:
+                    stem, _, extension = member.name.partition(".")
+                    if extension != "json":
+                        render, image = map(int, stem.split("-"))
+                        offset = member.offset_data
+                        content = data[offset : offset + member.size]
+                        yield Unpacked((render, image), offset, content, read_facts(content))
+        except (tarfile.TarError, InvalidInput) as error:
+            raise ValueError("the shard is damaged") from error
+
+
+def sidecar(row: ManifestRow) -> bytes:
+    """The JSON that stands beside a picture."""
+    return canonical_json({**fixed_columns(row), "metadata": metadata_of(row)}).encode()
+
+
+def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
+    member = tarfile.TarInfo(name)  # of nobody, and of no time
+    member.size = len(data)
+    archive.addfile(member, io.BytesIO(data))

@@ -1,0 +1,138 @@
+"""What a row says besides a render's parameters: kept for the user, and never read by the farm."""
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from farm.errors import InvalidInput, TooLarge
+from farm.spec.parameters import PARAMETERS
+from farm.spec.render import canonical_json
+
+MAX_METADATA_BYTES = 16 * 1024  # of one row, as JSON
+MAX_KEY_CHARACTERS = 200
+METADATA = "metadata"
+
+# The job's options that a row cannot set; ``name`` is left out, since many tables have one.
+JOB_OPTIONS = frozenset({"priority", "sink", "format", "max_failed", "deadline", "idempotency_key"})
+# Keys of a row that are not columns of the user's own.
+KNOWN = frozenset({*PARAMETERS, METADATA, "num_images_per_prompt", "cross_attention_kwargs"})
+_OTHER_NAMES = {
+    other: parameter
+    for parameter, facts in PARAMETERS.items()
+    for other in (*(facts.pipelines or ()), *facts.elsewhere, *facts.aliases)
+    if other not in KNOWN
+}
+_CLOSE = 0.8  # of difflib; "wdith" is that close to "width"
+
+
+def split_metadata(
+    data: Mapping[str, Any], *, columns: bool = True
+) -> tuple[dict[str, Any], str | None]:
+    """A row's parameters, and everything else as canonical JSON.
+
+    Keys that are not parameters become metadata, beside those of the key ``metadata``. Values are
+    text, numbers, truth values and lists of these; objects and other lists are kept as JSON text,
+    and null is left out.
+
+    Args:
+        data: the row.
+        columns: whether it comes from a file, with columns of the user's own. In a single call
+            only ``id`` and ``metadata`` are kept, and other keys are refused.
+
+    Raises:
+        InvalidInput: a key was probably meant to be a parameter.
+        TooLarge: the metadata exceed ``MAX_METADATA_BYTES``.
+    """
+    if not data.keys() - PARAMETERS.keys():
+        return dict(data), None
+    parameters = {name: value for name, value in data.items() if name in KNOWN}
+    own = parameters.pop(METADATA, None)
+    if own is not None and not isinstance(own, Mapping):
+        raise InvalidInput(
+            f"is an object, not {type(own).__name__}",
+            field=METADATA,
+            hint='for example {"prompt": "a red bicycle", "metadata": {"id": 7}}',
+        )
+    others = {name: value for name, value in data.items() if name not in KNOWN}
+    for name in others:
+        check_column(name)
+        if not columns and name != "id":
+            raise InvalidInput(
+                "is not a known parameter", field=name, hint="your own data go into metadata"
+            )
+    found = {**others, **(own or {})}
+    if len(found) < len(others) + len(own or {}):
+        twice = next(name for name in others if name in (own or {}))
+        raise InvalidInput("stands in the row and in its metadata", field=twice)
+    if found and parameters.get("prompt") is None and parameters.get("embeds") is None:
+        raise no_prompt(found)
+    return parameters, _canonical(found)
+
+
+def check_column(name: str) -> None:
+    """Refuse a key that is not a parameter and was probably meant to be one."""
+    if name in JOB_OPTIONS:
+        raise InvalidInput("is an option of the whole job, not of one render", field=name)
+    if (meant := parameter_meant(name)) is not None:
+        raise InvalidInput("is not a known parameter", field=name, hint=f"did you mean {meant!r}?")
+
+
+def parameter_meant(name: str) -> str | None:
+    """The parameter that a wrong name stands for: another program's word, or a typing error."""
+    plain = name.strip().lower().replace(" ", "_").replace("-", "_")
+    if plain in PARAMETERS:
+        return plain
+    if plain in _OTHER_NAMES:
+        return _OTHER_NAMES[plain]
+    near = (
+        known
+        for known in (*PARAMETERS, *_OTHER_NAMES)
+        if len(known) > 3 and known[0] == plain[:1] and abs(len(known) - len(plain)) <= 1
+    )
+    close = difflib.get_close_matches(plain, near, n=1, cutoff=_CLOSE)
+    return _OTHER_NAMES.get(close[0], close[0]) if close else None
+
+
+def no_prompt(columns: Iterable[str]) -> InvalidInput:
+    shown = ", ".join(name[:40] for name in list(columns)[:12])
+    return InvalidInput(
+        f"is missing; the columns are: {shown}",
+        field="prompt",
+        hint="say which one holds the prompts: --column NAME",
+    )
+
+
+def _canonical(found: Mapping[str, Any]) -> str | None:
+    kept = {name: _plain(value) for name, value in found.items() if value is not None}
+    if not kept:
+        return None
+    for name in kept:
+        if not name.isprintable() or not 0 < len(name) <= MAX_KEY_CHARACTERS:
+            raise InvalidInput(
+                f"the name {name[:40]!r} is empty, too long or cannot be printed", field=METADATA
+            )
+    text = canonical_json(kept)
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:
+        raise InvalidInput(
+            "has half a surrogate pair; send valid Unicode", field=METADATA
+        ) from None
+    if size > MAX_METADATA_BYTES:
+        largest = max(kept, key=lambda name: len(json.dumps(kept[name])))
+        raise TooLarge(
+            f"has {size:,} bytes; at most {MAX_METADATA_BYTES:,} are allowed",
+            field=METADATA,
+            hint=f"the largest column is {largest[:40]!r}",
+        )
+    return text
+
+
+def _plain(value: Any) -> Any:
+    scalar = str | int | float
+    if isinstance(value, scalar):
+        return value
+    if isinstance(value, list) and all(isinstance(one, scalar) for one in value):
+        return value
+    return canonical_json(value)

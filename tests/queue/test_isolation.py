@@ -1,0 +1,179 @@
+"""What loses or crashes its workers runs alone, and takes no neighbour with it."""
+
+import pytest
+from queue_bench import MS, Bench
+
+from farm.job import JobState, Lease, Priority
+from farm.queue import Queue
+
+
+def later(bench: Bench) -> None:
+    """Every wait is over."""
+    bench.advance(61)
+    bench.queue.tick()
+
+
+def lose(bench: Bench, times: int = 3) -> None:
+    """Whatever is ready loses its worker."""
+    for _ in range(times):
+        session = bench.session()
+        assert bench.lease(session)
+        bench.queue.end(session, "lost")
+        later(bench)
+
+
+@pytest.mark.parametrize("culprits", [1, 4])
+def test_what_loses_every_worker_fails_alone_and_its_neighbours_are_done(
+    culprits: int, bench: Bench, queue: Queue
+) -> None:
+    bad = {bench.submit(1, tenant="bob", pictures=1) for _ in range(culprits)}
+    innocent = bench.submit(1, pictures=500)
+    rounds = 0
+    while not queue.status(innocent, "ann").ended_at:
+        rounds += 1
+        assert rounds < 30 * culprits
+        session = bench.session()
+        while leases := bench.lease(session):
+            if bad & {lease.job for lease in leases if not lease.finalise}:
+                break
+            for lease in leases:
+                bench.complete(session, lease)
+        queue.end(session, "lost")
+        later(bench)
+    status = queue.status(innocent, "ann")
+    assert (status.state, status.images.done) == (JobState.DONE, 500)
+    while any(queue.status(job, "bob").tasks.failed == 0 for job in bad):
+        lose(bench, 1)
+    for job in bad:
+        assert "lost 20 times" in queue.failures(job)[0].reason
+
+
+def test_a_task_that_may_be_to_blame_runs_without_company_but_all_rows_together(
+    bench: Bench, queue: Queue
+) -> None:
+    bench.submit(1)
+    lose(bench)
+    bench.submit(1)
+    session = bench.session()
+    [suspect] = bench.lease(session)
+    assert (suspect.attempt, suspect.alone) == (4, False)
+    assert bench.lease(session) == []
+    assert queue.sessions()[0].room == 0
+    bench.complete(session, suspect)
+    assert len(bench.lease(session)) == 1
+
+
+def test_a_call_for_urgent_work_gets_no_other_task_that_runs_alone(
+    bench: Bench, queue: Queue
+) -> None:
+    suspects(bench, 1, "ann")
+    session = bench.session()
+    assert queue.lease(session, None, 10, MS, lowest=Priority.URGENT) == []
+    assert len(bench.lease(session)) == 1
+
+
+def test_a_task_that_was_lost_twice_has_company(bench: Bench) -> None:
+    bench.submit(2)
+    lose(bench, 2)
+    assert len(bench.lease(bench.session())) == 2
+
+
+def test_an_isolated_task_that_crashes_runs_row_by_row(bench: Bench, queue: Queue) -> None:
+    job = bench.submit(1)
+    lose(bench)
+    for alone in (False, True, True):
+        session = bench.session()
+        [lease] = bench.lease(session)
+        assert lease.alone is alone
+        assert queue.status(job, "ann").tasks.failed == 0
+        queue.end(session, "crash")
+        later(bench)
+    assert queue.status(job, "ann").tasks.failed == 1, "crashed twice while it ran row by row"
+
+
+def suspects(bench: Bench, count: int, tenant: str) -> str:
+    """A job of which every task runs alone."""
+    job = bench.submit(count, tenant=tenant, pictures=1)
+    session = bench.session()
+    assert len(bench.lease(session, limit=200)) == count
+    bench.queue.end(session, "crash")
+    later(bench)
+    return job
+
+
+def test_tasks_of_a_paused_job_that_run_alone_hide_nobody_elses(bench: Bench, queue: Queue) -> None:
+    paused = suspects(bench, 70, "bob")
+    queue.pause(paused, "bob")
+    alone = suspects(bench, 1, "ann")
+    plain = bench.submit(1)
+    session, other = bench.session(), bench.session()
+    assert {ready.tasks for ready in queue.backlog()} == {2}
+    [first] = bench.lease(session)
+    [second] = bench.lease(other)
+    assert (first.job, first.alone, second.job, second.alone) == (alone, True, plain, False)
+    assert queue.why(paused, "bob").alone == 70
+    bench.complete(session, first)
+    assert [lease for lease in bench.lease(session) if not lease.finalise] == []
+    queue.resume(paused, "bob")
+    [resumed] = [lease for lease in bench.lease(bench.session()) if not lease.finalise]
+    assert (resumed.job, resumed.alone) == (paused, True)
+
+
+def test_what_comes_back_while_its_job_is_paused_runs_alone_when_it_is_resumed(
+    bench: Bench, queue: Queue
+) -> None:
+    job = bench.submit(2)
+    session = bench.session()
+    bench.lease(session)
+    queue.pause(job, "ann")
+    queue.end(session, "crash")
+    later(bench)
+    session = bench.session()
+    assert bench.lease(session) == []
+    queue.resume(job, "ann")
+    done: list[Lease] = []
+    while leases := bench.lease(session) or queue.held(session):
+        assert len(leases) == 1
+        done += leases
+        bench.complete(session, leases[0])
+    assert [lease.alone for lease in done] == [True, True, False], "the last finalises"
+
+
+@pytest.mark.parametrize("end", ["cancel", "deadline"])
+def test_a_job_that_ends_leaves_nothing_that_runs_alone(
+    end: str, bench: Bench, queue: Queue
+) -> None:
+    job = suspects(bench, 3, "ann")
+    if end == "cancel":
+        queue.cancel(job, "ann")
+    else:
+        queue.client.zadd("{farm}:deadlines", {job: 1})
+        later(bench)
+        assert queue.status(job, "ann").tasks.expired == 3
+    assert queue.client.keys("{farm}:alone:*") == []
+    assert queue.client.keys("{farm}:suspects:*") == []
+    assert queue.backlog() == []
+
+
+@pytest.mark.parametrize("lost", ["alone", "suspects", "both"])
+def test_a_lost_task_that_runs_alone_is_found_and_repaired(
+    lost: str, bench: Bench, queue: Queue
+) -> None:
+    job = suspects(bench, 2, "ann")
+    for kind in ("alone", "suspects"):
+        if lost in (kind, "both"):
+            queue.client.delete(*queue.client.keys(f"{{farm}}:{kind}:*"))
+    assert queue.check() != []
+    assert queue.check() == []
+    session = bench.session()
+    assert [lease.job for lease in bench.lease(session)] == [job]
+
+
+def test_a_job_listed_with_tasks_that_run_alone_for_nothing_is_found(
+    bench: Bench, queue: Queue
+) -> None:
+    job = suspects(bench, 1, "ann")
+    queue.pause(job, "ann")
+    queue.client.zadd("{farm}:suspects:1", {job: 1})
+    [finding] = queue.check()
+    assert "none that may start" in finding
