@@ -42,11 +42,11 @@ def inspect(
 def _check_loads(found: "Checkpoint") -> None:
     """Where this machine has the workers' libraries, build the models without weights."""
     try:
-        from farm_workers.engine.amused.check import check_loads
+        from farm_workers.worker.load_engine import check_loads
+
+        check_loads(found)
     except ImportError as error:
         say_error(f"note: {error.name} is not installed here, so only the files were checked")
-    else:
-        check_loads(found)
 
 
 @checkpoint.command("make-tiny")
