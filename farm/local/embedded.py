@@ -32,7 +32,9 @@ from farm.local.supervisor import Service
 from farm.local.valkey import ServerProcess, advice
 from farm.machine import cores, count_gpus, worker_threads
 from farm.paths import SCHEDULER_ALIVE
+from farm.queue import check_server, connect
 from farm.store import open_store
+from farm.store.probing import check_store
 
 VALKEY_SECONDS = 600.0  # it reads a long append-only file
 RAY_SECONDS = 120.0
@@ -64,11 +66,16 @@ class Plan:
         return f"http://127.0.0.1:{self.port}"
 
     def complete(self) -> "Plan":
-        """The plan with the machine's defaults filled in and its checkpoints looked at."""
+        """The plan with the machine's defaults filled in, and everything it names looked at: what
+        does not answer now is told before anything starts."""
+        store = self.store
+        if store and "://" not in store:
+            store = str(Path(store).absolute())
+        self._check_reach(store)
         if self.redis_url:
-            check_redis_url(self.redis_url)
-        if self.store:
-            open_store(self.store)  # a wrong address is refused before anything starts
+            check_server(connect(self.redis_url), allow_volatile=True)
+        if store:
+            check_store(open_store(store, attempts=2), single_writer=self.single_writer)
         workers = self.workers or max(self.gpus, 1)
         if self.single_writer and workers > 1:
             raise InvalidInput(
@@ -87,10 +94,6 @@ class Plan:
                     hint="rename the folder, or give a symbolic link to it",
                 )
             inspect_checkpoint(name)
-        store = self.store
-        if store and "://" not in store:
-            store = str(Path(store).absolute())
-        self._check_reach(store)
         return replace(self, checkpoints=names, store=store, workers=workers)
 
     def _check_reach(self, store: str) -> None:
