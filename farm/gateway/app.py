@@ -22,7 +22,7 @@ from farm.gateway.page.history import History
 from farm.gateway.quotas import QuotaLimits, Quotas
 from farm.gateway.readiness import Readiness
 from farm.gateway.routes import adapters, assets, docs, estimate, health, jobs, page, submissions
-from farm.gateway.signed_urls import Links, Signer, secret_of
+from farm.gateway.signed_urls import Links, Signer, linked_store, secret_of
 from farm.ingest.assets import Assets
 from farm.ingest.ingest import Ingest
 from farm.queue import Queue, connect
@@ -107,7 +107,9 @@ def _dependencies(
             keys, without_keys=settings.open, now=lambda: datetime.now(UTC)
         ),
         signer=signer,
-        links=Links(store, signer, settings.url_seconds),
+        links=Links(
+            linked_store(settings, store), signer, settings.url_seconds, settings.public_url
+        ),
         events=EventHub(queue),
         metrics=Metrics(queue.backlog),
         history=History(queue),
