@@ -106,7 +106,7 @@ class StubModel:
 def _torch_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     """In tiles of fixed shape too: which kernel samples is not the question here."""
     monkeypatch.setattr(
-        "farm_workers.engine.tile.TritonSampler",
+        "farm_workers.engine.triton_sampler.TritonSampler",
         lambda model, state, device: TorchSampler(model, state),
     )
 

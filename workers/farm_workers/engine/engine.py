@@ -1,11 +1,12 @@
 """The engine: rows in, one denoising step at a time, pictures out."""
 
 from collections import deque
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, Self
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -14,6 +15,7 @@ from farm.checkpoints.inspect import Checkpoint, inspect_checkpoint
 from farm.errors import InvalidInput
 from farm.spec import CheckpointInfo, Lane, RenderRequest, RenderSpec, Row, derived_seed
 from farm_workers.engine.device import Device, Download
+from farm_workers.engine.generate import Picture, generate
 from farm_workers.engine.row import (
     Finished,
     Live,
@@ -163,6 +165,34 @@ class Engine:
         pending[0].check(self.checkpoint)
         self._pending += pending
 
+    def generate(
+        self,
+        requests: Iterable[RenderRequest | Mapping[str, Any]],
+        *,
+        images: Iterable[Picture | None] | None = None,
+        masks: Iterable[Picture | None] | None = None,
+        adapters: Mapping[str, str | Path | bytes] = MappingProxyType({}),
+        seed: int = 0,
+    ) -> Iterator[Result]:
+        """Results as they finish: ``key`` is the number of the request, ``index`` its picture's.
+
+        The iterables are read as far as there is room, so they may be of any length. What is
+        wrong with one request is the ``error`` of its result; the others go on.
+
+        Args:
+            requests: as the farm takes them, but for the names of files.
+            images: for each request a picture or None: a path, a file's bytes, a PIL image or an
+                array, uint8 (height, width, 3) or (height, width).
+            masks: likewise; white areas are repainted.
+            adapters: files of low-rank adapters, by the names that requests give them.
+            seed: the seeds of requests without one follow from it and their number.
+
+        Raises:
+            InvalidInput: the engine has other rows, an adapter does not fit the checkpoint, or
+                there are fewer pictures than requests.
+        """
+        return generate(self, requests, images, masks, adapters, seed)
+
     @torch.inference_mode()
     def cancel(self, keys: Iterable[Hashable]) -> None:
         """Drop the rows of these keys; none of them comes out of a later step."""
@@ -239,6 +269,21 @@ class Engine:
         rows = fitting(same, self._decode_width(first))
         self._finished = [held for held in self._finished if held not in rows]
         return rows
+
+    @torch.inference_mode()
+    def decode(self, tokens: NDArray[np.uint16]) -> NDArray[np.uint8]:
+        """The picture (height, width, 3) of finished tokens (rows, columns): the bytes that a bulk
+        row with these tokens has in this numerics class, unless it is inpainted."""
+        rows, columns = tokens.shape
+        width = self._model.decode_width(
+            (rows, columns), self._tiles.width_of((rows, columns), urgent=False)
+        )
+        with self._model.device.scope():
+            flat = self._model.device.upload(torch.from_numpy(tokens.astype(np.int64)).view(1, -1))
+            pixels = self._model.decode(flat, (rows, columns), width=width)
+        picture: NDArray[np.uint8]
+        ((picture,),) = Download(pixels).arrays()
+        return picture
 
     def preview(self, key: Hashable, index: int) -> Preview | None:
         """The row's predicted picture after its last step; None when it is not on its way."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,7 +38,8 @@ class Result:
         return cls(pending.key, pending.row.index, None, None, 0.0, steps, error)
 
 
-class Preview(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Preview:
     """A row half way: what the model thinks the picture will be."""
 
     key: Hashable
@@ -266,7 +267,7 @@ def cells(painted: Tensor, grid: tuple[int, int], shape: Sequence[int]) -> Tenso
     new picture are the same there, but not what the decoder makes of them, because its norms see
     the whole picture.
     """
-    found = painted.unflatten(0, grid)
+    found: Tensor = painted.unflatten(0, grid)
     for dim in (0, 1):
         found = found.repeat_interleave(shape[dim] // grid[dim], dim)
     return found[..., None]

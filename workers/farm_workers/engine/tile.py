@@ -12,13 +12,7 @@ from farm.errors import OutOfMemory
 from farm.spec import CheckpointInfo, Rng
 from farm_workers.engine.device import Device, Download, Lru
 from farm_workers.engine.row import Finished, Live, Outcome, Pending
-from farm_workers.engine.sampler import (
-    Sampler,
-    State,
-    TorchSampler,
-    TritonSampler,
-    row_error,
-)
+from farm_workers.engine.sampler import Sampler, State, TorchSampler, row_error
 
 FULL_WIDTH_TOKENS = 1024  # of a row; tiles of larger grids are narrower
 MAX_IDLE = 8  # tiles without rows that are kept; they cost memory, a new one costs time
@@ -124,14 +118,18 @@ class Tile:
             self.size, model.conditioning_size, dtype=model.dtype, device=device
         )
         self.adapters = model.adapter_slots(self.size)
-        self.sampler: Sampler = (
-            TorchSampler(model, self.state)
-            if on_host
-            else TritonSampler(model, self.state, model.device)
-        )
+        self.sampler = self._sampler(on_host)
         self._free = list(range(self.size))
         self._replay: Callable[[], object] | None = None
         self._adapted: dict[Hashable, Callable[..., tuple[Tensor, ...]]] = {}  # by their shape
+
+    def _sampler(self, on_host: bool) -> Sampler:
+        if on_host:
+            return TorchSampler(self._model, self.state)
+        # Here and not above: Triton is made for Linux only.
+        from farm_workers.engine.triton_sampler import TritonSampler
+
+        return TritonSampler(self._model, self.state, self._model.device)
 
     @property
     def busy(self) -> int:
@@ -245,7 +243,7 @@ class RowTile(Tile):
 
     def __init__(self, model: Model, grid: tuple[int, int], *, width: int, urgent: bool) -> None:
         super().__init__(model, grid, width=width, urgent=urgent, on_host=True)
-        self._bound: dict[slice, Any] = {}
+        self._bound: dict[tuple[int, int, int], Any] = {}  # by start, stop and halves
         self._computed: Tensor | None = None  # features of all half-slots
 
     @property
