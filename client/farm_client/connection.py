@@ -6,11 +6,13 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
-from urllib.parse import quote, urlencode, urljoin
+from urllib.parse import quote, urlencode, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import httpx2
 
 import farm
+from farm.addresses import without_secrets
 from farm.errors import (
     CODES,
     AllRejected,
@@ -79,7 +81,7 @@ class Connection:
         query: Mapping[str, Any] | None = None,
         seconds: float = 60.0,
     ) -> AsyncIterator[Opened]:
-        """An answer that is read as it comes; whoever reads it repeats the call."""
+        """An answer that is read as it comes; its reader repeats the call."""
         call = Call(method, self._url(path, query), self._headers, None, seconds)
         try:
             async with self.wire.open(call) as opened:
@@ -92,18 +94,26 @@ class Connection:
 
     @asynccontextmanager
     async def object(self, url: str) -> AsyncIterator[Opened]:
-        """A stored object by its signed address; the key to the farm stays at home."""
-        call = Call("GET", urljoin(self.address.url + "/", url), {"Accept": "*/*"})
+        """A stored object by its signed address; the API key is not sent."""
+        if url.startswith("/"):  # below the farm's address, which may have a path of its own
+            url = self.address.url + url
+        call = Call("GET", url, {"Accept": "*/*"})
         try:
             async with self.wire.open(call) as opened:
                 if opened.status >= 400:
                     raise self._error(await _read(opened))
                 yield opened
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-            raise self._lost(error) from None
+            if url.startswith(self.address.url):
+                raise self._lost(error) from None
+            raise Unavailable(
+                f"the farm's store at {urlsplit(url).netloc} cannot be reached from here",
+                hint="the farm's gateway needs FARM_STORE_PUBLIC_URL, an address of the store that "
+                "you can reach, or FARM_STORE_LINKS=gateway",
+            ) from None
 
     async def pause(self, attempt: int, error: FarmError, started: float) -> None:
-        """Wait before the next attempt, or raise the error: it is no use, or takes too long."""
+        """Wait before the next attempt; raise the error if that would not help or take too long."""
         wait = min(FIRST_DELAY_SECONDS * 2**attempt, MAX_DELAY_SECONDS)
         wait *= random.uniform(0.5, 1.0)
         asked = getattr(error, "retry_after", None)
@@ -144,13 +154,13 @@ class Connection:
         """What went wrong below HTTP, in words."""
         url, text = self.address.url, str(error)
         if isinstance(error, httpx2.InvalidURL | httpx2.UnsupportedProtocol):
-            return _final(f"{url} is no address: {text}", None)
+            return _final(f"{url} is not a valid address: {text}", None)
         if "WRONG_VERSION_NUMBER" in text or "RECORD_LAYER" in text:
             return _final(f"{url} does not speak https", f"try {url.replace('https', 'http', 1)}")
         if "CERTIFICATE" in text:
             return _final(f"the certificate of {url} is not trusted", text.split("] ")[-1][:120])
         if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
-            return Unavailable(f"no farm answers at {url}", hint="start one with: farm up")
+            return Unavailable(f"no farm answers at {url}", hint=self._who_may_be_missing())
         if (
             isinstance(error, httpx2.RemoteProtocolError)
             and url.startswith("http:")
@@ -161,6 +171,16 @@ class Connection:
         if isinstance(error, httpx2.TimeoutException):
             return Unavailable(f"the farm at {url} did not answer in time")
         return Unavailable(f"the connection to {url} broke: {text[:100] or type(error).__name__}")
+
+    def _who_may_be_missing(self) -> str:
+        if self.address.local:
+            return "start one with: farm up"
+        scheme, host = self.address.url.split(":")[0], urlsplit(self.address.url).hostname or ""
+        proxies = getproxies()
+        proxy = proxies.get(scheme) or proxies.get("all")
+        if proxy and not proxy_bypass(host):
+            return f"asked through the proxy {without_secrets(proxy)}; NO_PROXY={host} avoids it"
+        return "is FARM_URL right, and is the farm running there?"
 
     def _error(self, reply: Reply) -> FarmError:
         try:
@@ -179,18 +199,18 @@ class Connection:
             other = f"the farm has version {server}, this client {farm.__version__}"
             failure.hint = f"{failure.hint}; {other}" if failure.hint else other
         after = reply.headers.get("retry-after", "")
-        if after.isdigit():
+        if after.isdecimal() and after.isascii():
             failure.retry_after = min(float(after), 60.0)  # type: ignore[attr-defined]
         return failure
 
     def _stranger(self, status: int) -> FarmError:
         url = self.address.url
         if status in RETRIED:
-            return Unavailable(f"{url} answers HTTP {status}: the farm behind it is away")
+            return Unavailable(f"{url} answers HTTP {status}: the farm behind it does not answer")
         hint = "is FARM_URL right?"
         if status == 400 and url.startswith("http:"):
             hint = f"try {url.replace('http', 'https', 1)}?"
-        return _final(f"{url} answers HTTP {status}, but not as a farm does", hint)
+        return _final(f"{url} answers HTTP {status}, but is not a farm", hint)
 
 
 class _Final(Unavailable):
@@ -214,7 +234,7 @@ async def _read(opened: Opened) -> Reply:
 
 def _header_value(key: str) -> str:
     if not key.isascii() or not key.isprintable() or " " in key:
-        raise InvalidInput("holds characters that no key has", field="FARM_API_KEY")
+        raise InvalidInput("has characters that no key has", field="FARM_API_KEY")
     return key
 
 

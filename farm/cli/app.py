@@ -4,7 +4,6 @@ import difflib
 import importlib
 import importlib.util
 import os
-import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -12,7 +11,15 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 import farm
-from farm.cli.output import fail, go_on_with, on_interrupt, say, say_error
+from farm.cli.output import (
+    fail,
+    go_on_with,
+    leave_stdout,
+    on_interrupt,
+    say,
+    say_error,
+    take_any_text,
+)
 from farm.errors import FarmError, InvalidInput
 
 INTERRUPTED = 130
@@ -38,6 +45,7 @@ SECTIONS = {
     },
     "Pictures and files": {
         "fetch": Place("farm.cli.fetch", "Fetch a job's pictures and its manifest."),
+        "export": Place("farm.cli.export", "Write a job's pictures as a data set."),
         "verify": Place("farm.cli.verify", "Compare a job's manifest, queue and store."),
         "inspect": Place("farm.cli.inspect", "Show the render recorded in a picture file."),
         "render": Place("farm.cli.render", "Render a file of requests here, without a farm."),
@@ -91,7 +99,7 @@ class Commands(TyperGroup):
         if not name.startswith("-") and name not in self.list_commands(ctx):
             close = difflib.get_close_matches(name, self.list_commands(ctx), n=1)
             hint = f"did you mean {close[0]!r}?" if close else "farm --help lists them"
-            raise InvalidInput(f"there is no command {name[:60]!r}", field="farm", hint=hint)
+            raise InvalidInput(f"unknown command {name[:60]!r}", field="farm", hint=hint)
         return super().resolve_command(ctx, args)
 
 
@@ -131,6 +139,7 @@ def group() -> TyperGroup:
 def run(arguments: Sequence[str]) -> int:
     """One call of the command line; its exit code. An error is one line on stderr."""
     go_on_with(["farm", *arguments])
+    take_any_text()
     try:
         if not arguments:
             arguments = ["--help"]
@@ -142,7 +151,7 @@ def run(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         code = INTERRUPTED
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # its reader has gone
+        leave_stdout()  # its reader has gone
         return 0
     except Exception as error:
         if hasattr(error, "format_message"):  # typer's own complaint about the arguments
@@ -165,7 +174,7 @@ def _usage(error: Any) -> int:
     if option and context is not None and isinstance(context.command, TyperCommand):
         known = [name for parameter in context.command.params for name in parameter.opts]
         close = difflib.get_close_matches(option, known, n=1)
-        message = f"there is no option {option}"
+        message = f"unknown option {option}"
         if close:
             hint = f"did you mean {close[0]}?"
     say_error(f"error[usage]: {message} ({hint})")

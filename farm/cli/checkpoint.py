@@ -1,12 +1,15 @@
 """``farm checkpoint``."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from farm.cli.output import one_line, say, say_error, say_json
 from farm.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from farm.checkpoints.inspect import Checkpoint
 
 checkpoint = typer.Typer(
     help="Check a checkpoint, or make a tiny one.",
@@ -23,10 +26,11 @@ def inspect(
     reference: Annotated[str, typer.Argument(metavar="DIR|ID@REVISION", show_default=False)],
     as_json: AsJson = False,
 ) -> None:
-    """Check that a checkpoint is whole and of a kind that the farm loads, and say what it is."""
+    """Check that a checkpoint is complete and can be loaded, and describe it."""
     from farm.checkpoints.inspect import inspect_checkpoint
 
     found = inspect_checkpoint(reference)
+    _check_loads(found)
     facts = {"path": str(found.path), **found.info.model_dump(mode="json")}
     if as_json:
         say_json(facts)
@@ -36,19 +40,30 @@ def inspect(
             say(one_line(f"{field:>16}  {value}"))
 
 
+def _check_loads(found: "Checkpoint") -> None:
+    """Where this machine has the workers' libraries, build the models without weights."""
+    try:
+        from farm_workers.worker.load_engine import check_loads
+
+        check_loads(found)
+    except ImportError as error:
+        say_error(f"note: {error.name} is not installed here, so only the files were checked")
+
+
 @checkpoint.command("make-tiny")
 def make_tiny(
     folder: Annotated[Path, typer.Argument(metavar="DIR", show_default=False)],
     seed: Annotated[int, typer.Option(min=0, help="Of its random weights.")] = 0,
     size: Annotated[int, typer.Option(min=16, max=512, help="Pixels per side.")] = 64,
     downsample: Annotated[
-        bool, typer.Option("--downsample", help="Like amused-512: half the grid inside.")
+        bool,
+        typer.Option("--downsample", help="As in amused-512: the inner grid is halved."),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Write a complete checkpoint with random weights, small enough for any machine."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InvalidInput(f"{folder} is there and not empty", field="folder")
+        raise InvalidInput(f"{folder} exists and is not empty", field="folder")
     try:
         from farm_workers.testing.tiny import make_tiny as make
     except ImportError as error:

@@ -1,6 +1,9 @@
 """What the commands print: what was asked for on stdout, everything else on stderr."""
 
+import contextlib
+import io
 import json
+import os
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
@@ -11,14 +14,25 @@ from farm.errors import FarmError
 MAX_LISTED = 1000  # refused lines that are shown one by one
 
 _going_on: list[str] = []
+_also: list[str] = []
+_reached = ""
+
+
+def take_any_text() -> None:
+    """What the terminal's encoding does not have is shown as an escape, not refused."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # None where it was closed
+            stream.reconfigure(errors="backslashreplace")
 
 
 def say(text: str) -> None:
-    print(printable(text), flush=True)
+    _write(printable(text))
 
 
 def say_error(text: str) -> None:
-    print(printable(text), file=sys.stderr, flush=True)
+    """On a full disk the exit code alone has to tell."""
+    with contextlib.suppress(OSError):
+        print(printable(text), file=sys.stderr, flush=True)
 
 
 def say_note(text: str) -> None:
@@ -26,7 +40,25 @@ def say_note(text: str) -> None:
 
 
 def say_json(data: Any) -> None:
-    print(json.dumps(data, ensure_ascii=False), flush=True)
+    encoding = (getattr(sys.stdout, "encoding", None) or "ascii").lower()
+    _write(json.dumps(data, ensure_ascii=not encoding.startswith("utf")))
+
+
+def _write(text: str) -> None:
+    if sys.stdout is None:
+        raise FarmError("the standard output is closed")
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        leave_stdout()
+        raise FarmError(f"the standard output takes nothing: {error.strerror}") from None
+
+
+def leave_stdout() -> None:
+    """So that Python does not try once more at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def fail(error: FarmError) -> int:
@@ -35,7 +67,7 @@ def fail(error: FarmError) -> int:
 
 
 def printable(text: str) -> str:
-    """Text of strangers cannot move the cursor, colour the screen or start a line of its own."""
+    """Text from others cannot move the cursor, colour the screen or start a new line."""
     if text.isprintable() and text.isascii():
         return text
     return "".join(
@@ -62,13 +94,17 @@ def list_rejected(rejected: Sequence[Any], source: str) -> None:
 
 
 def go_on_with(command: Iterable[str]) -> None:
-    """What a user types to go on if this command is interrupted."""
+    """The command with which a user continues after an interruption."""
     _going_on[:] = command
+    go_on_also_with()
 
 
-def go_on_also_with(*options: str) -> None:
-    _going_on.extend(options)
+def go_on_also_with(*options: str, reached: str = "") -> None:
+    """What else to type, in place of what was said before; ``reached``: what is there by now."""
+    global _reached
+    _also[:], _reached = options, reached
 
 
 def on_interrupt() -> str:
-    return f"interrupted; to go on: {shlex.join(_going_on)}"
+    command = shlex.join([*_going_on, *_also])
+    return f"interrupted{_reached and f' ({_reached})'}; to continue: {command}"

@@ -26,12 +26,15 @@ from redis.retry import Retry
 from farm.addresses import check_redis_url, reachable
 from farm.checkpoints.inspect import inspect_checkpoint
 from farm.checkpoints.references import built_in
-from farm.errors import InvalidInput, Unavailable
+from farm.errors import InvalidCheckpoint, InvalidInput, Unavailable
+from farm.local.load_check import LoadCheck
 from farm.local.supervisor import Service
 from farm.local.valkey import ServerProcess, advice
 from farm.machine import cores, count_gpus, worker_threads
 from farm.paths import SCHEDULER_ALIVE
+from farm.queue import check_server, connect
 from farm.store import open_store
+from farm.store.probing import check_store
 
 VALKEY_SECONDS = 600.0  # it reads a long append-only file
 RAY_SECONDS = 120.0
@@ -63,11 +66,16 @@ class Plan:
         return f"http://127.0.0.1:{self.port}"
 
     def complete(self) -> "Plan":
-        """The plan with the machine's defaults filled in and its checkpoints looked at."""
+        """The plan with the machine's defaults filled in, and everything it names looked at: what
+        does not answer now is told before anything starts."""
+        store = self.store
+        if store and "://" not in store:
+            store = str(Path(store).absolute())
+        self._check_reach(store)
         if self.redis_url:
-            check_redis_url(self.redis_url)
-        if self.store:
-            open_store(self.store)  # a wrong address is refused before anything starts
+            check_server(connect(self.redis_url), allow_volatile=True)
+        if store:
+            check_store(open_store(store, attempts=2), single_writer=self.single_writer)
         workers = self.workers or max(self.gpus, 1)
         if self.single_writer and workers > 1:
             raise InvalidInput(
@@ -80,11 +88,12 @@ class Plan:
             for name in self.checkpoints or default_checkpoints(self.data)
         )
         for name in names:
+            if "," in name:
+                raise InvalidCheckpoint(
+                    f"{name} has a comma in its path, by which checkpoints are separated",
+                    hint="rename the folder, or give a symbolic link to it",
+                )
             inspect_checkpoint(name)
-        store = self.store
-        if store and "://" not in store:
-            store = str(Path(store).absolute())
-        self._check_reach(store)
         return replace(self, checkpoints=names, store=store, workers=workers)
 
     def _check_reach(self, store: str) -> None:
@@ -136,6 +145,7 @@ class Embedded:
         self._ray_port = free_port()
         self.ray_address = plan.ray_address or f"127.0.0.1:{self._ray_port}"
         self.dashboard = "" if plan.ray_address else f"http://127.0.0.1:{free_port(8265)}"
+        self._loads = LoadCheck(plan.checkpoints)
         self._ray_agent = f"http://127.0.0.1:{free_port()}"
 
     def services(self) -> Iterator[Service]:
@@ -171,9 +181,18 @@ class Embedded:
             patience=PATIENCE,
         )
 
+    def _ray_ready(self) -> bool:
+        self._loads.passed()  # raises as soon as a checkpoint turns out not to load
+        return listens(self._ray_port) and listens(self._dashboard_port)
+
+    @property
+    def _dashboard_port(self) -> int:
+        return int(self.dashboard.rsplit(":", 1)[1])
+
     def _workers_ready(self) -> bool:
         """Raises ``Unavailable`` as soon as a worker has ended at its start, a checkpoint that does
         not load for example: it is placed again and again, and would end again."""
+        self._loads.passed()
         for told in self._run.glob("*.failed"):
             cause = told.read_text().strip()
             told.unlink()
@@ -209,7 +228,7 @@ class Embedded:
 
     def _ray_environment(self) -> dict[str, str]:
         return {
-            # Ray binds every interface unless it believes in a foreign operating system.
+            # Ray binds every interface unless it takes the system for another than Linux.
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
             "PYTHONSAFEPATH": "1",  # a file beside the user must not stand in for a library
             "RAY_AUTH_MODE": "token",
@@ -220,7 +239,6 @@ class Embedded:
         }
 
     def _ray(self) -> Service:
-        dashboard_port = int(self.dashboard.rsplit(":", 1)[1])
         health = {
             "gcs_server": f"{self.dashboard}/api/gcs_healthz",
             "raylet": f"{self._ray_agent}/api/local_raylet_healthz",
@@ -234,7 +252,7 @@ class Embedded:
             f"--ray-client-server-port={free_port()}",
             "--include-dashboard=true",
             "--dashboard-host=127.0.0.1",
-            f"--dashboard-port={dashboard_port}",
+            f"--dashboard-port={self._dashboard_port}",
             f"--dashboard-agent-listen-port={self._ray_agent.rsplit(':', 1)[1]}",
             f"--num-cpus={max(cores(), self.plan.workers)}",
             f"--object-store-memory={OBJECT_STORE_BYTES}",
@@ -243,7 +261,7 @@ class Embedded:
         return Service(
             "ray",
             command,
-            ready=lambda: listens(self._ray_port) and listens(dashboard_port),
+            ready=self._ray_ready,
             environment=self.environment,
             seconds=RAY_SECONDS,
             healthy=lambda: not silent_parts(health),
@@ -270,6 +288,7 @@ class Embedded:
 
     def clean(self) -> None:
         """Remove what only a running farm needs."""
+        self._loads.stop()
         shutil.rmtree(self._run / "ray", ignore_errors=True)
         if self._base != self.plan.data:
             shutil.rmtree(self._base.parent, ignore_errors=True)
@@ -342,7 +361,7 @@ def _reserve(port: int) -> bool:
 
 
 def short_temp() -> str:
-    """The folder for temporary files; the system's where ``TMPDIR`` leaves a socket no room."""
+    """The folder for temporary files; the system's if ``TMPDIR`` is too long for sockets."""
     given = tempfile.gettempdir()
     return (
         given
@@ -352,7 +371,7 @@ def short_temp() -> str:
 
 
 def serves(redis_url: str) -> bool:
-    """Whether a Redis server answers, now and without patience."""
+    """Whether a Redis server answers; asked once."""
     check_redis_url(redis_url)
     with contextlib.suppress(redis.RedisError):
         client = redis.Redis.from_url(redis_url, socket_timeout=1, retry=Retry(NoBackoff(), 0))
@@ -390,7 +409,7 @@ _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 def answers(url: str) -> bool:
-    """Whether a GET gives 200; any other answer, and none, is no."""
+    """Whether a GET gives 200."""
     try:
         with _DIRECT.open(url, timeout=2) as response:
             return bool(response.status == 200)

@@ -30,13 +30,13 @@ from botocore.loaders import create_loader
 from urllib3.exceptions import HTTPError
 
 from farm.addresses import masked, without_secrets
-from farm.errors import NotFound, StoreError
+from farm.errors import InvalidInput, NotFound, StoreError
 from farm.store.probing import probe
 from farm.store.protocol import STREAM_BYTES, ListedObject, check_key, check_prefix, whole_range
 
 MAX_CONNECTIONS = 32
 CONNECT_SECONDS = 5
-READ_SECONDS = 20  # of silence; a dead connection costs that much before it is tried anew
+READ_SECONDS = 20  # of silence; a dead connection costs that much before the next attempt
 PAGE_KEYS = 1000  # of a list; the most that S3 gives at once
 ATTEMPTS = 10  # botocore waits up to 0.05, 0.1 … 12.8 s between them, but 1, 2 … 20 s if overloaded
 RACE_ATTEMPTS = 8  # of a PUT that met another one of the same key under way
@@ -93,6 +93,7 @@ class S3Store:
                 ),
             )
             self._client.meta.events.register_last("before-call.s3", _without_expect)
+            _check_credentials(session.get_credentials())
 
     def put(self, key: str, data: bytes, *, content_type: str = "application/octet-stream") -> bool:
         name = self._name(key)
@@ -202,7 +203,7 @@ class S3Store:
             ) from error
         except (CredentialRetrievalError, TokenRetrievalError) as error:
             raise StoreError(
-                f"cannot {what} {self.url}: the credentials cannot be had: {error}",
+                f"cannot {what} {self.url}: there are no usable credentials: {error}",
                 hint="log in again, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
             ) from error
         except SSLError as error:
@@ -232,7 +233,7 @@ class S3Store:
         if code in _TAKEN:
             return _Taken(f"{failed}: the key is taken")
         if code in _RACING:
-            return _Racing(f"{failed}: other writers of the same key do not come to an end")
+            return _Racing(f"{failed}: other writers of the same key keep interfering")
         said = str(error.response.get("Error", {}).get("Message", "")).strip()
         reason, hint = f"{code}: {said}" if said else code, None
         if code == "NoSuchBucket":
@@ -249,7 +250,7 @@ class S3Store:
         elif code == "RequestTimeTooSkewed":
             reason, hint = "the clocks of this machine and the server differ", "set the clock"
         elif code in _OVERLOADED:
-            reason, hint = f"it is overloaded ({code})", "it is tried again later"
+            reason, hint = f"it is overloaded ({code})", "the farm tries again later"
         elif code in _FULL:
             reason, hint = f"it is full ({code})", "free some space, or raise the quota"
         elif code in _UNKNOWN:
@@ -268,6 +269,22 @@ class _Racing(StoreError):
 
 class _BrokeOff(StoreError):
     """The connection ended in the middle of a body."""
+
+
+def _check_credentials(found: Any) -> None:
+    """A line end that came along from a file makes signatures wrong, and headers impossible."""
+    if found is None:
+        return
+    kept = found.get_frozen_credentials()
+    for name, value in (
+        ("AWS_ACCESS_KEY_ID", kept.access_key),
+        ("AWS_SECRET_ACCESS_KEY", kept.secret_key),
+        ("AWS_SESSION_TOKEN", kept.token or ""),
+    ):
+        if value.split() != ([value] if value else []):
+            raise InvalidInput(
+                "has a space or a line end in it", field=name, hint="copy it again, without those"
+            )
 
 
 def _without_expect(params: dict[str, Any], **_: object) -> None:
