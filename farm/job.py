@@ -26,7 +26,7 @@ MAX_NAME = 200  # characters
 MAX_IDEMPOTENCY_KEY = 200
 MAX_TASK_PICTURES = 1000
 SHARD_PICTURES = 1000  # of a shard, if the submission does not say how many
-SHARD_PIXELS = 2**26  # of all pictures of a shard: whoever stores one holds it in memory
+SHARD_PIXELS = 2**26  # of all pictures of a shard: storing it takes that much memory
 TASK_SECONDS = 20  # measured work that one task should take at most
 DEFAULT_ROW_STEPS_PER_SECOND = 120  # of a lane that no worker has measured yet
 MAX_DEADLINE_DAYS = 366
@@ -207,7 +207,7 @@ class NumberedSpec(BaseModel):
 
     render: int  # index in the job, from 0; a refused line keeps its number
     spec: RenderSpec
-    # Canonical JSON of what the user's row says besides; see ``farm.spec.metadata``.
+    # Canonical JSON of what the user's row says besides; see ``farm.metadata``.
     metadata: str | None = Field(None, exclude_if=lambda value: value is None)
 
 

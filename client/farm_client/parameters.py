@@ -6,7 +6,7 @@ from typing import Any, Literal, TypedDict
 
 from farm.errors import InvalidInput
 from farm.job import JobOptions
-from farm.spec import KNOWN, check_column
+from farm.metadata import KNOWN, check_column
 from farm_client.inputs import FileInput
 
 OnError = Literal["skip", "stop"]

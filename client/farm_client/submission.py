@@ -10,6 +10,7 @@ from typing import Any
 from farm.errors import AllRejected, Conflict, FarmError, InvalidInput, RejectedRender, TooLarge
 from farm.job import JobState
 from farm_client.connection import Connection, path_of
+from farm_client.models import Estimate, LaneEstimate
 from farm_client.ndjson import Line, completed, pieces, read_lines, refused, with_data
 from farm_client.parameters import OnError, check_on_error, check_options, split_options
 from farm_client.sweep import Sweep
@@ -80,19 +81,12 @@ class Submitter:
         return taken
 
     async def submit_many(self, requests: Iterable[Any], given: dict[str, Any]) -> Taken:
-        defaults = {k: v for k, v in (given.pop("defaults", None) or {}).items() if v is not None}
-        seed = given.pop("seed", None)
-        sweep = Sweep.parse(given.pop("matrix", None), given.pop("zip", None))
         on_error = check_on_error(given.pop("on_error", None))
         resume = given.pop("resume", None)
-        options = check_options(given)
-        if seed is not None:
-            options |= check_options({"seed": seed})
-        defaults = await self._uploads.replace_files(defaults, None)
-        groups = pieces(completed(read_lines(requests), defaults, sweep))
+        groups, options = await self._groups(requests, given)
         first = next(groups, None)
         if first is None:
-            raise InvalidInput("there is no render in it", field="requests")
+            raise InvalidInput("has no renders", field="requests")
         second = next(groups, None)
         key = options.pop("idempotency_key", None)
         taken = Taken()
@@ -103,6 +97,51 @@ class Submitter:
             opened = await self._open(options, key, resume, first + second)
             await self._send_pieces(taken, chain((first, second), groups), opened, on_error)
         return taken
+
+    async def estimate(self, requests: Iterable[Any], given: dict[str, Any]) -> Estimate:
+        """What a submission would come to; what belongs to a submission alone is not looked at."""
+        check_on_error(given.pop("on_error", None))
+        given.pop("resume", None)
+        groups, options = await self._groups(requests, given)
+        query: dict[str, Any] = {
+            k: v for k, v in options.items() if k in ("sink", "format", "shard_size")
+        }
+        taken, lanes, sent = Taken(), dict[str, LaneEstimate](), 0
+        pictures = size = workers = 0
+        for group in groups:
+            lines = await self._ready(group)
+            told = await self._connection.call(
+                "POST",
+                "/v1/estimate",
+                query={**query, "first": sent},
+                content=_ndjson(lines),
+                content_type=NDJSON,
+                seconds=300.0,
+            )
+            taken.add(told, lines, sent)
+            sent += len(lines)
+            pictures, size = pictures + told["pictures"], size + told["bytes"]
+            workers = told["workers"]
+            for name, facts in told["lanes"].items():
+                lane = LaneEstimate.model_validate(facts)
+                lanes[name] = lanes[name] + lane if name in lanes else lane
+        return Estimate(
+            taken.accepted, tuple(taken.rejected), taken.rejected_count, pictures, size, lanes,
+            workers,
+        )  # fmt: skip
+
+    async def _groups(
+        self, requests: Iterable[Any], given: dict[str, Any]
+    ) -> tuple[Iterator[list[Line]], dict[str, Any]]:
+        """The renders in pieces, and the job's options."""
+        defaults = {k: v for k, v in (given.pop("defaults", None) or {}).items() if v is not None}
+        seed = given.pop("seed", None)
+        sweep = Sweep.parse(given.pop("matrix", None), given.pop("zip", None))
+        options = check_options(given)
+        if seed is not None:
+            options |= check_options({"seed": seed})
+        defaults = await self._uploads.replace_files(defaults, None)
+        return pieces(completed(read_lines(requests), defaults, sweep)), options
 
     async def _send_whole(
         self,
@@ -221,17 +260,19 @@ class Submitter:
 
 
 def none_taken(rejected: Sequence[RejectedRender], count: int) -> AllRejected:
-    """Args:
-    rejected: what was refused; of many, the first.
-    count: of all renders, with those that are good and were left for the others' sake.
+    """The error for a submission of which nothing was accepted.
+
+    Args:
+        rejected: what was refused; the first ones, if there are many.
+        count: of all renders, including good ones that were not accepted because of the others.
     """
-    return AllRejected(rejected, f"none of the {count:,} renders was taken", field="renders")
+    return AllRejected(rejected, f"none of the {count:,} renders was accepted", field="renders")
 
 
 def at_their_lines(
     rejected: Iterable[RejectedRender], lines: Sequence[Line], first: int
 ) -> list[RejectedRender]:
-    """What the farm refused, at the place where it stood.
+    """What the farm refused, with its place in the input.
 
     Args:
         first: index in the job of the first of ``lines``.
@@ -251,7 +292,7 @@ def at_their_lines(
 
 
 def check_values(parameters: Mapping[str, Any]) -> None:
-    """What JSON has no words for is named here; the farm would only see a broken body."""
+    """Name what JSON cannot express; the farm would only see a broken body."""
     for field, value in parameters.items():
         try:
             json.dumps(value, allow_nan=False)

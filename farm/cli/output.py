@@ -37,7 +37,7 @@ def fail(error: FarmError) -> int:
 
 
 def printable(text: str) -> str:
-    """Text of strangers cannot move the cursor, colour the screen or start a line of its own."""
+    """Text from others cannot move the cursor, colour the screen or start a new line."""
     if text.isprintable() and text.isascii():
         return text
     return "".join(
@@ -64,7 +64,7 @@ def list_rejected(rejected: Sequence[Any], source: str) -> None:
 
 
 def go_on_with(command: Iterable[str]) -> None:
-    """What a user types to go on if this command is interrupted."""
+    """The command with which a user continues after an interruption."""
     _going_on[:] = command
     go_on_also_with()
 
@@ -77,4 +77,4 @@ def go_on_also_with(*options: str, reached: str = "") -> None:
 
 def on_interrupt() -> str:
     command = shlex.join([*_going_on, *_also])
-    return f"interrupted{_reached and f' ({_reached})'}; to go on: {command}"
+    return f"interrupted{_reached and f' ({_reached})'}; to continue: {command}"

@@ -45,7 +45,7 @@ def test_an_interrupted_command_says_how_to_go_on(
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=20)
     assert process.returncode == 130, err
-    assert err.splitlines()[-1] == f"interrupted; to go on: farm {shlex.join(command)}"
+    assert err.splitlines()[-1] == f"interrupted; to continue: farm {shlex.join(command)}"
     assert "Traceback" not in err
     assert out == ""
 
@@ -65,7 +65,7 @@ def test_an_interrupted_submission_goes_on_with_the_command_it_prints(gateway: G
         assert (process.returncode, out) == (130, "")
         (job,) = http.get("/v1/jobs").json()["jobs"]
         assert f"interrupted (a part of {job['id']} is there)" in err
-        command = shlex.split(err.splitlines()[-1].partition("to go on: ")[2])
+        command = shlex.split(err.splitlines()[-1].partition("to continue: ")[2])
         assert command == ["farm", "submit", "-", "--name", "my job"]
         again = farm(gateway, *command[1:], stdin=subprocess.PIPE)
         out, err = again.communicate("\n".join(lines), timeout=60)
@@ -107,7 +107,7 @@ def test_the_same_content_goes_on_with_what_a_killed_submission_left_but_not_wit
             process = farm(gateway, "submit", str(file), "--priority", "bulk")
             out, err = process.communicate(timeout=60)
             assert process.returncode == 0, err
-            resumed = f"{open_job} was left unfinished by an earlier call; going on with it"
+            resumed = f"{open_job} was left unfinished by an earlier call; continuing it"
             assert (resumed in err) == (not ids)
             ids.append(out.strip())
         jobs = http.get("/v1/jobs").json()["jobs"]
