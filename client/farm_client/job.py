@@ -134,13 +134,20 @@ class JobHandle:
         self, follow: bool = True, timeout: float | None = None
     ) -> AsyncIterator[Picture]:
         end = math.inf if timeout is None else time.monotonic() + timeout
-        after, pause = "0.0", FIRST_POLL_SECONDS
+        after, pause = "0.0.0", FIRST_POLL_SECONDS
+        early: set[tuple[int, int, int]] = set()  # given already; their task tells of them again
         while True:
             page = await self._connection.call(
                 "GET", f"{self._path}/images", query={"after": after}
             )
-            for told in page["images"]:
-                yield Picture.model_validate(told)
+            for told in map(Picture.model_validate, page["images"]):
+                if told.key not in early or told.error is not None:
+                    yield told
+                early.discard(told.key)
+            for told in map(Picture.model_validate, page.get("early", ())):
+                if told.key not in early:
+                    early.add(told.key)
+                    yield told
             if page["next"] != after:
                 after, pause = page["next"], FIRST_POLL_SECONDS
                 continue

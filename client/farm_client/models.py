@@ -174,6 +174,11 @@ class Picture(_Told):
     notes: tuple[str, ...] = ()
     metadata: dict[str, Any] = {}  # what the row said besides the parameters
 
+    @property
+    def key(self) -> tuple[int, int, int]:
+        """Names it among everything that its job ever made."""
+        return self.render, self.image, self.generation
+
     def line(self) -> dict[str, Any]:
         """Its line in ``manifest.jsonl``."""
         return self.model_dump(mode="json", exclude={"url"})

@@ -156,7 +156,7 @@ def test_the_key_goes_to_the_farm_and_not_to_the_store() -> None:
             "render": 0, "image": 0, "file": "a.png", "url": "http://bucket/a.png", "seed": 1,
             "sha256": None, "spec": {},
         }  # fmt: skip
-        return httpx2.Response(200, json={"images": [picture], "next": "1.0", "state": "done"})
+        return httpx2.Response(200, json={"images": [picture], "next": "1.0.0", "state": "done"})
 
     image = next(farm_with(handler).job(JOB).images())
     assert image.bytes() == b"bytes"
@@ -169,7 +169,7 @@ def test_a_server_cannot_name_a_file_outside_the_folder(tmp_path: Path) -> None:
             "render": 0, "image": 0, "file": name, "url": "/x", "seed": 1, "sha256": None,
             "spec": {},
         }  # fmt: skip
-        page = {"images": [picture], "next": "0.0", "state": "done"}
+        page = {"images": [picture], "next": "0.0.0", "state": "done"}
         farm = farm_with(lambda _, page=page: httpx2.Response(200, json=page))
         with pytest.raises(FarmError):
             farm.job(JOB).fetch(tmp_path / "out")
