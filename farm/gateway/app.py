@@ -18,9 +18,10 @@ from farm.gateway.dependencies import Dependencies
 from farm.gateway.events import EventHub
 from farm.gateway.metrics import Measure, Metrics
 from farm.gateway.middleware import RequestGuard
+from farm.gateway.page.history import History
 from farm.gateway.quotas import QuotaLimits, Quotas
 from farm.gateway.readiness import Readiness
-from farm.gateway.routes import assets, docs, health, jobs, submissions
+from farm.gateway.routes import assets, docs, estimate, health, jobs, page, submissions
 from farm.gateway.signed_urls import Links, Signer, linked_store, secret_of
 from farm.ingest.assets import Assets
 from farm.ingest.ingest import Ingest
@@ -46,17 +47,53 @@ def create_app(
     """
     queue = queue or Queue(connect(settings.redis_url), farm=settings.name)
     store = store or open_store(settings.store_url, attempts=STORE_ATTEMPTS)
+    sandbox = Sandbox()
+    deps = _dependencies(settings, queue, store, sandbox, infos)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        deps.events.start()
+        deps.history.start()
+        yield
+        deps.history.stop()
+        deps.events.stop()
+        sandbox.close()
+
+    app = FastAPI(
+        title="amused-farm",
+        version=farm.__version__,
+        description="A render farm for aMUSEd: text-to-image, image-to-image and inpainting.",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,  # otherwise the host header would decide where a caller is sent
+    )
+    app.state.deps = deps
+    for route in (submissions, estimate, jobs, assets, health, docs, page):
+        app.include_router(route.router)
+    exception_handlers.install(app)
+    body_memory = app.state.body_memory = BodyMemory(settings.max_body_memory)
+    app.add_middleware(RequestGuard, authenticator=deps.authenticator, body_memory=body_memory)
+    app.add_middleware(Measure, metrics=deps.metrics)
+    return app
+
+
+def _dependencies(
+    settings: GatewaySettings,
+    queue: Queue,
+    store: Store,
+    sandbox: Sandbox,
+    infos: Sequence[CheckpointInfo],
+) -> Dependencies:
     named = [inspect_checkpoint(ref).info for ref in settings.checkpoints]
     registry = CheckpointRegistry([*infos, *named], live=lambda: live_checkpoints(queue))
-    sandbox = Sandbox()
     quotas = Quotas(queue, QuotaLimits.of(settings))
     kept = Assets(store, sandbox.probe, quotas)
-    metrics = Metrics(queue.backlog)
     signer = Signer(
         settings.secret.get_secret_value().encode() if settings.secret else secret_of(settings.data)
     )
     keys = KeyFile(settings.keys) if settings.keys else None
-    deps = Dependencies(
+    return Dependencies(
         settings=settings,
         queue=queue,
         store=store,
@@ -72,35 +109,11 @@ def create_app(
             linked_store(settings, store), signer, settings.url_seconds, settings.public_url
         ),
         events=EventHub(queue),
-        metrics=metrics,
+        metrics=Metrics(queue.backlog),
+        history=History(queue),
         readiness=Readiness(queue, store),
         quotas=quotas,
     )
-
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        deps.events.start()
-        yield
-        deps.events.stop()
-        sandbox.close()
-
-    app = FastAPI(
-        title="amused-farm",
-        version=farm.__version__,
-        description="A render farm for aMUSEd: text-to-image, image-to-image and inpainting.",
-        lifespan=lifespan,
-        docs_url=None,
-        redoc_url=None,
-        redirect_slashes=False,  # else the host header would decide where a caller is sent
-    )
-    app.state.deps = deps
-    for route in (submissions, jobs, assets, health, docs):
-        app.include_router(route.router)
-    exception_handlers.install(app)
-    body_memory = app.state.body_memory = BodyMemory(settings.max_body_memory)
-    app.add_middleware(RequestGuard, authenticator=deps.authenticator, body_memory=body_memory)
-    app.add_middleware(Measure, metrics=metrics)
-    return app
 
 
 def live_checkpoints(queue: Queue) -> list[CheckpointInfo]:

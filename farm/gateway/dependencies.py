@@ -8,6 +8,7 @@ from farm.checkpoints.registry import CheckpointRegistry
 from farm.gateway.auth import Authenticator, Caller, scope_missing
 from farm.gateway.events import EventHub
 from farm.gateway.metrics import Metrics
+from farm.gateway.page.history import History
 from farm.gateway.quotas import Quotas
 from farm.gateway.readiness import Readiness
 from farm.gateway.signed_urls import Links, Signer
@@ -32,6 +33,7 @@ class Dependencies(NamedTuple):
     links: Links
     events: EventHub
     metrics: Metrics
+    history: History
     readiness: Readiness
     quotas: Quotas
 

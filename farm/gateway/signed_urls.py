@@ -49,7 +49,7 @@ class Signer:
 
 
 class Links:
-    """Addresses of pictures: the store's own where it has such, else the gateway's.
+    """Addresses of pictures: the store's own where it has any, otherwise the gateway's.
 
     Args:
         direct: the store as callers reach it, whose own links are given out; None if every
@@ -65,7 +65,7 @@ class Links:
         self._base = base.rstrip("/")
 
     def to(self, source: Source) -> str:
-        """Ranges are always the gateway's to read: no store signs a link to one."""
+        """Ranges always go through the gateway: no store signs a link to one."""
         key, name, seconds = source.key, source.name, self._seconds
         part = "" if source.offset is None else f"{source.offset}+{source.size}"
         url = None

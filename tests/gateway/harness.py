@@ -1,6 +1,7 @@
 """What the tests of the gateway share besides fixtures."""
 
 import contextlib
+import hashlib
 import io
 import json
 import os
@@ -88,6 +89,13 @@ def post(http: httpx2.Client, *renders: Any, **options: Any) -> httpx2.Response:
 def post_lines(http: httpx2.Client, body: bytes, **query: Any) -> httpx2.Response:
     headers = {"Content-Type": "application/x-ndjson"}
     return http.post("/v1/jobs", content=body, headers=headers, params=query)
+
+
+def write_keys(path: Path, keys: dict[str, dict[str, object]]) -> Path:
+    """A keys file for ``{key: {"tenant": ...}}``."""
+    hashed = {hashlib.sha256(key.encode()).hexdigest(): facts for key, facts in keys.items()}
+    path.write_text(json.dumps(hashed))
+    return path
 
 
 @contextlib.contextmanager

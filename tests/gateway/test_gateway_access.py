@@ -11,9 +11,8 @@ from typing import NamedTuple
 import httpx2
 import pytest
 from fastapi import FastAPI
-from harness import INFO, png
+from harness import INFO, png, write_keys
 from starlette.routing import Route
-from test_gateway_auth import write_keys
 
 from farm.gateway.app import create_app
 from farm.gateway.auth import LOCAL_TENANT
@@ -37,9 +36,24 @@ RULES = {
     ("GET", "/readyz"): Rule(None, query="?workers=0"),
     ("GET", "/metrics"): Rule(None),
     ("GET", "/docs"): Rule(None),
+    ("GET", "/"): Rule(None),
+    ("GET", "/pictures"): Rule(None),
+    ("GET", "/farm"): Rule(None),
+    ("GET", "/new"): Rule(None),
+    ("GET", "/jobs/{job}"): Rule(None),
+    ("GET", "/static/{name}"): Rule(None),
+    ("GET", "/page"): Rule("read"),
+    ("GET", "/page/pictures"): Rule("read"),
+    ("GET", "/page/farm"): Rule("read"),
+    ("GET", "/page/new"): Rule("read"),
+    ("GET", "/page/jobs/{job}"): Rule("read", owned=True),
+    ("GET", "/page/jobs/{job}/progress"): Rule("read", owned=True),
+    ("GET", "/page/jobs/{job}/pictures"): Rule("read", owned=True),
+    ("GET", "/page/jobs/{job}/failures"): Rule("read", owned=True),
     ("GET", "/v1/checkpoints"): Rule("read"),
     ("GET", "/v1/jobs"): Rule("read"),
     ("POST", "/v1/jobs"): Rule("write", ok=201, body=ONE),
+    ("POST", "/v1/estimate"): Rule("write", body=ONE),
     ("PUT", "/v1/assets"): Rule("write", ok=201, body=png()),
     ("POST", "/v1/assets"): Rule("write", ok=201, body=png()),
     ("GET", "/v1/assets/{asset}"): Rule("read", owned=True),
@@ -153,7 +167,7 @@ def things(app: FastAPI, tenant: str) -> dict[str, str]:
     job = deps.ingest.submit(tenant, options, [Entry({"prompt": "x"})]).job
     deps.queue.cancel(job, tenant)
     asset = deps.assets.add(tenant, png())
-    return {"job": job, "asset": asset.id, "piece": "0", "key:path": "a/b.png"}
+    return {"job": job, "asset": asset.id, "piece": "0", "key:path": "a/b.png", "name": "page.css"}
 
 
 @pytest.mark.parametrize(("method", "path"), RULES, ids=[" ".join(one) for one in RULES])

@@ -1,14 +1,12 @@
 """Who may do what."""
 
-import hashlib
-import json
 import time
 from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx2
 import pytest
-from harness import Gateway, Serve, png, post
+from harness import Gateway, Serve, png, post, write_keys
 
 from farm.errors import InvalidInput
 from farm.gateway.app import create_app
@@ -22,12 +20,6 @@ KEYS = {
     "old": {"tenant": "alice", "expires": "2020-01-01T00:00:00Z"},
     "reader": {"tenant": "alice", "scopes": ["read"]},
 }
-
-
-def write_keys(path: Path, keys: dict[str, dict[str, object]]) -> Path:
-    hashed = {hashlib.sha256(key.encode()).hexdigest(): facts for key, facts in keys.items()}
-    path.write_text(json.dumps(hashed))
-    return path
 
 
 @pytest.fixture

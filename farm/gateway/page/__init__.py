@@ -1,0 +1,1 @@
+"""The page that people look at: templates, files for the browser, and what is shown."""

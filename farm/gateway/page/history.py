@@ -1,0 +1,55 @@
+"""What the farm looked like in the last minutes, for the page's charts."""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple
+
+from farm.errors import FarmError
+from farm.queue import Queue
+
+EVERY_SECONDS = 5.0
+KEPT = 120  # ten minutes
+
+
+class Sample(NamedTuple):
+    queued: int  # pictures that no worker holds
+    workers: int
+    row_steps: float  # a second, as the workers measure it
+
+
+class History:
+    """Looks at the queue every few seconds, in a thread, while the gateway runs."""
+
+    def __init__(self, queue: Queue, clock: Callable[[], float] = time.monotonic) -> None:
+        self._queue = queue
+        self._clock = clock
+        self._samples: deque[Sample] = deque(maxlen=KEPT)
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="history", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopping.set()
+
+    def samples(self) -> list[Sample]:
+        """From the oldest to the newest."""
+        return list(self._samples)
+
+    def look(self) -> None:
+        try:
+            sessions = self._queue.sessions()
+            queued = sum(work.pictures for work in self._queue.backlog())
+        except FarmError:
+            return  # a gap in a chart; the page says itself that the queue is away
+        busy = [dict(one.stats.get("paces", {})) for one in sessions if one.held]
+        pace = sum(max(map(float, paces.values()), default=0.0) for paces in busy)
+        self._samples.append(Sample(queued, len(sessions), pace))
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            self.look()
+            self._stopping.wait(EVERY_SECONDS)

@@ -1,0 +1,150 @@
+"""What the page shows, gathered from the queue and the store; every list is bounded."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from farm.errors import FarmError
+from farm.job import TERMINAL_JOBS, JobState
+from farm.queue import JobStatus, Queue
+from farm.queue.messages import LaneBacklog, Session
+from farm.queue.why import WaitsFor, Why
+
+JOBS_PAGE = 25
+PICTURES_PAGE = 60
+RECENT_JOBS = 12  # looked through for the newest pictures
+MAX_LANES = 50
+FAILURES_READ = 1000  # pictures of a job that are grouped by why they failed
+
+_WAITS = {
+    WaitsFor.NOTHING: "Nothing: workers hold what is left of it.",
+    WaitsFor.PIECES: "The rest of the submission: its client has not sent everything yet.",
+    WaitsFor.RESUME: "It is paused. Resume it to go on.",
+    WaitsFor.WORKER: "A worker: none that serves its checkpoint is connected.",
+    WaitsFor.HIGHER: "Work of a higher priority goes first.",
+    WaitsFor.TURN: "Earlier jobs of the same tenant go first.",
+    WaitsFor.ROOM: "Room: the workers are full.",
+    WaitsFor.EMPTY_WORKER: "An empty worker: what is left runs alone after a crash.",
+    WaitsFor.RETRY: "The next attempt: a failed one is tried again in a moment.",
+    WaitsFor.STORE: "The store: nothing can be written there.",
+    WaitsFor.FINALISE: "The last file: every picture is done.",
+}
+
+
+class Shown(NamedTuple):
+    """A picture in a grid."""
+
+    job: str
+    render: int
+    image: int
+    url: str | None
+    prompt: str
+    error: str | None
+    width: int
+    height: int
+    parameters: tuple[tuple[str, str], ...]
+
+
+class FailureGroup(NamedTuple):
+    reason: str
+    pictures: int
+    examples: tuple[str, ...]  # prompts
+
+
+class Lane(NamedTuple):
+    name: str
+    priority: str
+    tasks: int
+    pictures: int
+    row_steps: float  # a second, of all workers that measured it
+
+
+def waits_for(why: Why) -> str:
+    return _WAITS[why.waits_for]
+
+
+def is_over(status: JobStatus) -> bool:
+    return status.state in TERMINAL_JOBS
+
+
+def may_retry(status: JobStatus) -> bool:
+    return is_over(status) and status.state is not JobState.CANCELLED and status.images.failed > 0
+
+
+def shown(job: str, image: Mapping[str, Any]) -> Shown:
+    """From a picture as the API lists it."""
+    spec = image["spec"]
+    if isinstance(spec, str):
+        spec = json.loads(spec)
+    error = image.get("error")
+    named = {
+        "size": f"{image['width']} x {image['height']}",
+        "seed": image["seed"],
+        "steps": spec.get("num_inference_steps"),
+        "guidance": spec.get("guidance_scale"),
+        "mode": spec.get("mode"),
+        "strength": spec.get("strength"),
+        "negative prompt": spec.get("negative_prompt"),
+        "checkpoint": spec.get("checkpoint"),
+        "numerics": image.get("numerics"),
+        "notes": "; ".join(image.get("notes") or ()),
+    }
+    return Shown(
+        job,
+        image["render"],
+        image["image"],
+        image["url"],
+        spec.get("prompt") or "",
+        None if error is None else str(error.get("message", error)),
+        image["width"],
+        image["height"],
+        tuple((name, str(value)) for name, value in named.items() if value not in (None, "")),
+    )
+
+
+def failure_groups(failed: Iterable[Shown]) -> list[FailureGroup]:
+    """Failed pictures by what the failure says, the most frequent first."""
+    counts: Counter[str] = Counter()
+    prompts: dict[str, list[str]] = {}
+    for picture in failed:
+        reason = picture.error or "unknown"
+        counts[reason] += 1
+        examples = prompts.setdefault(reason, [])
+        if len(examples) < 3 and picture.prompt not in examples:
+            examples.append(picture.prompt)
+    return [
+        FailureGroup(reason, count, tuple(prompts[reason]))
+        for reason, count in counts.most_common(20)
+    ]
+
+
+def lanes(backlog: Sequence[LaneBacklog], sessions: Sequence[Session]) -> list[Lane]:
+    paces: Counter[str] = Counter()
+    for session in sessions:
+        for lane, pace in dict(session.stats.get("paces", {})).items():
+            paces[lane] += pace
+    found = [
+        Lane(str(one.lane), str(one.priority), one.tasks, one.pictures, paces[str(one.lane)])
+        for one in sorted(backlog, key=lambda one: one.pictures, reverse=True)[:MAX_LANES]
+    ]
+    waiting = {lane.name for lane in found}
+    idle = [Lane(name, "", 0, 0, pace) for name, pace in paces.items() if name not in waiting]
+    return (found + idle)[:MAX_LANES]
+
+
+def problems(queue: Queue, found: tuple[str | None, str | None]) -> list[str]:
+    """What is wrong with the farm, in sentences; empty if it works."""
+    in_queue, in_store = found
+    told = []
+    if in_queue:
+        told.append(f"The queue does not answer: {in_queue}")
+    if in_store:
+        told.append(f"The store cannot be written to: {in_store}")
+    if not in_queue:
+        try:
+            if not queue.sessions():
+                told.append("No worker is connected, so nothing is drawn. Jobs wait for one.")
+        except FarmError as error:
+            told.append(f"The queue does not answer: {error}")
+    return told

@@ -1,0 +1,179 @@
+"""The page at ``/``: a shell without anybody's data, and the parts that it asks for."""
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import HTMLResponse, Response
+
+from farm.errors import FarmError, NotFound
+from farm.gateway.dependencies import Dependencies, Deps, Reader
+from farm.gateway.page import views
+from farm.gateway.page.rendering import STATIC, fragment, shell
+from farm.gateway.routes.jobs import Cursor, images
+from farm.job import Priority, check_job_id
+from farm.sinks.protocol import Source
+from farm.spec import PARAMETERS
+
+router = APIRouter(include_in_schema=False)
+
+
+@router.get("/")
+@router.get("/pictures")
+@router.get("/farm")
+@router.get("/new")
+def page(request: Request, deps: Deps) -> HTMLResponse:
+    """The jobs, the newest pictures, the farm itself, or the form for a new job."""
+    return shell(request, _picture_url(deps))
+
+
+@router.get("/jobs/{job}")
+def job_page(job: str, request: Request, deps: Deps) -> HTMLResponse:
+    """One job; whether it exists is told with the data, to those who may know."""
+    check_job_id(job)
+    return shell(request, _picture_url(deps))
+
+
+@router.get("/static/{name}")
+def static(name: str) -> Response:
+    """A file of the page; its address has its hash, so browsers may keep it for ever."""
+    if name not in STATIC:
+        raise NotFound(f"the page has no file {name[:80]!r}")
+    file = STATIC[name]
+    headers = {"Cache-Control": "public, max-age=31536000, immutable"}
+    return Response(file.content, media_type=file.media_type, headers=headers)
+
+
+@router.get("/page")
+def jobs(request: Request, deps: Deps, tenant: Reader, before: str | None = None) -> HTMLResponse:
+    """The caller's jobs, newest first."""
+    if before is not None:
+        check_job_id(before)
+    found = deps.queue.jobs(tenant, views.JOBS_PAGE, before)
+    return fragment(
+        request,
+        "jobs.html",
+        jobs=found,
+        before=before,
+        following=found[-1].id if len(found) == views.JOBS_PAGE else None,
+        problems=_problems(deps),
+    )
+
+
+@router.get("/page/jobs/{job}")
+def job(job: str, request: Request, deps: Deps, tenant: Reader) -> HTMLResponse:
+    """Everything about one job; its parts are asked for again as it goes on."""
+    check_job_id(job)
+    return fragment(request, "job.html", **_progress(deps, job, tenant))
+
+
+@router.get("/page/jobs/{job}/progress")
+def progress(job: str, request: Request, deps: Deps, tenant: Reader) -> HTMLResponse:
+    """How far it is, and what it waits for."""
+    check_job_id(job)
+    return fragment(request, "progress.html", **_progress(deps, job, tenant))
+
+
+def _progress(deps: Dependencies, job: str, tenant: str) -> dict[str, Any]:
+    why = deps.queue.why(job, tenant)
+    status = why.status
+    over = views.is_over(status)
+    return {
+        "status": status,
+        "over": over,
+        "may_retry": views.may_retry(status),
+        "waits_for": None if over else views.waits_for(why),
+        "seconds": why.seconds,
+        "problems": [] if over else _problems(deps),
+    }
+
+
+@router.get("/page/jobs/{job}/pictures")
+def job_pictures(
+    job: str, request: Request, deps: Deps, tenant: Reader, after: Cursor = "0"
+) -> HTMLResponse:
+    """A page of its pictures, in the order in which they were finished."""
+    told = images(job, deps, tenant, after, views.PICTURES_PAGE)
+    return fragment(
+        request,
+        "pictures.html",
+        pictures=[views.shown(job, one) for one in [*told["images"], *told["early"]]],
+        after=after,
+        following=told["next"] if len(told["images"]) >= views.PICTURES_PAGE else None,
+        job=job,
+    )
+
+
+@router.get("/page/jobs/{job}/failures")
+def failures(job: str, request: Request, deps: Deps, tenant: Reader) -> HTMLResponse:
+    """Its failed pictures, by what went wrong."""
+    status = deps.queue.status(check_job_id(job), tenant)
+    failed: list[views.Shown] = []
+    read, after = 0, "0"
+    while status.images.failed and read < views.FAILURES_READ:
+        told = images(job, deps, tenant, after, views.PICTURES_PAGE)
+        if not told["images"]:
+            break
+        read += len(told["images"])
+        after = told["next"]
+        failed += [views.shown(job, one) for one in told["images"] if one.get("error")]
+    return fragment(
+        request,
+        "failures.html",
+        status=status,
+        groups=views.failure_groups(failed),
+        looked_at=read,
+        may_retry=views.may_retry(status),
+    )
+
+
+@router.get("/page/pictures")
+def newest(request: Request, deps: Deps, tenant: Reader) -> HTMLResponse:
+    """The newest pictures of the caller's newest jobs."""
+    pictures: list[views.Shown] = []
+    for status in deps.queue.jobs(tenant, views.RECENT_JOBS):
+        if len(pictures) >= views.PICTURES_PAGE or not status.images.done:
+            continue
+        start = str(max(status.tasks.done - views.PICTURES_PAGE, 0))
+        told = images(status.id, deps, tenant, start, views.PICTURES_PAGE)
+        good = [one for one in told["images"] if one["url"]]
+        pictures += [views.shown(status.id, one) for one in reversed(good)]
+    return fragment(request, "newest.html", pictures=pictures[: views.PICTURES_PAGE])
+
+
+@router.get("/page/farm")
+def farm(request: Request, deps: Deps, _: Reader) -> HTMLResponse:
+    """Workers, lanes, and the last ten minutes."""
+    problems = _problems(deps)
+    try:
+        sessions, backlog = deps.queue.sessions(), deps.queue.backlog()
+    except FarmError:
+        sessions, backlog = [], []  # the problems say it
+    return fragment(
+        request,
+        "farm.html",
+        problems=problems,
+        sessions=sorted(sessions, key=lambda session: session.worker),
+        lanes=views.lanes(backlog, sessions),
+        samples=deps.history.samples(),
+        checkpoints=deps.registry.all(),
+    )
+
+
+@router.get("/page/new")
+def new(request: Request, deps: Deps, _: Reader) -> HTMLResponse:
+    """The form for a new job."""
+    return fragment(
+        request,
+        "new.html",
+        checkpoints=deps.registry.all(),
+        parameters=PARAMETERS,
+        priorities=list(Priority),
+    )
+
+
+def _problems(deps: Dependencies) -> list[str]:
+    return views.problems(deps.queue, deps.readiness.problems())
+
+
+def _picture_url(deps: Dependencies) -> str:
+    return deps.links.to(Source(key="probe", name="probe.png", size=0))

@@ -1,0 +1,125 @@
+"""The page as HTML: what it lets in, what it escapes, and what it costs."""
+
+import gzip
+import hashlib
+import re
+import time
+from pathlib import Path
+
+import httpx2
+from fake_worker import BAD_PROMPT, FakeWorker
+from harness import Gateway, Serve, post, write_keys
+
+from farm.gateway.page import rendering
+from farm.gateway.page.charts import bar, sparkline
+from farm.job import JobOptions
+from farm.queue.messages import JobHeader
+
+STATIC = Path(rendering.__file__).parent / "static"
+NASTY = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>"
+
+
+def until_done(http: httpx2.Client, job: str) -> None:
+    deadline = time.monotonic() + 20
+    while http.get(f"/v1/jobs/{job}").json()["state"] not in ("done", "failed"):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_what_others_wrote_is_there_unchanged() -> None:
+    listed = re.findall(r"^(\S+) .* ([0-9a-f]{64})$", (STATIC / "SOURCES.txt").read_text(), re.M)
+    assert {name for name, _ in listed} == {
+        "htmx.min.js", "hx-sse.min.js", "htmx-LICENSE.txt",
+    }  # fmt: skip
+    for name, sha256 in listed:
+        assert hashlib.sha256((STATIC / name).read_bytes()).hexdigest() == sha256
+
+
+def test_the_page_runs_nothing_but_its_own_files(http: httpx2.Client) -> None:
+    answer = http.get("/")
+    policy = dict(
+        part.strip().split(" ", 1) for part in answer.headers["content-security-policy"].split(";")
+    )
+    assert policy["default-src"] == "'none'"
+    assert policy["script-src"] == policy["style-src"] == policy["connect-src"] == "'self'"
+    assert policy["frame-ancestors"] == "'none'"
+    assert "<script>" not in answer.text
+    assert not re.search(r"<style|\sstyle=|\son[a-z]+=", answer.text)
+    used = re.findall(r'(?:src|href)="([^"#]+)"', answer.text)
+    assert all(address.startswith("/") for address in used)
+    size = len(gzip.compress(answer.content))
+    for address in {one for one in used if one.startswith("/static/")}:
+        file = http.get(address)
+        assert file.status_code == 200
+        assert "immutable" in file.headers["cache-control"]
+        size += len(file.content)
+    assert size < 200_000, "what the first paint takes, uncompressed"
+
+
+def test_a_stores_own_address_may_show_pictures_and_nothing_else() -> None:
+    policy = rendering.policy("https://s3.example:9000/bucket/probe?X-Amz-Signature=1")
+    assert "img-src 'self' blob: https://s3.example:9000;" in policy
+    assert policy.count("s3.example") == 1
+
+
+def test_what_users_write_is_text(http: httpx2.Client, fake_worker: FakeWorker) -> None:
+    job = post(http, {"prompt": NASTY}, {"prompt": BAD_PROMPT}, name=NASTY[:60]).json()["id"]
+    until_done(http, job)
+    pages = ["", "/pictures", f"/jobs/{job}", f"/jobs/{job}/pictures", f"/jobs/{job}/failures"]
+    for page in pages:
+        text = http.get(f"/page{page}").text
+        assert "<script" not in text
+        assert "<img src=x" not in text
+    assert "&lt;script&gt;" in http.get(f"/page/jobs/{job}/pictures").text
+
+
+def test_failures_are_counted_by_reason(http: httpx2.Client, fake_worker: FakeWorker) -> None:
+    job = post(http, *[{"prompt": BAD_PROMPT}] * 3, {"prompt": "a bicycle"}).json()["id"]
+    until_done(http, job)
+    text = http.get(f"/page/jobs/{job}/failures").text
+    assert re.search(r'<td class="figure">3</td>', text)
+    assert BAD_PROMPT in text
+    assert "a bicycle" not in text
+
+
+def test_it_says_that_no_worker_is_there(gateway: Gateway, http: httpx2.Client) -> None:
+    job = post(http, {"prompt": "a bicycle"}).json()["id"]
+    for page in ("", "/farm", f"/jobs/{job}"):
+        assert "No worker is connected" in http.get(f"/page{page}").text
+
+
+def test_lists_of_any_length_come_in_pages(gateway: Gateway, http: httpx2.Client) -> None:
+    for number in range(60):
+        header = JobHeader(
+            f"j0-{number:026d}", "local", JobOptions.parse({"name": f"n{number}"}), "0" * 64
+        )
+        gateway.queue.submit(header, [])
+    seen, address = [], "/page"
+    while address:
+        text = http.get(address).text
+        seen += re.findall(r'<a href="/jobs/[^"]+">(n\d+)</a>', text)
+        older = re.search(r'hx-get="(/page\?before=[^"]+)" hx-target="#main"', text)
+        address = older[1] if older else ""
+    assert len(seen) == len(set(seen)) == 60
+
+
+def test_the_shell_tells_a_stranger_nothing(serve: Serve, tmp_path: Path) -> None:
+    keys = write_keys(tmp_path / "keys.json", {"secret": {"tenant": "alice"}})
+    gateway = serve(tmp_path, keys=keys, open=False)
+    with gateway.client("secret") as alice, gateway.client() as stranger:
+        job = post(alice, {"prompt": "a secret bicycle"}, name="secret plans").json()["id"]
+        for page in ("/", "/pictures", "/farm", "/new", f"/jobs/{job}"):
+            shell = stranger.get(page)
+            assert shell.status_code == 200
+            assert "secret" not in shell.text
+        assert stranger.get("/page").status_code == 401
+        assert "secret plans" in alice.get("/page").text
+
+
+def test_charts_fit_their_frame() -> None:
+    assert 'points="0.0,31.0 160.0,1.0"' in sparkline([0, 7], "a chart")
+    assert "polyline" in sparkline([], "nothing yet")
+    drawn = bar(1, 1, 1, 4)
+    assert drawn.count("<rect") == 3
+    assert 'x="50.00" y="0" width="25.00"' in drawn
+    assert "<rect" not in bar(0, 0, 0, 0)

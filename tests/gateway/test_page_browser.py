@@ -1,0 +1,206 @@
+"""The page in a real browser: submits, paints, watches, retries, by mouse and by keyboard."""
+
+import io
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import numpy as np
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from fake_worker import BAD_PROMPT, LOST_PROMPT, FakeWorker
+from harness import INFO, Gateway, Serve, png, post, write_keys
+from PIL import Image
+from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
+
+from farm.job import Chunk
+from farm.store import keys
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed: apt install chromium"),
+    pytest.mark.xdist_group("browser"),
+]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Browser, gateway: Gateway) -> Iterator[Page]:
+    """A tab that may neither complain nor ask another machine for anything."""
+    context = browser.new_context(base_url=gateway.url)
+    page = context.new_page()
+    complaints: list[str] = []
+    outside: list[str] = []
+
+    def note(request: Request) -> None:
+        if not request.url.startswith((gateway.url, "blob:", "data:")):
+            outside.append(request.url)
+
+    page.on("console", lambda told: complaints.append(told.text) if told.type == "error" else None)
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("request", note)
+    yield page
+    context.close()
+    assert outside == []
+    assert complaints == []
+
+
+def test_a_text_becomes_a_picture(page: Page, fake_worker: FakeWorker) -> None:
+    page.goto("/new")
+    page.get_by_label("Prompt", exact=True).fill("a red <b>circle</b> & more")
+    page.get_by_role("button", name="Draw").click()
+    page.wait_for_url("**/jobs/j*")
+    expect(page.locator(".state").first).to_have_text("done")
+    picture = page.get_by_role("button", name="a red <b>circle</b> & more")
+    picture.press("Enter")
+    expect(page.get_by_role("dialog", name="Picture")).to_contain_text("seed: ")
+    page.keyboard.press("Escape")
+    expect(picture).to_be_focused()
+
+
+def test_a_mask_is_painted_by_mouse_and_by_keyboard(
+    page: Page, fake_worker: FakeWorker, gateway: Gateway
+) -> None:
+    masks = []
+    for by_mouse in (True, False):
+        page.goto("/new")
+        page.get_by_label("Inpainting").check()
+        page.get_by_label("Prompt", exact=True).fill("a hat")
+        page.get_by_label("Image", exact=True).set_input_files(
+            {"name": "photo.png", "mimeType": "image/png", "buffer": png(64, 64, colour=(9, 99, 9))}
+        )
+        canvas = page.locator("#mask")
+        expect(canvas).to_be_visible()
+        canvas.scroll_into_view_if_needed()
+        if by_mouse:
+            box = canvas.bounding_box()
+            assert box is not None
+            page.mouse.move(box["x"] + box["width"] / 4, box["y"] + box["height"] / 4)
+            page.mouse.down()
+            page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 4, steps=5)
+            page.mouse.up()
+        else:
+            canvas.press("ArrowLeft")
+            canvas.press(" ")
+        page.get_by_role("button", name="Draw").click()
+        page.wait_for_url("**/jobs/j*")
+        expect(page.locator(".state").first).to_have_text("done")
+        job = gateway.queue.jobs("local")[0].id
+        chunk = Chunk.model_validate_json(gateway.store.get(keys.chunk(job, 0)))
+        spec = chunk.renders[0].spec
+        assert spec.mode == "inpaint"
+        assert spec.mask_image is not None
+        body = gateway.store.get(keys.asset("local", spec.mask_image))
+        masks.append(np.asarray(Image.open(io.BytesIO(body)).convert("L")))
+    mouse, keyboard = masks
+    assert mouse.shape == keyboard.shape == (64, 64)
+    assert mouse[16, 24] == 255
+    assert mouse[60, 60] == 0
+    assert keyboard[32, 30] == 255
+    assert keyboard[2, 2] == 0
+
+
+def test_an_image_becomes_another_and_a_mistake_is_explained(
+    page: Page, fake_worker: FakeWorker
+) -> None:
+    page.goto("/new")
+    page.get_by_label("Image to image").check()
+    page.get_by_label("Prompt", exact=True).fill("a boat")
+    page.get_by_role("button", name="Draw").click()
+    expect(page.get_by_role("alert")).to_have_text("Choose an image.")
+    page.get_by_label("Image", exact=True).set_input_files(
+        {"name": "photo.png", "mimeType": "image/png", "buffer": png(64, 64)}
+    )
+    page.get_by_role("button", name="Draw").click()
+    page.wait_for_url("**/jobs/j*")
+    expect(page.locator(".state").first).to_have_text("done")
+
+
+def test_a_failure_is_seen_and_tried_again(
+    page: Page, fake_worker: FakeWorker, http: httpx2.Client
+) -> None:
+    job = post(http, {"prompt": LOST_PROMPT}, {"prompt": LOST_PROMPT}).json()["id"]
+    page.goto(f"/jobs/{job}")
+    expect(page.locator("#failures")).to_contain_text("the picture cannot be drawn")
+    fake_worker.healed = True
+    page.get_by_role("button", name="Retry these").click()
+    expect(page.locator("#pictures button.picture")).to_have_count(2)
+
+
+def test_progress_comes_without_asking(page: Page, gateway: Gateway, http: httpx2.Client) -> None:
+    job = post(http, {"prompt": "a late picture"}).json()["id"]
+    page.goto(f"/jobs/{job}")
+    expect(page.locator("#progress")).to_contain_text("No worker is connected")
+    worker = FakeWorker(gateway.queue, gateway.store, INFO)
+    worker.start()
+    try:
+        expect(page.locator("#pictures button.picture")).to_have_count(1)
+        expect(page.locator(".state").first).to_have_text("done")
+    finally:
+        worker.stop()
+
+
+def test_a_hidden_tab_asks_for_nothing(page: Page, gateway: Gateway) -> None:
+    page.goto("/")
+    expect(page.locator("h1")).to_have_text("Jobs")
+    page.evaluate(
+        "Object.defineProperty(document, 'hidden', {get: () => true, configurable: true})"
+    )
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.wait_for_timeout(2500)
+    assert asked == []
+    with page.expect_request("**/page"):
+        page.evaluate(
+            "Object.defineProperty(document, 'hidden', {get: () => false, configurable: true})"
+        )
+
+
+def test_a_key_is_asked_for_once(browser: Browser, serve: Serve, tmp_path: Path) -> None:
+    keys_file = write_keys(tmp_path / "keys.json", {"secret": {"tenant": "alice"}})
+    farm = serve(tmp_path, keys=keys_file, open=False)
+    with farm.client("secret") as alice:
+        post(alice, {"prompt": "a bicycle"}, name="bikes")
+    context = browser.new_context(base_url=farm.url)
+    page = context.new_page()
+    page.goto("/")
+    page.get_by_label("API key").fill("secret")
+    page.get_by_role("button", name="Continue").click()
+    page.get_by_role("link", name="bikes").click()
+    expect(page.locator("h1")).to_have_text("bikes")
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    assert "secret" not in context.cookies().__repr__()
+    context.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_can_be_used_by_everybody(
+    browser: Browser, gateway: Gateway, fake_worker: FakeWorker, http: httpx2.Client, scheme: str
+) -> None:
+    job = post(http, {"prompt": "a bicycle"}, {"prompt": BAD_PROMPT}, name="bikes").json()["id"]
+    context = browser.new_context(
+        base_url=gateway.url, color_scheme=scheme, viewport={"width": 390, "height": 844}
+    )
+    page = context.new_page()
+    for path in ("/", f"/jobs/{job}", "/pictures", "/farm", "/new"):
+        page.goto(path)
+        expect(page.locator("h1")).to_be_visible()
+        page.wait_for_load_state("networkidle")
+        wide = page.evaluate("document.documentElement.scrollWidth")
+        assert wide <= 390, f"{path} is {wide} pixels wide on a phone"
+        found = [
+            (one["id"], [node["html"] for node in one["nodes"]])
+            for one in Axe().run(page).response["violations"]
+            if one["impact"] in ("serious", "critical")
+        ]
+        assert found == [], path
+    context.close()
