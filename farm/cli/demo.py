@@ -49,7 +49,7 @@ def demo(
         Path, typer.Option("--output", "-o", metavar="DIR", help="Where the pictures go.")
     ] = Path("demo-out"),
 ) -> int:
-    """Start a farm, render in all modes and with an adapter, leave the pictures on a sheet, stop."""
+    """Start a farm, render in all modes and with an adapter, leave pictures and a sheet, stop."""
     output = output.absolute()
     output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="farm-demo-") as data, _farm(Path(data)) as farm:
