@@ -3,14 +3,6 @@
 from farm.spec.adapter import AdapterChoice, check_adapter_name, parse_adapters
 from farm.spec.checkpoint import CheckpointInfo
 from farm.spec.explain import explain
-from farm.spec.metadata import (
-    KNOWN,
-    MAX_METADATA_BYTES,
-    METADATA,
-    check_column,
-    no_prompt,
-    split_metadata,
-)
 from farm.spec.model_sizes import ModelSizes, TextEncoderSizes, TransformerSizes
 from farm.spec.parameter import AssetKind, Form, Parameter, parameters_of
 from farm.spec.parameters import MAX_PROMPT_CHARACTERS, MAX_STEPS, PARAMETERS, AssetId
@@ -28,12 +20,9 @@ from farm.spec.render import (
 from farm.spec.request import RenderRequest
 
 __all__ = [
-    "KNOWN",
-    "MAX_METADATA_BYTES",
     "MAX_PROMPT_CHARACTERS",
     "MAX_SEED",
     "MAX_STEPS",
-    "METADATA",
     "PARAMETERS",
     "AdapterChoice",
     "AdapterScale",
@@ -53,11 +42,8 @@ __all__ = [
     "TransformerSizes",
     "canonical_json",
     "check_adapter_name",
-    "check_column",
     "derived_seed",
     "explain",
-    "no_prompt",
     "parameters_of",
     "parse_adapters",
-    "split_metadata",
 ]
