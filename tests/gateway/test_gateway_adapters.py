@@ -16,7 +16,9 @@ from fake_worker import FakeWorker
 from harness import Cli, Gateway, Serve, post_lines
 from test_gateway_auth import write_keys
 
+from farm.cli.adapter import read_adapter
 from farm.errors import InvalidInput, NotFound
+from farm.formats.adapter_file import read_adapter_file
 from farm.gateway.page.views import shown
 from farm_client import AllRejected, AsyncFarm, Farm
 from farm_client.fetch import MANIFEST
@@ -140,6 +142,13 @@ def test_a_folder_of_peft_brings_its_alpha(cli: Cli) -> None:
     assert json.loads(cli("adapter", "add", "x", "peft", "--json").out)["alpha"] == 6
     Path("peft/adapter_config.json").write_text(json.dumps({"lora_alpha": 6, "use_dora": True}))
     assert "use_dora, which is not read" in cli("adapter", "add", "y", "peft").err
+
+
+def test_an_adapter_that_came_with_the_farm_is_read_by_its_name() -> None:
+    data = read_adapter(Path("pattern"))
+    assert read_adapter_file(data).rank > 0
+    with pytest.raises(InvalidInput, match="there is no file no-such"):
+        read_adapter(Path("no-such"))
 
 
 def test_what_is_no_adapter_is_refused_in_one_line(http: httpx2.Client) -> None:
