@@ -22,6 +22,9 @@ class WrappedEngine:
     def add(self, key: Hashable, row: Row, **inputs: Any) -> None:
         self._engine.add(key, row, **inputs)
 
+    def read_adapter(self, data: bytes) -> Adapter:
+        return self._engine.read_adapter(data)
+
     def cancel(self, keys: Iterable[Hashable]) -> None:
         self._engine.cancel(keys)
 
