@@ -20,6 +20,7 @@ from pydantic import (
 
 from farm.errors import InvalidInput
 from farm.spec import Form, Lane, Parameter, RenderSpec, explain, parameters_of
+from farm.stored_record import StoredRecord
 
 MAX_NAME = 200  # characters
 MAX_IDEMPOTENCY_KEY = 200
@@ -206,16 +207,15 @@ class NumberedSpec(BaseModel):
 
     render: int  # index in the job, from 0; a refused line keeps its number
     spec: RenderSpec
-    # Canonical JSON of what the user's row says besides; see ``farm.spec.metadata``.
+    # Canonical JSON of what the user's row says besides; see ``farm.metadata``.
     metadata: str | None = Field(None, exclude_if=lambda value: value is None)
 
 
-class Chunk(BaseModel):
+class Chunk(StoredRecord):
     """The immutable content of one task: everything a worker needs besides the assets' bytes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    v: int = 1
     job: str
     number: int  # of the task in its job
     tenant: str

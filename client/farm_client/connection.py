@@ -179,7 +179,7 @@ class Connection:
             other = f"the farm has version {server}, this client {farm.__version__}"
             failure.hint = f"{failure.hint}; {other}" if failure.hint else other
         after = reply.headers.get("retry-after", "")
-        if after.isdigit():
+        if after.isdecimal() and after.isascii():
             failure.retry_after = min(float(after), 60.0)  # type: ignore[attr-defined]
         return failure
 

@@ -134,13 +134,20 @@ class JobHandle:
         self, follow: bool = True, timeout: float | None = None
     ) -> AsyncIterator[Picture]:
         end = math.inf if timeout is None else time.monotonic() + timeout
-        after, pause = "0.0", FIRST_POLL_SECONDS
+        after, pause = "0.0.0", FIRST_POLL_SECONDS
+        early: set[tuple[int, int, int]] = set()  # given already; their task tells of them again
         while True:
             page = await self._connection.call(
                 "GET", f"{self._path}/images", query={"after": after}
             )
-            for told in page["images"]:
-                yield Picture.model_validate(told)
+            for told in map(Picture.model_validate, page["images"]):
+                if told.key not in early or told.error is not None:
+                    yield told
+                early.discard(told.key)
+            for told in map(Picture.model_validate, page.get("early", ())):
+                if told.key not in early:
+                    early.add(told.key)
+                    yield told
             if page["next"] != after:
                 after, pause = page["next"], FIRST_POLL_SECONDS
                 continue
@@ -156,8 +163,18 @@ class JobHandle:
         parallel: int,
         progress: Callable[[int], None] | None,
         timeout: float | None,
+        overwrite: bool,
+        resume: bool,
     ) -> Fetched:
-        fetcher = Fetcher(self._connection.wire, folder, parallel, progress)
+        fetcher = Fetcher(
+            self._connection.wire,
+            folder,
+            self.id,
+            parallel,
+            progress,
+            overwrite=overwrite,
+            resume=resume,
+        )
         return await fetcher.fetch(
             ImageFacts(self._connection, told) async for told in self._images(follow, timeout)
         )
@@ -236,6 +253,8 @@ class Job(JobHandle):
         parallel: int = PARALLEL,
         progress: Callable[[int], None] | None = None,
         timeout: float | None = None,
+        overwrite: bool = False,
+        resume: bool = False,
     ) -> Fetched:
         """All pictures into a folder, with ``manifest.jsonl``; called again it fetches what is
         missing.
@@ -245,8 +264,10 @@ class Job(JobHandle):
             parallel: downloads at a time.
             progress: called with the number of pictures so far.
             timeout: seconds; then a job that has not ended is no longer followed.
+            overwrite: remove another job's pictures from the folder; else they are refused.
+            resume: keep pictures there that are right, although nothing says whose they are.
         """
-        return drive(self._fetch(folder, follow, parallel, progress, timeout))
+        return drive(self._fetch(folder, follow, parallel, progress, timeout, overwrite, resume))
 
 
 class AsyncJob(JobHandle):
@@ -300,8 +321,10 @@ class AsyncJob(JobHandle):
         parallel: int = PARALLEL,
         progress: Callable[[int], None] | None = None,
         timeout: float | None = None,  # the same word as in Job
+        overwrite: bool = False,
+        resume: bool = False,
     ) -> Fetched:
-        return await self._fetch(folder, follow, parallel, progress, timeout)
+        return await self._fetch(folder, follow, parallel, progress, timeout, overwrite, resume)
 
 
 def check_ended(status: JobStatus) -> None:

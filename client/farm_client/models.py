@@ -1,10 +1,12 @@
 """What the farm says about jobs and pictures."""
 
+from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
+from farm.errors import RejectedRender
 from farm.job import TERMINAL_JOBS, JobState
 
 
@@ -94,6 +96,56 @@ class Verified(_Told):
     generation: int  # of the job; a repair that makes pictures again starts a new one
 
 
+class LaneEstimate(_Told):
+    """What one checkpoint, mode and size has to do."""
+
+    pictures: int
+    tasks: int
+    row_steps: int
+    pace: float  # row-steps/s of all workers together; 0 if none has measured it
+
+    def __add__(self, other: "LaneEstimate") -> "LaneEstimate":
+        return LaneEstimate(
+            pictures=self.pictures + other.pictures,
+            tasks=self.tasks + other.tasks,
+            row_steps=self.row_steps + other.row_steps,
+            pace=other.pace,
+        )
+
+
+class Estimate(NamedTuple):
+    """What renders would come to."""
+
+    renders: int  # that would be taken
+    rejected: tuple[RejectedRender, ...]  # the first of those that would not
+    rejected_count: int
+    pictures: int
+    bytes: int  # of the pictures in the store, roughly
+    lanes: Mapping[str, LaneEstimate]
+    workers: int
+
+    @property
+    def tasks(self) -> int:
+        return sum(lane.tasks for lane in self.lanes.values())
+
+    @property
+    def seconds(self) -> float | None:
+        """How long all workers would take that do nothing else; None where a lane is new."""
+        if not all(lane.pace for lane in self.lanes.values()):
+            return None
+        return sum(lane.row_steps / lane.pace for lane in self.lanes.values())
+
+    def facts(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            **self._asdict(),
+            "rejected": [one.to_dict() for one in self.rejected],
+            "lanes": {name: lane.model_dump() for name, lane in self.lanes.items()},
+            "tasks": self.tasks,
+            "seconds": self.seconds,
+        }
+
+
 class Asset(_Told):
     id: str
     kind: str
@@ -121,6 +173,11 @@ class Picture(_Told):
     error: dict[str, Any] | None = None
     notes: tuple[str, ...] = ()
     metadata: dict[str, Any] = {}  # what the row said besides the parameters
+
+    @property
+    def key(self) -> tuple[int, int, int]:
+        """Names it among everything that its job ever made."""
+        return self.render, self.image, self.generation
 
     def line(self) -> dict[str, Any]:
         """Its line in ``manifest.jsonl``."""

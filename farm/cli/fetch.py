@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from farm.cli.flags import Overwrite, Resume
 from farm.cli.output import fail, pictures, say_error, say_json
 from farm.cli.watch import tell_end
 from farm.errors import TimedOut
@@ -27,12 +28,22 @@ def fetch(
         typer.Option("--wait/--no-wait", help="Until the job ends, or only what is there now."),
     ] = True,
     parallel: Annotated[int, typer.Option(min=1, max=64, help="Downloads at a time.")] = PARALLEL,
+    overwrite: Overwrite = False,
+    resume: Resume = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> int:
     """Fetch a job's pictures and manifest.jsonl into a folder, as they finish. Files that are there
     already are not fetched again."""
     found = Farm().job(job)
-    return fetch_job(found, output, follow=wait, parallel=parallel, as_json=as_json)
+    return fetch_job(
+        found,
+        output,
+        follow=wait,
+        parallel=parallel,
+        as_json=as_json,
+        overwrite=overwrite,
+        resume=resume,
+    )
 
 
 def fetch_job(
@@ -43,9 +54,17 @@ def fetch_job(
     parallel: int = PARALLEL,
     as_json: bool = False,
     timeout: float | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
 ) -> int:
     fetched = job.fetch(
-        output, follow=follow, parallel=parallel, progress=_counter(), timeout=timeout
+        output,
+        follow=follow,
+        parallel=parallel,
+        progress=_counter(),
+        timeout=timeout,
+        overwrite=overwrite,
+        resume=resume,
     )
     status = job.status()
     if as_json:

@@ -11,6 +11,8 @@ from farm.errors import FarmError
 MAX_LISTED = 1000  # refused lines that are shown one by one
 
 _going_on: list[str] = []
+_also: list[str] = []
+_reached = ""
 
 
 def say(text: str) -> None:
@@ -64,11 +66,15 @@ def list_rejected(rejected: Sequence[Any], source: str) -> None:
 def go_on_with(command: Iterable[str]) -> None:
     """The command with which a user continues after an interruption."""
     _going_on[:] = command
+    go_on_also_with()
 
 
-def go_on_also_with(*options: str) -> None:
-    _going_on.extend(options)
+def go_on_also_with(*options: str, reached: str = "") -> None:
+    """What else to type, in place of what was said before; ``reached``: what is there by now."""
+    global _reached
+    _also[:], _reached = options, reached
 
 
 def on_interrupt() -> str:
-    return f"interrupted; to continue: {shlex.join(_going_on)}"
+    command = shlex.join([*_going_on, *_also])
+    return f"interrupted{_reached and f' ({_reached})'}; to continue: {command}"

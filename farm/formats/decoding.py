@@ -161,7 +161,8 @@ class _Reader:
         if image.size == (width, height):
             return image
         text = f"scaled from {image.width} x {image.height} to {width} x {height}"
-        if abs(image.width * height - image.height * width) > max(image.size) * max(size) / 100:
+        across, down = image.width * height, image.height * width
+        if abs(across - down) > min(across, down) / 100:
             text += ", which changes its proportions"
         self.note(text)
         return image.resize((width, height), Image.Resampling.LANCZOS)

@@ -105,6 +105,12 @@ def token_bytes(tokens: NDArray[Any]) -> bytes:
     return np.ascontiguousarray(tokens, dtype="<u2").tobytes()
 
 
+def token_grid(data: bytes, height: int, width: int) -> NDArray[np.uint16]:
+    """The array (rows, columns) of those bytes; a picture's grid has the picture's proportions."""
+    flat = np.frombuffer(data, "<u2").astype(np.uint16)
+    return flat.reshape(-1, max(round((len(flat) * width / height) ** 0.5), 1))
+
+
 def read_facts(data: bytes) -> Facts:
     """What the farm wrote into a picture file; raises ``InvalidInput`` if it is not one."""
     if data.startswith(b"\x89PNG"):

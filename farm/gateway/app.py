@@ -21,7 +21,7 @@ from farm.gateway.middleware import RequestGuard
 from farm.gateway.page.history import History
 from farm.gateway.quotas import QuotaLimits, Quotas
 from farm.gateway.readiness import Readiness
-from farm.gateway.routes import assets, docs, health, jobs, page, submissions
+from farm.gateway.routes import assets, docs, estimate, health, jobs, page, submissions
 from farm.gateway.signed_urls import Links, Signer, secret_of
 from farm.ingest.assets import Assets
 from farm.ingest.ingest import Ingest
@@ -69,7 +69,7 @@ def create_app(
         redirect_slashes=False,  # otherwise the host header would decide where a caller is sent
     )
     app.state.deps = deps
-    for route in (submissions, jobs, assets, health, docs, page):
+    for route in (submissions, estimate, jobs, assets, health, docs, page):
         app.include_router(route.router)
     exception_handlers.install(app)
     body_memory = app.state.body_memory = BodyMemory(settings.max_body_memory)

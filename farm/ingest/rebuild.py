@@ -8,13 +8,14 @@ from datetime import UTC, datetime, timedelta
 
 from farm.errors import Conflict, FarmError
 from farm.formats.manifest import read_part
-from farm.ingest.ingest import ClosedRecord, JobRecord
+from farm.ingest.job_record import ClosedRecord, JobRecord
 from farm.job import MAX_PIECE_LINES, RETENTION_DAYS, Chunk, JobOptions, Receipt, is_job_id
 from farm.queue import JobHeader, Queue, Restored
 from farm.queue.constants import MAX_ROWS
 from farm.sinks.parts import part_receipt
 from farm.spec import Lane
 from farm.store import Store, keys
+from farm.stored_record import NewerRecord
 
 READERS = 16  # objects read at a time
 
@@ -91,6 +92,8 @@ def rebuild(queue: Queue, store: Store, retention_days: float = RETENTION_DAYS) 
                 if found.ended and record.created_at < oldest:
                     continue  # the queue has forgotten it long ago
                 _Job(queue, store, record, found).restore(pool)
+            except NewerRecord:  # not damaged: the newer farm can read it
+                raise
             except (FarmError, ValueError):
                 counts["unreadable"] += 1
                 continue

@@ -16,7 +16,7 @@ import redis
 from farm.addresses import reachable, without_secrets
 from farm.checkpoints.inspect import inspect_checkpoint
 from farm.errors import FarmError
-from farm.ingest.ingest import JobRecord
+from farm.ingest.job_record import JobRecord
 from farm.job import is_job_id, job_id
 from farm.local.embedded import RAY_FILE, answers, serves, silent_parts
 from farm.queue import JobStatus, Queue, check_server, connect

@@ -46,6 +46,11 @@ def part(job: str, generation: int, number: int) -> str:
     return f"{prefix(job)}manifest/{generation}/part-{number:08d}.parquet"
 
 
+def early(job: str) -> str:
+    """Start of the keys of what is told of tasks that still run."""
+    return prefix(job) + "early/"
+
+
 def success(job: str, generation: int = 0) -> str:
     """Of the object whose presence says that a generation of the job has ended; it lists every part
     up to that generation."""

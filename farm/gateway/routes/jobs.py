@@ -10,9 +10,10 @@ from farm.formats.manifest import merge, read_part
 from farm.gateway.dependencies import Dependencies, Deps, Reader, Writer
 from farm.gateway.events import updates
 from farm.gateway.serializers import image_view, lost_views, status_view, why_view
-from farm.job import TERMINAL_JOBS, Chunk, check_job_id
+from farm.job import TERMINAL_JOBS, Chunk, JobState, check_job_id
 from farm.queue import MAX_REASON, MAX_ROWS, JobStatus, notice
 from farm.queue.why import WaitsFor
+from farm.sinks.early import early_parts, early_rows
 from farm.sinks.parts import pictures_to_make, task_rows
 from farm.sinks.protocol import Sink
 from farm.store import keys
@@ -23,6 +24,9 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 MAX_PAGE = 1000
 FINISHED_PAGE = 16  # tasks asked for at a time
 LOST_PAGE = 4
+
+# Of pictures: places among finished and among lost tasks, and the moment of the last early rows.
+Cursor = Annotated[str, Query(pattern=r"^\d{1,9}(\.\d{1,9}(\.\d{1,15})?)?$")]
 
 
 @router.get("")
@@ -70,26 +74,44 @@ def images(
     job: str,
     deps: Deps,
     tenant: Reader,
-    after: Annotated[str, Query(pattern=r"^\d{1,9}(\.\d{1,9})?$")] = "0",
+    after: Cursor = "0",
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 100,
 ) -> dict[str, Any]:
     """Finished pictures in the order they were finished, with addresses that expire.
 
     Of a picture that was made again after a retry, the newest good result is listed.
     ``next`` is the cursor for ``after``; whole tasks are listed, so a page can be longer than
-    ``limit``. All are listed when ``state`` is final and ``images`` is empty.
+    ``limit``. All are listed when ``state`` is final and ``images`` is empty. ``early`` has what
+    tasks that still run have stored; it comes again in ``images`` when they end.
     """
     status = deps.queue.status(check_job_id(job), tenant)  # before, so that final means all
     sink = deps.sinks.get(status.sink)
-    done, _, lost = after.partition(".")
-    listed, done_now = _finished(deps, status, sink, int(done), limit)
-    lost_now = int(lost or 0)
+    done, lost_now, seen = map(int, [*after.split("."), "0", "0"][:3])
+    listed, done_now = _finished(deps, status, sink, done, limit)
     for failure in deps.queue.failures(job, lost_now, LOST_PAGE) if len(listed) < limit else ():
         chunk = Chunk.model_validate_json(deps.store.get(keys.chunk(job, failure.number)))
         lost_pictures = pictures_to_make(deps.store, sink, chunk, failure.generation)
         listed += lost_views(chunk, failure, lost_pictures)
         lost_now = failure.position
-    return {"images": listed, "next": f"{done_now}.{lost_now}", "state": str(status.state)}
+    early, seen = _early(deps, status, sink, seen, limit)
+    cursor = f"{done_now}.{lost_now}.{seen}"
+    return {"images": listed, "early": early, "next": cursor, "state": str(status.state)}
+
+
+def _early(
+    deps: Dependencies, status: JobStatus, sink: Sink, seen: int, limit: int
+) -> tuple[list[dict[str, Any]], int]:
+    """Pictures of tasks that are not whole, and the moment up to which they are listed."""
+    listed: list[dict[str, Any]] = []
+    if status.state in (JobState.DONE, JobState.FAILED):
+        return listed, seen
+    for part in early_parts(deps.store, status.id, seen):
+        if len(listed) >= limit and part.moment > seen:
+            break
+        seen = part.moment
+        rows = early_rows(deps.store, part)
+        listed += [image_view(row, sink, deps.links) for row in rows if row.error is None]
+    return listed, seen
 
 
 def _finished(
