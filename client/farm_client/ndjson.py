@@ -84,7 +84,7 @@ def completed(
 
 
 def parsed(line: Line) -> Line:
-    """A line of text with its values; one that is no JSON object stays as it is."""
+    """A line of text with its values; one that is not a JSON object stays as it is."""
     try:
         data = strict_json.loads(line.text, line=line.number)
     except InvalidInput:
@@ -235,7 +235,7 @@ def _array_lines(raw: bytes) -> Iterator[Line]:
 def _array_error(message: str, text: str, at: int) -> InvalidInput:
     line = text.count("\n", 0, at) + 1
     column = at - (text.rfind("\n", 0, at) + 1) + 1
-    return InvalidInput(f"is no JSON: {message}", field="json", line=line, column=column)
+    return InvalidInput(f"is not JSON: {message}", field="json", line=line, column=column)
 
 
 def _skip(text: str, at: int) -> int:

@@ -72,7 +72,7 @@ def submit(
         str | None,
         typer.Option(
             metavar="WHAT",
-            help="With a render that is refused: skip it, or stop and take none. Default: skip.",
+            help="If a render is refused: skip it, or stop and accept none. Default: skip.",
             show_default=False,
         ),
     ] = None,

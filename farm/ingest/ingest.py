@@ -116,7 +116,7 @@ class Ingest:
             raise
         if opened.job == record.job:
             return Submission(record.job, True, piece.renders, piece.pictures, piece.rejected)
-        self._discard(record, piece)  # nobody was told of this id
+        self._discard(record, piece)  # no caller knows this id
         return self._feed(self.record(opened.job, tenant), False, piece, entries)
 
     def open(

@@ -30,6 +30,3 @@ class WrappedEngine:
 
     def step(self) -> Sequence[RowResult]:
         return self._engine.step()
-
-    def read_adapter(self, data: bytes) -> Adapter:
-        return self._engine.read_adapter(data)
