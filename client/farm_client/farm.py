@@ -1,9 +1,9 @@
 """The farm, from a program's side: ``Farm``, and ``AsyncFarm`` with ``await``.
 
 Both are thin: each public method hands over to one asynchronous method of ``FarmHandle``, which
-awaits nothing but its wire (``farm_client.sync`` says how the synchronous one runs it). Two other
-ways were refused: a background event loop makes every exception, Ctrl-C and fork of the caller's
-program cross a thread border, and generated code is a second copy to read and to debug.
+awaits its transport and nothing else (``farm_client.sync`` says how the synchronous one runs it).
+Two other ways were refused: a background event loop makes every exception, Ctrl-C and fork of the
+caller's program cross a thread border, and generated code is a second copy to read and to debug.
 """
 
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
@@ -93,8 +93,9 @@ class Farm(FarmHandle):
 
     def submit_many(self, requests: Iterable[Any], **options: Unpack[BulkOptions]) -> Job:
         """Submit any number of renders as one job: an open JSONL file, or dicts, requests and
-        prompts. What the farm refuses stands in ``job.rejected``; the rest is rendered. To go on
-        after an interruption, call it again with the same input and ``idempotency_key``."""
+        prompts. What the farm refuses is in ``job.rejected``; the rest is rendered. To continue
+        after an interruption, call it again with the same input and ``idempotency_key``, or with
+        ``resume`` both times."""
         taken = drive(self._submitter.submit_many(requests, dict(options)))
         return Job(self._connection, taken.id, **taken.facts())
 
@@ -112,11 +113,11 @@ class Farm(FarmHandle):
         return iterate(self._jobs(limit))
 
     def upload(self, file: FileInput) -> Asset:
-        """Keep an input file at the farm; its id can stand wherever the file could."""
+        """Upload an input file; its id can be used in place of the file."""
         return drive(self._uploads.upload(file, "file"))
 
     def checkpoints(self) -> list[CheckpointInfo]:
-        """What can be rendered with; the first is the default."""
+        """The checkpoints that can be used; the first is the default."""
         return drive(self._checkpoints())
 
     def close(self) -> None:

@@ -19,11 +19,11 @@ PART = ".part"
 
 
 class Fetched(NamedTuple):
-    """What came of it."""
+    """The result of a fetch."""
 
     folder: Path
     pictures: int  # in the folder now
-    skipped: int  # of these, there already
+    skipped: int  # of these, those that were there already
     failed: int  # pictures that the farm could not make
     size: int  # bytes that were fetched
 

@@ -1,4 +1,4 @@
-"""What the farm says of jobs and pictures."""
+"""What the farm says about jobs and pictures."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -64,7 +64,7 @@ class Why(_Told):
 
     status: JobStatus
     waits_for: str
-    alone: int = 0  # tasks that were aboard at a crash and wait to run alone
+    alone: int = 0  # tasks that a crashed worker held and that wait to run alone
     lanes: tuple[LaneQueue, ...] = ()
     workers: int = 0  # that serve it
     seconds: float | None = None  # until its end, roughly
@@ -88,7 +88,7 @@ class Difference(_Told):
 
 
 class Verified(_Told):
-    """What a comparison came to."""
+    """The result of a comparison."""
 
     pictures: int  # that were looked at
     differences: tuple[Difference, ...]
@@ -156,7 +156,7 @@ class Asset(_Told):
 
 
 class Picture(_Told):
-    """One picture, or the reason why there is none."""
+    """One picture, or why there is none."""
 
     render: int
     image: int
@@ -173,6 +173,11 @@ class Picture(_Told):
     error: dict[str, Any] | None = None
     notes: tuple[str, ...] = ()
     metadata: dict[str, Any] = {}  # what the row said besides the parameters
+
+    @property
+    def key(self) -> tuple[int, int, int]:
+        """Names it among everything that its job ever made."""
+        return self.render, self.image, self.generation
 
     def line(self) -> dict[str, Any]:
         """Its line in ``manifest.jsonl``."""

@@ -21,11 +21,11 @@ def fetch(
     job: Annotated[str, typer.Argument(metavar="JOB", show_default=False)],
     output: Annotated[
         str,
-        typer.Option("--output", "-o", metavar="DIR", help="Where to; made if it is missing."),
+        typer.Option("--output", "-o", metavar="DIR", help="Folder to write to; made if missing."),
     ],
     wait: Annotated[
         bool,
-        typer.Option("--wait/--no-wait", help="Stay until the job ends, or take what is there."),
+        typer.Option("--wait/--no-wait", help="Until the job ends, or only what is there now."),
     ] = True,
     parallel: Annotated[int, typer.Option(min=1, max=64, help="Downloads at a time.")] = PARALLEL,
     overwrite: Overwrite = False,
@@ -70,11 +70,11 @@ def fetch_job(
     if as_json:
         say_json({**fetched._asdict(), "folder": str(fetched.folder), "state": str(status.state)})
     failed = f", {fetched.failed} failed" if fetched.failed else ""
-    kept = f" ({fetched.skipped} were there)" if fetched.skipped else ""
+    kept = f" ({fetched.skipped} were there already)" if fetched.skipped else ""
     say_error(f"{pictures(fetched.pictures)} in {fetched.folder}{kept}{failed}")
     if not status.ended:
         if follow:
-            return fail(TimedOut(f"job {job.id} is still {status.state}; it goes on"))
+            return fail(TimedOut(f"job {job.id} is still {status.state}; it continues"))
         say_error(f"job {job.id} is still {status.state}; fetch again for the rest")
         return 0
     return tell_end(status, quiet=True)

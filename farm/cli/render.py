@@ -63,7 +63,7 @@ def render(
     resume: Resume = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON.")] = False,
 ) -> int:
-    """Render a file of requests in this process: the same pictures and manifest as a farm makes."""
+    """Render a file of requests in this process: the same pictures and manifest as from a farm."""
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -105,7 +105,7 @@ def render(
                 for row in renderer.render(local.chunks(lines, options, shard_size)):
                     rows.append((row.render, row.image, public_row(row, store_in)))
                     bar.update(task, completed=len(rows))
-        finally:  # what is there is listed, however it ended
+        finally:  # the manifest lists what is there, however the run ended
             seconds = round(time.monotonic() - started, 3)
             rows.sort(key=lambda row: row[:2])
             with (output / MANIFEST).open("w", encoding="utf-8") as out:

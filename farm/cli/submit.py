@@ -89,7 +89,7 @@ def submit(
             "--output",
             "-o",
             metavar="DIR",
-            help="Wait, and fetch the pictures.",
+            help="Wait, and fetch the pictures into this folder.",
             show_default=False,
         ),
     ] = None,
@@ -101,12 +101,12 @@ def submit(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     **given: Any,
 ) -> int:
-    """Submit prompts or files of renders as one job, and print its id.
+    """Submit prompts or files of renders as one job and print its id.
 
     Parameters given as flags apply to every prompt; with a file, to the renders that do not set
     them. Several values, as in --guidance-scale 3,6,10 --seed 1..4, make a render of each
     combination; flags of texts and files are repeated for that. Renders that are refused are
-    listed, and the others are taken.
+    listed; the others are accepted.
     """
     words = list(inputs or ())
     prompts = list(prompt or ())
@@ -118,12 +118,9 @@ def submit(
         prompts = [*words, *prompts]
     asked = _parse(given, selection, on_error, zipped)
     if "idempotency_key" not in asked.options:
-        asked.options["idempotency_key"] = make_key()
-        go_on_also_with("--idempotency-key", asked.options["idempotency_key"])
+        go_on_also_with("--idempotency-key", asked.own_key)
     if not files and not prompts and "embeds" not in asked.parameters.keys() | asked.sweep.names:
-        raise InvalidInput(
-            "there is nothing to draw", field="prompt", hint='farm submit "a red bicycle"'
-        )
+        raise InvalidInput("nothing to draw", field="prompt", hint='farm submit "a red bicycle"')
     source = files[0] if len(files) == 1 else "files" if files else "prompts"
     if dry_run:
         requests, options = _renders(files, prompts, reading, asked)
@@ -137,12 +134,20 @@ def submit(
         if files or len(error.rejected) > 1:  # of a single prompt the error itself says it all
             list_rejected(error.rejected, source)
         return fail(error)
-    _tell(job, source, as_json)
+    if job.rejected:
+        _tell_refused(job, source)
+    goes_on = wait or output is not None or timeout is not None
+    if not as_json:
+        say(job.id)
+    elif not goes_on:
+        _say_job(job)
     if output is not None:
         go_on_with(["farm", "fetch", job.id, "-o", output])
         code = fetch_job(job, output, timeout=timeout, overwrite=overwrite, resume=resume)
     else:
         code = _go_on(job, wait, timeout)
+    if as_json and goes_on:
+        _say_job(job)
     return InvalidInput.exit_code if strict and job.rejected_count and code == 0 else code
 
 
@@ -158,17 +163,24 @@ def _only_with_files(
             raise InvalidInput("only a file has that", field=flag)
 
 
-def _tell(job: Job, source: str, as_json: bool) -> None:
-    if job.rejected:
-        list_rejected(job.rejected, source)
-        total = job.rejected_count + (job.accepted or 0)
-        say_error(f"{job.accepted:,} of {total:,} renders taken, {job.rejected_count:,} refused")
-    if as_json:
-        facts = job.status().model_dump(mode="json")
-        refused = [one.error.to_dict() for one in job.rejected]
-        say_json({**facts, "created": job.created, "accepted": job.accepted, "errors": refused})
-    else:
-        say(job.id)
+def _tell_refused(job: Job, source: str) -> None:
+    list_rejected(job.rejected, source)
+    total = job.rejected_count + (job.accepted or 0)
+    say_error(f"{job.accepted:,} of {total:,} renders accepted, {job.rejected_count:,} refused")
+
+
+def _say_job(job: Job) -> None:
+    """As it is now: after a wait, how it has ended."""
+    facts = job.status().model_dump(mode="json")
+    refused = [one.error.to_dict() for one in job.rejected]
+    say_json({**facts, "created": job.created, "accepted": job.accepted, "errors": refused})
+
+
+def _on_open(job: str, there: bool) -> None:
+    """A long submission has a job, to which the same command comes back."""
+    if there:
+        say_error(f"{job} was left unfinished by an earlier call; continuing it")
+    go_on_also_with(reached=f"a part of {job} is there")
 
 
 class _Asked(NamedTuple):
@@ -179,11 +191,18 @@ class _Asked(NamedTuple):
     sweep: Sweep
     selection: Selection
     on_error: str | None
+    own_key: str  # where the user has given none
+
+    def keyed(self) -> dict[str, Any]:
+        """The options, with an idempotency key in any case."""
+        return {"idempotency_key": self.own_key, **self.options}
 
     def bulk(self) -> dict[str, Any]:
         """As ``submit_many`` takes it."""
+        resume = {} if "idempotency_key" in self.options else {"resume": _on_open}
         return {
-            **self.options,
+            **self.keyed(),
+            **resume,
             "defaults": dict(self.parameters),
             "matrix": self.sweep.matrix,
             "zip": self.sweep.zipped,
@@ -204,6 +223,7 @@ class _Asked(NamedTuple):
             ),
             mine.over(his),
             self.on_error or file.on_error,
+            self.own_key,
         )
 
 
@@ -224,7 +244,7 @@ def _parse(
     if zipped and not axes:
         raise InvalidInput("there are no lists of values", field="--zip")
     sweep = Sweep.parse(None, axes) if zipped else Sweep.parse(axes)
-    return _Asked(parameters, options, sweep, selection, on_error)
+    return _Asked(parameters, options, sweep, selection, on_error, make_key())
 
 
 def _files_among(words: list[str], prompts: list[str]) -> list[str]:
@@ -266,7 +286,7 @@ def _submit(
     if files or asked.sweep or len(prompts) > 1:
         requests, options = _renders(files, prompts, reading, asked)
         return farm.submit_many(requests, **options)
-    return farm.submit(prompts[0] if prompts else None, **asked.parameters, **asked.options)
+    return farm.submit(prompts[0] if prompts else None, **asked.parameters, **asked.keyed())
 
 
 def _go_on(job: Job, wait: bool, timeout: float | None) -> int:

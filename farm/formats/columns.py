@@ -1,11 +1,11 @@
 """What stands beside a picture in a data set: the same columns in every format of shards.
 
-No column tells of the job or of the attempt that made a picture, so that the same renders give the
+No column depends on the job or the attempt that made a picture, so that the same renders give the
 same shards in another job, on another farm, and in ``farm render``.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -14,26 +14,28 @@ from farm.formats.manifest import ManifestRow
 
 # No value is null or a list: both can be empty in the first rows of a data set, and readers that
 # guess types from those would guess wrong.
-FIXED: Mapping[str, pa.DataType] = {
-    "render": pa.int64(),  # index in the job
-    "index": pa.int32(),  # of the picture in its render
-    "prompt": pa.string(),
-    "negative_prompt": pa.string(),
-    "checkpoint": pa.string(),
-    "mode": pa.string(),
-    "width": pa.int32(),
-    "height": pa.int32(),
-    "seed": pa.uint64(),  # of this very picture
-    "num_inference_steps": pa.int32(),
-    "guidance_scale": pa.float64(),
-    "confidence": pa.float64(),  # mean probability of its tokens, when each was fixed
-    "numerics": pa.string(),  # class: inside one, the same spec gives the same tokens
-    "notes": pa.string(),  # what the user should know of it, a line each
-    "sha256": pa.string(),  # of the picture file, or of the tokens where only they are stored
-    "tokens_sha256": pa.string(),
-    "spec": pa.string(),  # the whole render, canonical JSON
-    "metadata": pa.string(),  # what the user's row said besides, canonical JSON
+_COLUMNS: Mapping[str, tuple[pa.DataType, str]] = {
+    "render": (pa.int64(), "index of the render in its job"),
+    "index": (pa.int32(), "of the picture in its render"),
+    "prompt": (pa.string(), ""),
+    "negative_prompt": (pa.string(), ""),
+    "checkpoint": (pa.string(), "id and revision"),
+    "mode": (pa.string(), "text2img, img2img or inpaint"),
+    "width": (pa.int32(), "pixels"),
+    "height": (pa.int32(), "pixels"),
+    "seed": (pa.uint64(), "of this very picture"),
+    "num_inference_steps": (pa.int32(), ""),
+    "guidance_scale": (pa.float64(), ""),
+    "confidence": (pa.float64(), "mean probability of its tokens, when each was fixed"),
+    "numerics": (pa.string(), "class: inside one, the same spec gives the same tokens"),
+    "notes": (pa.string(), "what to know of it, a line each, such as a prompt that was cut"),
+    "sha256": (pa.string(), "of the picture file, or of the tokens where only they are stored"),
+    "tokens_sha256": (pa.string(), "of the VQ token ids: uint16, little endian, row by row"),
+    "spec": (pa.string(), "the whole render, canonical JSON"),
+    "metadata": (pa.string(), "what the user's row said besides, canonical JSON"),
 }
+FIXED: Mapping[str, pa.DataType] = {name: kind for name, (kind, _) in _COLUMNS.items()}
+MEANINGS: Mapping[str, str] = {name: meaning for name, (_, meaning) in _COLUMNS.items()}
 
 
 def fixed_columns(row: ManifestRow) -> dict[str, Any]:
@@ -67,26 +69,75 @@ def metadata_of(row: ManifestRow) -> dict[str, Any]:
     return told
 
 
-def user_columns(rows: Sequence[ManifestRow], taken: Sequence[str]) -> dict[str, pa.Array]:
-    """The users' own columns: of numbers, texts or lists where all their values agree, else JSON.
+def column_types(told: Iterable[Mapping[str, Any]]) -> dict[str, pa.DataType]:
+    """The types of the users' columns, by name: numbers, texts or lists of them where all values
+    of a column agree, else JSON text."""
+    kinds: dict[str, set[pa.DataType]] = {}
+    for one in told:
+        for name, value in one.items():
+            kinds.setdefault(name, set()).add(_type(value))
+    common = {name: _common(found) for name, found in sorted(kinds.items())}
+    return {name: pa.string() if _unknown(kind) else kind for name, kind in common.items()}
+
+
+def user_columns(
+    rows: Sequence[ManifestRow], types: Mapping[str, pa.DataType], taken: Collection[str]
+) -> dict[str, pa.Array]:
+    """The users' own columns.
 
     Args:
+        types: of the columns, as ``column_types`` gives them for these rows or for more.
         taken: names that other columns have; such a column is only in ``metadata``.
     """
     told = [metadata_of(row) for row in rows]
-    names = sorted({name for one in told for name in one} - set(taken))
-    return {name: _array([one.get(name) for one in told]) for name in names}
+    return {
+        name: pa.array([typed(one.get(name), kind) for one in told], kind)
+        for name, kind in types.items()
+        if name not in taken
+    }
 
 
-def _array(values: Sequence[Any]) -> pa.Array:
-    try:
-        array = pa.array(values)
-    except (pa.ArrowException, OverflowError):  # of several kinds
-        array = None
-    if array is not None:
-        is_list = pa.types.is_list(array.type)
-        kind = array.type.value_type if is_list else array.type
-        if not pa.types.is_nested(kind) and not pa.types.is_null(kind):
-            return array
-    texts = [one if one is None or isinstance(one, str) else json.dumps(one) for one in values]
-    return pa.array(texts, pa.string())
+def typed(value: Any, kind: pa.DataType) -> Any:
+    """A value as its column holds it."""
+    if value is None or not pa.types.is_string(kind) or isinstance(value, str):
+        return value
+    return json.dumps(value, ensure_ascii=False)
+
+
+_JSON = pa.map_(pa.string(), pa.null())  # stands for what no column holds but one of JSON texts
+
+
+def _unknown(kind: pa.DataType) -> bool:
+    """Of values that are all missing or empty, or that only JSON can hold."""
+    return kind in (pa.null(), _JSON, pa.list_(pa.null()))
+
+
+def _type(value: Any) -> pa.DataType:
+    match value:
+        case None:
+            return pa.null()
+        case bool():
+            return pa.bool_()
+        case int():
+            return pa.int64() if -(2**63) <= value < 2**63 else _JSON
+        case float():
+            return pa.float64()
+        case str():
+            return pa.string()
+        case list():
+            kind = _common({_type(one) for one in value})
+            return _JSON if pa.types.is_nested(kind) else pa.list_(kind)
+    return _JSON
+
+
+def _common(kinds: set[pa.DataType]) -> pa.DataType:
+    """The type that holds values of all of these."""
+    kinds = kinds - {pa.null()}
+    if len(kinds) <= 1:
+        return kinds.pop() if kinds else pa.null()
+    if kinds == {pa.int64(), pa.float64()}:
+        return pa.float64()
+    if all(pa.types.is_list(kind) for kind in kinds):
+        kind = _common({kind.value_type for kind in kinds})
+        return _JSON if pa.types.is_nested(kind) else pa.list_(kind)
+    return _JSON

@@ -54,7 +54,7 @@ class Facts(NamedTuple):
         return Row(self.spec, self.image).seed
 
     def to_json(self, *, with_tokens: bool = True) -> str:
-        """ASCII, so that every container takes it without a thought about encodings."""
+        """ASCII, so that no container's encoding matters."""
         facts: dict[str, Any] = {
             "v": FACTS_VERSION,
             "spec": self.spec.model_dump(mode="json"),
@@ -103,6 +103,12 @@ def file_name(render: int, image: int, file_format: Format) -> str:
 def token_bytes(tokens: NDArray[Any]) -> bytes:
     """The bytes that ``tokens_sha256`` is taken over: uint16, little endian, row by row."""
     return np.ascontiguousarray(tokens, dtype="<u2").tobytes()
+
+
+def token_grid(data: bytes, height: int, width: int) -> NDArray[np.uint16]:
+    """The array (rows, columns) of those bytes; a picture's grid has the picture's proportions."""
+    flat = np.frombuffer(data, "<u2").astype(np.uint16)
+    return flat.reshape(-1, max(round((len(flat) * width / height) ** 0.5), 1))
 
 
 def read_facts(data: bytes) -> Facts:
@@ -156,7 +162,7 @@ def _token_file(data: bytes) -> Facts:
 def _nothing_recorded() -> InvalidInput:
     return InvalidInput(
         "no render is recorded in the file",
-        hint="only files that the farm wrote, and no other program changed, carry one",
+        hint="only files that the farm wrote and that no other program changed have one",
     )
 
 

@@ -3,20 +3,16 @@
 from datetime import datetime
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
 from farm.job import Format
+from farm.stored_record import StoredRecord
 
 
-class JobRecord(BaseModel):
+class JobRecord(StoredRecord):
     """``job.json``: with it and the chunks an empty queue can be filled again.
 
     Options are kept as they were checked when the job came in; a deadline may have passed since.
     """
 
-    model_config = ConfigDict(frozen=True)
-
-    v: int = 1
     job: str
     tenant: str
     options: dict[str, Any]
@@ -31,11 +27,8 @@ class JobRecord(BaseModel):
     rejected: int = 0  # renders, of a job that came in one call
 
 
-class ClosedRecord(BaseModel):
+class ClosedRecord(StoredRecord):
     """``closed.json``: a job that came in by pieces is whole."""
 
-    model_config = ConfigDict(frozen=True)
-
-    v: int = 1
     pieces: int
     rejected: int  # renders

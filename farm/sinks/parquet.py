@@ -14,14 +14,19 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from farm.errors import InvalidInput
-from farm.formats.columns import FIXED, fixed_columns, user_columns
+from farm.formats.columns import (
+    FIXED,
+    column_types,
+    fixed_columns,
+    metadata_of,
+    user_columns,
+)
 from farm.formats.manifest import ManifestRow
-from farm.formats.picture_file import Facts, file_name, read_facts
+from farm.formats.picture_file import Facts, file_name, read_facts, token_grid
 from farm.formats.picture_record import PictureRecord
 from farm.job import Format
 from farm.sinks.layout import Packed, Unpacked
@@ -37,6 +42,9 @@ class Parquet:
     suffix = ".parquet"
     content_type = "application/vnd.apache.parquet"
 
+    def __init__(self, types: Mapping[str, pa.DataType] | None = None) -> None:
+        self._types = types  # of the users' columns; by default what fits a shard's own rows
+
     def file_name(self, record: PictureRecord) -> str:
         return record.file_name
 
@@ -48,7 +56,7 @@ class Parquet:
             {"bytes": content, "path": row.file}
             for row, content in zip(rows, contents, strict=True)
         ]
-        data = write_table({"image": pa.array(pictures, IMAGE)}, rows)
+        data = write_table({"image": pa.array(pictures, IMAGE)}, rows, self._types)
         return Packed(data, _offsets(data, contents))
 
     def unpack(self, data: bytes) -> Iterator[Unpacked]:
@@ -66,6 +74,9 @@ class Tokens:
     suffix = ".parquet"
     content_type = "application/vnd.apache.parquet"
 
+    def __init__(self, types: Mapping[str, pa.DataType] | None = None) -> None:
+        self._types = types  # of the users' columns; by default what fits a shard's own rows
+
     def file_name(self, record: PictureRecord) -> str:
         return f"{file_name(record.render, record.image, Format.TOKENS).partition('.')[0]}.u16"
 
@@ -74,7 +85,7 @@ class Tokens:
         return row.tokens
 
     def pack(self, rows: Sequence[ManifestRow], contents: Sequence[bytes]) -> Packed:
-        data = write_table({TOKENS_NAME: pa.array(contents, pa.binary())}, rows)
+        data = write_table({TOKENS_NAME: pa.array(contents, pa.binary())}, rows, self._types)
         return Packed(data, _offsets(data, contents))
 
     def unpack(self, data: bytes) -> Iterator[Unpacked]:
@@ -91,31 +102,36 @@ class Tokens:
 def token_facts(told: Mapping[str, Any]) -> Facts:
     """A row of a ``tokens`` shard as the facts of its picture."""
     spec = RenderSpec.model_validate_json(told["spec"])
-    flat = np.frombuffer(told[TOKENS_NAME], "<u2").astype(np.uint16)
-    columns = max(round((len(flat) * spec.width / spec.height) ** 0.5), 1)
     return Facts(
         spec,
         told["index"],
         told["numerics"],
-        flat.reshape(-1, columns),
+        token_grid(told[TOKENS_NAME], spec.height, spec.width),
         tuple(told["notes"].splitlines()),
         told["confidence"],
     )
 
 
-def write_table(payload: Mapping[str, pa.Array], rows: Sequence[ManifestRow]) -> bytes:
+def write_table(
+    payload: Mapping[str, pa.Array],
+    rows: Sequence[ManifestRow],
+    types: Mapping[str, pa.DataType] | None = None,
+) -> bytes:
     """A file with the payload, the fixed columns and the users'; the same rows give the same bytes.
 
     Args:
         payload: the columns that come first.
         rows: one for each value of them.
+        types: of the users' columns; by default what fits these rows.
     """
+    if types is None:
+        types = column_types(metadata_of(row) for row in rows)
     told = [fixed_columns(row) for row in rows]
     columns = {
         **payload,
         **{name: pa.array([one[name] for one in told], kind) for name, kind in FIXED.items()},
     }
-    columns |= user_columns(rows, list(columns))
+    columns |= user_columns(rows, types, columns.keys())
     table = pa.table(columns)
     table = table.replace_schema_metadata({"huggingface": hugging_face(table.schema)})
     paths = _leaves(table.schema)

@@ -16,7 +16,7 @@ class Kind(enum.StrEnum):
     WRONG_SIZE = "wrong-size"  # an object with pictures, and so its sha256
     WRONG_SHA256 = "wrong-sha256"  # such an object of the right size
     PART_MISSING = "part-missing"
-    PART_CHANGED = "part-changed"  # other bytes than its receipt tells of
+    PART_CHANGED = "part-changed"  # other bytes than its receipt says
     LISTED_TWICE = "listed-twice"  # a picture
     ORPHAN = "orphan"  # an object that nothing lists
     COUNT = "count"  # the queue counts otherwise
@@ -131,7 +131,7 @@ class Comparison:
         if not self._whole:
             return  # the unread parts may list anything
         # Chunks are what was submitted; nothing lists those of expired and cancelled tasks.
-        kept = (keys.repairs(self._job), keys.chunks(self._job))
+        kept = keys.repairs(self._job), keys.chunks(self._job), keys.early(self._job)
         for key in self._objects.keys() - self._listed:
             if not key.startswith(kept):
                 yield Difference(Kind.ORPHAN, key)

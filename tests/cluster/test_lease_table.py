@@ -83,7 +83,7 @@ def test_room_is_told_with_a_second_number_for_urgent_tasks(table: LeaseTable) -
 def test_a_row_is_announced_until_the_queue_has_heard_of_it(table: LeaseTable) -> None:
     task = add(table)
     assert table.progress() == {}, "it is not rendered yet"
-    task.place = TaskPlace.local("images", "job", Format.PNG)
+    task.place = TaskPlace("images", "job", 0, 0, Format.PNG, data="", part=None)
     table.announce(task, 2)
     assert table.unannounced
     heard = table.progress()

@@ -167,7 +167,7 @@ def test_bad_lines_are_listed_and_the_good_ones_taken(cli: Cli) -> None:
     assert result.code == 0
     assert is_job_id(result.out.strip())
     told = result.err.splitlines()
-    assert told[-1] == "11,995 of 12,001 renders taken, 6 refused"
+    assert told[-1] == "11,995 of 12,001 renders accepted, 6 refused"
     places = [line.split("line ")[1].split(":")[0] for line in told[:-1]]
     assert places == [
         "4, column 17", "5, column 12", "6, column 16", "7, column 1048577",
@@ -325,7 +325,7 @@ def test_the_farm_of_this_machine_is_found_by_its_data_directory(
 def test_a_job_that_is_still_coming_in_says_for_how_long(cli: Cli, http: httpx2.Client) -> None:
     job = http.post("/v1/jobs?open").json()["id"]
     assert "open: 0 of 0 pictures, coming in for " in cli("status", job).out
-    assert "its sender has not sent the rest" in cli("why", job).out
+    assert "its sender has not sent the rest yet" in cli("why", job).out
 
 
 def lines_of(http: httpx2.Client, cli: Cli, *arguments: str) -> list[dict[str, Any]]:

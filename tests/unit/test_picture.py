@@ -115,8 +115,8 @@ def test_a_picture_that_is_stretched_says_so(
         (b"\0\0\0\x1cftypavif", "an AVIF file"),
         (b'{"error": "not found"}', "text"),
         (b"data:image/png;base64,iVBORw0KGgo=", "text"),
-        (save(COLOUR, "PPM"), "a file of unknown kind"),
-        (b"\0" * 100, "a file of unknown kind"),
+        (save(COLOUR, "PPM"), "a file of unknown format"),
+        (b"\0" * 100, "a file of unknown format"),
     ],
 )
 def test_what_is_no_picture_is_named(data: bytes, name: str) -> None:

@@ -45,13 +45,17 @@ class LeasedTask:
         self.deadline: float | None = None  # of ``time.monotonic``; nothing is written after it
         self.handed_over = 0  # pictures given to the publisher, failed ones included
         self.rows: list[ManifestRow] = []  # of the pictures that are stored or failed
+        self.told = 0  # rows that readers can see before the task ends
+        self.tell_at: float | None = None  # of ``time.monotonic``: when they get the others
+        self.cut_short = False  # its job was cancelled: it ends with the pictures that it has
         self.stored = 0
         self.failed = 0
 
     @property
     def to_render(self) -> int:
         """Pictures that are still to be made."""
-        return 0 if self.outcome is not None else self.pictures - self.handed_over
+        over = self.outcome is not None or self.cut_short
+        return 0 if over else self.pictures - self.handed_over
 
     def add_row(self, row: ManifestRow) -> bool:
         """One more picture is stored or failed; returns whether it was the last one."""

@@ -1,4 +1,4 @@
-"""Jobs over HTTP: seen, followed, stopped, retried and verified."""
+"""Jobs over HTTP: listed, followed, stopped, retried and verified."""
 
 from typing import Annotated, Any
 
@@ -10,9 +10,10 @@ from farm.formats.manifest import merge, read_part
 from farm.gateway.dependencies import Dependencies, Deps, Reader, Writer
 from farm.gateway.events import updates
 from farm.gateway.serializers import image_view, lost_views, status_view, why_view
-from farm.job import TERMINAL_JOBS, Chunk, check_job_id
+from farm.job import TERMINAL_JOBS, Chunk, JobState, check_job_id
 from farm.queue import MAX_REASON, MAX_ROWS, JobStatus, notice
 from farm.queue.why import WaitsFor
+from farm.sinks.early import early_parts, early_rows
 from farm.sinks.parts import pictures_to_make, task_rows
 from farm.sinks.protocol import Sink
 from farm.store import keys
@@ -23,6 +24,9 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 MAX_PAGE = 1000
 FINISHED_PAGE = 16  # tasks asked for at a time
 LOST_PAGE = 4
+
+# Of pictures: places among finished and among lost tasks, and the moment of the last early rows.
+Cursor = Annotated[str, Query(pattern=r"^\d{1,9}(\.\d{1,9}(\.\d{1,15})?)?$")]
 
 
 @router.get("")
@@ -70,26 +74,44 @@ def images(
     job: str,
     deps: Deps,
     tenant: Reader,
-    after: Annotated[str, Query(pattern=r"^\d{1,9}(\.\d{1,9})?$")] = "0",
+    after: Cursor = "0",
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 100,
 ) -> dict[str, Any]:
-    """Finished pictures in the order they were finished, with addresses that work for a while.
+    """Finished pictures in the order they were finished, with addresses that expire.
 
     Of a picture that was made again after a retry, the newest good result is listed.
-    ``next`` is the cursor for ``after``; whole tasks are listed, so that a page can be longer than
-    ``limit``. All are listed when ``state`` is final and ``images`` is empty.
+    ``next`` is the cursor for ``after``; whole tasks are listed, so a page can be longer than
+    ``limit``. All are listed when ``state`` is final and ``images`` is empty. ``early`` has what
+    tasks that still run have stored; it comes again in ``images`` when they end.
     """
     status = deps.queue.status(check_job_id(job), tenant)  # before, so that final means all
     sink = deps.sinks.get(status.sink)
-    done, _, lost = after.partition(".")
-    listed, done_now = _finished(deps, status, sink, int(done), limit)
-    lost_now = int(lost or 0)
+    done, lost_now, seen = map(int, [*after.split("."), "0", "0"][:3])
+    listed, done_now = _finished(deps, status, sink, done, limit)
     for failure in deps.queue.failures(job, lost_now, LOST_PAGE) if len(listed) < limit else ():
         chunk = Chunk.model_validate_json(deps.store.get(keys.chunk(job, failure.number)))
         lost_pictures = pictures_to_make(deps.store, sink, chunk, failure.generation)
         listed += lost_views(chunk, failure, lost_pictures)
         lost_now = failure.position
-    return {"images": listed, "next": f"{done_now}.{lost_now}", "state": str(status.state)}
+    early, seen = _early(deps, status, sink, seen, limit)
+    cursor = f"{done_now}.{lost_now}.{seen}"
+    return {"images": listed, "early": early, "next": cursor, "state": str(status.state)}
+
+
+def _early(
+    deps: Dependencies, status: JobStatus, sink: Sink, seen: int, limit: int
+) -> tuple[list[dict[str, Any]], int]:
+    """Pictures of tasks that are not whole, and the moment up to which they are listed."""
+    listed: list[dict[str, Any]] = []
+    if status.state in (JobState.DONE, JobState.FAILED):
+        return listed, seen
+    for part in early_parts(deps.store, status.id, seen):
+        if len(listed) >= limit and part.moment > seen:
+            break
+        seen = part.moment
+        rows = early_rows(deps.store, part)
+        listed += [image_view(row, sink, deps.links) for row in rows if row.error is None]
+    return listed, seen
 
 
 def _finished(
@@ -125,14 +147,14 @@ def cancel(job: str, deps: Deps, tenant: Writer) -> dict[str, Any]:
 
 @router.post("/{job}/pause")
 def pause(job: str, deps: Deps, tenant: Writer) -> dict[str, Any]:
-    """Start nothing more of a job until it is resumed; what runs goes on."""
+    """Start no more of a job until it is resumed; what is running continues."""
     deps.queue.pause(check_job_id(job), tenant)
     return status_view(deps.queue.status(job, tenant))
 
 
 @router.post("/{job}/resume")
 def resume(job: str, deps: Deps, tenant: Writer) -> dict[str, Any]:
-    """Go on with a paused job."""
+    """Resume a paused job."""
     deps.queue.resume(check_job_id(job), tenant)
     return status_view(deps.queue.status(job, tenant))
 
@@ -144,12 +166,12 @@ def retry(
     tenant: Writer,
     reason: Annotated[str | None, Query(min_length=1, max_length=MAX_REASON)] = None,
 ) -> dict[str, Any]:
-    """Make the failed pictures of a job that has ended again, as a new generation; what is
-    published stays as it is.
+    """Render the failed pictures of an ended job again, as a new generation; the pictures that
+    were made stay as they are.
 
-    With a reason, only of the tasks that failed for it: `row`, pictures failed of themselves;
-    `crash`, they crashed their worker; `infra`, their worker was lost too often; or a part of the
-    reason that the task's failure tells.
+    With a reason, only those of tasks that failed for it: `row`, the pictures' own errors; `crash`,
+    they crashed their worker; `infra`, their worker was lost too often; or a part of the text that
+    the task failed with.
     """
     deps.queue.retry(check_job_id(job), tenant, reason)
     return status_view(deps.queue.status(job, tenant))
@@ -157,7 +179,7 @@ def retry(
 
 @router.get("/{job}/why")
 def why(job: str, deps: Deps, tenant: Reader) -> dict[str, Any]:
-    """What the job waits for, what goes before it in each of its lanes, and an estimate."""
+    """What the job is waiting for, what goes first in each of its lanes, and an estimate."""
     found = deps.queue.why(check_job_id(job), tenant)
     queue, store = deps.readiness.problems()
     if found.status.state in TERMINAL_JOBS:
@@ -173,14 +195,14 @@ def why(job: str, deps: Deps, tenant: Reader) -> dict[str, Any]:
 
 @router.get("/{job}/verify", response_class=StreamingResponse)
 def verify(job: str, deps: Deps, tenant: Reader) -> Response:
-    """Compare the manifest, the queue and the store of a job that has ended: NDJSON, a line
-    ``difference`` for each, then one ``verified``."""
+    """Compare the manifest, the queue and the store of a job that has ended: NDJSON, a
+    ``difference`` line for each, then one ``verified`` line."""
     return _verify(deps, check_job_id(job), tenant, repair=False)
 
 
 @router.post("/{job}/verify", response_class=StreamingResponse)
 def repair(job: str, deps: Deps, tenant: Writer) -> Response:
-    """The same, and then repair what can be: orphans go, and what is lost is made again."""
+    """The same, and repair what can be repaired: orphans are deleted, lost pictures made again."""
     return _verify(deps, check_job_id(job), tenant, repair=True)
 
 

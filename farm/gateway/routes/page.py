@@ -1,22 +1,20 @@
 """The page at ``/``: a shell without anybody's data, and the parts that it asks for."""
 
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Request
 from starlette.responses import HTMLResponse, Response
 
 from farm.errors import FarmError, NotFound
 from farm.gateway.dependencies import Dependencies, Deps, Reader
 from farm.gateway.page import views
 from farm.gateway.page.rendering import STATIC, fragment, shell
-from farm.gateway.routes.jobs import images
+from farm.gateway.routes.jobs import Cursor, images
 from farm.job import Priority, check_job_id
 from farm.sinks.protocol import Source
 from farm.spec import PARAMETERS
 
 router = APIRouter(include_in_schema=False)
-
-After = Annotated[str, Query(pattern=r"^\d{1,9}(\.\d{1,9})?$")]
 
 
 @router.get("/")
@@ -91,14 +89,14 @@ def _progress(deps: Dependencies, job: str, tenant: str) -> dict[str, Any]:
 
 @router.get("/page/jobs/{job}/pictures")
 def job_pictures(
-    job: str, request: Request, deps: Deps, tenant: Reader, after: After = "0"
+    job: str, request: Request, deps: Deps, tenant: Reader, after: Cursor = "0"
 ) -> HTMLResponse:
     """A page of its pictures, in the order in which they were finished."""
     told = images(job, deps, tenant, after, views.PICTURES_PAGE)
     return fragment(
         request,
         "pictures.html",
-        pictures=[views.shown(job, one) for one in told["images"]],
+        pictures=[views.shown(job, one) for one in [*told["images"], *told["early"]]],
         after=after,
         following=told["next"] if len(told["images"]) >= views.PICTURES_PAGE else None,
         job=job,

@@ -5,6 +5,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -227,6 +228,20 @@ class Engine:
         rows = fitting(same, self._decode_width(first))
         self._finished = [held for held in self._finished if held not in rows]
         return rows
+
+    @torch.inference_mode()
+    def decode(self, tokens: NDArray[np.uint16]) -> NDArray[np.uint8]:
+        """The picture (height, width, 3) of finished tokens (rows, columns): the bytes that a bulk
+        row with these tokens has in this numerics class, unless it is inpainted."""
+        rows, columns = tokens.shape
+        width = self._model.decode_width(
+            (rows, columns), self._tiles.width_of((rows, columns), urgent=False)
+        )
+        with self._model.device.scope():
+            flat = self._model.device.upload(torch.from_numpy(tokens.astype(np.int64)).view(1, -1))
+            pixels = self._model.decode(flat, (rows, columns), width=width)
+        ((picture,),) = Download(pixels).arrays()
+        return picture
 
     def preview(self, key: Hashable, index: int) -> Preview | None:
         """The row's predicted picture after its last step; None when it is not on its way."""

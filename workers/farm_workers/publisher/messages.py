@@ -37,6 +37,15 @@ class Drop(NamedTuple):
     task: int
 
 
+class TellEarly(NamedTuple):
+    """Let readers see these pictures before their task ends; there is no answer to it."""
+
+    task: int
+    place: TaskPlace
+    attempt: int
+    rows: tuple[ManifestRow, ...]
+
+
 class StorePicture(NamedTuple):
     """A message with the pixels' bytes follows, unless ``shape`` is None."""
 
@@ -70,6 +79,7 @@ class StoreTask(NamedTuple):
 class StoreSuccess(NamedTuple):
     number: int
     task: int
+    job: str
     key: str
     document: bytes
 
@@ -91,4 +101,5 @@ class NotStored(NamedTuple):
 
 
 Work = StorePicture | StoreTask | StoreSuccess
-Message = Work | LeaseUntil | Drop
+Notice = LeaseUntil | Drop | TellEarly
+Message = Work | Notice

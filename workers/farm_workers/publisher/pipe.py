@@ -9,8 +9,7 @@ import sys
 from farm_workers.publisher.messages import (
     Alive,
     Begin,
-    Drop,
-    LeaseUntil,
+    Notice,
     NotStored,
     Ready,
     Stored,
@@ -65,7 +64,7 @@ class ProcessPipe:
                 silent = 0
         return None
 
-    def send(self, item: PendingUpload | LeaseUntil | Drop) -> None:
+    def send(self, item: PendingUpload | Notice) -> None:
         """Raises ``OSError`` when the process has ended."""
         if not isinstance(item, PendingUpload):
             self._connection.send(item)

@@ -25,6 +25,7 @@ from farm.errors import FarmError, NotFound, StoreError
 from farm.formats.encoding import encode
 from farm.formats.manifest import ManifestRow
 from farm.job import Receipt
+from farm.sinks.early import forget_early, store_early
 from farm.sinks.parts import store_part
 from farm.sinks.protocol import TaskPlace
 from farm.sinks.registry import Sinks
@@ -41,6 +42,7 @@ from farm_workers.publisher.messages import (
     StorePicture,
     StoreSuccess,
     StoreTask,
+    TellEarly,
     Work,
 )
 from farm_workers.publisher.success import store_success
@@ -73,6 +75,7 @@ class PublisherProcess:
         self._deadlines: dict[int, float] = {}
         self._held: set[int] = set()  # tasks that were named and not dropped
         self._places: dict[int, TaskPlace] = {}  # of those that had something to store
+        self._early: dict[int, list[str]] = {}  # keys of their early rows
 
     def run(self) -> None:
         """Serve until the worker closes the connection or is gone."""
@@ -106,6 +109,8 @@ class PublisherProcess:
             self._changed.notify_all()
         if isinstance(message, Drop):
             self._forget(message.task)
+        elif isinstance(message, TellEarly):
+            self._pool.submit(self._tell_early, message)
         elif isinstance(message, Work):
             if not isinstance(message, StoreSuccess):
                 self._places[message.task] = message.place
@@ -113,12 +118,27 @@ class PublisherProcess:
 
     def _forget(self, task: int) -> None:
         """Before any message of the task's next lease, which may need the same files."""
+        self._early.pop(task, None)
         place = self._places.pop(task, None)
         if place is not None:
             try:
                 self._sinks.get(place.sink).forget(place)
             except Exception:  # files are left over; the task is not concerned
                 log.exception("the sink %s failed to forget a task", place.sink)
+
+    def _tell_early(self, told: TellEarly) -> None:
+        """Whether it succeeds is of no consequence: the task's own part will say the same."""
+        try:
+            if told.task in self._held and not self._sinks.get(told.place.sink).sharded:
+                key = store_early(self._store, told.place, told.attempt, told.rows)
+                self._early.setdefault(told.task, []).append(key)
+        except Exception as error:
+            log.warning("pictures of a running task cannot be shown yet: %s", error)
+
+    def _forget_early(self, task: int) -> None:
+        for key in self._early.pop(task, ()):
+            with contextlib.suppress(FarmError):  # left over; readers look for the part first
+                self._store.delete(key)
 
     def _serve(self, work: Work, pixels: NDArray[np.uint8] | None) -> None:
         answer: Stored | NotStored
@@ -146,11 +166,16 @@ class PublisherProcess:
                 return self._try(work, lambda: sink.store_picture(place, record, data))
             case StoreTask(place=place, rows=rows):
                 sink = self._sinks.get(place.sink)
-                return self._try(
+                receipt = self._try(
                     work, lambda: store_part(self._store, place, sink.store_task(place, rows))
                 )
+                self._forget_early(work.task)
+                return receipt
             case StoreSuccess(key=key, document=document):
-                return self._try(work, lambda: store_success(self._store, key, document))
+                receipt = self._try(work, lambda: store_success(self._store, key, document))
+                with contextlib.suppress(FarmError):  # left over, and in nobody's way
+                    forget_early(self._store, work.job)
+                return receipt
 
     def _try(self, work: Work, action: Callable[[], Result]) -> Result:
         """Do it while the lease holds; a store that fails is asked again for a long time."""

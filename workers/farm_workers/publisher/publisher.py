@@ -7,6 +7,7 @@ import queue as queues
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -28,6 +29,7 @@ from farm_workers.publisher.messages import (
     Stored,
     StoreSuccess,
     StoreTask,
+    TellEarly,
 )
 from farm_workers.publisher.pipe import ProcessPipe
 from farm_workers.publisher.success import success_document
@@ -39,6 +41,8 @@ S3_THREADS = 8
 LOCAL_THREADS = 4
 PATIENCE_SECONDS = 3600.0  # a store that fails is asked again for that long
 MAX_FAILED_STARTS = 5  # in a row, then what waits is given up
+FIRST_TOLD_SECONDS = 0.25  # after a picture was stored, readers see it at the latest
+TOLD_SECONDS = 1.0  # between two times that a task tells of its pictures
 RESTART_SECONDS = 0.1  # twice that after each failed start
 MAX_RESTART_SECONDS = 5.0
 
@@ -132,7 +136,7 @@ class Publisher:
                 (token rows, columns), they must not be changed afterwards.
         """
         with self._changed:
-            if self._open(task):
+            if self._takes(task):
                 task.handed_over += 1
                 self._upload(picture_upload(next(self._numbers), task, record, pixels, tokens))
 
@@ -143,7 +147,7 @@ class Publisher:
     def found_picture(self, task: LeasedTask, row: ManifestRow) -> None:
         """A picture that an earlier attempt at the task has stored."""
         with self._changed:
-            if self._open(task):
+            if self._takes(task):
                 task.handed_over += 1
                 self._add_row(task, row)
 
@@ -159,8 +163,21 @@ class Publisher:
         with self._changed:
             if self._open(task):
                 key = keys.success(job, generation)
-                work = StoreSuccess(next(self._numbers), task.number, key, data)
+                work = StoreSuccess(next(self._numbers), task.number, job, key, data)
                 self._upload(PendingUpload(work, urgent=True))
+
+    def cut_short(self, task: LeasedTask) -> None:
+        """End a task whose job was cancelled with the pictures that were handed over by now; a
+        task that has none is dropped."""
+        with self._changed:
+            if task.cut_short or not self._open(task):
+                return
+            task.cut_short = True
+            task.pictures = task.handed_over
+            if not task.pictures:
+                self._close(task)
+            elif len(task.rows) == task.pictures:
+                self._store_task(task)
 
     def drop(self, task: LeasedTask) -> None:
         """Forget a task: what has not begun to be uploaded never is, and no event follows."""
@@ -201,6 +218,10 @@ class Publisher:
             self._tasks[task.number] = task
         return not task.closed
 
+    def _takes(self, task: LeasedTask) -> bool:
+        """Whether one more of its pictures is wanted."""
+        return self._open(task) and not task.cut_short
+
     def _close(self, task: LeasedTask) -> None:
         task.closed = True
         if self._tasks.pop(task.number, None) is not None:
@@ -213,9 +234,32 @@ class Publisher:
 
     def _add_row(self, task: LeasedTask, row: ManifestRow) -> None:
         if task.add_row(row):
+            self._store_task(task)
+        elif task.tell_at is None:
+            task.tell_at = time.monotonic() + (TOLD_SECONDS if task.told else FIRST_TOLD_SECONDS)
+            self._changed.notify_all()
+
+    def _store_task(self, task: LeasedTask) -> None:
+        assert task.place is not None
+        work = StoreTask(next(self._numbers), task.number, task.place, tuple(task.rows))
+        self._upload(PendingUpload(work, urgent=task.urgent))
+        task.tell_at = None
+
+    def _tell_early(self) -> float | None:
+        """Let readers see what is due; returns the seconds until more is, None if nothing waits."""
+        now = time.monotonic()
+        seconds: list[float] = []
+        for task in self._tasks.values():
+            if task.tell_at is None:
+                continue
+            if task.tell_at > now:
+                seconds.append(task.tell_at - now)
+                continue
             assert task.place is not None
-            work = StoreTask(next(self._numbers), task.number, task.place, tuple(task.rows))
-            self._upload(PendingUpload(work, urgent=task.urgent))
+            rows = tuple(task.rows[task.told :])
+            self._uploads.notify(TellEarly(task.number, task.place, task.lease.attempt, rows))
+            task.told, task.tell_at = len(task.rows), None
+        return min(seconds, default=None)
 
     def _answered(self, answer: Stored | NotStored) -> None:
         upload = self._uploads.answered(answer.number)
@@ -285,10 +329,12 @@ class Publisher:
     def _send(self) -> None:
         while True:
             with self._changed:
+                wait = self._tell_early()
                 while not self._ready or (item := self._uploads.next()) is None:
                     if self._closed:
                         return
-                    self._changed.wait()
+                    self._changed.wait(wait)
+                    wait = self._tell_early()
                 pipe = self._pipe
             with contextlib.suppress(OSError):  # it has ended; the next one gets everything again
                 if pipe is not None:

@@ -9,13 +9,11 @@ from numpy.typing import NDArray
 from farm.formats.picture_file import token_bytes
 from farm.formats.picture_record import PictureRecord
 from farm_workers.leased_task import LeasedTask
-from farm_workers.publisher.messages import Drop, LeaseUntil, StorePicture, Work
+from farm_workers.publisher.messages import Drop, LeaseUntil, Notice, StorePicture, Work
 
 RECORD_BYTES = 4096  # about what a picture takes besides its pixels
 SENT_BYTES = 64 * 2**20  # with the process and not answered; nothing urgent waits behind more
 MAX_DEATHS = 3  # of the process while it did one piece of work, then the work is given up
-
-Notice = LeaseUntil | Drop
 
 
 class PendingUpload:

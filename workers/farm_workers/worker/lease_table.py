@@ -33,7 +33,7 @@ class LeaseTable:
     def holds(self, task: LeasedTask) -> bool:
         """Whether there is still something to do for this lease."""
         with self._lock:
-            return self._holds(task) and task.outcome is None
+            return self._holds(task) and task.outcome is None and not task.cut_short
 
     def end(self, task: LeasedTask, outcome: Outcome) -> bool:
         """Nothing more of it is rendered, and the queue has to hear why.
@@ -86,7 +86,7 @@ class LeaseTable:
         return {
             task.key: Progress(task.stored, task.failed, task.next_row)
             for task in self.tasks.values()
-            if task.place is not None and task.outcome is None
+            if task.place is not None and task.outcome is None and not task.cut_short
         }
 
     def announced(self, progress: Mapping[str, Progress]) -> None:

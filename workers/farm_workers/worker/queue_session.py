@@ -203,8 +203,10 @@ class QueueSession:
         self._lease_end = sent + self._lease_ms / 1000
         self._leases.announced(progress)
         for key, task in ours.items():
-            if key in answer.held:
+            if key in answer.held or task.cut_short:
                 self._publisher.lease_until(task, self._lease_end)
+            elif key in answer.cancelled:
+                self._cut_short(task)
             else:
                 self._drop(task)
         self._find_undelivered(answer.held - ours.keys() - answer.cancelled)
@@ -226,6 +228,14 @@ class QueueSession:
             self._queue.lease(self.token, None, room, self._lease_ms)
         elif urgent_room:
             self._queue.lease(self.token, None, urgent_room, self._lease_ms, lowest=Priority.URGENT)
+
+    def _cut_short(self, task: LeasedTask) -> None:
+        """Its job was cancelled: what is made stays, and the queue takes a receipt of that."""
+        self._publisher.lease_until(task, self._lease_end)
+        self._publisher.cut_short(task)
+        if task.closed:  # there is nothing of it
+            self._leases.remove(task)
+        self._leases.engines_wanted.set()
 
     def _drop(self, task: LeasedTask) -> None:
         """A lease is not ours any more; the engine loop takes its rows out of the engine."""

@@ -1,0 +1,141 @@
+"""``farm export``."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from farm.cli.output import fail, go_on_with, say, say_error, say_json
+from farm.errors import InvalidInput
+from farm.job import OPTIONS, Format
+from farm_client import Farm
+from farm_client.fetch import PARALLEL
+
+if TYPE_CHECKING:
+    from farm.export.fetched import Decode, FetchedPicture
+
+TARGETS = ("webdataset", "parquet", "imagefolder", "tokens")
+
+
+def export(
+    job: Annotated[str, typer.Argument(metavar="JOB", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR")],
+    as_: Annotated[str, typer.Option("--as", metavar="KIND", help=f"{', '.join(TARGETS)}.")],
+    split: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SHARES",
+            help="By a hash of the prompt: train=0.9,test=0.1.",
+            show_default=False,
+        ),
+    ] = None,
+    shard_size: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help=f"{OPTIONS['shard_size'].help}.", show_default=False),
+    ] = None,
+    format: Annotated[  # noqa: A002
+        Format, typer.Option(help="Of pictures that are decoded from tokens.")
+    ] = Format.PNG,
+    license: Annotated[  # noqa: A002
+        str, typer.Option(metavar="ID", help="Of the data set, for its card.")
+    ] = "unknown",
+    checkpoint: Annotated[
+        list[str] | None,
+        typer.Option(help="What decodes tokens, as for render; may be repeated."),
+    ] = None,
+    threads: Annotated[int, typer.Option(min=0, help="Of torch; 0: all cores but one.")] = 0,
+    parallel: Annotated[int, typer.Option(min=1, max=64, help="Downloads at a time.")] = PARALLEL,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace another export in the folder.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON.")] = False,
+) -> int:
+    """Write a job's pictures as a data set, with its manifest, card and splits. Waits for the job;
+    an export that was interrupted goes on where it was."""
+    from farm.export.export import FETCHED, STATE, Plan, begin
+    from farm.export.export import export as write
+    from farm.export.fetched import fetched_pictures
+    from farm.export.splits import Splits
+    from farm.job import SHARD_PICTURES
+
+    if as_ not in TARGETS:
+        raise InvalidInput(
+            f"{as_[:40]!r} is not a kind of data set", field="--as", hint=", ".join(TARGETS)
+        )
+    if format is Format.TOKENS:
+        raise InvalidInput("tokens are not a picture", field="--format", hint="--as tokens")
+    found = Farm().job(job)
+    plan = Plan(
+        job=found.id,
+        target=as_,  # type: ignore[arg-type]  # one of them, as was checked
+        splits=Splits.parse(split),
+        shard_size=shard_size or SHARD_PICTURES,
+        kind=format,
+        license=license,
+        title=found.status().name or found.id,
+    )
+    if not begin(plan, output, overwrite=overwrite):
+        say_error(f"{output} is whole already")
+        say(str(output))
+        return 0
+    go_on_with(["farm", "export", job, "-o", str(output), "--as", as_])
+    source = output / STATE / FETCHED
+    fetched = found.fetch(source, parallel=parallel)
+    if not fetched.pictures:
+        return fail(InvalidInput(f"job {job} has no pictures", field="job"))
+    decode = None
+    if as_ != "tokens":
+        decode = _decoder(fetched_pictures(source), checkpoint or [], threads)
+    done = write(plan, output, decode)
+    if as_json:
+        say_json({"folder": str(output), "pictures": done.pictures, "splits": done.splits})
+    else:
+        say(str(output))
+        say_error(f"{done.pictures:,} pictures in {output}, {fetched.failed:,} failed")
+    return 1 if fetched.failed else 0
+
+
+def _decoder(
+    pictures: "Iterable[FetchedPicture]", names: list[str], threads: int
+) -> "Decode | None":
+    """What makes pictures of the tokens among these; None if there are none."""
+    wanted = {}
+    for picture in pictures:
+        if picture.is_tokens:
+            spec = json.loads(picture.row.spec)
+            if spec["mode"] == "inpaint":
+                raise InvalidInput(
+                    "inpainted pictures cannot be decoded from tokens alone: outside the mask they "
+                    "are made of the picture that was given",
+                    field="--as",
+                    hint="--as tokens, or render them to another sink",
+                )
+            wanted[spec["checkpoint"]] = picture.row.numerics
+    if not wanted:
+        return None
+    engines = _engines(sorted(wanted), names, threads)
+    for name, numerics in wanted.items():
+        if engines[name].numerics != numerics:
+            say_error(
+                f"note: tokens of {name} are decoded here in another numerics class than they were "
+                "made in, so the pixels may differ in the last bit"
+            )
+    return lambda facts: engines[facts.spec.checkpoint].decode(facts.tokens)
+
+
+def _engines(wanted: list[str], names: list[str], threads: int) -> dict[str, Any]:
+    from farm.checkpoints.inspect import inspect_checkpoint
+    from farm.checkpoints.references import built_in
+    from farm_workers.worker.load_engine import load_engine
+
+    known = {one.info.name: one for one in map(inspect_checkpoint, names or built_in())}
+    for name in wanted:
+        if name not in known:
+            raise InvalidInput(
+                f"the tokens are those of {name}, which is not here",
+                field="--checkpoint",
+                hint="name its directory, or export --as tokens",
+            )
+    return {name: load_engine(known[name], threads=threads) for name in wanted}

@@ -1,0 +1,1 @@
+"""A job's pictures as a data set that other libraries read."""

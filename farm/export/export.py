@@ -1,0 +1,205 @@
+"""From a fetched job to a data set: groups of pictures, written one after another.
+
+An export that was interrupted goes on with the first group that is not there. What it knows of
+finished groups lies in ``.export``, which goes when the data set is whole.
+"""
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from farm.errors import Conflict
+from farm.export.card import MANIFEST, PLACES, CardFacts, write_card
+from farm.export.fetched import Decode, FetchedPicture, fetched_pictures
+from farm.export.splits import Splits
+from farm.export.targets import ImageFolder, ShardTarget, Target, write_whole
+from farm.formats.columns import FIXED, column_types, fixed_columns, metadata_of, typed
+from farm.formats.manifest import ManifestRow, read_part, write_part
+from farm.job import SHARD_PICTURES, SHARD_PIXELS, Format
+from farm.sinks.parquet import Parquet, Tokens, hugging_face
+from farm.sinks.webdataset import Webdataset
+from farm.spec import canonical_json
+
+As = Literal["webdataset", "parquet", "imagefolder", "tokens"]
+
+STATE = ".export"  # in the data set's folder while it is not whole
+FETCHED = "fetched"  # in there: what was fetched of the job
+PLAN = "plan.json"
+WHOLE = "_SUCCESS"  # written last
+
+
+class Plan(NamedTuple):
+    """What decides the bytes of an export, besides the pictures."""
+
+    job: str
+    target: As
+    splits: Splits = Splits.parse(None)
+    shard_size: int = SHARD_PICTURES
+    kind: Format = Format.PNG  # of pictures that are decoded from tokens
+    license: str = "unknown"
+    title: str = ""
+
+    def to_json(self) -> str:
+        return canonical_json({**self._asdict(), "splits": dict(self.splits.shares)})
+
+
+class Exported(NamedTuple):
+    """What the data set holds."""
+
+    folder: Path
+    pictures: int
+    splits: dict[str, int]  # pictures by split
+
+
+class _Group(NamedTuple):
+    """Pictures that become one shard or one folder."""
+
+    split: str
+    number: int
+    pictures: list[FetchedPicture]
+
+
+def begin(plan: Plan, folder: Path, *, overwrite: bool = False) -> bool:
+    """Make the folder ready; False if this very data set is there already.
+
+    Raises:
+        Conflict: the folder holds something else.
+    """
+    told, whole = folder / STATE / PLAN, folder / WHOLE
+    known = next((one for one in (told, whole) if one.exists()), None)
+    if known is not None and not overwrite:
+        if known.read_text() == plan.to_json():
+            return known is told
+        raise _taken(f"{folder} holds another export")
+    if known is not None:
+        shutil.rmtree(folder)
+    elif folder.exists() and any(folder.iterdir()):
+        raise _taken(f"{folder} has files that are not an export's", overwrite=False)
+    write_whole(told, plan.to_json().encode())
+    return True
+
+
+def _taken(message: str, *, overwrite: bool = True) -> Conflict:
+    hint = "name another folder, or give --overwrite" if overwrite else "name another folder"
+    return Conflict(message, field="--output", hint=hint)
+
+
+def export(plan: Plan, folder: Path, decode: Decode | None) -> Exported:
+    """Write the data set from what lies in ``STATE/FETCHED``.
+
+    Args:
+        plan: what is wanted.
+        folder: made ready by ``begin``.
+        decode: as ``farm.export.fetched.as_picture`` takes it.
+    """
+    source = folder / STATE / FETCHED
+    types = column_types(metadata_of(one.row) for one in fetched_pictures(source))
+    types = {name: kind for name, kind in types.items() if name not in FIXED}
+    target = _target(plan, types, decode)
+    done: dict[str, list[str]] = {name: [] for name in plan.splits.names}  # groups
+    counts = dict.fromkeys(plan.splits.names, 0)
+    for group in _groups(plan, fetched_pictures(source)):
+        name = target.name(group.split, group.number)
+        _write_group(target, folder, name, group.pictures)
+        done[group.split].append(name)
+        counts[group.split] += len(group.pictures)
+    if target.folders:
+        for split, names in done.items():
+            _write_lines(folder, split, names, types)
+    facts = _write_manifest(folder, done, types)
+    write_card(folder, plan.license, plan.title, facts, counts, target.pattern, types)
+    write_whole(folder / WHOLE, plan.to_json().encode())
+    shutil.rmtree(folder / STATE)
+    return Exported(folder, sum(counts.values()), counts)
+
+
+def _target(plan: Plan, types: dict[str, pa.DataType], decode: Decode | None) -> Target:
+    match plan.target:
+        case "imagefolder":
+            return ImageFolder(decode, plan.kind)
+        case "webdataset":
+            return ShardTarget(Webdataset(), decode, plan.kind)
+        case "parquet":
+            return ShardTarget(Parquet(types), decode, plan.kind)
+        case "tokens":
+            return ShardTarget(Tokens(types), None, plan.kind)
+
+
+def _groups(plan: Plan, pictures: Iterable[FetchedPicture]) -> Iterator[_Group]:
+    """Up to a shard's pictures and pixels, in the order of the job."""
+    waiting: dict[str, list[FetchedPicture]] = {name: [] for name in plan.splits.names}
+    pixels = dict.fromkeys(plan.splits.names, 0)
+    numbers = dict.fromkeys(plan.splits.names, 0)
+    for picture in pictures:
+        row = picture.row
+        split = plan.splits.of(json.loads(row.spec)["prompt"] or "")
+        size = row.width * row.height
+        held = waiting[split]
+        if held and (len(held) == plan.shard_size or pixels[split] + size > SHARD_PIXELS):
+            yield _Group(split, numbers[split], held)
+            waiting[split], pixels[split] = [], 0
+            numbers[split] += 1
+        waiting[split].append(picture)
+        pixels[split] += size
+    for split, held in waiting.items():
+        if held:
+            yield _Group(split, numbers[split], held)
+
+
+def _rows_file(folder: Path, name: str) -> Path:
+    return folder / STATE / "rows" / f"{name.replace('/', '-')}.parquet"
+
+
+def _write_group(target: Target, folder: Path, name: str, pictures: list[FetchedPicture]) -> None:
+    path, rows = folder / name, _rows_file(folder, name)
+    if rows.exists():
+        return
+    if path.is_dir():  # whole, but its rows were not written
+        shutil.rmtree(path)
+    write_whole(rows, write_part(target.write(path, pictures)))
+
+
+def _columns(row: ManifestRow, types: dict[str, pa.DataType]) -> dict[str, Any]:
+    told = metadata_of(row)
+    return fixed_columns(row) | {name: typed(told.get(name), kind) for name, kind in types.items()}
+
+
+def _write_lines(folder: Path, split: str, names: list[str], types: dict[str, pa.DataType]) -> None:
+    """``metadata.jsonl``, in which the loader ``imagefolder`` looks for columns."""
+    if not names:
+        return
+    path = folder / split / "metadata.jsonl"
+    draft = path.with_name(f".{path.name}.part")
+    with draft.open("w", encoding="utf-8") as out:
+        for name in names:
+            for row in read_part(_rows_file(folder, name).read_bytes()):
+                line = {"file_name": f"{Path(name).name}/{row.file}", **_columns(row, types)}
+                out.write(json.dumps(line, ensure_ascii=False) + "\n")
+    draft.replace(path)
+
+
+def _write_manifest(
+    folder: Path, groups: dict[str, list[str]], types: dict[str, pa.DataType]
+) -> CardFacts:
+    """``manifest.parquet``: every picture, and where it lies."""
+    schema = pa.schema({**dict.fromkeys(PLACES, pa.string()), **FIXED, **types})
+    schema = schema.with_metadata({"huggingface": hugging_face(schema)})
+    facts = CardFacts()
+    draft = folder / STATE / MANIFEST
+    with pq.ParquetWriter(draft, schema, compression="zstd", version="2.6") as out:
+        for split, names in groups.items():
+            for name in names:
+                rows = read_part(_rows_file(folder, name).read_bytes())
+                facts.add(rows)
+                columns = [
+                    {"split": split, "shard": name, "file": row.file, **_columns(row, types)}
+                    for row in rows
+                ]
+                out.write_table(pa.Table.from_pylist(columns, schema))
+    draft.replace(folder / MANIFEST)
+    return facts

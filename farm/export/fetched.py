@@ -1,0 +1,105 @@
+"""A folder that ``farm fetch`` has filled: pictures or tokens, and their manifest."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from farm.formats.encoding import encode
+from farm.formats.manifest import ManifestRow
+from farm.formats.picture_file import EXTENSIONS, Facts, read_facts, token_bytes, token_grid
+from farm.job import Format
+from farm.spec import RenderSpec, canonical_json
+
+MANIFEST = "manifest.jsonl"
+RAW_TOKENS = ".u16"  # as the sink ``tokens`` keeps them
+TOKEN_FILES = (RAW_TOKENS, f".{EXTENSIONS[Format.TOKENS]}")
+
+Decode = Callable[[Facts], NDArray[np.uint8]]
+
+
+class FetchedPicture(NamedTuple):
+    """A line of the manifest, and the file that it tells of."""
+
+    row: ManifestRow
+    path: Path
+
+    @property
+    def is_tokens(self) -> bool:
+        return self.path.suffix in TOKEN_FILES
+
+    def facts(self) -> Facts:
+        """Tokens and spec."""
+        data = self.path.read_bytes()
+        if self.path.suffix != RAW_TOKENS:
+            return read_facts(data)
+        spec, row = RenderSpec.model_validate_json(self.row.spec), self.row
+        grid = token_grid(data, spec.height, spec.width)
+        return Facts(spec, row.image, row.numerics, grid, row.notes, row.confidence)
+
+
+def fetched_pictures(folder: Path) -> Iterator[FetchedPicture]:
+    """Those that did not fail, in the order of the manifest."""
+    with (folder / MANIFEST).open(encoding="utf-8") as lines:
+        for line in lines:
+            told = json.loads(line)
+            if told["error"] is None:
+                yield FetchedPicture(_row(told), folder / told["file"])
+
+
+def as_picture(
+    picture: FetchedPicture, decode: Decode | None, kind: Format
+) -> tuple[ManifestRow, bytes]:
+    """The row and the bytes of a picture file; tokens are decoded to one.
+
+    Args:
+        picture: what was fetched.
+        decode: makes pixels (height, width, 3) from tokens; None where there are only pictures.
+        kind: the format of what is decoded.
+    """
+    if not picture.is_tokens:
+        return picture.row, picture.path.read_bytes()
+    assert decode is not None
+    facts = picture.facts()
+    data = encode(decode(facts), facts, kind)
+    return _row_of(picture, EXTENSIONS[kind], data), data
+
+
+def as_tokens(picture: FetchedPicture) -> tuple[ManifestRow, bytes]:
+    """The row and the bytes of its tokens."""
+    data = token_bytes(picture.facts().tokens)
+    return _row_of(picture, RAW_TOKENS[1:], data)._replace(tokens=data), data
+
+
+def _row_of(picture: FetchedPicture, extension: str, data: bytes) -> ManifestRow:
+    sha256 = hashlib.sha256(data).hexdigest()
+    file = f"{picture.path.stem}.{extension}"
+    return picture.row._replace(file=file, sha256=sha256, size=len(data))
+
+
+def _row(told: Mapping[str, Any]) -> ManifestRow:
+    spec = canonical_json(told["spec"])
+    return ManifestRow(
+        job="",  # a data set is not told from which job it came
+        generation=told["generation"],
+        render=told["render"],
+        image=told["image"],
+        file=told["file"],
+        sha256=told["sha256"],
+        size=told["size"],
+        width=told["width"],
+        height=told["height"],
+        seed=told["seed"],
+        spec_sha256=hashlib.sha256(spec.encode()).hexdigest(),
+        spec=spec,
+        tokens=None,
+        tokens_sha256=told["tokens_sha256"],
+        numerics=told["numerics"],
+        notes=tuple(told["notes"]),
+        metadata=canonical_json(told["metadata"]) if told["metadata"] else None,
+        confidence=told["confidence"],
+    )
