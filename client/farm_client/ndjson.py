@@ -17,6 +17,7 @@ PIECE_BYTES = 4 * 2**20
 MAX_ARRAY_BYTES = 64 * 2**20  # an array must be read whole
 _NO_SWEEP = Sweep()
 _FILE_MARKS = tuple(f'"{field}"' for field in (*FILE_FIELDS, ADAPTERS))
+_ENCODER = json.JSONEncoder(allow_nan=False)  # ASCII: half a surrogate pair has no UTF-8
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 
@@ -280,7 +281,7 @@ def _long_line(size: int) -> InvalidInput:
 
 
 def _dump(data: Mapping[str, Any]) -> str:
-    return json.dumps(data, allow_nan=False)  # ASCII: half a surrogate pair has no UTF-8
+    return _ENCODER.encode(data)
 
 
 def _key(field: str, text: str) -> re.Match[str] | None:

@@ -147,7 +147,7 @@ def _values(row: list[str], table: Table, delimiter: str) -> dict[str, Any]:
 
 
 def _check_text(text: str, field: str) -> None:
-    if any("\udc80" <= character <= "\udcff" for character in text):
+    if not text.isascii() and any("\udc80" <= character <= "\udcff" for character in text):
         raise InvalidInput(
             "is not UTF-8", field=field, hint="iconv -f WINDOWS-1252 -t UTF-8 FILE > NEW"
         )

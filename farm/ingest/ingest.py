@@ -107,11 +107,8 @@ class Ingest:
             opened = self.queue.submit(
                 _header(record, options), piece.drafts(inline=inline), len(piece.rejected)
             )
-        except (
-            Conflict,
-            OverQuota,
-            QueueFull,
-        ):  # plainly refused; after another failure it may be there
+        except (Conflict, OverQuota, QueueFull):
+            # Plainly refused; after another failure it may be there.
             self._discard(record, piece)
             raise
         if opened.job == record.job:
