@@ -4,7 +4,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 from farm.spec import Lane, Row
-from farm_workers.render_engine import RenderEngine, RowResult
+from farm_workers.render_engine import Adapter, RenderEngine, RowResult
 
 
 class WrappedEngine:
@@ -21,6 +21,9 @@ class WrappedEngine:
 
     def add(self, key: Hashable, row: Row, **inputs: Any) -> None:
         self._engine.add(key, row, **inputs)
+
+    def read_adapter(self, data: bytes) -> Adapter:
+        return self._engine.read_adapter(data)
 
     def cancel(self, keys: Iterable[Hashable]) -> None:
         self._engine.cancel(keys)
