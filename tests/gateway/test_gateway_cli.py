@@ -388,7 +388,7 @@ def test_a_refused_row_can_be_strict_or_stop_everything(cli: Cli) -> None:
     jobs = len(cli("ls", "-q").out.split())
     result = cli("submit", "a.jsonl", "--on-error", "stop")
     assert (result.code, result.out) == (2, "")
-    assert "none of the 2 renders was taken" in result.err
+    assert "none of the 2 renders was accepted" in result.err
     assert len(cli("ls", "-q").out.split()) == jobs
     assert "skip or stop" in cli("submit", "a.jsonl", "--on-error", "wait").err
 
