@@ -252,9 +252,9 @@ def test_escape_sequences_of_strangers_are_shown_and_not_obeyed(cli: Cli) -> Non
     [
         ("http://127.0.0.1:9", 5, "farm up"),
         ("http://nowhere.invalid", 5, "farm up"),
-        ("nonsense", 2, "no address"),
-        ("http://", 2, "no address"),
-        ("ftp://127.0.0.1", 2, "no address"),
+        ("nonsense", 2, "a farm's address"),
+        ("http://", 2, "a farm's address"),
+        ("ftp://127.0.0.1", 2, "a farm's address"),
     ],
 )
 def test_a_farm_that_is_not_there(
