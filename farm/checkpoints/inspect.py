@@ -19,7 +19,7 @@ from farm.checkpoints.layout import (
 )
 from farm.checkpoints.references import resolve
 from farm.errors import InvalidCheckpoint
-from farm.spec import CheckpointInfo
+from farm.spec import CheckpointInfo, ModelSizes, TextEncoderSizes, TransformerSizes
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,16 @@ def _info(
         text_tokens=_whole("text_encoder", text, "max_position_embeddings"),
         pooled_dim=pooled,
         hidden_dim=hidden,
+        sizes=_sizes(parts),
     )
+
+
+def _sizes(parts: Mapping[str, Mapping[str, Any]]) -> ModelSizes:
+    found = {
+        name: {key: _whole(name, parts[name], key) for key in kind.model_fields}
+        for name, kind in (("transformer", TransformerSizes), ("text_encoder", TextEncoderSizes))
+    }
+    return ModelSizes.model_validate(found)
 
 
 def _check_fit(info: CheckpointInfo, parts: Mapping[str, Mapping[str, Any]]) -> None:

@@ -49,6 +49,7 @@ SECTIONS = {
         "verify": Place("farm.cli.verify", "Compare a job's manifest, queue and store."),
         "inspect": Place("farm.cli.inspect", "Show the render recorded in a picture file."),
         "render": Place("farm.cli.render", "Render a file of requests here, without a farm."),
+        "adapter": Place("farm.cli.adapter", "Add, list and remove LoRA adapters."),
         "checkpoint": Place("farm.cli.checkpoint", "Check a checkpoint, or make a tiny one."),
     },
     "The farm": {

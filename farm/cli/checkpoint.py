@@ -36,7 +36,8 @@ def inspect(
         say_json(facts)
         return
     for field, value in facts.items():
-        say(one_line(f"{field:>16}  {value}"))
+        if not isinstance(value, dict):  # the sizes of its models are for programs
+            say(one_line(f"{field:>16}  {value}"))
 
 
 def _check_loads(found: "Checkpoint") -> None:

@@ -3,7 +3,9 @@
 import contextlib
 import importlib.metadata
 import platform
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,16 +18,26 @@ from torch import Tensor, nn
 from farm.checkpoints.inspect import Checkpoint
 from farm.checkpoints.layout import WEIGHTS
 from farm.errors import InvalidCheckpoint, InvalidInput
+from farm.formats.adapter_file import adapter_targets
 from farm.spec import CheckpointInfo
+from farm_workers.engine.amused.adapters import (
+    Adapter,
+    RowAdapters,
+    Scaled,
+    SlotAdapters,
+    read_adapter,
+)
 from farm_workers.engine.amused.codec import Codec
 from farm_workers.engine.amused.conditioning import PROMPTS, Conditioned, Conditioning
-from farm_workers.engine.amused.transformer import RowOps, Transformer
-from farm_workers.engine.device import Device
+from farm_workers.engine.amused.layers import Given, Ops
+from farm_workers.engine.amused.transformer import Transformer
+from farm_workers.engine.device import Device, Lru
 from farm_workers.engine.row import Pending
 
 ENGINE_VERSION = 2  # raised when the same row starts to give other tokens or bytes
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CACHE_BYTES = {"cpu": 1 << 27, "cuda": 1 << 30, "meta": 0}  # of prompts' conditioning
+KEPT_ADAPTERS = 32  # on the device, the last used ones
 DECODED_TOKENS = 8192  # that are decoded together at most: the pictures' memory grows with them
 
 
@@ -41,6 +53,7 @@ class AmusedModel:
         *,
         masking_schedule: str = "cosine",
         fused: bool | None = None,
+        kept_adapters: int = KEPT_ADAPTERS,
     ) -> None:
         """Around loaded modules, whose weights are shared, not copied.
 
@@ -61,6 +74,10 @@ class AmusedModel:
         )
         self.codec = Codec(modules["vqvae"], device, dtype, fused=fused)
         self.conditioning_size = self.transformer.layout.size
+        self.adapter_targets = adapter_targets(
+            self.transformer.config, modules["text_encoder"].config.to_dict()
+        )
+        self._adapters: Lru[Adapter] = Lru(kept_adapters, lambda adapter: 1)
 
     @classmethod
     def load(cls, checkpoint: Checkpoint, device: Device, dtype: str) -> Self:
@@ -79,12 +96,40 @@ class AmusedModel:
         self, pending: Pending, ahead: Iterable[Pending] = (), *, alone: bool = False
     ) -> list[Conditioned]:
         width = 1 if self.by_row or alone else PROMPTS
-        return self.conditioning.of(pending, ahead, width=width)
+        return self.conditioning.of(pending, ahead, width=width, adapters=self._scaled(pending))
 
-    def bind(self, packed: Tensor) -> dict[str, Tensor]:
+    def _scaled(self, pending: Pending) -> list[Scaled]:
+        """The row's adapters, on the device."""
+        found = []
+        for one in pending.row.spec.adapters:
+            given = pending.adapters[one.sha256]
+            move = partial(given.to, self.device.torch, self.dtype)
+            found.append(Scaled(self._adapters.get(one.sha256, move), one.scale))
+        return found
+
+    def read_adapter(self, data: bytes) -> Adapter:
+        return read_adapter(data, self.adapter_targets)
+
+    def adapter_slots(self, halves: int) -> Any:
+        if self.by_row:
+            return [()] * halves
+        return SlotAdapters(halves, self.device.torch, self.dtype)
+
+    def bind(self, packed: Tensor) -> Given:
         return self.transformer.layout.views(packed)
 
-    def forward(self, tokens: Tensor, given: dict[str, Tensor], grid: tuple[int, int]) -> Tensor:
+    def forward(
+        self,
+        tokens: Tensor,
+        given: Given,
+        grid: tuple[int, int],
+        adapters: Sequence[Sequence[Scaled]] | SlotAdapters = (),
+    ) -> Tensor:
+        if isinstance(adapters, SlotAdapters):
+            if adapters.shape is not None:
+                given = replace(given, adapters=adapters)
+        elif any(adapters):
+            given = replace(given, adapters=RowAdapters(adapters))
         return self.transformer.features(tokens, given, grid)
 
     def logits(self, features: Tensor) -> Tensor:
@@ -123,9 +168,9 @@ class AmusedModel:
 
 
 def _transformer(unet: Any, info: CheckpointInfo, *, fused: bool) -> Transformer:
-    ops: Any = RowOps()
+    ops = Ops()
     if fused:
-        from farm_workers.engine.triton_kernels import FusedOps
+        from farm_workers.engine.amused.fused_ops import FusedOps
 
         ops = FusedOps()
     with torch.inference_mode():
