@@ -29,7 +29,7 @@ from farm.formats.manifest import ManifestRow
 from farm.formats.picture_file import Facts, file_name, read_facts, token_grid
 from farm.formats.picture_record import PictureRecord
 from farm.job import Format
-from farm.sinks.layout import Packed, Unpacked
+from farm.sinks.layout import Packed, Unpacked, check_content
 from farm.spec import RenderSpec
 
 ROW_GROUP = 100  # pictures; readers that shuffle take a group at a time
@@ -60,10 +60,13 @@ class Parquet:
         return Packed(data, _offsets(data, contents))
 
     def unpack(self, data: bytes) -> Iterator[Unpacked]:
-        columns = _read(data, ["render", "index", "image"])
+        columns = _read(data, ["render", "index", "sha256", "image"])
         contents = [picture["bytes"] for picture in columns["image"]]
         ids = zip(columns["render"], columns["index"], strict=True)
-        for picture, offset, content in zip(ids, _offsets(data, contents), contents, strict=True):
+        sums = columns["sha256"]
+        found = zip(ids, _offsets(data, contents), contents, sums, strict=True)
+        for picture, offset, content, sha256 in found:
+            check_content(content, sha256)
             try:
                 yield Unpacked(picture, offset, content, read_facts(content))
             except InvalidInput as error:
@@ -89,12 +92,13 @@ class Tokens:
         return Packed(data, _offsets(data, contents))
 
     def unpack(self, data: bytes) -> Iterator[Unpacked]:
-        names = ["render", "index", "spec", "numerics", "notes", "confidence", TOKENS_NAME]
-        columns = _read(data, names)
+        facts = ["spec", "numerics", "notes", "confidence"]
+        columns = _read(data, ["render", "index", "sha256", *facts, TOKENS_NAME])
         contents = columns[TOKENS_NAME]
         places = _offsets(data, contents)
         for number, (offset, content) in enumerate(zip(places, contents, strict=True)):
             told = {name: values[number] for name, values in columns.items()}
+            check_content(content, told["sha256"])
             picture = told["render"], told["index"]
             yield Unpacked(picture, offset, content, token_facts(told))
 
