@@ -18,7 +18,7 @@ _LONE_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 
 def is_loopback(name: str) -> bool:
-    """Whether a host is this machine and cannot be another, whatever a name server says."""
+    """Whether a host can only be this machine, whatever a name server says."""
     if name == "localhost" or name.endswith(".localhost"):
         return True
     try:
@@ -80,15 +80,15 @@ def check_redis_url(url: str) -> str:
     if "@" in parts.path + parts.query + parts.fragment or parts.fragment:
         raise _wrong("has a character in its password that ends the address", rest)
     if _LONE_PERCENT.search(credentials):
-        raise _wrong("has a % in its password that encodes nothing", rest)
+        raise _wrong("has a % in its password that is not percent-encoding", rest)
     if scheme == "unix":
         if not parts.path.startswith("/"):
-            raise _wrong("names no socket")
+            raise _wrong("has no socket path")
         return url
     if not host or port == 0:
-        raise _wrong("names no host and port", rest)
+        raise _wrong("has no host and port", rest)
     if not _is_database(parts):
-        raise _wrong("has something else than a database's number after the host")
+        raise _wrong("has something other than a database number after the host")
     return url
 
 

@@ -102,7 +102,7 @@ class NotAllowed(FarmError):
 
 
 class OverQuota(FarmError):
-    """The tenant has more queued than its share; it may submit again later."""
+    """The tenant is over its quota; it may try again later."""
 
     code = "over_quota"
     status = 429
@@ -146,7 +146,7 @@ class JobCancelled(FarmError):
 
 
 class TimedOut(FarmError):
-    """The caller's own time limit passed; the work goes on."""
+    """The caller's own time limit passed; the work continues."""
 
     code = "timed_out"
     status = 504
@@ -155,7 +155,7 @@ class TimedOut(FarmError):
 
 
 class RenderError(FarmError):
-    """One row cannot be rendered; its neighbours are not concerned."""
+    """One row cannot be rendered; its neighbours are not affected."""
 
     code = "render"
 

@@ -20,12 +20,13 @@ from pydantic import (
 
 from farm.errors import InvalidInput
 from farm.spec import Form, Lane, Parameter, RenderSpec, explain, parameters_of
+from farm.stored_record import StoredRecord
 
 MAX_NAME = 200  # characters
 MAX_IDEMPOTENCY_KEY = 200
 MAX_TASK_PICTURES = 1000
 SHARD_PICTURES = 1000  # of a shard, if the submission does not say how many
-SHARD_PIXELS = 2**26  # of all pictures of a shard: whoever stores one holds it in memory
+SHARD_PIXELS = 2**26  # of all pictures of a shard: storing it takes that much memory
 TASK_SECONDS = 20  # measured work that one task should take at most
 DEFAULT_ROW_STEPS_PER_SECOND = 120  # of a lane that no worker has measured yet
 MAX_DEADLINE_DAYS = 366
@@ -206,16 +207,15 @@ class NumberedSpec(BaseModel):
 
     render: int  # index in the job, from 0; a refused line keeps its number
     spec: RenderSpec
-    # Canonical JSON of what the user's row says besides; see ``farm.spec.metadata``.
+    # Canonical JSON of what the user's row says besides; see ``farm.metadata``.
     metadata: str | None = Field(None, exclude_if=lambda value: value is None)
 
 
-class Chunk(BaseModel):
+class Chunk(StoredRecord):
     """The immutable content of one task: everything a worker needs besides the assets' bytes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    v: int = 1
     job: str
     number: int  # of the task in its job
     tenant: str

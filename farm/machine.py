@@ -10,7 +10,7 @@ def cores() -> int:
 
 
 def worker_threads(workers: int = 1) -> int:
-    """Threads for the arithmetic of one of so many workers; a core is left for everything else.
+    """Threads for the arithmetic of one of so many workers; one core is left for everything else.
 
     The number is a part of the numerics class, so ``farm render`` takes the same as one worker.
     """

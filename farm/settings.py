@@ -50,7 +50,7 @@ class FarmSettings(KeepingSettings):
     store: str = Field(default="", repr=False)  # empty: DATA/store
     name: str = Field(default="farm", pattern=r"^[a-z0-9][a-z0-9-]{0,31}$")  # the keys' hash tag
 
-    single_writer: bool = False  # one worker: then a store may let several writers win
+    single_writer: bool = False  # with one worker, a store may let several writers win
 
     @field_validator("data")
     @classmethod
@@ -133,7 +133,7 @@ class GatewaySettings(FarmSettings):
 
 
 def load(kind: type[Settings]) -> Settings:
-    """Settings from the environment; a bad value is named with its variable."""
+    """Settings from the environment; the error for a bad value names its variable."""
     try:
         return kind()
     except ValidationError as error:

@@ -8,7 +8,7 @@ from farm.errors import InvalidInput
 
 MAX_DEPTH = 32
 
-# A string that never ends is one match too: the search stays linear whatever the text is.
+# A string that never ends is one match too, so the search stays linear for any text.
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)|-?Infinity|NaN', re.DOTALL)
 
 
@@ -45,7 +45,7 @@ def loads(text: str, *, line: int | None = None) -> Any:
         line: number of the text's first line in its file; errors then carry line and column.
 
     Raises:
-        InvalidInput: it is no JSON, or JSON that readers disagree on.
+        InvalidInput: it is not JSON, or JSON that readers disagree on.
     """
     start = len(text) - len(text.lstrip(" \t\r\n"))
     value, end = decode(text, start, line=line)
@@ -66,28 +66,28 @@ def decode(text: str, start: int, *, line: int | None = None) -> tuple[Any, int]
         if before.endswith(",") and text[at : at + 1] in ("}", "]"):
             message, at = "a comma with nothing after it; remove it", len(before) - 1
         elif text[at : at + 1] == "'":
-            message = "single quotes; JSON strings stand in double quotes"
-        raise _error(f"is no JSON: {message}", text, at, line) from None
+            message = "single quotes; JSON strings are in double quotes"
+        raise _error(f"is not JSON: {message}", text, at, line) from None
     except _Duplicate as error:
         key = str(error)
         spellings = {re.escape(json.dumps(key, ensure_ascii=ascii_)) for ascii_ in (True, False)}
         places = list(re.finditer(f"(?:{'|'.join(spellings)})\\s*:", text[start:]))
         at = start + (places[1].start() if len(places) > 1 else 0)
-        raise _error(f"the key {key[:60]!r} stands twice in one object", text, at, line) from None
+        raise _error(f"the key {key[:60]!r} is there twice in one object", text, at, line) from None
     except _Constant as error:
         at = next((m.start() for m in _TOKEN.finditer(text, start) if m[0] == str(error)), start)
-        raise _error(f"{error} is no JSON number", text, at, line) from None
+        raise _error(f"{error} is not a JSON number", text, at, line) from None
     except RecursionError:
         raise _error("is nested too deeply", text, start, line) from None
     except ValueError as error:  # an integer of more than 4,300 digits
-        raise _error(f"is no JSON: {error}"[:120], text, start, line) from None
+        raise _error(f"is not JSON: {error}"[:120], text, start, line) from None
     if _too_deep(value):
         raise _error(f"is nested more than {MAX_DEPTH} levels deep", text, start, line)
     return value, end
 
 
 def _too_deep(value: Any) -> bool:
-    """Layer by layer, since a call for each level is what must not happen."""
+    """Layer by layer: recursion would fail on deep nesting."""
     layer = [value] if isinstance(value, dict | list) else []
     for _ in range(MAX_DEPTH):
         layer = [

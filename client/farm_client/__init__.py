@@ -5,7 +5,7 @@ from farm_client.farm import AsyncFarm, Farm
 from farm_client.fetch import Fetched
 from farm_client.image import AsyncImage, Image
 from farm_client.job import AsyncJob, Job
-from farm_client.models import Asset, Difference, JobStatus, Verified, Why
+from farm_client.models import Asset, Difference, Estimate, JobStatus, Verified, Why
 
 __all__ = [
     "AllRejected",
@@ -14,6 +14,7 @@ __all__ = [
     "AsyncImage",
     "AsyncJob",
     "Difference",
+    "Estimate",
     "Farm",
     "FarmError",
     "Fetched",

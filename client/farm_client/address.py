@@ -44,13 +44,13 @@ def check_url(url: str) -> str:
         good = False
     if not good:
         raise InvalidInput(
-            f"{url[:100]!r} is no address of a farm",
+            f"{url[:100]!r} is not a farm's address",
             field="url",
             hint=f"write it like {DEFAULT_URL}",
         )
     if "@" in parts.netloc:
         raise InvalidInput(
-            "the address holds a user name", field="url", hint="the key belongs in FARM_API_KEY"
+            "the address has a user name in it", field="url", hint="the key belongs in FARM_API_KEY"
         )
     return url.rstrip("/")
 

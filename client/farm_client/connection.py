@@ -79,7 +79,7 @@ class Connection:
         query: Mapping[str, Any] | None = None,
         seconds: float = 60.0,
     ) -> AsyncIterator[Opened]:
-        """An answer that is read as it comes; whoever reads it repeats the call."""
+        """An answer that is read as it comes; its reader repeats the call."""
         call = Call(method, self._url(path, query), self._headers, None, seconds)
         try:
             async with self.wire.open(call) as opened:
@@ -92,7 +92,7 @@ class Connection:
 
     @asynccontextmanager
     async def object(self, url: str) -> AsyncIterator[Opened]:
-        """A stored object by its signed address; the key to the farm stays at home."""
+        """A stored object by its signed address; the API key is not sent."""
         call = Call("GET", urljoin(self.address.url + "/", url), {"Accept": "*/*"})
         try:
             async with self.wire.open(call) as opened:
@@ -103,7 +103,7 @@ class Connection:
             raise self._lost(error) from None
 
     async def pause(self, attempt: int, error: FarmError, started: float) -> None:
-        """Wait before the next attempt, or raise the error: it is no use, or takes too long."""
+        """Wait before the next attempt; raise the error if that would not help or take too long."""
         wait = min(FIRST_DELAY_SECONDS * 2**attempt, MAX_DELAY_SECONDS)
         wait *= random.uniform(0.5, 1.0)
         asked = getattr(error, "retry_after", None)
@@ -144,7 +144,7 @@ class Connection:
         """What went wrong below HTTP, in words."""
         url, text = self.address.url, str(error)
         if isinstance(error, httpx2.InvalidURL | httpx2.UnsupportedProtocol):
-            return _final(f"{url} is no address: {text}", None)
+            return _final(f"{url} is not a valid address: {text}", None)
         if "WRONG_VERSION_NUMBER" in text or "RECORD_LAYER" in text:
             return _final(f"{url} does not speak https", f"try {url.replace('https', 'http', 1)}")
         if "CERTIFICATE" in text:
@@ -179,18 +179,18 @@ class Connection:
             other = f"the farm has version {server}, this client {farm.__version__}"
             failure.hint = f"{failure.hint}; {other}" if failure.hint else other
         after = reply.headers.get("retry-after", "")
-        if after.isdigit():
+        if after.isdecimal() and after.isascii():
             failure.retry_after = min(float(after), 60.0)  # type: ignore[attr-defined]
         return failure
 
     def _stranger(self, status: int) -> FarmError:
         url = self.address.url
         if status in RETRIED:
-            return Unavailable(f"{url} answers HTTP {status}: the farm behind it is away")
+            return Unavailable(f"{url} answers HTTP {status}: the farm behind it does not answer")
         hint = "is FARM_URL right?"
         if status == 400 and url.startswith("http:"):
             hint = f"try {url.replace('http', 'https', 1)}?"
-        return _final(f"{url} answers HTTP {status}, but not as a farm does", hint)
+        return _final(f"{url} answers HTTP {status}, but is not a farm", hint)
 
 
 class _Final(Unavailable):
@@ -214,7 +214,7 @@ async def _read(opened: Opened) -> Reply:
 
 def _header_value(key: str) -> str:
     if not key.isascii() or not key.isprintable() or " " in key:
-        raise InvalidInput("holds characters that no key has", field="FARM_API_KEY")
+        raise InvalidInput("has characters that no key has", field="FARM_API_KEY")
     return key
 
 

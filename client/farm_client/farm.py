@@ -1,9 +1,9 @@
 """The farm, from a program's side: ``Farm``, and ``AsyncFarm`` with ``await``.
 
 Both are thin: each public method hands over to one asynchronous method of ``FarmHandle``, which
-awaits nothing but its wire (``farm_client.sync`` says how the synchronous one runs it). Two other
-ways were refused: a background event loop makes every exception, Ctrl-C and fork of the caller's
-program cross a thread border, and generated code is a second copy to read and to debug.
+awaits its transport and nothing else (``farm_client.sync`` says how the synchronous one runs it).
+Two other ways were refused: a background event loop makes every exception, Ctrl-C and fork of the
+caller's program cross a thread border, and generated code is a second copy to read and to debug.
 """
 
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
@@ -16,7 +16,7 @@ from farm_client.address import find_address
 from farm_client.connection import PATIENCE_SECONDS, Connection
 from farm_client.inputs import FileInput
 from farm_client.job import AsyncJob, Job
-from farm_client.models import Asset, JobStatus
+from farm_client.models import Asset, Estimate, JobStatus
 from farm_client.parameters import BulkOptions, Submission
 from farm_client.submission import Submitter
 from farm_client.sync import drive, iterate
@@ -93,10 +93,16 @@ class Farm(FarmHandle):
 
     def submit_many(self, requests: Iterable[Any], **options: Unpack[BulkOptions]) -> Job:
         """Submit any number of renders as one job: an open JSONL file, or dicts, requests and
-        prompts. What the farm refuses stands in ``job.rejected``; the rest is rendered. To go on
-        after an interruption, call it again with the same input and ``idempotency_key``."""
+        prompts. What the farm refuses is in ``job.rejected``; the rest is rendered. To continue
+        after an interruption, call it again with the same input and ``idempotency_key``, or with
+        ``resume`` both times."""
         taken = drive(self._submitter.submit_many(requests, dict(options)))
         return Job(self._connection, taken.id, **taken.facts())
+
+    def estimate(self, requests: Iterable[Any], **options: Unpack[BulkOptions]) -> Estimate:
+        """What ``submit_many`` with the same arguments would come to. Input files are uploaded;
+        nothing is submitted."""
+        return drive(self._submitter.estimate(requests, dict(options)))
 
     def job(self, id: str) -> Job:  # noqa: A002
         """A job by its id; nothing is asked yet."""
@@ -107,11 +113,11 @@ class Farm(FarmHandle):
         return iterate(self._jobs(limit))
 
     def upload(self, file: FileInput) -> Asset:
-        """Keep an input file at the farm; its id can stand wherever the file could."""
+        """Upload an input file; its id can be used in place of the file."""
         return drive(self._uploads.upload(file, "file"))
 
     def checkpoints(self) -> list[CheckpointInfo]:
-        """What can be rendered with; the first is the default."""
+        """The checkpoints that can be used; the first is the default."""
         return drive(self._checkpoints())
 
     def close(self) -> None:
@@ -156,6 +162,9 @@ class AsyncFarm(FarmHandle):
     ) -> AsyncJob:
         taken = await self._submitter.submit_many(requests, dict(options))
         return AsyncJob(self._connection, taken.id, **taken.facts())
+
+    async def estimate(self, requests: Iterable[Any], **options: Unpack[BulkOptions]) -> Estimate:
+        return await self._submitter.estimate(requests, dict(options))
 
     def job(self, id: str) -> AsyncJob:  # noqa: A002
         return AsyncJob(self._connection, check_job_id(id))

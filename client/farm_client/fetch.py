@@ -11,19 +11,19 @@ from typing import IO, NamedTuple
 
 from farm.errors import InvalidInput
 from farm_client.image import ImageFacts, write_whole
+from farm_client.output_folder import MANIFEST, OutputFolder
 from farm_client.transport import Wire
 
 PARALLEL = 8
-MANIFEST = "manifest.jsonl"
 PART = ".part"
 
 
 class Fetched(NamedTuple):
-    """What came of it."""
+    """The result of a fetch."""
 
     folder: Path
     pictures: int  # in the folder now
-    skipped: int  # of these, there already
+    skipped: int  # of these, those that were there already
     failed: int  # pictures that the farm could not make
     size: int  # bytes that were fetched
 
@@ -47,18 +47,25 @@ class Fetcher:
         self,
         wire: Wire,
         folder: str | os.PathLike[str],
+        job: str,
         parallel: int = PARALLEL,
         progress: Callable[[int], None] | None = None,
+        *,
+        overwrite: bool = False,
+        resume: bool = False,
     ) -> None:
         self._wire = wire
         self._progress = progress
-        self._folder = Path(folder).expanduser()
+        self._job = job
+        self._output = OutputFolder(folder, job)
+        self._folder = self._output.path
+        self._overwrite, self._resume = overwrite, resume
         self._parallel = parallel
         self._pictures = self._skipped = self._size = 0
         self._places: dict[tuple[int, int], _Place] = {}  # by render and image
 
     async def fetch(self, images: AsyncIterator[ImageFacts]) -> Fetched:
-        self._make_folder()
+        self._output.claim(overwrite=self._overwrite, resume=self._resume)
         draft = self._folder / f".{MANIFEST}.{secrets.token_hex(4)}{PART}"
         crew = self._wire.crew(self._parallel)
         try:
@@ -69,6 +76,7 @@ class Fetcher:
                         await crew.give(partial(self._one, image))
                 await crew.finish()
                 self._write_manifest(lines)
+                self._output.finish()
         except OSError as error:
             raise InvalidInput(
                 f"{self._folder} cannot be written to: {error.strerror}", field="output"
@@ -92,24 +100,13 @@ class Fetcher:
         if self._progress is not None:
             self._progress(self._pictures)
 
-    def _make_folder(self) -> None:
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-        except FileExistsError:
-            raise InvalidInput(f"{self._folder} is a file", field="output") from None
-        except OSError as error:
-            raise InvalidInput(
-                f"{self._folder} cannot be made: {error.strerror}", field="output"
-            ) from None
-        if not os.access(self._folder, os.W_OK | os.X_OK):
-            raise InvalidInput(f"{self._folder} is not writable", field="output")
-
     def _note(self, image: ImageFacts, lines: IO[bytes]) -> None:
         """A picture that was retried while its job is followed comes twice; a good one counts."""
         place = _Place(image.error is None, image.generation, lines.tell())
         picture = image.render, image.image
         self._places[picture] = max(place, self._places.get(picture, place))
-        lines.write(json.dumps(image.line(), ensure_ascii=False).encode() + b"\n")
+        line = {"job": self._job, **image.line()}
+        lines.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
 
     def _write_manifest(self, lines: IO[bytes]) -> None:
         """Pictures finish in any order; their lines go into the file in the job's order."""

@@ -44,7 +44,7 @@ class ImageFacts:
 
     @property
     def seed(self) -> int:
-        """Of this very picture: asked for alone with it, it comes out again."""
+        """The seed that gives this picture again, rendered alone."""
         return self._told.seed
 
     @property
@@ -82,7 +82,7 @@ class ImageFacts:
         """The picture's own file name in its job."""
         name = self._told.file
         if name is not None and not _NAME.fullmatch(name):
-            raise FarmError(f"the farm names a file {name[:80]!r}, which is no file name")
+            raise FarmError(f"the farm names a file {name[:80]!r}, which is not a file name")
         return name
 
     def line(self) -> dict[str, Any]:

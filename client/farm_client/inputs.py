@@ -1,4 +1,4 @@
-"""Input pictures and tensor files in whatever form the caller has them."""
+"""Input pictures and tensor files, in any form in which callers have them."""
 
 import hashlib
 import io
@@ -57,14 +57,15 @@ def read_input(value: object, field: str, base: Path | None = None) -> bytes:
             raise InvalidInput("the file was opened as text", field=field, hint='open it with "rb"')
     else:
         raise InvalidInput(
-            f"{type(value).__name__} is no picture; give a path, bytes, a file or a Pillow image",
+            f"{type(value).__name__} is not a picture; "
+            "give a path, bytes, a file or a Pillow image",
             field=field,
         )
     return _checked(data, field)
 
 
 def file_stamp(value: object, base: Path | None = None) -> tuple[str, int, int] | None:
-    """What tells one state of a file from another; None for what is no path."""
+    """What tells one state of a file from another; None for what is not a path."""
     if not isinstance(value, str | os.PathLike):
         return None
     path = _path(value, base)

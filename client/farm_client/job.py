@@ -101,7 +101,7 @@ class JobHandle:
             left = None if end is None else end - time.monotonic()
             if left is not None and left <= 0:
                 raise TimedOut(
-                    f"job {self.id} is still {status.state} after {timeout:g} s; it goes on",
+                    f"job {self.id} is still {status.state} after {timeout:g} s; it continues",
                     hint=f"{status.images.finished} of {status.images.total} pictures are done",
                 )
             await self._connection.wire.sleep(pause if left is None else min(pause, left))
@@ -111,7 +111,7 @@ class JobHandle:
         return status
 
     async def _events(self) -> AsyncIterator[JobStatus]:
-        """Every state that the farm tells, until the last; a lost connection is made again."""
+        """Every status the farm sends, until the last; it reconnects if the connection is lost."""
         started, attempt = time.monotonic(), 0
         while True:
             try:
@@ -163,8 +163,18 @@ class JobHandle:
         parallel: int,
         progress: Callable[[int], None] | None,
         timeout: float | None,
+        overwrite: bool,
+        resume: bool,
     ) -> Fetched:
-        fetcher = Fetcher(self._connection.wire, folder, parallel, progress)
+        fetcher = Fetcher(
+            self._connection.wire,
+            folder,
+            self.id,
+            parallel,
+            progress,
+            overwrite=overwrite,
+            resume=resume,
+        )
         return await fetcher.fetch(
             ImageFacts(self._connection, told) async for told in self._images(follow, timeout)
         )
@@ -186,7 +196,7 @@ class Job(JobHandle):
         """Wait for the end.
 
         Args:
-            timeout: seconds; ``TimedOut`` is raised after them, and the job goes on.
+            timeout: seconds; then ``TimedOut`` is raised, and the job continues.
             progress: True prints a line to stderr; a function is called with each status.
             check: raise ``JobFailed`` or ``JobCancelled`` instead of returning such a status.
         """
@@ -204,24 +214,24 @@ class Job(JobHandle):
         return drive(self._act("cancel"))
 
     def pause(self) -> JobStatus:
-        """Start nothing more of it until it is resumed; what runs goes on."""
+        """Start no more of it until it is resumed; what is running continues."""
         return drive(self._act("pause"))
 
     def resume(self) -> JobStatus:
         return drive(self._act("resume"))
 
     def retry(self, reason: str | None = None) -> JobStatus:
-        """Make the failed pictures of a job that has ended again; the others stay as they are.
+        """Render the failed pictures of an ended job again; the others stay as they are.
 
         Args:
-            reason: only of the tasks that failed for it: ``row``, pictures failed of themselves;
+            reason: only those of tasks that failed for it: ``row``, the pictures' own errors;
                 ``crash``, they crashed their worker; ``infra``, their worker was lost too often; or
-                a part of the reason that a failure tells.
+                a part of the text that the task failed with.
         """
         return drive(self._act("retry", reason=reason))
 
     def why(self) -> Why:
-        """What it waits for, what goes before it, and an estimate."""
+        """What it is waiting for, what goes first, and an estimate."""
         return drive(self._why())
 
     def verify(
@@ -230,7 +240,7 @@ class Job(JobHandle):
         """Compare the farm's manifest, queue and store of a job that has ended.
 
         Args:
-            repair: remove what nothing lists, and have what is lost made again.
+            repair: remove what nothing lists, and render lost pictures again.
             tell: called with each difference as it is found.
         """
         return drive(self._verify(repair, tell))
@@ -243,6 +253,8 @@ class Job(JobHandle):
         parallel: int = PARALLEL,
         progress: Callable[[int], None] | None = None,
         timeout: float | None = None,
+        overwrite: bool = False,
+        resume: bool = False,
     ) -> Fetched:
         """All pictures into a folder, with ``manifest.jsonl``; called again it fetches what is
         missing.
@@ -251,9 +263,11 @@ class Job(JobHandle):
             follow: stay until the job ends; else take what is there.
             parallel: downloads at a time.
             progress: called with the number of pictures so far.
-            timeout: seconds after which a job that has not ended is followed no longer.
+            timeout: seconds; then a job that has not ended is no longer followed.
+            overwrite: remove another job's pictures from the folder; else they are refused.
+            resume: keep pictures there that are right, although nothing says whose they are.
         """
-        return drive(self._fetch(folder, follow, parallel, progress, timeout))
+        return drive(self._fetch(folder, follow, parallel, progress, timeout, overwrite, resume))
 
 
 class AsyncJob(JobHandle):
@@ -307,12 +321,14 @@ class AsyncJob(JobHandle):
         parallel: int = PARALLEL,
         progress: Callable[[int], None] | None = None,
         timeout: float | None = None,  # the same word as in Job
+        overwrite: bool = False,
+        resume: bool = False,
     ) -> Fetched:
-        return await self._fetch(folder, follow, parallel, progress, timeout)
+        return await self._fetch(folder, follow, parallel, progress, timeout, overwrite, resume)
 
 
 def check_ended(status: JobStatus) -> None:
-    """Raise what a job that did not end well stands for."""
+    """Raise the error for a job that did not end well."""
     reason = f": {status.reason}" if status.reason else ""
     if status.state is JobState.FAILED:
         failed, total = status.images.failed, status.images.total

@@ -1,10 +1,12 @@
-"""What the farm says of jobs and pictures."""
+"""What the farm says about jobs and pictures."""
 
+from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
+from farm.errors import RejectedRender
 from farm.job import TERMINAL_JOBS, JobState
 
 
@@ -62,7 +64,7 @@ class Why(_Told):
 
     status: JobStatus
     waits_for: str
-    alone: int = 0  # tasks that were aboard at a crash and wait to run alone
+    alone: int = 0  # tasks that a crashed worker held and that wait to run alone
     lanes: tuple[LaneQueue, ...] = ()
     workers: int = 0  # that serve it
     seconds: float | None = None  # until its end, roughly
@@ -86,12 +88,62 @@ class Difference(_Told):
 
 
 class Verified(_Told):
-    """What a comparison came to."""
+    """The result of a comparison."""
 
     pictures: int  # that were looked at
     differences: tuple[Difference, ...]
     left: int  # of them, not repaired
     generation: int  # of the job; a repair that makes pictures again starts a new one
+
+
+class LaneEstimate(_Told):
+    """What one checkpoint, mode and size has to do."""
+
+    pictures: int
+    tasks: int
+    row_steps: int
+    pace: float  # row-steps/s of all workers together; 0 if none has measured it
+
+    def __add__(self, other: "LaneEstimate") -> "LaneEstimate":
+        return LaneEstimate(
+            pictures=self.pictures + other.pictures,
+            tasks=self.tasks + other.tasks,
+            row_steps=self.row_steps + other.row_steps,
+            pace=other.pace,
+        )
+
+
+class Estimate(NamedTuple):
+    """What renders would come to."""
+
+    renders: int  # that would be taken
+    rejected: tuple[RejectedRender, ...]  # the first of those that would not
+    rejected_count: int
+    pictures: int
+    bytes: int  # of the pictures in the store, roughly
+    lanes: Mapping[str, LaneEstimate]
+    workers: int
+
+    @property
+    def tasks(self) -> int:
+        return sum(lane.tasks for lane in self.lanes.values())
+
+    @property
+    def seconds(self) -> float | None:
+        """How long all workers would take that do nothing else; None where a lane is new."""
+        if not all(lane.pace for lane in self.lanes.values()):
+            return None
+        return sum(lane.row_steps / lane.pace for lane in self.lanes.values())
+
+    def facts(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            **self._asdict(),
+            "rejected": [one.to_dict() for one in self.rejected],
+            "lanes": {name: lane.model_dump() for name, lane in self.lanes.items()},
+            "tasks": self.tasks,
+            "seconds": self.seconds,
+        }
 
 
 class Asset(_Told):
@@ -104,7 +156,7 @@ class Asset(_Told):
 
 
 class Picture(_Told):
-    """One picture, or the reason why there is none."""
+    """One picture, or why there is none."""
 
     render: int
     image: int

@@ -1,12 +1,12 @@
 """The parameters of a submission, as keyword arguments."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal, TypedDict
 
 from farm.errors import InvalidInput
 from farm.job import JobOptions
-from farm.spec import KNOWN, check_column
+from farm.metadata import KNOWN, check_column
 from farm_client.inputs import FileInput
 
 OnError = Literal["skip", "stop"]
@@ -66,6 +66,9 @@ class BulkOptions(Options, total=False):
     matrix: Mapping[str, Sequence[Any]]  # each render once with every combination of these values
     zip: Mapping[str, Sequence[Any]]  # lists of one length, whose values go together
     on_error: OnError  # stop: one refused render, and none is taken
+    # Called with the job's id of a submission in pieces, and whether it goes on with one that an
+    # earlier call left unfinished: the key is then made from the content, not idempotency_key.
+    resume: Callable[[str, bool], None]
 
 
 def split_options(given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

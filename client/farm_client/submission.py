@@ -1,13 +1,16 @@
 """Renders on their way to the farm: in one call, or piece by piece."""
 
+import hashlib
 import json
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
-from farm.errors import AllRejected, FarmError, InvalidInput, RejectedRender, TooLarge
+from farm.errors import AllRejected, Conflict, FarmError, InvalidInput, RejectedRender, TooLarge
+from farm.job import JobState
 from farm_client.connection import Connection, path_of
+from farm_client.models import Estimate, LaneEstimate
 from farm_client.ndjson import Line, completed, pieces, read_lines, refused, with_data
 from farm_client.parameters import OnError, check_on_error, check_options, split_options
 from farm_client.sweep import Sweep
@@ -15,7 +18,11 @@ from farm_client.uploads import Uploads
 
 NDJSON = "application/x-ndjson"
 SMALL_PIECE_LINES = 200  # for renders so large or so different that each makes its own task
+MAX_SAME = 100  # submissions of the same content, of which the last can be gone on with
 MAX_KEPT = 10_000  # refused lines; of more, only their number is known
+
+
+Resume = Callable[[str, bool], None]
 
 
 class Taken:
@@ -74,26 +81,67 @@ class Submitter:
         return taken
 
     async def submit_many(self, requests: Iterable[Any], given: dict[str, Any]) -> Taken:
+        on_error = check_on_error(given.pop("on_error", None))
+        resume = given.pop("resume", None)
+        groups, options = await self._groups(requests, given)
+        first = next(groups, None)
+        if first is None:
+            raise InvalidInput("has no renders", field="requests")
+        second = next(groups, None)
+        key = options.pop("idempotency_key", None)
+        taken = Taken()
+        if second is None:
+            key = key or make_key()
+            await self._send_whole(taken, await self._ready(first), options, key, on_error)
+        else:
+            opened = await self._open(options, key, resume, first + second)
+            await self._send_pieces(taken, chain((first, second), groups), opened, on_error)
+        return taken
+
+    async def estimate(self, requests: Iterable[Any], given: dict[str, Any]) -> Estimate:
+        """What a submission would come to; what belongs to a submission alone is not looked at."""
+        check_on_error(given.pop("on_error", None))
+        given.pop("resume", None)
+        groups, options = await self._groups(requests, given)
+        query: dict[str, Any] = {
+            k: v for k, v in options.items() if k in ("sink", "format", "shard_size")
+        }
+        taken, lanes, sent = Taken(), dict[str, LaneEstimate](), 0
+        pictures = size = workers = 0
+        for group in groups:
+            lines = await self._ready(group)
+            told = await self._connection.call(
+                "POST",
+                "/v1/estimate",
+                query={**query, "first": sent},
+                content=_ndjson(lines),
+                content_type=NDJSON,
+                seconds=300.0,
+            )
+            taken.add(told, lines, sent)
+            sent += len(lines)
+            pictures, size = pictures + told["pictures"], size + told["bytes"]
+            workers = told["workers"]
+            for name, facts in told["lanes"].items():
+                lane = LaneEstimate.model_validate(facts)
+                lanes[name] = lanes[name] + lane if name in lanes else lane
+        return Estimate(
+            taken.accepted, tuple(taken.rejected), taken.rejected_count, pictures, size, lanes,
+            workers,
+        )  # fmt: skip
+
+    async def _groups(
+        self, requests: Iterable[Any], given: dict[str, Any]
+    ) -> tuple[Iterator[list[Line]], dict[str, Any]]:
+        """The renders in pieces, and the job's options."""
         defaults = {k: v for k, v in (given.pop("defaults", None) or {}).items() if v is not None}
         seed = given.pop("seed", None)
         sweep = Sweep.parse(given.pop("matrix", None), given.pop("zip", None))
-        on_error = check_on_error(given.pop("on_error", None))
         options = check_options(given)
         if seed is not None:
             options |= check_options({"seed": seed})
         defaults = await self._uploads.replace_files(defaults, None)
-        groups = pieces(completed(read_lines(requests), defaults, sweep))
-        first = next(groups, None)
-        if first is None:
-            raise InvalidInput("there is no render in it", field="requests")
-        second = next(groups, None)
-        key = options.pop("idempotency_key", None) or make_key()
-        taken = Taken()
-        if second is None:
-            await self._send_whole(taken, await self._ready(first), options, key, on_error)
-        else:
-            await self._send_pieces(taken, chain((first, second), groups), options, key, on_error)
-        return taken
+        return pieces(completed(read_lines(requests), defaults, sweep)), options
 
     async def _send_whole(
         self,
@@ -118,28 +166,44 @@ class Submitter:
         taken.id, taken.created = told["id"], told["created"]
         taken.add(told, lines, 0)
 
+    async def _open(
+        self, options: dict[str, Any], key: str | None, resume: Resume | None, start: list[Line]
+    ) -> dict[str, Any]:
+        """The job that pieces come into. To resume is to find the one that an earlier submission
+        with the same start has left open; what such a submission has closed is not touched."""
+        own = content_key(options, start) if resume else key or make_key()
+        for again in range(MAX_SAME):
+            told: dict[str, Any] = await self._connection.call(
+                "POST",
+                "/v1/jobs",
+                query={"open": ""},
+                json_body=options,
+                headers={"Idempotency-Key": f"{own}-{again}" if again else own},
+            )
+            if not resume or told["created"] or told["state"] == JobState.OPEN:
+                break
+        if resume:
+            resume(told["id"], not told["created"])
+        return told
+
     async def _send_pieces(
         self,
         taken: Taken,
         groups: Iterator[list[Line]],
-        options: dict[str, Any],
-        key: str,
+        opened: dict[str, Any],
         on_error: OnError,
     ) -> None:
-        told = await self._connection.call(
-            "POST",
-            "/v1/jobs",
-            query={"open": ""},
-            json_body=options,
-            headers={"Idempotency-Key": key},
-        )
-        taken.id, taken.created = told["id"], told["created"]
+        taken.id, taken.created = opened["id"], opened["created"]
         job = path_of("v1", "jobs", taken.id)
         try:
             count = await self._feed(taken, groups, on_error)
         except InvalidInput:  # the source itself is broken, so the rest will never come
             if taken.created:
                 await self._connection.call("POST", f"{job}/cancel")
+            raise
+        except Conflict as error:
+            if not taken.created:
+                error.hint = f"to begin with another job: farm cancel {taken.id}"
             raise
         if not taken.accepted:
             await self._connection.call("POST", f"{job}/cancel")
@@ -196,17 +260,19 @@ class Submitter:
 
 
 def none_taken(rejected: Sequence[RejectedRender], count: int) -> AllRejected:
-    """Args:
-    rejected: what was refused; of many, the first.
-    count: of all renders, with those that are good and were left for the others' sake.
+    """The error for a submission of which nothing was accepted.
+
+    Args:
+        rejected: what was refused; the first ones, if there are many.
+        count: of all renders, including good ones that were not accepted because of the others.
     """
-    return AllRejected(rejected, f"none of the {count:,} renders was taken", field="renders")
+    return AllRejected(rejected, f"none of the {count:,} renders was accepted", field="renders")
 
 
 def at_their_lines(
     rejected: Iterable[RejectedRender], lines: Sequence[Line], first: int
 ) -> list[RejectedRender]:
-    """What the farm refused, at the place where it stood.
+    """What the farm refused, with its place in the input.
 
     Args:
         first: index in the job of the first of ``lines``.
@@ -226,7 +292,7 @@ def at_their_lines(
 
 
 def check_values(parameters: Mapping[str, Any]) -> None:
-    """What JSON has no words for is named here; the farm would only see a broken body."""
+    """Name what JSON cannot express; the farm would only see a broken body."""
     for field, value in parameters.items():
         try:
             json.dumps(value, allow_nan=False)
@@ -234,6 +300,15 @@ def check_values(parameters: Mapping[str, Any]) -> None:
             raise InvalidInput(
                 f"{value!r}"[:60] + f" cannot be sent: {error}", field=field
             ) from None
+
+
+def content_key(options: Mapping[str, Any], start: Iterable[Line]) -> str:
+    """Of a submission with these options that begins with these lines."""
+    content = hashlib.sha256(json.dumps(options, sort_keys=True, default=str).encode())
+    for line in start:
+        data = json.dumps(line.data, sort_keys=True, default=str)
+        content.update(f"{line.text}\n{data}\n".encode())
+    return f"content-{content.hexdigest()}"
 
 
 def make_key() -> str:

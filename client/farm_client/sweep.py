@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from farm.errors import InvalidInput, TooLarge
+from farm.metadata import parameter_meant
 from farm.spec import PARAMETERS
-from farm.spec.metadata import parameter_meant
 from farm_client.inputs import FILE_FIELDS, asset_id, is_url
 
 MAX_COMBINATIONS = 1_000_000  # of one row

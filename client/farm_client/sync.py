@@ -1,8 +1,8 @@
 """Runs the asynchronous implementation without an event loop.
 
-Every coroutine of this package awaits nothing but its wire. The blocking wire never suspends, so a
-coroutine on it runs to its end at the first step: the synchronous ``Farm`` is the same code as
-``AsyncFarm``, with no loop, no thread and no second copy.
+Every coroutine of this package awaits its transport and nothing else. The blocking transport never
+suspends, so a coroutine on it runs to its end at the first step: the synchronous ``Farm`` is the
+same code as ``AsyncFarm``, with no loop, no thread and no second copy.
 """
 
 from collections.abc import AsyncIterator, Coroutine, Iterator
@@ -19,7 +19,7 @@ def drive(coroutine: Coroutine[Any, Any, Result]) -> Result:
         value: Result = stop.value
         return value
     coroutine.close()
-    raise AssertionError("a coroutine on the blocking wire must not suspend")
+    raise AssertionError("a coroutine on the blocking transport must not suspend")
 
 
 def iterate(items: AsyncIterator[Result]) -> Iterator[Result]:

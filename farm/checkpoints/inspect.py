@@ -58,7 +58,7 @@ def inspect_checkpoint(ref: str | Path) -> Checkpoint:
         tensors = read_tensors(path / name, stem)
         for tensor, shape in _expected(name, parts).items():
             if tensor not in tensors:
-                raise InvalidCheckpoint(f"{name} has no tensor {tensor!r}; it is another model")
+                raise InvalidCheckpoint(f"{name} has no tensor {tensor!r}; it is of another model")
             if tensors[tensor] != shape:
                 raise InvalidCheckpoint(
                     f"{name} tensor {tensor!r} has the shape {list(tensors[tensor])}, "
@@ -71,6 +71,7 @@ def inspect_checkpoint(ref: str | Path) -> Checkpoint:
     else:
         identity, revision = hub
     info = _info(identity, revision, parts, notes)
+    _check_fit(info, parts)
     return Checkpoint(path, info, str(notes.get("description", "")))
 
 
@@ -136,14 +137,13 @@ def _info(
     pooled = _whole("transformer", transformer, "cond_embed_dim")
     channels = vqvae.get("block_out_channels")
     if not isinstance(channels, list) or not channels:
-        raise InvalidCheckpoint("vqvae/config.json: block_out_channels is no list of numbers")
-    _check_fit(parts)
+        raise InvalidCheckpoint("vqvae/config.json: block_out_channels is not a list of numbers")
     factor = 2 ** (len(channels) - 1)
     downsample = bool(transformer.get("downsample"))
     native = _whole("transformer", transformer, "sample_size") * factor
     guidance = notes.get("default_guidance_scale", 10.0 if downsample else 4.0)
     if not isinstance(guidance, int | float) or not 0 <= guidance <= 100:
-        raise InvalidCheckpoint("farm.json: default_guidance_scale is no number from 0 to 100")
+        raise InvalidCheckpoint("farm.json: default_guidance_scale is not a number from 0 to 100")
     return CheckpointInfo(
         id=identity,
         revision=revision,
@@ -161,28 +161,36 @@ def _info(
     )
 
 
-def _check_fit(parts: Mapping[str, Mapping[str, Any]]) -> None:
+def _check_fit(info: CheckpointInfo, parts: Mapping[str, Mapping[str, Any]]) -> None:
     """Refuse components that do not fit together."""
     transformer, vqvae, text = parts["transformer"], parts["vqvae"], parts["text_encoder"]
-    codebook = _whole("transformer", transformer, "codebook_size")
-    vocab = _whole("transformer", transformer, "vocab_size")
-    mask = _whole("scheduler", parts["scheduler"], "mask_token_id")
-    hidden = _whole("transformer", transformer, "encoder_hidden_size")
-    pooled = _whole("transformer", transformer, "cond_embed_dim")
+    codebook, mask = info.codebook_size, info.mask_token_id
     for held, message in (
         (
             codebook == vqvae.get("num_vq_embeddings"),
             "the transformer's codebook_size is not the vqvae's num_vq_embeddings",
         ),
         (codebook <= 2**16, "a codebook of more than 65,536 codes does not fit 16-bit tokens"),
-        (codebook <= mask < vocab, "the scheduler's mask_token_id is no token beside the codebook"),
-        (hidden == text.get("hidden_size"), "the text encoder's width is not the transformer's"),
-        (pooled == text.get("projection_dim"), "the text projection is not the transformer's"),
+        (
+            codebook <= mask < info.vocab_size,
+            "the scheduler's mask_token_id lies in the codebook, or is too large",
+        ),
+        (
+            info.hidden_dim == text.get("hidden_size"),
+            "the text encoder's width is not the transformer's",
+        ),
+        (
+            info.pooled_dim == text.get("projection_dim"),
+            "the text projection is not the transformer's",
+        ),
         (
             bool(transformer.get("downsample")) == bool(transformer.get("upsample")),
             "the transformer samples down without sampling up, or up without down",
         ),
-        (bool(vqvae.get("lookup_from_codebook")), "the vqvae does not look codes up"),
+        (
+            bool(vqvae.get("lookup_from_codebook")),
+            "the vqvae's lookup_from_codebook is not set",
+        ),
     ):
         if not held:
             raise InvalidCheckpoint(message, hint="its components belong to different models")

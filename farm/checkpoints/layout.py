@@ -47,7 +47,7 @@ def read_json(file: Path) -> dict[str, Any]:
             f"{_short(file)} is not valid JSON", hint="copy the checkpoint again"
         ) from None
     if not isinstance(data, dict):
-        raise InvalidCheckpoint(f"{_short(file)} holds no JSON object")
+        raise InvalidCheckpoint(f"{_short(file)} is not a JSON object")
     return data
 
 
@@ -71,7 +71,7 @@ def weight_files(folder: Path, stem: str) -> list[Path]:
     names = sorted({str(name) for name in shards.values()})
     for name in names:
         if Path(name).name != name or not name.endswith(".safetensors"):
-            raise InvalidCheckpoint(f"{_short(index)} names {name!r}, which is no shard beside it")
+            raise InvalidCheckpoint(f"{_short(index)} names {name!r}, not a file beside it")
         if not (folder / name).is_file():
             raise missing(folder / name)
     return [folder / name for name in names]

@@ -36,13 +36,13 @@ def resolve(ref: str | Path) -> tuple[Path, tuple[str, str] | None]:
     name, _, commit = text.partition("@")
     if not _HUB_ID.fullmatch(name):
         raise InvalidCheckpoint(
-            f"{text} is no directory, no built-in checkpoint and no hub id",
+            f"{text} is not a directory, a built-in checkpoint or a hub id",
             hint=f"give {', '.join(['a directory', *shipped])} or owner/name@<40-digit commit>",
         )
     if not _COMMIT.fullmatch(commit):
         raise InvalidCheckpoint(
             f"{text}: no directory of that name; a hub id needs its full commit",
-            hint=f"{name}@<40-digit commit>, so that the same job always gives the same pictures",
+            hint=f"{name}@<40-digit commit>, so that a job always gives the same pictures",
         )
     return _download(name, commit), (name, commit)
 
@@ -52,7 +52,7 @@ def _download(name: str, commit: str) -> Path:
         import huggingface_hub
     except ImportError:
         raise InvalidCheckpoint(
-            "huggingface-hub is needed to fetch a checkpoint by its id",
+            "fetching a checkpoint by its hub id needs huggingface-hub",
             hint='install "amused-farm[worker]", or give a directory',
         ) from None
     try:

@@ -91,7 +91,7 @@ class Commands(TyperGroup):
         if not name.startswith("-") and name not in self.list_commands(ctx):
             close = difflib.get_close_matches(name, self.list_commands(ctx), n=1)
             hint = f"did you mean {close[0]!r}?" if close else "farm --help lists them"
-            raise InvalidInput(f"there is no command {name[:60]!r}", field="farm", hint=hint)
+            raise InvalidInput(f"unknown command {name[:60]!r}", field="farm", hint=hint)
         return super().resolve_command(ctx, args)
 
 
@@ -165,7 +165,7 @@ def _usage(error: Any) -> int:
     if option and context is not None and isinstance(context.command, TyperCommand):
         known = [name for parameter in context.command.params for name in parameter.opts]
         close = difflib.get_close_matches(option, known, n=1)
-        message = f"there is no option {option}"
+        message = f"unknown option {option}"
         if close:
             hint = f"did you mean {close[0]}?"
     say_error(f"error[usage]: {message} ({hint})")

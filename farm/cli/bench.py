@@ -19,7 +19,7 @@ def _measurements() -> None:
     },
 )
 def engine(context: typer.Context) -> int:
-    """The engine beside diffusers, on the same work in turn; --help lists what can be chosen."""
+    """Compare the engine with diffusers on the same work; --help lists the choices."""
     from farm_workers.bench.engine import main
 
     return main(context.args)

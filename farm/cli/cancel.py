@@ -12,7 +12,7 @@ def cancel(
     jobs: Annotated[list[str], typer.Argument(metavar="JOB…", show_default=False)],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Cancel jobs: what is queued ends at once, what is running at its next step."""
+    """Cancel jobs: queued work ends at once, running work at its next step."""
     farm = Farm()
     for handle in [farm.job(job) for job in jobs]:
         status = handle.cancel()

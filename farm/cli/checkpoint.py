@@ -23,7 +23,7 @@ def inspect(
     reference: Annotated[str, typer.Argument(metavar="DIR|ID@REVISION", show_default=False)],
     as_json: AsJson = False,
 ) -> None:
-    """Check that a checkpoint is whole and of a kind that the farm loads, and say what it is."""
+    """Check that a checkpoint is complete and can be loaded, and describe it."""
     from farm.checkpoints.inspect import inspect_checkpoint
 
     found = inspect_checkpoint(reference)
@@ -41,13 +41,14 @@ def make_tiny(
     seed: Annotated[int, typer.Option(min=0, help="Of its random weights.")] = 0,
     size: Annotated[int, typer.Option(min=16, max=512, help="Pixels per side.")] = 64,
     downsample: Annotated[
-        bool, typer.Option("--downsample", help="Like amused-512: half the grid inside.")
+        bool,
+        typer.Option("--downsample", help="As in amused-512: the inner grid is halved."),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Write a complete checkpoint with random weights, small enough for any machine."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InvalidInput(f"{folder} is there and not empty", field="folder")
+        raise InvalidInput(f"{folder} exists and is not empty", field="folder")
     try:
         from farm_workers.testing.tiny import make_tiny as make
     except ImportError as error:

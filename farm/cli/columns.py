@@ -6,8 +6,8 @@ from typing import Any, NamedTuple, Self
 
 from farm.cli.parse_values import parameter_named
 from farm.errors import InvalidInput
-from farm.spec import METADATA, PARAMETERS, check_column, no_prompt
-from farm.spec.metadata import parameter_meant
+from farm.metadata import METADATA, check_column, no_prompt, parameter_meant
+from farm.spec import PARAMETERS
 
 MAX_COLUMNS = 1000
 

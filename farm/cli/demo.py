@@ -1,4 +1,4 @@
-"""``farm demo``: a farm from nothing to pictures in all three modes, and nothing left running."""
+"""``farm demo``: start a farm, render in all three modes, leave nothing running."""
 
 import contextlib
 import os
@@ -52,7 +52,7 @@ def demo(
         folders = _render(farm, output)
     sheet = _sheet(folders, output)
     say(str(sheet))
-    say_error(f"pictures and manifests: {output}; the farm has ended")
+    say_error(f"pictures and manifests are in {output}; the farm has ended")
     return 0
 
 
@@ -91,7 +91,7 @@ def _farm(data: Path) -> Iterator["Farm"]:
     try:
         up = subprocess.run([*farm, "up", "--port", str(port), "--detach"], env=environment)
         if up.returncode:
-            raise FarmError("the farm did not start", hint="what it said stands above")
+            raise FarmError("the farm did not start", hint="its messages are above")
         with Farm(f"http://127.0.0.1:{port}") as client:
             yield client
     finally:

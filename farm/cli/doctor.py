@@ -2,11 +2,14 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from farm.cli.output import one_line, say, say_json
+
+if TYPE_CHECKING:
+    from farm.local.doctor import Patient
 
 
 def doctor(
@@ -17,35 +20,21 @@ def doctor(
     rebuild: Annotated[
         bool,
         typer.Option(
-            "--rebuild", help="Fill a new queue from the store, where the queue's data are lost."
+            "--rebuild", help="Fill a new queue from the store if the queue's data are lost."
         ),
     ] = False,
 ) -> int:
-    """Check what the farm stands on: its gateway, server, store, Ray, checkpoints, disk and clock.
+    """Check the gateway, Redis, the store, Ray, the checkpoints, the disk and the clock.
     REDIS_URL, FARM_STORE, RAY_ADDRESS and FARM_CHECKPOINTS name what farm up does not run itself.
     The exit code is 1 if a check fails."""
-    from farm.checkpoints.references import built_in
-    from farm.local.doctor import Health, Patient, examine
-    from farm.local.valkey import ServerProcess
+    from farm.local.doctor import Health, examine
     from farm.paths import data_dir
-    from farm_client.address import find_address
 
     folder = (data or data_dir()).expanduser().absolute()
     if rebuild:
         return _rebuild(folder, as_json=as_json)
-    named = os.environ.get("FARM_CHECKPOINTS", "").split(",")
-    tiny = folder / "checkpoints" / "tiny"
-    kept = [*built_in().values(), *([tiny] if tiny.exists() else [])]
-    patient = Patient(
-        data=folder,
-        url=find_address().url,
-        redis_url=os.environ.get("REDIS_URL") or ServerProcess(folder / "valkey").url,
-        store=os.environ.get("FARM_STORE") or str(folder / "store"),
-        ray_address=os.environ.get("RAY_ADDRESS", ""),
-        checkpoints=[name for name in named if name] or [str(path) for path in kept],
-    )
     failed = False
-    for found in examine(patient):
+    for found in examine(_patient(folder)):
         failed |= found.health is Health.FAIL
         if as_json:
             say_json(found._asdict())
@@ -53,6 +42,25 @@ def doctor(
             hint = f" ({found.hint})" if found.hint else ""
             say(one_line(f"{found.health:<4}  {found.check:<11}  {found.told}{hint}"))
     return 1 if failed else 0
+
+
+def _patient(folder: Path) -> "Patient":
+    from farm.checkpoints.references import built_in
+    from farm.local.doctor import Patient
+    from farm.local.valkey import ServerProcess
+    from farm_client.address import find_address
+
+    named = os.environ.get("FARM_CHECKPOINTS", "").split(",")
+    tiny = folder / "checkpoints" / "tiny"
+    kept = [*built_in().values(), *([tiny] if tiny.exists() else [])]
+    return Patient(
+        data=folder,
+        url=find_address().url,
+        redis_url=os.environ.get("REDIS_URL") or ServerProcess(folder / "valkey").url,
+        store=os.environ.get("FARM_STORE") or str(folder / "store"),
+        ray_address=os.environ.get("RAY_ADDRESS", ""),
+        checkpoints=[name for name in named if name] or [str(path) for path in kept],
+    )
 
 
 def _rebuild(folder: Path, *, as_json: bool) -> int:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from farm.cli.flags import Overwrite, Resume
 from farm.cli.output import fail, pictures, say_error, say_json
 from farm.cli.watch import tell_end
 from farm.errors import TimedOut
@@ -20,19 +21,29 @@ def fetch(
     job: Annotated[str, typer.Argument(metavar="JOB", show_default=False)],
     output: Annotated[
         str,
-        typer.Option("--output", "-o", metavar="DIR", help="Where to; made if it is missing."),
+        typer.Option("--output", "-o", metavar="DIR", help="Folder to write to; made if missing."),
     ],
     wait: Annotated[
         bool,
-        typer.Option("--wait/--no-wait", help="Stay until the job ends, or take what is there."),
+        typer.Option("--wait/--no-wait", help="Until the job ends, or only what is there now."),
     ] = True,
     parallel: Annotated[int, typer.Option(min=1, max=64, help="Downloads at a time.")] = PARALLEL,
+    overwrite: Overwrite = False,
+    resume: Resume = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> int:
     """Fetch a job's pictures and manifest.jsonl into a folder, as they finish. Files that are there
     already are not fetched again."""
     found = Farm().job(job)
-    return fetch_job(found, output, follow=wait, parallel=parallel, as_json=as_json)
+    return fetch_job(
+        found,
+        output,
+        follow=wait,
+        parallel=parallel,
+        as_json=as_json,
+        overwrite=overwrite,
+        resume=resume,
+    )
 
 
 def fetch_job(
@@ -43,19 +54,27 @@ def fetch_job(
     parallel: int = PARALLEL,
     as_json: bool = False,
     timeout: float | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
 ) -> int:
     fetched = job.fetch(
-        output, follow=follow, parallel=parallel, progress=_counter(), timeout=timeout
+        output,
+        follow=follow,
+        parallel=parallel,
+        progress=_counter(),
+        timeout=timeout,
+        overwrite=overwrite,
+        resume=resume,
     )
     status = job.status()
     if as_json:
         say_json({**fetched._asdict(), "folder": str(fetched.folder), "state": str(status.state)})
     failed = f", {fetched.failed} failed" if fetched.failed else ""
-    kept = f" ({fetched.skipped} were there)" if fetched.skipped else ""
+    kept = f" ({fetched.skipped} were there already)" if fetched.skipped else ""
     say_error(f"{pictures(fetched.pictures)} in {fetched.folder}{kept}{failed}")
     if not status.ended:
         if follow:
-            return fail(TimedOut(f"job {job.id} is still {status.state}; it goes on"))
+            return fail(TimedOut(f"job {job.id} is still {status.state}; it continues"))
         say_error(f"job {job.id} is still {status.state}; fetch again for the rest")
         return 0
     return tell_end(status, quiet=True)

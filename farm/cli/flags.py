@@ -19,6 +19,12 @@ Column = Annotated[
         show_default=False,
     ),
 ]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Remove other pictures of the farm from the folder.")
+]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Keep those pictures in the folder that are right.")
+]
 Limit = Annotated[
     int | None,
     typer.Option(

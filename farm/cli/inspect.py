@@ -17,8 +17,8 @@ def inspect(
     files: Annotated[list[str], typer.Argument(metavar="FILE…", show_default=False)],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show what made a picture: its parameters, seed, numerics class and tokens. Read from the file
-    alone, without a farm."""
+    """Show how a picture was made: its parameters, seed, numerics class and tokens. They are read
+    from the file; no farm is needed."""
     try:
         from farm.formats.origin import digital_source_type
         from farm.formats.picture_file import read_facts, token_bytes

@@ -11,6 +11,8 @@ from farm.errors import FarmError
 MAX_LISTED = 1000  # refused lines that are shown one by one
 
 _going_on: list[str] = []
+_also: list[str] = []
+_reached = ""
 
 
 def say(text: str) -> None:
@@ -35,7 +37,7 @@ def fail(error: FarmError) -> int:
 
 
 def printable(text: str) -> str:
-    """Text of strangers cannot move the cursor, colour the screen or start a line of its own."""
+    """Text from others cannot move the cursor, colour the screen or start a new line."""
     if text.isprintable() and text.isascii():
         return text
     return "".join(
@@ -62,13 +64,17 @@ def list_rejected(rejected: Sequence[Any], source: str) -> None:
 
 
 def go_on_with(command: Iterable[str]) -> None:
-    """What a user types to go on if this command is interrupted."""
+    """The command with which a user continues after an interruption."""
     _going_on[:] = command
+    go_on_also_with()
 
 
-def go_on_also_with(*options: str) -> None:
-    _going_on.extend(options)
+def go_on_also_with(*options: str, reached: str = "") -> None:
+    """What else to type, in place of what was said before; ``reached``: what is there by now."""
+    global _reached
+    _also[:], _reached = options, reached
 
 
 def on_interrupt() -> str:
-    return f"interrupted; to go on: {shlex.join(_going_on)}"
+    command = shlex.join([*_going_on, *_also])
+    return f"interrupted{_reached and f' ({_reached})'}; to continue: {command}"

@@ -9,7 +9,8 @@ from typing import Any
 
 from farm.cli.columns import Columns
 from farm.errors import InvalidInput
-from farm.spec import METADATA, PARAMETERS, Form
+from farm.metadata import METADATA
+from farm.spec import PARAMETERS, Form
 from farm_client.inputs import FILE_FIELDS
 from farm_client.ndjson import Line, bad_line
 

@@ -12,17 +12,17 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def pause(jobs: Ids, as_json: AsJson = False) -> None:
-    """Start nothing more of jobs until they are resumed; what is running goes on."""
+    """Start no more work of jobs until they are resumed; what is running continues."""
     farm = Farm()
     for handle in [farm.job(job) for job in jobs]:
         _tell(handle.pause(), "paused", as_json)
 
 
 def resume(jobs: Ids, as_json: AsJson = False) -> None:
-    """Go on with paused jobs."""
+    """Resume paused jobs."""
     farm = Farm()
     for handle in [farm.job(job) for job in jobs]:
-        _tell(handle.resume(), "goes on", as_json)
+        _tell(handle.resume(), "resumed", as_json)
 
 
 def _tell(status: JobStatus, what: str, as_json: bool) -> None:

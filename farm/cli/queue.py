@@ -1,4 +1,4 @@
-"""``farm queue``: what operators do to the queue itself; it talks to Redis, not to the gateway."""
+"""``farm queue``: for operators; it talks to Redis, not to the gateway."""
 
 import os
 from pathlib import Path
@@ -31,7 +31,7 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> int:
     """Recount every job and compare the queue's indexes with it. Redis does nothing else while it
-    counts one job. The exit code is 1 if something is wrong, also if it was repaired."""
+    counts one job. The exit code is 1 if something was wrong, even if it was repaired."""
     found = _connect(data).check(repair=repair)
     for line in found:
         if as_json:
@@ -63,18 +63,18 @@ def weight(
 @queue.command("drain")
 def drain(
     worker: Annotated[str, typer.Argument(metavar="WORKER", show_default=False)],
-    undo: Annotated[bool, typer.Option("--undo", help="Let it take work again.")] = False,
+    undo: Annotated[bool, typer.Option("--undo", help="Give it work again.")] = False,
     data: Data = None,
 ) -> None:
-    """Give a worker no more work; it finishes what it holds and stays. Until it is started again,
-    or --undo."""
+    """Give a worker no more work until it is restarted or --undo is given. It finishes what it
+    holds and stays."""
     farm_queue = _connect(data)
     sessions = farm_queue.sessions()
     found = [session for session in sessions if session.worker == worker]
     if not found:
         names = ", ".join(sorted({session.worker for session in sessions}))
         raise NotFound(
-            f"there is no worker {worker!r}",
+            f"unknown worker {worker!r}",
             hint=f"there are: {names}" if names else "no worker is connected",
         )
     for session in found:
@@ -83,7 +83,7 @@ def drain(
 
 
 def _connect(data: Path | None) -> "Queue":
-    """The queue that REDIS_URL and FARM_NAME name, otherwise that of the farm on this machine."""
+    """The queue that REDIS_URL and FARM_NAME name, or that of the farm on this machine."""
     try:
         from farm.queue import Queue, connect
     except ImportError as error:

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from farm.cli.columns import Columns
-from farm.cli.flags import Column, InputFormat, Limit, Sample, SampleSeed
+from farm.cli.flags import Column, InputFormat, Limit, Overwrite, Resume, Sample, SampleSeed
 from farm.cli.input_files import Reading, read_files
 from farm.cli.job_file import read_job_file
 from farm.cli.output import list_rejected, say, say_error, say_json, say_note
@@ -22,8 +22,9 @@ from farm.job import MAX_PIECE_LINES, OPTIONS, Chunk, Format, JobOptions, Number
 from farm.spec import Lane
 from farm_client.inputs import ASSET_KINDS, FILE_FIELDS, asset_id, read_input
 from farm_client.ndjson import Line, completed, pieces
+from farm_client.output_folder import MANIFEST, OutputFolder
 
-MANIFEST = "manifest.jsonl"
+OWNER = "render"  # of the folder, until its manifest is there
 JOB = "local"  # in the manifest, where the farm has a job's id
 TENANT = "local"
 
@@ -58,9 +59,11 @@ def render(
     sample: Sample = None,
     sample_seed: SampleSeed = None,
     threads: Annotated[int, typer.Option(min=0, help="Of torch; 0: all cores but one.")] = 0,
+    overwrite: Overwrite = False,
+    resume: Resume = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON.")] = False,
 ) -> int:
-    """Render a file of requests in this process: the same pictures and manifest as a farm makes."""
+    """Render a file of requests in this process: the same pictures and manifest as from a farm."""
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -76,13 +79,17 @@ def render(
     given = {"sink": sink, "format": format, "shard_size": shard_size, "seed": seed}
     flags = {name: one for name, one in given.items() if one is not None}
     options = JobOptions.parse({**in_file, **flags})
-    _make_folder(output)
+    job_seed = secrets.randbits(48) if options.seed is None else options.seed
+    folder = OutputFolder(output, OWNER)
+    known = folder.claim(overwrite=overwrite, resume=resume, seed=job_seed)
+    if options.seed is None:
+        job_seed = known.get("seed", job_seed)  # of the call that this one goes on with
     with tempfile.TemporaryDirectory(prefix="farm-render-") as scratch:
         store_in = Sinks(ReplacingStore(output), Path(scratch) / "waiting").get(options.sink)
         shard_size = shard_size_of(options, store_in)
-        local = _Requests(checkpoint, Path(scratch), options.seed)
+        local = _Requests(checkpoint, Path(scratch), job_seed)
         engines = local.load_engines(threads)
-        renderer = LocalRenderer(engines, local.infos, local.read_asset, store_in)
+        renderer = LocalRenderer(engines, local.infos, local.read_asset, store_in, resume)
         rows: list[tuple[int, int, dict[str, Any]]] = []
         started = time.monotonic()
         bar = Progress(
@@ -98,11 +105,12 @@ def render(
                 for row in renderer.render(local.chunks(lines, options, shard_size)):
                     rows.append((row.render, row.image, public_row(row, store_in)))
                     bar.update(task, completed=len(rows))
-        finally:  # what is there is listed, however it ended
+        finally:  # the manifest lists what is there, however the run ended
             seconds = round(time.monotonic() - started, 3)
             rows.sort(key=lambda row: row[:2])
             with (output / MANIFEST).open("w", encoding="utf-8") as out:
                 out.writelines(json.dumps(public, ensure_ascii=False) + "\n" for *_, public in rows)
+    folder.finish()
     failed = sum(public["error"] is not None for *_, public in rows)
     if local.rejected:
         list_rejected(local.rejected, files[0])
@@ -132,7 +140,7 @@ def _read(
 class _Requests:
     """Lines become specs by the rules of the farm's own ingest, with files instead of uploads."""
 
-    def __init__(self, names: list[str] | None, scratch: Path, seed: int | None) -> None:
+    def __init__(self, names: list[str] | None, scratch: Path, seed: int) -> None:
         from farm.checkpoints.inspect import inspect_checkpoint
         from farm.checkpoints.references import built_in
         from farm.checkpoints.registry import CheckpointRegistry
@@ -151,7 +159,7 @@ class _Requests:
         self.infos = {checkpoint.info.name: checkpoint.info for checkpoint in self._checkpoints}
         self._assets = Assets(open_store(str(scratch)))
         self._resolver = Resolver(CheckpointRegistry(self.infos.values()), self._assets)
-        self._seed = secrets.randbits(48) if seed is None else seed
+        self._seed = seed
         self.rejected: list[RejectedRender] = []
 
     def load_engines(self, threads: int) -> Mapping[str, Any]:
@@ -210,15 +218,3 @@ class _Requests:
 
 def _is_data_url(value: object) -> bool:
     return isinstance(value, str) and value.startswith("data:")
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".{secrets.token_hex(4)}.part"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise InvalidInput(
-            f"{folder} cannot be written: {error.strerror}", field="--output"
-        ) from None

@@ -11,19 +11,19 @@ from farm_client import Farm
 def retry(
     jobs: Annotated[list[str], typer.Argument(metavar="JOB…", show_default=False)],
     failed: Annotated[
-        bool, typer.Option("--failed", help="The failed pictures; what is retried anyway.")
+        bool, typer.Option("--failed", help="The default: failed pictures are what is retried.")
     ] = True,
     reason: Annotated[
         str | None,
         typer.Option(
             metavar="TEXT",
-            help="Only what failed for it: row, crash, infra, or a part of the reason told.",
+            help="Only what failed for it: row, crash, infra, or a part of the error's text.",
             show_default=False,
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Make the failed pictures of jobs that have ended again; the others stay as they are."""
+    """Render the failed pictures of ended jobs again; the others stay as they are."""
     farm = Farm()
     for handle in [farm.job(job) for job in jobs]:
         status = handle.retry(reason)
@@ -32,4 +32,4 @@ def retry(
         else:
             images = status.images
             left = pictures(images.total - images.finished)
-            say_error(one_line(f"{status.id} {status.state}: {left} to make again"))
+            say_error(one_line(f"{status.id} {status.state}: {left} to render again"))

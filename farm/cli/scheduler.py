@@ -1,4 +1,4 @@
-"""``farm scheduler``: grants queued work to workers, and places these on a Ray cluster."""
+"""``farm scheduler``: grants queued work to workers and places workers on a Ray cluster."""
 
 import contextlib
 import logging

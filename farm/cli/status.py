@@ -16,7 +16,7 @@ def status(
     jobs: Annotated[list[str], typer.Argument(metavar="JOB…", show_default=False)],
     as_json: AsJson = False,
 ) -> None:
-    """Show what state jobs are in; with --json a line of JSON for each."""
+    """Show the state of jobs; with --json, one line of JSON for each."""
     farm = Farm()
     for handle in [farm.job(job) for job in jobs]:
         found = handle.status()
@@ -27,16 +27,17 @@ def status(
 
 
 def ls(
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="At most so many.")] = 20,
-    every: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="The most to list.")] = 20,
+    every: Annotated[bool, typer.Option("--all", help="List all of them.")] = False,
     state: Annotated[
-        JobState | None, typer.Option("--state", help="Only these.", show_default=False)
+        JobState | None,
+        typer.Option("--state", help="Only in this state.", show_default=False),
     ] = None,
     failed: Annotated[bool, typer.Option("--failed", help="Only with failed pictures.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only the ids.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only the ids.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """List your jobs, newest first; with --json a line of JSON for each."""
+    """List your jobs, newest first; with --json, one line of JSON for each."""
     shown = 0
     for found in Farm().jobs(None if every or state or failed else limit):
         if (state is not None and found.state is not state) or (failed and not found.images.failed):

@@ -1,16 +1,21 @@
 """``farm submit``."""
 
+from collections.abc import Iterable
 from typing import Annotated, Any, NamedTuple
 
 import typer
 
 from farm.cli.columns import Columns
+from farm.cli.dry_run import tell_estimate
+from farm.cli.fetch import fetch_job
 from farm.cli.flags import (
     JOB_FLAGS,
     RENDER_FLAGS,
     Column,
     InputFormat,
     Limit,
+    Overwrite,
+    Resume,
     Sample,
     SampleSeed,
     with_flags,
@@ -32,6 +37,7 @@ from farm.cli.selection import Selection
 from farm.errors import InvalidInput
 from farm_client import AllRejected, Farm
 from farm_client.job import Job
+from farm_client.output_folder import OutputFolder
 from farm_client.submission import make_key
 from farm_client.sweep import Sweep
 
@@ -72,6 +78,10 @@ def submit(
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit status 2 if a render was refused.")
     ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Tell what it would come to, and submit nothing."),
+    ] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until the job has ended.")] = False,
     output: Annotated[
         str | None,
@@ -79,22 +89,24 @@ def submit(
             "--output",
             "-o",
             metavar="DIR",
-            help="Wait, and fetch the pictures.",
+            help="Wait, and fetch the pictures into this folder.",
             show_default=False,
         ),
     ] = None,
+    overwrite: Overwrite = False,
+    resume: Resume = False,
     timeout: Annotated[
         float | None, typer.Option(metavar="S", help="Longest wait.", show_default=False)
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     **given: Any,
 ) -> int:
-    """Submit prompts or files of renders as one job, and print its id.
+    """Submit prompts or files of renders as one job and print its id.
 
     Parameters given as flags apply to every prompt; with a file, to the renders that do not set
     them. Several values, as in --guidance-scale 3,6,10 --seed 1..4, make a render of each
     combination; flags of texts and files are repeated for that. Renders that are refused are
-    listed, and the others are taken.
+    listed; the others are accepted.
     """
     words = list(inputs or ())
     prompts = list(prompt or ())
@@ -106,17 +118,36 @@ def submit(
         prompts = [*words, *prompts]
     asked = _parse(given, selection, on_error, zipped)
     if "idempotency_key" not in asked.options:
-        asked.options["idempotency_key"] = make_key()
-        go_on_also_with("--idempotency-key", asked.options["idempotency_key"])
+        go_on_also_with("--idempotency-key", asked.own_key)
+    if not files and not prompts and "embeds" not in asked.parameters.keys() | asked.sweep.names:
+        raise InvalidInput("nothing to draw", field="prompt", hint='farm submit "a red bicycle"')
     source = files[0] if len(files) == 1 else "files" if files else "prompts"
+    if dry_run:
+        requests, options = _renders(files, prompts, reading, asked)
+        estimate = Farm().estimate(requests, **options)
+        return tell_estimate(estimate, source, as_json=as_json, strict=strict)
+    if output is not None and not overwrite and given["idempotency_key"] is None:
+        OutputFolder(output, "").check(resume=resume)
     try:
         job = _submit(Farm(), files, prompts, reading, asked)
     except AllRejected as error:
         if files or len(error.rejected) > 1:  # of a single prompt the error itself says it all
             list_rejected(error.rejected, source)
         return fail(error)
-    _tell(job, source, as_json)
-    code = _go_on(job, wait, output, timeout)
+    if job.rejected:
+        _tell_refused(job, source)
+    goes_on = wait or output is not None or timeout is not None
+    if not as_json:
+        say(job.id)
+    elif not goes_on:
+        _say_job(job)
+    if output is not None:
+        go_on_with(["farm", "fetch", job.id, "-o", output])
+        code = fetch_job(job, output, timeout=timeout, overwrite=overwrite, resume=resume)
+    else:
+        code = _go_on(job, wait, timeout)
+    if as_json and goes_on:
+        _say_job(job)
     return InvalidInput.exit_code if strict and job.rejected_count and code == 0 else code
 
 
@@ -132,17 +163,24 @@ def _only_with_files(
             raise InvalidInput("only a file has that", field=flag)
 
 
-def _tell(job: Job, source: str, as_json: bool) -> None:
-    if job.rejected:
-        list_rejected(job.rejected, source)
-        total = job.rejected_count + (job.accepted or 0)
-        say_error(f"{job.accepted:,} of {total:,} renders taken, {job.rejected_count:,} refused")
-    if as_json:
-        facts = job.status().model_dump(mode="json")
-        refused = [one.error.to_dict() for one in job.rejected]
-        say_json({**facts, "created": job.created, "accepted": job.accepted, "errors": refused})
-    else:
-        say(job.id)
+def _tell_refused(job: Job, source: str) -> None:
+    list_rejected(job.rejected, source)
+    total = job.rejected_count + (job.accepted or 0)
+    say_error(f"{job.accepted:,} of {total:,} renders accepted, {job.rejected_count:,} refused")
+
+
+def _say_job(job: Job) -> None:
+    """As it is now: after a wait, how it has ended."""
+    facts = job.status().model_dump(mode="json")
+    refused = [one.error.to_dict() for one in job.rejected]
+    say_json({**facts, "created": job.created, "accepted": job.accepted, "errors": refused})
+
+
+def _on_open(job: str, there: bool) -> None:
+    """A long submission has a job, to which the same command comes back."""
+    if there:
+        say_error(f"{job} was left unfinished by an earlier call; continuing it")
+    go_on_also_with(reached=f"a part of {job} is there")
 
 
 class _Asked(NamedTuple):
@@ -153,11 +191,18 @@ class _Asked(NamedTuple):
     sweep: Sweep
     selection: Selection
     on_error: str | None
+    own_key: str  # where the user has given none
+
+    def keyed(self) -> dict[str, Any]:
+        """The options, with an idempotency key in any case."""
+        return {"idempotency_key": self.own_key, **self.options}
 
     def bulk(self) -> dict[str, Any]:
         """As ``submit_many`` takes it."""
+        resume = {} if "idempotency_key" in self.options else {"resume": _on_open}
         return {
-            **self.options,
+            **self.keyed(),
+            **resume,
             "defaults": dict(self.parameters),
             "matrix": self.sweep.matrix,
             "zip": self.sweep.zipped,
@@ -178,6 +223,7 @@ class _Asked(NamedTuple):
             ),
             mine.over(his),
             self.on_error or file.on_error,
+            self.own_key,
         )
 
 
@@ -198,7 +244,7 @@ def _parse(
     if zipped and not axes:
         raise InvalidInput("there are no lists of values", field="--zip")
     sweep = Sweep.parse(None, axes) if zipped else Sweep.parse(axes)
-    return _Asked(parameters, options, sweep, selection, on_error)
+    return _Asked(parameters, options, sweep, selection, on_error, make_key())
 
 
 def _files_among(words: list[str], prompts: list[str]) -> list[str]:
@@ -213,38 +259,37 @@ def _files_among(words: list[str], prompts: list[str]) -> list[str]:
     return files
 
 
-def _submit(
-    farm: Farm, files: list[str], prompts: list[str], reading: Reading, asked: _Asked
-) -> Job:
+class _Renders(NamedTuple):
+    """What ``submit_many`` takes."""
+
+    requests: Iterable[Any]
+    options: dict[str, Any]
+
+
+def _renders(files: list[str], prompts: list[str], reading: Reading, asked: _Asked) -> _Renders:
+    if not files:
+        return _Renders(prompts or [{}], asked.bulk())
     job_file = read_job_file(files[0], reading) if len(files) == 1 else None
     if job_file is not None:
         asked, lines = asked.over(job_file), job_file.lines
-    elif files:
-        lines = read_files(files, reading)
     else:
-        return _submit_prompts(farm, prompts, asked)
+        lines = read_files(files, reading)
     bulk = asked.bulk()
     if "seed" in bulk["defaults"]:
         bulk["seed"] = bulk["defaults"].pop("seed")
-    return farm.submit_many(asked.selection.of(lines), **bulk)
+    return _Renders(asked.selection.of(lines), bulk)
 
 
-def _submit_prompts(farm: Farm, prompts: list[str], asked: _Asked) -> Job:
-    if not prompts and "embeds" not in asked.parameters.keys() | asked.sweep.names:
-        raise InvalidInput(
-            "there is nothing to draw", field="prompt", hint='farm submit "a red bicycle"'
-        )
-    if asked.sweep or len(prompts) > 1:
-        return farm.submit_many(prompts or [{}], **asked.bulk())
-    return farm.submit(prompts[0] if prompts else None, **asked.parameters, **asked.options)
+def _submit(
+    farm: Farm, files: list[str], prompts: list[str], reading: Reading, asked: _Asked
+) -> Job:
+    if files or asked.sweep or len(prompts) > 1:
+        requests, options = _renders(files, prompts, reading, asked)
+        return farm.submit_many(requests, **options)
+    return farm.submit(prompts[0] if prompts else None, **asked.parameters, **asked.keyed())
 
 
-def _go_on(job: Job, wait: bool, output: str | None, timeout: float | None) -> int:
-    if output is not None:
-        from farm.cli.fetch import fetch_job
-
-        go_on_with(["farm", "fetch", job.id, "-o", output])
-        return fetch_job(job, output, timeout=timeout)
+def _go_on(job: Job, wait: bool, timeout: float | None) -> int:
     if wait or timeout is not None:
         from farm.cli.watch import watch_job
 

@@ -9,7 +9,8 @@ from farm.cli.columns import Columns, Table
 from farm.cli.parse_values import parameter_named, parse_value
 from farm.errors import FarmError, InvalidInput
 from farm.job import MAX_LINE_BYTES
-from farm.spec import METADATA, PARAMETERS, Form
+from farm.metadata import METADATA
+from farm.spec import PARAMETERS, Form
 from farm_client.ndjson import Line, bad_line
 
 DELIMITERS = (",", ";", "\t")

@@ -41,7 +41,7 @@ def up(
     port: Annotated[
         int, typer.Option(help="The gateway's port on 127.0.0.1.", min=1, max=65535)
     ] = 8400,
-    workers: Annotated[int, typer.Option(help="0: one per GPU, else one.", min=0)] = 0,
+    workers: Annotated[int, typer.Option(help="0: one per GPU, or one on the CPU.", min=0)] = 0,
     checkpoint: Annotated[
         list[str] | None,
         typer.Option(help="A diffusers directory or hub id@revision; may be repeated."),
@@ -58,7 +58,7 @@ def up(
     single_writer: Annotated[
         bool,
         typer.Option(
-            "--single-writer", help="Take a store that lets several writers win; for one worker."
+            "--single-writer", help="Accept a store without create-if-absent; for one worker only."
         ),
     ] = False,
     detach: Annotated[
@@ -91,7 +91,7 @@ def up(
 
 
 def down(data: Data = None) -> None:
-    """End the farm that ``farm up`` started, and everything that belongs to it."""
+    """End the farm that farm up started, and everything that belongs to it."""
     from farm.local.supervisor import sweep
 
     folder = (data or data_dir()).expanduser().resolve()
@@ -131,16 +131,10 @@ def _run(plan: "Plan") -> None:
         for service in farm.services():
             supervisor.start(service)
             if service.name == "valkey":
-                _release(farm.redis_url)  # nobody is left of those who held something
+                _release(farm.redis_url)  # no process is left that held anything
         client_file(plan.data).write_text(json.dumps({"url": plan.url}) + "\n")
-        console.print(f"ready: {plan.url} with {', '.join(plan.checkpoints)}")
-        if farm.dashboard:
-            token = plan.data / "run" / "ray-token"
-            console.print(f"Ray's dashboard: {farm.dashboard} (its token: {token})")
-        if plan.data != data_dir():
-            console.print(f"in another terminal: export FARM_DATA={plan.data}")
-        console.print('try: farm submit "a red bicycle" --seed 7 -o out')
-        # Last: farm up --detach prints what stands above it.
+        _announce(plan, farm.dashboard)
+        # Last: farm up --detach prints what is above it.
         (plan.data / "run" / "ready").write_text(os.environ.get(STARTED_BY, "") + "\n")
         supervisor.watch()
     except KeyboardInterrupt:
@@ -161,8 +155,18 @@ def _run(plan: "Plan") -> None:
         farm.clean()
 
 
+def _announce(plan: "Plan", dashboard: str | None) -> None:
+    console.print(f"ready: {plan.url} with {', '.join(plan.checkpoints)}")
+    if dashboard:
+        token = plan.data / "run" / "ray-token"
+        console.print(f"Ray's dashboard: {dashboard} (its token: {token})")
+    if plan.data != data_dir():
+        console.print(f"in another terminal: export FARM_DATA={plan.data}")
+    console.print('try: farm submit "a red bicycle" --seed 7 -o out')
+
+
 def _release(redis_url: str) -> None:
-    """Hand back what the ended workers held, so that the next start goes on at once."""
+    """Give back what the ended workers held, so that the next start continues at once."""
     from farm.queue import Queue, connect
 
     with contextlib.suppress(FarmError):
@@ -204,7 +208,7 @@ def _await_ready(process: "subprocess.Popen[bytes]", folder: Path, token: str) -
     while not (ready.exists() and ready.read_text().strip() == token):
         if process.poll() is not None:
             lines = log.read_text(errors="replace").strip().splitlines()
-            told = [line for line in lines if line.startswith("error")] or lines or ["no word"]
+            told = [line for line in lines if line.startswith("error")] or lines or ["no output"]
             console.print(told[-1], markup=False, soft_wrap=True)
             raise typer.Exit(process.returncode or 1)
         if time.monotonic() > deadline:
@@ -229,7 +233,7 @@ def lock(folder: Path) -> Iterator[IO[str]]:
 
 
 def _holder(folder: Path) -> int | None:
-    """The process that runs the farm in ``folder``; ``None`` where nobody holds its lock."""
+    """The process that runs the farm in ``folder``; None if its lock is free."""
     path = folder / "run" / "up.lock"
     if not path.exists():
         return None

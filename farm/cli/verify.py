@@ -11,7 +11,7 @@ from farm_client import Farm
 def verify(
     job: Annotated[str, typer.Argument(metavar="JOB", show_default=False)],
     repair: Annotated[
-        bool, typer.Option("--repair", help="Remove orphans; have what is lost made again.")
+        bool, typer.Option("--repair", help="Remove orphans and render lost pictures again.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> int:
@@ -25,10 +25,10 @@ def verify(
         say_json(found.model_dump(mode="json"))
     count = len(found.differences)
     differ = f"{count or 'no'} difference" + ("" if count < 2 else "s")
-    told = f"{handle.id}: {pictures(found.pictures)} looked at, {differ}"
+    told = f"{handle.id}: {pictures(found.pictures)} checked, {differ}"
     if repair and count:
-        told += f", {count - found.left} repaired or on the way (generation {found.generation})"
+        told += f", {count - found.left} repaired or under way (generation {found.generation})"
     elif count:
-        told += f"; farm verify {handle.id} --repair mends what can be"
+        told += f"; farm verify {handle.id} --repair repairs what can be"
     say_error(told)
     return 1 if found.left else 0

@@ -13,13 +13,13 @@ from farm.errors import FarmError, TimedOut
 from farm_client import Farm, Job, JobStatus
 from farm_client.job import check_ended
 
-PLAIN_SECONDS = 5.0  # between two lines where there is no screen
+PLAIN_SECONDS = 5.0  # between two lines if the output is not a terminal
 RATE_SECONDS = 30.0  # the rate is that of so many last seconds
 
 Ids = Annotated[list[str], typer.Argument(metavar="JOB…", show_default=False)]
 Timeout = Annotated[
     float | None,
-    typer.Option("--timeout", metavar="S", help="Give up after so many seconds (exit code 4)."),
+    typer.Option("--timeout", metavar="S", help="Give up after this many seconds (exit code 4)."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -35,7 +35,7 @@ def watch(
 
 
 def wait(jobs: Ids, timeout: Timeout = None, as_json: AsJson = False) -> int:
-    """Wait until jobs have ended. The exit code is the first of theirs that is not 0."""
+    """Wait until jobs have ended. The exit code is the first one that is not 0."""
     farm = Farm()
     end = None if timeout is None else time.monotonic() + timeout
     code = 0

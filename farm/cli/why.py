@@ -9,17 +9,17 @@ from farm_client import Farm, Why
 from farm_client.models import LaneQueue
 
 REASONS = {
-    "nothing": "workers have all of it in hand",
-    "pieces": "its sender has not sent the rest",
-    "resume": "it is paused (farm resume goes on with it)",
+    "nothing": "workers hold all of it",
+    "pieces": "its sender has not sent the rest yet",
+    "resume": "it is paused (farm resume continues it)",
     "worker": "no worker serves its checkpoint (farm doctor)",
     "higher": "work of a higher class goes first",
     "turn": "your earlier jobs go first",
     "room": "the workers are full",
-    "empty-worker": "what a crashed worker held runs alone, on a worker without other work",
-    "retry": "a pause before what failed is tried again",
+    "empty-worker": "what a crashed worker held runs alone, on an otherwise idle worker",
+    "retry": "a short wait before a failed attempt is repeated",
     "queue": "the queue's server takes no writes (farm doctor)",
-    "store": "the store takes no files: it is full, read-only or away (farm doctor)",
+    "store": "the store takes no files: it is full, read-only or unreachable (farm doctor)",
     "finalise": "its last file is being written",
 }
 
@@ -28,7 +28,7 @@ def why(
     job: Annotated[str, typer.Argument(metavar="JOB", show_default=False)],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Tell what a job waits for: its lanes, its place and share in each, and an estimate."""
+    """Show what a job is waiting for: its lanes, its place and share in each, and an estimate."""
     found = Farm().job(job).why()
     if as_json:
         say_json(found.model_dump(mode="json"))

@@ -16,7 +16,7 @@ def worker(
 ) -> None:
     """Run one worker here; it finds the farm by REDIS_URL and the FARM_ variables.
 
-    SIGTERM and Ctrl-C end it in order: what it holds goes back to the queue at once.
+    SIGTERM and Ctrl-C end it cleanly: what it holds goes back to the queue at once.
     """
     from farm.settings import load
     from farm.store import open_store

@@ -1,6 +1,6 @@
 """What stands beside a picture in a data set: the same columns in every format of shards.
 
-No column tells of the job or of the attempt that made a picture, so that the same renders give the
+No column depends on the job or the attempt that made a picture, so that the same renders give the
 same shards in another job, on another farm, and in ``farm render``.
 """
 

@@ -7,7 +7,7 @@ from os import PathLike
 
 from PIL import Image, ImageDraw, ImageFont
 
-CELL = 256  # pixels; a picture's longer side is brought to it
+CELL = 256  # pixels; a picture's longer side is scaled to it
 GAP = 16
 FONT_SIZE = 15
 MAX_LINES = 4  # of a caption
@@ -54,7 +54,7 @@ def _fit(source: str | PathLike[str] | Image.Image) -> Image.Image:
 
 
 def _drawable(text: str) -> str:
-    """Pillow's own font has the letters of English only: others lose their accents, or go."""
+    """Pillow's own font has English letters only: others lose their accents or are left out."""
     plain = unicodedata.normalize("NFKD", text.replace("\u00df", "ss"))
     return "".join(
         c if " " <= c <= "~" or c == "\u00b7" else "\u00b7"

@@ -1,4 +1,4 @@
-"""Pictures that users send: told apart by their content, checked before decoding, made plain."""
+"""Pictures that users send: recognised by their content, checked, and decoded to plain RGB."""
 
 import io
 import warnings
@@ -69,14 +69,14 @@ def probe(data: bytes, kind: InputKind) -> Picture:
 
 
 def read_image(data: bytes, size: tuple[int, int]) -> Decoded:
-    """The picture as RGB, uint8 (height, width, 3), brought to ``size`` (height, width)."""
+    """The picture as RGB, uint8 (height, width, 3), scaled to ``size`` (height, width)."""
     reader = _Reader("image")
     image = reader.resize(reader.read(data), size)
     return Decoded(np.asarray(image), tuple(reader.notes))
 
 
 def read_mask(data: bytes, size: tuple[int, int]) -> Decoded:
-    """The mask, uint8 (height, width): 255 is painted anew, 0 is kept.
+    """The mask, uint8 (height, width): 255 is repainted, 0 is kept.
 
     Its luminance decides, whatever its mode; where it is transparent, nothing was painted on it,
     so that is kept.
@@ -92,7 +92,7 @@ class _Reader:
 
     def __init__(self, kind: InputKind, *, quick: bool = False) -> None:
         self.kind = kind
-        self.quick = quick  # for what is found out only: the pixels are not brought into shape
+        self.quick = quick  # to probe only: the pixels are not converted
         self.width = self.height = 0
         self.most = MAX_PIXELS
         self.deep = False  # it has 16 bits per channel
@@ -111,12 +111,7 @@ class _Reader:
                 field=_FIELDS[self.kind],
             )
         try:
-            form = format_of(data)
-            self.most = _MOST_PIXELS.get(form, MAX_PIXELS)
-            if form == "PNG":
-                data = self._check_png(data)
-            elif form == "WEBP":
-                self._check_size(*webp_size(data))
+            form, data = self._check_content(data)
         except Unreadable as error:
             raise self.refuse(error.message, error.hint) from None
         scans = data.count(_JPEG_SCAN) if form == "JPEG" else 0
@@ -151,12 +146,23 @@ class _Reader:
                 "open it and save it again",
             ) from error
 
+    def _check_content(self, data: bytes) -> tuple[str, bytes]:
+        """The format, and what of the file Pillow shall see."""
+        form = format_of(data)
+        self.most = _MOST_PIXELS.get(form, MAX_PIXELS)
+        if form == "PNG":
+            data = self._check_png(data)
+        elif form == "WEBP":
+            self._check_size(*webp_size(data))
+        return form, data
+
     def resize(self, image: Image.Image, size: tuple[int, int]) -> Image.Image:
         height, width = size
         if image.size == (width, height):
             return image
         text = f"scaled from {image.width} x {image.height} to {width} x {height}"
-        if abs(image.width * height - image.height * width) > max(image.size) * max(size) / 100:
+        across, down = image.width * height, image.height * width
+        if abs(across - down) > min(across, down) / 100:
             text += ", which changes its proportions"
         self.note(text)
         return image.resize((width, height), Image.Resampling.LANCZOS)
@@ -261,11 +267,11 @@ class _Reader:
         greys = plain.histogram()
         if mode not in ("1", "L") or any(greys[1:255]):
             self.note(
-                f"its luminance decides: {MASK_THRESHOLD} to 255 is painted anew, "
+                f"its luminance decides: {MASK_THRESHOLD} to 255 is repainted, "
                 f"0 to {MASK_THRESHOLD - 1} is kept"
             )
         if not any(greys[MASK_THRESHOLD:]):
-            self.note("it marks nothing to be painted anew")
+            self.note("it marks nothing to repaint")
         return plain
 
     def _scale(self, image: Image.Image) -> Image.Image:

@@ -14,7 +14,7 @@ from farm.job import Format
 
 JPEG_QUALITY = 95
 WEBP_EFFORT = 0  # of 6 and 100: more takes several times as long for a few per cent
-PNG_HEAD_BYTES = 33  # signature and IHDR chunk; text that stands right behind is read first
+PNG_HEAD_BYTES = 33  # signature and IHDR chunk; text right after them is read first
 
 
 def encode(pixels: NDArray[np.uint8] | None, facts: Facts, file_format: Format) -> bytes:

@@ -54,7 +54,7 @@ class Facts(NamedTuple):
         return Row(self.spec, self.image).seed
 
     def to_json(self, *, with_tokens: bool = True) -> str:
-        """ASCII, so that every container takes it without a thought about encodings."""
+        """ASCII, so that no container's encoding matters."""
         facts: dict[str, Any] = {
             "v": FACTS_VERSION,
             "spec": self.spec.model_dump(mode="json"),
@@ -162,7 +162,7 @@ def _token_file(data: bytes) -> Facts:
 def _nothing_recorded() -> InvalidInput:
     return InvalidInput(
         "no render is recorded in the file",
-        hint="only files that the farm wrote, and no other program changed, carry one",
+        hint="only files that the farm wrote and that no other program changed have one",
     )
 
 

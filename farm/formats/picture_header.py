@@ -1,4 +1,4 @@
-"""What a picture file says of itself before it is decoded: its format, a PNG's chunks, a size."""
+"""What a picture file says about itself before decoding: its format, a PNG's chunks, its size."""
 
 import struct
 import zlib
@@ -161,4 +161,4 @@ def _describe(head: bytes) -> str:
         return "an SVG or XML file"
     if text.startswith((b"{", b"[", b"data:", b"http://", b"https://")):
         return "text"
-    return "a file of unknown kind"
+    return "a file of unknown format"

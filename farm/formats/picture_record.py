@@ -29,7 +29,7 @@ class PictureRecord(NamedTuple):
 
     @classmethod
     def of_row(cls, row: ManifestRow, picture_format: Format) -> "PictureRecord":
-        """What a row tells of its picture."""
+        """The record that a row describes."""
         return cls(
             job=row.job,
             generation=row.generation,
@@ -65,7 +65,7 @@ class PictureRecord(NamedTuple):
             facts = read_facts(data)
         except InvalidInput as error:
             raise Conflict(
-                f"{file} is taken by something that is no picture of this farm: {error.message}",
+                f"{file} is taken by something that is not a picture of this farm: {error.message}",
                 hint="move it away, and retry the job",
             ) from error
         return self.row_of(file, facts, data)

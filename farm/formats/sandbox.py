@@ -1,9 +1,9 @@
 """Pictures of strangers are decoded in a process that may use little and reach nothing.
 
-A decoder is the largest piece of C that a stranger's bytes meet, and a small file can unfold to
-gigabytes or minutes. So each picture has a process of its own, forked from one that has Pillow
+A decoder is the largest piece of C code that reads a stranger's bytes, and a small file can unfold
+to gigabytes or minutes. So each picture has a process of its own, forked from one that has Pillow
 loaded: it may open no file and no socket, has limits of memory and of processor time, and is ended
-when its time is over. What it says of the picture is all that comes back.
+when its time is over. Only its answer about the picture comes back.
 """
 
 import contextlib
@@ -164,7 +164,7 @@ def _read_answer(pipe: Any) -> dict[str, Any] | None:
 
 
 def serve(source: BinaryIO, out: BinaryIO, memory_bytes: int, cpu_seconds: int) -> None:
-    """Answer for one picture after the other until the input ends."""
+    """Answer one request after another until the input ends."""
     _warm_up()
     os.nice(NICENESS)
     while len(head := source.read(_REQUEST.size)) == _REQUEST.size:

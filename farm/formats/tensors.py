@@ -44,7 +44,7 @@ def read_latents(data: bytes, info: CheckpointInfo, height: int, width: int) -> 
     if wrong.size:
         raise InvalidInput(
             f"has the token {wrong[0]}; allowed are 0 to {info.codebook_size - 1}, "
-            f"and {info.mask_token_id} where a token is still to be found",
+            f"and {info.mask_token_id} where a token is still masked",
             field="latents",
         )
     return tokens
@@ -58,7 +58,7 @@ def read_embeds(data: bytes, info: CheckpointInfo) -> Embeds:
         raise InvalidInput(
             f"has one of {' and '.join(_OPTIONAL)}",
             field="embeds",
-            hint="give both, or none: then the empty text is the negative prompt",
+            hint="give both, or neither: then the empty text is the negative prompt",
         )
     pooled, hidden = (info.pooled_dim,), (info.text_tokens, info.hidden_dim)
     return Embeds(

@@ -20,7 +20,7 @@ RECHECK_SECONDS = 1.0  # how often the keys file is looked at
 
 
 class Forbidden(NotAllowed):
-    """The caller is known, or plainly a stranger's web page, and may not do this."""
+    """The caller's key does not allow this, or the call comes from a foreign web page."""
 
     status = 403
 
@@ -46,7 +46,7 @@ _KEYS = TypeAdapter(dict[str, Key])
 class KeyFile:
     """The keys, read again when the file changes, so that a revoked key stops at once.
 
-    A file that cannot be read later on keeps the last keys: a half-written file locks nobody out.
+    If the file cannot be read later on, the last keys stay: a half-written file locks no one out.
     """
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
@@ -91,7 +91,7 @@ class KeyFile:
 
 
 class Authenticator:
-    """Lets callers in."""
+    """Checks who calls."""
 
     def __init__(
         self,
@@ -102,9 +102,9 @@ class Authenticator:
     ) -> None:
         if keys is None and not without_keys:
             raise InvalidInput(
-                "is not set, so nobody could call",
+                "is not set, so no one could call",
                 field="FARM_KEYS",
-                hint="name a keys file, or set FARM_OPEN=1 on a machine of your own",
+                hint="name a keys file, or set FARM_OPEN=1 on your own machine",
             )
         self._keys = keys
         self._open = without_keys
@@ -122,7 +122,7 @@ class Authenticator:
         if key is None:
             raise NotAllowed(
                 "the API key is unknown",
-                hint="this farm needs none; leave it out" if self._keys is None else None,
+                hint="this farm needs none; leave the header out" if self._keys is None else None,
             )
         if key.expires is not None and key.expires <= self._now():
             raise NotAllowed(f"the API key expired on {key.expires:%Y-%m-%d %H:%M %Z}")

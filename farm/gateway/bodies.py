@@ -1,4 +1,4 @@
-"""Request bodies, read with a bound on everything a stranger could make large."""
+"""Request bodies, with a limit on everything that a client could make large."""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -24,7 +24,7 @@ PIECE_BYTES = 8 * 2**20  # of a stream that is cut into pieces here
 
 
 class WrongType(InvalidInput):
-    """The body is of a kind that this address does not take."""
+    """This address does not take a body of this type."""
 
     status = 415
 
@@ -36,7 +36,7 @@ def content_type(request: Request) -> str:
         raise WrongType(
             f"the body is encoded as {encoding[:40]!r}",
             field="Content-Encoding",
-            hint="send it plain",
+            hint="send it without Content-Encoding",
         )
     return request.headers.get("content-type", "").split(";")[0].strip().lower()
 
@@ -62,7 +62,7 @@ async def read_json(request: Request, limit: int) -> dict[str, Any]:
     try:
         text = body.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InvalidInput(f"the body is no UTF-8 (byte {error.start})", field="json") from None
+        raise InvalidInput(f"the body is not UTF-8 (byte {error.start})", field="json") from None
     if not text.strip():
         raise InvalidInput("the body is empty", field="json", hint='send {"renders": [...]}')
     data = strict_json.loads(text)
@@ -76,9 +76,9 @@ async def read_json(request: Request, limit: int) -> dict[str, Any]:
 
 
 async def lines(request: Request) -> AsyncIterator[Entry]:
-    """The lines of an NDJSON body with their numbers; blank ones are passed over.
+    """The lines of an NDJSON body with their numbers; blank ones are skipped.
 
-    Only one line is held at a time, and of one that is too long nothing but its size.
+    Only one line is held at a time; of one that is too long, only its size.
     """
     number, held, skipped = 0, bytearray(), 0
     async for part in request.stream():

@@ -1,4 +1,4 @@
-"""The bytes of request bodies that are held in memory, of everyone and of each tenant."""
+"""How many bytes of request bodies are held in memory, in all and by each tenant."""
 
 from collections import Counter
 from typing import cast
@@ -12,7 +12,7 @@ _HELD, _TENANT = "body_bytes", "tenant"  # in the state of a request
 
 
 class BodyMemory:
-    """One tenant may hold half of it, so that nobody keeps all others out.
+    """One tenant may hold half of it, so that none can shut the others out.
 
     Only the event loop's thread calls it.
     """

@@ -1,9 +1,9 @@
 """Connections that send or read too slowly, and more of them than one address should hold.
 
 uvicorn closes a connection that is idle between two requests. It waits for ever for the rest of a
-header or of a body, and takes connections until there are no file descriptors left: that is
-slowloris, which needs no key. Here every connection has deadlines, and a newcomer takes the place
-of the oldest one that has asked for nothing.
+header or of a body, and takes connections until there are no file descriptors left: the slowloris
+attack, which needs no key. Here every connection has deadlines, and a new one takes the place of
+the oldest one without a request.
 """
 
 import asyncio
@@ -100,7 +100,7 @@ class Connections:
 
 
 class GuardedProtocol(H11Protocol):
-    """uvicorn's HTTP/1.1 with time-outs for headers and bodies and for answers nobody reads."""
+    """uvicorn's HTTP/1.1 with time-outs for headers, bodies and answers that are not read."""
 
     def __init__(self, *args: Any, table: Connections, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -139,7 +139,7 @@ class GuardedProtocol(H11Protocol):
             self._body_since, self._body_bytes = self.loop.time(), 0
 
     def check(self, now: float) -> None:
-        """Close the connection if what is due from its client did not come."""
+        """Close the connection if its client is late."""
         limits = self._table.limits
         if self.transport.is_closing():
             return
@@ -167,7 +167,7 @@ class GuardedProtocol(H11Protocol):
             self._body_since, self._body_bytes = now, 0
 
     def send_400_response(self, msg: str) -> None:
-        """What is no HTTP; in the middle of an answer only closing is left."""
+        """Answer something that is not HTTP; in the middle of an answer, just close."""
         self._refuse(400, "invalid", "this is not a valid HTTP request")
 
     def _refuse(self, status: int, code: str, message: str) -> None:

@@ -18,8 +18,8 @@ from farm.queue import Queue
 
 log = logging.getLogger(__name__)
 
-BLOCK_MS = 1500  # redis-py gives a blocked call up after 5 s
-GAP_SECONDS = 0.25  # between two updates of one listener; what comes closer is one update
+BLOCK_MS = 1500  # redis-py gives up a blocked call after 5 s
+GAP_SECONDS = 0.25  # between two updates of one listener; closer ones are joined
 POLL_SECONDS = 2.0  # progress inside a task makes no event
 COMMENT_SECONDS = 15.0  # keeps proxies from closing a quiet stream
 
@@ -89,8 +89,8 @@ async def updates(hub: EventHub, queue: Queue, job: str, tenant: str) -> AsyncIt
             try:
                 status = await run_sync(queue.status, job, tenant)
             except FarmError as error:
-                log.warning("the events of job %s end here: %s", job, error)
-                return  # the client comes again, and is told then what is wrong
+                log.warning("events of job %s end: %s", job, error)
+                return  # the client connects again and is then told what is wrong
             view = status_view(status)
             if view != last:
                 yield sse("status", view)

@@ -1,4 +1,4 @@
-"""Every failure leaves as one JSON shape: ``{"error": {"code", "message", ...}}``."""
+"""Every failure is answered in one JSON shape: ``{"error": {"code", "message", ...}}``."""
 
 import logging
 import secrets
@@ -76,7 +76,7 @@ async def _unexpected(request: Request, error: Exception) -> Response:
     log.error("%r %r failed (%s)", request.method[:20], path_of(request), number, exc_info=error)
     facts = {
         "code": "internal",
-        "message": f"the gateway failed; its log has more under {number}",
+        "message": f"the gateway failed; its log has the details under {number}",
         "retryable": True,
     }
     return _answer(500, {"error": facts})

@@ -1,4 +1,4 @@
-"""Pictures that stand in a request as data URLs go the way of uploads, within a budget."""
+"""Pictures that stand in a request as data URLs are handled like uploads, within a budget."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -35,7 +35,7 @@ def _has_pictures(data: Any) -> bool:
 
 
 class _Budget:
-    """What one body may still ask for."""
+    """What is left of one body's budget."""
 
     def __init__(self, assets: Assets, tenant: str) -> None:
         self._assets = assets
@@ -73,7 +73,7 @@ class _Budget:
         except FarmError as error:
             if error.retryable:
                 raise
-            self._pixels += MAX_PIXELS // 16  # what is refused has cost something too
+            self._pixels += MAX_PIXELS // 16  # a refused one has cost something too
             return error
         self._pixels += (asset.width or 0) * (asset.height or 0)
         return asset.id

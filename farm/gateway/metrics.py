@@ -23,7 +23,7 @@ BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 MAX_LANES = 100  # with a number of their own; users choose sizes, and each size is a lane
 
-# Else each counter has a second series that nobody charts.
+# Otherwise each counter has a second series, its creation time.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
@@ -51,13 +51,13 @@ class Metrics:
 
 
 class _Backlog(Collector):
-    """What is queued, asked when somebody looks."""
+    """What is queued, read when the metrics are."""
 
     def __init__(self, work: Callable[[], Iterable[LaneBacklog]]) -> None:
         self._work = work
 
     def describe(self) -> Iterable[GaugeMetricFamily]:
-        return []  # else the queue would be asked already at registration
+        return []  # otherwise the queue would be asked at registration
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         tasks = GaugeMetricFamily("farm_queued_tasks", "Tasks queued", labels=["lane", "priority"])
@@ -67,7 +67,7 @@ class _Backlog(Collector):
         try:
             found = sorted(self._work(), key=lambda work: work.pictures, reverse=True)
         except FarmError:
-            return  # the queue is away; the other numbers still count
+            return  # the queue does not answer; the other numbers are still good
         others: dict[str, list[int]] = {}
         for place, work in enumerate(found):
             if place < MAX_LANES:
@@ -85,7 +85,7 @@ class _Backlog(Collector):
 
 
 class Measure:
-    """Counts requests by route; no label is what a caller made up."""
+    """Counts requests by route; no label comes from a caller."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app

@@ -1,4 +1,4 @@
-"""How much of the farm one tenant may take; what goes beyond is refused with the number."""
+"""How much of the farm one tenant may use; a refusal names the limit."""
 
 import threading
 import time
@@ -16,7 +16,7 @@ from farm.settings import GatewaySettings
 from farm.spec import PARAMETERS, RenderRequest
 
 BURST_SECONDS = 10.0  # worth of requests that may come at once
-COUNT_SECONDS = 5.0  # that a count of pictures is believed; what is taken since is added
+COUNT_SECONDS = 5.0  # that a count of pictures is used for; what was accepted since is added
 COUNTED_JOBS = 5 * MAX_ROWS  # the newest of a tenant; older ones are nearly always done
 MAX_TENANTS = 10_000  # remembered
 

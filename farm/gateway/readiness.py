@@ -12,7 +12,7 @@ from farm.queue import Queue
 from farm.queue.connection import explain
 from farm.store import Store
 
-CHECK_SECONDS = 5.0  # anyone may ask, so what was found is told for a while
+CHECK_SECONDS = 5.0  # anyone may ask, so an answer is kept for a while
 MARK_SECONDS = 60  # life of what is written to the queue's server
 
 

@@ -1,4 +1,4 @@
-"""What the API says of things: plain JSON."""
+"""Jobs, pictures and the like as the API's plain JSON."""
 
 from collections.abc import Container, Iterable, Iterator
 from typing import Any
@@ -43,7 +43,7 @@ def image_view(row: ManifestRow, sink: Sink, links: Links) -> dict[str, Any]:
 def lost_views(
     chunk: Chunk, failure: Failure, lost: Container[tuple[int, int]]
 ) -> Iterator[dict[str, Any]]:
-    """The pictures that a task without attempts left has lost: no manifest part says so."""
+    """The pictures of a task that ran out of attempts; they are in no manifest part."""
     error = FarmError(failure.reason)
     for numbered in chunk.renders:
         for row in numbered.spec.rows():
@@ -58,7 +58,7 @@ def lost_views(
                     format=chunk.format,
                     metadata=numbered.metadata,
                 )
-                # Nothing was computed, so there is no class of numerics to tell.
+                # Nothing was computed, so there is no numerics class.
                 yield {
                     **record.failed_row(error).public(),
                     "numerics": None,

@@ -10,7 +10,7 @@ from starlette.types import ASGIApp
 from farm.gateway.connections import Connections, GuardedProtocol, Limits
 from farm.settings import GatewaySettings
 
-GRACE_SECONDS = 5  # event streams are cut after it; their clients come again
+GRACE_SECONDS = 5  # event streams are cut after it; their clients reconnect
 HEADER_BYTES = 32 * 1024
 KEEP_ALIVE_SECONDS = 30
 

@@ -48,7 +48,7 @@ class Signer:
 
 
 class Links:
-    """Addresses of pictures: the store's own where it has such, else the gateway's."""
+    """Addresses of pictures: the store's own where it has any, otherwise the gateway's."""
 
     def __init__(self, store: Store, signer: Signer, seconds: int) -> None:
         self._store = store
@@ -56,7 +56,7 @@ class Links:
         self._seconds = seconds
 
     def to(self, source: Source) -> str:
-        """Ranges are always the gateway's to read: no store signs a link to one."""
+        """Ranges always go through the gateway: no store signs a link to one."""
         key, name, seconds = source.key, source.name, self._seconds
         if source.offset is not None:
             part = f"{source.offset}+{source.size}"

@@ -101,7 +101,7 @@ class Assets:
             return self._store.get(keys.asset(tenant, asset))
         except NotFound:
             raise NotFound(
-                f"there is no asset {asset}", hint="upload the file first; its id is its sha256"
+                f"unknown asset {asset}", hint="upload the file first; its id is its sha256"
             ) from None
 
     def check(self, tenant: str, request: RenderRequest) -> tuple[int, int] | None:
@@ -153,7 +153,7 @@ class Assets:
             tensors.read_embeds(data, info)
 
     def take_data_urls(self, tenant: str, data: dict[str, Any]) -> dict[str, Any]:
-        """Pictures that stand in the request itself become assets."""
+        """Pictures inside a request become assets."""
         taken = {}
         for field in PICTURE_FIELDS:
             value = data.get(field)
@@ -206,7 +206,7 @@ def examine(data: bytes, *, mask: bool = False, probe: Probe = picture.probe) ->
     raise InvalidInput(
         f"the safetensors file holds {', '.join(sorted(shapes)[:8]) or 'nothing'}",
         field="asset",
-        hint="it needs latents, or prompt_embeds and encoder_hidden_states",
+        hint="it must hold latents, or prompt_embeds and encoder_hidden_states",
     )
 
 

@@ -6,9 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from pydantic import BaseModel, ConfigDict
+from typing import NamedTuple
 
 from farm.checkpoints.registry import CheckpointRegistry
 from farm.errors import (
@@ -24,17 +22,17 @@ from farm.errors import (
 )
 from farm.ingest.assets import Assets
 from farm.ingest.chunks import Cutter, TaskLimits, shard_size_of
+from farm.ingest.job_record import ClosedRecord, JobRecord
 from farm.ingest.ndjson import Entry, content_of, placed
+from farm.ingest.piece import Piece, check_lanes, too_many_lanes
 from farm.ingest.resolver import Resolver
 from farm.job import (
     DEFAULT_ROW_STEPS_PER_SECOND,
     MAX_JOB_LANES,
     MAX_PIECE_LINES,
     Chunk,
-    Format,
     JobOptions,
     JobState,
-    TaskDraft,
     job_id,
 )
 from farm.queue import MAX_ROWS, JobHeader, Queue
@@ -45,71 +43,6 @@ from farm.store import Store, keys
 WRITERS = 16  # chunks written at a time; a call to S3 takes some 30 ms
 MAX_LISTED = 100  # refused lines that the answer to a whole submission names
 MAX_INLINE_BYTES = 8 * 1024  # of all chunks of a job that travels inline
-
-
-class JobRecord(BaseModel):
-    """``job.json``: with it and the chunks an empty queue can be filled again.
-
-    Options are kept as they were checked when the job came in; a deadline may have passed since.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    v: int = 1
-    job: str
-    tenant: str
-    options: dict[str, Any]
-    seed: int
-    sink: str
-    format: Format
-    fingerprint: str
-    created_at: datetime
-    paces: dict[str, float]  # row-steps/s by lane, so that the same piece is always cut alike
-    shard_size: int | None = None  # pictures, where a task becomes a shard
-    whole: bool = False  # the job came in one call; else ``closed.json`` says when it is whole
-    rejected: int = 0  # renders, of a job that came in one call
-
-
-class ClosedRecord(BaseModel):
-    """``closed.json``: a job that came in by pieces is whole."""
-
-    model_config = ConfigDict(frozen=True)
-
-    v: int = 1
-    pieces: int
-    rejected: int  # renders
-
-
-class Piece(NamedTuple):
-    """A part of a job, cut into tasks."""
-
-    chunks: tuple[Chunk, ...]
-    texts: tuple[str, ...]  # the chunks' JSON
-    rejected: tuple[RejectedRender, ...]
-
-    @property
-    def renders(self) -> int:
-        return sum(len(chunk.renders) for chunk in self.chunks)
-
-    @property
-    def pictures(self) -> int:
-        return sum(chunk.pictures for chunk in self.chunks)
-
-    @property
-    def lanes(self) -> set[Lane]:
-        return {Lane.parse(chunk.lane) for chunk in self.chunks}
-
-    def drafts(self, *, inline: bool = False) -> list[TaskDraft]:
-        return [
-            TaskDraft(
-                chunk.number,
-                Lane.parse(chunk.lane),
-                chunk.pictures,
-                chunk.cost,
-                text if inline else "",
-            )
-            for chunk, text in zip(self.chunks, self.texts, strict=True)
-        ]
 
 
 class Submission(NamedTuple):
@@ -228,7 +161,7 @@ class Ingest:
                 hint=f"send at most {MAX_ROWS} renders in a piece",
             )
         if not self.queue.note_lanes(record.job, piece.lanes, MAX_JOB_LANES):
-            raise _too_many_lanes()
+            raise too_many_lanes()
         content = hashlib.sha256(f"{first}:".encode())
         for entry in entries:
             content.update(content_of(entry))
@@ -250,6 +183,12 @@ class Ingest:
         """End a job; that it was cancelled is kept beside it, should the queue be lost."""
         if self.queue.cancel(job, tenant) is JobState.CANCELLED:
             self._store.put(keys.cancelled(job), b"")
+
+    def resolve(
+        self, tenant: str, options: JobOptions, first: int, entries: Sequence[Entry]
+    ) -> Piece:
+        """What the entries would become in a job of their own; nothing is stored."""
+        return self.cut(self._record(tenant, options, "estimate"), 0, first, entries)
 
     def cut(self, record: JobRecord, number: int, first: int, entries: Sequence[Entry]) -> Piece:
         """Resolve the entries and cut them into tasks, lane by lane. The same input gives the
@@ -392,20 +331,6 @@ class Feed:
                 raise InvalidInput("there is nothing to render in it", field="renders")
             raise AllRejected(self.rejected)
         self._ingest.close(self._record, self._pieces)
-
-
-def check_lanes(lanes: int) -> None:
-    """Every lane costs the queue something for as long as the job has work in it."""
-    if lanes > MAX_JOB_LANES:
-        raise _too_many_lanes()
-
-
-def _too_many_lanes() -> TooLarge:
-    return TooLarge(
-        f"the job has renders of more than {MAX_JOB_LANES} checkpoints, modes and sizes",
-        field="renders",
-        hint="use fewer sizes, or make several jobs of it",
-    )
 
 
 def _cutter(record: JobRecord) -> Cutter:

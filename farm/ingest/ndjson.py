@@ -25,7 +25,7 @@ def parse_line(line: bytes, number: int) -> Entry:
         text = line.decode()
     except UnicodeDecodeError as error:
         column = len(line[: error.start].decode(errors="replace")) + 1
-        wrong = InvalidInput("is no UTF-8", field="json", line=number, column=column)
+        wrong = InvalidInput("is not UTF-8", field="json", line=number, column=column)
         return Entry(error=wrong, line=number, text=f"sha256:{hashlib.sha256(line).hexdigest()}")
     try:
         return Entry(strict_json.loads(text, line=number), line=number, text=text)
@@ -34,7 +34,7 @@ def parse_line(line: bytes, number: int) -> Entry:
 
 
 def long_line(number: int, size: int) -> Entry:
-    """A line that was not kept because nobody writes a render that long."""
+    """A line that was not kept: no render is that long."""
     wrong = TooLarge(
         f"the line has {size:,} bytes; at most {MAX_LINE_BYTES:,} are allowed",
         field="json",

@@ -8,13 +8,14 @@ from datetime import UTC, datetime, timedelta
 
 from farm.errors import Conflict, FarmError
 from farm.formats.manifest import read_part
-from farm.ingest.ingest import ClosedRecord, JobRecord
+from farm.ingest.job_record import ClosedRecord, JobRecord
 from farm.job import MAX_PIECE_LINES, RETENTION_DAYS, Chunk, JobOptions, Receipt, is_job_id
 from farm.queue import JobHeader, Queue, Restored
 from farm.queue.constants import MAX_ROWS
 from farm.sinks.parts import part_receipt
 from farm.spec import Lane
 from farm.store import Store, keys
+from farm.stored_record import NewerRecord
 
 READERS = 16  # objects read at a time
 
@@ -74,7 +75,7 @@ def rebuild(queue: Queue, store: Store, retention_days: float = RETENTION_DAYS) 
 
     Not in the store, and so not brought back, are pauses, tenants' weights, and retries of which
     no task has ended. Tasks without a manifest part run again; they take over pictures that are
-    stored. A second call goes on where the first was interrupted.
+    stored. A second call continues where the first was interrupted.
 
     Returns:
         How many jobs came back by their state, ``tasks`` and ``pictures`` (done), and as
@@ -91,6 +92,8 @@ def rebuild(queue: Queue, store: Store, retention_days: float = RETENTION_DAYS) 
                 if found.ended and record.created_at < oldest:
                     continue  # the queue has forgotten it long ago
                 _Job(queue, store, record, found).restore(pool)
+            except NewerRecord:  # not damaged: the newer farm can read it
+                raise
             except (FarmError, ValueError):
                 counts["unreadable"] += 1
                 continue

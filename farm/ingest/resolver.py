@@ -5,7 +5,8 @@ from typing import Any
 from farm.checkpoints.registry import CheckpointRegistry
 from farm.ingest.assets import Assets
 from farm.job import NumberedSpec
-from farm.spec import RenderRequest, derived_seed, split_metadata
+from farm.metadata import split_metadata
+from farm.spec import RenderRequest, derived_seed
 
 
 class Resolver:

@@ -1,4 +1,4 @@
-"""``farm doctor``: whether everything that a farm stands on is as it should be, check by check."""
+"""``farm doctor``: checks of everything that a farm depends on."""
 
 import contextlib
 import enum
@@ -16,7 +16,7 @@ import redis
 from farm.addresses import reachable, without_secrets
 from farm.checkpoints.inspect import inspect_checkpoint
 from farm.errors import FarmError
-from farm.ingest.ingest import JobRecord
+from farm.ingest.job_record import JobRecord
 from farm.job import is_job_id, job_id
 from farm.local.embedded import RAY_FILE, answers, serves, silent_parts
 from farm.queue import JobStatus, Queue, check_server, connect
@@ -26,7 +26,7 @@ from farm.store import Store, keys, open_store
 from farm.store.local import LocalStore
 
 MAX_TOLD = 5  # lines of what is amiss with the queue
-LEAST_DISK_BYTES = 2**30  # below it a farm soon stands still
+LEAST_DISK_BYTES = 2**30  # below it a farm soon stops
 SCARCE_DISK_BYTES = 10 * 2**30
 CLOCK_WARN_SECONDS = 2.0
 CLOCK_FAIL_SECONDS = 60.0  # stores refuse signatures that are a few minutes off
@@ -75,7 +75,7 @@ def _gateway(patient: Patient) -> _Told:
     elif not answers(f"{patient.url}/readyz"):
         yield (
             Health.FAIL,
-            f"the farm at {patient.url} takes jobs, but would not run them",
+            f"the farm at {patient.url} accepts jobs, but would not run them",
             "the lines below say what is missing; a worker may still be loading",
         )
     else:
@@ -190,7 +190,7 @@ def _checkpoints(patient: Patient) -> _Told:
     if not patient.checkpoints:
         yield (
             Health.WARN,
-            "none is named",
+            "none is set",
             "farm up makes a tiny one; FARM_CHECKPOINTS names others",
         )
     for name in patient.checkpoints:
@@ -203,7 +203,7 @@ def _disk(patient: Patient) -> _Told:
     free = shutil.disk_usage(folder).free
     told = f"{free / 2**30:.1f} GiB free at {folder}"
     if free < LEAST_DISK_BYTES:
-        yield Health.FAIL, told, "free some space; the queue and the store stand still without"
+        yield Health.FAIL, told, "free some space; without it the queue and the store stop"
     elif free < SCARCE_DISK_BYTES:
         yield Health.WARN, told, "free some space before a large job"
     else:
@@ -213,7 +213,7 @@ def _disk(patient: Patient) -> _Told:
 
 
 def _clock(patient: Patient) -> _Told:
-    """Redis is the farm's clock; links and deadlines are made by this machine's."""
+    """Redis is the farm's clock; links and deadlines use this machine's."""
     told = None
     with contextlib.suppress(redis.RedisError):
         if serves(patient.redis_url):

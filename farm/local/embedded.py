@@ -209,7 +209,7 @@ class Embedded:
 
     def _ray_environment(self) -> dict[str, str]:
         return {
-            # Ray binds every interface unless it believes in a foreign operating system.
+            # Ray binds every interface unless it takes the system for another than Linux.
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
             "PYTHONSAFEPATH": "1",  # a file beside the user must not stand in for a library
             "RAY_AUTH_MODE": "token",
@@ -342,7 +342,7 @@ def _reserve(port: int) -> bool:
 
 
 def short_temp() -> str:
-    """The folder for temporary files; the system's where ``TMPDIR`` leaves a socket no room."""
+    """The folder for temporary files; the system's if ``TMPDIR`` is too long for sockets."""
     given = tempfile.gettempdir()
     return (
         given
@@ -352,7 +352,7 @@ def short_temp() -> str:
 
 
 def serves(redis_url: str) -> bool:
-    """Whether a Redis server answers, now and without patience."""
+    """Whether a Redis server answers; asked once."""
     check_redis_url(redis_url)
     with contextlib.suppress(redis.RedisError):
         client = redis.Redis.from_url(redis_url, socket_timeout=1, retry=Retry(NoBackoff(), 0))
@@ -390,7 +390,7 @@ _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 def answers(url: str) -> bool:
-    """Whether a GET gives 200; any other answer, and none, is no."""
+    """Whether a GET gives 200."""
     try:
         with _DIRECT.open(url, timeout=2) as response:
             return bool(response.status == 200)

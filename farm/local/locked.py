@@ -1,8 +1,8 @@
 """Run a program that holds a lock: ``python -I -S locked.py FILE PROGRAM ARGUMENTS…``.
 
 The lock is a POSIX record lock. It survives exec, its holder's children do not inherit it, and the
-kernel drops it with the process, however that ends. So whoever holds it is the program itself, and
-a file that is left over locks nothing. Standard library only: it starts in a few milliseconds.
+kernel drops it with the process, however that ends. So its holder is the program itself, and
+a lock file that is left over locks nothing. Standard library only: it starts in a few milliseconds.
 """
 
 import fcntl

@@ -18,10 +18,10 @@ UNFINISHED = "{%s}:rebuilding"
 
 
 def rebuild_embedded(data: Path, store: Store, farm: str) -> tuple[Counter[str], Path | None]:
-    """Make ``data/valkey`` anew; nothing may run there.
+    """Replace ``data/valkey`` by a new one; no server may run there.
 
-    The new files take the old ones' place at once and when they are whole, so a call that is
-    interrupted has changed nothing.
+    The new files replace the old ones in one step when they are whole, so an interrupted call
+    has changed nothing.
 
     Returns:
         What came back, and where the old files lie now; None if there were none.

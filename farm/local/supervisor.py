@@ -1,4 +1,4 @@
-"""Processes kept alive: started in order, restarted when they die, ended without a rest."""
+"""Processes kept alive: started in order, restarted when they die, ended completely."""
 
 import contextlib
 import logging
@@ -19,7 +19,7 @@ from farm.paths import write_pid
 
 log = logging.getLogger(__name__)
 
-MARK = "FARM_UP"  # in the environment of every process of an embedded farm: its data directory
+MARK = "FARM_UP"  # set for every process of an embedded farm: its data directory
 STABLE_SECONDS = 60.0  # a process that lived so long starts again without delay
 MAX_DELAY_SECONDS = 10.0
 MAX_LOG_BYTES = 10 * 2**20
@@ -40,7 +40,7 @@ class Service:
     ready: Callable[[], bool]
     environment: Mapping[str, str] = field(default_factory=dict)
     seconds: float = 60.0
-    advice: Callable[[str], str | None] = lambda words: None  # a hint for its last words
+    advice: Callable[[str], str | None] = lambda words: None  # turns its last words into a hint
     healthy: Callable[[], bool] | None = None
     patience: int = 6
 
@@ -78,7 +78,7 @@ class Supervisor:
                 raise Unavailable(
                     f"{service.name} ended with status {running.process.returncode} at its start: "
                     f"{words}",
-                    hint=service.advice(words) or f"the whole story is in {self._log(service)}",
+                    hint=service.advice(words) or f"see {self._log(service)}",
                 )
             if time.monotonic() > deadline:
                 raise Unavailable(
@@ -92,7 +92,7 @@ class Supervisor:
         log.info("%s runs (pid %d)", service.name, running.process.pid)
 
     def watch(self) -> None:
-        """Start again whatever dies or does not serve any more, until ``stopped`` is set."""
+        """Restart what dies or no longer serves, until ``stopped`` is set."""
         for running in self._started:
             if running.service.healthy is not None:
                 threading.Thread(target=self._watch_health, args=(running,), daemon=True).start()
@@ -106,7 +106,7 @@ class Supervisor:
 
     def _look(self, running: "_Running", now: float) -> None:
         """One look at a process. It is known from the moment it exists: what fails after that, its
-        pid file or a log, is made good later and never takes a second one to life."""
+        pid file or a log, is mended later and never starts a second one."""
         if running.process.poll() is None:
             if not running.noted:
                 self._note_pid(running)
@@ -192,7 +192,7 @@ class Supervisor:
 
     def _last_words(self, service: Service) -> str:
         lines = self._log(service).read_text(errors="replace").strip().splitlines()
-        return lines[-1] if lines else "it said nothing"
+        return lines[-1] if lines else "it wrote nothing"
 
 
 @dataclass
@@ -228,8 +228,8 @@ def rotate(log_file: Path) -> None:
 def sweep(data: Path) -> list[int]:
     """End every process, but this one, that belongs to the farm in ``data``; returns their ids.
 
-    They are known by a mark in their environment, not by a pid file: a recycled process id never
-    costs a stranger's process its life.
+    They are known by a mark in their environment, not by a pid file: a process id may have been
+    given to another program since.
     """
     ended: list[int] = []
     while found := members(data):

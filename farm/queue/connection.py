@@ -188,8 +188,8 @@ def explain(error: refused.RedisError) -> FarmError:
         return Unavailable(
             "the queue's server is not the one it was: another one answers at its address, or it "
             "has lost its data; nothing is accepted",
-            hint="let REDIS_URL's server have its data again; if it is meant, start gateways, "
-            "schedulers and workers again, and farm doctor --rebuild fills the queue",
+            hint="give REDIS_URL's server its data back; if the change is meant, start gateways, "
+            "schedulers and workers again, and fill the queue with farm doctor --rebuild",
         )
     word, _, rest = message.partition(" ")
     if word in _REFUSALS:

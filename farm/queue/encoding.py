@@ -46,6 +46,19 @@ JOB_STATES = {
     "x": JobState.CANCELLED,
 }
 
+# The fields of a job's header that count (lua/parts/job_record.lua).
+IMAGE_COUNTS = {"total": "i", "done": "id", "failed": "if", "expired": "ix", "running_done": "rd"}
+TASK_COUNTS = {
+    "total": "n",
+    "queued": "nq",
+    "leased": "nl",
+    "waiting": "nw",
+    "done": "nd",
+    "failed": "nf",
+    "cancelled": "nc",
+    "expired": "nx",
+}
+
 
 def milliseconds(moment: datetime) -> int:
     return int(moment.timestamp() * 1000)
@@ -214,23 +227,8 @@ def status(job: str, fields: Sequence[str]) -> JobStatus:
         ended_at=_moment(header.get("e")),
         deadline=_moment(header.get("dl")),
         generation=number("g"),
-        images=ImageCounts(
-            total=number("i"),
-            done=number("id"),
-            failed=number("if"),
-            expired=number("ix"),
-            running_done=number("rd"),
-        ),
-        tasks=TaskCounts(
-            total=number("n"),
-            queued=number("nq"),
-            leased=number("nl"),
-            waiting=number("nw"),
-            done=number("nd"),
-            failed=number("nf"),
-            cancelled=number("nc"),
-            expired=number("nx"),
-        ),
+        images=ImageCounts(**{name: number(field) for name, field in IMAGE_COUNTS.items()}),
+        tasks=TaskCounts(**{name: number(field) for name, field in TASK_COUNTS.items()}),
         row_steps=number("k"),
         rejected=number("rj"),
         max_failed=options.get("max_failed", 0),

@@ -1,4 +1,4 @@
-"""A client that knows the data behind its address again."""
+"""A client that notices when the data behind its address are not those it knew."""
 
 import secrets
 import threading
@@ -15,7 +15,7 @@ class OtherData(refused.RedisError):
 
 
 class Identity:
-    """Asked for at every new connection, so a call costs nothing more.
+    """Checked for each new connection, so that calls cost nothing more.
 
     A server keeps its data, and so its identity, over its restarts. Where another identity
     answers, a different server has taken the address over, or the data were lost: a process that

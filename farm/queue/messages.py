@@ -81,7 +81,7 @@ class Failure(NamedTuple):
 
 
 class Restored(NamedTuple):
-    """A task as the store tells of it."""
+    """A task as the store has it."""
 
     number: int
     generation: int

@@ -56,7 +56,7 @@ class Queue(Submissions, WorkerSessions):
         return encoding.JOB_STATES[self._run("cancel", check_job_id(job), tenant)]
 
     def pause(self, job: str, tenant: str) -> None:
-        """Start nothing more of a job until it is resumed; what runs goes on."""
+        """Start no more of a job until it is resumed; what is running continues."""
         self._run("pause", check_job_id(job), tenant, 1)
 
     def resume(self, job: str, tenant: str) -> None:
@@ -111,7 +111,7 @@ class Queue(Submissions, WorkerSessions):
         ]
 
     def totals(self, job: str) -> ImageCounts:
-        """What became of a job's pictures, whoever's it is."""
+        """What became of a job's pictures, for any tenant."""
         return encoding.totals(self._run("totals", check_job_id(job)))
 
     def why(self, job: str, tenant: str) -> Why:

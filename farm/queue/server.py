@@ -2,6 +2,7 @@
 
 import re
 import time
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import redis
@@ -39,6 +40,15 @@ def check_server(client: "redis.Redis", *, allow_volatile: bool = False) -> Serv
         settings: dict[str, Any] = _settings(client)
     except refused.RedisError as error:
         raise explain(error) from error
+    _refuse_unsafe(info)
+    return ServerFacts(
+        str(info.get("valkey_version", info["redis_version"])),
+        str(info["run_id"]),
+        tuple(_notes(info, settings, allow_volatile)),
+    )
+
+
+def _refuse_unsafe(info: Mapping[str, Any]) -> None:
     version = str(info["redis_version"])
     numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
     if numbers < LOWEST_VERSION:
@@ -51,7 +61,7 @@ def check_server(client: "redis.Redis", *, allow_volatile: bool = False) -> Serv
     policy = info.get("maxmemory_policy", "noeviction")
     if policy != "noeviction":
         raise Unavailable(
-            f"the Redis server may throw queued work away: its maxmemory-policy is {policy}",
+            f"the Redis server may evict queued work: its maxmemory-policy is {policy}",
             hint="set maxmemory-policy noeviction",
         )
     limit = int(info.get("maxmemory", 0))
@@ -59,7 +69,11 @@ def check_server(client: "redis.Redis", *, allow_volatile: bool = False) -> Serv
         raise Unavailable(
             f"the Redis server may use only {limit:,} bytes", hint="set maxmemory 64mb or more"
         )
-    notes = []
+
+
+def _notes(
+    info: Mapping[str, Any], settings: Mapping[str, Any], allow_volatile: bool
+) -> Iterator[str]:
     if not info.get("aof_enabled"):
         if not allow_volatile:
             raise Unavailable(
@@ -68,15 +82,14 @@ def check_server(client: "redis.Redis", *, allow_volatile: bool = False) -> Serv
                 hint="set appendonly yes and appendfsync always; to try things out, "
                 "FARM_ALLOW_VOLATILE=1 accepts it",
             )
-        notes.append("no append-only file: accepted work does not survive the server's end")
+        yield "no append-only file: accepted work does not survive the server's end"
     elif (fsync := settings.get("appendfsync", "always")) != "always":
-        notes.append(
+        yield (
             f"appendfsync is {fsync}: {_MAY_BE_LOST.get(fsync, 'some')} of accepted work may be "
             "lost with the server; set it to always"
         )
-    if limit == 0:
-        notes.append("no maxmemory: when the machine's memory is full the server may be killed")
-    return ServerFacts(str(info.get("valkey_version", version)), str(info["run_id"]), tuple(notes))
+    if int(info.get("maxmemory", 0)) == 0:
+        yield "no maxmemory: when the machine's memory is full the server may be killed"
 
 
 def _settings(client: "redis.Redis") -> dict[str, Any]:
@@ -105,7 +118,7 @@ def rewrite(client: "redis.Redis", seconds: float = REWRITE_SECONDS) -> str:
                 if time.monotonic() > end:
                     raise Unavailable(
                         f"Redis has not rewritten its append-only file in {seconds:g} s",
-                        hint="work goes on; submissions are taken when it is done",
+                        hint="work continues; submissions are accepted when it is done",
                     )
                 time.sleep(POLL_SECONDS)
             if client.info("persistence")["aof_last_bgrewrite_status"] != "ok":
@@ -118,7 +131,7 @@ def rewrite(client: "redis.Redis", seconds: float = REWRITE_SECONDS) -> str:
 
 
 def _start_rewrite(client: "redis.Redis") -> bool:
-    """False if the service does not let its users do it; it then takes care itself."""
+    """False if the service does not let its users do it; it then takes care of it itself."""
     try:
         client.bgrewriteaof()
     except refused.NoPermissionError:

@@ -12,7 +12,7 @@ from farm.queue.messages import JobHeader, Restored, Submitted
 from farm.queue.script_runner import ScriptRunner
 from farm.spec import Lane
 
-LANES_SECONDS = 86_400  # that the lanes of an open job are known after its last piece
+LANES_SECONDS = 86_400  # that the lanes of an open job are remembered after its last piece
 
 
 class Submissions(ScriptRunner):
@@ -39,7 +39,7 @@ class Submissions(ScriptRunner):
         )
 
     def note_lanes(self, job: str, lanes: Collection[Lane], most: int) -> bool:
-        """Note the lanes of an open job's piece; False, and nothing, where it would be too many."""
+        """Note the lanes of an open job's piece; False, and none noted, if that is too many."""
         key, names = f"{self._prefix}lanes-of:{job}", [str(lane) for lane in lanes]
         pipe = self.client.pipeline()
         for name in names:

@@ -148,7 +148,7 @@ class WorkerSessions(ScriptRunner):
             lease: the task.
             kind: ``row`` is final; ``crash`` counts if the task was leased alone, against the row
                 that a heartbeat named, otherwise the task will run alone; ``infra`` blames the
-                surroundings; ``release`` returns the task at no cost.
+                machines; ``release`` returns the task at no cost.
             reason: for people.
         """
         state = self._run(

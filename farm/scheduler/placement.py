@@ -25,9 +25,9 @@ ACTOR_THREADS = 8  # each may wait for a scheduler that is gone
 class Placement:
     """Keeps ``count`` detached actors alive, named ``worker-0`` and so on.
 
-    No work travels by Ray's calls: an actor leases for itself, so the death of whoever holds this
-    object strands nothing. Ray restarts an actor that crashes; ``deaths`` says so at once, from
-    one pending ``join`` call per actor, where a lease would take seconds to run out.
+    No work travels by Ray's calls: an actor leases for itself, so nothing is lost when the process
+    with this object dies. Ray restarts an actor that crashes; ``deaths`` says so at once, from one
+    pending ``join`` call per actor, where a lease would take seconds to run out.
 
     Args:
         actor: the workers' class; made with a name, the environment and its fingerprint.
@@ -37,7 +37,7 @@ class Placement:
         environment: settings of the workers, on top of their node's environment; an argument
             and not a runtime_env, which the dashboard would show with every secret in it.
         num_gpus, num_cpus: what one worker reserves.
-        report: is told of a worker that cannot run: its name and the cause, in one line.
+        report: called for a worker that cannot run, with its name and the cause in one line.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class Placement:
                 ray.kill(place.actor)
 
     def _visit(self, worker: str, place: "_Place") -> str | None:
-        """One look at a worker; returns the session that it turned out to have lost."""
+        """Look at a worker; returns its session if that has ended."""
         if place.actor is None:
             if time.monotonic() >= place.retry_at:
                 place.actor = self._place(worker)
@@ -118,7 +118,7 @@ class Placement:
                 asked, place.asked = place.asked, None
                 session, fingerprint = ray.get(asked)
                 if fingerprint != self._fingerprint:
-                    log.info("%s runs with other settings; it is placed anew", worker)
+                    log.info("%s runs with other settings; it is placed again", worker)
                     ray.kill(place.actor)
                     place.forget(retry_at=time.monotonic() + RETRY_SECONDS)
                     return str(session)

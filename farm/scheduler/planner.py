@@ -41,7 +41,7 @@ def plan(work: Iterable[Work], rooms: Sequence[Room]) -> list[Grant]:
     the room that is kept for them, so that a person at a screen does not wait for a dataset. Among
     the others a worker prefers lanes whose grid it already runs, since rows of one token grid share
     its forward passes; a lane that no busy worker prefers still goes to the one with most room, so
-    affinity starves nobody.
+    affinity starves no lane.
     """
     waiting: dict[Lane, int] = {}
     urgent: dict[Lane, int] = {}

@@ -34,11 +34,11 @@ class SchedulerSettings(FarmSettings):
     workers: int = Field(default=1, ge=0)
     worker_gpus: float = Field(default=0, ge=0)  # that one worker reserves
     worker_cpus: float = Field(default=1, ge=0)
-    end_workers: bool = False  # with the scheduler; else they go on, as a restart of it wants
+    end_workers: bool = False  # with the scheduler; otherwise they outlive it
 
 
 class Deaths(Protocol):
-    """Whoever can certify that a session's process is gone."""
+    """Something that can certify that a session's process is gone."""
 
     def deaths(self) -> Iterable[str]: ...
 
@@ -117,9 +117,9 @@ class Scheduler:
         self._urgent = {name: held for name, held in self._urgent.items() if name in living}
 
     def run(self, stopped: threading.Event, alive: Callable[[], None] = lambda: None) -> None:
-        """Step for ever; an event of the farm, or a quarter of a second, starts the next pass.
+        """Step until stopped; an event, or a quarter of a second, starts the next pass.
 
-        ``alive`` is called at each, for whoever watches over the process.
+        ``alive`` is called in each pass, for the supervisor of the process.
         """
         while not stopped.is_set():
             alive()

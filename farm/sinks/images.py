@@ -13,6 +13,8 @@ from farm.sinks.parts import delete_data
 from farm.sinks.protocol import RowId, Source, StoredObject, TaskPlace
 from farm.store import Store
 
+FEW = 64  # pictures that are looked for one by one
+
 
 class Images:
     """A row's ``file`` is the picture's key."""
@@ -53,7 +55,9 @@ class Images:
             records[place.data + record.file_name] = record
         if not records:
             return []
-        there = {entry.key for entry in self._store.list(_common(records))}
+        # A list of a large folder costs more than looking for a few files.
+        few = len(records) <= FEW
+        there = records.keys() if few else {e.key for e in self._store.list(_common(records))}
         found = []
         for key in records.keys() & there:
             # Not this picture, or gone again: it is rendered, and storing it tells what is wrong.

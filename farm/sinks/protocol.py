@@ -24,7 +24,7 @@ class TaskPlace(NamedTuple):
     number: int  # of the task in its job
     format: Format  # of the pictures
     data: str  # start of the keys of its data; other tasks of the generation share it
-    part: str | None  # key of its manifest part; None where nobody keeps one in the store
+    part: str | None  # key of its manifest part; None where the store keeps none
 
     @classmethod
     def of(cls, chunk: Chunk, generation: int) -> "TaskPlace":
@@ -74,9 +74,9 @@ class Sink(Protocol):
     not exist yet, and is of use only to a sink that puts several pictures into one object.
 
     Everything is stored below ``place.data``, create-if-absent: what lies there already counts,
-    whoever wrote it, and goes into the rows. Calls about one place may be repeated at any time,
-    by other workers too, and must come to the same rows. All methods may be called from several
-    threads at once; they raise ``StoreError`` and ``NotFound`` as the store does.
+    whichever process wrote it, and goes into the rows. Calls about one place may be repeated at any
+    time, by other workers too, and must come to the same rows. All methods may be called from
+    several threads at once; they raise ``StoreError`` and ``NotFound`` as the store does.
     """
 
     # Whether a task is one object. Its size is then counted in pictures, so that the same renders

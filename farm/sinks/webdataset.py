@@ -63,6 +63,6 @@ def sidecar(row: ManifestRow) -> bytes:
 
 
 def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
-    member = tarfile.TarInfo(name)  # of nobody, and of no time
+    member = tarfile.TarInfo(name)  # no owner and no time
     member.size = len(data)
     archive.addfile(member, io.BytesIO(data))

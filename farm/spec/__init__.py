@@ -2,14 +2,6 @@
 
 from farm.spec.checkpoint import CheckpointInfo
 from farm.spec.explain import explain
-from farm.spec.metadata import (
-    KNOWN,
-    MAX_METADATA_BYTES,
-    METADATA,
-    check_column,
-    no_prompt,
-    split_metadata,
-)
 from farm.spec.parameter import AssetKind, Form, Parameter, parameters_of
 from farm.spec.parameters import MAX_PROMPT_CHARACTERS, MAX_STEPS, PARAMETERS, AssetId
 from farm.spec.render import (
@@ -25,12 +17,9 @@ from farm.spec.render import (
 from farm.spec.request import RenderRequest
 
 __all__ = [
-    "KNOWN",
-    "MAX_METADATA_BYTES",
     "MAX_PROMPT_CHARACTERS",
     "MAX_SEED",
     "MAX_STEPS",
-    "METADATA",
     "PARAMETERS",
     "AssetId",
     "AssetKind",
@@ -44,10 +33,7 @@ __all__ = [
     "Rng",
     "Row",
     "canonical_json",
-    "check_column",
     "derived_seed",
     "explain",
-    "no_prompt",
     "parameters_of",
-    "split_metadata",
 ]

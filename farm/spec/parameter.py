@@ -1,4 +1,4 @@
-"""What is said of one parameter, in one place: its limits, its help and its names elsewhere."""
+"""All that the farm says about one parameter: its limits, its help and its other names."""
 
 import enum
 from collections.abc import Iterator, Mapping
@@ -25,7 +25,7 @@ class Form(enum.Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Parameter(GroupedMetadata):
-    """Stands in a field's annotation, beside its type. Pydantic checks the limits; the flags of
+    """Is in a field's annotation, beside its type. Pydantic checks the limits; the flags of
     ``farm submit``, the README's table and the hints of refusals are made from the rest.
 
     A pair's limits hold for each of its numbers.

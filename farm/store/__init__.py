@@ -33,12 +33,12 @@ def open_store(url: str, *, attempts: int | None = None) -> Store:
         parts = urlsplit(url)
         if parts.netloc not in {"", "localhost"} or len(parts.path) < 2:
             raise InvalidInput(
-                f"{without_secrets(url)!r} names no absolute folder", field="store", hint=_HINT
+                f"{without_secrets(url)!r} is not an absolute path", field="store", hint=_HINT
             )
         return _local(Path(unquote(parts.path)))
     if scheme == "s3":
         return _s3(url, attempts)
-    raise InvalidInput(f"{scheme}:// is no store that the farm knows", field="store", hint=_HINT)
+    raise InvalidInput(f"the farm has no store for {scheme}://", field="store", hint=_HINT)
 
 
 def _local(root: Path) -> Store:
@@ -63,7 +63,7 @@ def _s3(url: str, attempts: int | None) -> Store:
         )
     if "@" in url.partition("?")[0] or parts.fragment:
         raise InvalidInput(
-            "credentials do not belong into its address", field="store", hint=_CREDENTIALS
+            "credentials do not belong in its address", field="store", hint=_CREDENTIALS
         )
     if not _BUCKET.fullmatch(parts.netloc):
         raise InvalidInput(f"{parts.netloc!r} is not a bucket's name", field="store", hint=_HINT)

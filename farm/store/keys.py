@@ -13,12 +13,12 @@ def header(job: str) -> str:
 
 
 def closed(job: str) -> str:
-    """Where it lies how a job that came in by pieces was closed."""
+    """Of the record that says how a job that came in by pieces was closed."""
     return prefix(job) + "closed.json"
 
 
 def cancelled(job: str) -> str:
-    """Where an object lies if the job was cancelled."""
+    """Of an object that is there if the job was cancelled."""
     return prefix(job) + "_CANCELLED"
 
 
@@ -32,17 +32,17 @@ def chunk(job: str, number: int) -> str:
 
 
 def all_data(job: str) -> str:
-    """Start of the keys of everything that holds pictures of a job."""
+    """Start of the keys of all objects with pictures of a job."""
     return prefix(job) + "data/"
 
 
 def data(job: str, generation: int) -> str:
-    """Start of the keys of what one generation of a job adds to them."""
+    """Start of the keys of those that one generation adds."""
     return f"{all_data(job)}{generation}/"
 
 
 def part(job: str, generation: int, number: int) -> str:
-    """Where the manifest of one task lies."""
+    """Of the manifest of one task."""
     return f"{prefix(job)}manifest/{generation}/part-{number:08d}.parquet"
 
 
@@ -52,8 +52,8 @@ def early(job: str) -> str:
 
 
 def success(job: str, generation: int = 0) -> str:
-    """Where the object lies whose presence says that a generation of the job has ended; it lists
-    every part up to there."""
+    """Of the object whose presence says that a generation of the job has ended; it lists every part
+    up to that generation."""
     return prefix(job) + "_SUCCESS" + (f".{generation}" if generation else "")
 
 

@@ -15,7 +15,7 @@ from farm.store.protocol import STREAM_BYTES, ListedObject, check_key, check_pre
 # No key's segment starts with a dot, so what is being written is never seen as an object.
 _UNFINISHED = ".writing-"
 
-# What opening or naming a file without a name fails with where the system or the disk cannot.
+# What open(2) and link(2) fail with where the system or the disk has no unnamed files.
 _NO_UNNAMED = {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT}
 
 _HINTS = {
@@ -23,11 +23,11 @@ _HINTS = {
     errno.EDQUOT: "the disk quota is used up: free some space, or use another folder",
     errno.EROFS: "the disk is mounted read-only: use another folder",
     errno.EACCES: "this user may not use the folder: correct its permissions, or use another one",
-    errno.EPERM: "the file system refuses it, hard links perhaps: use another folder",
+    errno.EPERM: "the file system refuses it, perhaps for want of hard links: use another folder",
     errno.EOPNOTSUPP: "the file system has no hard links: use a folder on another one",
-    errno.EEXIST: "a file stands where a folder is needed",
-    errno.ENOTDIR: "a file stands where a folder is needed",
-    errno.EISDIR: "a folder stands where a file is needed",
+    errno.EEXIST: "there is a file where a folder is needed",
+    errno.ENOTDIR: "there is a file where a folder is needed",
+    errno.EISDIR: "there is a folder where a file is needed",
     errno.EMFILE: "too many files are open: raise the limit (ulimit -n)",
 }
 

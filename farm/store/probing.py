@@ -18,8 +18,8 @@ class WritesTwice(StoreError):
 
 
 def check_store(store: Store, *, single_writer: bool) -> None:
-    """Refuse a store that cannot be used, and one that does not write objects only once, unless
-    nobody but one worker writes to it."""
+    """Refuse a store that cannot be used. Refuse one that does not write objects only once, unless
+    there is a single writer."""
     try:
         store.probe()
     except WritesTwice as error:
@@ -42,7 +42,7 @@ def probe(store: Store, writers: int) -> None:
         winners = [number for number, call in enumerate(calls) if call.result()]
         kept = store.get(key)
         late = store.put(key, b"late")
-        # Nobody may know that he won: the reply was lost, and asked again the store says no.
+        # Perhaps no writer knows that it won: its reply was lost, and the repeated request failed.
         stored_by = winners or range(writers)
         once = kept in {f"writer {number}".encode() for number in stored_by}
         if len(winners) > 1 or not once or late:

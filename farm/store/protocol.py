@@ -32,7 +32,7 @@ class Store(Protocol):
         """Write an object unless the key is taken; the stored bytes are complete or absent.
 
         Returns False, and leaves what is there, if the key was taken. After a lost connection
-        that may be this very call's own object, so compare before taking it for a stranger's.
+        that may be this very call's own object, so compare it before taking it for someone else's.
         """
         ...
 
@@ -56,11 +56,11 @@ class Store(Protocol):
         ...
 
     def delete(self, key: str) -> None:
-        """Remove the object; that there is none is fine."""
+        """Remove the object, if there is one."""
         ...
 
     def signed_url(self, key: str, *, seconds: int, filename: str | None = None) -> str | None:
-        """A link that reads the object without credentials; None where the store has no such."""
+        """A link that reads the object without credentials; None where the store has none."""
         ...
 
     def probe(self, writers: int = 16) -> None:

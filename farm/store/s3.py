@@ -36,7 +36,7 @@ from farm.store.protocol import STREAM_BYTES, ListedObject, check_key, check_pre
 
 MAX_CONNECTIONS = 32
 CONNECT_SECONDS = 5
-READ_SECONDS = 20  # of silence; a dead connection costs that much before it is tried anew
+READ_SECONDS = 20  # of silence; a dead connection costs that much before the next attempt
 PAGE_KEYS = 1000  # of a list; the most that S3 gives at once
 ATTEMPTS = 10  # botocore waits up to 0.05, 0.1 … 12.8 s between them, but 1, 2 … 20 s if overloaded
 RACE_ATTEMPTS = 8  # of a PUT that met another one of the same key under way
@@ -202,7 +202,7 @@ class S3Store:
             ) from error
         except (CredentialRetrievalError, TokenRetrievalError) as error:
             raise StoreError(
-                f"cannot {what} {self.url}: the credentials cannot be had: {error}",
+                f"cannot {what} {self.url}: there are no usable credentials: {error}",
                 hint="log in again, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
             ) from error
         except SSLError as error:
@@ -232,7 +232,7 @@ class S3Store:
         if code in _TAKEN:
             return _Taken(f"{failed}: the key is taken")
         if code in _RACING:
-            return _Racing(f"{failed}: other writers of the same key do not come to an end")
+            return _Racing(f"{failed}: other writers of the same key keep interfering")
         said = str(error.response.get("Error", {}).get("Message", "")).strip()
         reason, hint = f"{code}: {said}" if said else code, None
         if code == "NoSuchBucket":
@@ -249,7 +249,7 @@ class S3Store:
         elif code == "RequestTimeTooSkewed":
             reason, hint = "the clocks of this machine and the server differ", "set the clock"
         elif code in _OVERLOADED:
-            reason, hint = f"it is overloaded ({code})", "it is tried again later"
+            reason, hint = f"it is overloaded ({code})", "the farm tries again later"
         elif code in _FULL:
             reason, hint = f"it is full ({code})", "free some space, or raise the quota"
         elif code in _UNKNOWN:

@@ -16,7 +16,7 @@ class Kind(enum.StrEnum):
     WRONG_SIZE = "wrong-size"  # an object with pictures, and so its sha256
     WRONG_SHA256 = "wrong-sha256"  # such an object of the right size
     PART_MISSING = "part-missing"
-    PART_CHANGED = "part-changed"  # other bytes than its receipt tells of
+    PART_CHANGED = "part-changed"  # other bytes than its receipt says
     LISTED_TWICE = "listed-twice"  # a picture
     ORPHAN = "orphan"  # an object that nothing lists
     COUNT = "count"  # the queue counts otherwise

@@ -4,7 +4,7 @@ import hashlib
 import json
 import secrets
 import time
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 from farm.errors import Conflict, FarmError, NotFound
@@ -23,7 +23,7 @@ DAMAGED = {Kind.MISSING, Kind.WRONG_SIZE, Kind.WRONG_SHA256}
 
 
 class Repaired(NamedTuple):
-    """What came of a repair."""
+    """The result of a repair."""
 
     left: int  # differences that nothing here can repair
     generation: int  # of the job now; a higher one than before makes pictures again
@@ -79,7 +79,7 @@ class Verifier:
         have the pictures of lost and damaged objects made again as a new generation.
 
         Raises:
-            Conflict: not those of every task can be made again; the rest was repaired.
+            Conflict: the pictures of some tasks cannot be made again; the rest was repaired.
         """
         job = self.status.id
         now = self._queue.status(job, self._tenant)
@@ -97,19 +97,9 @@ class Verifier:
                 mended.append(one)
             elif one.kind in DAMAGED and one.task is not None and one.subject.startswith(data):
                 damaged.setdefault(one.task, []).append(one)
-        generation, spoiled, refused = now.generation, False, None
-        for number, found in damaged.items():
-            try:
-                self._spoil(number, {one.subject for one in found})
-            except Conflict as error:  # the others are made again all the same
-                refused = error
-                continue
-            spoiled = True
-            for one in found:
-                self._store.delete(one.subject)
-            mended += found
-        if spoiled:
-            generation = self._queue.retry(job, self._tenant)
+        remade, refused = self._invalidate(damaged)
+        generation = self._queue.retry(job, self._tenant) if remade else now.generation
+        mended += remade
         if mended:
             told = canonical_json([one._asdict() for one in mended])
             self._store.put(f"{keys.repairs(job)}{secrets.token_hex(8)}.json", told.encode())
@@ -120,7 +110,7 @@ class Verifier:
     def _check_ended(self, status: JobStatus) -> None:
         if status.state not in TERMINAL_JOBS:
             raise Conflict(
-                f"job {status.id} is still {status.state}; it is verified when it has ended",
+                f"job {status.id} is still {status.state}; it can be verified when it has ended",
                 hint=f"farm wait {status.id}",
             )
 
@@ -137,7 +127,27 @@ class Verifier:
             data = None
         return Part(task.generation, task.receipt, data)
 
-    def _spoil(self, number: int, damaged: Set[str]) -> None:
+    def _invalidate(
+        self, damaged: Mapping[int, Sequence[Difference]]
+    ) -> tuple[list[Difference], Conflict | None]:
+        """Count damaged pictures as failed and delete their objects, task by task.
+
+        Returns what a retry will make again, and why some of it cannot be.
+        """
+        remade: list[Difference] = []
+        refused = None
+        for number, found in damaged.items():
+            try:
+                self._count_failed(number, {one.subject for one in found})
+            except Conflict as error:  # the others are made again all the same
+                refused = error
+                continue
+            for one in found:
+                self._store.delete(one.subject)
+            remade += found
+        return remade, refused
+
+    def _count_failed(self, number: int, damaged: Set[str]) -> None:
         """Tell the queue how many of the task's pictures are left, on its newest receipt."""
         job, tasks = self.status.id, self._done[number]
         rows = merge(task_rows(self._store, job, number, range(self.status.generation + 1)))
@@ -171,7 +181,7 @@ class Verifier:
 
 
 def report(verifier: Verifier, *, repair: bool) -> Iterator[str]:
-    """The lines of the answer; one at least every few seconds, so that nobody gives up."""
+    """The lines of the answer; one at least every few seconds, so that no client gives up."""
     differences: list[Difference] = []
     told = time.monotonic()
     try:

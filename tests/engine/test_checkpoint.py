@@ -84,7 +84,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "mixed sizes": (lambda p: _edit(p / "transformer/config.json", vocab_size=99), "has the shape"),
     "mixed parts": (
         lambda p: _edit(p / "scheduler/scheduler_config.json", mask_token_id=5),
-        "beside",
+        "in the codebook",
     ),
     "bad guidance": (
         lambda p: _edit(p / "farm.json", default_guidance_scale="high"),

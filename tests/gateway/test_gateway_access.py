@@ -53,6 +53,7 @@ RULES = {
     ("GET", "/v1/checkpoints"): Rule("read"),
     ("GET", "/v1/jobs"): Rule("read"),
     ("POST", "/v1/jobs"): Rule("write", ok=201, body=ONE),
+    ("POST", "/v1/estimate"): Rule("write", body=ONE),
     ("PUT", "/v1/assets"): Rule("write", ok=201, body=png()),
     ("POST", "/v1/assets"): Rule("write", ok=201, body=png()),
     ("GET", "/v1/assets/{asset}"): Rule("read", owned=True),

@@ -128,7 +128,7 @@ def test_the_unusual_but_right_is_taken(http: httpx2.Client, render: dict[str, A
 
 WRONG_BODIES: list[tuple[bytes, int, str]] = [
     (b"", 422, "empty"),
-    (b"{", 422, "no JSON"),
+    (b"{", 422, "not JSON"),
     (b"[]", 422, "object"),
     (b"null", 422, "object"),
     (b'{"renders": []}', 422, "at least one"),

@@ -167,7 +167,7 @@ def test_bad_lines_are_listed_and_the_good_ones_taken(cli: Cli) -> None:
     assert result.code == 0
     assert is_job_id(result.out.strip())
     told = result.err.splitlines()
-    assert told[-1] == "11,995 of 12,001 renders taken, 6 refused"
+    assert told[-1] == "11,995 of 12,001 renders accepted, 6 refused"
     places = [line.split("line ")[1].split(":")[0] for line in told[:-1]]
     assert places == [
         "4, column 17", "5, column 12", "6, column 16", "7, column 1048577",
@@ -325,7 +325,7 @@ def test_the_farm_of_this_machine_is_found_by_its_data_directory(
 def test_a_job_that_is_still_coming_in_says_for_how_long(cli: Cli, http: httpx2.Client) -> None:
     job = http.post("/v1/jobs?open").json()["id"]
     assert "open: 0 of 0 pictures, coming in for " in cli("status", job).out
-    assert "its sender has not sent the rest" in cli("why", job).out
+    assert "its sender has not sent the rest yet" in cli("why", job).out
 
 
 def lines_of(http: httpx2.Client, cli: Cli, *arguments: str) -> list[dict[str, Any]]:
@@ -439,3 +439,56 @@ def test_a_file_of_an_unknown_kind_is_not_drawn_as_a_prompt(cli: Cli) -> None:
         "accepted"
     ] == 2  # fmt: skip
     assert "not both" in cli("submit", "prompts.md", "a star").err
+
+
+def test_a_dry_run_tells_what_a_submission_would_come_to(
+    cli: Cli, fake_worker: FakeWorker, gateway: Gateway
+) -> None:
+    Path("a.csv").write_text("prompt,width\n" + "a,64\n" * 3000 + "b,128\nc,7\n")
+    flags = ("a.csv", "--seed", "1..2", "--num-images", "2", "--steps", "3")
+    result = cli("submit", *flags, "--dry-run")
+    assert result.code == 0
+    assert "line 3003, column 2" in result.err
+    assert "2 renders would be refused" in result.err
+    told = result.out.splitlines()
+    assert told[0] == "6,002 renders, 12,004 pictures; nothing was submitted"
+    assert told[-1] == "time: not known yet; the workers have not measured every lane"
+    assert cli("ls", "-q").out == ""
+    facts = json.loads(cli("submit", *flags, "--dry-run", "--json").out)
+    assert (facts["renders"], facts["rejected_count"], facts["workers"]) == (6002, 2, 1)
+    lanes = {name.rpartition("/")[2]: one for name, one in facts["lanes"].items()}
+    assert lanes["64x64"]["pictures"] == 12_000
+    assert lanes["64x128"] == {"pictures": 4, "tasks": 1, "row_steps": 12, "pace": 0.0}
+    assert 12_004 * 1000 < facts["bytes"] < 12_004 * 20_000
+    assert cli("submit", *flags, "--dry-run", "--strict").code == 2
+    job = cli("submit", *flags).out.strip()
+    assert json.loads(cli("status", job, "--json").out)["images"]["total"] == facts["pictures"]
+
+
+def test_a_dry_run_knows_the_time_where_the_workers_do(
+    cli: Cli, gateway: Gateway, fake_worker: FakeWorker
+) -> None:
+    lane = f"{fake_worker.info.name}/text2img/64x64"
+    facts = {"checkpoints": [fake_worker.info.model_dump()]}
+    gateway.queue.register("f" * 32, "measured", [fake_worker.info.name], facts)
+    gateway.queue.heartbeat("f" * 32, 0, {}, {"paces": {lane: 10.0}}, 60_000)
+    told = cli("submit", "a", "--steps", "5", "-n", "60", "--dry-run").out
+    assert "time: about 0 min 30 s, if 2 workers did nothing else" in told
+
+
+def test_a_folder_takes_the_pictures_of_one_job(cli: Cli, fake_worker: FakeWorker) -> None:
+    first = cli("submit", "a", "-o", "out")
+    assert first.code == 0, first.err
+    picture = Path("out/00000000-00.png").read_bytes()
+    count = len(cli("ls", "-q").out.split())
+    refused = cli("submit", "b", "-o", "out")
+    assert (refused.code, refused.out) == (2, "")
+    assert first.out.split()[0] in refused.err
+    assert len(cli("ls", "-q").out.split()) == count
+    other = cli("submit", "b").out.strip()
+    assert cli("fetch", other, "-o", "out").code == 2
+    assert cli("fetch", other, "-o", "out", "--resume").code == 2
+    assert Path("out/00000000-00.png").read_bytes() == picture
+    assert cli("fetch", first.out.split()[0], "-o", "out").code == 0
+    assert cli("fetch", other, "-o", "out", "--overwrite").code == 0
+    assert Path("out/00000000-00.png").read_bytes() != picture

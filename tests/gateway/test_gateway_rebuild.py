@@ -1,6 +1,7 @@
 """The queue's data are lost, and the store fills the queue again."""
 
 import contextlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 from fake_worker import BAD_PROMPT, LOST_PROMPT, FakeWorker
 from harness import INFO, Gateway, Serve, ndjson, post
 
-from farm.errors import JobFailed
+from farm.errors import Conflict, JobFailed
 from farm.ingest.rebuild import rebuild
 from farm.local.rebuild import rebuild_embedded
 from farm.queue import JobStatus
@@ -173,3 +174,14 @@ def test_a_queue_is_rebuilt_in_a_folder_whose_path_is_too_long_for_a_socket(
     counts, old = rebuild_embedded(data, kept.store, "test")
     assert (counts["queued"], old) == (1, None)
     assert (data / "valkey" / "appendonlydir").is_dir()
+
+
+def test_a_store_of_a_newer_farm_is_not_rebuilt_by_an_older_one(kept: Gateway, farm: Farm) -> None:
+    """Its jobs would be called damaged, and left out."""
+    job = farm.submit("a boat")
+    record = json.loads(kept.store.get(keys.header(job.id)))
+    kept.store.delete(keys.header(job.id))
+    kept.store.put(keys.header(job.id), json.dumps({**record, "v": 2}).encode())
+    lose(kept)
+    with pytest.raises(Conflict, match="newer version of the farm"):
+        rebuild(kept.queue, kept.store)

@@ -91,7 +91,7 @@ def test_a_retry_may_be_of_the_tasks_that_failed_for_one_reason(
         with pytest.raises(Conflict, match="failed for the reason crash"):
             job.retry("crash")
         assert run(["retry", job.id, "--failed", "--reason", "cannot be drawn"]) == 0
-        assert capsys.readouterr().err.endswith(": 1 picture to make again\n")
+        assert capsys.readouterr().err.endswith(": 1 picture to render again\n")
         job.wait(20, check=False)
         assert {image.render: image.error is None for image in job.images()} == {0: False, 1: True}
         assert job.retry("row").generation == 2
@@ -119,7 +119,7 @@ def test_retry_and_pause_have_commands(
     fake_worker.healed = True
     code, out, told = cli("retry", failed, "--failed")
     assert (code, out) == (0, "")
-    assert told.endswith(": 1 picture to make again\n")
+    assert told.endswith(": 1 picture to render again\n")
     assert cli("wait", failed)[0] == 0
     assert cli("ls", "--failed", "-q")[1] == ""
     code, _, told = cli("retry", good)

@@ -228,8 +228,8 @@ def test_the_command_tells_each_difference_and_its_code(
     told = capsys.readouterr()
     assert told.out == f"missing {keys.success(job.id)}\n"
     assert told.err == (
-        f"{job.id}: 3 pictures looked at, 1 difference; "
-        f"farm verify {job.id} --repair mends what can be\n"
+        f"{job.id}: 3 pictures checked, 1 difference; "
+        f"farm verify {job.id} --repair repairs what can be\n"
     )
     gateway.store.delete(picture(job, 0))
     assert run(["verify", job.id, "--repair", "--json"]) == 1  # the last file's generation is over
@@ -237,4 +237,4 @@ def test_the_command_tells_each_difference_and_its_code(
     assert ([one["kind"] for one in found["differences"]], found["left"]) == (["missing"] * 2, 1)
     job.wait(20)
     assert run(["verify", job.id]) == 0
-    assert capsys.readouterr().err == f"{job.id}: 3 pictures looked at, no difference\n"
+    assert capsys.readouterr().err == f"{job.id}: 3 pictures checked, no difference\n"

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from pathlib import Path
 from typing import NamedTuple
@@ -29,6 +30,7 @@ from farm_client import Farm, Job
 from workers import Workers
 
 TESTS = Path(__file__).parents[1]
+STALLS = "BUNDLE_STALLS"  # in a worker's environment: it gets no further than its bundle
 
 
 class Spot(NamedTuple):
@@ -76,6 +78,8 @@ class Bundle:
             data = b"".join(_entry(path.name, path.read_bytes()) for path in spooled)
             if not self._store.put(self._key(place), data):
                 data = self._store.get(self._key(place))
+            if STALLS in os.environ:
+                _end_with_the_worker()
         return [*failed, *self._rows(place, data, lambda picture: True)]
 
     def forget(self, place: TaskPlace) -> None:
@@ -135,6 +139,13 @@ class Bundle:
 
 def _entry(name: str, data: bytes) -> bytes:
     return json.dumps([name, len(data)]).encode() + b"\n" + data
+
+
+def _end_with_the_worker() -> None:
+    worker = os.getppid()
+    while os.getppid() == worker:
+        time.sleep(0.01)
+    os._exit(1)
 
 
 @pytest.fixture(autouse=True)
@@ -227,16 +238,23 @@ def test_a_killed_publisher_loses_and_doubles_nothing(
     check_pictures(job, 20)
 
 
-def test_a_killed_worker_leaves_the_bytes_of_an_undisturbed_job(
-    gateway: Gateway, workers: Workers, farm: Farm, redis_url: str, tmp_path: Path
-) -> None:
+def start_victim(
+    gateway: Gateway, redis_url: str, tmp_path: Path, **variables: str
+) -> subprocess.Popen[bytes]:
+    """A worker in a process that can be killed."""
     environment = {
         **os.environ, "REDIS_URL": redis_url, "FARM_NAME": "test", "FARM_LEASE_MS": "2000",
         "FARM_STORE": gateway.store.url, "FARM_DATA": str(tmp_path / "victim"),
-        "FARM_CHECKPOINTS": "fake",
+        "FARM_CHECKPOINTS": "fake", **variables,
     }  # fmt: skip
     command = [sys.executable, str(TESTS / "cluster" / "worker_process.py"), "victim"]
-    victim = subprocess.Popen(command, env=environment)
+    return subprocess.Popen(command, env=environment)
+
+
+def test_a_killed_worker_leaves_the_bytes_of_an_undisturbed_job(
+    gateway: Gateway, workers: Workers, farm: Farm, redis_url: str, tmp_path: Path
+) -> None:
+    victim = start_victim(gateway, redis_url, tmp_path)
     try:
         job = submit(gateway, farm, pictures=100)
         spooled = tmp_path / "victim" / "scratch"
@@ -251,6 +269,27 @@ def test_a_killed_worker_leaves_the_bytes_of_an_undisturbed_job(
     undisturbed.wait(30)
     assert objects(gateway, job) == objects(gateway, undisturbed)
     check_pictures(job, 100)
+
+
+def test_a_worker_killed_between_its_bundle_and_its_receipt_leaves_nothing_to_render(
+    gateway: Gateway, workers: Workers, farm: Farm, redis_url: str, tmp_path: Path
+) -> None:
+    victim = start_victim(gateway, redis_url, tmp_path, **{STALLS: "1"})
+    try:
+        job = submit(gateway, farm, pictures=20)
+        until(lambda: objects(gateway, job))
+    finally:
+        victim.kill()
+        victim.wait()
+    stored = objects(gateway, job)
+    assert list(gateway.store.list(keys.part(job.id, 0, 0))) == []
+    assert gateway.queue.finished(job.id) == []
+    engine = FakeEngine()
+    workers.start(engine=engine)
+    job.wait(30)
+    assert engine.rendered == []
+    assert objects(gateway, job) == stored
+    check_pictures(job, 20)
 
 
 def test_a_lost_part_is_written_again_from_the_bundle_alone(

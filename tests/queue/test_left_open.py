@@ -46,11 +46,11 @@ def test_a_closed_job_may_take_as_long_as_it_takes(bench: Bench, queue: Queue) -
     queue.open(header)
     queue.append(header.job, 0, "a" * 64, bench.tasks(1))
     queue.close(header.job, 1)
+    assert queue.client.exists("{farm}:opened") == 0
     bench.advance(25 * HOUR)
     queue.tick()
     for job in (header.job, whole):
         assert queue.status(job, "ann").state is JobState.QUEUED
-    assert queue.client.exists("{farm}:opened") == 0
 
 
 def test_a_cancelled_job_is_no_longer_open(bench: Bench, queue: Queue) -> None:
@@ -97,6 +97,20 @@ def test_a_dead_workers_tasks_do_not_wait_for_a_clock_that_was_set_back(
     queue.tick()
     assert [one.session for one in queue.sessions()] == [alive]
     assert queue.status(job, "ann").tasks.waiting == 1
+
+
+def test_a_heartbeat_since_the_clock_was_set_back_counts_as_it_is(
+    bench: Bench, queue: Queue
+) -> None:
+    session = bench.session()
+    queue.tick()
+    bench.advance(-HOUR)
+    queue.heartbeat(session, 1, {}, {}, MS)
+    bench.advance(20)
+    queue.tick()
+    bench.advance(11)
+    queue.tick()
+    assert queue.sessions() == []
 
 
 def test_a_wait_that_has_begun_since_is_kept(bench: Bench, queue: Queue) -> None:

@@ -68,5 +68,5 @@ def test_a_worker_that_does_not_exist_is_named_with_those_that_do(
     bench.session()
     assert run(["queue", "drain", "nowhere"]) != 0
     assert capsys.readouterr().err == (
-        "error[not_found]: there is no worker 'nowhere' (there are: worker-0)\n"
+        "error[not_found]: unknown worker 'nowhere' (there are: worker-0)\n"
     )

@@ -104,7 +104,7 @@ def test_a_file_where_the_folder_should_be_is_explained(tmp_path: Path) -> None:
     (tmp_path / "store").write_text("not a folder")
     with pytest.raises(StoreError) as caught:
         open_store(str(tmp_path / "store")).put("a/key", b"x")
-    assert "a file stands where a folder is needed" in (caught.value.hint or "")
+    assert "there is a file where a folder is needed" in (caught.value.hint or "")
 
 
 def test_what_is_being_written_is_not_listed(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from farm_client.address import find_address
 from farm_client.inputs import read_input
 from farm_client.job import read_events
 from farm_client.ndjson import Line, completed, pieces, read_lines
+from farm_client.output_folder import MARK
 from farm_client.sync import drive, iterate
 from farm_client.transport import BlockingWire
 
@@ -122,11 +123,11 @@ def test_a_broken_connection_is_said_in_plain_words(
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
-        (httpx2.Response(404, text="<html>nginx</html>"), "not as a farm does"),
-        (httpx2.Response(200, text="<html>hello</html>"), "not as a farm does"),
+        (httpx2.Response(404, text="<html>nginx</html>"), "but is not a farm"),
+        (httpx2.Response(200, text="<html>hello</html>"), "but is not a farm"),
         (httpx2.Response(400, text="sent to HTTPS port"), "https://farm:8400"),
-        (httpx2.Response(302, headers={"location": "http://x"}), "not as a farm does"),
-        (httpx2.Response(503, text="nginx"), "away"),
+        (httpx2.Response(302, headers={"location": "http://x"}), "but is not a farm"),
+        (httpx2.Response(503, text="nginx"), "does not answer"),
     ],
 )
 def test_what_is_no_farm_is_told(answer: httpx2.Response, words: str) -> None:
@@ -172,7 +173,7 @@ def test_a_server_cannot_name_a_file_outside_the_folder(tmp_path: Path) -> None:
         farm = farm_with(lambda _, page=page: httpx2.Response(200, json=page))
         with pytest.raises(FarmError):
             farm.job(JOB).fetch(tmp_path / "out")
-        assert list((tmp_path / "out").iterdir()) == []
+        assert [path.name for path in (tmp_path / "out").iterdir()] == [MARK]
 
 
 def test_an_address_is_looked_for_in_order(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -300,3 +301,29 @@ def test_a_coroutine_that_would_need_a_loop_is_a_mistake() -> None:
 
     with pytest.raises(AssertionError):
         drive(asyncio.sleep(0))
+
+
+def asked_to_pause(after: str) -> httpx2.Response:
+    content = json.dumps({"error": {"code": "over_quota", "message": "too much"}}).encode()
+    headers = [(b"retry-after", after.encode("latin-1"))]
+    return httpx2.Response(429, content=content, headers=headers)
+
+
+@pytest.mark.parametrize("after", ["61", "999999999", "9" * 5000])
+def test_a_farm_that_asks_for_a_very_long_pause_is_told_of_at_once(after: str) -> None:
+    farm = farm_with(lambda _: asked_to_pause(after), patience=50)
+    with pytest.raises(OverQuota):
+        farm.submit("x")
+    wire = farm._connection.wire
+    assert isinstance(wire, QuietWire)
+    assert wire.slept == []
+
+
+@pytest.mark.parametrize("after", ["-1", "\u00b2", "soon", "", "Fri, 27 Nov 2026 09:00:00 GMT"])
+def test_an_odd_pause_is_not_believed(after: str) -> None:
+    answers = [asked_to_pause(after)]
+
+    def handler(_: httpx2.Request) -> httpx2.Response:
+        return answers.pop() if answers else reply(201)
+
+    assert farm_with(handler).submit("x").id == JOB

@@ -29,7 +29,7 @@ def test_any_mask_is_cut_at_128_of_its_luminance(mode: str) -> None:
     )  # fmt: skip
     decoded = read(data, "mask")
     assert (decoded.pixels == np.where(np.asarray(grey) >= 128, 255, 0)).all()
-    assert "mask: its luminance decides: 128 to 255 is painted anew, 0 to 127 is kept" in (
+    assert "mask: its luminance decides: 128 to 255 is repainted, 0 to 127 is kept" in (
         decoded.notes
     )
     assert set(probe(data, "mask").notes) == set(decoded.notes)
@@ -46,7 +46,7 @@ def test_the_transparent_parts_of_a_mask_are_kept() -> None:
 
 def test_a_mask_that_marks_nothing_says_so() -> None:
     for data in (save(Image.new("L", (96, 64)), "PNG"), save(Image.new("RGBA", (96, 64)), "PNG")):
-        assert "mask: it marks nothing to be painted anew" in probe(data, "mask").notes
+        assert "mask: it marks nothing to repaint" in probe(data, "mask").notes
 
 
 def test_a_resized_mask_stays_binary() -> None:

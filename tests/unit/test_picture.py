@@ -84,6 +84,20 @@ def test_resizing_is_what_diffusers_does() -> None:
 
 
 @pytest.mark.parametrize(
+    ("picture", "size", "stretched"),
+    [
+        ((8000, 8), (8, 4096), True), ((8, 8000), (4096, 8), True), ((512, 100), (96, 512), True),
+        ((500, 333), (328, 496), False), ((1024, 1024), (512, 512), False),
+    ],
+)  # fmt: skip
+def test_a_picture_that_is_stretched_says_so(
+    picture: tuple[int, int], size: tuple[int, int], stretched: bool
+) -> None:
+    (note,) = read_image(save(Image.new("RGB", picture), "PNG"), size).notes
+    assert ("which changes its proportions" in note) is stretched
+
+
+@pytest.mark.parametrize(
     ("data", "name"),
     [
         (b"<!DOCTYPE html><html><body>404</body></html>", "a web page"),
@@ -101,8 +115,8 @@ def test_resizing_is_what_diffusers_does() -> None:
         (b"\0\0\0\x1cftypavif", "an AVIF file"),
         (b'{"error": "not found"}', "text"),
         (b"data:image/png;base64,iVBORw0KGgo=", "text"),
-        (save(COLOUR, "PPM"), "a file of unknown kind"),
-        (b"\0" * 100, "a file of unknown kind"),
+        (save(COLOUR, "PPM"), "a file of unknown format"),
+        (b"\0" * 100, "a file of unknown format"),
     ],
 )
 def test_what_is_no_picture_is_named(data: bytes, name: str) -> None:

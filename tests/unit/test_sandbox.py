@@ -71,11 +71,12 @@ def test_what_takes_too_much_processor_time_is_ended_and_refused() -> None:
 
 
 def test_a_process_that_does_not_answer_is_ended_and_replaced() -> None:
-    box = Sandbox(1, Limits(wall_seconds=1))
+    box = Sandbox(1)
     box.probe(save(COLOUR, "PNG"), "image")
     process = box._free.get()
     assert process is not None
     box._free.put(process)
+    process._limits = Limits(wall_seconds=0.2)
     os.kill(process._process.pid, 19)  # SIGSTOP
     with pytest.raises(Unavailable, match="in time"):
         box.probe(save(COLOUR, "PNG"), "image")

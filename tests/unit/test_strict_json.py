@@ -36,13 +36,13 @@ def test_good_json_is_read_as_usual(value: Any, indent: Any) -> None:
         ('{"a": "NaN", "b": -Infinity}', 1, 19, "Infinity"),
         ("{'a': 1}", 1, 2, "quotes"),
         ('{"a": 1} {"b": 2}', 1, 10, "after"),
-        ('{"a":\n  x}', 2, 3, "no JSON"),
-        ('{"a": "b', 1, 7, "no JSON"),
-        ("", 1, 1, "no JSON"),
+        ('{"a":\n  x}', 2, 3, "not JSON"),
+        ('{"a": "b', 1, 7, "not JSON"),
+        ("", 1, 1, "not JSON"),
         (" " + "[" * (MAX_DEPTH + 1) + "]" * (MAX_DEPTH + 1), 1, 2, "levels"),
         ("[" * 100_000 + "]" * 100_000, 1, 1, "deeply"),
         ('{"\u00fc": 1, "\u00fc": 2}', 1, 10, "twice"),
-        ("9" * 5000, 1, 1, "no JSON"),
+        ("9" * 5000, 1, 1, "not JSON"),
     ],
 )
 def test_bad_json_is_refused_with_its_place(text: str, line: int, column: int, words: str) -> None:

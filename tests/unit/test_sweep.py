@@ -1,6 +1,7 @@
 """Sweeps, and the job files that hold them."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,9 @@ from farm.cli.input_files import Reading
 from farm.cli.job_file import JobFile, read_job_file
 from farm.cli.parse_values import parse_values
 from farm.errors import InvalidInput, TooLarge
+from farm.job import JobOptions
+from farm.metadata import split_metadata
+from farm.spec import RenderRequest
 from farm_client.ndjson import completed, read_lines
 from farm_client.sweep import Sweep
 
@@ -188,3 +192,31 @@ def test_a_json_file_of_renders_is_not_a_job(tmp_path: Path) -> None:
         path = tmp_path / "a.json"
         path.write_text(text)
         assert read_job_file(str(path), Reading()) is None
+
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_job_file_in_the_docs_can_be_used(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "inputs.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
+    (tmp_path / "prompts.jsonl").write_text((ROOT / "prompts.jsonl").read_text(encoding="utf-8"))
+    found = job(tmp_path, text)
+    assert JobOptions.parse(found.options).name == "stars"
+    rows = made(found)
+    assert len(rows) == 4 * 3 * 2
+    for row in rows:
+        RenderRequest.parse(split_metadata(row)[0])
+
+
+def test_the_sample_file_is_right_and_fits_the_sweep_in_the_readme() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "farm submit prompts.jsonl --guidance-scale 3,6,10 --seed 1..4" in readme
+    sweep = Sweep.parse({"guidance_scale": [3, 6, 10], "seed": [1, 2, 3, 4]})
+    with (ROOT / "prompts.jsonl").open("rb") as file:
+        lines = list(completed(read_lines(file), {}, sweep))
+    assert len(lines) == 8 * 12
+    for line in lines:
+        parameters, metadata = split_metadata(json.loads(line.text))
+        RenderRequest.parse(parameters)
+        assert json.loads(metadata or "{}").keys() == {"id", "category"}

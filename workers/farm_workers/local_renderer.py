@@ -13,7 +13,8 @@ from farm.formats.encoding import encode
 from farm.formats.manifest import ManifestRow
 from farm.formats.picture_record import PictureRecord
 from farm.job import Chunk, NumberedSpec
-from farm.sinks.protocol import Sink, TaskPlace
+from farm.sinks.parts import rows_of
+from farm.sinks.protocol import RowId, Sink, TaskPlace
 from farm.spec import CheckpointInfo, Row
 from farm_workers.render_engine import CONFIDENCE_DIGITS, RenderEngine
 from farm_workers.worker.inputs import InputReader, Inputs
@@ -34,6 +35,7 @@ class _OpenTask:
         self.place = TaskPlace.local(chunk)
         self.pictures = chunk.pictures
         self.rows: list[ManifestRow] = []
+        self.found: set[RowId] = set()  # of pictures that lie in the sink already
 
 
 class LocalRenderer:
@@ -44,6 +46,7 @@ class LocalRenderer:
         infos: of the same checkpoints.
         read_asset: gives an asset's bytes by its id.
         sink: where the pictures go.
+        resume: pictures that lie there already are not made again.
     """
 
     def __init__(
@@ -52,9 +55,11 @@ class LocalRenderer:
         infos: Mapping[str, CheckpointInfo],
         read_asset: Callable[[str], bytes],
         sink: Sink,
+        resume: bool = False,
     ) -> None:
         self._engines = engines
         self._sink = sink
+        self._resume = resume
         self._loaders = ThreadPoolExecutor(2, thread_name_prefix="load")
         self._writers = ThreadPoolExecutor(WRITERS, thread_name_prefix="write")
         self._inputs = InputReader(lambda _, asset: read_asset(asset), infos)
@@ -96,7 +101,17 @@ class LocalRenderer:
             task = _OpenTask(chunk)
             for numbered in chunk.renders:
                 self._tasks[numbered.render] = task
-                yield numbered
+            if self._resume:
+                self._take_over(task, chunk)
+            for numbered in chunk.renders:
+                if self._rows_left(numbered):
+                    yield numbered
+
+    def _take_over(self, task: _OpenTask, chunk: Chunk) -> None:
+        rows = self._sink.stored_pictures(task.place, chunk, set(rows_of(chunk)))
+        task.found = {row.picture for row in rows}
+        for row in rows:
+            self._written.append(_done(row))
 
     @property
     def _idle(self) -> bool:
@@ -109,12 +124,17 @@ class LocalRenderer:
         try:
             inputs = ready.inputs.result()
         except FarmError as error:
-            for row in numbered.spec.rows():
+            for row in self._rows_left(numbered):
                 self._fail(numbered, row.index, error)
             return
+        left = self._rows_left(numbered)
         self._notes[numbered.render] = inputs.notes
-        self._left[numbered.render] = numbered.spec.num_images
-        rows.extend((numbered, row, inputs) for row in numbered.spec.rows())
+        self._left[numbered.render] = len(left)
+        rows.extend((numbered, row, inputs) for row in left)
+
+    def _rows_left(self, numbered: NumberedSpec) -> list[Row]:
+        found = self._tasks[numbered.render].found
+        return [row for row in numbered.spec.rows() if (numbered.render, row.index) not in found]
 
     def _admit(self, rows: "collections.deque[tuple[NumberedSpec, Row, Inputs]]") -> None:
         while rows and self._engines[rows[0][1].spec.checkpoint].room(rows[0][1].spec.lane) > 0:
@@ -171,9 +191,7 @@ class LocalRenderer:
 
     def _fail(self, numbered: NumberedSpec, image: int, error: FarmError) -> None:
         numerics = self._engines[numbered.spec.checkpoint].numerics
-        future: Future[ManifestRow] = Future()
-        future.set_result(self._record(numbered, image, numerics, ()).failed_row(error))
-        self._written.append(future)
+        self._written.append(_done(self._record(numbered, image, numerics, ()).failed_row(error)))
 
     def _record(
         self, numbered: NumberedSpec, image: int, numerics: str, notes: tuple[str, ...]
@@ -202,7 +220,8 @@ class LocalRenderer:
         task.rows.append(row)
         whole = len(task.rows) == task.pictures
         if whole:
-            stored = self._sink.store_task(task.place, task.rows)
+            known = len(task.found) == task.pictures
+            stored = task.rows if known else self._sink.store_task(task.place, task.rows)
             self._sink.forget(task.place)
             for render in {one.render for one in task.rows}:
                 del self._tasks[render]
@@ -210,3 +229,9 @@ class LocalRenderer:
             yield row
         elif whole:
             yield from stored
+
+
+def _done(row: ManifestRow) -> "Future[ManifestRow]":
+    future: Future[ManifestRow] = Future()
+    future.set_result(row)
+    return future

@@ -28,13 +28,13 @@ async def upload(
     tenant: Writer,
     kind: AssetKind | None = None,
 ) -> Response:
-    """Keep an input picture, mask or tensor file, sent as the raw body; what it is, is found by
-    its content. Its id is the sha256 of its bytes."""
+    """Keep an input picture, mask or tensor file, sent as the raw body; its content
+    decides what it is. Its id is the sha256 of its bytes."""
     if content_type(request).startswith("multipart/"):
         raise InvalidInput(
             "the body is a form", field="Content-Type", hint="send the file's bytes as the body"
         )
-    body = await read_body(request, deps.settings.max_asset_bytes)  # one that waits holds no slot
+    body = await read_body(request, deps.settings.max_asset_bytes)  # waits without a slot
     asset = await run_sync(deps.assets.add, tenant, body, kind, limiter=UPLOADS)
     deps.metrics.uploads.inc(asset.size)
     return JSONResponse(asset.model_dump(mode="json"), 201)
@@ -57,13 +57,13 @@ def download(
     filename: str = "",
     part: Annotated[str, Query(pattern=r"^(\d{1,15}\+\d{1,15})?$")] = "",
 ) -> Response:
-    """A stored object, a part of it that is a file of its own, or a range of either, for whoever
-    has its signed address."""
+    """A stored object, a part of it that is a file of its own, or a range of either, for
+    anyone who has its signed address."""
     deps.signer.check(key, expires, filename, signature, part)
     kind = media_type(filename or key)
     stored = deps.store.size(key)
     if stored is None:
-        raise NotFound("the object is gone")
+        raise NotFound("the object no longer exists")
     offset, size = map(int, part.split("+")) if part else (0, stored)
     headers = {"Cache-Control": "private, immutable", "Accept-Ranges": "bytes"}
     if filename:

@@ -22,8 +22,8 @@ async def healthz() -> dict[str, str]:
 
 @router.get("/readyz")
 def readyz(deps: Deps, workers: int = 1) -> Response:
-    """200 when a job would run: queue and store can be written to and a worker is there. A load
-    balancer that only asks whether jobs are taken asks with ``?workers=0``."""
+    """200 when a job would run: queue and store can be written to and there is a worker. With
+    ``?workers=0``, for load balancers, 200 when jobs are accepted."""
     queue, store = deps.readiness.problems()
     found: dict[str, Any] = {"queue": queue or "ok", "store": store or "ok", "workers": 0}
     try:
@@ -44,6 +44,6 @@ def metrics(deps: Deps) -> Response:
 
 @router.get("/v1/checkpoints")
 def checkpoints(deps: Deps, _: Reader) -> dict[str, Any]:
-    """What renders can be made with; the first is the default."""
+    """The checkpoints that can be used; the first is the default."""
     listed = [info.model_dump(mode="json") for info in deps.registry.all()]
     return {"checkpoints": [{**info, "default": not index} for index, info in enumerate(listed)]}

@@ -1,4 +1,4 @@
-"""Jobs over HTTP: seen, followed, stopped, retried and verified."""
+"""Jobs over HTTP: listed, followed, stopped, retried and verified."""
 
 from typing import Annotated, Any
 
@@ -77,10 +77,10 @@ def images(
     after: Cursor = "0",
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 100,
 ) -> dict[str, Any]:
-    """Finished pictures in the order they were finished, with addresses that work for a while.
+    """Finished pictures in the order they were finished, with addresses that expire.
 
     Of a picture that was made again after a retry, the newest good result is listed.
-    ``next`` is the cursor for ``after``; whole tasks are listed, so that a page can be longer than
+    ``next`` is the cursor for ``after``; whole tasks are listed, so a page can be longer than
     ``limit``. All are listed when ``state`` is final and ``images`` is empty. ``early`` has what
     tasks that still run have stored; it comes again in ``images`` when they end.
     """
@@ -147,14 +147,14 @@ def cancel(job: str, deps: Deps, tenant: Writer) -> dict[str, Any]:
 
 @router.post("/{job}/pause")
 def pause(job: str, deps: Deps, tenant: Writer) -> dict[str, Any]:
-    """Start nothing more of a job until it is resumed; what runs goes on."""
+    """Start no more of a job until it is resumed; what is running continues."""
     deps.queue.pause(check_job_id(job), tenant)
     return status_view(deps.queue.status(job, tenant))
 
 
 @router.post("/{job}/resume")
 def resume(job: str, deps: Deps, tenant: Writer) -> dict[str, Any]:
-    """Go on with a paused job."""
+    """Resume a paused job."""
     deps.queue.resume(check_job_id(job), tenant)
     return status_view(deps.queue.status(job, tenant))
 
@@ -166,12 +166,12 @@ def retry(
     tenant: Writer,
     reason: Annotated[str | None, Query(min_length=1, max_length=MAX_REASON)] = None,
 ) -> dict[str, Any]:
-    """Make the failed pictures of a job that has ended again, as a new generation; what is
-    published stays as it is.
+    """Render the failed pictures of an ended job again, as a new generation; the pictures that
+    were made stay as they are.
 
-    With a reason, only of the tasks that failed for it: `row`, pictures failed of themselves;
-    `crash`, they crashed their worker; `infra`, their worker was lost too often; or a part of the
-    reason that the task's failure tells.
+    With a reason, only those of tasks that failed for it: `row`, the pictures' own errors; `crash`,
+    they crashed their worker; `infra`, their worker was lost too often; or a part of the text that
+    the task failed with.
     """
     deps.queue.retry(check_job_id(job), tenant, reason)
     return status_view(deps.queue.status(job, tenant))
@@ -179,7 +179,7 @@ def retry(
 
 @router.get("/{job}/why")
 def why(job: str, deps: Deps, tenant: Reader) -> dict[str, Any]:
-    """What the job waits for, what goes before it in each of its lanes, and an estimate."""
+    """What the job is waiting for, what goes first in each of its lanes, and an estimate."""
     found = deps.queue.why(check_job_id(job), tenant)
     queue, store = deps.readiness.problems()
     if found.status.state in TERMINAL_JOBS:
@@ -195,14 +195,14 @@ def why(job: str, deps: Deps, tenant: Reader) -> dict[str, Any]:
 
 @router.get("/{job}/verify", response_class=StreamingResponse)
 def verify(job: str, deps: Deps, tenant: Reader) -> Response:
-    """Compare the manifest, the queue and the store of a job that has ended: NDJSON, a line
-    ``difference`` for each, then one ``verified``."""
+    """Compare the manifest, the queue and the store of a job that has ended: NDJSON, a
+    ``difference`` line for each, then one ``verified`` line."""
     return _verify(deps, check_job_id(job), tenant, repair=False)
 
 
 @router.post("/{job}/verify", response_class=StreamingResponse)
 def repair(job: str, deps: Deps, tenant: Writer) -> Response:
-    """The same, and then repair what can be: orphans go, and what is lost is made again."""
+    """The same, and repair what can be repaired: orphans are deleted, lost pictures made again."""
     return _verify(deps, check_job_id(job), tenant, repair=True)
 
 

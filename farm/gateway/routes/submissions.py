@@ -27,7 +27,7 @@ from farm.spec import Form
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
-_FLAGS = {"open", "on_error"}  # query parameters of POST /v1/jobs that are no options of the job
+_FLAGS = {"open", "on_error"}  # query parameters of POST /v1/jobs that are not options of the job
 _BODY = {
     "requestBody": {
         "required": True,
@@ -50,7 +50,7 @@ _LINES = {"requestBody": {"content": {"application/x-ndjson": {"schema": {"type"
 async def submit(request: Request, deps: Deps, tenant: Writer) -> Response:
     """Submit a job: JSON ``{"renders": [...], ...options}``, or one render a line as NDJSON with
     the options in the query. With ``?on_error=stop``, one refused render refuses all. With
-    ``?open`` and no renders, the job comes in by pieces."""
+    ``?open`` and no renders, the job is sent in pieces."""
     kind = content_type(request)
     if "open" in request.query_params:
         return await _open(request, deps, tenant, kind)
@@ -58,7 +58,7 @@ async def submit(request: Request, deps: Deps, tenant: Writer) -> Response:
         return await _submit_lines(request, deps, tenant)
     if kind not in JSON_TYPES:
         raise WrongType(
-            f"the body is {kind[:80]!r}" if kind else "the body's type is not said",
+            f"the body is {kind[:80]!r}" if kind else "the body's type is missing",
             field="Content-Type",
             hint="send application/json or application/x-ndjson",
         )
@@ -91,7 +91,7 @@ async def _submit_lines(request: Request, deps: Dependencies, tenant: str) -> Re
     groups = _kept(pieces(request), deps, tenant)
     first = await anext(groups, None)
     if first is None:
-        raise InvalidInput("there is no render in the body", field="renders")
+        raise InvalidInput("the body has no renders", field="renders")
     second = await anext(groups, None)
     if second is None:
         submission = await run_sync(deps.ingest.submit, tenant, options, first, stop)
@@ -163,8 +163,8 @@ async def put_piece(
     tenant: Writer,
     first: Annotated[int, Query(ge=0, lt=10**9)],
 ) -> Response:
-    """One piece of an open job, as NDJSON; the same piece again changes nothing. ``first`` is the
-    index of its first render in the job."""
+    """One piece of an open job, as NDJSON; sending it again changes nothing. ``first`` is
+    the index of its first render in the job."""
     if not 0 <= piece < 50_000:
         raise InvalidInput("must be from 0 to 49,999", field="piece")
     if content_type(request) not in NDJSON_TYPES:
@@ -191,7 +191,7 @@ async def put_piece(
 async def close(
     job: str, deps: Deps, tenant: Writer, pieces: Annotated[int, Query(ge=0)]
 ) -> dict[str, Any]:
-    """No more pieces come; ``pieces`` says how many there are."""
+    """Say that all pieces have been sent; ``pieces`` is their number."""
     record = await run_sync(deps.ingest.record, check_job_id(job), tenant)
     await run_sync(deps.ingest.close, record, pieces)
     return status_view(await run_sync(deps.queue.status, job, tenant))
@@ -205,14 +205,14 @@ def _all_or_none(request: Request) -> bool:
 
 
 def _query_options(request: Request) -> dict[str, Any]:
-    """The query's values as the options' own types; unknown ones are left for the options to
-    refuse."""
+    """The query's values as the options' own types; unknown ones are refused later, with the
+    options."""
     found: dict[str, Any] = {}
     for name, value in request.query_params.multi_items():
         if name in _FLAGS:
             continue
         if name in found:
-            raise InvalidInput("stands twice in the query", field=name)
+            raise InvalidInput("is given twice in the query", field=name)
         counted = name in OPTIONS and OPTIONS[name].form is Form.INTEGER
         whole = counted and value.lstrip("-").isdigit() and len(value) < 20
         found[name] = int(value) if whole else value

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from farm.errors import FarmError, InvalidInput, OutOfMemory, RenderError
-from farm.spec import Lane, Row
+from farm.spec import Row
 from farm_workers.render_engine import RenderEngine, RowResult
+from farm_workers.testing.wrapped_engine import WrappedEngine
 
 SLOW_SECONDS = 0.5  # added to every step while a slow row is in the engine
 HANG_SECONDS = 1e6
@@ -43,32 +44,24 @@ class FaultyResult:
     numerics: str = ""
 
 
-class FaultyEngine:
+class FaultyEngine(WrappedEngine):
     """Any engine, with faults planted in it."""
 
     def __init__(self, engine: RenderEngine, faults: Iterable[str]) -> None:
-        self._engine = engine
+        super().__init__(engine)
         self._faults = [_parse(text) for text in faults]
         self._live: dict[tuple[Hashable, int], Fault] = {}
         self._broken = False
-        self.numerics = engine.numerics
-
-    @property
-    def idle(self) -> bool:
-        return self._engine.idle
-
-    def room(self, lane: Lane) -> int:
-        return self._engine.room(lane)
 
     def add(self, key: Hashable, row: Row, **inputs: Any) -> None:
-        self._engine.add(key, row, **inputs)
+        super().add(key, row, **inputs)
         for fault, text in self._faults:
             if text in (row.spec.prompt or ""):  # a render of embeds has no prompt
                 self._live[key, row.index] = fault
 
     def cancel(self, keys: Iterable[Hashable]) -> None:
         gone = set(keys)
-        self._engine.cancel(gone)
+        super().cancel(gone)
         self._live = {row: fault for row, fault in self._live.items() if row[0] not in gone}
 
     def step(self) -> list[RowResult]:
@@ -82,7 +75,7 @@ class FaultyEngine:
         self._broken = self._broken or Fault.STICKY in present
         if self._broken:
             raise RuntimeError("device-side assert triggered")
-        return [self._struck(result) for result in self._engine.step()]
+        return [self._struck(result) for result in super().step()]
 
     def _struck(self, result: RowResult) -> RowResult:
         match self._live.pop((result.key, result.index), None):

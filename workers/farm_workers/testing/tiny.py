@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,27 @@ def make_tiny(
     **transformer: Any,
 ) -> None:
     """Write it; the same arguments give the same bytes. ``transformer`` overrides its config."""
-    from diffusers import AmusedScheduler, UVit2DModel, VQModel
-    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+    from diffusers import AmusedScheduler
     from transformers.utils import logging
 
     path = Path(path)
-    codebook = int(transformer.get("codebook_size", 1024))
-    config: dict[str, Any] = {
+    config = _transformer_config(size, downsample, transformer)
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    for name, module in _modules(config, seed).items():
+        module.save_pretrained(path / name)
+    if shown:
+        logging.enable_progress_bar()
+    AmusedScheduler(mask_token_id=int(config["vocab_size"]) - 1).save_pretrained(path / "scheduler")
+    _write_tokenizer(path / "tokenizer")
+    _write(path / "model_index.json", MODEL_INDEX)
+    note = {"name": path.name, "description": f"random weights, seed {seed}; draws noise"}
+    _write(path / "farm.json", note)
+
+
+def _transformer_config(size: int, downsample: bool, changes: Mapping[str, Any]) -> dict[str, Any]:
+    codebook = int(changes.get("codebook_size", 1024))
+    return {
         "hidden_size": 128,
         "cond_embed_dim": 64,
         "micro_cond_encode_dim": 32,
@@ -42,8 +57,15 @@ def make_tiny(
         "sample_size": size // 8,
         "downsample": downsample,
         "upsample": downsample,
-        **transformer,
+        **changes,
     }
+
+
+def _modules(config: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """The three with weights, by their folders."""
+    from diffusers import UVit2DModel, VQModel
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         unet = UVit2DModel(**config)
@@ -53,7 +75,7 @@ def make_tiny(
             block_out_channels=(16, 16, 32, 32),
             layers_per_block=1,
             latent_channels=16,
-            num_vq_embeddings=codebook,
+            num_vq_embeddings=int(config["codebook_size"]),
             norm_num_groups=8,
             mid_block_add_attention=False,
             lookup_from_codebook=True,
@@ -75,18 +97,7 @@ def make_tiny(
         )
         for module in (unet, vqvae, text):
             _liven(module)
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    unet.save_pretrained(path / "transformer")
-    vqvae.save_pretrained(path / "vqvae")
-    text.save_pretrained(path / "text_encoder")
-    if shown:
-        logging.enable_progress_bar()
-    AmusedScheduler(mask_token_id=int(config["vocab_size"]) - 1).save_pretrained(path / "scheduler")
-    _write_tokenizer(path / "tokenizer")
-    _write(path / "model_index.json", MODEL_INDEX)
-    note = {"name": path.name, "description": f"random weights, seed {seed}; draws noise"}
-    _write(path / "farm.json", note)
+    return {"transformer": unet, "vqvae": vqvae, "text_encoder": text}
 
 
 MODEL_INDEX = {

@@ -9,7 +9,7 @@ A trace is reported at once: the kernel may write a core for minutes before the 
 
 A process may also stand still for ever: stopped by a signal, or with the interpreter's lock held by
 code that does not return. The worker says every second that it is alive; one that has said nothing
-for half a minute is killed by the reporter, so that whoever runs it starts it again.
+for half a minute is killed by the reporter, so that it is restarted.
 """
 
 import contextlib

@@ -6,15 +6,15 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from farm.errors import InvalidInput, TooLarge
-from farm.spec.parameters import PARAMETERS
-from farm.spec.render import canonical_json
+from farm.job import OPTIONS
+from farm.spec import PARAMETERS, canonical_json
 
 MAX_METADATA_BYTES = 16 * 1024  # of one row, as JSON
 MAX_KEY_CHARACTERS = 200
 METADATA = "metadata"
 
-# The job's options that a row cannot set; ``name`` is left out, since many tables have one.
-JOB_OPTIONS = frozenset({"priority", "sink", "format", "max_failed", "deadline", "idempotency_key"})
+# Options of the whole job; many tables have a ``name``, and a seed is a parameter too.
+_JOB_OPTIONS = OPTIONS.keys() - {"name", "seed"}
 # Keys of a row that are not columns of the user's own.
 KNOWN = frozenset({*PARAMETERS, METADATA, "num_images_per_prompt", "cross_attention_kwargs"})
 _OTHER_NAMES = {
@@ -72,7 +72,7 @@ def split_metadata(
 
 def check_column(name: str) -> None:
     """Refuse a key that is not a parameter and was probably meant to be one."""
-    if name in JOB_OPTIONS:
+    if name in _JOB_OPTIONS:
         raise InvalidInput("is an option of the whole job, not of one render", field=name)
     if (meant := parameter_meant(name)) is not None:
         raise InvalidInput("is not a known parameter", field=name, hint=f"did you mean {meant!r}?")

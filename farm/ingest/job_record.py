@@ -1,0 +1,34 @@
+"""What is stored of a job beside its chunks."""
+
+from datetime import datetime
+from typing import Any
+
+from farm.job import Format
+from farm.stored_record import StoredRecord
+
+
+class JobRecord(StoredRecord):
+    """``job.json``: with it and the chunks an empty queue can be filled again.
+
+    Options are kept as they were checked when the job came in; a deadline may have passed since.
+    """
+
+    job: str
+    tenant: str
+    options: dict[str, Any]
+    seed: int
+    sink: str
+    format: Format
+    fingerprint: str
+    created_at: datetime
+    paces: dict[str, float]  # row-steps/s by lane, so that the same piece is always cut alike
+    shard_size: int | None = None  # pictures, where a task becomes a shard
+    whole: bool = False  # the job came in one call; else ``closed.json`` says when it is whole
+    rejected: int = 0  # renders, of a job that came in one call
+
+
+class ClosedRecord(StoredRecord):
+    """``closed.json``: a job that came in by pieces is whole."""
+
+    pieces: int
+    rejected: int  # renders

@@ -1,0 +1,131 @@
+"""One folder receives the pictures of one job."""
+
+import json
+from pathlib import Path
+
+import pytest
+from fake_engine import INFO, FakeEngine
+
+from farm.errors import InvalidInput
+from farm.job import Chunk, Format, NumberedSpec
+from farm.sinks.registry import Sinks
+from farm.spec import RenderRequest
+from farm.store.local import ReplacingStore
+from farm_client.output_folder import MANIFEST, MARK, OutputFolder
+from farm_workers.local_renderer import LocalRenderer
+
+MINE = "j0-01m848b6zxgnjbpp0f506dqmht"
+OTHER = "j0-01m848b6zxgnjbpp0f506dqmhv"
+PICTURE = "00000000-00.png"
+
+
+def fetched(folder: Path, job: str, *, whole: bool) -> OutputFolder:
+    """A folder as a fetch leaves it."""
+    output = OutputFolder(folder, job)
+    output.claim()
+    (folder / PICTURE).write_bytes(b"picture")
+    if whole:
+        (folder / MANIFEST).write_text(json.dumps({"job": job, "render": 0}) + "\n")
+        output.finish()
+    return output
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_job_goes_on_in_its_own_folder(tmp_path: Path, whole: bool) -> None:
+    fetched(tmp_path / "out", MINE, whole=whole).claim()
+    assert (tmp_path / "out" / PICTURE).exists()
+
+
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("owner", [MINE, "render"])
+def test_another_jobs_pictures_are_refused_until_they_may_go(
+    tmp_path: Path, whole: bool, owner: str
+) -> None:
+    fetched(tmp_path, OTHER, whole=whole)
+    (tmp_path / "notes.txt").write_text("mine")
+    output = OutputFolder(tmp_path, owner)
+    for resume in (False, True):
+        with pytest.raises(InvalidInput, match=OTHER):
+            output.claim(resume=resume)
+        with pytest.raises(InvalidInput, match=OTHER):
+            output.check(resume=resume)
+    assert (tmp_path / PICTURE).read_bytes() == b"picture"
+    output.claim(overwrite=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [MARK, "notes.txt"]
+
+
+@pytest.mark.parametrize("owner", [MINE, "render"])
+@pytest.mark.parametrize("there", [PICTURE, "00000003.tar", "00000003.parquet"])
+def test_pictures_that_name_no_job_can_be_kept(tmp_path: Path, owner: str, there: str) -> None:
+    (tmp_path / there).write_bytes(b"picture")
+    output = OutputFolder(tmp_path, owner)
+    with pytest.raises(InvalidInput, match="--resume"):
+        output.claim()
+    output.claim(resume=True)
+    assert (tmp_path / there).exists()
+
+
+def test_a_folder_of_other_files_is_free(tmp_path: Path) -> None:
+    (tmp_path / "photo.png").write_bytes(b"mine")
+    OutputFolder(tmp_path, MINE).check()
+    OutputFolder(tmp_path, MINE).claim()
+    assert not OutputFolder(tmp_path / "none", MINE).check()
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_render_goes_on_with_its_facts_only_when_it_is_asked_to(tmp_path: Path) -> None:
+    output = OutputFolder(tmp_path, "render")
+    assert output.claim(seed=7) == {}
+    with pytest.raises(InvalidInput, match="--resume"):
+        output.claim(seed=8)
+    assert output.claim(resume=True, seed=8)["seed"] == 7
+    with pytest.raises(InvalidInput, match="not both"):
+        output.claim(resume=True, overwrite=True)
+
+
+def test_a_place_that_cannot_be_a_folder_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InvalidInput, match="is a file"):
+        OutputFolder(tmp_path / "file", MINE).claim()
+
+
+def chunks(count: int, size: int, sink: str) -> list[Chunk]:
+    specs = [
+        NumberedSpec(
+            render=number,
+            spec=RenderRequest(prompt=f"p{number}", num_images=2).resolve(INFO, seed=number),
+            metadata=f'{{"id":{number}}}',
+        )
+        for number in range(count)
+    ]
+    return [
+        Chunk(
+            job="local", number=start, tenant="local", sink=sink, format=Format.PNG,
+            lane=str(specs[0].spec.lane), renders=tuple(specs[start : start + size]),
+        )
+        for start in range(0, count, size)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("sink", ["images", "webdataset"])
+def test_a_render_that_goes_on_makes_only_what_is_missing(tmp_path: Path, sink: str) -> None:
+    def render(**options: bool) -> tuple[int, dict[str, bytes]]:
+        engine = FakeEngine()
+        into = Sinks(ReplacingStore(tmp_path / "out"), tmp_path / "wait").get(sink)
+        renderer = LocalRenderer(
+            {INFO.name: engine}, {INFO.name: INFO}, lambda _: b"", into, **options
+        )
+        rows = list(renderer.render(chunks(6, 1 if sink == "images" else 3, sink)))
+        assert sorted(row.picture for row in rows) == [(r, i) for r in range(6) for i in range(2)]
+        assert {row.metadata for row in rows} == {f'{{"id":{number}}}' for number in range(6)}
+        files = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+        return len(engine.rendered), files
+
+    count, whole = render()
+    assert count == 12
+    lost = sorted(whole)[-1]
+    (tmp_path / "out" / lost).unlink()
+    count, again = render(resume=True)
+    assert count == (1 if sink == "images" else 6)
+    assert again == whole
+    assert render(resume=True) == (0, whole)
