@@ -251,7 +251,7 @@ def test_escape_sequences_of_strangers_are_shown_and_not_obeyed(cli: Cli) -> Non
     ("url", "code", "words"),
     [
         ("http://127.0.0.1:9", 5, "farm up"),
-        ("http://nowhere.invalid", 5, "farm up"),
+        ("http://nowhere.invalid", 5, "is FARM_URL right"),
         ("nonsense", 2, "a farm's address"),
         ("http://", 2, "a farm's address"),
         ("ftp://127.0.0.1", 2, "a farm's address"),
