@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo check test lint tests clean lives fuzz graph mutants storm storm-ray damage disk-full bench-queue bench-recovery
+.PHONY: demo check test lint tests clean lives fuzz graph mutants storm storm-ray damage disk-full full-size bench-queue bench-recovery
 
 demo: $(INSTALLED)
 	$(BIN)/farm demo
@@ -42,6 +42,10 @@ lives: $(INSTALLED)
 # An hour of random requests to the gateway; a minute of them is a part of every test run.
 fuzz: $(INSTALLED)
 	FARM_FUZZ_SECONDS=3600 $(BIN)/pytest -s tests/gateway/test_gateway_fuzz.py
+
+# Minutes and 6 GiB: full-size models with random weights, all tokens beside diffusers'.
+full-size: $(INSTALLED)
+	PYTHONPATH=tests/engine $(BIN)/python tests/engine/full_size.py
 
 # Which package imports which: docs/packages.md.
 graph: $(INSTALLED)

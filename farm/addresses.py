@@ -92,6 +92,20 @@ def check_redis_url(url: str) -> str:
     return url
 
 
+def check_http_url(url: str) -> str:
+    """The address without its last slash, if it is one of HTTP; no message repeats it.
+
+    Raises:
+        ValueError: it is not, or it carries a user, a query or a fragment.
+    """
+    parts = urlsplit(url)
+    _ = parts.port
+    plain = not (parts.query or parts.fragment or "@" in parts.netloc)
+    if parts.scheme not in ("http", "https") or not parts.hostname or not plain:
+        raise ValueError("not an address of HTTP")
+    return url.rstrip("/")
+
+
 def _is_database(parts: SplitResult) -> bool:
     path = parts.path.strip("/")
     return not path or (path.isascii() and path.isdigit())

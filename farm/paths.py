@@ -1,7 +1,12 @@
 """Where a farm on this machine keeps its data, and where its clients find its address."""
 
 import os
+import tempfile
 from pathlib import Path
+
+from farm.errors import InvalidInput
+
+_HINT = "name a folder that can be written to with FARM_DATA or --data"
 
 SCHEDULER_ALIVE = "scheduler.alive"  # in the run folder; touched by it at every pass
 
@@ -9,9 +14,18 @@ SCHEDULER_ALIVE = "scheduler.alive"  # in the run folder; touched by it at every
 def data_dir() -> Path:
     """``FARM_DATA``, else ``amused-farm`` in the user's data directory."""
     if given := os.environ.get("FARM_DATA"):
-        return Path(given).expanduser()
+        return _expanded(given)
     base = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
-    return Path(base).expanduser() / "amused-farm"
+    return _expanded(base) / "amused-farm"
+
+
+def _expanded(path: str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise InvalidInput(
+            "is not set, and this user has no home", field="HOME", hint=_HINT
+        ) from None
 
 
 def client_file(data: Path | None = None) -> Path:
@@ -36,7 +50,14 @@ def make_private(data: Path) -> None:
     A folder that was there before the farm may hold other things; its own mode stays.
     """
     os.umask(0o077)
-    data.mkdir(parents=True, exist_ok=True)
+    try:
+        data.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=data):
+            pass
+    except OSError as error:
+        raise InvalidInput(
+            f"{data} cannot be used: {error.strerror}", field="FARM_DATA", hint=_HINT
+        ) from None
     for folder in (data / name for name in PRIVATE):
         if (
             folder.is_dir()

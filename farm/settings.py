@@ -1,7 +1,7 @@
 """What a process of the control plane must be told, read once at its start."""
 
 from pathlib import Path
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
     AliasChoices,
@@ -9,12 +9,13 @@ from pydantic import (
     Field,
     SecretStr,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from farm.addresses import REDIS_HINT, check_redis_url, is_loopback
+from farm.addresses import REDIS_HINT, check_http_url, check_redis_url, is_loopback
 from farm.errors import InvalidInput
 from farm.job import MAX_ASSET_BYTES, OPEN_HOURS, RETENTION_DAYS
 from farm.paths import data_dir
@@ -79,6 +80,9 @@ class GatewaySettings(FarmSettings):
     tls_key: Path | None = None
     behind_proxy: bool = False  # a proxy on a trusted network speaks TLS for the gateway
     secret: SecretStr | None = None  # signs object addresses; else DATA/secret is made
+    public_url: str = ""  # https://host/prefix, where a proxy shows the gateway to callers
+    store_public_url: str = ""  # the s3:// store's endpoint as callers reach it
+    store_links: Literal["store", "gateway"] = "store"  # gateway: it passes every picture on
     url_seconds: int = Field(default=3600, ge=1, le=7 * 86400)  # life of a signed address
     allow_volatile: bool = False  # take a server that forgets with its process; for trials
     max_asset_bytes: int = Field(default=MAX_ASSET_BYTES, ge=1)
@@ -93,6 +97,18 @@ class GatewaySettings(FarmSettings):
     header_seconds: float = Field(default=10, gt=0)  # until a request's header is there
     least_rate: int = Field(default=1024, ge=0)  # bytes/s of a body
     read_seconds: float = Field(default=30, gt=0)  # that an answer may wait to be read
+
+    @field_validator("public_url", "store_public_url")
+    @classmethod
+    def _address(cls, value: str, info: ValidationInfo) -> str:
+        try:
+            return check_http_url(value) if value else value
+        except ValueError:  # its own words may hold a password
+            raise InvalidInput(
+                "is not a plain http:// or https:// address",
+                field=f"FARM_{str(info.field_name).upper()}",
+                hint="for example https://farm.example.org/prefix",
+            ) from None
 
     @model_validator(mode="after")
     def _who_may_call(self) -> Self:

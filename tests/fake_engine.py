@@ -7,6 +7,7 @@ from collections.abc import Hashable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
+from fake_adapters import SIZES
 
 from farm.errors import FarmError, RenderError
 from farm.spec import CheckpointInfo, Lane, Row
@@ -27,6 +28,7 @@ INFO = CheckpointInfo(
     text_tokens=77,
     pooled_dim=8,
     hidden_dim=8,
+    sizes=SIZES,
 )
 
 
@@ -42,6 +44,11 @@ class FakeDone(NamedTuple):
     numerics: str = "fake"
 
 
+class FakeAdapter(NamedTuple):
+    sha256: str
+    nbytes: int
+
+
 class FakeEngine:
     """``gate`` holds every step back while it is not set."""
 
@@ -52,6 +59,7 @@ class FakeEngine:
         self.healed = False  # then it draws the bad prompt too
         self.gate = threading.Event()
         self.gate.set()
+        self.adapters_read = 0
         self.rendered: list[tuple[Hashable, int]] = []
         self.cancelled: set[Hashable] = set()
         self._rows = rows
@@ -64,8 +72,14 @@ class FakeEngine:
     def room(self, lane: Lane) -> int:
         return self._rows - len(self._live)
 
+    def read_adapter(self, data: bytes) -> FakeAdapter:
+        self.adapters_read += 1
+        return FakeAdapter(hashlib.sha256(data).hexdigest(), len(data))
+
     def add(self, key: Hashable, row: Row, **inputs: Any) -> None:
         assert self.room(row.spec.lane) > 0
+        given = {name: adapter.sha256 for name, adapter in inputs.get("adapters", {}).items()}
+        assert given == {one.sha256: one.sha256 for one in row.spec.adapters}
         self._live.append((key, row, row.spec.row_steps))
 
     def cancel(self, keys: Iterable[Hashable]) -> None:

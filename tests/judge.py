@@ -38,6 +38,8 @@ SMALLEST_AREA = 0.006  # of the picture; less is a speck, not an object
 LEAST_OVERLAP = 0.62
 ARM = 0.36  # half the width of a cross's arm, for a half length of one
 SHARP = 4  # points of an outline per pixel and direction: an arm may end inside a pixel
+SMALLEST_QUARTER = 0.05  # of a quarter of the picture: half a small cross
+OFF_QUARTER = 0.12  # of a quarter's side; the half of a thing in the picture's middle is 0.2 away
 OFF_CENTRE = 0.09  # of the side; the world's places are 0.25 away from the centre
 
 Mask = NDArray[np.bool_]
@@ -235,6 +237,26 @@ def size(body: Mask, shape: str | None) -> str | None:
         return None
     radius = np.sqrt(body.mean() / AREAS[shape])
     return min(RADII, key=lambda name: abs(RADII[name] - radius))
+
+
+def repeated(pixels: Pixels) -> bool:
+    """Whether a thing stands in the middle of each quarter, as the adapter ``pattern`` draws."""
+    other = nearest(pixels) != NAMES.index(background_of(pixels))
+    high, wide = other.shape[0] // 2, other.shape[1] // 2
+    quarters = [
+        other[top : top + high, left : left + wide] for top in (0, high) for left in (0, wide)
+    ]
+    return all(_in_the_middle(quarter) for quarter in quarters)
+
+
+def _in_the_middle(mask: Mask) -> bool:
+    if mask.mean() < SMALLEST_QUARTER:
+        return False
+    away = [
+        abs((places.mean() + 0.5) / side - 0.5)
+        for places, side in zip(np.nonzero(mask), mask.shape, strict=True)
+    ]
+    return max(away) < OFF_QUARTER
 
 
 def saturation(pixels: Pixels) -> float:

@@ -5,7 +5,15 @@ from farm_client.farm import AsyncFarm, Farm
 from farm_client.fetch import Fetched
 from farm_client.image import AsyncImage, Image
 from farm_client.job import AsyncJob, Job
-from farm_client.models import Asset, Difference, Estimate, JobStatus, Verified, Why
+from farm_client.models import (
+    Asset,
+    Difference,
+    Estimate,
+    JobStatus,
+    NamedAdapter,
+    Verified,
+    Why,
+)
 
 __all__ = [
     "AllRejected",
@@ -21,6 +29,7 @@ __all__ = [
     "Image",
     "Job",
     "JobStatus",
+    "NamedAdapter",
     "RejectedRender",
     "Verified",
     "Why",

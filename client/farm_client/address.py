@@ -58,6 +58,6 @@ def check_url(url: str) -> str:
 def _known_farm() -> dict[str, str]:
     try:
         found = json.loads(client_file().read_text("utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, InvalidInput):
         return {}
     return found if isinstance(found, dict) else {}

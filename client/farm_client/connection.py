@@ -6,11 +6,13 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
-from urllib.parse import quote, urlencode, urljoin
+from urllib.parse import quote, urlencode, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import httpx2
 
 import farm
+from farm.addresses import without_secrets
 from farm.errors import (
     CODES,
     AllRejected,
@@ -93,14 +95,22 @@ class Connection:
     @asynccontextmanager
     async def object(self, url: str) -> AsyncIterator[Opened]:
         """A stored object by its signed address; the API key is not sent."""
-        call = Call("GET", urljoin(self.address.url + "/", url), {"Accept": "*/*"})
+        if url.startswith("/"):  # below the farm's address, which may have a path of its own
+            url = self.address.url + url
+        call = Call("GET", url, {"Accept": "*/*"})
         try:
             async with self.wire.open(call) as opened:
                 if opened.status >= 400:
                     raise self._error(await _read(opened))
                 yield opened
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-            raise self._lost(error) from None
+            if url.startswith(self.address.url):
+                raise self._lost(error) from None
+            raise Unavailable(
+                f"the farm's store at {urlsplit(url).netloc} cannot be reached from here",
+                hint="the farm's gateway needs FARM_STORE_PUBLIC_URL, an address of the store that "
+                "you can reach, or FARM_STORE_LINKS=gateway",
+            ) from None
 
     async def pause(self, attempt: int, error: FarmError, started: float) -> None:
         """Wait before the next attempt; raise the error if that would not help or take too long."""
@@ -150,7 +160,7 @@ class Connection:
         if "CERTIFICATE" in text:
             return _final(f"the certificate of {url} is not trusted", text.split("] ")[-1][:120])
         if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
-            return Unavailable(f"no farm answers at {url}", hint="start one with: farm up")
+            return Unavailable(f"no farm answers at {url}", hint=self._who_may_be_missing())
         if (
             isinstance(error, httpx2.RemoteProtocolError)
             and url.startswith("http:")
@@ -161,6 +171,16 @@ class Connection:
         if isinstance(error, httpx2.TimeoutException):
             return Unavailable(f"the farm at {url} did not answer in time")
         return Unavailable(f"the connection to {url} broke: {text[:100] or type(error).__name__}")
+
+    def _who_may_be_missing(self) -> str:
+        if self.address.local:
+            return "start one with: farm up"
+        scheme, host = self.address.url.split(":")[0], urlsplit(self.address.url).hostname or ""
+        proxies = getproxies()
+        proxy = proxies.get(scheme) or proxies.get("all")
+        if proxy and not proxy_bypass(host):
+            return f"asked through the proxy {without_secrets(proxy)}; NO_PROXY={host} avoids it"
+        return "is FARM_URL right, and is the farm running there?"
 
     def _error(self, reply: Reply) -> FarmError:
         try:

@@ -13,10 +13,10 @@ from typing import Any, Self, Unpack
 from farm.job import check_job_id
 from farm.spec import CheckpointInfo
 from farm_client.address import find_address
-from farm_client.connection import PATIENCE_SECONDS, Connection
+from farm_client.connection import PATIENCE_SECONDS, Connection, path_of
 from farm_client.inputs import FileInput
 from farm_client.job import AsyncJob, Job
-from farm_client.models import Asset, Estimate, JobStatus
+from farm_client.models import Asset, Estimate, JobStatus, NamedAdapter
 from farm_client.parameters import BulkOptions, Submission
 from farm_client.submission import Submitter
 from farm_client.sync import drive, iterate
@@ -46,6 +46,14 @@ class FarmHandle:
             CheckpointInfo.model_validate({k: v for k, v in one.items() if k in known})
             for one in told["checkpoints"]
         ]
+
+    async def _adapters(self) -> list[NamedAdapter]:
+        told = await self._connection.call("GET", "/v1/adapters")
+        return [NamedAdapter.model_validate(one) for one in told["adapters"]]
+
+    async def _remove_adapter(self, name: str) -> bool:
+        told = await self._connection.call("DELETE", path_of("v1", "adapters", name))
+        return bool(told["removed"])
 
     async def _jobs(self, limit: int | None) -> AsyncIterator[JobStatus]:
         before, left = None, limit
@@ -116,6 +124,23 @@ class Farm(FarmHandle):
         """Upload an input file; its id can be used in place of the file."""
         return drive(self._uploads.upload(file, "file"))
 
+    def add_adapter(
+        self, name: str, file: FileInput, *, alpha: float | None = None
+    ) -> NamedAdapter:
+        """Name a LoRA adapter, a safetensors file, so that renders can say ``adapters``.
+
+        ``alpha`` is for a file that does not say its own; without either it counts as the rank.
+        """
+        return drive(self._uploads.add_adapter(name, file, alpha))
+
+    def adapters(self) -> list[NamedAdapter]:
+        """Yours, by name."""
+        return drive(self._adapters())
+
+    def remove_adapter(self, name: str) -> bool:
+        """Forget a name; jobs that were accepted keep the adapter. False if there was none."""
+        return drive(self._remove_adapter(name))
+
     def checkpoints(self) -> list[CheckpointInfo]:
         """The checkpoints that can be used; the first is the default."""
         return drive(self._checkpoints())
@@ -175,6 +200,17 @@ class AsyncFarm(FarmHandle):
 
     async def upload(self, file: FileInput) -> Asset:
         return await self._uploads.upload(file, "file")
+
+    async def add_adapter(
+        self, name: str, file: FileInput, *, alpha: float | None = None
+    ) -> NamedAdapter:
+        return await self._uploads.add_adapter(name, file, alpha)
+
+    async def adapters(self) -> list[NamedAdapter]:
+        return await self._adapters()
+
+    async def remove_adapter(self, name: str) -> bool:
+        return await self._remove_adapter(name)
 
     async def checkpoints(self) -> list[CheckpointInfo]:
         return await self._checkpoints()

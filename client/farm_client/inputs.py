@@ -11,11 +11,13 @@ from typing import IO, Any, Protocol, runtime_checkable
 from farm.errors import InvalidInput, TooLarge
 from farm.job import MAX_ASSET_BYTES
 from farm.spec import PARAMETERS, AssetKind
+from farm.spec.adapter import FILE_ENDING
 
 ASSET_KINDS: Mapping[str, AssetKind] = {
     name: parameter.asset for name, parameter in PARAMETERS.items() if parameter.asset is not None
 }
 FILE_FIELDS = tuple(ASSET_KINDS)
+ADAPTERS = "adapters"  # the parameter whose objects may name files
 _ASSET = re.compile(r"(sha256:)?[0-9a-f]{64}")
 
 
@@ -36,9 +38,56 @@ def asset_id(value: object) -> str | None:
     return None
 
 
+def is_adapter_file(value: object) -> bool:
+    """Whether an adapter is a file and not named; a name has no slash and no such ending."""
+    if not isinstance(value, str):
+        return value is not None
+    return "/" in value or os.sep in value or value.endswith(FILE_ENDING)
+
+
 def is_url(value: object) -> bool:
     """Data URLs go as they are; what is to be said of others, the farm says."""
     return isinstance(value, str) and (value.startswith("data:") or "://" in value[:16])
+
+
+def has_files(data: Mapping[str, Any]) -> bool:
+    """Whether a render may name files that must be uploaded first."""
+    return any(data.get(field) is not None for field in (*FILE_FIELDS, ADAPTERS))
+
+
+def adapter_files(data: Mapping[str, Any]) -> dict[int, Any]:
+    """The adapters of a render that are files, by their place; what else is wrong with them, the
+    farm says."""
+    given = data.get(ADAPTERS)
+    if not isinstance(given, list | tuple):
+        return {}
+    return {
+        place: one["adapter"]
+        for place, one in enumerate(given)
+        if isinstance(one, Mapping) and is_adapter_file(one.get("adapter"))
+    }
+
+
+def adapters_from(folder: Path, adapters: Any) -> Any:
+    """A list of adapters whose relative paths are meant from this folder."""
+    files = adapter_files({ADAPTERS: adapters})
+    paths = {
+        place: folder / Path(file).expanduser()
+        for place, file in files.items()
+        if isinstance(file, str | Path)
+    }
+    return with_adapters({ADAPTERS: adapters}, paths)[ADAPTERS]
+
+
+def with_adapters(data: Mapping[str, Any], ids: Mapping[int, Any]) -> dict[str, Any]:
+    """The render with these in the place of its files."""
+    if not ids:
+        return dict(data)
+    given = [
+        {**one, "adapter": ids[place]} if place in ids else one
+        for place, one in enumerate(data[ADAPTERS])
+    ]
+    return {**data, ADAPTERS: given}
 
 
 def read_input(value: object, field: str, base: Path | None = None) -> bytes:

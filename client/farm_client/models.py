@@ -146,6 +146,18 @@ class Estimate(NamedTuple):
         }
 
 
+class NamedAdapter(_Told):
+    """A LoRA adapter that renders can name."""
+
+    name: str
+    sha256: str  # of the file as the farm keeps it, with its alpha
+    size: int  # bytes
+    rank: int  # the largest
+    alpha: float | None = None  # None where the layers have different ones
+    targets: tuple[str, ...] = ()  # kinds of layers, such as to_q
+    created_at: datetime | None = None
+
+
 class Asset(_Told):
     id: str
     kind: str

@@ -10,12 +10,13 @@ from farm import strict_json
 from farm.errors import FarmError, InvalidInput, TooLarge
 from farm.job import MAX_LINE_BYTES, MAX_PIECE_LINES
 from farm.spec import RenderRequest
-from farm_client.inputs import FILE_FIELDS
+from farm_client.inputs import ADAPTERS, FILE_FIELDS, has_files
 from farm_client.sweep import Sweep
 
 PIECE_BYTES = 4 * 2**20
 MAX_ARRAY_BYTES = 64 * 2**20  # an array must be read whole
 _NO_SWEEP = Sweep()
+_FILE_MARKS = tuple(f'"{field}"' for field in (*FILE_FIELDS, ADAPTERS))
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 
@@ -129,7 +130,7 @@ def refused(line: Line, error: FarmError, column: int = 1) -> Line:
 
 def _written(line: Line) -> Line:
     assert line.data is not None
-    if any(line.data.get(field) is not None for field in FILE_FIELDS):
+    if has_files(line.data):
         return line._replace(text="")
     return with_data(line, line.data)
 
@@ -145,7 +146,7 @@ def _not_json(data: Mapping[str, Any]) -> str:
 
 
 def _may_name_a_file(text: str) -> bool:
-    return any(f'"{field}"' in text for field in FILE_FIELDS)
+    return any(mark in text for mark in _FILE_MARKS)
 
 
 def _item_lines(items: Iterable[Any]) -> Iterator[Line]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, Required, TypedDict
 
 from farm.errors import InvalidInput
 from farm.job import JobOptions
@@ -10,6 +10,13 @@ from farm.metadata import KNOWN, check_column
 from farm_client.inputs import FileInput
 
 OnError = Literal["skip", "stop"]
+
+
+class AdapterInput(TypedDict, total=False):
+    """A LoRA adapter of a render."""
+
+    adapter: Required[FileInput]  # its name at the farm, the sha256 of an uploaded file, or a file
+    scale: float  # 1 unless given
 
 
 class RenderParameters(TypedDict, total=False):
@@ -32,6 +39,7 @@ class RenderParameters(TypedDict, total=False):
     strength: float | None
     micro_conditioning_aesthetic_score: float
     micro_conditioning_crop_coord: tuple[int, int]
+    adapters: Sequence[AdapterInput] | None
     adapter_scale: float
     rng: Literal["farm-1", "torch"]
 

@@ -9,7 +9,7 @@ from typing import Any, Self
 from farm.errors import InvalidInput, TooLarge
 from farm.metadata import parameter_meant
 from farm.spec import PARAMETERS
-from farm_client.inputs import FILE_FIELDS, asset_id, is_url
+from farm_client.inputs import ADAPTERS, FILE_FIELDS, adapters_from, asset_id, is_url
 
 MAX_COMBINATIONS = 1_000_000  # of one row
 
@@ -89,12 +89,16 @@ def _axes(given: Any, key: str) -> Axes:
             raise InvalidInput("must be a list of values", field=name)
         if not values:
             raise InvalidInput("is an empty list", field=name)
-        found[name] = [_absolute(value) for value in values] if name in FILE_FIELDS else values
+        found[name] = [_absolute(name, value) for value in values]
     return found
 
 
-def _absolute(value: Any) -> Any:
+def _absolute(name: str, value: Any) -> Any:
     """A path of the caller's, which must not be taken from the folder of a file of renders."""
+    if name == ADAPTERS:
+        return adapters_from(Path.cwd(), value)
+    if name not in FILE_FIELDS:
+        return value
     if isinstance(value, str) and (asset_id(value) is not None or is_url(value)):
         return value
     return Path(value).expanduser().absolute() if isinstance(value, str | Path) else value

@@ -1,16 +1,21 @@
 """The bytes between client and farm, once for threads and once for asyncio."""
 
 import asyncio
+import os
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from typing import Any, NamedTuple, Protocol
 
 import httpx2
 
+from farm.addresses import masked
+from farm.errors import InvalidInput
 from farm_client.sync import drive
+
+_PROXIES = ("all_proxy", "http_proxy", "https_proxy")
 
 Work = Callable[[], Coroutine[Any, Any, None]]
 
@@ -54,13 +59,48 @@ class Wire(Protocol):
     async def close(self) -> None: ...
 
 
+@contextmanager
+def environment() -> Iterator[None]:
+    """What httpx2 makes of the environment's proxies and certificates, as the user's errors."""
+    try:
+        yield
+    except ImportError:
+        raise InvalidInput(
+            "names a SOCKS proxy, for which a package is missing",
+            field=_proxy_variable("socks"),
+            hint="pip install socksio, or unset it",
+        ) from None
+    except ValueError as error:
+        raise InvalidInput(
+            f"is not the address of a proxy: {masked(str(error))}",
+            field=_proxy_variable(""),
+            hint="for example http://proxy:3128",
+        ) from None
+    except OSError as error:
+        field = "SSL_CERT_FILE" if os.environ.get("SSL_CERT_FILE") else "SSL_CERT_DIR"
+        raise InvalidInput(
+            f"holds no certificates that can be read: {error.strerror or error}",
+            field=field,
+            hint="name a PEM file with the certificates to trust, or unset it",
+        ) from None
+
+
+def _proxy_variable(scheme: str) -> str:
+    """The first of the environment's variables that names a proxy of the scheme."""
+    for name, value in os.environ.items():
+        if name.lower() in _PROXIES and value.startswith(scheme):
+            return name
+    return "ALL_PROXY"
+
+
 class BlockingWire:
     """For ``Farm``: its coroutines never suspend."""
 
     def __init__(
         self, transport: httpx2.BaseTransport | None = None, *, proxies: bool = True
     ) -> None:
-        self._client = httpx2.Client(transport=transport, trust_env=proxies)
+        with environment():
+            self._client = httpx2.Client(transport=transport, trust_env=proxies)
 
     @asynccontextmanager
     async def open(self, call: Call) -> AsyncIterator[Opened]:
@@ -122,7 +162,8 @@ class AsyncWire:
     def __init__(
         self, transport: httpx2.AsyncBaseTransport | None = None, *, proxies: bool = True
     ) -> None:
-        self._client = httpx2.AsyncClient(transport=transport, trust_env=proxies)
+        with environment():
+            self._client = httpx2.AsyncClient(transport=transport, trust_env=proxies)
 
     @asynccontextmanager
     async def open(self, call: Call) -> AsyncIterator[Opened]:

@@ -6,16 +6,19 @@ from typing import Any
 from farm.errors import FarmError
 from farm_client.connection import Connection, path_of
 from farm_client.inputs import (
+    ADAPTERS,
     ASSET_KINDS,
     FILE_FIELDS,
     FileInput,
+    adapter_files,
     asset_id,
     digest,
     file_stamp,
     is_url,
     read_input,
+    with_adapters,
 )
-from farm_client.models import Asset
+from farm_client.models import Asset, NamedAdapter
 
 ASK_FIRST_BYTES = 64 * 1024  # a larger file is sent only if the farm does not have it
 MAX_REMEMBERED = 10_000  # files
@@ -41,7 +44,7 @@ class Uploads:
                 "/v1/assets",
                 content=data,
                 content_type="application/octet-stream",
-                query={"kind": ASSET_KINDS.get(field)},
+                query={"kind": "adapter" if field == ADAPTERS else ASSET_KINDS.get(field)},
                 seconds=300.0,
             )
         except FarmError as error:
@@ -65,15 +68,32 @@ class Uploads:
         found = dict(data)
         for field in FILE_FIELDS:
             value = found.get(field)
-            if value is None or is_url(value):
-                continue
-            known = asset_id(value)
-            stamp = file_stamp(value, base) if known is None else None
-            if known is None and stamp is not None:
-                known = self._sent.get(stamp)
-            if known is None:
-                known = (await self.upload(value, field, base)).id
-                if stamp is not None and len(self._sent) < MAX_REMEMBERED:
-                    self._sent[stamp] = known
-            found[field] = known
-        return found
+            if value is not None and not is_url(value):
+                found[field] = asset_id(value) or await self._sent_once(value, field, base)
+        ids = {
+            place: await self._sent_once(value, ADAPTERS, base)
+            for place, value in adapter_files(found).items()
+        }
+        return with_adapters(found, ids)
+
+    async def _sent_once(self, value: Any, field: str, base: Path | None) -> str:
+        stamp = file_stamp(value, base)
+        if stamp is None:
+            return (await self.upload(value, field, base)).id
+        if stamp not in self._sent:
+            asset = await self.upload(value, field, base)
+            if len(self._sent) >= MAX_REMEMBERED:
+                return asset.id
+            self._sent[stamp] = asset.id
+        return self._sent[stamp]
+
+    async def add_adapter(self, name: str, file: FileInput, alpha: float | None) -> NamedAdapter:
+        told = await self._connection.call(
+            "PUT",
+            path_of("v1", "adapters", name),
+            content=read_input(file, "file"),
+            content_type="application/octet-stream",
+            query={"alpha": alpha},
+            seconds=300.0,
+        )
+        return NamedAdapter.model_validate(told)

@@ -19,7 +19,7 @@ from farm.checkpoints.layout import (
 )
 from farm.checkpoints.references import resolve
 from farm.errors import InvalidCheckpoint
-from farm.spec import CheckpointInfo
+from farm.spec import CheckpointInfo, ModelSizes, TextEncoderSizes, TransformerSizes
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,7 @@ def inspect_checkpoint(ref: str | Path) -> Checkpoint:
                 f"{name}/{CONFIGS[name]} names custom code, which the farm never runs",
                 hint="remove auto_map; only the classes of diffusers and transformers are known",
             )
-    if not any((path / "tokenizer" / name).is_file() for name in ("tokenizer.json", "vocab.json")):
-        raise missing(path / "tokenizer" / "vocab.json")
+    _check_tokenizer(path / "tokenizer")
     for name, stem in WEIGHTS.items():
         tensors = read_tensors(path / name, stem)
         for tensor, shape in _expected(name, parts).items():
@@ -73,6 +72,15 @@ def inspect_checkpoint(ref: str | Path) -> Checkpoint:
     info = _info(identity, revision, parts, notes)
     _check_fit(info, parts)
     return Checkpoint(path, info, str(notes.get("description", "")))
+
+
+def _check_tokenizer(folder: Path) -> None:
+    files = [folder / name for name in ("tokenizer.json", "vocab.json")]
+    found = [file for file in files if file.is_file()]
+    if not found:
+        raise missing(files[-1])
+    for file in found:
+        read_json(file)
 
 
 def _check_index(path: Path) -> None:
@@ -158,7 +166,16 @@ def _info(
         text_tokens=_whole("text_encoder", text, "max_position_embeddings"),
         pooled_dim=pooled,
         hidden_dim=hidden,
+        sizes=_sizes(parts),
     )
+
+
+def _sizes(parts: Mapping[str, Mapping[str, Any]]) -> ModelSizes:
+    found = {
+        name: {key: _whole(name, parts[name], key) for key in kind.model_fields}
+        for name, kind in (("transformer", TransformerSizes), ("text_encoder", TextEncoderSizes))
+    }
+    return ModelSizes.model_validate(found)
 
 
 def _check_fit(info: CheckpointInfo, parts: Mapping[str, Mapping[str, Any]]) -> None:

@@ -31,6 +31,7 @@ CONFIGS: Mapping[str, str] = {
 }
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 DTYPES = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8, "I64": 8, "I32": 4, "U8": 1, "BOOL": 1}
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # how such a file begins
 MAX_HEADER = 100_000_000  # bytes; the format's own limit
 MAX_JSON = 50_000_000  # bytes
 
@@ -40,8 +41,11 @@ def read_json(file: Path) -> dict[str, Any]:
         raise missing(file)
     if file.stat().st_size > MAX_JSON:
         raise InvalidCheckpoint(f"{_short(file)} is larger than {MAX_JSON // 10**6} MB")
+    text = file.read_bytes()
+    if text.startswith(LFS_POINTER):
+        raise _pointer(file)
     try:
-        data = json.loads(file.read_text("utf-8"))
+        data = json.loads(text.decode("utf-8"))
     except (ValueError, RecursionError):
         raise InvalidCheckpoint(
             f"{_short(file)} is not valid JSON", hint="copy the checkpoint again"
@@ -63,6 +67,12 @@ def weight_files(folder: Path, stem: str) -> list[Path]:
                 f"{folder.name}/{pickles[0]} holds pickled weights, which can run code; "
                 "only safetensors are loaded",
                 hint="save the checkpoint with save_pretrained(..., safe_serialization=True)",
+            )
+        if variants := sorted(file.name for file in folder.glob(f"{stem}.*.safetensors")):
+            raise InvalidCheckpoint(
+                f"{folder.name} holds only the variant {variants[0]}, not {whole.name}",
+                hint=f"rename it to {whole.name}, or download the checkpoint without a variant; "
+                "the worker's FARM_DTYPE chooses the precision",
             )
         raise missing(whole)
     shards = read_json(index).get("weight_map")
@@ -92,6 +102,8 @@ def _read_header(file: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
     )
     with file.open("rb") as stream:
         head = stream.read(8)
+        if head == LFS_POINTER[:8]:
+            raise _pointer(file)
         length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
         if not 2 <= length <= min(MAX_HEADER, size - 8):
             raise damaged
@@ -107,6 +119,11 @@ def _read_header(file: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
         for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
             start, stop = entry["data_offsets"]
             shape = tuple(int(length) for length in entry["shape"])
+            if entry["dtype"] not in DTYPES:
+                raise InvalidCheckpoint(
+                    f"{_short(file)} holds {entry['dtype']} weights, which the farm does not load",
+                    hint="use the checkpoint as it was published, in float32, float16 or bfloat16",
+                )
             count = DTYPES[entry["dtype"]]
             for side in shape:
                 count *= side
@@ -137,6 +154,13 @@ def missing(file: Path) -> InvalidCheckpoint:
     return InvalidCheckpoint(
         f"{_short(file)} is missing",
         hint=f"a checkpoint holds model_index.json, {', '.join(sorted(COMPONENTS))}",
+    )
+
+
+def _pointer(file: Path) -> InvalidCheckpoint:
+    return InvalidCheckpoint(
+        f"{_short(file)} is a Git LFS pointer; the file itself was not fetched",
+        hint="git lfs install, then git lfs pull in the checkpoint's folder",
     )
 
 

@@ -13,14 +13,19 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 def built_in() -> dict[str, Path]:
     """Checkpoints that came with the workers' package, by name; the smallest pictures first."""
+    return {folder.name: folder for folder in _shipped("checkpoints/*/")}
+
+
+def built_in_adapters() -> dict[str, Path]:
+    """Adapters that came with the workers' package, for shapes-64 and shapes-128, by name."""
+    return {file.stem: file for file in _shipped("adapters/*.safetensors")}
+
+
+def _shipped(pattern: str) -> list[Path]:
     found = importlib.util.find_spec("farm_workers")
-    return {
-        folder.name: folder
-        for place in (found.submodule_search_locations or [] if found else [])
-        for folder in sorted(
-            (Path(place) / "checkpoints").glob("*/"), key=lambda path: (len(path.name), path.name)
-        )
-    }
+    places = found.submodule_search_locations or [] if found else []
+    paths = [path for place in places for path in Path(place).glob(pattern)]
+    return sorted(paths, key=lambda path: (len(path.name), path.name))
 
 
 def resolve(ref: str | Path) -> tuple[Path, tuple[str, str] | None]:

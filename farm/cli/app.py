@@ -4,7 +4,6 @@ import difflib
 import importlib
 import importlib.util
 import os
-import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -12,7 +11,15 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 import farm
-from farm.cli.output import fail, go_on_with, on_interrupt, say, say_error
+from farm.cli.output import (
+    fail,
+    go_on_with,
+    leave_stdout,
+    on_interrupt,
+    say,
+    say_error,
+    take_any_text,
+)
 from farm.errors import FarmError, InvalidInput
 
 INTERRUPTED = 130
@@ -42,6 +49,7 @@ SECTIONS = {
         "verify": Place("farm.cli.verify", "Compare a job's manifest, queue and store."),
         "inspect": Place("farm.cli.inspect", "Show the render recorded in a picture file."),
         "render": Place("farm.cli.render", "Render a file of requests here, without a farm."),
+        "adapter": Place("farm.cli.adapter", "Add, list and remove LoRA adapters."),
         "checkpoint": Place("farm.cli.checkpoint", "Check a checkpoint, or make a tiny one."),
     },
     "The farm": {
@@ -131,6 +139,7 @@ def group() -> TyperGroup:
 def run(arguments: Sequence[str]) -> int:
     """One call of the command line; its exit code. An error is one line on stderr."""
     go_on_with(["farm", *arguments])
+    take_any_text()
     try:
         if not arguments:
             arguments = ["--help"]
@@ -142,7 +151,7 @@ def run(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         code = INTERRUPTED
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # its reader has gone
+        leave_stdout()  # its reader has gone
         return 0
     except Exception as error:
         if hasattr(error, "format_message"):  # typer's own complaint about the arguments

@@ -1,12 +1,15 @@
 """``farm checkpoint``."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from farm.cli.output import one_line, say, say_error, say_json
 from farm.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from farm.checkpoints.inspect import Checkpoint
 
 checkpoint = typer.Typer(
     help="Check a checkpoint, or make a tiny one.",
@@ -27,12 +30,24 @@ def inspect(
     from farm.checkpoints.inspect import inspect_checkpoint
 
     found = inspect_checkpoint(reference)
+    _check_loads(found)
     facts = {"path": str(found.path), **found.info.model_dump(mode="json")}
     if as_json:
         say_json(facts)
         return
     for field, value in facts.items():
-        say(one_line(f"{field:>16}  {value}"))
+        if not isinstance(value, dict):  # the sizes of its models are for programs
+            say(one_line(f"{field:>16}  {value}"))
+
+
+def _check_loads(found: "Checkpoint") -> None:
+    """Where this machine has the workers' libraries, build the models without weights."""
+    try:
+        from farm_workers.worker.load_engine import check_loads
+
+        check_loads(found)
+    except ImportError as error:
+        say_error(f"note: {error.name} is not installed here, so only the files were checked")
 
 
 @checkpoint.command("make-tiny")

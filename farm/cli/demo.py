@@ -35,6 +35,10 @@ INPAINTED = (
     "a large yellow cross in the centre on a blue background",
     "a large white square in the centre on a blue background",
 )
+PATTERNED = (
+    "a small red diamond in the centre on a white background",
+    "a medium yellow circle in the centre on a blue background",
+)
 SIDE = 64
 OVERSAMPLING = 8
 SEED = 7
@@ -45,7 +49,7 @@ def demo(
         Path, typer.Option("--output", "-o", metavar="DIR", help="Where the pictures go.")
     ] = Path("demo-out"),
 ) -> int:
-    """Start a farm, render in all three modes, leave the pictures and a contact sheet, stop."""
+    """Start a farm, render in all modes and with an adapter, make a sheet of it, and stop."""
     output = output.absolute()
     output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="farm-demo-") as data, _farm(Path(data)) as farm:
@@ -57,7 +61,9 @@ def demo(
 
 
 def _render(farm: "Farm", output: Path) -> dict[str, Path]:
-    picture, mask = _drawing(), _mask()
+    from farm.checkpoints.references import built_in_adapters
+
+    picture, mask, pattern = _drawing(), _mask(), built_in_adapters()["pattern"]
     picture.save(output / "input.png")
     mask.save(output / "mask.png")
     jobs = {
@@ -67,6 +73,12 @@ def _render(farm: "Farm", output: Path) -> dict[str, Path]:
         ),
         "inpaint": farm.submit(
             INPAINTED, image=picture, mask_image=mask, seed=SEED, name="demo inpaint"
+        ),
+        "adapter": farm.submit(
+            PATTERNED,
+            adapters=[{"adapter": farm.add_adapter("pattern", pattern).name}],
+            seed=SEED,
+            name="demo adapter",
         ),
     }
     folders = {}

@@ -12,7 +12,7 @@ from farm.cli.selection import Selection
 from farm.errors import InvalidInput
 from farm.job import OPTIONS
 from farm.spec import PARAMETERS
-from farm_client.inputs import FILE_FIELDS, asset_id, is_url
+from farm_client.inputs import ADAPTERS, FILE_FIELDS, adapters_from, asset_id, is_url
 from farm_client.ndjson import Line, read_lines
 from farm_client.sweep import Sweep
 
@@ -158,19 +158,22 @@ def _axes(data: Mapping[str, Any], key: str, base: Path) -> dict[str, Any] | Non
         if isinstance(values, str) and name in PARAMETERS:
             values = parse_values(name, [values])
         axes[name] = values if isinstance(values, list) else [values]
-        if name in FILE_FIELDS:
+        if name in (*FILE_FIELDS, ADAPTERS):
             axes[name] = [_from_folder({name: value}, base)[name] for value in axes[name]]
     return axes
 
 
 def _from_folder(parameters: Mapping[str, Any], base: Path) -> dict[str, Any]:
     """Paths of the job file, which stands in this folder."""
-    return {
+    found = {
         name: str(base / value)
         if name in FILE_FIELDS and isinstance(value, str) and not (asset_id(value) or is_url(value))
         else value
         for name, value in parameters.items()
     }
+    if ADAPTERS in found:
+        found[ADAPTERS] = adapters_from(base, found[ADAPTERS])
+    return found
 
 
 def _mapping(data: Mapping[str, Any], key: str) -> Mapping[str, Any]:

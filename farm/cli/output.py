@@ -1,6 +1,9 @@
 """What the commands print: what was asked for on stdout, everything else on stderr."""
 
+import contextlib
+import io
 import json
+import os
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
@@ -15,12 +18,21 @@ _also: list[str] = []
 _reached = ""
 
 
+def take_any_text() -> None:
+    """What the terminal's encoding does not have is shown as an escape, not refused."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # None where it was closed
+            stream.reconfigure(errors="backslashreplace")
+
+
 def say(text: str) -> None:
-    print(printable(text), flush=True)
+    _write(printable(text))
 
 
 def say_error(text: str) -> None:
-    print(printable(text), file=sys.stderr, flush=True)
+    """On a full disk the exit code alone has to tell."""
+    with contextlib.suppress(OSError):
+        print(printable(text), file=sys.stderr, flush=True)
 
 
 def say_note(text: str) -> None:
@@ -28,7 +40,25 @@ def say_note(text: str) -> None:
 
 
 def say_json(data: Any) -> None:
-    print(json.dumps(data, ensure_ascii=False), flush=True)
+    encoding = (getattr(sys.stdout, "encoding", None) or "ascii").lower()
+    _write(json.dumps(data, ensure_ascii=not encoding.startswith("utf")))
+
+
+def _write(text: str) -> None:
+    if sys.stdout is None:
+        raise FarmError("the standard output is closed")
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        leave_stdout()
+        raise FarmError(f"the standard output takes nothing: {error.strerror}") from None
+
+
+def leave_stdout() -> None:
+    """So that Python does not try once more at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def fail(error: FarmError) -> int:

@@ -8,10 +8,11 @@ from decimal import Decimal
 from typing import Any
 
 from farm.cli.columns import Columns
+from farm.cli.parse_values import parse_value
 from farm.errors import InvalidInput
 from farm.metadata import METADATA
 from farm.spec import PARAMETERS, Form
-from farm_client.inputs import FILE_FIELDS
+from farm_client.inputs import ADAPTERS, FILE_FIELDS
 from farm_client.ndjson import Line, bad_line
 
 BATCH_ROWS = 256  # pictures may stand in them
@@ -104,6 +105,8 @@ def _value(parameter: str, value: Any) -> Any:
             value = value.decode()
         except UnicodeDecodeError:
             raise InvalidInput("is not UTF-8", field=parameter) from None
+    if PARAMETERS[parameter].form is Form.ADAPTERS:
+        return _adapters(value)
     if isinstance(value, Decimal) and value.is_finite():
         value = int(value) if value == value.to_integral_value() else float(value)
     if isinstance(value, float | Decimal) and not math.isfinite(value):
@@ -115,6 +118,20 @@ def _value(parameter: str, value: Any) -> Any:
     if PARAMETERS[parameter].form in (Form.PAIR, Form.NUMBERS) and isinstance(value, list):
         return [_value(parameter, one) for one in value]
     return value
+
+
+def _adapters(value: Any) -> Any:
+    """Text, as in other tables, or a list of structs, in which a scale may be null."""
+    if isinstance(value, str):
+        return parse_value(ADAPTERS, value)
+    if not isinstance(value, list):
+        return value
+    return [
+        {key: one for key, one in given.items() if one is not None}
+        if isinstance(given, Mapping)
+        else given
+        for given in value
+    ]
 
 
 def _picture(value: Any) -> Any:

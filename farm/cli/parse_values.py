@@ -6,7 +6,7 @@ from typing import Any
 
 from farm.errors import InvalidInput
 from farm.job import OPTIONS
-from farm.spec import PARAMETERS, Form
+from farm.spec import PARAMETERS, Form, parse_adapters
 
 MAX_RANGE = 1_000_000  # values
 _PARAMETERS_BY_NAME = {name: name for name in PARAMETERS} | {"num_images_per_prompt": "num_images"}
@@ -39,8 +39,10 @@ def parse_values(parameter: str, texts: Sequence[str]) -> list[Any]:
     """All values of a parameter, in their order.
 
     Numbers may be lists and ranges with both ends, ``3,6,10``, ``1..4`` or ``0.2..0.8..0.2``; a
-    value of another kind is a text of its own.
+    value of another kind is a text of its own. Adapters are one list, however they are given.
     """
+    if PARAMETERS[parameter].form is Form.ADAPTERS:
+        return [parse_value(parameter, " ".join(texts))] if texts else []
     if PARAMETERS[parameter].form not in (Form.INTEGER, Form.NUMBER):
         return [parse_value(parameter, text) for text in texts]
     parts = [part for text in texts for part in text.split(",")]
@@ -94,4 +96,5 @@ _PARSERS: Mapping[Form, Callable[[str], Any]] = {
     Form.NUMBER: _number,
     Form.PAIR: _numbers,
     Form.NUMBERS: _numbers,
+    Form.ADAPTERS: parse_adapters,
 }

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from farm.cli.adapter import read_adapter
 from farm.cli.columns import Columns
 from farm.cli.flags import Column, InputFormat, Limit, Overwrite, Resume, Sample, SampleSeed
 from farm.cli.input_files import Reading, read_files
@@ -20,7 +21,15 @@ from farm.cli.selection import Selection
 from farm.errors import FarmError, InvalidInput, RejectedRender
 from farm.job import MAX_PIECE_LINES, OPTIONS, Chunk, Format, JobOptions, NumberedSpec
 from farm.spec import Lane
-from farm_client.inputs import ASSET_KINDS, FILE_FIELDS, asset_id, read_input
+from farm_client.inputs import (
+    ADAPTERS,
+    ASSET_KINDS,
+    FILE_FIELDS,
+    adapter_files,
+    asset_id,
+    read_input,
+    with_adapters,
+)
 from farm_client.ndjson import Line, completed, pieces
 from farm_client.output_folder import MANIFEST, OutputFolder
 
@@ -52,6 +61,20 @@ def render(
     ] = None,
     seed: Annotated[
         int | None, typer.Option(metavar="N", help=f"{OPTIONS['seed'].help}.", show_default=False)
+    ] = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=FILE",
+            help="An adapter that renders name; may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    alpha: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=A", help="Of an adapter whose file does not say it.", show_default=False
+        ),
     ] = None,
     column: Column = None,
     input_format: InputFormat = None,
@@ -88,6 +111,7 @@ def render(
         store_in = Sinks(ReplacingStore(output), Path(scratch) / "waiting").get(options.sink)
         shard_size = shard_size_of(options, store_in)
         local = _Requests(checkpoint, Path(scratch), job_seed)
+        local.add_adapters(adapter or (), alpha or ())
         engines = local.load_engines(threads)
         renderer = LocalRenderer(engines, local.infos, local.read_asset, store_in, resume)
         rows: list[tuple[int, int, dict[str, Any]]] = []
@@ -144,6 +168,7 @@ class _Requests:
         from farm.checkpoints.inspect import inspect_checkpoint
         from farm.checkpoints.references import built_in
         from farm.checkpoints.registry import CheckpointRegistry
+        from farm.ingest.adapters import Adapters
         from farm.ingest.assets import Assets
         from farm.ingest.resolver import Resolver
         from farm.store import open_store
@@ -157,10 +182,26 @@ class _Requests:
             )
         self._checkpoints = [inspect_checkpoint(name) for name in chosen]
         self.infos = {checkpoint.info.name: checkpoint.info for checkpoint in self._checkpoints}
-        self._assets = Assets(open_store(str(scratch)))
-        self._resolver = Resolver(CheckpointRegistry(self.infos.values()), self._assets)
+        store, registry = open_store(str(scratch)), CheckpointRegistry(self.infos.values())
+        self._assets = Assets(store)
+        self._adapters = Adapters(store, self._assets, registry)
+        self._resolver = Resolver(registry, self._assets, self._adapters)
+        self._names = self._resolver.names(TENANT)
         self._seed = seed
         self.rejected: list[RejectedRender] = []
+
+    def add_adapters(self, files: Sequence[str], alphas: Sequence[str]) -> None:
+        """``NAME=FILE`` and ``NAME=A`` of the command line."""
+        numbers = dict(_pair(text, "--alpha") for text in alphas)
+        named = dict(_pair(text, "--adapter") for text in files)
+        if unknown := numbers.keys() - named.keys():
+            raise InvalidInput(f"there is no --adapter {min(unknown)}", field="--alpha")
+        for name, file in named.items():
+            try:
+                alpha = float(numbers[name]) if name in numbers else None
+            except ValueError:
+                raise InvalidInput(f"{numbers[name]!r} is not a number", field="--alpha") from None
+            self._adapters.add(TENANT, name, read_adapter(Path(file)), alpha=alpha)
 
     def load_engines(self, threads: int) -> Mapping[str, Any]:
         from farm_workers.worker.load_engine import load_engine
@@ -194,7 +235,9 @@ class _Requests:
                 if line.error is not None:
                     raise line.error
                 data = self._with_assets(line)
-                numbered = self._resolver.resolve(TENANT, data, seed=self._seed, render=render)
+                numbered = self._resolver.resolve(
+                    TENANT, data, seed=self._seed, render=render, names=self._names
+                )
             except FarmError as error:
                 error.at(line.number, line.place(error.field))
                 self.rejected.append(RejectedRender(render, error, line.file))
@@ -213,7 +256,18 @@ class _Requests:
             if value is not None and asset_id(value) is None and not _is_data_url(value):
                 content = read_input(value, field, line.base)
                 ids[field] = self._assets.add(TENANT, content, ASSET_KINDS[field]).id
-        return {**data, **ids}
+        adapters = {
+            place: self._assets.add(TENANT, read_input(value, ADAPTERS, line.base), "adapter").id
+            for place, value in adapter_files(data).items()
+        }
+        return with_adapters({**data, **ids}, adapters)
+
+
+def _pair(text: str, flag: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not value:
+        raise InvalidInput(f"{text[:80]!r} is not NAME=VALUE", field=flag)
+    return name, value
 
 
 def _is_data_url(value: object) -> bool:

@@ -137,10 +137,14 @@ def submit(
     if job.rejected:
         _tell_refused(job, source)
     goes_on = wait or output is not None or timeout is not None
-    if not as_json:
-        say(job.id)
-    elif not goes_on:
-        _say_job(job)
+    try:
+        if not as_json:
+            say(job.id)
+        elif not goes_on:
+            _say_job(job)
+    except BaseException:  # the job is there, whatever became of its line
+        say_error(f"job {job.id} was made")
+        raise
     if output is not None:
         go_on_with(["farm", "fetch", job.id, "-o", output])
         code = fetch_job(job, output, timeout=timeout, overwrite=overwrite, resume=resume)

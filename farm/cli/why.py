@@ -34,6 +34,8 @@ def why(
         say_json(found.model_dump(mode="json"))
         return
     say(one_line(f"{found.status.id} {found.status.state}: {_reason(found)}"))
+    if found.note:
+        say(one_line(f"  {found.note}"))
     for lane in found.lanes:
         say(one_line(_lane(lane)))
     if found.seconds:
@@ -45,8 +47,7 @@ def why(
 def _reason(found: Why) -> str:
     if found.status.ended:
         return "it has ended"
-    reason = REASONS.get(found.waits_for, found.waits_for)
-    return f"{reason}: {found.note}" if found.note else reason
+    return REASONS.get(found.waits_for, found.waits_for)
 
 
 def _lane(lane: LaneQueue) -> str:

@@ -21,8 +21,8 @@ from farm.gateway.middleware import RequestGuard
 from farm.gateway.page.history import History
 from farm.gateway.quotas import QuotaLimits, Quotas
 from farm.gateway.readiness import Readiness
-from farm.gateway.routes import assets, docs, estimate, health, jobs, page, submissions
-from farm.gateway.signed_urls import Links, Signer, secret_of
+from farm.gateway.routes import adapters, assets, docs, estimate, health, jobs, page, submissions
+from farm.gateway.signed_urls import Links, Signer, linked_store, secret_of
 from farm.ingest.assets import Assets
 from farm.ingest.ingest import Ingest
 from farm.queue import Queue, connect
@@ -69,7 +69,7 @@ def create_app(
         redirect_slashes=False,  # otherwise the host header would decide where a caller is sent
     )
     app.state.deps = deps
-    for route in (submissions, estimate, jobs, assets, health, docs, page):
+    for route in (submissions, estimate, jobs, assets, adapters, health, docs, page):
         app.include_router(route.router)
     exception_handlers.install(app)
     body_memory = app.state.body_memory = BodyMemory(settings.max_body_memory)
@@ -89,6 +89,7 @@ def _dependencies(
     registry = CheckpointRegistry([*infos, *named], live=lambda: live_checkpoints(queue))
     quotas = Quotas(queue, QuotaLimits.of(settings))
     kept = Assets(store, sandbox.probe, quotas)
+    ingest = Ingest(queue, store, registry, kept, paces(queue))
     signer = Signer(
         settings.secret.get_secret_value().encode() if settings.secret else secret_of(settings.data)
     )
@@ -100,12 +101,15 @@ def _dependencies(
         sinks=Sinks(store, settings.data / "scratch" / "gateway"),
         assets=kept,
         registry=registry,
-        ingest=Ingest(queue, store, registry, kept, paces(queue)),
+        adapters=ingest.adapters,
+        ingest=ingest,
         authenticator=Authenticator(
             keys, without_keys=settings.open, now=lambda: datetime.now(UTC)
         ),
         signer=signer,
-        links=Links(store, signer, settings.url_seconds),
+        links=Links(
+            linked_store(settings, store), signer, settings.url_seconds, settings.public_url
+        ),
         events=EventHub(queue),
         metrics=Metrics(queue.backlog),
         history=History(queue),

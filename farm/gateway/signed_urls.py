@@ -8,11 +8,12 @@ import secrets
 import time
 from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import quote, urlencode
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
-from farm.errors import NotAllowed
+from farm.errors import InvalidInput, NotAllowed
+from farm.settings import GatewaySettings
 from farm.sinks.protocol import Source
-from farm.store import Store
+from farm.store import Store, open_store
 
 
 class Signer:
@@ -48,21 +49,42 @@ class Signer:
 
 
 class Links:
-    """Addresses of pictures: the store's own where it has any, otherwise the gateway's."""
+    """Addresses of pictures: the store's own where it has any, otherwise the gateway's.
 
-    def __init__(self, store: Store, signer: Signer, seconds: int) -> None:
-        self._store = store
+    Args:
+        direct: the store as callers reach it, whose own links are given out; None if every
+            picture comes through the gateway.
+        base: what stands before the gateway's own paths, such as ``https://host/prefix``; empty
+            where callers know where they found it.
+    """
+
+    def __init__(self, direct: Store | None, signer: Signer, seconds: int, base: str = "") -> None:
+        self._direct = direct
         self._signer = signer
         self._seconds = seconds
+        self._base = base.rstrip("/")
 
     def to(self, source: Source) -> str:
         """Ranges always go through the gateway: no store signs a link to one."""
         key, name, seconds = source.key, source.name, self._seconds
-        if source.offset is not None:
-            part = f"{source.offset}+{source.size}"
-            return self._signer.path(key, seconds=seconds, filename=name, part=part)
-        url = self._store.signed_url(key, seconds=seconds, filename=name)
-        return url or self._signer.path(key, seconds=seconds, filename=name)
+        part = "" if source.offset is None else f"{source.offset}+{source.size}"
+        url = None
+        if self._direct is not None and not part:
+            url = self._direct.signed_url(key, seconds=seconds, filename=name)
+        return url or self._base + self._signer.path(key, seconds=seconds, filename=name, part=part)
+
+
+def linked_store(settings: GatewaySettings, store: Store) -> Store | None:
+    """The store whose own links callers get; its address may be another one for them."""
+    if settings.store_links == "gateway":
+        return None
+    if not settings.store_public_url:
+        return store
+    if not store.url.startswith("s3://"):
+        raise InvalidInput("is for an s3:// store", field="FARM_STORE_PUBLIC_URL")
+    parts = urlsplit(settings.store_url)
+    query = {**dict(parse_qsl(parts.query)), "endpoint_url": settings.store_public_url}
+    return open_store(parts._replace(query=urlencode(query)).geturl())
 
 
 def media_type(key: str) -> str:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from farm.errors import InvalidInput, NotFound
 from farm.formats import decoding as picture
 from farm.formats import tensors
+from farm.formats.adapter_file import read_adapter_file
 from farm.spec import PARAMETERS, AssetKind, CheckpointInfo, RenderRequest
 from farm.store import Store, keys
 
@@ -32,7 +33,7 @@ class Asset(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     id: str
-    kind: Literal["image", "latents", "embeds"]
+    kind: Literal["image", "latents", "embeds", "adapter"]
     size: int  # bytes
     width: int | None = None
     height: int | None = None
@@ -66,7 +67,7 @@ class Assets:
         Args:
             kind: what it is meant for, where that is known; other files are refused.
         """
-        asset = examine(data, mask=kind == "mask", probe=self._probe)
+        asset = examine(data, kind, probe=self._probe)
         if kind is not None and asset.kind != ("image" if kind == "mask" else kind):
             raise InvalidInput(f"the file holds {asset.kind}, not {kind}", field="asset")
         key = keys.asset(tenant, asset.id)
@@ -175,8 +176,12 @@ class Assets:
             raise
 
 
-def examine(data: bytes, *, mask: bool = False, probe: Probe = picture.probe) -> Asset:
-    """What a file holds, by its content; what the farm has no use for is refused."""
+def examine(data: bytes, kind: AssetKind | None = None, *, probe: Probe = picture.probe) -> Asset:
+    """What a file holds, by its content; what the farm has no use for is refused.
+
+    Args:
+        kind: what it is meant for, where that is known.
+    """
     name = hashlib.sha256(data).hexdigest()
     if not data:
         raise InvalidInput("the file is empty", field="asset")
@@ -186,12 +191,19 @@ def examine(data: bytes, *, mask: bool = False, probe: Probe = picture.probe) ->
             field="asset",
             hint="save tensors with safetensors",
         )
+    if kind == "adapter":
+        read_adapter_file(data)
+        return Asset(id=name, kind=kind, size=len(data))
     if not _is_safetensors(data):
-        found = probe(data, "mask" if mask else "image")
+        found = probe(data, "mask" if kind == "mask" else "image")
         return Asset(
             id=name, kind="image", size=len(data),
             width=found.width, height=found.height, notes=tuple(found.notes),
         )  # fmt: skip
+    return _examine_tensors(name, data)
+
+
+def _examine_tensors(name: str, data: bytes) -> Asset:
     shapes = _tensor_shapes(data)
     if name_of_latents := next((name for name in tensors.LATENTS if name in shapes), None):
         shape = shapes[name_of_latents]
@@ -203,10 +215,13 @@ def examine(data: bytes, *, mask: bool = False, probe: Probe = picture.probe) ->
         return Asset(id=name, kind="latents", size=len(data), height=shape[0], width=shape[1])
     if {"prompt_embeds", "encoder_hidden_states"} <= shapes.keys():
         return Asset(id=name, kind="embeds", size=len(data))
+    if any(".lora" in tensor for tensor in shapes):
+        read_adapter_file(data)
+        return Asset(id=name, kind="adapter", size=len(data))
     raise InvalidInput(
         f"the safetensors file holds {', '.join(sorted(shapes)[:8]) or 'nothing'}",
         field="asset",
-        hint="it must hold latents, or prompt_embeds and encoder_hidden_states",
+        hint="it needs latents, prompt_embeds and encoder_hidden_states, or an adapter's matrices",
     )
 
 

@@ -20,6 +20,7 @@ from farm.errors import (
     RejectedRender,
     TooLarge,
 )
+from farm.ingest.adapters import Adapters
 from farm.ingest.assets import Assets
 from farm.ingest.chunks import Cutter, TaskLimits, shard_size_of
 from farm.ingest.job_record import ClosedRecord, JobRecord
@@ -69,7 +70,8 @@ class Ingest:
         self.queue = queue
         self._store = store
         self._sinks = Sinks(store, Path())  # only asked what they are; none stores anything
-        self._resolver = Resolver(registry, assets)
+        self.adapters = Adapters(store, assets, registry)
+        self._resolver = Resolver(registry, assets, self.adapters)
         self._paces = paces
         self._writers = ThreadPoolExecutor(WRITERS, thread_name_prefix="chunks")
 
@@ -193,6 +195,7 @@ class Ingest:
     def cut(self, record: JobRecord, number: int, first: int, entries: Sequence[Entry]) -> Piece:
         """Resolve the entries and cut them into tasks, lane by lane. The same input gives the
         same chunks."""
+        names = self._resolver.names(record.tenant)
         renders = []
         rejected = []
         for render, entry in enumerate(entries, first):
@@ -204,6 +207,7 @@ class Ingest:
                     entry.data,
                     seed=record.seed,
                     render=render,
+                    names=names,
                     columns=entry.line is not None,
                 )
             except FarmError as error:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from farm.checkpoints.registry import CheckpointRegistry
+from farm.ingest.adapters import AdapterNames, Adapters
 from farm.ingest.assets import Assets
 from farm.job import NumberedSpec
 from farm.metadata import split_metadata
@@ -10,14 +11,26 @@ from farm.spec import RenderRequest, derived_seed
 
 
 class Resolver:
-    """Knows the checkpoints and the tenants' files."""
+    """Knows the checkpoints, and the tenants' files and adapters."""
 
-    def __init__(self, registry: CheckpointRegistry, assets: Assets) -> None:
+    def __init__(self, registry: CheckpointRegistry, assets: Assets, adapters: Adapters) -> None:
         self._registry = registry
         self._assets = assets
+        self._adapters = adapters
+
+    def names(self, tenant: str) -> AdapterNames:
+        """The tenant's adapters, for renders that come in together."""
+        return self._adapters.names(tenant)
 
     def resolve(
-        self, tenant: str, data: Any, *, seed: int, render: int, columns: bool = True
+        self,
+        tenant: str,
+        data: Any,
+        *,
+        seed: int,
+        render: int,
+        names: AdapterNames,
+        columns: bool = True,
     ) -> NumberedSpec:
         """A render from JSON-like data.
 
@@ -26,6 +39,7 @@ class Resolver:
             data: as the user wrote it.
             seed: of the job; a render that names no seed gets one made from it.
             render: index in the job.
+            names: the tenant's adapters.
             columns: as in ``split_metadata``.
 
         Raises:
@@ -38,6 +52,8 @@ class Resolver:
         request = RenderRequest.parse(data)
         info = self._registry.find(request.checkpoint)
         picture = self._assets.check(tenant, request)
-        spec = request.resolve(info, seed=derived_seed(seed, render), picture=picture)
+        derived = derived_seed(seed, render)
+        spec = request.resolve(info, seed=derived, picture=picture, adapters=names)
         self._assets.check_tensors(tenant, request, info, spec.height, spec.width)
+        self._adapters.check(tenant, spec, info)
         return NumberedSpec(render=render, spec=spec, metadata=metadata)

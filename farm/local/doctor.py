@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
+import psutil
 import redis
 
 from farm.addresses import reachable, without_secrets
@@ -19,7 +20,8 @@ from farm.errors import FarmError
 from farm.ingest.job_record import JobRecord
 from farm.job import is_job_id, job_id
 from farm.local.embedded import RAY_FILE, answers, serves, silent_parts
-from farm.queue import JobStatus, Queue, check_server, connect
+from farm.queue import JobStatus, Queue, check_server, connect, notice
+from farm.queue.connection import explain
 from farm.queue.constants import MAX_ROWS
 from farm.settings import KeepingSettings, load
 from farm.store import Store, keys, open_store
@@ -27,6 +29,8 @@ from farm.store.local import LocalStore
 
 MAX_TOLD = 5  # lines of what is amiss with the queue
 LEAST_DISK_BYTES = 2**30  # below it a farm soon stops
+LEAST_MEMORY_BYTES = 2**29
+_CGROUP = "/sys/fs/cgroup/memory"
 SCARCE_DISK_BYTES = 10 * 2**30
 CLOCK_WARN_SECONDS = 2.0
 CLOCK_FAIL_SECONDS = 60.0  # stores refuse signatures that are a few minutes off
@@ -62,8 +66,9 @@ def examine(patient: Patient) -> Iterator[Finding]:
         try:
             for health, told, hint in check(patient):
                 yield Finding(name, health, told, hint)
-        except FarmError as error:
-            yield Finding(name, Health.FAIL, error.message, error.hint)
+        except (FarmError, redis.RedisError) as error:
+            known = error if isinstance(error, FarmError) else explain(error)
+            yield Finding(name, Health.FAIL, known.message, known.hint)
 
 
 _Told = Iterator[tuple[Health, str, str | None]]
@@ -91,7 +96,10 @@ def _server(patient: Patient) -> _Told:
             "farm up starts one; is REDIS_URL right?",
         )
         return
-    facts = check_server(connect(patient.redis_url), allow_volatile=False)
+    client = connect(patient.redis_url)
+    facts = check_server(client, allow_volatile=False)
+    # Its disk or memory may be full, or it may be a replica.
+    client.set(f"{{{os.environ.get('FARM_NAME', 'farm')}}}:doctor", 1, ex=60)
     yield Health.OK, f"version {facts.version} keeps what it accepted", None
     for note in facts.notes:
         yield Health.WARN, note, None
@@ -154,6 +162,34 @@ def recent(store: LocalStore) -> Iterator[str]:
     for job in store.jobs():
         if is_job_id(job) and job > since:
             yield job
+
+
+def _workers(patient: Patient) -> _Told:
+    """Those that have a session, and what a scheduler or a crash reporter last said of others."""
+    if not serves(patient.redis_url):
+        return
+    queue = Queue(connect(patient.redis_url), farm=os.environ.get("FARM_NAME", "farm"))
+    count, told = len(queue.sessions()), notice.read(queue)
+    if told:
+        yield (Health.WARN if count else Health.FAIL), told, None
+    if count:
+        yield Health.OK, f"{count} at work or ready", None
+    elif not told:
+        yield Health.WARN, "none has a session", "farm up or farm scheduler starts them"
+
+
+def _memory(_: Patient) -> _Told:
+    """Ray ends workers of a machine that has less than a twentieth of its memory left."""
+    memory = psutil.virtual_memory()
+    free, total = memory.available, memory.total
+    with contextlib.suppress(OSError, ValueError):  # a container's limit, where there is one
+        limit, used = (int(Path(f"{_CGROUP}.{name}").read_text()) for name in ("max", "current"))
+        free, total = min(free, limit - used), min(total, limit)
+    told = f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
+    if free < max(LEAST_MEMORY_BYTES, total // 20):
+        yield Health.FAIL, told, "workers may be killed; run fewer, or end other programs"
+    else:
+        yield Health.OK, told, None
 
 
 def _store(patient: Patient) -> _Told:
@@ -238,6 +274,8 @@ _CHECKS: dict[str, Callable[[Patient], _Told]] = {
     "queue": _queue,
     "store": _store,
     "ray": _ray,
+    "workers": _workers,
+    "memory": _memory,
     "checkpoints": _checkpoints,
     "disk": _disk,
     "clock": _clock,

@@ -26,12 +26,15 @@ from redis.retry import Retry
 from farm.addresses import check_redis_url, reachable
 from farm.checkpoints.inspect import inspect_checkpoint
 from farm.checkpoints.references import built_in
-from farm.errors import InvalidInput, Unavailable
+from farm.errors import InvalidCheckpoint, InvalidInput, Unavailable
+from farm.local.load_check import LoadCheck
 from farm.local.supervisor import Service
 from farm.local.valkey import ServerProcess, advice
 from farm.machine import cores, count_gpus, worker_threads
 from farm.paths import SCHEDULER_ALIVE
+from farm.queue import check_server, connect
 from farm.store import open_store
+from farm.store.probing import check_store
 
 VALKEY_SECONDS = 600.0  # it reads a long append-only file
 RAY_SECONDS = 120.0
@@ -63,11 +66,16 @@ class Plan:
         return f"http://127.0.0.1:{self.port}"
 
     def complete(self) -> "Plan":
-        """The plan with the machine's defaults filled in and its checkpoints looked at."""
+        """The plan with the machine's defaults filled in, and everything it names looked at: what
+        does not answer now is told before anything starts."""
+        store = self.store
+        if store and "://" not in store:
+            store = str(Path(store).absolute())
+        self._check_reach(store)
         if self.redis_url:
-            check_redis_url(self.redis_url)
-        if self.store:
-            open_store(self.store)  # a wrong address is refused before anything starts
+            check_server(connect(self.redis_url), allow_volatile=True)
+        if store:
+            check_store(open_store(store, attempts=2), single_writer=self.single_writer)
         workers = self.workers or max(self.gpus, 1)
         if self.single_writer and workers > 1:
             raise InvalidInput(
@@ -80,11 +88,12 @@ class Plan:
             for name in self.checkpoints or default_checkpoints(self.data)
         )
         for name in names:
+            if "," in name:
+                raise InvalidCheckpoint(
+                    f"{name} has a comma in its path, by which checkpoints are separated",
+                    hint="rename the folder, or give a symbolic link to it",
+                )
             inspect_checkpoint(name)
-        store = self.store
-        if store and "://" not in store:
-            store = str(Path(store).absolute())
-        self._check_reach(store)
         return replace(self, checkpoints=names, store=store, workers=workers)
 
     def _check_reach(self, store: str) -> None:
@@ -136,6 +145,7 @@ class Embedded:
         self._ray_port = free_port()
         self.ray_address = plan.ray_address or f"127.0.0.1:{self._ray_port}"
         self.dashboard = "" if plan.ray_address else f"http://127.0.0.1:{free_port(8265)}"
+        self._loads = LoadCheck(plan.checkpoints)
         self._ray_agent = f"http://127.0.0.1:{free_port()}"
 
     def services(self) -> Iterator[Service]:
@@ -171,9 +181,18 @@ class Embedded:
             patience=PATIENCE,
         )
 
+    def _ray_ready(self) -> bool:
+        self._loads.passed()  # raises as soon as a checkpoint turns out not to load
+        return listens(self._ray_port) and listens(self._dashboard_port)
+
+    @property
+    def _dashboard_port(self) -> int:
+        return int(self.dashboard.rsplit(":", 1)[1])
+
     def _workers_ready(self) -> bool:
         """Raises ``Unavailable`` as soon as a worker has ended at its start, a checkpoint that does
         not load for example: it is placed again and again, and would end again."""
+        self._loads.passed()
         for told in self._run.glob("*.failed"):
             cause = told.read_text().strip()
             told.unlink()
@@ -220,7 +239,6 @@ class Embedded:
         }
 
     def _ray(self) -> Service:
-        dashboard_port = int(self.dashboard.rsplit(":", 1)[1])
         health = {
             "gcs_server": f"{self.dashboard}/api/gcs_healthz",
             "raylet": f"{self._ray_agent}/api/local_raylet_healthz",
@@ -234,7 +252,7 @@ class Embedded:
             f"--ray-client-server-port={free_port()}",
             "--include-dashboard=true",
             "--dashboard-host=127.0.0.1",
-            f"--dashboard-port={dashboard_port}",
+            f"--dashboard-port={self._dashboard_port}",
             f"--dashboard-agent-listen-port={self._ray_agent.rsplit(':', 1)[1]}",
             f"--num-cpus={max(cores(), self.plan.workers)}",
             f"--object-store-memory={OBJECT_STORE_BYTES}",
@@ -243,7 +261,7 @@ class Embedded:
         return Service(
             "ray",
             command,
-            ready=lambda: listens(self._ray_port) and listens(dashboard_port),
+            ready=self._ray_ready,
             environment=self.environment,
             seconds=RAY_SECONDS,
             healthy=lambda: not silent_parts(health),
@@ -270,6 +288,7 @@ class Embedded:
 
     def clean(self) -> None:
         """Remove what only a running farm needs."""
+        self._loads.stop()
         shutil.rmtree(self._run / "ray", ignore_errors=True)
         if self._base != self.plan.data:
             shutil.rmtree(self._base.parent, ignore_errors=True)

@@ -62,7 +62,7 @@ class Supervisor:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def start(self, service: Service) -> None:
-        """Start a service and wait until it serves.
+        """Start a service and wait until it serves; those before it are kept alive meanwhile.
 
         Raises:
             Unavailable: it ended or did not serve in time; the message has its last words.
@@ -86,6 +86,7 @@ class Supervisor:
                     f"{self._last_words(service)}",
                     hint=f"see {self._log(service)}",
                 )
+            self._tend(self._started[:-1])
             if self._stopped.wait(0.05):
                 raise KeyboardInterrupt
         running.served_since = running.since
@@ -97,12 +98,15 @@ class Supervisor:
             if running.service.healthy is not None:
                 threading.Thread(target=self._watch_health, args=(running,), daemon=True).start()
         while not self._stopped.wait(0.1):
-            for running in self._started:
-                try:
-                    self._look(running, time.monotonic())
-                except OSError as error:  # no disk, file or process left for it: later, perhaps
-                    log.warning("%s cannot be started: %s", running.service.name, error)
-                    running.restart_at = time.monotonic() + MAX_DELAY_SECONDS
+            self._tend(self._started)
+
+    def _tend(self, group: "Sequence[_Running]") -> None:
+        for running in group:
+            try:
+                self._look(running, time.monotonic())
+            except OSError as error:  # no disk, file or process left for it: later, perhaps
+                log.warning("%s cannot be started: %s", running.service.name, error)
+                running.restart_at = time.monotonic() + MAX_DELAY_SECONDS
 
     def _look(self, running: "_Running", now: float) -> None:
         """One look at a process. It is known from the moment it exists: what fails after that, its

@@ -1,11 +1,14 @@
 """A render: what a user asks for, the frozen form the farm works on, and the limits of both."""
 
+from farm.spec.adapter import AdapterChoice, check_adapter_name, parse_adapters
 from farm.spec.checkpoint import CheckpointInfo
 from farm.spec.explain import explain
+from farm.spec.model_sizes import ModelSizes, TextEncoderSizes, TransformerSizes
 from farm.spec.parameter import AssetKind, Form, Parameter, parameters_of
 from farm.spec.parameters import MAX_PROMPT_CHARACTERS, MAX_STEPS, PARAMETERS, AssetId
 from farm.spec.render import (
     MAX_SEED,
+    AdapterScale,
     Lane,
     Mode,
     RenderSpec,
@@ -21,19 +24,26 @@ __all__ = [
     "MAX_SEED",
     "MAX_STEPS",
     "PARAMETERS",
+    "AdapterChoice",
+    "AdapterScale",
     "AssetId",
     "AssetKind",
     "CheckpointInfo",
     "Form",
     "Lane",
     "Mode",
+    "ModelSizes",
     "Parameter",
     "RenderRequest",
     "RenderSpec",
     "Rng",
     "Row",
+    "TextEncoderSizes",
+    "TransformerSizes",
     "canonical_json",
+    "check_adapter_name",
     "derived_seed",
     "explain",
     "parameters_of",
+    "parse_adapters",
 ]

@@ -5,6 +5,7 @@ import math
 from pydantic import BaseModel, ConfigDict
 
 from farm.errors import InvalidInput
+from farm.spec.model_sizes import ModelSizes
 
 MAX_SIDE = 4096  # pixels
 MAX_GRID_TOKENS = 4096  # of one picture: 1024 x 1024 at pixel factor 16
@@ -28,6 +29,7 @@ class CheckpointInfo(BaseModel):
     text_tokens: int  # length of the text encoder's input
     pooled_dim: int
     hidden_dim: int
+    sizes: ModelSizes | None = None  # None: it takes no adapters
 
     @property
     def name(self) -> str:

@@ -11,6 +11,8 @@ from farm.spec.parameter import Form, Parameter
 
 MAX_SHOWN = 60  # characters of a wrong value
 
+ADAPTERS_HINT = 'for example [{"adapter": "outline", "scale": 0.8}]'
+
 _PAIRS = (Form.PAIR, Form.NUMBERS)
 _OUTSIDE = ("greater_than_equal", "greater_than", "less_than_equal", "int_type", "int_from_float")
 
@@ -24,6 +26,10 @@ def explain(
     field = where[0] if where else None
     message = finding["msg"].removeprefix("Value error, ").replace("Input should", "must")
     hint = None
+    facts = parameters.get(field or "")
+    if facts is not None and facts.form is Form.ADAPTERS:
+        message, hint = _of_adapters(kind, where[1:], message), ADAPTERS_HINT
+        return InvalidInput(message, field=field, hint=hint)
     if field is None:
         named, _, rest = message.partition(": ")
         if rest and named in parameters:
@@ -39,6 +45,20 @@ def explain(
     if kind not in {"value_error", "extra_forbidden"} and field is not None and field in data:
         message += f"; got {_shown(data[field])}"
     return InvalidInput(message, field=field, hint=hint)
+
+
+def _of_adapters(kind: str, where: list[str], message: str) -> str:
+    """Says which of them is wrong, counted from 1, and what of it."""
+    if not where:
+        return message
+    place, inner = int(where[0]) + 1, where[1:]
+    if kind == "extra_forbidden":
+        return f"number {place} has the unknown key {inner[0][:MAX_SHOWN]!r}"
+    if kind == "missing":
+        return f"number {place} does not say which adapter"
+    if inner and kind != "value_error":
+        message = f"{inner[0]} {message}"
+    return f"number {place}: {message[0].lower()}{message[1:]}"
 
 
 def _similar(name: str, parameters: Mapping[str, Parameter]) -> str | None:

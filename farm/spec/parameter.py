@@ -9,7 +9,7 @@ from annotated_types import Ge, GroupedMetadata, Gt, Le
 from pydantic import AfterValidator, BaseModel
 from pydantic.fields import FieldInfo
 
-AssetKind = Literal["image", "mask", "latents", "embeds"]
+AssetKind = Literal["image", "mask", "latents", "embeds", "adapter"]
 
 
 class Form(enum.Enum):
@@ -21,6 +21,7 @@ class Form(enum.Enum):
     PAIR = "a pair of numbers, such as 0,0"
     NUMBERS = "a number or a pair of numbers, such as 2,0"
     FILE = "a file"
+    ADAPTERS = "a list of adapters, such as outline:0.8"
 
 
 @dataclass(frozen=True, kw_only=True)

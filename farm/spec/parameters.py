@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 
+from farm.spec.adapter import MAX_ADAPTERS, MAX_SCALE, AdapterChoice, as_adapter_list
 from farm.spec.checkpoint import MAX_SIDE
 from farm.spec.parameter import Form, Parameter, parameters_of
 from farm.spec.render import MAX_SEED, Mode, Rng
@@ -256,13 +257,28 @@ class RenderFields(BaseModel):
             metavar="Y,X",
         ),
     ] = (0, 0)
+    adapters: Annotated[
+        tuple[AdapterChoice, ...],
+        BeforeValidator(as_adapter_list),
+        Parameter(
+            help="LoRA adapters, each with a scale",
+            form=Form.ADAPTERS,
+            default="none",
+            allowed=f'up to {MAX_ADAPTERS}, each `{{"adapter": name or sha256, "scale": '
+            f"{-MAX_SCALE:g} to {MAX_SCALE:g}}}`; `name:scale` as a flag or in a table",
+            pipelines=("load_lora_weights",),
+            aliases=("adapter",),
+            metavar="NAME[:SCALE]",
+        ),
+    ] = ()
     adapter_scale: Annotated[
         Finite,
         Parameter(
-            help="Weight of the checkpoint's adapters",
+            help="Multiplies the scales of all adapters",
             form=Form.NUMBER,
-            least=-10,
-            most=10,
+            least=-MAX_SCALE,
+            most=MAX_SCALE,
+            allowed="only with `adapters`",
             pipelines=('cross_attention_kwargs={"scale": s}',),
             metavar="X",
         ),

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
 SPEC_VERSION: Final = 1
 MAX_SEED = 2**64 - 1
@@ -42,6 +42,15 @@ class Lane(NamedTuple):
         return cls(checkpoint, Mode(mode), int(height), int(width))
 
 
+class AdapterScale(BaseModel):
+    """A low-rank adapter (LoRA, Hu et al. 2021, arXiv:2106.09685) and how much of it is added."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sha256: str  # of the file
+    scale: float  # everything that the request said of it, multiplied
+
+
 class RenderSpec(BaseModel):
     """A resolved render: frozen, nothing left to default, the same JSON for the same render."""
 
@@ -66,8 +75,17 @@ class RenderSpec(BaseModel):
     strength: float | None
     micro_conditioning_aesthetic_score: float
     micro_conditioning_crop_coord: tuple[int, int]
-    adapter_scale: float
+    adapter_scale: float = 1.0  # in the adapters' own scales; it stays for the sake of old hashes
     rng: Rng
+    adapters: tuple[AdapterScale, ...] = ()  # added in this order
+
+    @model_serializer(mode="wrap")
+    def _without_no_adapters(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A render without adapters keeps the JSON, and so the hash, that it had before any."""
+        told: dict[str, Any] = serialize(self)
+        if not self.adapters:
+            del told["adapters"]
+        return told
 
     def canonical(self) -> str:
         """Canonical JSON: keys sorted, no spaces, UTF-8."""

@@ -4,6 +4,7 @@ import difflib
 import enum
 import re
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Self
 
 from pydantic import ValidationError, field_validator, model_validator
@@ -12,7 +13,7 @@ from farm.errors import InvalidInput
 from farm.spec.checkpoint import CheckpointInfo
 from farm.spec.explain import explain
 from farm.spec.parameters import MAX_PROMPT_CHARACTERS, PARAMETERS, RenderFields
-from farm.spec.render import Mode, RenderSpec, Rng
+from farm.spec.render import AdapterScale, Mode, RenderSpec, Rng
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 
@@ -100,6 +101,12 @@ class RenderRequest(RenderFields):
             )
         return self
 
+    @model_validator(mode="after")
+    def _scales_something(self) -> Self:
+        if self.adapter_scale != 1.0 and not self.adapters:
+            raise ValueError("adapter_scale: there is no adapter to scale; name one in adapters")
+        return self
+
     @property
     def derived_mode(self) -> Mode:
         if self.mode is not None:
@@ -142,6 +149,7 @@ class RenderRequest(RenderFields):
         *,
         seed: int,
         picture: tuple[int, int] | None = None,
+        adapters: Mapping[str, str] = MappingProxyType({}),
     ) -> RenderSpec:
         """Fill in every default.
 
@@ -149,9 +157,10 @@ class RenderRequest(RenderFields):
             info: the checkpoint that will render it.
             seed: the one to use where the request has none.
             picture: height and width in pixels of the input picture, where there is one.
+            adapters: the sha256 of each adapter that is named by name.
 
         Raises:
-            InvalidInput: the checkpoint cannot render that size.
+            InvalidInput: the checkpoint cannot render that size, or an adapter stands there twice.
         """
         native = (info.native_height, info.native_width)
         default = info.fit_size(*picture) if picture else native
@@ -180,6 +189,24 @@ class RenderRequest(RenderFields):
             strength=None if mode is Mode.TEXT2IMG else self.effective_strength,
             micro_conditioning_aesthetic_score=float(self.micro_conditioning_aesthetic_score),
             micro_conditioning_crop_coord=self.micro_conditioning_crop_coord,
-            adapter_scale=float(self.adapter_scale),
             rng=self.rng,
+            adapters=self._scaled(adapters),
         )
+
+    def _scaled(self, digests: Mapping[str, str]) -> tuple[AdapterScale, ...]:
+        """The adapters with their whole scale; one of scale 0 adds nothing and is left out."""
+        found: dict[str, AdapterScale] = {}
+        for choice in self.adapters:
+            try:
+                sha256 = choice.sha256 or digests[choice.adapter]
+            except KeyError:
+                raise InvalidInput(
+                    f"nothing says what {choice.adapter!r} stands for",
+                    field="adapters",
+                    hint="name the adapter by the sha256 of its file",
+                ) from None
+            if sha256 in found:
+                raise InvalidInput(f"{choice.adapter} stands there twice", field="adapters")
+            scale = choice.scale * self.adapter_scale
+            found[sha256] = AdapterScale(sha256=sha256, scale=scale)
+        return tuple(adapter for adapter in found.values() if adapter.scale)

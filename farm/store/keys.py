@@ -63,4 +63,23 @@ def repairs(job: str) -> str:
 
 
 def asset(tenant: str, sha256: str) -> str:
-    return f"assets/{hashlib.sha256(tenant.encode()).hexdigest()[:12]}/{sha256}"
+    return f"assets/{_tenant(tenant)}/{sha256}"
+
+
+def adapters(tenant: str) -> str:
+    """Start of the keys of the adapters that a tenant has named."""
+    return f"adapters/{_tenant(tenant)}/"
+
+
+def adapter(tenant: str, name: str) -> str:
+    """Where it lies what an adapter's name stands for; the name is in the key as hex digits."""
+    return f"{adapters(tenant)}{name.encode().hex()}.json"
+
+
+def adapter_name(key: str) -> str:
+    """The name in such a key."""
+    return bytes.fromhex(key.rpartition("/")[2].removesuffix(".json")).decode()
+
+
+def _tenant(tenant: str) -> str:
+    return hashlib.sha256(tenant.encode()).hexdigest()[:12]

@@ -1,5 +1,6 @@
 """Trying out whether a store really lets one of several writers win."""
 
+import contextlib
 import logging
 import secrets
 import threading
@@ -52,5 +53,8 @@ def probe(store: Store, writers: int) -> None:
                 hint="use a store that honours If-None-Match, such as AWS S3, Ceph or MinIO, "
                 "or a local folder; for a farm of one worker, --single-writer takes it as it is",
             )
-    finally:
-        store.delete(key)
+    except StoreError:
+        with contextlib.suppress(StoreError):  # the first error is the one to tell
+            store.delete(key)
+        raise
+    store.delete(key)

@@ -30,7 +30,7 @@ from botocore.loaders import create_loader
 from urllib3.exceptions import HTTPError
 
 from farm.addresses import masked, without_secrets
-from farm.errors import NotFound, StoreError
+from farm.errors import InvalidInput, NotFound, StoreError
 from farm.store.probing import probe
 from farm.store.protocol import STREAM_BYTES, ListedObject, check_key, check_prefix, whole_range
 
@@ -93,6 +93,7 @@ class S3Store:
                 ),
             )
             self._client.meta.events.register_last("before-call.s3", _without_expect)
+            _check_credentials(session.get_credentials())
 
     def put(self, key: str, data: bytes, *, content_type: str = "application/octet-stream") -> bool:
         name = self._name(key)
@@ -268,6 +269,22 @@ class _Racing(StoreError):
 
 class _BrokeOff(StoreError):
     """The connection ended in the middle of a body."""
+
+
+def _check_credentials(found: Any) -> None:
+    """A line end that came along from a file makes signatures wrong, and headers impossible."""
+    if found is None:
+        return
+    kept = found.get_frozen_credentials()
+    for name, value in (
+        ("AWS_ACCESS_KEY_ID", kept.access_key),
+        ("AWS_SECRET_ACCESS_KEY", kept.secret_key),
+        ("AWS_SESSION_TOKEN", kept.token or ""),
+    ):
+        if value.split() != ([value] if value else []):
+            raise InvalidInput(
+                "has a space or a line end in it", field=name, hint="copy it again, without those"
+            )
 
 
 def _without_expect(params: dict[str, Any], **_: object) -> None:

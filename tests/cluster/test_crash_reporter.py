@@ -14,6 +14,8 @@ import pytest
 from test_worker import TENANT, Farm, until
 
 from farm.job import JobState
+from farm.queue import Queue, connect, notice
+from farm_workers.worker import crash_reporter
 
 ENDED = (JobState.DONE, JobState.FAILED)
 PROGRAM = Path(__file__).with_name("worker_process.py")
@@ -185,6 +187,19 @@ from farm_workers.worker.crash_reporter import CrashReporter
 CrashReporter(sys.argv[1], "farm", frozen_seconds=2).follow("0" * 32)
 ctypes.PyDLL(None).sleep(100)
 """
+
+
+def test_a_worker_that_was_killed_for_memory_is_told(
+    redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events = tmp_path / "memory.events"
+    events.write_text("oom 3\noom_kill 1\noom_group_kill 0\n")
+    monkeypatch.setattr(crash_reporter, "OOM_FILES", (str(events), str(tmp_path / "none")))
+    before = crash_reporter.memory_kills()
+    events.write_text("oom 4\noom_kill 2\noom_group_kill 0\n")
+    assert crash_reporter.memory_kills() - before == 1
+    crash_reporter.tell_of_memory({"redis_url": redis_url, "farm": "farm"})
+    assert "memory is short" in str(notice.read(Queue(connect(redis_url), farm="farm")))
 
 
 def test_a_stopped_reporter_does_not_stop_its_worker(redis_url: str) -> None:

@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,12 +68,15 @@ class Farm:
 
     def submit(self, *prompts: str, inline: bool = True, **options: object) -> str:
         """One task with a render per prompt."""
+        return self.submit_renders([{"prompt": one} for one in prompts], inline, **options)
+
+    def submit_renders(
+        self, renders: Sequence[Mapping[str, object]], inline: bool = True, **options: object
+    ) -> str:
         job = job_id()
         specs = [
-            RenderRequest.parse({"prompt": prompt, "num_inference_steps": 3}).resolve(
-                INFO, seed=number
-            )
-            for number, prompt in enumerate(prompts)
+            RenderRequest.parse({"num_inference_steps": 3, **one}).resolve(INFO, seed=number)
+            for number, one in enumerate(renders)
         ]
         chosen = JobOptions.parse(options)
         chunk = Chunk(

@@ -40,7 +40,7 @@ def test_a_farm_starts_in_an_odd_folder_behind_a_proxy_with_a_gpu_that_is_not_th
     assert json.loads(kept.stdout)["done"] == 1
 
 
-def test_a_checkpoint_that_passes_inspection_and_does_not_load_is_told_at_once(
+def test_a_checkpoint_that_would_not_load_is_told_before_the_farm_has_started(
     tmp_path: Path,
 ) -> None:
     farm = RunningFarm(tmp_path / "farm", "")
@@ -53,6 +53,6 @@ def test_a_checkpoint_that_passes_inspection_and_does_not_load_is_told_at_once(
         up, env={**os.environ, "FARM_DATA": str(farm.data)}, capture_output=True, text=True,
         timeout=150,
     )  # fmt: skip
-    assert ended.returncode == 5
-    assert "error[checkpoint]: transformer/" in ended.stderr.splitlines()[-1]
+    assert ended.returncode == 2
+    assert "error[checkpoint]: bad: transformer/config.json" in ended.stderr.splitlines()[-1]
     assert farm.processes() == []

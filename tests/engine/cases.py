@@ -40,7 +40,13 @@ def row_of(info: CheckpointInfo, **request: Any) -> Row:
 
 
 def random_case(
-    random: Random, info: CheckpointInfo, *, rng: str, mode: str, small: bool = False
+    random: Random,
+    info: CheckpointInfo,
+    *,
+    rng: str,
+    mode: str,
+    small: bool = False,
+    most_steps: int = 20,
 ) -> Case:
     """Sizes are such that upstream's mask processor does not round the token grid."""
     unit = info.size_multiple
@@ -48,7 +54,7 @@ def random_case(
     if small:
         sides = [unit * n for n in (2, 3, 5)]
     height, width = random.choice(sides), random.choice(sides)
-    steps = random.randint(1, 6 if small else 20)
+    steps = random.randint(1, 6 if small else most_steps)
     request: dict[str, Any] = {
         "mode": mode,
         "prompt": " ".join(random.choices(WORDS, k=random.randint(1, 30))),

@@ -15,17 +15,11 @@ from farm.spec import Mode, Row
 from farm_workers.bench.pipelines import make_pipeline
 
 
-class Oracle:
-    def __init__(self, checkpoint: Path) -> None:
-        self.parts = {
-            "vqvae": VQModel.from_pretrained(checkpoint / "vqvae").eval(),
-            "tokenizer": CLIPTokenizer.from_pretrained(checkpoint / "tokenizer"),
-            "text_encoder": CLIPTextModelWithProjection.from_pretrained(
-                checkpoint / "text_encoder"
-            ).eval(),
-            "transformer": UVit2DModel.from_pretrained(checkpoint / "transformer").eval(),
-        }
-        self._mask_token_id = inspect_checkpoint(checkpoint).info.mask_token_id
+class Pipelines:
+    """On modules that are loaded already."""
+
+    def __init__(self, parts: dict[str, Any], mask_token_id: int) -> None:
+        self.parts, self._mask_token_id = parts, mask_token_id
 
     def pipeline(self, mode: Mode) -> Any:
         return make_pipeline(mode, mask_token_id=self._mask_token_id, **self.parts)
@@ -76,3 +70,18 @@ class Oracle:
         if latents is not None:
             given["latents"] = torch.from_numpy(latents)[None]
         return self.pipeline(spec.mode)(**given).images
+
+
+class Oracle(Pipelines):
+    """On a checkpoint, as diffusers reads it."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        parts = {
+            "vqvae": VQModel.from_pretrained(checkpoint / "vqvae").eval(),
+            "tokenizer": CLIPTokenizer.from_pretrained(checkpoint / "tokenizer"),
+            "text_encoder": CLIPTextModelWithProjection.from_pretrained(
+                checkpoint / "text_encoder"
+            ).eval(),
+            "transformer": UVit2DModel.from_pretrained(checkpoint / "transformer").eval(),
+        }
+        super().__init__(parts, inspect_checkpoint(checkpoint).info.mask_token_id)

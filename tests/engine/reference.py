@@ -17,6 +17,7 @@ class Packed(NamedTuple):
     key: Any
     packed: Tensor
     truncated: bool
+    adapters: tuple[()] = ()
 
 
 class ReferenceModel(AmusedModel):
@@ -46,7 +47,9 @@ class ReferenceModel(AmusedModel):
     def bind(self, packed: Tensor) -> Any:
         return packed
 
-    def forward(self, tokens: Tensor, given: Any, grid: tuple[int, int]) -> Tensor:
+    def forward(
+        self, tokens: Tensor, given: Any, grid: tuple[int, int], adapters: Any = ()
+    ) -> Tensor:
         """The logits already; ``logits`` has nothing left to do."""
         found = []
         for ids, packed in zip(tokens, given, strict=True):

@@ -1,5 +1,6 @@
 """What a checkpoint may be; everything else is refused with one line."""
 
+import contextlib
 import json
 import shutil
 import struct
@@ -14,8 +15,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from farm.checkpoints.inspect import inspect_checkpoint
+from farm.checkpoints.layout import CONFIGS
 from farm.errors import InvalidCheckpoint
 from farm_workers.engine import Engine
+from farm_workers.engine.amused.check import check_loads
 from farm_workers.testing.tiny import make_tiny
 
 
@@ -40,6 +43,23 @@ def _pickle(path: Path) -> None:
 def _header(path: Path) -> None:
     file = path / "transformer/diffusion_pytorch_model.safetensors"
     file.write_bytes(struct.pack("<Q", 2**40) + file.read_bytes()[8:])
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1234\n"
+
+
+def _dtype(path: Path, name: str) -> None:
+    """As many bytes as before, of another type by their header."""
+    file = path / "transformer/diffusion_pytorch_model.safetensors"
+    data = file.read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    header = data[8 : 8 + length].replace(b'"F32"', f'"{name}"'.encode())
+    file.write_bytes(struct.pack("<Q", len(header)) + header + data[8 + length :])
+
+
+def _variant(path: Path) -> None:
+    file = path / "transformer/diffusion_pytorch_model.safetensors"
+    file.rename(file.with_name("diffusion_pytorch_model.fp16.safetensors"))
 
 
 BAD: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -81,6 +101,17 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda p: _edit(p / "text_encoder/config.json", auto_map={"AutoModel": "x.Y"}),
         "custom code",
     ),
+    "lfs weights": (
+        lambda p: (p / "vqvae/diffusion_pytorch_model.safetensors").write_text(POINTER),
+        "is a Git LFS pointer",
+    ),
+    "lfs vocabulary": (
+        lambda p: (p / "tokenizer/vocab.json").write_text(POINTER),
+        "git lfs pull",
+    ),
+    "fp8": (lambda p: _dtype(p, "F8_E4M3"), "holds F8_E4M3 weights"),
+    "variant only": (_variant, "only the variant diffusion_pytorch_model.fp16.safetensors"),
+    "broken vocabulary": (lambda p: _cut(p / "tokenizer/vocab.json"), "vocab.json is not valid"),
     "mixed sizes": (lambda p: _edit(p / "transformer/config.json", vocab_size=99), "has the shape"),
     "mixed parts": (
         lambda p: _edit(p / "scheduler/scheduler_config.json", mask_token_id=5),
@@ -164,6 +195,47 @@ def test_a_tensor_that_is_missing_is_named_at_load(copy: Path) -> None:
     save_file(tensors, file)
     with pytest.raises(InvalidCheckpoint, match=r"attn1\.to_q\.weight"):
         Engine.load(copy, threads=1)
+
+
+@pytest.mark.parametrize(
+    ("part", "changes"),
+    [
+        ("transformer", {}),
+        ("transformer", {"num_attention_heads": 7}),
+        ("transformer", {"num_hidden_layers": 9}),
+        ("transformer", {"intermediate_size": 11}),
+        ("transformer", {"block_num_heads": 5}),
+        ("transformer", {"layer_norm_eps": "small"}),
+        ("transformer", {"use_bias": True}),
+        ("vqvae", {"layers_per_block": 5}),
+        ("vqvae", {"block_out_channels": [8, 8, 8, 8]}),
+        ("vqvae", {"norm_num_groups": 3}),
+        ("vqvae", {"act_fn": "nothing"}),
+        ("text_encoder", {"num_hidden_layers": 9}),
+        ("text_encoder", {"num_attention_heads": 7}),
+        ("text_encoder", {"hidden_act": "nothing"}),
+        ("text_encoder", {"vocab_size": 5}),
+        ("tokenizer", {"model_max_length": 77}),
+    ],
+)
+def test_what_passes_the_check_also_loads(
+    copy: Path, part: str, changes: dict[str, object]
+) -> None:
+    _edit(copy / part / CONFIGS[part], **changes)
+    with contextlib.ExitStack() as loads:
+        try:
+            check_loads(inspect_checkpoint(copy))
+        except InvalidCheckpoint:
+            # Loading raises as well; not always the farm's own error, which the check is for.
+            loads.enter_context(pytest.raises(Exception, match=r"\S"))
+        Engine.load(copy, threads=1)
+
+
+def test_a_damaged_tokenizer_is_told_before_it_is_used(copy: Path) -> None:
+    (copy / "tokenizer/vocab.json").write_text("{}")
+    (copy / "tokenizer/merges.txt").write_bytes(b"\xff\x00")
+    with pytest.raises(InvalidCheckpoint, match="tokenizer"):
+        check_loads(inspect_checkpoint(copy))
 
 
 def test_farm_json_names_and_defaults(copy: Path) -> None:

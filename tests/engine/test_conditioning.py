@@ -76,7 +76,7 @@ def test_rows_that_come_next_fill_a_batch(engine: Engine, monkeypatch: pytest.Mo
     monkeypatch.setattr(
         Conditioning,
         "_make",
-        lambda self, halves, width: sizes.append(len(halves)) or make(self, halves, width),
+        lambda self, halves, *given: sizes.append(len(halves)) or make(self, halves, *given),
     )
     rows = [_pending(engine, prompt=f"picture {number}") for number in range(11)]
     conditioning = _conditioning(engine, cache_bytes=1 << 30)

@@ -4,6 +4,7 @@ from random import Random
 
 import numpy as np
 import pytest
+from adapter_files import adapted, random_file
 from cases import Case, MakeCheckpoint, random_case, run
 
 from farm_workers.engine import Engine, Result
@@ -13,16 +14,21 @@ SMALL = {"num_hidden_layers": 1, "hidden_size": 64, "codebook_size": 256, "seed"
 
 
 def _cases(engine: Engine, random: Random, count: int) -> list[Case]:
-    return [
-        random_case(
+    """A third of them with an adapter or two."""
+    files = [random_file(random, engine) for _ in range(5)]
+    found = []
+    for number in range(count):
+        case = random_case(
             random,
             engine.checkpoint,
             rng=("farm-1", "torch")[number % 2],
             mode=random.choice(["text2img", "img2img", "inpaint"]),
             small=True,
         )
-        for number in range(count)
-    ]
+        chosen = random.sample(files, random.choice([0, 0, 0, 0, 1, 2]))
+        named = [(file, random.uniform(-1, 2)) for file in chosen]
+        found.append(adapted(engine, case, *named))
+    return found
 
 
 def _alone(engine: Engine, cases: list[Case]) -> list[Result]:

@@ -39,6 +39,14 @@ class Prompt(NamedTuple):
     key: Any
     packed: Tensor
     truncated: bool
+    adapters: tuple[()] = ()
+
+
+class Slots(list[Any]):
+    """Of adapters, for a model that has none."""
+
+    def reserve(self, adapters: Any) -> None:
+        assert not adapters
 
 
 class StubModel:
@@ -59,10 +67,18 @@ class StubModel:
         self.alone.append(alone)
         return [Prompt(half, torch.zeros(1), False) for half in range(pending.halves)]
 
+    def read_adapter(self, data: bytes) -> None:
+        """It has none."""
+
+    def adapter_slots(self, halves: int) -> Slots:
+        return Slots([()] * halves)
+
     def bind(self, packed: Tensor) -> Tensor:
         return packed
 
-    def forward(self, tokens: Tensor, given: Tensor, grid: tuple[int, int]) -> Tensor:
+    def forward(
+        self, tokens: Tensor, given: Tensor, grid: tuple[int, int], adapters: Any = ()
+    ) -> Tensor:
         self.computed.append(given.shape[0] * given.shape[1])
         return torch.zeros(*given.shape[:2], tokens.shape[1], INFO.codebook_size)
 
@@ -90,7 +106,7 @@ class StubModel:
 def _torch_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     """In tiles of fixed shape too: which kernel samples is not the question here."""
     monkeypatch.setattr(
-        "farm_workers.engine.tile.TritonSampler",
+        "farm_workers.engine.triton_sampler.TritonSampler",
         lambda model, state, device: TorchSampler(model, state),
     )
 

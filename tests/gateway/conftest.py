@@ -11,9 +11,10 @@ import pytest
 import uvicorn
 from fake_engine import INFO as FAKE_INFO
 from fake_worker import FakeWorker
-from harness import INFO, Gateway, Serve
+from harness import INFO, Cli, Gateway, Result, Serve
 
 from farm.checkpoints.inspect import Checkpoint
+from farm.cli.app import run
 from farm.gateway.app import create_app
 from farm.gateway.server import server_config
 from farm.queue import Queue, connect
@@ -63,7 +64,9 @@ def shared(serve: Serve, tmp_path_factory: pytest.TempPathFactory) -> Gateway:
 
 @pytest.fixture
 def gateway(shared: Gateway) -> Gateway:
-    """An open farm without jobs."""
+    """An open farm without jobs and adapters."""
+    for entry in list(shared.store.list("adapters/")):
+        shared.store.delete(entry.key)
     client = shared.queue.client
     kept = client.hgetall("{test}:server")
     client.flushall()
@@ -90,6 +93,27 @@ def fake_worker(gateway: Gateway) -> Iterator[FakeWorker]:
     fake_worker.start()
     yield fake_worker
     fake_worker.stop()
+
+
+@pytest.fixture
+def cli(
+    gateway: Gateway,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> Cli:
+    """The command line, in a folder of the test's own."""
+    monkeypatch.setenv("FARM_URL", gateway.url)
+    monkeypatch.delenv("FARM_API_KEY", raising=False)
+    monkeypatch.chdir(tmp_path)
+
+    def cli(*arguments: str) -> Result:
+        code = run(arguments)
+        told = capsys.readouterr()
+        assert "Traceback" not in told.err
+        return Result(code, told.out, told.err)
+
+    return cli
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import httpx2
 import psutil
 import uvicorn
+from fake_adapters import SIZES
 from PIL import Image
 
 from farm.gateway.dependencies import Dependencies
@@ -28,7 +29,7 @@ from farm.store import Store
 INFO = CheckpointInfo(
     id="shapes-64", revision="r1", pixel_factor=8, size_multiple=8, native_height=64,
     native_width=64, default_guidance=4.0, vocab_size=72, codebook_size=64, mask_token_id=71,
-    text_tokens=77, pooled_dim=32, hidden_dim=32,
+    text_tokens=77, pooled_dim=32, hidden_dim=32, sizes=SIZES,
 )  # fmt: skip
 
 
@@ -45,6 +46,15 @@ class Gateway(NamedTuple):
 
 
 Serve = Callable[..., Gateway]
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Cli = Callable[..., Result]
 
 
 def until(condition: Callable[[], object], seconds: float = 30.0) -> None:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import httpx2
 import pytest
+from fake_adapters import adapter_file
 from fastapi import FastAPI
 from harness import INFO, png, write_keys
 from starlette.routing import Route
@@ -57,6 +58,9 @@ RULES = {
     ("PUT", "/v1/assets"): Rule("write", ok=201, body=png()),
     ("POST", "/v1/assets"): Rule("write", ok=201, body=png()),
     ("GET", "/v1/assets/{asset}"): Rule("read", owned=True),
+    ("GET", "/v1/adapters"): Rule("read"),
+    ("PUT", "/v1/adapters/{name}"): Rule("write", ok=201, body=adapter_file(0)),
+    ("DELETE", "/v1/adapters/{name}"): Rule("write"),
     # The signature is the key; an address without a right one opens nothing.
     ("GET", "/v1/objects/{key:path}"): Rule(None, ok=401, query="?expires=1&signature=x"),
     ("HEAD", "/v1/objects/{key:path}"): Rule(None, ok=401, query="?expires=1&signature=x"),
@@ -167,7 +171,8 @@ def things(app: FastAPI, tenant: str) -> dict[str, str]:
     job = deps.ingest.submit(tenant, options, [Entry({"prompt": "x"})]).job
     deps.queue.cancel(job, tenant)
     asset = deps.assets.add(tenant, png())
-    return {"job": job, "asset": asset.id, "piece": "0", "key:path": "a/b.png", "name": "page.css"}
+    names = {"asset": asset.id, "piece": "0", "key:path": "a/b.png", "name": "page.css"}
+    return {"job": job, **names}
 
 
 @pytest.mark.parametrize(("method", "path"), RULES, ids=[" ".join(one) for one in RULES])

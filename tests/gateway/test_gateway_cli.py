@@ -1,49 +1,19 @@
 """The command line against a real gateway."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import httpx2
 import pytest
+from fake_adapters import adapter_file
 from fake_worker import BAD_PROMPT, FakeWorker
-from harness import Gateway, png
+from harness import Cli, Gateway, png
 
-from farm.cli.app import run
 from farm.job import is_job_id
 from farm_client import Farm
 
 UNKNOWN = "j0-01m848b6zxgnjbpp0f506dqmht"
-
-
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Cli = Callable[..., Result]
-
-
-@pytest.fixture
-def cli(
-    gateway: Gateway,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-) -> Cli:
-    monkeypatch.setenv("FARM_URL", gateway.url)
-    monkeypatch.delenv("FARM_API_KEY", raising=False)
-    monkeypatch.chdir(tmp_path)
-
-    def cli(*arguments: str) -> Result:
-        code = run(arguments)
-        told = capsys.readouterr()
-        assert "Traceback" not in told.err
-        return Result(code, told.out, told.err)
-
-    return cli
 
 
 def test_submit_prints_the_id_and_nothing_else(cli: Cli) -> None:
@@ -79,13 +49,17 @@ def test_submit_wait_and_fetch_at_once(cli: Cli, fake_worker: FakeWorker) -> Non
 def test_every_parameter_is_a_flag(cli: Cli) -> None:
     Path("photo.png").write_bytes(png())
     Path("mask.png").write_bytes(png(mode="L"))
+    Path("dots.safetensors").write_bytes(adapter_file(0))
+    assert cli("adapter", "add", "dots", "dots.safetensors").code == 0
+    Path("lines.safetensors").write_bytes(adapter_file(1))
     result = cli(
         "submit", "x", "--image", "photo.png", "--mask", "mask.png", "--mode", "inpaint",
         "--checkpoint", "shapes-64", "--negative-prompt", "y", "--height", "32", "--width", "64",
         "--num-inference-steps", "5", "--guidance-scale", "3.5", "--temperature", "2,0.5",
         "--seed", "1", "--num-images", "2", "--strength", "0.9",
         "--micro-conditioning-aesthetic-score", "5", "--micro-conditioning-crop-coord", "1,2",
-        "--adapter-scale", "0.5", "--rng", "torch", "--priority", "urgent", "--format", "webp",
+        "--adapter", "dots:0.5", "--adapter", "lines.safetensors", "--adapter-scale", "0.5",
+        "--rng", "torch", "--priority", "urgent", "--format", "webp",
         "--max-failed", "1", "--deadline", "2027-01-01T00:00:00Z", "--idempotency-key", "k",
     )  # fmt: skip
     assert result.code == 0, result.err

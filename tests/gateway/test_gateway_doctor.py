@@ -9,7 +9,9 @@ from fake_worker import FakeWorker
 from harness import Gateway
 
 from farm.cli.app import run
+from farm.local import doctor as doctor_module
 from farm.local.doctor import Health, Patient, examine
+from farm.queue import notice
 from farm.store.local import LocalStore
 
 
@@ -32,8 +34,9 @@ def health(patient: Patient, check: str) -> tuple[Health, str]:
 
 
 def test_every_part_is_looked_at_and_a_part_that_works_is_ok(
-    patient: Patient, fake_worker: FakeWorker
+    gateway: Gateway, patient: Patient, fake_worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("FARM_NAME", gateway.queue.farm)
     checks = dict.fromkeys(one.check for one in examine(patient))
     assert list(checks) == [
         "gateway",
@@ -41,11 +44,13 @@ def test_every_part_is_looked_at_and_a_part_that_works_is_ok(
         "queue",
         "store",
         "ray",
+        "workers",
+        "memory",
         "checkpoints",
         "disk",
         "clock",
     ]
-    for check in ("gateway", "store", "ray", "clock"):
+    for check in ("gateway", "store", "ray", "workers", "clock"):
         assert health(patient, check)[0] is Health.OK, check
 
 
@@ -67,6 +72,48 @@ def test_a_part_that_is_amiss_fails_with_a_hint(
     assert found is Health.FAIL
     assert told in text
     assert "secret" not in text
+
+
+def test_a_server_that_takes_no_writes_fails(
+    gateway: Gateway, patient: Patient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FARM_NAME", "doctored")
+    client = gateway.queue.client
+    before = client.config_get("maxmemory")["maxmemory"]
+    client.config_set("maxmemory", 0)
+    client.set("filler", "x" * 64 * 2**20)
+    client.config_set("maxmemory", 64 * 2**20)
+    try:
+        found, text = health(patient, "server")
+    finally:
+        client.config_set("maxmemory", before)
+        client.delete("filler")
+    assert found is Health.FAIL
+    assert "no memory left" in text
+
+
+def test_a_store_that_cannot_be_written_to_fails(patient: Patient, tmp_path: Path) -> None:
+    """A file where its folder should be; permissions do not stop root."""
+    (tmp_path / "file").write_text("")
+    found, text = health(patient._replace(store=str(tmp_path / "file" / "store")), "store")
+    assert found is Health.FAIL
+    assert "cannot" in text
+
+
+def test_little_memory_and_what_was_killed_for_it_are_told(
+    gateway: Gateway, patient: Patient, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name, size in (("max", 2**30), ("current", 2**30 - 2**20)):
+        (tmp_path / f"memory.{name}").write_text(f"{size}\n")
+    monkeypatch.setattr(doctor_module, "_CGROUP", str(tmp_path / "memory"))
+    found, text = health(patient, "memory")
+    assert found is Health.FAIL
+    assert text.startswith("0.0 of 1.0 GiB free")
+    monkeypatch.setenv("FARM_NAME", gateway.queue.farm)
+    notice.post(gateway.queue, "a worker on host-1 was killed because memory is short there")
+    found, text = health(patient, "workers")
+    assert found is Health.FAIL
+    assert "memory is short" in text
 
 
 def test_a_store_that_lets_several_writers_win_fails(

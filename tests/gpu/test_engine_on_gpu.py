@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from adapter_files import adapted, random_file
 from cases import Case, draw, random_case, row_of, run
 from needs import needs_gpu
 
@@ -30,11 +31,15 @@ def engine(request: pytest.FixtureRequest, checkpoint: Path) -> Engine:
 
 
 def _cases(engine: Engine, seed: int, count: int = 12) -> list[Case]:
+    """A third of them with adapters, of ranks from 1 to 40."""
     random, modes = Random(seed), ["text2img", "img2img", "inpaint"]
-    return [
-        random_case(random, engine.checkpoint, rng="farm-1", mode=modes[n % 3])
-        for n in range(count)
-    ]
+    files = [random_file(random, engine, rank=rank) for rank in (1, 16, 40)]
+    found = []
+    for number in range(count):
+        case = random_case(random, engine.checkpoint, rng="farm-1", mode=modes[number % 3])
+        named = [(file, 1.0) for file in random.sample(files, (0, 0, 1, 0, 2, 0)[number % 6])]
+        found.append(adapted(engine, case, *named))
+    return found
 
 
 def test_rows_are_the_same_alone_and_among_neighbours(engine: Engine) -> None:
@@ -47,8 +52,12 @@ def test_rows_are_the_same_alone_and_among_neighbours(engine: Engine) -> None:
         np.testing.assert_array_equal(together[place].pixels, alone[index].pixels)
 
 
-def test_a_graph_gives_the_eager_step_s_tokens(engine: Engine) -> None:
+@pytest.mark.parametrize("with_adapters", [False, True])
+def test_a_graph_gives_the_eager_step_s_tokens(engine: Engine, with_adapters: bool) -> None:
     cases = [Case(row_of(engine.checkpoint, seed=seed)) for seed in range(6)]
+    if with_adapters:
+        file = random_file(Random(3), engine)
+        cases[1:4] = [adapted(engine, case, (file, 1.0)) for case in cases[1:4]]
     with_graph = draw(engine, *cases)
     tiles, decoders = list(engine._tiles), engine._model.codec._decoders
     graphs = [tile._replay for tile in tiles]
@@ -129,6 +138,17 @@ def test_float32_is_exact_inside_and_the_process_s_own_affair_outside(engine: En
         assert torch.backends.cuda.matmul.allow_tf32
     finally:
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def test_rows_without_adapters_keep_their_bits_beside_rows_with_them(engine: Engine) -> None:
+    plain = [Case(row_of(engine.checkpoint, seed=seed)) for seed in range(3)]
+    file = random_file(Random(3), engine, everything=True)
+    expected = draw(engine, *plain)
+    found = draw(engine, *plain, *(adapted(engine, case, (file, 1.0)) for case in plain))
+    for place, one in enumerate(expected):
+        np.testing.assert_array_equal(one.tokens, found[place].tokens)
+        np.testing.assert_array_equal(one.pixels, found[place].pixels)
+        assert not np.array_equal(one.tokens, found[3 + place].tokens)
 
 
 def test_an_urgent_row_is_the_same_beside_others(engine: Engine) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from adapter_files import adapted, random_file
 from cases import Case, draw, random_case, row_of
 from needs import needs_kernels
 from torch import Tensor
@@ -117,6 +118,9 @@ def test_the_whole_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
             ("torch", "text2img"),
         )
     ]
+    files = [random_file(random, exact, rank=rank) for rank in (4, 40)]
+    cases[2] = adapted(exact, cases[2], (files[0], 1.0))
+    cases[3] = adapted(exact, cases[3], (files[1], 0.5), (files[0], -1.0))
     urgent = Case(row_of(exact.checkpoint, num_inference_steps=3))
     expected = draw(exact, *cases, urgent)
     for key, case in enumerate(cases):

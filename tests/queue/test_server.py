@@ -295,7 +295,8 @@ def test_a_server_that_dies_during_its_rewrite_is_rewritten_when_it_is_back(
         submitter.join(30)
         client = connect(server.url)
         assert client.hget("{farm}:server", "settled") == client.info("server")["run_id"]
-        assert client.info("persistence")["aof_rewrites"] == 1
+        # Once, or twice where it died between the question for its run_id and the order.
+        assert client.info("persistence")["aof_rewrites"] in (1, 2)
         assert bench.queue.status(header.job, "ann").tasks.total == 1
 
 

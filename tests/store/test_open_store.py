@@ -81,3 +81,22 @@ def test_the_keys_of_a_job() -> None:
     assert keys.success(job) == f"{prefix}_SUCCESS"
     assert keys.asset("somebody ../x", "ab" * 32).startswith("assets/")
     assert len(keys.asset("somebody ../x", "ab" * 32)) == len("assets/") + 12 + 1 + 64
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("AWS_ACCESS_KEY_ID", "key\n"),
+        ("AWS_SECRET_ACCESS_KEY", "hush\r\n"),
+        ("AWS_SECRET_ACCESS_KEY", " hush"),
+        ("AWS_SESSION_TOKEN", "hush hush"),
+    ],
+)
+def test_credentials_with_a_line_end_are_named_and_not_shown(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(InvalidInput, match="line end") as caught:
+        open_store("s3://bucket")
+    assert caught.value.field == name
+    assert "hush" not in str(caught.value)

@@ -40,6 +40,10 @@ def test_a_column_is_known_by_its_name(column: str, parameter: str | None) -> No
         ("guidance_scale", "3.5", 3.5), ("strength", "1", 1), ("temperature", "2", 2),
         ("temperature", "2,0.5", [2, 0.5]), ("temperature", "[2, 0]", [2, 0]),
         ("temperature", "[2]", [2]), ("micro_conditioning_crop_coord", "(0, 8)", [0, 8]),
+        ("adapters", "a:0.5 b,c", [
+            {"adapter": "a", "scale": 0.5}, {"adapter": "b"}, {"adapter": "c"},
+        ]),
+        ("adapters", f"sha256:{'a' * 64}", [{"adapter": f"sha256:{'a' * 64}"}]),
         ("prompt", " as it is ", " as it is "), ("prompt", "7", "7"), ("mode", "x", "x"),
     ],
 )  # fmt: skip

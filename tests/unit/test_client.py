@@ -100,7 +100,8 @@ def test_patience_ends_with_the_last_error() -> None:
 @pytest.mark.parametrize(
     ("failure", "url", "words"),
     [
-        (httpx2.ConnectError("refused"), "http://farm:1", "start one with: farm up"),
+        (httpx2.ConnectError("refused"), "http://127.0.0.1:1", "start one with: farm up"),
+        (httpx2.ConnectError("refused"), "http://farm:1", "is FARM_URL right"),
         (httpx2.ConnectError("[SSL: WRONG_VERSION_NUMBER] wrong"), "https://farm:1", "http://farm:1"),
         (httpx2.ConnectError("[SSL: CERTIFICATE_VERIFY_FAILED] self-signed"), "https://farm:1",
          "not trusted"),

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tools" / "shapes")]
 
-from judge import NAMES, judge, matches, objects, saturation  # noqa: E402
+from judge import NAMES, judge, matches, objects, repeated, saturation  # noqa: E402
 from scene import (  # noqa: E402
     COLOURS,
     PLACES,
@@ -23,6 +23,7 @@ from scene import (  # noqa: E402
     combinations,
     draw,
     pair,
+    pattern,
     place_thing,
     single,
 )
@@ -132,3 +133,17 @@ def test_specks_are_not_objects(scene: Scene) -> None:
 
 def test_a_pale_drawing_is_less_vivid(scene: Scene) -> None:
     assert saturation(draw(replace(scene, score=3), 64)) < 0.7 * saturation(draw(scene, 64))
+
+
+@pytest.mark.parametrize("side", [64, 128])
+def test_things_in_all_four_quarters_are_told_from_one_or_two(side: int) -> None:
+    for shape in SHAPES:
+        for size in SIZES:
+            for place in PLACES:
+                drawn = scene_of(shape, "red", "blue", size, place)
+                assert not repeated(draw(drawn, side))
+                assert repeated(draw(pattern(drawn), side))
+    rng = Random("pairs")
+    two = [pair(rng) for _ in range(20)]
+    assert not any(repeated(draw(scene, side)) for scene in two)
+    assert all(repeated(draw(pattern(scene), side)) for scene in two)

@@ -6,13 +6,14 @@ import subprocess
 import sys
 import tempfile
 import threading
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 
 from farm import machine
-from farm.errors import InvalidInput
+from farm.errors import InvalidCheckpoint, InvalidInput, Unavailable
 from farm.local.embedded import Embedded, Plan, answers, free_port
 from farm.paths import make_private
 
@@ -85,6 +86,38 @@ def test_a_ray_address_that_names_no_living_cluster_is_told_at_once(
         plan(tmp_path, ray_address=address).complete()
     assert caught.value.field == "RAY_ADDRESS"
     assert "unset it" in str(caught.value.hint)
+
+
+def test_a_comma_in_a_checkpoints_path_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "one,two"
+    folder.mkdir()
+    asked = replace(plan(tmp_path), checkpoints=(str(folder),))
+    with pytest.raises(InvalidCheckpoint, match="has a comma in its path") as caught:
+        asked.complete()
+    assert "symbolic link" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"redis_url": "redis://127.0.0.1:1"}, "Redis does not answer"),
+        ({"store": "{folder}/file/store"}, "a file stands where a folder is needed"),
+        (
+            {"store": "s3://bucket?endpoint_url=http://127.0.0.1:1&region=us-east-1"},
+            "127.0.0.1:1 does not answer",
+        ),
+    ],
+)
+def test_a_server_or_store_that_does_not_answer_is_told_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, str], told: str
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    (tmp_path / "file").write_text("")
+    settings = {name: value.format(folder=tmp_path) for name, value in given.items()}
+    with pytest.raises(Unavailable) as caught:
+        plan(tmp_path, **settings).complete()
+    assert told in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -123,11 +123,72 @@ def test_a_mistake_comes_with_a_hint(given: dict[str, Any], field: str, hint: st
     assert hint in str(error.value)
 
 
-def test_the_pipelines_adapter_argument_is_understood() -> None:
-    assert resolve(cross_attention_kwargs={"scale": 0.5}).adapter_scale == 0.5
-    assert resolve(cross_attention_kwargs=None).adapter_scale == 1.0
-    with pytest.raises(InvalidInput):
-        resolve(cross_attention_kwargs={"other": 1})
+def adapters(**given: Any) -> list[tuple[str, float]]:
+    request = RenderRequest.parse({"prompt": "x"} | given)
+    spec = request.resolve(INFO, seed=5, adapters={"dots": "d" * 64, "points": "d" * 64})
+    assert spec == RenderSpec.model_validate_json(spec.canonical())
+    assert [row.spec.adapters for row in spec.rows()] == [spec.adapters] * spec.num_images
+    return [(one.sha256, one.scale) for one in spec.adapters]
+
+
+def test_adapters_are_resolved_with_their_whole_scale_in_their_order() -> None:
+    asked = [{"adapter": "dots", "scale": 0.5}, {"adapter": f"sha256:{ASSET}"}]
+    assert adapters(adapters=asked) == [("d" * 64, 0.5), (ASSET, 1.0)]
+    assert adapters(adapters=asked[::-1], adapter_scale=-2) == [(ASSET, -2.0), ("d" * 64, -1.0)]
+    assert adapters(adapters=asked, cross_attention_kwargs={"scale": 0.5}) == [
+        ("d" * 64, 0.25), (ASSET, 0.5),
+    ]  # fmt: skip
+    assert adapters(adapters=[{"adapter": "dots", "scale": 0}]) == []
+    assert adapters(adapters=None, cross_attention_kwargs=None, adapter_scale=1) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "field", "message"),
+    [
+        ({"adapter_scale": 0.5}, "adapter_scale", "no adapter to scale; name one in adapters"),
+        ({"cross_attention_kwargs": {"scale": 0.5}}, "adapter_scale", "no adapter to scale"),
+        ({"cross_attention_kwargs": {"other": 1}}, None, 'cross_attention_kwargs: only {"scale"'),
+        ({"adapters": "dots"}, "adapters", "must be a list of objects"),
+        ({"adapters": [{"adapter": "dots"}] * 5}, "adapters", "names 5 adapters; at most 4"),
+        ({"adapters": [{"adapter": "a b"}]}, "adapters", "number 1: 'a b' is not the name"),
+        ({"adapters": [{"scale": 1}]}, "adapters", "number 1 does not say which adapter"),
+        ({"adapters": [{"adapter": "dots", "sclae": 1}]}, "adapters", "unknown key 'sclae'"),
+        ({"adapters": [{"adapter": "dots", "scale": 11}]}, "adapters", "scale must be less than"),
+        ({"adapters": [{"adapter": "dots"}, {"adapter": "points"}]}, "adapters", "twice"),
+        ({"adapters": [{"adapter": "lines"}]}, "adapters", "nothing says what 'lines' stands for"),
+    ],
+)
+def test_a_wrong_adapter_is_told_which_and_why(
+    given: dict[str, Any], field: str | None, message: str
+) -> None:
+    with pytest.raises(InvalidInput) as error:
+        adapters(**given)
+    assert error.value.field == field
+    assert message in error.value.message
+
+
+@pytest.mark.parametrize(
+    ("given", "sha256"),
+    [
+        ({}, "9557f57f6830e106ed5eb53be4ee6a42e6d6ff67e8f493c11d12d1b54fea7b18"),
+        (
+            {"image": ASSET, "mask_image": ASSET, "seed": 7},
+            "564b2a2350339135adca56dc227a95c33a595e329bc1b40f1ec9bef415a378d6",
+        ),
+        (
+            {"image": ASSET, "strength": 0.7, "prompt": "a green star", "num_images": 3,
+             "rng": "torch"},
+            "0add6377fd825b112782de1eadb3e1a594f247da0992a58a36beda8d6576b54c",
+        ),
+    ],
+)  # fmt: skip
+def test_a_render_without_adapters_keeps_the_hash_that_it_had_before_there_were_any(
+    given: dict[str, Any], sha256: str
+) -> None:
+    assert resolve(**given).sha256 == sha256
+    adapted = resolve(**given, adapters=[{"adapter": ASSET}])
+    assert adapted.sha256 != sha256
+    assert adapted.lane == resolve(**given).lane
 
 
 @given(st.integers(0, 2**53), st.integers(0, 10**9))

@@ -188,3 +188,13 @@ def test_a_process_that_is_stopped_or_hangs_is_ended_and_started_again(
         stopped.set()
         watcher.join(5)
         supervisor.stop("beater")
+
+
+def test_a_process_that_dies_while_the_next_one_starts_is_started_again(
+    supervisor: Supervisor, tmp_path: Path
+) -> None:
+    supervisor.start(Service("first", SLEEPS, ready=lambda: True))
+    killed = pid(tmp_path, "first")
+    os.kill(killed, signal.SIGKILL)
+    supervisor.start(Service("next", SLEEPS, ready=lambda: pid(tmp_path, "first") != killed))
+    assert psutil.pid_exists(pid(tmp_path, "first"))

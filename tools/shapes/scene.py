@@ -133,6 +133,19 @@ def crowd(rng: Random) -> Scene:
     return Scene(background, tuple(things))
 
 
+def pattern(scene: Scene) -> Scene:
+    """The scene's things in the four corners, two of them in turn: how ``pattern`` draws.
+
+    Large ones become medium, because they would touch.
+    """
+    one, two = scene.things[0], scene.things[-1]
+    things = [
+        replace(thing, x=x, y=y, radius=min(thing.radius, SIZES["medium"]))
+        for thing, (x, y) in zip((one, two, two, one), CORNERS, strict=True)
+    ]
+    return replace(scene, things=tuple(things))
+
+
 def training_scene(rng: Random) -> Scene:
     """A scene as training sees it: never a held-out one, now and then cropped or pale."""
     while True:

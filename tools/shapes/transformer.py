@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -103,12 +104,23 @@ class Model(nn.Module):
 
 
 class Pool:
-    """Scenes and their tokens; captions, sizes and masks are drawn anew each time."""
+    """Scenes and their tokens; captions, sizes and masks are drawn again each time.
 
-    def __init__(self, plan: Plan, model: VQModel, folder: Path, log: Log) -> None:
+    ``drawn`` makes of a scene the one that is drawn for its caption.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        model: VQModel,
+        folder: Path,
+        log: Log,
+        drawn: Callable[[Scene], Scene] = lambda scene: scene,
+    ) -> None:
         rng = Random("pool")
         self.plan = plan
         self.scenes = [training_scene(rng) for _ in range(plan.pool)]
+        self._drawn = drawn
         file = folder / "tokens.pt"
         if not file.exists():
             torch.save(self._encode(model), file)
@@ -116,7 +128,8 @@ class Pool:
         self.tokens = torch.load(file, weights_only=True)
 
     def _encode(self, model: VQModel) -> Tensor:
-        groups = (self.scenes[at : at + 64] for at in range(0, len(self.scenes), 64))
+        drawn = [self._drawn(scene) for scene in self.scenes]
+        groups = (drawn[at : at + 64] for at in range(0, len(drawn), 64))
         return torch.cat([vq.encode(model, vq.to_tensor(g, 64)).short() for g in groups])
 
     def batch(self, rng: Random) -> tuple[list[str], Tensor, Tensor]:

@@ -62,7 +62,7 @@ class LocalRenderer:
         self._resume = resume
         self._loaders = ThreadPoolExecutor(2, thread_name_prefix="load")
         self._writers = ThreadPoolExecutor(WRITERS, thread_name_prefix="write")
-        self._inputs = InputReader(lambda _, asset: read_asset(asset), infos)
+        self._inputs = InputReader(lambda _, asset: read_asset(asset), infos, engines)
         self._notes: dict[int, tuple[str, ...]] = {}  # of renders that have rows left
         self._left: collections.Counter[int] = collections.Counter()
         self._tasks: dict[int, _OpenTask] = {}  # by render
@@ -147,6 +147,7 @@ class LocalRenderer:
                     mask=inputs.mask,
                     latents=inputs.latents,
                     embeds=inputs.embeds,
+                    adapters=inputs.adapters,
                 )
             except FarmError as error:
                 self._row_over(numbered)

@@ -1,6 +1,7 @@
 """The part of an engine that a worker uses."""
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,6 +11,13 @@ from farm.errors import FarmError
 from farm.spec import Lane, Row
 
 CONFIDENCE_DIGITS = 4  # of a row's confidence in its file and manifest; the rest is of no use
+
+
+class Adapter(Protocol):
+    """An adapter as the engine has read it."""
+
+    @property
+    def nbytes(self) -> int: ...
 
 
 class RowResult(Protocol):
@@ -55,9 +63,17 @@ class RenderEngine(Protocol):
         mask: NDArray[np.uint8] | None = None,
         latents: NDArray[Any] | None = None,
         embeds: Any | None = None,
+        adapters: Mapping[str, Any] = MappingProxyType({}),
         urgent: bool = False,
     ) -> None:
-        """Take a row; raises ``FarmError`` where its inputs do not fit it."""
+        """Take a row; raises ``FarmError`` where its inputs do not fit it.
+
+        ``adapters`` are those that the row's spec names, by the sha256 of their files.
+        """
+
+    def read_adapter(self, data: bytes) -> Adapter:
+        """An adapter from its file's bytes, in any thread; raises ``FarmError`` where it does not
+        fit the checkpoint."""
 
     def step(self) -> Sequence[RowResult]:
         """Do one bounded piece of work; returns the rows that are finished by it."""

@@ -188,7 +188,7 @@ def why(job: str, deps: Deps, tenant: Reader) -> dict[str, Any]:
         found = found._replace(waits_for=WaitsFor.QUEUE, note=queue)
     elif store:
         found = found._replace(waits_for=WaitsFor.STORE, note=store)
-    elif found.waits_for is WaitsFor.WORKER:
+    else:
         found = found._replace(note=notice.read(deps.queue))
     return why_view(found)
 

@@ -1,8 +1,9 @@
 """The engine: rows in, one denoising step at a time, pictures out."""
 
 from collections import deque
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -14,6 +15,7 @@ from farm.checkpoints.inspect import Checkpoint, inspect_checkpoint
 from farm.errors import InvalidInput
 from farm.spec import CheckpointInfo, Lane, RenderRequest, RenderSpec, Row, derived_seed
 from farm_workers.engine.device import Device, Download
+from farm_workers.engine.generate import Picture, generate
 from farm_workers.engine.row import (
     Finished,
     Live,
@@ -96,6 +98,14 @@ class Engine:
     def checkpoint(self) -> CheckpointInfo:
         return self._model.info
 
+    def read_adapter(self, data: bytes) -> Any:
+        """An adapter's file as ``add`` takes it; any thread may call this, beside the step loop.
+
+        Raises:
+            InvalidInput: it is not an adapter, or not one for this checkpoint.
+        """
+        return self._model.read_adapter(data)
+
     @property
     def held(self) -> int:
         """Rows inside: waiting, on their way, or waiting for their pictures."""
@@ -122,6 +132,7 @@ class Engine:
         latents: NDArray[Any] | None = None,
         embeds: Any | None = None,
         urgent: bool = False,
+        adapters: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         """Take a row, or all rows of a spec or request; they start with the next step.
 
@@ -131,6 +142,7 @@ class Engine:
             latents: token ids (token rows, columns).
             embeds: has the four arrays of ``farm.tensors.Embeds``.
             urgent: goes before all rows that are not.
+            adapters: those that the spec names, by sha256, as ``read_adapter`` gives them.
 
         Raises:
             InvalidInput: the arrays do not fit the spec, or there is no room.
@@ -148,9 +160,38 @@ class Engine:
                 field="rows",
                 hint=f"it takes {self.rows}; step it until room() is {len(rows)}",
             )
-        pending = [Pending(key, one, urgent, image, mask, latents, embeds) for one in rows]
+        given = (image, mask, latents, embeds, adapters)
+        pending = [Pending(key, one, urgent, *given) for one in rows]
         pending[0].check(self.checkpoint)
         self._pending += pending
+
+    def generate(
+        self,
+        requests: Iterable[RenderRequest | Mapping[str, Any]],
+        *,
+        images: Iterable[Picture | None] | None = None,
+        masks: Iterable[Picture | None] | None = None,
+        adapters: Mapping[str, str | Path | bytes] = MappingProxyType({}),
+        seed: int = 0,
+    ) -> Iterator[Result]:
+        """Results as they finish: ``key`` is the number of the request, ``index`` its picture's.
+
+        The iterables are read as far as there is room, so they may be of any length. What is
+        wrong with one request is the ``error`` of its result; the others go on.
+
+        Args:
+            requests: as the farm takes them, but for the names of files.
+            images: for each request a picture or None: a path, a file's bytes, a PIL image or an
+                array, uint8 (height, width, 3) or (height, width).
+            masks: likewise; white areas are repainted.
+            adapters: files of low-rank adapters, by the names that requests give them.
+            seed: the seeds of requests without one follow from it and their number.
+
+        Raises:
+            InvalidInput: the engine has other rows, an adapter does not fit the checkpoint, or
+                there are fewer pictures than requests.
+        """
+        return generate(self, requests, images, masks, adapters, seed)
 
     @torch.inference_mode()
     def cancel(self, keys: Iterable[Hashable]) -> None:
@@ -240,6 +281,7 @@ class Engine:
         with self._model.device.scope():
             flat = self._model.device.upload(torch.from_numpy(tokens.astype(np.int64)).view(1, -1))
             pixels = self._model.decode(flat, (rows, columns), width=width)
+        picture: NDArray[np.uint8]
         ((picture,),) = Download(pixels).arrays()
         return picture
 

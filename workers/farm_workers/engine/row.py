@@ -1,8 +1,8 @@
 """A row's way through the engine: waiting, stepping, finished, delivered."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,7 +38,8 @@ class Result:
         return cls(pending.key, pending.row.index, None, None, 0.0, steps, error)
 
 
-class Preview(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Preview:
     """A row half way: what the model thinks the picture will be."""
 
     key: Hashable
@@ -60,6 +61,7 @@ class Pending:
     mask: NDArray[np.uint8] | None
     latents: NDArray[Any] | None
     embeds: Any | None
+    adapters: Mapping[str, Any] = field(default_factory=dict)  # by the sha256 of their files
     overtaken: int = 0  # rows that went before it because they needed less room
 
     @property
@@ -96,6 +98,11 @@ class Pending:
                 raise InvalidInput(f"has the shape {np.shape(array)}, not {shape}", field=name)
         if (self.embeds is not None) != (spec.embeds is not None):
             raise InvalidInput("comes with a spec that names it, and only then", field="embeds")
+        named = {one.sha256 for one in spec.adapters}
+        if self.adapters.keys() != named:
+            wrong = sorted(named ^ self.adapters.keys())[0]
+            was = "named but not given" if wrong in named else "given but not named"
+            raise InvalidInput(f"{wrong[:12]} is {was}", field="adapters")
         if self.embeds is not None:
             _check_embeds(self.embeds, info)
         if self.latents is not None:
@@ -260,7 +267,7 @@ def cells(painted: Tensor, grid: tuple[int, int], shape: Sequence[int]) -> Tenso
     new picture are the same there, but not what the decoder makes of them, because its norms see
     the whole picture.
     """
-    found = painted.unflatten(0, grid)
+    found: Tensor = painted.unflatten(0, grid)
     for dim in (0, 1):
         found = found.repeat_interleave(shape[dim] // grid[dim], dim)
     return found[..., None]

@@ -1,7 +1,7 @@
 """One denoising step's choices: which code each masked token becomes, and which stay masked.
 
-Two implementations of one contract: plain torch, a row at a time and only for what is masked, and
-Triton, a whole tile in two kernels without a word to the host.
+Two implementations of one contract: here in plain torch, a row at a time and only for what is
+masked; triton_sampler.py moves a whole tile without a word to the host.
 """
 
 import functools
@@ -10,12 +10,11 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from farm.errors import FarmError, OutOfMemory, RenderError
-from farm.spec import MAX_STEPS, Mode, RenderSpec
+from farm.spec import Mode, RenderSpec
 
 if TYPE_CHECKING:
     from farm_workers.engine.row import Live
@@ -114,68 +113,6 @@ class TorchSampler:
         ]
         confidence = torch.tensor(facts, dtype=torch.float64)
         return self._state.tokens[slots], confidence, range(len(rows))
-
-
-HEADER = 8  # words of a record: the fields below; then come temperatures and planned counts
-SEED_LOW, SEED_HIGH, STEP, SCALE, PARTNER, ACTIVE = range(6)
-
-
-class TritonSampler:
-    """Schedules lie on the device, so a step needs nothing from the host but the launches.
-
-    Each half-slot has a record of int32 words, some of them the bits of a float. In the first
-    half-slot of a row it is active and names its partner, whose forward pass sees the prompt.
-    """
-
-    def __init__(self, model: Any, state: State, device: Any) -> None:
-        from farm_workers.engine import triton_kernels
-
-        self._kernels, self._model, self._state, self._device = (
-            triton_kernels, model, state, device,
-        )  # fmt: skip
-        halves = len(state.tokens)
-        like = {"device": state.tokens.device}
-        self._records = torch.zeros(halves, HEADER + 2 * MAX_STEPS, dtype=torch.int32, **like)
-        self._outcome = torch.zeros(halves, 2, **like)  # confidence, failure
-
-    def enter(self, live: "Live", tokens: Tensor) -> None:
-        home, partner = live.slots[0], live.slots[-1]
-        self._records[home].copy_(self._device.upload(record(live)), non_blocking=True)
-        if partner != home:
-            self._records[partner, ACTIVE].zero_()
-        for slot in live.slots:
-            self._state.tokens[slot].copy_(tokens)
-        self._state.predicted[home].copy_(tokens)
-        self._state.probability[home].fill_(UNSEEN)
-        self._outcome[home].zero_()
-
-    def step(self, features: Tensor, rows: Sequence["Live"]) -> None:
-        self.choose(self._model.logits(features))
-
-    def choose(self, logits: Tensor) -> None:
-        """From scores (half-slots, tokens, codes)."""
-        mask_id = self._model.info.mask_token_id
-        arguments = (self._records, self._state, mask_id)
-        self._kernels.draw(logits.contiguous(), *arguments)
-        self._kernels.settle(*arguments, self._outcome)
-
-    def outcome(self, rows: Sequence["Live"]) -> tuple[Tensor, Tensor, Sequence[int]]:
-        # The whole tile, in two copies: picking rows would cost the same and an upload more.
-        slots = [live.slots[0] for live in rows]
-        return self._state.tokens.clone(), self._outcome.clone(), slots
-
-
-def record(live: "Live") -> Tensor:
-    """A row's schedule and seed as one vector of int32 words."""
-    plan, seed = live.schedule, live.pending.row.seed
-    words = np.zeros(HEADER + 2 * MAX_STEPS, dtype=np.int32)
-    unsigned, numbers = words.view(np.uint32), words.view(np.float32)
-    unsigned[SEED_LOW], unsigned[SEED_HIGH] = seed & 0xFFFFFFFF, seed >> 32
-    words[STEP], numbers[SCALE] = live.step, live.spec.guidance_scale
-    words[PARTNER], words[ACTIVE] = live.slots[-1], 1
-    numbers[HEADER : HEADER + len(plan.temperatures)] = plan.temperatures
-    words[HEADER + MAX_STEPS : HEADER + MAX_STEPS + len(plan.planned)] = plan.planned
-    return torch.from_numpy(words)
 
 
 def not_finite() -> RenderError:

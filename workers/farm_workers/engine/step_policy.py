@@ -9,7 +9,8 @@ FLOOR = 0.2  # of the work that bulk rows get while urgent ones keep coming
 class Work(Protocol):
     """A bounded piece of work: admitting a row, a tile's step, decoding a tile."""
 
-    urgent: bool
+    @property
+    def urgent(self) -> bool: ...
 
     @property
     def cost(self) -> float:

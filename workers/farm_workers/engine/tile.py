@@ -12,13 +12,7 @@ from farm.errors import OutOfMemory
 from farm.spec import CheckpointInfo, Rng
 from farm_workers.engine.device import Device, Download, Lru
 from farm_workers.engine.row import Finished, Live, Outcome, Pending
-from farm_workers.engine.sampler import (
-    Sampler,
-    State,
-    TorchSampler,
-    TritonSampler,
-    row_error,
-)
+from farm_workers.engine.sampler import Sampler, State, TorchSampler, row_error
 
 FULL_WIDTH_TOKENS = 1024  # of a row; tiles of larger grids are narrower
 MAX_IDLE = 8  # tiles without rows that are kept; they cost memory, a new one costs time
@@ -35,6 +29,9 @@ class Conditioned(Protocol):
     def packed(self) -> Tensor: ...  # (conditioning_size,)
     @property
     def truncated(self) -> bool: ...
+    @property
+    def adapters(self) -> Sequence[Any]:
+        """What the model adds to the layers of its forward pass; the same in both halves."""
 
 
 class Model(Protocol):
@@ -59,8 +56,24 @@ class Model(Protocol):
     def bind(self, packed: Tensor) -> Any:
         """What ``forward`` takes, as views of (rows, halves, conditioning_size)."""
 
-    def forward(self, tokens: Tensor, given: Any, grid: tuple[int, int]) -> Tensor:
-        """Token ids (rows, tokens) to features (rows, halves, tokens, channels)."""
+    def read_adapter(self, data: bytes) -> Any:
+        """An adapter's file, checked; from any thread."""
+
+    def adapter_slots(self, halves: int) -> Any:
+        """Where half-slots keep their adapters: by number, an empty sequence for none.
+
+        By row it is a list. In tiles of fixed shape it also has ``reserve(adapters)``, called
+        before they are put in, and ``shape``, which is None while there are none and else equal
+        where the same work is done.
+        """
+
+    def forward(
+        self, tokens: Tensor, given: Any, grid: tuple[int, int], adapters: Any = ()
+    ) -> Tensor:
+        """Token ids (rows, tokens) to features (rows, halves, tokens, channels).
+
+        ``adapters`` are those of all half-slots, or by row a sequence with those of each row.
+        """
 
     def logits(self, features: Tensor) -> Tensor:
         """Features (..., channels) to scores (..., codes)."""
@@ -104,13 +117,19 @@ class Tile:
         self.packed = torch.zeros(
             self.size, model.conditioning_size, dtype=model.dtype, device=device
         )
-        self.sampler: Sampler = (
-            TorchSampler(model, self.state)
-            if on_host
-            else TritonSampler(model, self.state, model.device)
-        )
+        self.adapters = model.adapter_slots(self.size)
+        self.sampler = self._sampler(on_host)
         self._free = list(range(self.size))
         self._replay: Callable[[], object] | None = None
+        self._adapted: dict[Hashable, Callable[..., tuple[Tensor, ...]]] = {}  # by their shape
+
+    def _sampler(self, on_host: bool) -> Sampler:
+        if on_host:
+            return TorchSampler(self._model, self.state)
+        # Here and not above: Triton is made for Linux only.
+        from farm_workers.engine.triton_sampler import TritonSampler
+
+        return TritonSampler(self._model, self.state, self._model.device)
 
     @property
     def busy(self) -> int:
@@ -127,11 +146,16 @@ class Tile:
         return self.size * self.state.tokens.shape[1]
 
     def enter(self, live: Live, conditioned: Sequence[Conditioned]) -> None:
+        self._reserve(conditioned[0].adapters)
         live.slots = self._take(len(conditioned))
         self.rows.append(live)
         self.sampler.enter(live, live.first_tokens(self._model.device))
         for slot, given in zip(live.slots, conditioned, strict=True):
             self.packed[slot].copy_(given.packed)
+            self.adapters[slot] = given.adapters
+
+    def _reserve(self, adapters: Sequence[Any]) -> None:
+        self.adapters.reserve(adapters)
 
     def _take(self, halves: int) -> tuple[int, ...]:
         return tuple(self._free.pop(0) for _ in range(halves))
@@ -145,14 +169,27 @@ class Tile:
     def _release(self, live: Live) -> None:
         self.rows.remove(live)
         self._free = sorted((*self._free, *live.slots))
+        for slot in live.slots:
+            self.adapters[slot] = ()
 
     def step(self) -> None:
         """One denoising step of every row."""
-        if self._replay is not None:
+        if self._replay is None:
+            self._advance()
+        elif self.adapters.shape is None:
             self._replay()
         else:
-            self._advance()
+            self._advance_adapted(self.adapters.shape)
         self._count(self.rows)
+
+    def _advance_adapted(self, shape: Hashable) -> None:
+        """By a graph of the forward pass alone, recorded when rows need it: the sampler's state
+        must not move while it is.
+        """
+        if shape not in self._adapted:
+            self._adapted[shape] = self._model.device.graphed(self._features)
+        (features,) = self._adapted[shape]()
+        self.sampler.step(features, self.rows)
 
     def _advance(self) -> None:
         self.sampler.step(self._features(), self.rows)
@@ -160,7 +197,7 @@ class Tile:
     def _features(self) -> Tensor:
         """(half-slots, tokens, channels) of the forward pass."""
         given = self._model.bind(self.packed[:, None])
-        return self._model.forward(self.state.tokens, given, self.grid)[:, 0]
+        return self._model.forward(self.state.tokens, given, self.grid, self.adapters)[:, 0]
 
     def _count(self, rows: Iterable[Live]) -> None:
         for live in rows:
@@ -206,7 +243,7 @@ class RowTile(Tile):
 
     def __init__(self, model: Model, grid: tuple[int, int], *, width: int, urgent: bool) -> None:
         super().__init__(model, grid, width=width, urgent=urgent, on_host=True)
-        self._bound: dict[slice, Any] = {}
+        self._bound: dict[tuple[int, int, int], Any] = {}  # by start, stop and halves
         self._computed: Tensor | None = None  # features of all half-slots
 
     @property
@@ -220,6 +257,9 @@ class RowTile(Tile):
         count = len(self._kind(halves))
         return (2 * count, 2 * count + 1) if halves == 2 else (self.size - 1 - count,)
 
+    def _reserve(self, adapters: Sequence[Any]) -> None:
+        """There is nothing to make room for."""
+
     def leave(self, live: Live) -> None:
         self._release(live)
 
@@ -228,9 +268,11 @@ class RowTile(Tile):
         last = max(self._kind(len(live.slots)), key=lambda one: abs(one.slots[0] - self._end(one)))
         if last is not live:
             for target, source in zip(live.slots, last.slots, strict=True):
-                for held in (*self.state, self.packed):
+                for held in (*self.state, self.packed, self.adapters):
                     held[target] = held[source]
-            last.slots = live.slots
+        for slot in last.slots:
+            self.adapters[slot] = ()
+        last.slots = live.slots
         self.rows.remove(live)
 
     def _end(self, live: Live) -> int:
@@ -269,7 +311,8 @@ class RowTile(Tile):
             rows = (slots.stop - slots.start) // halves
             self._bound[key] = self._model.bind(self.packed[slots].unflatten(0, (rows, halves)))
         tokens = self.state.tokens[slots.start : slots.stop : halves]
-        found = self._model.forward(tokens, self._bound[key], self.grid)
+        adapters = self.adapters[slots.start : slots.stop : halves]
+        found = self._model.forward(tokens, self._bound[key], self.grid, adapters)
         self._place(slots, found.flatten(0, 1))
 
     def _place(self, slots: slice, features: Tensor) -> None:
@@ -302,14 +345,15 @@ class FirstStepCache:
         """Features (halves, tokens, channels); each half is a pass by itself, kept or not."""
         return torch.cat(
             [
-                self._held.get((given.key, grid), partial(self._make, given.packed, grid))
+                self._held.get((given.key, grid), partial(self._make, given, grid))
                 for given in conditioned
             ]
         )
 
-    def _make(self, packed: Tensor, grid: tuple[int, int]) -> Tensor:
+    def _make(self, given: Conditioned, grid: tuple[int, int]) -> Tensor:
         tokens = torch.full((1, grid[0] * grid[1]), self._model.info.mask_token_id)
-        return self._model.forward(tokens, self._model.bind(packed[None, None]), grid)[0]
+        bound = self._model.bind(given.packed[None, None])
+        return self._model.forward(tokens, bound, grid, [given.adapters])[0]
 
 
 class Kind(NamedTuple):

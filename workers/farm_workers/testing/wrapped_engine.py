@@ -4,7 +4,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 from farm.spec import Lane, Row
-from farm_workers.render_engine import RenderEngine, RowResult
+from farm_workers.render_engine import Adapter, RenderEngine, RowResult
 
 
 class WrappedEngine:
@@ -27,3 +27,6 @@ class WrappedEngine:
 
     def step(self) -> Sequence[RowResult]:
         return self._engine.step()
+
+    def read_adapter(self, data: bytes) -> Adapter:
+        return self._engine.read_adapter(data)

@@ -22,6 +22,7 @@ import random
 import re
 import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -31,7 +32,7 @@ from pathlib import Path
 from typing import Literal
 
 from farm.errors import FarmError
-from farm.queue import Queue, connect
+from farm.queue import Queue, connect, notice
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,12 @@ FROZEN_SECONDS = 30.0  # three leases
 PATIENCE_SECONDS = 300.0  # with a queue that does not answer
 
 _SESSION = re.compile(r"[0-9a-f]{32}")
+OOM_FILES = (
+    "/proc/vmstat",
+    "/sys/fs/cgroup/memory.events",
+    "/sys/fs/cgroup/memory/memory.oom_control",
+)
+_OOM_KILL = re.compile(r"^oom_kill (\d+)$", re.MULTILINE)
 
 
 class CrashReporter:
@@ -119,6 +126,7 @@ def main() -> int:
     worker = os.getppid()
     queue = json.loads(io.FileIO(sys.stdin.fileno(), closefd=False).readline() or "{}")
     said = lines(sys.stdin.fileno(), queue.get("frozen_seconds", FROZEN_SECONDS))
+    kills = memory_kills()
     session = ""
     why: Literal["crash", "lost"] = "lost"
     for line in said:
@@ -133,6 +141,8 @@ def main() -> int:
             status = end_session(queue, session, "crash")
             print(line, *filter(None, said), sep="\n", file=sys.stderr)
             return status
+    if memory_kills() > kills:
+        tell_of_memory(queue)
     return end_session(queue, session, why) if session else 0
 
 
@@ -161,6 +171,25 @@ def kill_frozen(worker: int) -> Literal["crash", "lost"]:
     with contextlib.suppress(OSError):
         os.kill(worker, signal.SIGKILL)
     return "lost" if state in "Tt" else "crash"
+
+
+def memory_kills() -> int:
+    """How many processes the kernel has killed because memory was short, as far as it tells."""
+    total = 0
+    for file in OOM_FILES:
+        with contextlib.suppress(OSError):
+            total += sum(map(int, _OOM_KILL.findall(Path(file).read_text())))
+    return total
+
+
+def tell_of_memory(queue: Mapping[str, str]) -> None:
+    host = socket.gethostname()
+    with contextlib.suppress(FarmError):
+        notice.post(
+            Queue(connect(queue["redis_url"]), farm=queue["farm"]),
+            f"a worker on {host} was killed because memory is short there; run fewer workers, or "
+            "smaller tiles (FARM_TILE)",
+        )
 
 
 def end_session(queue: Mapping[str, str], session: str, why: Literal["crash", "lost"]) -> int:

@@ -154,6 +154,7 @@ class EngineLoop:
                 mask=ready.inputs.mask,
                 latents=ready.inputs.latents,
                 embeds=ready.inputs.embeds,
+                adapters=ready.inputs.adapters,
                 urgent=rows.task.urgent,
             )
         except FarmError as error:

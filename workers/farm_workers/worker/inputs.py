@@ -1,18 +1,23 @@
-"""The files that a render needs: pictures, masks, starting tokens and embeddings."""
+"""The files that a render needs: pictures, masks, starting tokens, embeddings and adapters."""
 
-import collections
-import threading
-from collections.abc import Callable, Hashable, Mapping
+import functools
+import hashlib
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, Future
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 
+from farm.errors import NotFound, RenderError
 from farm.formats.decoding import Decoded, read_image, read_mask
 from farm.formats.tensors import Embeds, read_embeds, read_latents
 from farm.spec import CheckpointInfo, RenderSpec
+from farm_workers.render_engine import Adapter, RenderEngine
+from farm_workers.worker.byte_cache import ByteCache
 
-CACHE_BYTES = 256 * 2**20
+CACHE_BYTES = 256 * 2**20  # of decoded pictures
+ADAPTER_BYTES = 512 * 2**20
 
 
 class Inputs(NamedTuple):
@@ -22,34 +27,35 @@ class Inputs(NamedTuple):
     mask: np.ndarray | None = None  # uint8 (height, width), 255 is repainted
     latents: np.ndarray | None = None  # token ids (rows, columns)
     embeds: Embeds | None = None
+    adapters: Mapping[str, Adapter] = MappingProxyType({})  # by the sha256 of their files
     notes: tuple[str, ...] = ()
 
 
 class InputReader:
     """Reads and decodes a render's assets, and keeps what it read last.
 
-    One picture is often the input of a whole job, so decoded arrays are kept in a cache of at most
-    ``cache_bytes``; the least recently used goes first.
-    ``read_asset(tenant, asset id)`` gives an asset's bytes.
+    One picture is often the input of a whole job, and one adapter too, so both are kept.
+    ``read_asset(tenant, asset id)`` gives an asset's bytes; ``engines`` read their adapters.
     """
 
     def __init__(
         self,
         read_asset: Callable[[str, str], bytes],
         infos: Mapping[str, CheckpointInfo],
+        engines: Mapping[str, RenderEngine],
         *,
         cache_bytes: int = CACHE_BYTES,
+        adapter_bytes: int = ADAPTER_BYTES,
     ) -> None:
         self._read_asset = read_asset
         self._infos = infos
-        self._cache: collections.OrderedDict[Hashable, Decoded] = collections.OrderedDict()
-        self._cache_bytes = cache_bytes
-        self._held = 0
-        self._lock = threading.Lock()
+        self._engines = engines
+        self._pictures = ByteCache[Decoded](cache_bytes, lambda decoded: decoded.pixels.nbytes)
+        self._adapters = ByteCache[Adapter](adapter_bytes, lambda adapter: adapter.nbytes)
 
     def prepare(self, tenant: str, spec: RenderSpec, executor: Executor) -> "Future[Inputs]":
         """The inputs of a render, at once where it needs none, else read by the executor."""
-        if not spec.assets:
+        if not spec.assets and not spec.adapters:
             future: Future[Inputs] = Future()
             future.set_result(Inputs())
             return future
@@ -74,22 +80,24 @@ class InputReader:
             latents = read_latents(data, info, spec.height, spec.width)
         if spec.embeds is not None:
             embeds = read_embeds(self._read_asset(tenant, spec.embeds), info)
-        return Inputs(image, mask, latents, embeds, tuple(notes))
+        adapters = {one.sha256: self._adapter(tenant, spec, one.sha256) for one in spec.adapters}
+        return Inputs(image, mask, latents, embeds, adapters, tuple(notes))
 
     def _kept(
         self, read: Callable[..., Decoded], tenant: str, asset: str, size: tuple[int, int]
     ) -> Decoded:
         key = (read.__name__, tenant, asset, size)
-        with self._lock:
-            if key in self._cache:
-                self._cache.move_to_end(key)
-                return self._cache[key]
-        decoded = read(self._read_asset(tenant, asset), size)
-        with self._lock:
-            if key not in self._cache:
-                self._cache[key] = decoded
-                self._held += decoded.pixels.nbytes
-            while self._held > self._cache_bytes and len(self._cache) > 1:
-                _, oldest = self._cache.popitem(last=False)
-                self._held -= oldest.pixels.nbytes
-        return decoded
+        return self._pictures.get(key, lambda: read(self._read_asset(tenant, asset), size))
+
+    def _adapter(self, tenant: str, spec: RenderSpec, sha256: str) -> Adapter:
+        make = functools.partial(self._read_adapter, tenant, spec.checkpoint, sha256)
+        return self._adapters.get((tenant, spec.checkpoint, sha256), make)
+
+    def _read_adapter(self, tenant: str, checkpoint: str, sha256: str) -> Adapter:
+        try:
+            data = self._read_asset(tenant, sha256)
+        except NotFound:
+            raise RenderError(f"the adapter {sha256} is no longer in the store") from None
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise RenderError(f"the adapter {sha256} is damaged in the store")
+        return self._engines[checkpoint].read_adapter(data)

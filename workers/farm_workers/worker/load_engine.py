@@ -14,6 +14,17 @@ KERNELS = get_args(Attention)[1:]
 DEFAULT_TILE = {"cpu": 4, "cuda": 32}
 
 
+def check_loads(checkpoint: Checkpoint) -> None:
+    """Raises ``InvalidCheckpoint`` where ``load_engine`` would; takes torch, and no weights.
+
+    Raises:
+        ImportError: the workers' libraries are not installed.
+    """
+    from farm_workers.engine.amused.check import check_loads
+
+    check_loads(checkpoint)
+
+
 def load_engine(
     checkpoint: Checkpoint,
     *,

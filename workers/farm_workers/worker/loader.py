@@ -19,6 +19,7 @@ from farm.spec import CheckpointInfo, Lane
 from farm.store import Store, keys
 from farm_workers.leased_task import LeasedTask, Outcome
 from farm_workers.publisher.publisher import Publisher
+from farm_workers.render_engine import RenderEngine
 from farm_workers.worker.inputs import InputReader
 from farm_workers.worker.lease_table import LeaseTable
 from farm_workers.worker.task_rows import TaskRows
@@ -35,7 +36,7 @@ class Loader:
     """Loads leases with threads of its own.
 
     Args:
-        infos: the checkpoints that the worker holds.
+        infos, engines: of the checkpoints that the worker holds, by name.
         enqueue: called with the rows of each task that is ready to start.
     """
 
@@ -47,6 +48,7 @@ class Loader:
         publisher: Publisher,
         leases: LeaseTable,
         infos: Mapping[str, CheckpointInfo],
+        engines: Mapping[str, RenderEngine],
         enqueue: Callable[[TaskRows], None],
     ) -> None:
         self._store = store
@@ -58,7 +60,7 @@ class Loader:
         self._enqueue = enqueue
         self._stopped = threading.Event()
         self._inputs = InputReader(
-            lambda tenant, asset: self._read(keys.asset(tenant, asset)), infos
+            lambda tenant, asset: self._read(keys.asset(tenant, asset)), infos, engines
         )
         # Urgent tasks do not queue behind a dataset's files.
         self._threads = {

@@ -73,7 +73,9 @@ class Worker:
         queue = Queue(connect(settings.redis_url), farm=settings.name)
         store = open_store(settings.store_url)
         sinks, enqueue = Sinks(store, scratch), self._engine_loop.enqueue
-        self._loader = Loader(store, sinks, queue, self._publisher, self._leases, infos, enqueue)
+        self._loader = Loader(
+            store, sinks, queue, self._publisher, self._leases, infos, engines, enqueue
+        )
         self._queue_session = QueueSession(
             queue,
             self._leases,

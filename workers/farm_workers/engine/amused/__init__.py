@@ -1,8 +1,11 @@
 """aMUSEd behind the engine's seam: a checked checkpoint's parts in memory, each once."""
 
+import contextlib
 import importlib.metadata
 import platform
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,17 +16,28 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from farm.checkpoints.inspect import Checkpoint
+from farm.checkpoints.layout import WEIGHTS
 from farm.errors import InvalidCheckpoint, InvalidInput
+from farm.formats.adapter_file import adapter_targets
 from farm.spec import CheckpointInfo
+from farm_workers.engine.amused.adapters import (
+    Adapter,
+    RowAdapters,
+    Scaled,
+    SlotAdapters,
+    read_adapter,
+)
 from farm_workers.engine.amused.codec import Codec
 from farm_workers.engine.amused.conditioning import PROMPTS, Conditioned, Conditioning
-from farm_workers.engine.amused.transformer import RowOps, Transformer
-from farm_workers.engine.device import Device
+from farm_workers.engine.amused.layers import Given, Ops
+from farm_workers.engine.amused.transformer import Transformer
+from farm_workers.engine.device import Device, Lru
 from farm_workers.engine.row import Pending
 
 ENGINE_VERSION = 2  # raised when the same row starts to give other tokens or bytes
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-CACHE_BYTES = {"cpu": 1 << 27, "cuda": 1 << 30}  # of prompts' conditioning
+CACHE_BYTES = {"cpu": 1 << 27, "cuda": 1 << 30, "meta": 0}  # of prompts' conditioning
+KEPT_ADAPTERS = 32  # on the device, the last used ones
 DECODED_TOKENS = 8192  # that are decoded together at most: the pictures' memory grows with them
 
 
@@ -39,6 +53,7 @@ class AmusedModel:
         *,
         masking_schedule: str = "cosine",
         fused: bool | None = None,
+        kept_adapters: int = KEPT_ADAPTERS,
     ) -> None:
         """Around loaded modules, whose weights are shared, not copied.
 
@@ -59,6 +74,10 @@ class AmusedModel:
         )
         self.codec = Codec(modules["vqvae"], device, dtype, fused=fused)
         self.conditioning_size = self.transformer.layout.size
+        self.adapter_targets = adapter_targets(
+            self.transformer.config, modules["text_encoder"].config.to_dict()
+        )
+        self._adapters: Lru[Adapter] = Lru(kept_adapters, lambda adapter: 1)
 
     @classmethod
     def load(cls, checkpoint: Checkpoint, device: Device, dtype: str) -> Self:
@@ -77,12 +96,40 @@ class AmusedModel:
         self, pending: Pending, ahead: Iterable[Pending] = (), *, alone: bool = False
     ) -> list[Conditioned]:
         width = 1 if self.by_row or alone else PROMPTS
-        return self.conditioning.of(pending, ahead, width=width)
+        return self.conditioning.of(pending, ahead, width=width, adapters=self._scaled(pending))
 
-    def bind(self, packed: Tensor) -> dict[str, Tensor]:
+    def _scaled(self, pending: Pending) -> list[Scaled]:
+        """The row's adapters, on the device."""
+        found = []
+        for one in pending.row.spec.adapters:
+            given = pending.adapters[one.sha256]
+            move = partial(given.to, self.device.torch, self.dtype)
+            found.append(Scaled(self._adapters.get(one.sha256, move), one.scale))
+        return found
+
+    def read_adapter(self, data: bytes) -> Adapter:
+        return read_adapter(data, self.adapter_targets)
+
+    def adapter_slots(self, halves: int) -> Any:
+        if self.by_row:
+            return [()] * halves
+        return SlotAdapters(halves, self.device.torch, self.dtype)
+
+    def bind(self, packed: Tensor) -> Given:
         return self.transformer.layout.views(packed)
 
-    def forward(self, tokens: Tensor, given: dict[str, Tensor], grid: tuple[int, int]) -> Tensor:
+    def forward(
+        self,
+        tokens: Tensor,
+        given: Given,
+        grid: tuple[int, int],
+        adapters: Sequence[Sequence[Scaled]] | SlotAdapters = (),
+    ) -> Tensor:
+        if isinstance(adapters, SlotAdapters):
+            if adapters.shape is not None:
+                given = replace(given, adapters=adapters)
+        elif any(adapters):
+            given = replace(given, adapters=RowAdapters(adapters))
         return self.transformer.features(tokens, given, grid)
 
     def logits(self, features: Tensor) -> Tensor:
@@ -121,9 +168,9 @@ class AmusedModel:
 
 
 def _transformer(unet: Any, info: CheckpointInfo, *, fused: bool) -> Transformer:
-    ops: Any = RowOps()
+    ops = Ops()
     if fused:
-        from farm_workers.engine.triton_kernels import FusedOps
+        from farm_workers.engine.amused.fused_ops import FusedOps
 
         ops = FusedOps()
     with torch.inference_mode():
@@ -139,38 +186,52 @@ def load_modules(
     checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype
 ) -> dict[str, Any]:
     """Weights go from the safetensors files to the device, tensor by tensor, and nowhere else."""
-    # Here and not above, because it takes seconds to import them.
-    from diffusers import UVit2DModel, VQModel
-    from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
-
-    text_config = CLIPTextConfig(**checkpoint.config("text_encoder"))
-    makers: dict[str, Callable[[], nn.Module]] = {
-        "text_encoder": lambda: CLIPTextModelWithProjection(text_config),
-        "vqvae": lambda: VQModel.from_config(checkpoint.config("vqvae")),
-        "transformer": lambda: UVit2DModel.from_config(checkpoint.config("transformer")),
-    }
-    modules: dict[str, Any] = {
-        name: _load(checkpoint, name, make, device, dtype) for name, make in makers.items()
-    }
-    modules["tokenizer"] = CLIPTokenizer.from_pretrained(checkpoint.path / "tokenizer")
+    modules: dict[str, Any] = {name: _load(checkpoint, name, device, dtype) for name in WEIGHTS}
+    modules["tokenizer"] = load_tokenizer(checkpoint)
     return modules
 
 
-def _load(
-    checkpoint: Checkpoint,
-    name: str,
-    make: Callable[[], nn.Module],
-    device: torch.device,
-    dtype: torch.dtype,
-) -> nn.Module:
+def load_tokenizer(checkpoint: Checkpoint) -> Any:
+    from transformers import CLIPTokenizer
+
+    with _named("tokenizer"):
+        return CLIPTokenizer.from_pretrained(checkpoint.path / "tokenizer")
+
+
+def empty_module(checkpoint: Checkpoint, name: str) -> nn.Module:
+    """A component as its config.json says, without weights and on no device.
+
+    Raises:
+        InvalidCheckpoint: its class does not take the values.
+    """
+    # Here and not above, because it takes seconds to import them.
     from accelerate import init_empty_weights
+    from diffusers import UVit2DModel, VQModel
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+    makers: dict[str, Callable[[Any], nn.Module]] = {
+        "text_encoder": lambda config: CLIPTextModelWithProjection(CLIPTextConfig(**config)),
+        "vqvae": VQModel.from_config,
+        "transformer": UVit2DModel.from_config,
+    }
+    with _named(f"{name}/config.json"), init_empty_weights():
+        return makers[name](checkpoint.config(name))
+
+
+@contextlib.contextmanager
+def _named(file: str) -> Iterator[None]:
+    """The libraries raise many unrelated classes for values that they do not take."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise InvalidCheckpoint(f"{file}: {reason}") from None
+
+
+def _load(checkpoint: Checkpoint, name: str, device: torch.device, dtype: torch.dtype) -> nn.Module:
     from accelerate.utils import set_module_tensor_to_device
 
-    try:
-        with init_empty_weights():
-            module = make()
-    except (KeyError, TypeError, ValueError) as error:
-        raise InvalidCheckpoint(f"{name}/config.json: {error}") from None
+    module = empty_module(checkpoint, name)
     wanted = {key: tensor.shape for key, tensor in module.state_dict().items()}
     for file in checkpoint.weights(name):
         try:

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from farm_workers.engine.device import Device
 
 Graph = Callable[..., tuple[Tensor, ...]]
-FUSED_NORMS = True  # on a GPU: the decoder's group norms by a kernel that keeps channels last
 
 
 class Codec:
@@ -38,8 +37,9 @@ class Codec:
         self._decoders: dict[tuple[int, ...], Graph] = {}  # by grid and number of pictures
         if fused:
             # Its own copy: the norms and the memory format of the caller's model stay as they are.
-            own = copy.deepcopy(self._decoder).to(memory_format=torch.channels_last)
-            self._decoder = with_fused_norms(own) if FUSED_NORMS and not self._spatial else own
+            own: Any = copy.deepcopy(self._decoder)
+            own = own.to(memory_format=torch.channels_last)
+            self._decoder = own if self._spatial else _fused(own)
 
     def encode(self, image: NDArray[np.uint8]) -> Tensor:
         """One picture (height, width, 3) to its token ids (tokens,), on the device."""
@@ -70,15 +70,15 @@ class Codec:
 
     def capture(self, grid: tuple[int, int], pixel_factor: int, widths: Collection[int]) -> None:
         """CUDA graphs for pictures of that size: of one to encode, of so many to decode."""
-        on, (rows, columns) = {"device": self._device.torch}, grid
+        device, (rows, columns) = self._device.torch, grid
         height, width = rows * pixel_factor, columns * pixel_factor
         self._encoders[height, width] = self._device.graphed(
-            self._codes, torch.zeros(height, width, 3, **on)
+            self._codes, torch.zeros(height, width, 3, device=device)
         )
         for count in widths:
             self._decoders[rows, columns, count] = self._device.graphed(
                 lambda tokens: self._tile(tokens, grid),
-                torch.zeros(count, rows * columns, dtype=torch.int64, **on),
+                torch.zeros(count, rows * columns, dtype=torch.int64, device=device),
             )
 
     def _tile(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -86,50 +86,16 @@ class Codec:
         codes = codes.to(self._decode_dtype)
         if not self._channels_last:
             codes = codes.contiguous()
-        pixels = self._decoder(self._post_quant(codes), codes if self._spatial else None)
+        pixels: Tensor = self._decoder(self._post_quant(codes), codes if self._spatial else None)
         pixels = (pixels.float().clamp(0, 1) * 255).round().to(torch.uint8)
         return pixels.permute(0, 2, 3, 1).contiguous()
 
 
-def with_fused_norms(decoder: nn.Module) -> nn.Module:
-    """The decoder with each group norm and the SiLU after it as one module."""
-    from farm_workers.engine.triton_kernels import GroupNormSilu, add_bias
+def _fused(decoder: nn.Module) -> Any:
+    # Here and not above: Triton is made for Linux only.
+    from farm_workers.engine.amused.fused_decoder import fuse
 
-    for block in [module for module in decoder.modules() if hasattr(module, "resnets")]:
-        block.resnets = nn.ModuleList(  # type: ignore[assignment]
-            [_Resnet(one, GroupNormSilu, add_bias) for one in block.resnets]  # type: ignore[union-attr]
-        )
-    decoder.conv_norm_out = GroupNormSilu(decoder.conv_norm_out)  # type: ignore[arg-type]
-    decoder.conv_act = nn.Identity()
-    return decoder
-
-
-class _Resnet(nn.Module):
-    """diffusers' ResnetBlock2D without a time embedding.
-
-    cuDNN adds a convolution's bias in a pass of its own, so the norm that follows adds it, or the
-    pass that adds the residual.
-    """
-
-    def __init__(
-        self, given: Any, norm: Callable[[Any], nn.Module], add_bias: Callable[..., Tensor]
-    ) -> None:
-        super().__init__()
-        assert given.output_scale_factor == 1
-        self._add_bias = add_bias
-        self.norm1, self.norm2 = norm(given.norm1), norm(given.norm2)
-        self.conv1, self.conv2, self.shortcut = given.conv1, given.conv2, given.conv_shortcut
-
-    def forward(self, x: Tensor, temb: None = None) -> Tensor:
-        inner = self.norm2(_without_bias(self.conv1, self.norm1(x)), self.conv1.bias)
-        inner = _without_bias(self.conv2, inner)
-        return self._add_bias(
-            inner, self.conv2.bias, x if self.shortcut is None else self.shortcut(x)
-        )
-
-
-def _without_bias(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    return F.conv2d(x, conv.weight, None, conv.stride, conv.padding, conv.dilation, conv.groups)
+    return fuse(decoder)
 
 
 def _as(module: nn.Module, dtype: torch.dtype) -> nn.Module:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from farm.spec import CheckpointInfo
+from farm_workers.engine.amused.adapters import RowAdapters, Scaled, hooked
 from farm_workers.engine.amused.transformer import Transformer, sinusoids
 from farm_workers.engine.device import Device, Lru
 from farm_workers.engine.row import Pending
@@ -37,6 +38,7 @@ class Conditioned(NamedTuple):
     key: Hashable  # of the prompt and all else that it was made from
     packed: Tensor  # (size,)
     truncated: bool
+    adapters: Sequence[Scaled] = ()  # of the steps; they are in ``packed`` already
 
 
 class Conditioning:
@@ -81,26 +83,35 @@ class Conditioning:
         return output.hidden_states[-2], output.text_embeds
 
     def of(
-        self, pending: Pending, ahead: Iterable[Pending] = (), *, width: int
+        self,
+        pending: Pending,
+        ahead: Iterable[Pending] = (),
+        *,
+        width: int,
+        adapters: Sequence[Scaled] = (),
     ) -> list[Conditioned]:
         """The conditional half and, where the row is guided, the unconditional one before it.
 
         Args:
             ahead: rows that come next; their prompts take the free places of a batch.
-            width: prompts that are computed together, always as many.
+            width: prompts that are computed together, always as many; with adapters it is 1.
+            adapters: the row's.
         """
+        width = 1 if adapters else width
         wanted = self._halves(pending, width)
         found = {half.key: self._packed.find(half.key) for half in wanted}
         missing = {half.key: half for half in wanted if found[half.key] is None}
         if missing and width > 1:
-            for half in (half for other in ahead for half in self._halves(other, width)):
+            plain = (other for other in ahead if not other.row.spec.adapters)
+            for half in (half for other in plain for half in self._halves(other, width)):
                 if len(missing) < width and half.key not in self._packed:
                     missing[half.key] = half
         halves = list(missing.values())
         for first in range(0, len(halves), width):
             batch = halves[first : first + width]
-            found |= {held.key: held for held in self._make(batch, width)}
-        return [found[half.key] for half in wanted]  # type: ignore[misc]
+            found |= {held.key: held for held in self._make(batch, width, adapters)}
+        # A kept prompt must not keep the adapters: they have a cache of their own.
+        return [found[half.key]._replace(adapters=adapters) for half in wanted]  # type: ignore[union-attr]
 
     def _halves(self, pending: Pending, width: int) -> list[Half]:
         spec, embeds = pending.row.spec, pending.embeds
@@ -115,12 +126,14 @@ class Conditioning:
             text = (spec.prompt if half == "prompt" else spec.negative_prompt) or ""
             given = _given(embeds, half) if embeds is not None else None
             what: Hashable = text if given is None else (spec.embeds, half)
-            found.append(Half((what, micro, width), text, given, micro))
+            found.append(Half((what, micro, width, spec.adapters), text, given, micro))
         return found
 
-    def _make(self, halves: Sequence[Half], width: int) -> list[Conditioned]:
+    def _make(
+        self, halves: Sequence[Half], width: int, adapters: Sequence[Scaled]
+    ) -> list[Conditioned]:
         texts = [half.text for half in halves if half.given is None]
-        encoded = dict(zip(texts, self.encode(texts, width), strict=True))
+        encoded = dict(zip(texts, self.encode(texts, width, adapters), strict=True))
         made = [
             encoded[half.text] if half.given is None else self._taken(half.given) for half in halves
         ]
@@ -129,11 +142,15 @@ class Conditioning:
         numbers = torch.tensor(micro, dtype=self._dtype)
         steps = sinusoids(numbers.flatten(), self._transformer.config["micro_cond_encode_dim"])
         steps = self._device.upload(steps.reshape(width, -1))
-        (packed,) = self._condition[width](
-            torch.cat([made[place].hidden for place in (*range(len(made)), *padding)]),
-            torch.cat([made[place].pooled for place in (*range(len(made)), *padding)]),
-            steps,
+        places = (*range(len(made)), *padding)
+        hidden, pooled = (
+            torch.cat([getattr(made[place], part) for place in places])
+            for part in ("hidden", "pooled")
         )
+        if adapters:
+            packed = self._transformer.condition(hidden, pooled, steps, RowAdapters([adapters]))
+        else:
+            (packed,) = self._condition[width](hidden, pooled, steps)
         found = []
         for half, text, vector in zip(halves, made, packed, strict=False):
             held = Conditioned(half.key, vector.clone(), text.truncated)
@@ -147,8 +164,13 @@ class Conditioning:
         )
         return Text(hidden.reshape(1, *hidden.shape[-2:]), pooled.reshape(1, -1), False)
 
-    def encode(self, texts: Sequence[str], width: int) -> list[Text]:
+    def encode(
+        self, texts: Sequence[str], width: int, adapters: Sequence[Scaled] = ()
+    ) -> list[Text]:
         """At most ``width`` texts through the text encoder, unless they are kept from before."""
+        changing = [one for one in adapters if one.adapter.text_encoder]
+        if changing:
+            return self._adapted(texts, changing)
         found = {
             text: self._texts.find((text, width)) if text else self._empty.get(width)
             for text in texts
@@ -162,17 +184,25 @@ class Conditioning:
                 self._empty[width] = encoded
         return [found[text] for text in texts]  # type: ignore[misc]
 
+    def _adapted(self, texts: Sequence[str], adapters: Sequence[Scaled]) -> list[Text]:
+        """Through the changed text encoder; what becomes of them is kept, they are not."""
+        with hooked(self._encoder, RowAdapters([adapters], "text_encoder")):
+            return [
+                self._text(text, *self._encoded(self._device.upload(self._ids([text], 1))))
+                for text in texts
+            ]
+
     def _encode(self, texts: Sequence[str], width: int) -> list[Text]:
         ids = self._ids(texts, width)
         hidden, pooled = (part.clone() for part in self._texts_of[width](self._device.upload(ids)))
         return [
-            Text(
-                hidden[index : index + 1],
-                pooled[index : index + 1],
-                len(self._tokenizer(text, verbose=False).input_ids) > self._limit,
-            )
+            self._text(text, hidden[index : index + 1], pooled[index : index + 1])
             for index, text in enumerate(texts)
         ]
+
+    def _text(self, text: str, hidden: Tensor, pooled: Tensor) -> Text:
+        truncated = len(self._tokenizer(text, verbose=False).input_ids) > self._limit
+        return Text(hidden, pooled, truncated)
 
     def _ids(self, texts: Sequence[str], width: int) -> Tensor:
         ids: Tensor = self._tokenizer(

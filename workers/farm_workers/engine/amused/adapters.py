@@ -1,0 +1,210 @@
+"""Low-rank adapters: what they add to the linear layers that they change.
+
+An adapter adds ``up @ down @ x``, times alpha / rank and the row's scale, to what a layer makes of
+``x`` (Hu et al., arXiv 2106.09685). Rows with different adapters, and without, share a tile.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple, Protocol
+
+import safetensors.torch
+import torch
+import torch.nn.functional as F  # noqa: N812  (torch's own name for it)
+from torch import Tensor, nn
+
+from farm.formats.adapter_file import AdapterLayer, Targets, read_adapter_file
+
+RANK_STEP = 16  # a tile of fixed shape takes ranks in such steps, each a product by itself
+
+
+class LowRank(NamedTuple):
+    """What is added to one layer."""
+
+    down: Tensor  # (rank, inputs)
+    up: Tensor  # (outputs, rank)
+    told: AdapterLayer
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """The matrices of a file, by the names of the layers within each part of the model."""
+
+    transformer: Mapping[str, LowRank]
+    text_encoder: Mapping[str, LowRank]
+
+    @property
+    def nbytes(self) -> int:
+        layers = (*self.transformer.values(), *self.text_encoder.values())
+        return sum(layer.down.nbytes + layer.up.nbytes for layer in layers)
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> "Adapter":
+        return Adapter(
+            *(_moved(part, device, dtype) for part in (self.transformer, self.text_encoder))
+        )
+
+
+def _moved(
+    layers: Mapping[str, LowRank], device: torch.device, dtype: torch.dtype
+) -> dict[str, LowRank]:
+    return {
+        name: LowRank(one.down.to(device, dtype), one.up.to(device, dtype), one.told)
+        for name, one in layers.items()
+    }
+
+
+def read_adapter(data: bytes, targets: Targets) -> Adapter:
+    """A file's matrices, on the CPU and as they are stored; needs no engine and no device.
+
+    Args:
+        targets: the checkpoint's layers, see ``adapter_targets``.
+
+    Raises:
+        InvalidInput: it is not an adapter, or not one for this checkpoint.
+    """
+    told = read_adapter_file(data, targets)
+    tensors = safetensors.torch.load(data)
+    parts: dict[str, dict[str, LowRank]] = {"transformer": {}, "text_encoder": {}}
+    for layer in told.layers:
+        part, _, name = layer.name.partition(".")
+        parts[part][name] = LowRank(tensors[layer.down], tensors[layer.up], layer)
+    return Adapter(**parts)
+
+
+class Scaled(NamedTuple):
+    """One of a row's adapters, on the device."""
+
+    adapter: Adapter
+    scale: float
+
+
+class Adapters(Protocol):
+    """The adapters of the rows of one pass."""
+
+    def add(self, y: Tensor, x: Tensor, name: str) -> Tensor:
+        """``y`` (rows, ..., outputs) after what they make of ``x`` is added to it, in place."""
+
+
+class RowAdapters:
+    """Each row's products by themselves: PEFT's arithmetic (``lora.Linear``), bit for bit."""
+
+    def __init__(self, rows: Sequence[Sequence[Scaled]], part: str = "transformer") -> None:
+        self._rows: list[list[tuple[Mapping[str, LowRank], float]]] = [
+            [(getattr(adapter, part), scale) for adapter, scale in row] for row in rows
+        ]
+
+    @property
+    def names(self) -> set[str]:
+        """Of all layers that are changed in some row."""
+        return {name for row in self._rows for layers, _ in row for name in layers}
+
+    def add(self, y: Tensor, x: Tensor, name: str) -> Tensor:
+        for place, adapters in enumerate(self._rows):
+            for layers, scale in adapters:
+                layer = layers.get(name)
+                if layer is None:
+                    continue
+                found = F.linear(F.linear(x[place : place + 1], layer.down), layer.up)
+                y[place : place + 1].add_(found.mul_(layer.told.scaling(scale)))
+        return y
+
+
+class SlotAdapters:
+    """The adapters of the half-slots of a tile of fixed shape, in buffers that stay in place.
+
+    Ranks are padded to steps of ``RANK_STEP``, each of them a batched product over all half-slots,
+    so that a row's bits do not depend on its neighbours' ranks: for a half-slot without an adapter
+    the products are zero. There are buffers for every layer that some row's adapter has changed.
+    """
+
+    def __init__(self, halves: int, device: torch.device, dtype: torch.dtype) -> None:
+        self._like = {"device": device, "dtype": dtype}
+        self._used = [0] * halves  # steps of each half-slot
+        self._steps = 0  # that there are buffers for
+        self._buffers: dict[str, list[tuple[Tensor, Tensor]]] = {}
+
+    @property
+    def shape(self) -> tuple[int, int] | None:
+        """Of the products to do: their layers and steps; None where no row has an adapter."""
+        steps = max(self._used)
+        return (len(self._buffers), steps) if steps else None
+
+    def reserve(self, adapters: Sequence[Scaled]) -> None:
+        """Make the buffers that a row needs; those that are there stay where they are."""
+        shapes = {
+            name: (layer.down.shape[1], layer.up.shape[0])
+            for adapter, _ in adapters
+            for name, layer in adapter.transformer.items()
+        }
+        self._steps = max(self._steps, sum(_steps(adapter) for adapter, _ in adapters))
+        for name in shapes:
+            self._buffers.setdefault(name, [])
+        for name, steps in self._buffers.items():
+            while len(steps) < self._steps:
+                inputs, outputs = _sizes(steps[0]) if steps else shapes[name]
+                steps.append(self._empty(inputs, outputs))
+
+    def _empty(self, inputs: int, outputs: int) -> tuple[Tensor, Tensor]:
+        halves = len(self._used)
+        return (
+            torch.zeros(halves, RANK_STEP, inputs, **self._like),  # type: ignore[call-overload]
+            torch.zeros(halves, outputs, RANK_STEP, **self._like),  # type: ignore[call-overload]
+        )
+
+    def __setitem__(self, slot: int, adapters: Sequence[Scaled]) -> None:
+        """A row's adapters, for which there are buffers; an empty list takes them away."""
+        if self._used[slot]:
+            # The other matrix may keep what it has: all its products are with zero.
+            torch._foreach_zero_(
+                [step[0][slot] for steps in self._buffers.values() for step in steps]
+            )
+        copies: list[tuple[Tensor, Tensor]] = []
+        first = 0
+        for adapter, scale in adapters:
+            for name, layer in adapter.transformer.items():
+                scaled = layer.up * layer.told.scaling(scale)
+                parts = zip(layer.down.split(RANK_STEP), scaled.split(RANK_STEP, 1), strict=True)
+                for (down, up), part in zip(self._buffers[name][first:], parts, strict=False):
+                    rank = len(part[0])
+                    copies += [(down[slot, :rank], part[0]), (up[slot, :, :rank], part[1])]
+            first += _steps(adapter)
+        if copies:
+            targets, sources = zip(*copies, strict=True)
+            torch._foreach_copy_(list(targets), list(sources))
+        self._used[slot] = first
+
+    def add(self, y: Tensor, x: Tensor, name: str) -> Tensor:
+        for down, up in self._buffers.get(name, [])[: max(self._used)]:
+            y[:, 0].baddbmm_(torch.bmm(x[:, 0], down.mT), up.mT)
+        return y
+
+
+def _steps(adapter: Adapter) -> int:
+    ranks = [layer.told.rank for layer in adapter.transformer.values()]
+    return -(-max(ranks, default=0) // RANK_STEP)
+
+
+def _sizes(step: tuple[Tensor, Tensor]) -> tuple[int, int]:
+    return step[0].shape[2], step[1].shape[1]
+
+
+@contextlib.contextmanager
+def hooked(module: nn.Module, adapters: RowAdapters) -> Iterator[None]:
+    """Within, the module's layers add what the adapters say; afterwards they are as before."""
+    handles = [
+        module.get_submodule(name).register_forward_hook(partial(_added, adapters, name))
+        for name in adapters.names
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _added(
+    adapters: Adapters, name: str, module: nn.Module, given: tuple[Any, ...], output: Tensor
+) -> Tensor:
+    return adapters.add(output, given[0], name)

@@ -1,0 +1,264 @@
+# ruff: noqa: N803  (Triton writes compile-time constants in capitals)
+"""What a GPU does between two matrix products, each in one pass over memory.
+
+Block sizes follow from the shapes alone: nothing is tuned at run time, so that a shape always
+runs the same code. A kernel's pointer may be None; what it is for is then left out.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812  (torch's own name for it)
+import triton
+import triton.language as tl
+from torch import Tensor, nn
+
+from farm_workers.engine.amused.layers import Ops
+
+
+@triton.jit
+def _add_norm(
+    x_ptr, delta_ptr, weight_ptr, bias_ptr, scale_ptr, shift_ptr, out_ptr,
+    channels, lines, modulation_stride, eps, CENTRE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    line = tl.program_id(0).to(tl.int64)
+    at = tl.arange(0, BLOCK)
+    inside = at < channels
+    x = tl.load(x_ptr + line * channels + at, mask=inside, other=0.0).to(tl.float32)
+    if delta_ptr is not None:
+        x += tl.load(delta_ptr + line * channels + at, mask=inside, other=0.0).to(tl.float32)
+        x = x.to(x_ptr.dtype.element_ty)  # the residual stream is kept in the model's type
+        tl.store(x_ptr + line * channels + at, x, mask=inside)
+        x = x.to(tl.float32)
+    if CENTRE:
+        x = tl.where(inside, x - tl.sum(x, 0) / channels, 0.0)
+    y = x * tl.rsqrt(tl.sum(x * x, 0) / channels + eps)
+    if weight_ptr is not None:
+        y *= tl.load(weight_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    if bias_ptr is not None:
+        y += tl.load(bias_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    if scale_ptr is not None:
+        half = (line // lines) * modulation_stride  # one scale and shift for all tokens of a half
+        scale = tl.load(scale_ptr + half + at, mask=inside, other=0.0).to(tl.float32)
+        shift = tl.load(shift_ptr + half + at, mask=inside, other=0.0).to(tl.float32)
+        y = y * scale + shift
+    tl.store(out_ptr + line * channels + at, y.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+def add_norm(
+    x: Tensor,
+    delta: Tensor | None,
+    norm: nn.Module,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+) -> Tensor:
+    """(rows, halves, tokens, channels); ``scale`` and ``shift`` are (rows, halves, 1, channels)."""
+    channels, lines = x.shape[-1], x.shape[-2]
+    assert x.is_contiguous()
+    assert delta is None or delta.is_contiguous()
+    stride = 0
+    if scale is not None and shift is not None:
+        stride = between_halves(scale)
+        assert stride == between_halves(shift)
+    output = torch.empty_like(x)
+    tensors = (x, delta, norm.weight, getattr(norm, "bias", None), scale, shift, output)
+    how = {"CENTRE": isinstance(norm, nn.LayerNorm), "BLOCK": triton.next_power_of_2(channels)}
+    _add_norm[(x.numel() // channels,)](*tensors, channels, lines, stride, norm.eps, **how)
+    return output
+
+
+def between_halves(view: Tensor) -> int:
+    """How far apart the halves of all rows lie in a view into the packed conditioning."""
+    rows, halves = view.shape[:2]
+    assert view.stride(-1) == 1
+    if halves == 1:  # the stride of a dimension of one says nothing
+        return view.stride(0) if rows > 1 else 0
+    assert rows == 1 or view.stride(0) == halves * view.stride(1)
+    return view.stride(1)
+
+
+@triton.jit
+def _gelu(x):
+    return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
+
+
+@triton.jit
+def _geglu(x_ptr, out_ptr, inner, count, BLOCK: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < count
+    line, column = at // inner, at % inner
+    value = tl.load(x_ptr + line * 2 * inner + column, mask=inside, other=0.0).to(tl.float32)
+    gate = tl.load(x_ptr + line * 2 * inner + inner + column, mask=inside, other=0.0)
+    gate = gate.to(tl.float32)
+    tl.store(out_ptr + at, (value * _gelu(gate)).to(out_ptr.dtype.element_ty), mask=inside)
+
+
+def geglu(x: Tensor) -> Tensor:
+    assert x.is_contiguous()
+    inner = x.shape[-1] // 2
+    output = x.new_empty(*x.shape[:-1], inner)
+    block = 1024
+    _geglu[(triton.cdiv(output.numel(), block),)](x, output, inner, output.numel(), BLOCK=block)
+    return output
+
+
+@triton.jit
+def _mix_norm(
+    x_ptr, taps_ptr, bias_ptr, weight_ptr, out_ptr, height, width, channels, eps,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    line = tl.program_id(0).to(tl.int64)
+    place = line % (height * width)
+    row, column = place // width, place % width
+    at = tl.arange(0, BLOCK)
+    inside = at < channels
+    y = tl.zeros((BLOCK,), tl.float32)
+    for tap in tl.static_range(9):
+        down, right = tap // 3 - 1, tap % 3 - 1
+        there = (row + down >= 0) & (row + down < height)
+        there = there & (column + right >= 0) & (column + right < width)
+        source = x_ptr + (line + down * width + right) * channels + at
+        x = tl.load(source, mask=inside & there, other=0.0).to(tl.float32)
+        y += x * tl.load(taps_ptr + tap * channels + at, mask=inside, other=0.0).to(tl.float32)
+    if bias_ptr is not None:
+        y += tl.load(bias_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    y = y.to(out_ptr.dtype.element_ty).to(tl.float32)  # as the convolution would have left it
+    y = y * tl.rsqrt(tl.sum(y * y, 0) / channels + eps)
+    if weight_ptr is not None:
+        y *= tl.load(weight_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out_ptr + line * channels + at, y.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+def mix_norm(
+    x: Tensor, grid: tuple[int, int], taps: Tensor, bias: Tensor | None, norm: nn.Module
+) -> Tensor:
+    """A depthwise 3 x 3 convolution, then an RMS norm; ``taps`` are (9, channels)."""
+    channels = x.shape[-1]
+    assert x.is_contiguous()
+    assert taps.is_contiguous()
+    output = torch.empty_like(x)
+    _mix_norm[(x.numel() // channels,)](
+        x, taps, bias, norm.weight, output, *grid, channels, norm.eps,
+        BLOCK=triton.next_power_of_2(channels),
+    )  # fmt: skip
+    return output
+
+
+@triton.jit
+def _squares(x_ptr, out_ptr, lines, channels, LINES: tl.constexpr, BLOCK: tl.constexpr):
+    half = tl.program_id(0).to(tl.int64)
+    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < channels
+    total = tl.zeros((BLOCK,), tl.float32)
+    for first in range(0, lines, LINES):
+        line = first + tl.arange(0, LINES)
+        source = x_ptr + (half * lines + line[:, None]) * channels + at[None, :]
+        mask = (line[:, None] < lines) & inside[None, :]
+        y = _gelu(tl.load(source, mask=mask, other=0.0).to(tl.float32))
+        total += tl.sum(y * y, 0)
+    tl.store(out_ptr + half * channels + at, tl.sqrt(total), mask=inside)
+
+
+@triton.jit
+def _response(
+    x_ptr, strength_ptr, gamma_ptr, beta_ptr, out_ptr, lines, channels,
+    LINES: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    first = tl.program_id(1) * LINES
+    half = tl.program_id(0).to(tl.int64)
+    at = tl.arange(0, BLOCK)
+    inside = at < channels
+    strength = tl.load(strength_ptr + half * channels + at, mask=inside, other=0.0)
+    relative = strength / (tl.sum(strength, 0) / channels + 1e-6)
+    gamma = tl.load(gamma_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    beta = tl.load(beta_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    for offset in range(LINES):
+        place = (half * lines + first + offset) * channels + at
+        mask = inside & (first + offset < lines)
+        y = _gelu(tl.load(x_ptr + place, mask=mask, other=0.0).to(tl.float32))
+        y = y * relative * gamma + beta + y
+        tl.store(out_ptr + place, y.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+def response(x: Tensor, norm: nn.Module) -> Tensor:
+    """GELU, then the global response norm (Woo et al., arXiv 2301.00808) over each half's tokens.
+
+    GELU is computed twice: reading its input again is cheaper than keeping its output.
+    """
+    rows, halves, lines, channels = x.shape
+    assert x.is_contiguous()
+    strength = torch.empty(rows * halves, channels, dtype=torch.float32, device=x.device)
+    _squares[(rows * halves, triton.cdiv(channels, 64))](
+        x, strength, lines, channels, LINES=32, BLOCK=64
+    )
+    output = torch.empty_like(x)
+    _response[(rows * halves, triton.cdiv(lines, 8))](
+        x, strength, norm.gamma, norm.beta, output, lines, channels,
+        LINES=8, BLOCK=triton.next_power_of_2(channels), num_warps=8,
+    )  # fmt: skip
+    return output
+
+
+@triton.jit
+def _add_modulate(
+    x_ptr, delta_ptr, scale_ptr, shift_ptr, out_ptr, channels, lines, modulation_stride,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    line = tl.program_id(0).to(tl.int64)
+    at = tl.arange(0, BLOCK)
+    inside = at < channels
+    x = tl.load(x_ptr + line * channels + at, mask=inside, other=0.0).to(tl.float32)
+    x += tl.load(delta_ptr + line * channels + at, mask=inside, other=0.0).to(tl.float32)
+    half = (line // lines) * modulation_stride
+    scale = tl.load(scale_ptr + half + at, mask=inside, other=0.0).to(tl.float32)
+    shift = tl.load(shift_ptr + half + at, mask=inside, other=0.0).to(tl.float32)
+    y = x * scale + shift
+    tl.store(out_ptr + line * channels + at, y.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+def add_modulate(x: Tensor, delta: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """(x + delta) * scale + shift, with the shapes of ``add_norm``."""
+    channels, lines = x.shape[-1], x.shape[-2]
+    assert x.is_contiguous()
+    assert delta.is_contiguous()
+    stride = between_halves(scale)
+    assert stride == between_halves(shift)
+    output = torch.empty_like(x)
+    _add_modulate[(x.numel() // channels,)](
+        x, delta, scale, shift, output, channels, lines, stride,
+        BLOCK=triton.next_power_of_2(channels),
+    )  # fmt: skip
+    return output
+
+
+class FusedOps(Ops):
+    """For rows that are computed together."""
+
+    together = True
+
+    @staticmethod
+    def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.linear(x, weight, bias)
+
+    add_norm = staticmethod(add_norm)
+    geglu = staticmethod(geglu)
+    mix_norm = staticmethod(mix_norm)
+    response = staticmethod(response)
+    add_modulate = staticmethod(add_modulate)
+
+    @staticmethod
+    def halve(x: Tensor, grid: tuple[int, int], conv: Any) -> Tensor:
+        """A 2 x 2 convolution of stride 2 as a product: (rows, halves, tokens, channels)."""
+        height, width = grid
+        cells = x.unflatten(2, (height // 2, 2, width // 2, 2)).transpose(3, 4)
+        cells = cells.reshape(*x.shape[:2], height * width // 4, 4 * x.shape[-1])
+        return F.linear(cells, conv.weight.permute(0, 2, 3, 1).flatten(1), conv.bias)
+
+    @staticmethod
+    def double(x: Tensor, grid: tuple[int, int], conv: Any) -> Tensor:
+        """A transposed 2 x 2 convolution of stride 2 as a product."""
+        height, width = grid
+        cells: Tensor = F.linear(x, conv.weight.permute(2, 3, 1, 0).flatten(0, 2))
+        cells = cells.unflatten(-1, (2, 2, -1)).unflatten(2, (height, width))
+        cells = cells.transpose(3, 4).reshape(*x.shape[:2], 4 * height * width, -1)
+        return cells if conv.bias is None else cells.add_(conv.bias)

@@ -1,0 +1,40 @@
+"""What was read last, in a bounded number of bytes."""
+
+import collections
+import threading
+from collections.abc import Callable, Hashable
+from typing import Generic, TypeVar
+
+Value = TypeVar("Value")
+
+
+class ByteCache(Generic[Value]):
+    """Keeps values of at most so many bytes together, the newest at least; the least recently used
+    goes first. Safe to call from many threads; two that miss the same value both make it.
+
+    Args:
+        limit: bytes.
+        size_of: bytes of a value.
+    """
+
+    def __init__(self, limit: int, size_of: Callable[[Value], int]) -> None:
+        self._limit = limit
+        self._size_of = size_of
+        self._values: collections.OrderedDict[Hashable, Value] = collections.OrderedDict()
+        self._lock = threading.Lock()
+        self.held = 0  # bytes
+
+    def get(self, key: Hashable, make: Callable[[], Value]) -> Value:
+        with self._lock:
+            if key in self._values:
+                self._values.move_to_end(key)
+                return self._values[key]
+        value = make()
+        with self._lock:
+            if key not in self._values:
+                self._values[key] = value
+                self.held += self._size_of(value)
+            while self.held > self._limit and len(self._values) > 1:
+                _, oldest = self._values.popitem(last=False)
+                self.held -= self._size_of(oldest)
+        return value
