@@ -18,7 +18,8 @@ from oracle import Oracle
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
-from farm.checkpoints.inspect import built_in, inspect_checkpoint
+from farm.checkpoints.inspect import inspect_checkpoint
+from farm.checkpoints.references import built_in
 from farm.errors import InvalidInput, RenderError
 from farm.formats.adapter_file import AdapterLayer
 from farm_workers.engine import Engine

@@ -116,7 +116,8 @@ class SlotAdapters:
 
     Ranks are padded to steps of ``RANK_STEP``, each of them a batched product over all half-slots,
     so that a row's bits do not depend on its neighbours' ranks: for a half-slot without an adapter
-    the products are zero. There are buffers for every layer that some row's adapter has changed.
+    the products are zero. There are buffers for every layer that some row's adapter has changed;
+    lists of tensors are copied with ``_foreach``, because a launch for each would take longer.
     """
 
     def __init__(self, halves: int, device: torch.device, dtype: torch.dtype) -> None:
@@ -160,19 +161,25 @@ class SlotAdapters:
             torch._foreach_zero_(
                 [step[0][slot] for steps in self._buffers.values() for step in steps]
             )
-        copies: list[tuple[Tensor, Tensor]] = []
+        targets: list[Tensor] = []
+        sources: list[Tensor] = []
         first = 0
         for adapter, scale in adapters:
-            for name, layer in adapter.transformer.items():
-                scaled = layer.up * layer.told.scaling(scale)
-                parts = zip(layer.down.split(RANK_STEP), scaled.split(RANK_STEP, 1), strict=True)
-                for (down, up), part in zip(self._buffers[name][first:], parts, strict=False):
-                    rank = len(part[0])
-                    copies += [(down[slot, :rank], part[0]), (up[slot, :, :rank], part[1])]
+            layers = adapter.transformer
+            if not layers:
+                continue
+            scaled = torch._foreach_mul(
+                [layer.up for layer in layers.values()],
+                [layer.told.scaling(scale) for layer in layers.values()],
+            )
+            for (name, layer), up in zip(layers.items(), scaled, strict=True):
+                parts = zip(layer.down.split(RANK_STEP), up.split(RANK_STEP, 1), strict=True)
+                for step, (rows, columns) in zip(self._buffers[name][first:], parts, strict=False):
+                    targets += [step[0][slot, : len(rows)], step[1][slot, :, : len(rows)]]
+                    sources += [rows, columns]
             first += _steps(adapter)
-        if copies:
-            targets, sources = zip(*copies, strict=True)
-            torch._foreach_copy_(list(targets), list(sources))
+        if targets:
+            torch._foreach_copy_(targets, sources)
         self._used[slot] = first
 
     def add(self, y: Tensor, x: Tensor, name: str) -> Tensor:
