@@ -111,7 +111,10 @@ class JobOptions(BaseModel):
     priority: Annotated[Priority, Parameter(help=", ".join(Priority))] = Priority.NORMAL
     # Which sinks there are, ``farm.sinks.registry`` knows.
     sink: Annotated[
-        str, Parameter(help="How pictures are stored: images, webdataset, parquet, tokens")
+        str,
+        Parameter(
+            help="How pictures are stored: images, webdataset, parquet, tokens, or an installed one"
+        ),
     ] = "images"
     shard_size: Annotated[
         Annotated[int, Field(strict=True)] | None,

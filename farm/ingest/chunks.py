@@ -49,7 +49,7 @@ def shard_size_of(options: JobOptions, sink: Sink) -> int | None:
         raise InvalidInput(
             f"the sink {options.sink!r} stores each picture by itself",
             field="shard_size",
-            hint="sinks of shards are webdataset, parquet and tokens",
+            hint="leave it out, or take a sink of shards, such as webdataset",
         )
     return None
 

@@ -141,7 +141,7 @@ class RenderFields(BaseModel):
             form=Form.NUMBERS,
             least=0,
             most=100,
-            allowed="one number, or two: for the first step and the last",
+            allowed="one number, or two: for the first step and the last; one goes down to 0.01",
             metavar="T[,T]",
         ),
     ] = (2.0, 0.0)

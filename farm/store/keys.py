@@ -1,4 +1,7 @@
-"""The keys of everything that the farm stores, made from ids and numbers, never from user text."""
+"""The keys of everything that the farm stores, made from ids, numbers and digests.
+
+What a user wrote stands in none of them as text.
+"""
 
 import hashlib
 

@@ -9,7 +9,7 @@
 --                                  `fair`; leases update the front (docs/fairness.md)
 --   lanes:<checkpoint>:<class>     set: lanes with ready tasks
 --   fair:<checkpoint>:<class>      hash: tenant -> virtual time in row-steps / weight;
---                                  "now" -> virtual time of the last grant;
+--                                  "now" -> the latest virtual start of a grant so far;
 --                                  "owed" -> row-steps that the class is owed (lease.lua)
 --   work:tasks, work:pictures      hash: "lane:class" -> how many are ready, for the planner
 --   alone:<job>:<checkpoint>       list: a job's ready tasks that run alone

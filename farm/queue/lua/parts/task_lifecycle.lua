@@ -35,7 +35,7 @@ end
 
 -- LEASED -> QUEUED | WAITING | FAILED | EXPIRED, for a task whose lease has just ended.
 --
--- kind   row: final. crash: counts if the task was leased to run alone, against the row that was
+-- kind   row: final. crash: counts if the task was leased to run row by row, against the row that was
 --        running if the worker named one; after a first crash a task runs alone, row by row.
 --        infra: the worker was lost; what loses worker after worker runs without neighbours, so
 --        that it takes none of them with it. release: the worker returns it unharmed.
