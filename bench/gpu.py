@@ -42,7 +42,8 @@ from farm_workers.engine.amused import AmusedModel, load_modules
 from farm_workers.engine.amused.conditioning import PROMPTS, Conditioned
 from farm_workers.engine.device import Device
 from farm_workers.engine.row import Live, Pending, start
-from farm_workers.engine.tile import Kind, Tile, TilePool
+from farm_workers.engine.tile import Tile
+from farm_workers.engine.tile_pool import Kind, TilePool
 from farm_workers.testing.random_weights import random_modules
 from farm_workers.testing.tiny import make_tiny
 
@@ -574,8 +575,6 @@ def parity(visit: Visit, found: dict[str, Any]) -> None:
                     "pixels": statistics.mean(share["pixels"] for share in shares),
                     "rows": len(shares),
                 }
-    # A float32 engine turned it off for the whole process.
-    torch.backends.cudnn.allow_tf32 = True
 
 
 def _draw(engine: Engine, visit: Visit) -> list[Result]:

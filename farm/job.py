@@ -110,7 +110,9 @@ class JobOptions(BaseModel):
     ] = None
     priority: Annotated[Priority, Parameter(help=", ".join(Priority))] = Priority.NORMAL
     # Which sinks there are, ``farm.sinks.registry`` knows.
-    sink: Annotated[str, Parameter(help="How pictures are stored")] = "images"
+    sink: Annotated[
+        str, Parameter(help="How pictures are stored: images, webdataset, parquet, tokens")
+    ] = "images"
     shard_size: Annotated[
         Annotated[int, Field(strict=True)] | None,
         Parameter(

@@ -47,13 +47,7 @@ def split_metadata(
     if not data.keys() - PARAMETERS.keys():
         return dict(data), None
     parameters = {name: value for name, value in data.items() if name in KNOWN}
-    own = parameters.pop(METADATA, None)
-    if own is not None and not isinstance(own, Mapping):
-        raise InvalidInput(
-            f"is an object, not {type(own).__name__}",
-            field=METADATA,
-            hint='for example {"prompt": "a red bicycle", "metadata": {"id": 7}}',
-        )
+    own = _own(parameters.pop(METADATA, None))
     others = {name: value for name, value in data.items() if name not in KNOWN}
     for name in others:
         check_column(name)
@@ -61,13 +55,25 @@ def split_metadata(
             raise InvalidInput(
                 "is not a known parameter", field=name, hint="your own data go into metadata"
             )
-    found = {**others, **(own or {})}
-    if len(found) < len(others) + len(own or {}):
-        twice = next(name for name in others if name in (own or {}))
+    found = {**others, **own}
+    if len(found) < len(others) + len(own):
+        twice = next(name for name in others if name in own)
         raise InvalidInput("stands in the row and in its metadata", field=twice)
     if found and parameters.get("prompt") is None and parameters.get("embeds") is None:
         raise no_prompt(found)
     return parameters, _canonical(found)
+
+
+def _own(given: Any) -> Mapping[str, Any]:
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        raise InvalidInput(
+            f"is an object, not {type(given).__name__}",
+            field=METADATA,
+            hint='for example {"prompt": "a red bicycle", "metadata": {"id": 7}}',
+        )
+    return given
 
 
 def check_column(name: str) -> None:

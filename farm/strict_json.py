@@ -73,7 +73,7 @@ def decode(text: str, start: int, *, line: int | None = None) -> tuple[Any, int]
         spellings = {re.escape(json.dumps(key, ensure_ascii=ascii_)) for ascii_ in (True, False)}
         places = list(re.finditer(f"(?:{'|'.join(spellings)})\\s*:", text[start:]))
         at = start + (places[1].start() if len(places) > 1 else 0)
-        raise _error(f"the key {key[:60]!r} is there twice in one object", text, at, line) from None
+        raise _error(f"the key {key[:60]!r} appears twice in one object", text, at, line) from None
     except _Constant as error:
         at = next((m.start() for m in _TOKEN.finditer(text, start) if m[0] == str(error)), start)
         raise _error(f"{error} is not a JSON number", text, at, line) from None

@@ -17,6 +17,7 @@ PIECE_BYTES = 4 * 2**20
 MAX_ARRAY_BYTES = 64 * 2**20  # an array must be read whole
 _NO_SWEEP = Sweep()
 _FILE_MARKS = tuple(f'"{field}"' for field in (*FILE_FIELDS, ADAPTERS))
+_ENCODER = json.JSONEncoder(allow_nan=False)  # ASCII: half a surrogate pair has no UTF-8
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 
@@ -84,7 +85,7 @@ def completed(
 
 
 def parsed(line: Line) -> Line:
-    """A line of text with its values; one that is no JSON object stays as it is."""
+    """A line of text with its values; one that is not a JSON object stays as it is."""
     try:
         data = strict_json.loads(line.text, line=line.number)
     except InvalidInput:
@@ -235,7 +236,7 @@ def _array_lines(raw: bytes) -> Iterator[Line]:
 def _array_error(message: str, text: str, at: int) -> InvalidInput:
     line = text.count("\n", 0, at) + 1
     column = at - (text.rfind("\n", 0, at) + 1) + 1
-    return InvalidInput(f"is no JSON: {message}", field="json", line=line, column=column)
+    return InvalidInput(f"is not JSON: {message}", field="json", line=line, column=column)
 
 
 def _skip(text: str, at: int) -> int:
@@ -280,7 +281,7 @@ def _long_line(size: int) -> InvalidInput:
 
 
 def _dump(data: Mapping[str, Any]) -> str:
-    return json.dumps(data, allow_nan=False)  # ASCII: half a surrogate pair has no UTF-8
+    return _ENCODER.encode(data)
 
 
 def _key(field: str, text: str) -> re.Match[str] | None:

@@ -109,11 +109,11 @@ class OutputFolder:
 
     def _taken(self, holds: str) -> InvalidInput:
         whose = f"the pictures of job {holds}" if is_job_id(holds) else "pictures of the farm"
-        resume = "" if is_job_id(holds) else ", --resume to keep those that are right"
+        resume = "" if is_job_id(holds) else ", --resume keeps those that are right"
         return InvalidInput(
             f"{self.path} has {whose}",
             field="output",
-            hint=f"name another folder, or give --overwrite{resume}",
+            hint=f"name another folder; --overwrite removes them{resume}",
         )
 
 

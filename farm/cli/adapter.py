@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from farm.checkpoints.references import built_in_adapters
 from farm.cli.output import one_line, say, say_error, say_json
 from farm.errors import InvalidInput, NotFound
 from farm_client import Farm, NamedAdapter
@@ -27,7 +28,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 @adapter.command("add")
 def add(
     name: Annotated[str, typer.Argument(metavar="NAME", show_default=False)],
-    file: Annotated[Path, typer.Argument(metavar="FILE|FOLDER", show_default=False)],
+    file: Annotated[Path, typer.Argument(metavar="FILE|FOLDER|BUILT-IN", show_default=False)],
     alpha: Annotated[
         float | None,
         typer.Option(
@@ -37,7 +38,7 @@ def add(
     as_json: AsJson = False,
 ) -> None:
     """Name an adapter, so that renders can say --adapter NAME: a file that diffusers' aMUSEd
-    training example wrote, or a folder that PEFT wrote."""
+    training example wrote, a folder that PEFT wrote, or one that came with the farm (pattern)."""
     told = Farm().add_adapter(name, read_adapter(file), alpha=alpha)
     if as_json:
         say_json(told.model_dump(mode="json"))
@@ -73,7 +74,10 @@ def rm(
 
 
 def read_adapter(path: Path) -> bytes:
-    """A file of diffusers as it is; of PEFT's folder the file with what its config says in it."""
+    """A file of diffusers as it is; of PEFT's folder the file with what its config says in it;
+    or one that came with the package, by its name."""
+    if not path.exists() and (built_in := built_in_adapters().get(str(path))):
+        path = built_in
     if not path.is_dir():
         return read_input(path, "file")
     if (path / DIFFUSERS_FILE).is_file():

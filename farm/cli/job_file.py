@@ -99,7 +99,7 @@ def _yaml(path: Path) -> Any:
     import yaml
 
     class Strict(yaml.SafeLoader):  # type: ignore[misc]
-        """Refuses a key that stands twice, of which YAML keeps the last."""
+        """Refuses a key that appears twice, of which YAML keeps the last."""
 
         def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
             seen = set()
@@ -107,7 +107,7 @@ def _yaml(path: Path) -> Any:
                 name = key.value if isinstance(key, yaml.ScalarNode) else id(key)
                 if name in seen:
                     raise InvalidInput(
-                        f"the key {str(name)[:60]!r} stands twice",
+                        f"the key {str(name)[:60]!r} appears twice",
                         field="file",
                         line=key.start_mark.line + 1,
                         column=key.start_mark.column + 1,
@@ -164,7 +164,7 @@ def _axes(data: Mapping[str, Any], key: str, base: Path) -> dict[str, Any] | Non
 
 
 def _from_folder(parameters: Mapping[str, Any], base: Path) -> dict[str, Any]:
-    """Paths of the job file, which stands in this folder."""
+    """Paths in the job file, which is in this folder."""
     found = {
         name: str(base / value)
         if name in FILE_FIELDS and isinstance(value, str) and not (asset_id(value) or is_url(value))

@@ -28,19 +28,7 @@ def parquet_lines(file: Any, name: str, columns: Columns, note: Note) -> Iterato
     Raises:
         InvalidInput: it is not a Parquet file, or its columns cannot be used.
     """
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError:
-        raise InvalidInput(
-            f"{name}: parquet files need pyarrow",
-            field="file",
-            hint="pip install pyarrow, or use .jsonl",
-        ) from None
-    try:
-        table = pq.ParquetFile(file)
-    except (pa.ArrowException, OSError) as error:
-        raise InvalidInput(f"{name} is not a parquet file: {error}"[:200], field="file") from None
+    pa, table = _opened(file, name)
     header = [str(title) for title in table.schema_arrow.names]
     found = columns.table(header)
     binary = [t for place, t in found.kept.items() if _is_binary(pa, table.schema_arrow[place])]
@@ -67,6 +55,23 @@ def parquet_lines(file: Any, name: str, columns: Columns, note: Note) -> Iterato
     if kept:
         note(f"{name}: kept as metadata: {', '.join(title[:40] for title in kept.values())}")
     return lines()
+
+
+def _opened(file: Any, name: str) -> tuple[Any, Any]:
+    """The module pyarrow, and the file."""
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise InvalidInput(
+            f"{name}: parquet files need pyarrow",
+            field="file",
+            hint="pip install pyarrow, or use .jsonl",
+        ) from None
+    try:
+        return pa, pq.ParquetFile(file)
+    except (pa.ArrowException, OSError) as error:
+        raise InvalidInput(f"{name} is not a parquet file: {error}"[:200], field="file") from None
 
 
 def _is_binary(pa: Any, field: Any) -> bool:

@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,7 +16,7 @@ from farm.cli.columns import Columns
 from farm.cli.flags import Column, InputFormat, Limit, Overwrite, Resume, Sample, SampleSeed
 from farm.cli.input_files import Reading, read_files
 from farm.cli.job_file import read_job_file
-from farm.cli.output import list_rejected, say, say_error, say_json, say_note
+from farm.cli.output import go_on_also_with, list_rejected, say, say_error, say_json, say_note
 from farm.cli.selection import Selection
 from farm.errors import FarmError, InvalidInput, RejectedRender
 from farm.job import MAX_PIECE_LINES, OPTIONS, Chunk, Format, JobOptions, NumberedSpec
@@ -32,6 +32,10 @@ from farm_client.inputs import (
 )
 from farm_client.ndjson import Line, completed, pieces
 from farm_client.output_folder import MANIFEST, OutputFolder
+
+if TYPE_CHECKING:
+    from farm.formats.manifest import ManifestRow
+    from farm.sinks.protocol import Sink
 
 OWNER = "render"  # of the folder, until its manifest is there
 JOB = "local"  # in the manifest, where the farm has a job's id
@@ -87,11 +91,7 @@ def render(
     as_json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON.")] = False,
 ) -> int:
     """Render a file of requests in this process: the same pictures and manifest as from a farm."""
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
     from farm.ingest.chunks import shard_size_of
-    from farm.sinks.parts import public_row
     from farm.sinks.registry import Sinks
     from farm.store.local import ReplacingStore
     from farm_workers.local_renderer import LocalRenderer
@@ -105,6 +105,8 @@ def render(
     job_seed = secrets.randbits(48) if options.seed is None else options.seed
     folder = OutputFolder(output, OWNER)
     known = folder.claim(overwrite=overwrite, resume=resume, seed=job_seed)
+    if not resume:
+        go_on_also_with("--resume")
     if options.seed is None:
         job_seed = known.get("seed", job_seed)  # of the call that this one goes on with
     with tempfile.TemporaryDirectory(prefix="farm-render-") as scratch:
@@ -114,32 +116,16 @@ def render(
         local.add_adapters(adapter or (), alpha or ())
         engines = local.load_engines(threads)
         renderer = LocalRenderer(engines, local.infos, local.read_asset, store_in, resume)
-        rows: list[tuple[int, int, dict[str, Any]]] = []
+        chunks = local.chunks(lines, options, shard_size)
         started = time.monotonic()
-        bar = Progress(
-            TextColumn("{task.description}"),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            console=Console(stderr=True),
-            disable=not sys.stderr.isatty(),
-        )
-        try:
-            with bar:
-                task = bar.add_task("pictures", total=None)
-                for row in renderer.render(local.chunks(lines, options, shard_size)):
-                    rows.append((row.render, row.image, public_row(row, store_in)))
-                    bar.update(task, completed=len(rows))
-        finally:  # the manifest lists what is there, however the run ended
-            seconds = round(time.monotonic() - started, 3)
-            rows.sort(key=lambda row: row[:2])
-            with (output / MANIFEST).open("w", encoding="utf-8") as out:
-                out.writelines(json.dumps(public, ensure_ascii=False) + "\n" for *_, public in rows)
+        rows = _listed(renderer.render(chunks), store_in, output)
     folder.finish()
-    failed = sum(public["error"] is not None for *_, public in rows)
     if local.rejected:
         list_rejected(local.rejected, files[0])
-    summary = {"images": {"total": len(rows), "done": len(rows) - failed, "failed": failed}}
+    failed = sum(row["error"] is not None for row in rows)
     if as_json:
+        summary = {"images": {"total": len(rows), "done": len(rows) - failed, "failed": failed}}
+        seconds = round(time.monotonic() - started, 3)
         refused = len(local.rejected)
         say_json({**summary, "rejected": refused, "seconds": seconds, "output": str(output)})
     else:
@@ -148,6 +134,34 @@ def render(
     if not rows:
         return InvalidInput.exit_code
     return 1 if failed else 0
+
+
+def _listed(made: "Iterator[ManifestRow]", sink: "Sink", output: Path) -> list[dict[str, Any]]:
+    """The rows as people see them, in order; the manifest has them, however the run ends."""
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from farm.sinks.parts import public_row
+
+    rows: list[dict[str, Any]] = []
+    bar = Progress(
+        TextColumn("{task.description}"),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        disable=not sys.stderr.isatty(),
+    )
+    try:
+        with bar:
+            task = bar.add_task("pictures", total=None)
+            for row in made:
+                rows.append(public_row(row, sink))
+                bar.update(task, completed=len(rows))
+    finally:
+        rows.sort(key=lambda row: (row["render"], row["image"]))
+        with (output / MANIFEST).open("w", encoding="utf-8") as out:
+            out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    return rows
 
 
 def _read(

@@ -1,4 +1,4 @@
-"""Which rows of the input are taken."""
+"""Which rows of the input are submitted."""
 
 import hashlib
 import heapq
@@ -21,7 +21,7 @@ class Selection(NamedTuple):
     seed: int = 0
 
     def over(self, other: Self) -> Self:
-        """What this one leaves open, the other says."""
+        """This selection, with the other's values where it has none."""
         return self._replace(
             limit=self.limit or other.limit,
             sample=self.sample or other.sample,

@@ -1,6 +1,7 @@
 """``farm submit``."""
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, NamedTuple
 
 import typer
@@ -71,7 +72,7 @@ def submit(
         str | None,
         typer.Option(
             metavar="WHAT",
-            help="With a render that is refused: skip it, or stop and take none. Default: skip.",
+            help="If a render is refused: skip it, or stop and accept none. Default: skip.",
             show_default=False,
         ),
     ] = None,
@@ -137,22 +138,30 @@ def submit(
     if job.rejected:
         _tell_refused(job, source)
     goes_on = wait or output is not None or timeout is not None
-    try:
+    with _known(job):
         if not as_json:
             say(job.id)
         elif not goes_on:
             _say_job(job)
-    except BaseException:  # the job is there, whatever became of its line
-        say_error(f"job {job.id} was made")
-        raise
     if output is not None:
         go_on_with(["farm", "fetch", job.id, "-o", output])
         code = fetch_job(job, output, timeout=timeout, overwrite=overwrite, resume=resume)
     else:
         code = _go_on(job, wait, timeout)
     if as_json and goes_on:
-        _say_job(job)
+        with _known(job):
+            _say_job(job)
     return InvalidInput.exit_code if strict and job.rejected_count and code == 0 else code
+
+
+@contextlib.contextmanager
+def _known(job: Job) -> Iterator[None]:
+    """The job is there, whatever becomes of the line that tells of it."""
+    try:
+        yield
+    except BaseException:
+        say_error(f"job {job.id} was made")
+        raise
 
 
 def _only_with_files(

@@ -88,7 +88,7 @@ class _Rows:
                 row = next(self._reader, None)
             except csv.Error as error:
                 wrong = self._error(error)
-                if str(error).startswith(_TOO_LONG):  # what follows may stand inside quotes
+                if str(error).startswith(_TOO_LONG):  # what follows may be inside quotes
                     raise wrong.at(number) from None
                 yield number, wrong
                 continue
@@ -99,11 +99,11 @@ class _Rows:
     def _error(self, error: csv.Error) -> InvalidInput:
         last = self._reader.line_num + self._skipped
         if str(error) == _UNCLOSED:
-            message = f"a quote is opened and never closed; the rows up to line {last} stand in it"
+            message = f"a quote is never closed; the rows up to line {last} are inside it"
         elif str(error).startswith(_TOO_LONG):
             message = f"{self._name}: a cell has more than {csv.field_size_limit():,} characters"
         else:
-            message = f"a quoted cell goes on after its closing quote in line {last}"
+            message = f"a quoted cell continues after its closing quote in line {last}"
         return InvalidInput(
             message, field="row", hint="close each quote, and double those inside a cell"
         )
@@ -147,7 +147,7 @@ def _values(row: list[str], table: Table, delimiter: str) -> dict[str, Any]:
 
 
 def _check_text(text: str, field: str) -> None:
-    if any("\udc80" <= character <= "\udcff" for character in text):
+    if not text.isascii() and any("\udc80" <= character <= "\udcff" for character in text):
         raise InvalidInput(
             "is not UTF-8", field=field, hint="iconv -f WINDOWS-1252 -t UTF-8 FILE > NEW"
         )
@@ -180,7 +180,7 @@ def _before(first: str, lines: Iterator[str]) -> Iterator[str]:
 
 
 def short_lines(file: IO[bytes]) -> Iterator[bytes]:
-    """Lines of a bounded length; the rest of a longer one is passed over, and the farm refuses
+    """Lines of a bounded length; the rest of a longer one is skipped, and the farm refuses
     what is left as too long a prompt."""
     while part := file.readline(MAX_LINE_BYTES + 2):
         kept = part

@@ -89,7 +89,6 @@ def _dependencies(
     registry = CheckpointRegistry([*infos, *named], live=lambda: live_checkpoints(queue))
     quotas = Quotas(queue, QuotaLimits.of(settings))
     kept = Assets(store, sandbox.probe, quotas)
-    ingest = Ingest(queue, store, registry, kept, paces(queue))
     signer = Signer(
         settings.secret.get_secret_value().encode() if settings.secret else secret_of(settings.data)
     )
@@ -101,8 +100,7 @@ def _dependencies(
         sinks=Sinks(store, settings.data / "scratch" / "gateway"),
         assets=kept,
         registry=registry,
-        adapters=ingest.adapters,
-        ingest=ingest,
+        ingest=Ingest(queue, store, registry, kept, paces(queue)),
         authenticator=Authenticator(
             keys, without_keys=settings.open, now=lambda: datetime.now(UTC)
         ),

@@ -12,7 +12,6 @@ from farm.gateway.page.history import History
 from farm.gateway.quotas import Quotas
 from farm.gateway.readiness import Readiness
 from farm.gateway.signed_urls import Links, Signer
-from farm.ingest.adapters import Adapters
 from farm.ingest.assets import Assets
 from farm.ingest.ingest import Ingest
 from farm.queue import Queue
@@ -27,7 +26,6 @@ class Dependencies(NamedTuple):
     store: Store
     sinks: Sinks
     assets: Assets
-    adapters: Adapters
     registry: CheckpointRegistry
     ingest: Ingest
     authenticator: Authenticator

@@ -22,6 +22,7 @@ BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 MAX_LANES = 100  # with a number of their own; users choose sizes, and each size is a lane
+_SOME = "; of more than 256 lanes of a checkpoint and class, those that the planner sees now"
 
 # Otherwise each counter has a second series, its creation time.
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -60,9 +61,10 @@ class _Backlog(Collector):
         return []  # otherwise the queue would be asked at registration
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        tasks = GaugeMetricFamily("farm_queued_tasks", "Tasks queued", labels=["lane", "priority"])
+        labels = ["lane", "priority"]
+        tasks = GaugeMetricFamily("farm_queued_tasks", f"Tasks queued{_SOME}", labels=labels)
         pictures = GaugeMetricFamily(
-            "farm_queued_pictures", "Pictures queued", labels=["lane", "priority"]
+            "farm_queued_pictures", f"Pictures queued{_SOME}", labels=labels
         )
         try:
             found = sorted(self._work(), key=lambda work: work.pictures, reverse=True)

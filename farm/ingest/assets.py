@@ -221,7 +221,7 @@ def _examine_tensors(name: str, data: bytes) -> Asset:
     raise InvalidInput(
         f"the safetensors file holds {', '.join(sorted(shapes)[:8]) or 'nothing'}",
         field="asset",
-        hint="it needs latents, prompt_embeds and encoder_hidden_states, or an adapter's matrices",
+        hint="it must hold latents, prompt_embeds and encoder_hidden_states, or an adapter",
     )
 
 

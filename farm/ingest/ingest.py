@@ -107,16 +107,13 @@ class Ingest:
             opened = self.queue.submit(
                 _header(record, options), piece.drafts(inline=inline), len(piece.rejected)
             )
-        except (
-            Conflict,
-            OverQuota,
-            QueueFull,
-        ):  # plainly refused; after another failure it may be there
+        except (Conflict, OverQuota, QueueFull):
+            # Plainly refused; after another failure it may be there.
             self._discard(record, piece)
             raise
         if opened.job == record.job:
             return Submission(record.job, True, piece.renders, piece.pictures, piece.rejected)
-        self._discard(record, piece)  # nobody was told of this id
+        self._discard(record, piece)  # no caller knows this id
         return self._feed(self.record(opened.job, tenant), False, piece, entries)
 
     def open(

@@ -1,5 +1,6 @@
 """What a sink of shards leaves open: how the pictures of a task become one object."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
@@ -24,6 +25,12 @@ class Unpacked(NamedTuple):
     offset: int
     content: bytes
     facts: Facts
+
+
+def check_content(content: bytes, sha256: str) -> None:
+    """Raises ``ValueError`` if these are not the bytes that were packed."""
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise ValueError("the shard is damaged")
 
 
 class Layout(Protocol):

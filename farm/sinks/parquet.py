@@ -29,10 +29,11 @@ from farm.formats.manifest import ManifestRow
 from farm.formats.picture_file import Facts, file_name, read_facts, token_grid
 from farm.formats.picture_record import PictureRecord
 from farm.job import Format
-from farm.sinks.layout import Packed, Unpacked
+from farm.sinks.layout import Packed, Unpacked, check_content
 from farm.spec import RenderSpec
 
 ROW_GROUP = 100  # pictures; readers that shuffle take a group at a time
+SEARCHED = 64  # bytes
 IMAGE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
 TOKENS_NAME = "tokens"
 _PAYLOADS = ("image.bytes", "tokens")  # paths of the columns with the pictures
@@ -52,18 +53,19 @@ class Parquet:
         return file
 
     def pack(self, rows: Sequence[ManifestRow], contents: Sequence[bytes]) -> Packed:
-        pictures = [
-            {"bytes": content, "path": row.file}
-            for row, content in zip(rows, contents, strict=True)
-        ]
-        data = write_table({"image": pa.array(pictures, IMAGE)}, rows, self._types)
+        columns = [pa.array(contents, pa.binary()), pa.array([row.file for row in rows])]
+        images = pa.StructArray.from_arrays(columns, fields=list(IMAGE))
+        data = write_table({"image": images}, rows, self._types)
         return Packed(data, _offsets(data, contents))
 
     def unpack(self, data: bytes) -> Iterator[Unpacked]:
-        columns = _read(data, ["render", "index", "image"])
+        columns = _read(data, ["render", "index", "sha256", "image"])
         contents = [picture["bytes"] for picture in columns["image"]]
         ids = zip(columns["render"], columns["index"], strict=True)
-        for picture, offset, content in zip(ids, _offsets(data, contents), contents, strict=True):
+        sums = columns["sha256"]
+        found = zip(ids, _offsets(data, contents), contents, sums, strict=True)
+        for picture, offset, content, sha256 in found:
+            check_content(content, sha256)
             try:
                 yield Unpacked(picture, offset, content, read_facts(content))
             except InvalidInput as error:
@@ -89,12 +91,13 @@ class Tokens:
         return Packed(data, _offsets(data, contents))
 
     def unpack(self, data: bytes) -> Iterator[Unpacked]:
-        names = ["render", "index", "spec", "numerics", "notes", "confidence", TOKENS_NAME]
-        columns = _read(data, names)
+        facts = ["spec", "numerics", "notes", "confidence"]
+        columns = _read(data, ["render", "index", "sha256", *facts, TOKENS_NAME])
         contents = columns[TOKENS_NAME]
         places = _offsets(data, contents)
         for number, (offset, content) in enumerate(zip(places, contents, strict=True)):
             told = {name: values[number] for name, values in columns.items()}
+            check_content(content, told["sha256"])
             picture = told["render"], told["index"]
             yield Unpacked(picture, offset, content, token_facts(told))
 
@@ -174,11 +177,18 @@ def _leaves(schema: pa.Schema) -> list[str]:
 
 
 def _offsets(data: bytes, contents: Sequence[bytes]) -> list[int]:
-    """Where the contents lie in a file that holds them in this order, as they are."""
+    """Where the contents lie in a file that holds them in this order, as they are.
+
+    Each stands behind its length, in four bytes. Only the start of a picture is searched for:
+    searching for all of it takes longer than writing the file.
+    """
     offsets = []
     at = 0
     for content in contents:
-        at = data.index(len(content).to_bytes(4, "little") + content, at) + 4
+        start = len(content).to_bytes(4, "little") + content[:SEARCHED]
+        at = data.index(start, at) + 4
+        while not data.startswith(content, at):
+            at = data.index(start, at) + 4
         offsets.append(at)
         at += len(content)
     return offsets

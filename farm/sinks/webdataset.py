@@ -5,6 +5,7 @@ columns of ``farm.formats.columns`` and, as ``metadata``, the user's own.
 """
 
 import io
+import json
 import tarfile
 from collections.abc import Iterator, Sequence
 
@@ -13,7 +14,7 @@ from farm.formats.columns import fixed_columns, metadata_of
 from farm.formats.manifest import ManifestRow
 from farm.formats.picture_file import read_facts
 from farm.formats.picture_record import PictureRecord
-from farm.sinks.layout import Packed, Unpacked
+from farm.sinks.layout import Packed, Unpacked, check_content
 from farm.spec import canonical_json
 
 
@@ -41,15 +42,19 @@ class Webdataset:
     def unpack(self, data: bytes) -> Iterator[Unpacked]:
         try:
             with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
-                for member in archive:
-                    stem, _, extension = member.name.partition(".")
-                    if extension != "json":
-                        render, image = map(int, stem.split("-"))
-                        offset = member.offset_data
-                        content = data[offset : offset + member.size]
-                        yield Unpacked((render, image), offset, content, read_facts(content))
-        except (tarfile.TarError, InvalidInput) as error:
+                members = archive.getmembers()
+                for picture, beside in zip(members[::2], members[1::2], strict=True):
+                    render, image = map(int, picture.name.partition(".")[0].split("-"))
+                    content = _of(picture, data)
+                    check_content(content, json.loads(_of(beside, data))["sha256"])
+                    offset = picture.offset_data
+                    yield Unpacked((render, image), offset, content, read_facts(content))
+        except (tarfile.TarError, InvalidInput, KeyError) as error:
             raise ValueError("the shard is damaged") from error
+
+
+def _of(member: tarfile.TarInfo, data: bytes) -> bytes:
+    return data[member.offset_data : member.offset_data + member.size]
 
 
 def sidecar(row: ManifestRow) -> bytes:

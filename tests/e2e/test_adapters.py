@@ -11,6 +11,7 @@ from fake_adapters import adapter_file
 from running_farm import RunningFarm, manifest
 
 from farm.checkpoints.inspect import inspect_checkpoint
+from farm_client import Farm
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("farm")]
 
@@ -32,16 +33,17 @@ def write_files(farm: RunningFarm, folder: Path) -> dict[str, Path]:
 
 
 def write_renders(path: Path) -> Path:
-    """Twelve renders of one prompt and seed: with each adapter, with none, with two."""
+    """Twelve renders of one prompt and seed: with each adapter, with none, with two. Half of them
+    take long, so that there is a middle."""
     chosen = [{}, *({name: scale} for name in NAMES for scale in (1.0, 0.5, -1.0)), SEVERAL, {}]
     lines = [
         {
             "prompt": "a red circle",
             "seed": 7,
-            "num_inference_steps": 40,
+            "num_inference_steps": 40 if 3 <= number < 9 else 6,
             "adapters": [{"adapter": name, "scale": scale} for name, scale in one.items()],
         }
-        for one in chosen
+        for number, one in enumerate(chosen)
     ]
     assert len(lines) == 12
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -52,20 +54,19 @@ def test_twelve_renders_with_three_adapters_are_those_of_one_process_whatever_is
     farm: RunningFarm, tmp_path: Path
 ) -> None:
     files = write_files(farm, tmp_path)
-    added = {
-        name: farm.run("adapter", "add", name, file, *(("--alpha", 4) if name == "two" else ()))
-        for name, file in files.items()
-    }
-    digests = {name: ended.stdout.strip() for name, ended in added.items()}
     renders = write_renders(tmp_path / "renders.jsonl")
-    job = farm.submit(renders)
-    for name in NAMES:  # what was accepted needs the names no longer
-        farm.run("adapter", "rm", name)
-    killed = farm.pid("worker-0")
-    while farm.state(job) == "queued":
-        time.sleep(0.02)
-    os.kill(killed, signal.SIGKILL)
-    assert farm.state(job) == "running", "too few steps to kill in the middle"
+    with Farm(farm.url) as sdk:
+        digests = {
+            name: sdk.add_adapter(name, file, alpha=4 if name == "two" else None).sha256
+            for name, file in files.items()
+        }
+        job = farm.submit(renders)
+        for name in NAMES:  # what was accepted needs the names no longer
+            assert sdk.remove_adapter(name)
+        while not (status := sdk.job(job).status()).images.finished:
+            time.sleep(0.02)
+    assert status.images.finished < 12, "too few steps to kill in the middle"
+    os.kill(farm.pid("worker-0"), signal.SIGKILL)
     rows = farm.fetch(job, tmp_path / "farm")
     assert [row["error"] for row in rows] == [None] * 12
     told = rows[10]["spec"]["adapters"]

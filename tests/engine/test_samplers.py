@@ -18,7 +18,8 @@ from farm.errors import RenderError
 from farm_workers.engine import Engine
 from farm_workers.engine.row import Live, Pending, start
 from farm_workers.engine.sampler import State, TorchSampler
-from farm_workers.engine.tile import Kind, RowTile, Tile, TilePool
+from farm_workers.engine.tile import RowTile, Tile
+from farm_workers.engine.tile_pool import Kind, TilePool
 
 TritonSampler = pytest.importorskip(
     "farm_workers.engine.triton_sampler", exc_type=ImportError

@@ -7,6 +7,8 @@ from typing import Any
 
 import httpx2
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import safetensors.numpy
 from fake_adapters import adapter_file
@@ -14,7 +16,10 @@ from fake_worker import FakeWorker
 from harness import Cli, Gateway, Serve, post_lines
 from test_gateway_auth import write_keys
 
+from farm.cli.adapter import read_adapter
 from farm.errors import InvalidInput, NotFound
+from farm.formats.adapter_file import read_adapter_file
+from farm.gateway.page.views import shown
 from farm_client import AllRejected, AsyncFarm, Farm
 from farm_client.fetch import MANIFEST
 
@@ -85,6 +90,46 @@ def test_a_table_has_a_column_of_adapters(cli: Cli, fake_worker: FakeWorker) -> 
     ]  # fmt: skip
 
 
+def test_parquet_has_adapters_as_text_or_as_structs(cli: Cli, fake_worker: FakeWorker) -> None:
+    Path("dots.safetensors").write_bytes(adapter_file(0))
+    dots = cli("adapter", "add", "dots", "dots.safetensors").out.strip()
+    structs = [None, [{"adapter": "dots", "scale": None}], [{"adapter": "dots", "scale": 0.5}]]
+    for name, column in (("structs", structs), ("texts", [None, "dots", "dots:0.5"])):
+        table = pa.table({"prompt": ["a", "b", "c"], "adapters": column})
+        pq.write_table(table, f"{name}.parquet")
+        assert cli("submit", f"{name}.parquet", "-o", name).code == 0
+        assert [row["spec"].get("adapters") for row in manifest(name)] == [
+            None, [{"sha256": dots, "scale": 1}], [{"sha256": dots, "scale": 0.5}],
+        ]  # fmt: skip
+
+
+def test_a_job_file_sweeps_adapters_and_means_files_from_its_folder(
+    cli: Cli, fake_worker: FakeWorker
+) -> None:
+    Path("folder").mkdir()
+    Path("folder/dots.safetensors").write_bytes(adapter_file(0))
+    dots = [{"adapter": "dots.safetensors", "scale": 0.5}]
+    swept = {"prompts": ["a"], "matrix": {"adapters": [[], dots]}}
+    Path("folder/swept.json").write_text(json.dumps(swept))
+    Path("folder/defaults.json").write_text(
+        json.dumps({"prompts": ["a"], "defaults": {"adapters": dots}})
+    )
+    scale = {}
+    for name in ("swept", "defaults"):
+        result = cli("submit", f"folder/{name}.json", "-o", name)
+        assert result.code == 0, result.err
+        scale[name] = [
+            [one["scale"] for one in row["spec"].get("adapters", ())] for row in manifest(name)
+        ]
+    assert scale == {"swept": [[], [0.5]], "defaults": [[0.5]]}
+
+
+def test_the_page_shows_a_pictures_adapters() -> None:
+    spec = {"prompt": "x", "adapters": [{"sha256": "a" * 64, "scale": 0.5}]}
+    image = {"spec": spec, "width": 8, "height": 8, "seed": 1, "render": 0, "image": 0, "url": ""}
+    assert dict(shown("j", image).parameters)["adapters"] == "aaaaaaaaaaaa:0.5"
+
+
 def test_a_folder_of_peft_brings_its_alpha(cli: Cli) -> None:
     Path("peft").mkdir()
     assert "has no pytorch_lora_weights" in cli("adapter", "add", "x", "peft").err
@@ -97,6 +142,13 @@ def test_a_folder_of_peft_brings_its_alpha(cli: Cli) -> None:
     assert json.loads(cli("adapter", "add", "x", "peft", "--json").out)["alpha"] == 6
     Path("peft/adapter_config.json").write_text(json.dumps({"lora_alpha": 6, "use_dora": True}))
     assert "use_dora, which is not read" in cli("adapter", "add", "y", "peft").err
+
+
+def test_an_adapter_that_came_with_the_farm_is_read_by_its_name() -> None:
+    data = read_adapter(Path("pattern"))
+    assert read_adapter_file(data).rank > 0
+    with pytest.raises(InvalidInput, match="there is no file no-such"):
+        read_adapter(Path("no-such"))
 
 
 def test_what_is_no_adapter_is_refused_in_one_line(http: httpx2.Client) -> None:

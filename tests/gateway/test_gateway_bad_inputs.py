@@ -60,7 +60,7 @@ WRONG_RENDERS: list[tuple[Any, str | None, str]] = [
     (OK | {"image": "file:///etc/passwd"}, "image", "not fetched"),
     (OK | {"image": "data:image/png;base64,%%%"}, "image", "base64"),
     (OK | {"image": "photo.png"}, "image", "asset"),
-    (OK | {"image": "0" * 64}, "image", "no asset"),
+    (OK | {"image": "0" * 64}, "image", "unknown asset"),
     (OK | {"tenant": "other"}, "tenant", "not a known"),
     (OK | {"webhook": "http://169.254.169.254/"}, "webhook", "not a known"),
     ("just text", "render", "object"),

@@ -251,10 +251,10 @@ def test_escape_sequences_of_strangers_are_shown_and_not_obeyed(cli: Cli) -> Non
     ("url", "code", "words"),
     [
         ("http://127.0.0.1:9", 5, "farm up"),
-        ("http://nowhere.invalid", 5, "farm up"),
-        ("nonsense", 2, "no address"),
-        ("http://", 2, "no address"),
-        ("ftp://127.0.0.1", 2, "no address"),
+        ("http://nowhere.invalid", 5, "is FARM_URL right"),
+        ("nonsense", 2, "a farm's address"),
+        ("http://", 2, "a farm's address"),
+        ("ftp://127.0.0.1", 2, "a farm's address"),
     ],
 )
 def test_a_farm_that_is_not_there(
@@ -388,7 +388,7 @@ def test_a_refused_row_can_be_strict_or_stop_everything(cli: Cli) -> None:
     jobs = len(cli("ls", "-q").out.split())
     result = cli("submit", "a.jsonl", "--on-error", "stop")
     assert (result.code, result.out) == (2, "")
-    assert "none of the 2 renders was taken" in result.err
+    assert "none of the 2 renders was accepted" in result.err
     assert len(cli("ls", "-q").out.split()) == jobs
     assert "skip or stop" in cli("submit", "a.jsonl", "--on-error", "wait").err
 

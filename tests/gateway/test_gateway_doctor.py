@@ -58,7 +58,7 @@ AMISS: list[tuple[str, Callable[[Patient], Patient], str]] = [
     ("gateway", lambda it: it._replace(url="http://127.0.0.1:1"), "farm up"),
     ("gateway", lambda it: it, "would not run"),  # no worker is there
     ("server", lambda it: it._replace(redis_url="redis://:secret@127.0.0.1:1"), "REDIS_URL"),
-    ("store", lambda it: it._replace(store="ftp://x"), "is no store"),
+    ("store", lambda it: it._replace(store="ftp://x"), "has no store"),
     ("ray", lambda it: it._replace(ray_address="127.0.0.1:1"), "RAY_ADDRESS"),
     ("checkpoints", lambda it: it._replace(checkpoints=["/nowhere"]), "/nowhere"),
 ]

@@ -438,10 +438,11 @@ class Farm(RuleBasedStateMachine):
     def everything_is_as_the_model_says(self) -> None:
         self.queue.twice = False
         jobs, sessions = list(self.model.jobs.values()), list(self.model.sessions.values())
+        names, busy = self.read_lanes()
         asked: list[tuple[Any, ...]] = [
             ("sessions",),
             ("backlog",),
-            ("check_lanes", 0, *self.lanes()),
+            ("check_lanes", 0, *names),
             ("check_sessions", 0),
         ]
         for job in jobs:
@@ -452,7 +453,7 @@ class Farm(RuleBasedStateMachine):
         replies = iter(self.queue.ask(asked))
         assert {row[0] for row in next(replies)} == set(self.model.sessions)
         self.check_work(next(replies))
-        self.check_busy_lanes()
+        self.check_busy_lanes(names, busy)
         assert next(replies) == [], "a recount finds something"
         assert next(replies) == [], "a recount finds something"
         for job in jobs:
@@ -464,9 +465,6 @@ class Farm(RuleBasedStateMachine):
             assert next(replies) == [], "a recount finds something"
         for session in sessions:
             self.check_held(session, [encoding.lease(row) for row in json.loads(next(replies))])
-
-    def lanes(self) -> list[Any]:
-        return list(self.client.hkeys("{farm}:lane:texts"))
 
     def check_job(self, job: Job, status: JobStatus) -> None:
         assert (
@@ -495,18 +493,24 @@ class Farm(RuleBasedStateMachine):
         else:
             assert status.state in {JobState.QUEUED, JobState.RUNNING}
 
-    def check_busy_lanes(self) -> None:
+    def read_lanes(self) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
+        """The names of the lanes, and the busy ones of each tenant."""
+        together = self.client.pipeline(transaction=False)
+        for key in ("lane:texts", "tenant:texts", "busy-lanes:1", "busy-lanes:2"):
+            together.hgetall(f"{{farm}}:{key}")
+        names, tenants, *busy = together.execute()
+        return names, {tenants[str(at)]: its for at, its in enumerate(busy, 1) if its}
+
+    def check_busy_lanes(self, names: dict[str, str], counted: dict[str, dict[str, str]]) -> None:
         """Lanes are counted for their tenant as long as jobs have work in them."""
-        for number, tenant in self.client.hgetall("{farm}:tenant:texts").items():
-            busy = Counter(
-                str(lane)
-                for job in self.model.jobs.values()
-                if job.tenant == tenant and job.alive
-                for lane in {task.lane for task in job.tasks.values()}
-            )
-            counted = self.client.hgetall(f"{{farm}}:busy-lanes:{number}")
-            names = self.client.hgetall("{farm}:lane:texts")
-            assert {names[lane]: int(jobs) for lane, jobs in counted.items()} == busy
+        busy = {tenant: Counter[str]() for tenant in TENANTS}
+        for job in self.model.jobs.values():
+            if job.alive:
+                busy[job.tenant].update({str(task.lane) for task in job.tasks.values()})
+        assert busy == {
+            tenant: {names[lane]: int(jobs) for lane, jobs in counted.get(tenant, {}).items()}
+            for tenant in TENANTS
+        }
 
     def check_held(self, session: Session, leases: list[Lease]) -> None:
         alive = {key for key, task in session.held.items() if task.job.state != "x"}

@@ -469,5 +469,5 @@ def _alive(pid: int) -> bool:
 
 
 def test_a_bad_store_is_refused_at_once() -> None:
-    with pytest.raises(Exception, match="gs:// is no store"):
+    with pytest.raises(Exception, match="no store for gs://"):
         Publisher("gs://bucket")

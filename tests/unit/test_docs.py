@@ -10,7 +10,10 @@ PAGES = [page for folder in ("", "docs", "bench") for page in sorted((ROOT / fol
 # What a path on a page may be relative to, besides the root.
 FOLDERS = ("workers/farm_workers", "farm/queue/lua", "tests", "bench")
 UPSTREAM = re.compile(r"tests/pipelines/.*|test_amused\w*\.py")  # diffusers' own
-_SOURCE = re.compile(r"`((?:[\w.-]+/)*[\w.-]+\.(?:py|lua)|(?:[\w.-]+/){2,})`?(?:(?: `|::)(\w+)`)?")
+_FOLDER = r"(?:farm|client|workers|tests|tools|bench|docs|engine|worker|publisher|testing)/"
+_SOURCE = re.compile(
+    rf"`((?:[\w.-]+/)*[\w.-]+\.(?:py|lua)|{_FOLDER}(?:[\w.-]+/)+)`?(?:(?: `|::)(\w+)`)?"
+)
 _LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)]+))?\)")
 
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())

@@ -101,8 +101,8 @@ def test_a_table_with_semicolons_may_have_decimal_commas() -> None:
 @pytest.mark.parametrize(
     ("content", "words", "taken"),
     [
-        ('prompt,seed\n"a,1\nb,2\n"c",3\nd,4\n', "line 2, column 1: a quoted cell goes on", ["d"]),
-        ('prompt\nz\n"a\nb\nc\n', "line 3, column 1: a quote is opened and never closed", ["z"]),
+        ('prompt,seed\n"a,1\nb,2\n"c",3\nd,4\n', "line 2, column 1: a quoted cell", ["d"]),
+        ('prompt\nz\n"a\nb\nc\n', "line 3, column 1: a quote is never closed", ["z"]),
         ('prompt,seed\n"a\nb",1\n"c" d,2\ne,3\n', "line 4, column 1", ["a\nb", "e"]),
     ],
 )

@@ -37,7 +37,10 @@ def test_what_is_not_a_parameter_is_kept(row: dict[str, Any], metadata: Any) -> 
 
 
 def test_parameters_stay_parameters() -> None:
-    row = {"prompt": "x", "seed": 7, "id": 1, "cross_attention_kwargs": {"scale": 0.5}}
+    row = {
+        "prompt": "x", "seed": 7, "id": 1, "cross_attention_kwargs": {"scale": 0.5},
+        "adapters": [{"adapter": "a" * 64}],
+    }  # fmt: skip
     parameters, _ = split_metadata(row)
     assert parameters == {k: v for k, v in row.items() if k != "id"}
     assert RenderRequest.parse(parameters).seed == 7

@@ -101,7 +101,7 @@ def test_a_comma_in_a_checkpoints_path_is_named(tmp_path: Path) -> None:
     ("given", "told"),
     [
         ({"redis_url": "redis://127.0.0.1:1"}, "Redis does not answer"),
-        ({"store": "{folder}/file/store"}, "a file stands where a folder is needed"),
+        ({"store": "{folder}/file/store"}, "there is a file where a folder is needed"),
         (
             {"store": "s3://bucket?endpoint_url=http://127.0.0.1:1&region=us-east-1"},
             "127.0.0.1:1 does not answer",

@@ -44,7 +44,7 @@ class History:
             sessions = self._queue.sessions()
             queued = sum(work.pictures for work in self._queue.backlog())
         except FarmError:
-            return  # a gap in a chart; the page says itself that the queue is away
+            return  # a gap in a chart; the page says that the queue does not answer
         busy = [dict(one.stats.get("paces", {})) for one in sessions if one.held]
         pace = sum(max(map(float, paces.values()), default=0.0) for paces in busy)
         self._samples.append(Sample(queued, len(sessions), pace))

@@ -66,12 +66,12 @@ _ENVIRONMENT.globals |= {"bar": bar, "sparkline": sparkline}
 
 
 def fragment(request: Request, template: str, **facts: Any) -> HTMLResponse:
-    """A part of the page; it is never kept, since it shows one caller's things of this moment."""
+    """A part of the page; it is never cached, since it shows one caller's data of this moment."""
     return HTMLResponse(_render(request, template, facts), headers={"Cache-Control": "no-store"})
 
 
 def shell(request: Request, picture_url: str) -> HTMLResponse:
-    """The page without anything of anybody: what it shows, it asks for with the caller's key.
+    """The page without anyone's data: the browser fetches what it shows with the caller's key.
 
     ``picture_url`` is an address of the kind that pictures have; its origin may show pictures.
     """

@@ -85,6 +85,9 @@ def shown(job: str, image: Mapping[str, Any]) -> Shown:
         "guidance": spec.get("guidance_scale"),
         "mode": spec.get("mode"),
         "strength": spec.get("strength"),
+        "adapters": ", ".join(
+            f"{one['sha256'][:12]}:{one['scale']:g}" for one in spec.get("adapters", ())
+        ),
         "negative prompt": spec.get("negative_prompt"),
         "checkpoint": spec.get("checkpoint"),
         "numerics": image.get("numerics"),

@@ -33,7 +33,7 @@ async def add(
     body = await read_body(request, deps.settings.max_asset_bytes)
 
     def keep() -> dict[str, Any]:
-        return deps.adapters.add(tenant, name, body, alpha=alpha).model_dump(mode="json")
+        return deps.ingest.adapters.add(tenant, name, body, alpha=alpha).model_dump(mode="json")
 
     return JSONResponse(await run_sync(keep, limiter=UPLOADS), 201)
 
@@ -41,10 +41,10 @@ async def add(
 @router.get("/adapters")
 def names(deps: Deps, tenant: Reader) -> dict[str, Any]:
     """The caller's adapters, by name."""
-    return {"adapters": [one.model_dump(mode="json") for one in deps.adapters.all(tenant)]}
+    return {"adapters": [one.model_dump(mode="json") for one in deps.ingest.adapters.all(tenant)]}
 
 
 @router.delete("/adapters/{name}")
 def remove(name: str, deps: Deps, tenant: Writer) -> dict[str, Any]:
     """Forget a name, if there is such an adapter. Jobs that were accepted keep it."""
-    return {"name": name, "removed": deps.adapters.remove(tenant, name)}
+    return {"name": name, "removed": deps.ingest.adapters.remove(tenant, name)}

@@ -1,4 +1,4 @@
-"""The page at ``/``: a shell without anybody's data, and the parts that it asks for."""
+"""The page at ``/``: a shell without anyone's data, and the parts that it asks for."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ def page(request: Request, deps: Deps) -> HTMLResponse:
 
 @router.get("/jobs/{job}")
 def job_page(job: str, request: Request, deps: Deps) -> HTMLResponse:
-    """One job; whether it exists is told with the data, to those who may know."""
+    """One job; only the data, for those who may see it, say whether it exists."""
     check_job_id(job)
     return shell(request, _picture_url(deps))
 
@@ -61,7 +61,7 @@ def jobs(request: Request, deps: Deps, tenant: Reader, before: str | None = None
 
 @router.get("/page/jobs/{job}")
 def job(job: str, request: Request, deps: Deps, tenant: Reader) -> HTMLResponse:
-    """Everything about one job; its parts are asked for again as it goes on."""
+    """Everything about one job; its parts are fetched again while it runs."""
     check_job_id(job)
     return fragment(request, "job.html", **_progress(deps, job, tenant))
 

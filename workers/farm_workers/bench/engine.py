@@ -91,12 +91,12 @@ def _item(info: CheckpointInfo, pictures: tuple[Any, Any] = (None, None), **requ
     return Item(RenderRequest.parse(request).resolve(info, seed=0), *pictures)
 
 
-def drawn(engine: Engine, items: Iterable[Item]) -> Iterator[Result]:
+def drawn(engine: Engine, items: Iterable[Item], *, urgent: bool = False) -> Iterator[Result]:
     """Pictures as they finish; items are taken as soon as the engine has room for them."""
     waiting = enumerate(items)
     while True:
         for key, item in itertools.islice(waiting, engine.room()):
-            engine.add(key, Row(item.spec, 0), item.image, item.mask)
+            engine.add(key, Row(item.spec, 0), item.image, item.mask, urgent=urgent)
         if engine.idle:
             return
         for done in engine.step():
@@ -105,7 +105,8 @@ def drawn(engine: Engine, items: Iterable[Item]) -> Iterator[Result]:
 
 
 def draw_with_engine(engine: Engine, items: list[Item]) -> None:
-    for _ in drawn(engine, items):
+    """One picture alone is urgent: it would pay for a whole tile on a GPU."""
+    for _ in drawn(engine, items, urgent=len(items) == 1):
         pass
 
 

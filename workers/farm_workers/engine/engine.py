@@ -29,7 +29,8 @@ from farm_workers.engine.row import (
 )
 from farm_workers.engine.sampler import mean_confidence, row_error
 from farm_workers.engine.step_policy import StepPolicy
-from farm_workers.engine.tile import FirstStepCache, Model, RowTile, Tile, TilePool
+from farm_workers.engine.tile import FirstStepCache, Model, RowTile, Tile
+from farm_workers.engine.tile_pool import TilePool
 
 LOOK_AHEAD = 32  # waiting rows whose prompts may share the work of a row's admission
 FIRST_STEP_BYTES = 1 << 25

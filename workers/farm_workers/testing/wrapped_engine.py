@@ -22,11 +22,11 @@ class WrappedEngine:
     def add(self, key: Hashable, row: Row, **inputs: Any) -> None:
         self._engine.add(key, row, **inputs)
 
+    def read_adapter(self, data: bytes) -> Adapter:
+        return self._engine.read_adapter(data)
+
     def cancel(self, keys: Iterable[Hashable]) -> None:
         self._engine.cancel(keys)
 
     def step(self) -> Sequence[RowResult]:
         return self._engine.step()
-
-    def read_adapter(self, data: bytes) -> Adapter:
-        return self._engine.read_adapter(data)

@@ -1,0 +1,142 @@
+"""How pictures lie in a shard: found again at their offsets, and the same bytes every time."""
+
+import hashlib
+import io
+import tarfile
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from fake_engine import INFO
+
+from farm.formats.columns import column_types, typed
+from farm.formats.encoding import encode
+from farm.formats.manifest import ManifestRow
+from farm.formats.picture_record import PictureRecord
+from farm.job import Format
+from farm.sinks.layout import Layout
+from farm.sinks.parquet import Parquet, Tokens
+from farm.sinks.webdataset import Webdataset
+from farm.spec import RenderRequest
+
+LAYOUTS: list[Layout] = [Webdataset(), Parquet(), Tokens()]
+METADATA = '{"id":"x","tags":["a"]}'
+
+
+def made(layout: Layout, count: int = 5, job: str = "j") -> tuple[list[ManifestRow], list[bytes]]:
+    """Rows of pictures that are not square, with notes."""
+    kind = Format.TOKENS if isinstance(layout, Tokens) else Format.PNG
+    rows, contents = [], []
+    for render in range(count):
+        random = np.random.default_rng(render)
+        request = RenderRequest(prompt=f"p {render}", height=32, width=64)
+        spec = request.resolve(INFO, seed=render)
+        record = PictureRecord(
+            job, 0, render, 0, spec, "n", kind, ("a note", "another"), METADATA, 0.5
+        )
+        tokens = random.integers(0, 1024, (4, 8), dtype=np.uint16)
+        pixels = random.integers(0, 256, (32, 64, 3), dtype=np.uint8)
+        file = encode(None if kind is Format.TOKENS else pixels, record.facts(tokens), kind)
+        row = record.stored_row(layout.file_name(record), file)
+        contents.append(layout.content(row, file))
+        rows.append(row._replace(sha256=hashlib.sha256(contents[-1]).hexdigest()))
+    return rows, contents
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda one: type(one).__name__)
+def test_each_picture_lies_at_its_offset_and_is_unpacked_with_its_facts(layout: Layout) -> None:
+    rows, contents = made(layout)
+    packed = layout.pack(rows, contents)
+    for offset, content in zip(packed.offsets, contents, strict=True):
+        assert packed.data[offset : offset + len(content)] == content
+    found = list(layout.unpack(packed.data))
+    assert [one.picture for one in found] == [row.picture for row in rows]
+    assert [one.content for one in found] == contents
+    assert [one.offset for one in found] == packed.offsets
+    for row, one in zip(rows, found, strict=True):
+        assert one.facts.spec.canonical() == row.spec
+        assert (one.facts.notes, one.facts.confidence) == (row.notes, 0.5)
+        assert one.facts.tokens.shape == (4, 8)
+        assert one.facts.tokens.astype("<u2").tobytes() == row.tokens
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda one: type(one).__name__)
+def test_the_bytes_tell_of_no_job_and_no_time(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = layout.pack(*made(layout)).data
+    monkeypatch.setattr("time.time", lambda: 2e9)
+    monkeypatch.setattr("os.getuid", lambda: 4711)
+    assert layout.pack(*made(layout, job="another")).data == first
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda one: type(one).__name__)
+def test_a_damaged_shard_is_refused(layout: Layout) -> None:
+    data = layout.pack(*made(layout)).data
+    changed = data.index(made(layout)[1][2]) + 60
+    for damaged in (b"", b"x" * 2000, data[:changed] + b"x" + data[changed + 1 :]):
+        with pytest.raises(ValueError, match=r"damaged|subsection not found"):
+            list(layout.unpack(damaged))
+
+
+def test_equal_pictures_are_told_apart() -> None:
+    layout = Tokens()
+    rows, contents = made(layout, 3)
+    packed = layout.pack(rows, [contents[0]] * 3)
+    assert len(set(packed.offsets)) == 3
+
+
+def test_a_tar_is_one_of_nobody_in_the_order_of_the_pictures() -> None:
+    layout = Webdataset()
+    with tarfile.open(fileobj=io.BytesIO(layout.pack(*made(layout, 2)).data)) as archive:
+        members = archive.getmembers()
+    stems = ["00000000-00", "00000001-00"]
+    assert [one.name for one in members] == [f"{s}.{e}" for s in stems for e in ("png", "json")]
+    assert {(one.mtime, one.uid, one.gid, one.uname, one.gname, one.mode) for one in members} == {
+        (0, 0, 0, "", "", 0o644)
+    }
+
+
+def test_a_parquet_shard_has_row_groups_a_page_index_and_an_image_as_it_is() -> None:
+    layout = Parquet()
+    file = pq.ParquetFile(io.BytesIO(layout.pack(*made(layout, 250)).data))
+    assert [file.metadata.row_group(n).num_rows for n in range(3)] == [100, 100, 50]
+    pictures = file.metadata.row_group(0).column(0)
+    assert (pictures.path_in_schema, pictures.compression) == ("image.bytes", "UNCOMPRESSED")
+    assert file.metadata.row_group(0).column(2).has_offset_index
+    assert file.schema_arrow.field("image").type.names == ["bytes", "path"]
+
+
+def test_tokens_take_two_bytes_each() -> None:
+    layout = Tokens()
+    rows, contents = made(layout)
+    assert {len(one) for one in contents} == {2 * 4 * 8}
+    for row, content in zip(rows, contents, strict=True):
+        assert hashlib.sha256(content).hexdigest() == row.tokens_sha256
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "kept"),
+    [
+        ([1, None, 2], pa.int64(), [1, None, 2]),
+        ([1, 2.5], pa.float64(), [1.0, 2.5]),
+        ([True, None], pa.bool_(), [True, None]),
+        (["a", 1], pa.string(), ["a", "1"]),
+        ([None, None], pa.string(), [None, None]),
+        ([["a"], []], pa.list_(pa.string()), [["a"], []]),
+        ([[1], [1.5]], pa.list_(pa.float64()), [[1.0], [1.5]]),
+        ([[1], ["a"]], pa.string(), ["[1]", '["a"]']),
+        ([[[1]]], pa.string(), ["[[1]]"]),
+        ([2**70], pa.string(), [str(2**70)]),
+        ([{"a": "ä"}], pa.string(), ['{"a": "ä"}']),
+    ],
+)
+def test_a_column_of_the_user_has_the_type_that_its_values_share(
+    values: Sequence[Any], kind: pa.DataType, kept: Sequence[Any]
+) -> None:
+    types = column_types({"x": value} for value in values)
+    assert types == {"x": kind}
+    assert pa.array([typed(value, kind) for value in values], kind).to_pylist() == list(kept)

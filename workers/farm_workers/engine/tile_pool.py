@@ -1,0 +1,148 @@
+"""The tiles of an engine: which row goes into which, and how many are kept."""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import torch
+
+from farm.errors import OutOfMemory
+from farm.spec import Rng
+from farm_workers.engine.row import Pending
+from farm_workers.engine.tile import Model, RowTile, Tile
+
+FULL_WIDTH_TOKENS = 1024  # of a row; tiles of larger grids are narrower
+MAX_IDLE = 8  # tiles without rows that are kept; they cost memory, a new one costs time
+
+
+class Kind(NamedTuple):
+    """Rows of one kind share a tile."""
+
+    grid: tuple[int, int]
+    urgent: bool
+    on_host: bool  # sampled by the host: always on a CPU, and for torch's own random numbers
+
+
+class TilePool:
+    """The tiles of an engine: one for each kind of row, made when needed and kept while used."""
+
+    def __init__(self, model: Model, *, width: int) -> None:
+        self._model, self._width = model, width
+        self._tiles: dict[Kind, Tile] = {}
+
+    def __iter__(self) -> Iterator[Tile]:
+        return iter(self._tiles.values())
+
+    @property
+    def live(self) -> list[Tile]:
+        return [tile for tile in self if tile.rows]
+
+    def kind(self, pending: Pending) -> Kind:
+        spec = pending.row.spec
+        on_host = self._model.by_row or spec.rng is Rng.TORCH
+        grid = self._model.info.grid(spec.height, spec.width)
+        return Kind(grid, pending.urgent, on_host)
+
+    def next(self, waiting: Sequence[Pending]) -> Pending | None:
+        """The row to admit now: the first one that its tile has room for.
+
+        Rows that need one half-slot may overtake one that needs two, and where no more rows wait
+        than fit into a tile, the one with most steps goes first, so that the tile stays full to
+        the end. No row is overtaken for ever.
+        """
+        order = waiting
+        if len(waiting) <= 2 * self._width:
+            patient = sorted(waiting, key=lambda held: held.row.spec.row_steps, reverse=True)
+            order = sorted(patient, key=self._may_wait)  # stable
+        closed: set[Kind] = set()
+        for pending in order:
+            kind = self.kind(pending)
+            tile = self._tiles.get(kind)
+            if kind in closed:
+                continue
+            if tile is None or tile.room >= pending.halves:
+                for other in waiting[: waiting.index(pending)]:
+                    other.overtaken += self.kind(other) == kind
+                return pending
+            if tile.room == 0 or not self._may_wait(pending):
+                closed.add(kind)
+        return None
+
+    def _may_wait(self, pending: Pending) -> bool:
+        """Whether other rows may still overtake it."""
+        return pending.overtaken < 2 * self._width
+
+    def tile(self, pending: Pending) -> Tile:
+        """The tile of that row's kind; idle ones of other kinds make room for a new one.
+
+        Raises:
+            OutOfMemory: it does not fit, even after that.
+        """
+        kind = self.kind(pending)
+        if kind not in self._tiles:
+            self._drop_idle(keep=MAX_IDLE)
+            try:
+                self._tiles[kind] = self._make(kind)
+            except torch.cuda.OutOfMemoryError:
+                self._drop_idle(keep=0)
+                torch.cuda.empty_cache()
+                self._tiles[kind] = or_out_of_memory(lambda: self._make(kind), self._width)
+        return self._tiles[kind]
+
+    def _drop_idle(self, *, keep: int) -> None:
+        # A tile with a graph stays as long as there is memory: it would be made again without one.
+        idle = [
+            kind
+            for kind, tile in self._tiles.items()
+            if not tile.rows and (keep == 0 or not tile.captured)
+        ]
+        for kind in idle[: max(len(idle) - keep, 0)]:
+            del self._tiles[kind]
+
+    def _make(self, kind: Kind) -> Tile:
+        width = self.width_of(kind.grid, urgent=kind.urgent)
+        if self._model.by_row:
+            return RowTile(self._model, kind.grid, width=width, urgent=kind.urgent)
+        return Tile(self._model, kind.grid, width=width, urgent=kind.urgent, on_host=kind.on_host)
+
+    def width_of(self, grid: tuple[int, int], *, urgent: bool) -> int:
+        """Guided rows that step together: fewer of a large grid, by a fixed rule.
+
+        An urgent row whose tile has a fixed shape pays for nobody's slot but its own.
+        """
+        if urgent and not self._model.by_row:
+            return 1
+        return max(min(self._width, self._width * FULL_WIDTH_TOKENS // (grid[0] * grid[1])), 1)
+
+    def drop(self, tile: Tile) -> None:
+        """Forget a tile and the rows in it."""
+        self._tiles = {kind: other for kind, other in self._tiles.items() if other is not tile}
+        if self._model.device.is_cuda:
+            torch.cuda.empty_cache()
+
+    def warm_up(self) -> None:
+        """The tiles of the checkpoint's own size, and CUDA graphs of all their work."""
+        if self._model.by_row:
+            return
+        info = self._model.info
+        grid = info.grid(info.native_height, info.native_width)
+        for urgent in (False, True):
+            kind = Kind(grid, urgent, on_host=False)
+            self._tiles[kind] = or_out_of_memory(partial(self._captured, kind), self._width)
+        self._model.capture(grid, {tile.width for tile in self})
+
+    def _captured(self, kind: Kind) -> Tile:
+        tile = self._make(kind)
+        if self._model.device.graphs:
+            tile.capture()
+        return tile
+
+
+def or_out_of_memory(make: Callable[[], Tile], width: int) -> Tile:
+    try:
+        return make()
+    except torch.cuda.OutOfMemoryError:
+        raise OutOfMemory(
+            f"a tile of {width} guided rows does not fit on the GPU",
+            hint="load with a smaller tile or fewer rows",
+        ) from None
