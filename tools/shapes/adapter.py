@@ -20,7 +20,7 @@ from torch.nn import functional
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
 CHECKPOINTS = Path(__file__).resolve().parents[2] / "workers" / "farm_workers" / "checkpoints"
-PLAN = transformer.Plan(steps=1000, batch=16, pool=6000)
+PLAN = transformer.Plan(steps=400, batch=16, pool=6000)
 RANK = 8  # alpha is the same, as a loader assumes of a file that does not say
 RATE = 4e-3
 ATTENTIONS = r"transformer_layers\.\d+\.attn\d\.(to_[qkv]|to_out\.0)"
