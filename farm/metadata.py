@@ -1,6 +1,7 @@
 """What a row says besides a render's parameters: kept for the user, and never read by the farm."""
 
 import difflib
+import functools
 import json
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -9,6 +10,7 @@ from farm.errors import InvalidInput, TooLarge
 from farm.job import OPTIONS
 from farm.spec import PARAMETERS, canonical_json
 
+MAX_COLUMNS = 500  # of a user's own, in one row
 MAX_METADATA_BYTES = 16 * 1024  # of one row, as JSON
 MAX_KEY_CHARACTERS = 200
 METADATA = "metadata"
@@ -49,6 +51,10 @@ def split_metadata(
     parameters = {name: value for name, value in data.items() if name in KNOWN}
     own = _own(parameters.pop(METADATA, None))
     others = {name: value for name, value in data.items() if name not in KNOWN}
+    if len(others) > MAX_COLUMNS:
+        raise TooLarge(
+            f"has {len(others):,} columns; at most {MAX_COLUMNS} are kept", field=METADATA
+        )
     for name in others:
         check_column(name)
         if not columns and name != "id":
@@ -80,10 +86,11 @@ def check_column(name: str) -> None:
     """Refuse a key that is not a parameter and was probably meant to be one."""
     if name in _JOB_OPTIONS:
         raise InvalidInput("is an option of the whole job, not of one render", field=name)
-    if (meant := parameter_meant(name)) is not None:
+    if len(name) <= MAX_KEY_CHARACTERS and (meant := parameter_meant(name)) is not None:
         raise InvalidInput("is not a known parameter", field=name, hint=f"did you mean {meant!r}?")
 
 
+@functools.lru_cache(4096)  # the rows of a file have the same columns
 def parameter_meant(name: str) -> str | None:
     """The parameter that a wrong name stands for: another program's word, or a typing error."""
     plain = name.strip().lower().replace(" ", "_").replace("-", "_")

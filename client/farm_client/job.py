@@ -166,6 +166,7 @@ class JobHandle:
         overwrite: bool,
         resume: bool,
     ) -> Fetched:
+        await self._status()  # it is there, and may be read, before the folder is touched
         fetcher = Fetcher(
             self._connection.wire,
             folder,

@@ -12,7 +12,8 @@ from farm.job import is_job_id
 
 MANIFEST = "manifest.jsonl"
 MARK = ".farm-unfinished.json"  # there until the manifest is; says whose pictures lie here
-_PICTURES = re.compile(r"\d{8,}-\d{2,}\.(png|webp|jpg|safetensors)|\d{6,}\.(tar|parquet)")
+_PICTURES = re.compile(r"\d{8,}-\d{2,}\.(png|webp|jpg|safetensors|u16)")
+_SHARDS = re.compile(r"\d{8}\.(tar|parquet)")  # only beside a manifest: dates look like that too
 
 
 class OutputFolder:
@@ -101,7 +102,12 @@ class OutputFolder:
         return found if isinstance(found, dict) else {}
 
     def _pictures(self) -> list[Path]:
-        return [path for path in self.path.iterdir() if _PICTURES.fullmatch(path.name)]
+        listed = (self.path / MANIFEST).exists() or (self.path / MARK).exists()
+        return [
+            path
+            for path in self.path.iterdir()
+            if _PICTURES.fullmatch(path.name) or (listed and _SHARDS.fullmatch(path.name))
+        ]
 
     def _clear(self) -> None:
         for path in (*self._pictures(), self.path / MANIFEST, self.path / MARK):

@@ -1,7 +1,7 @@
 """Sweeps: one render for each combination of values."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any, Self
@@ -26,6 +26,14 @@ class Sweep:
 
     matrix: Axes = field(default_factory=dict)
     zipped: Axes = field(default_factory=dict)
+
+    def without(self, names: Set[str]) -> Self:
+        """The sweep over the other parameters."""
+        return replace(
+            self,
+            matrix={name: axis for name, axis in self.matrix.items() if name not in names},
+            zipped={name: axis for name, axis in self.zipped.items() if name not in names},
+        )
 
     @classmethod
     def parse(cls, matrix: Any = None, zipped: Any = None) -> Self:

@@ -1,13 +1,14 @@
 """``farm export``."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from farm.cli.output import fail, go_on_with, say, say_error, say_json
+from farm.cli.watch import tell_end
 from farm.errors import InvalidInput
 from farm.job import OPTIONS, Format
 from farm_client import Farm
@@ -67,6 +68,7 @@ def export(
     if format is Format.TOKENS:
         raise InvalidInput("tokens are not a picture", field="--format", hint="--as tokens")
     found = Farm().job(job)
+    status = found.status()
     plan = Plan(
         job=found.id,
         target=as_,  # type: ignore[arg-type]  # one of them, as was checked
@@ -74,13 +76,18 @@ def export(
         shard_size=shard_size or SHARD_PICTURES,
         kind=format,
         license=license,
-        title=found.status().name or found.id,
+        title=status.name or found.id,
+        generation=status.generation,
     )
     if not begin(plan, output, overwrite=overwrite):
         say_error(f"{output} is whole already")
         say(str(output))
         return 0
-    go_on_with(["farm", "export", job, "-o", str(output), "--as", as_])
+    go_on_with(_command(job, output, as_, {
+        "--split": [split], "--shard-size": [shard_size], "--format": [format.value],
+        "--license": [license], "--checkpoint": checkpoint or [], "--threads": [threads],
+        "--parallel": [parallel],
+    }))  # fmt: skip
     source = output / STATE / FETCHED
     fetched = found.fetch(source, parallel=parallel)
     if not fetched.pictures:
@@ -94,7 +101,16 @@ def export(
     else:
         say(str(output))
         say_error(f"{done.pictures:,} pictures in {output}, {fetched.failed:,} failed")
-    return 1 if fetched.failed else 0
+    return tell_end(found.status(), quiet=True) or (1 if fetched.failed else 0)
+
+
+def _command(job: str, output: Path, kind: str, flags: Mapping[str, Sequence[Any]]) -> list[str]:
+    """What continues this export: all that decides its bytes, and not what would remove it."""
+    words = ["farm", "export", job, "-o", str(output), "--as", kind]
+    for flag, values in flags.items():
+        for value in values:
+            words += [] if value is None else [flag, str(value)]
+    return words
 
 
 def _decoder(

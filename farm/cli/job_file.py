@@ -70,7 +70,9 @@ def read_job_file(name: str, reading: Reading) -> JobFile | None:
         {name: data[name] for name in OPTIONS if data.get(name) is not None},
         _from_folder(_mapping(data, "defaults"), base),
         Sweep.parse(_axes(data, "matrix", base), _axes(data, "zip", base)),
-        Selection(_count(data, "limit"), _count(data, "sample"), _count(data, "sample_seed") or 0),
+        Selection(
+            _count(data, "limit"), _count(data, "sample"), _count(data, "sample_seed", least=0)
+        ),
         data.get("on_error"),
     )
 
@@ -91,6 +93,9 @@ def _lines(data: Mapping[str, Any], base: Path, reading: Reading) -> Iterator[Li
             or Columns.parse([f"{name}={column}" for name, column in columns.items()]),
         )
         return read_files([str(base / name) for name in _list(names, "input")], reading)
+    for key in ("columns", "input_format"):
+        if data.get(key) is not None:
+            raise InvalidInput("only an input has that", field=key)
     lines = read_lines(_list(data[given[0]], given[0]))
     return (line._replace(base=base) for line in lines)
 
@@ -191,10 +196,11 @@ def _list(value: Any, key: str) -> list[Any]:
     return value
 
 
-def _count(data: Mapping[str, Any], key: str) -> int | None:
+def _count(data: Mapping[str, Any], key: str, least: int = 1) -> int | None:
     value = data.get(key)
     if value is None:
         return None
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise InvalidInput(f"must be a whole number above 0; got {value!r}"[:120], field=key)
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        message = f"must be a whole number from {least} on; got {value!r}"
+        raise InvalidInput(message[:120], field=key)
     return value

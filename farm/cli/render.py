@@ -32,6 +32,7 @@ from farm_client.inputs import (
 )
 from farm_client.ndjson import Line, completed, pieces
 from farm_client.output_folder import MANIFEST, OutputFolder
+from farm_client.parameters import OnError, check_on_error
 
 if TYPE_CHECKING:
     from farm.formats.manifest import ManifestRow
@@ -97,24 +98,27 @@ def render(
     from farm_workers.local_renderer import LocalRenderer
 
     reading = Reading(input_format, Columns.parse(column or ()), say_note)
-    selection = Selection(limit, sample, sample_seed or 0)
-    lines, in_file = _read(files, reading, selection)
+    selection = Selection(limit, sample, sample_seed)
+    lines, in_file, on_error = _read(files, reading, selection, seeded=seed is not None)
     given = {"sink": sink, "format": format, "shard_size": shard_size, "seed": seed}
     flags = {name: one for name, one in given.items() if one is not None}
     options = JobOptions.parse({**in_file, **flags})
     job_seed = secrets.randbits(48) if options.seed is None else options.seed
     folder = OutputFolder(output, OWNER)
-    known = folder.claim(overwrite=overwrite, resume=resume, seed=job_seed)
+    if not overwrite:
+        folder.check(resume=resume)
     if not resume:
         go_on_also_with("--resume")
-    if options.seed is None:
-        job_seed = known.get("seed", job_seed)  # of the call that this one goes on with
     with tempfile.TemporaryDirectory(prefix="farm-render-") as scratch:
         store_in = Sinks(ReplacingStore(output), Path(scratch) / "waiting").get(options.sink)
         shard_size = shard_size_of(options, store_in)
-        local = _Requests(checkpoint, Path(scratch), job_seed)
+        local = _Requests(checkpoint, Path(scratch), job_seed, stop=on_error == "stop")
         local.add_adapters(adapter or (), alpha or ())
         engines = local.load_engines(threads)
+        # Only now is the folder touched: everything that the pictures need is there.
+        known = folder.claim(overwrite=overwrite, resume=resume, seed=job_seed)
+        if options.seed is None:
+            local.seed = known.get("seed", job_seed)  # of the call that this one continues
         renderer = LocalRenderer(engines, local.infos, local.read_asset, store_in, resume)
         chunks = local.chunks(lines, options, shard_size)
         started = time.monotonic()
@@ -165,20 +169,27 @@ def _listed(made: "Iterator[ManifestRow]", sink: "Sink", output: Path) -> list[d
 
 
 def _read(
-    files: list[str], reading: Reading, selection: Selection
-) -> tuple[Iterator[Line], Mapping[str, Any]]:
-    """The renders, and the options that a job file gives."""
+    files: list[str], reading: Reading, selection: Selection, *, seeded: bool
+) -> tuple[Iterator[Line], Mapping[str, Any], OnError]:
+    """The renders, and the options and what to do with refused renders that a job file gives.
+
+    ``seeded``: a flag gives the job's seed, which comes before the file's.
+    """
     job = read_job_file(files[0], reading) if len(files) == 1 else None
     if job is None:
-        return completed(selection.of(read_files(files, reading)), {}), {}
+        return completed(selection.of(read_files(files, reading)), {}), {}, "skip"
+    defaults, sweep = job.defaults, job.sweep
+    if seeded:
+        defaults = {name: value for name, value in defaults.items() if name != "seed"}
+        sweep = sweep.without({"seed"})
     lines = selection.over(job.selection).of(job.lines)
-    return completed(lines, job.defaults, job.sweep), job.options
+    return completed(lines, defaults, sweep), job.options, check_on_error(job.on_error)
 
 
 class _Requests:
     """Lines become specs by the rules of the farm's own ingest, with files instead of uploads."""
 
-    def __init__(self, names: list[str] | None, scratch: Path, seed: int) -> None:
+    def __init__(self, names: list[str] | None, scratch: Path, seed: int, *, stop: bool) -> None:
         from farm.checkpoints.inspect import inspect_checkpoint
         from farm.checkpoints.references import built_in
         from farm.checkpoints.registry import CheckpointRegistry
@@ -201,7 +212,8 @@ class _Requests:
         self._adapters = Adapters(store, self._assets, registry)
         self._resolver = Resolver(registry, self._assets, self._adapters)
         self._names = self._resolver.names(TENANT)
-        self._seed = seed
+        self.seed = seed
+        self._stop = stop  # at the first render that is refused
         self.rejected: list[RejectedRender] = []
 
     def add_adapters(self, files: Sequence[str], alphas: Sequence[str]) -> None:
@@ -250,10 +262,12 @@ class _Requests:
                     raise line.error
                 data = self._with_assets(line)
                 numbered = self._resolver.resolve(
-                    TENANT, data, seed=self._seed, render=render, names=self._names
+                    TENANT, data, seed=self.seed, render=render, names=self._names
                 )
             except FarmError as error:
                 error.at(line.number, line.place(error.field))
+                if self._stop:
+                    raise
                 self.rejected.append(RejectedRender(render, error, line.file))
             else:
                 yield numbered

@@ -18,14 +18,14 @@ class Selection(NamedTuple):
 
     limit: int | None = None
     sample: int | None = None
-    seed: int = 0
+    seed: int | None = None  # counts as 0
 
     def over(self, other: Self) -> Self:
         """This selection, with the other's values where it has none."""
         return self._replace(
             limit=self.limit or other.limit,
             sample=self.sample or other.sample,
-            seed=self.seed or other.seed,
+            seed=other.seed if self.seed is None else self.seed,
         )
 
     def of(self, lines: Iterable[Line]) -> Iterator[Line]:
@@ -45,5 +45,5 @@ class Selection(NamedTuple):
         return [line for _, _, line in sorted(kept, key=lambda one: -one[1])]
 
     def _rank(self, place: int) -> int:
-        digest = hashlib.blake2b(f"{self.seed}:{place}".encode(), digest_size=8).digest()
+        digest = hashlib.blake2b(f"{self.seed or 0}:{place}".encode(), digest_size=8).digest()
         return int.from_bytes(digest, "big")

@@ -113,7 +113,7 @@ def submit(
     prompts = list(prompt or ())
     files = _files_among(words, prompts)
     reading = Reading(input_format, Columns.parse(column or ()), say_note)
-    selection = Selection(limit, sample, sample_seed or 0)
+    selection = Selection(limit, sample, sample_seed)
     if not files:
         _only_with_files(input_format, column, selection)
         prompts = [*words, *prompts]
@@ -225,14 +225,13 @@ class _Asked(NamedTuple):
     def over(self, file: JobFile) -> "_Asked":
         """The flags come before what the file says."""
         mine, his = self.selection, file.selection
+        swept = file.sweep.without(self.parameters.keys())
         return _Asked(
             {**file.defaults, **self.parameters},
             {**file.options, **self.options},
             Sweep.parse(
-                {k: v for k, v in file.sweep.matrix.items() if k not in self.parameters}
-                | dict(self.sweep.matrix),
-                {k: v for k, v in file.sweep.zipped.items() if k not in self.parameters}
-                | dict(self.sweep.zipped),
+                dict(swept.matrix) | dict(self.sweep.matrix),
+                dict(swept.zipped) | dict(self.sweep.zipped),
             ),
             mine.over(his),
             self.on_error or file.on_error,
@@ -282,13 +281,14 @@ class _Renders(NamedTuple):
 def _renders(files: list[str], prompts: list[str], reading: Reading, asked: _Asked) -> _Renders:
     if not files:
         return _Renders(prompts or [{}], asked.bulk())
+    of_job = "seed" in asked.parameters  # the flag's; a job file's default is each render's own
     job_file = read_job_file(files[0], reading) if len(files) == 1 else None
     if job_file is not None:
         asked, lines = asked.over(job_file), job_file.lines
     else:
         lines = read_files(files, reading)
     bulk = asked.bulk()
-    if "seed" in bulk["defaults"]:
+    if of_job:
         bulk["seed"] = bulk["defaults"].pop("seed")
     return _Renders(asked.selection.of(lines), bulk)
 

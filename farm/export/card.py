@@ -14,6 +14,8 @@ from farm.formats.manifest import ManifestRow
 from farm.formats.origin import GENERATED
 
 MANIFEST = "manifest.parquet"
+CARD = "README.md"
+CROISSANT = "croissant.json"
 PLACES: Mapping[str, str] = {
     "split": "the split it is in",
     "shard": "the file or folder that holds it",
@@ -97,7 +99,7 @@ def write_card(
         "|---|---|---|",
         *(f"| `{name}` | {kind} | {meaning} |" for name, (kind, meaning) in columns.items()),
     ]
-    write_whole(folder / "README.md", ("\n".join(lines) + "\n").encode())
+    write_whole(folder / CARD, ("\n".join(lines) + "\n").encode())
     sha256 = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
     text = croissant(
         title=title,
@@ -108,7 +110,7 @@ def write_card(
         patterns=patterns,
         columns=columns,
     )
-    write_whole(folder / "croissant.json", text.encode())
+    write_whole(folder / CROISSANT, text.encode())
 
 
 def _size(total: int) -> str:

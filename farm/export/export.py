@@ -6,7 +6,7 @@ finished groups lies in ``.export``, which goes when the data set is whole.
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from farm.errors import Conflict
-from farm.export.card import MANIFEST, PLACES, CardFacts, write_card
+from farm.export.card import CARD, CROISSANT, MANIFEST, PLACES, CardFacts, write_card
 from farm.export.fetched import Decode, FetchedPicture, fetched_pictures
 from farm.export.splits import Splits
 from farm.export.targets import ImageFolder, ShardTarget, Target, write_whole
@@ -43,6 +43,7 @@ class Plan(NamedTuple):
     kind: Format = Format.PNG  # of pictures that are decoded from tokens
     license: str = "unknown"
     title: str = ""
+    generation: int = 0  # of the job: a retry makes other pictures
 
     def to_json(self) -> str:
         return canonical_json({**self._asdict(), "splits": dict(self.splits.shares)})
@@ -71,17 +72,38 @@ def begin(plan: Plan, folder: Path, *, overwrite: bool = False) -> bool:
         Conflict: the folder holds something else.
     """
     told, whole = folder / STATE / PLAN, folder / WHOLE
-    known = next((one for one in (told, whole) if one.exists()), None)
+    known = next((one for one in (told, whole) if _plan_of(one) is not None), None)
     if known is not None and not overwrite:
         if known.read_text() == plan.to_json():
             return known is told
         raise _taken(f"{folder} holds another export")
     if known is not None:
-        shutil.rmtree(folder)
+        _remove(folder, _plan_of(known) or {})
     elif folder.exists() and any(folder.iterdir()):
         raise _taken(f"{folder} has files that are not an export's", overwrite=False)
     write_whole(told, plan.to_json().encode())
     return True
+
+
+def _plan_of(path: Path) -> dict[str, Any] | None:
+    """What an export's file says; None for a file of another program, which may have its name."""
+    try:
+        told = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return told if isinstance(told, dict) and {"job", "target", "splits"} <= told.keys() else None
+
+
+def _remove(folder: Path, plan: Mapping[str, Any]) -> None:
+    """Remove what an export writes, and nothing else that lies there."""
+    splits = [
+        name for name in plan["splits"] if Splits.is_name(name)
+    ]  # a folder may be a stranger's
+    groups = splits if plan["target"] == "imagefolder" else ["data"]
+    for name in (STATE, *groups):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in (WHOLE, CARD, CROISSANT, MANIFEST):
+        (folder / name).unlink(missing_ok=True)
 
 
 def _taken(message: str, *, overwrite: bool = True) -> Conflict:

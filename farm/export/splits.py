@@ -1,11 +1,12 @@
 """Splits of a data set, by a hash of the prompt."""
 
 import hashlib
+import re
 from typing import NamedTuple
 
 from farm.errors import InvalidInput
 
-_NAME = "abcdefghijklmnopqrstuvwxyz0123456789_"
+_NAME = re.compile(r"[a-z0-9_]+")
 
 
 class Splits(NamedTuple):
@@ -29,7 +30,7 @@ class Splits(NamedTuple):
         shares: dict[str, float] = {}
         for part in text.split(","):
             name, _, share = part.strip().partition("=")
-            if not name or name in shares or set(name) - set(_NAME):
+            if name in shares or not cls.is_name(name):
                 raise _wrong(f"{name[:40]!r} cannot be the name of a split, or stands twice")
             try:
                 shares[name] = float(share)
@@ -40,6 +41,11 @@ class Splits(NamedTuple):
         if abs(sum(shares.values()) - 1) > 1e-9:
             raise _wrong(f"the shares add up to {sum(shares.values()):g}, not to 1")
         return cls(tuple(shares.items()))
+
+    @staticmethod
+    def is_name(text: str) -> bool:
+        """Whether a split may have the name, which is also a folder's."""
+        return _NAME.fullmatch(text) is not None
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -182,6 +182,6 @@ def _number(data: Mapping[str, Any], name: str) -> int:
     parameter = PARAMETERS[name]
     for word in (name, *parameter.aliases):
         given = data.get(word)
-        if isinstance(given, int) and given > 0:
-            return min(given, int(parameter.most or given))
+        if isinstance(given, int | float) and given > 0:  # 7.0 is 7, as in a request
+            return int(min(given, parameter.most or given))
     return int(RenderRequest.model_fields[name].default)

@@ -36,6 +36,8 @@ class Signer:
         return f"/v1/objects/{quote(key)}?{urlencode(query)}"
 
     def check(self, key: str, expires: int, filename: str, signature: str, part: str = "") -> None:
+        if "\n" in key or "\n" in filename:  # it parts the fields that are signed
+            raise NotAllowed("the address is not signed by this farm")
         right = self._sign(key, expires, filename, part)
         if not hmac.compare_digest(right.encode(), signature.encode(errors="replace")):
             raise NotAllowed("the address is not signed by this farm")

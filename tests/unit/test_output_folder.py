@@ -55,9 +55,10 @@ def test_another_jobs_pictures_are_refused_until_they_may_go(
 
 
 @pytest.mark.parametrize("owner", [MINE, "render"])
-@pytest.mark.parametrize("there", [PICTURE, "00000003.tar", "00000003.parquet"])
+@pytest.mark.parametrize("there", [PICTURE, "00000003-00.u16", "00000003.tar", "00000003.parquet"])
 def test_pictures_that_name_no_job_can_be_kept(tmp_path: Path, owner: str, there: str) -> None:
     (tmp_path / there).write_bytes(b"picture")
+    (tmp_path / "manifest.jsonl").write_text("{}\n")
     output = OutputFolder(tmp_path, owner)
     with pytest.raises(InvalidInput, match="--resume"):
         output.claim()
@@ -66,9 +67,11 @@ def test_pictures_that_name_no_job_can_be_kept(tmp_path: Path, owner: str, there
 
 
 def test_a_folder_of_other_files_is_free(tmp_path: Path) -> None:
-    (tmp_path / "photo.png").write_bytes(b"mine")
+    for mine in ("photo.png", "20250101.parquet", "000000.tar"):
+        (tmp_path / mine).write_bytes(b"mine")
     OutputFolder(tmp_path, MINE).check()
-    OutputFolder(tmp_path, MINE).claim()
+    OutputFolder(tmp_path, MINE).claim(overwrite=True)
+    assert (tmp_path / "20250101.parquet").read_bytes() == b"mine"
     assert not OutputFolder(tmp_path / "none", MINE).check()
     assert not (tmp_path / "none").exists()
 

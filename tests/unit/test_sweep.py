@@ -176,7 +176,7 @@ def test_a_job_may_be_a_sweep_alone(tmp_path: Path) -> None:
         ("promts: [a]", "unknown key"), ("steps: 3", "unknown key"), ("- a", "not a job"),
         ("height: 64\nprompts: [a]", "defaults"), ("prompts: a", "not a list"),
         ("prompts: [a]\nrenders: [b]", "not both"), ("prompts: [a]\nprompts: [b]", "line 2"),
-        ("prompts: [a", "not YAML"), ("prompts: [a]\nlimit: 0", "above 0"),
+        ("prompts: [a", "not YAML"), ("prompts: [a]\nlimit: 0", "from 1 on"), ("prompts: [a]\ncolumns: {prompt: x}", "only an input"),
         ("prompts: [a]\nmatrix: {stps: [1]}", "stps"), ("prompts: [a]\nmatrix: 3", "by name"),
         ("input: none.csv", "no file"), ("!!python/object/apply:os.system [ls]", "not YAML"),
         ("prompts: [a]\nmatrix: {seed: 4..1}", "range"), ("{}: 1", "not YAML"),

@@ -41,6 +41,7 @@ class Shown(NamedTuple):
     url: str | None
     prompt: str
     error: str | None
+    lost: bool  # with its task, before anything of it was made
     width: int
     height: int
     parameters: tuple[tuple[str, str], ...]
@@ -48,6 +49,7 @@ class Shown(NamedTuple):
 
 class FailureGroup(NamedTuple):
     reason: str
+    retry: str  # what a retry of them asks for
     pictures: int
     examples: tuple[str, ...]  # prompts
 
@@ -100,6 +102,7 @@ def shown(job: str, image: Mapping[str, Any]) -> Shown:
         image["url"],
         spec.get("prompt") or "",
         None if error is None else str(error.get("message", error)),
+        error is not None and image.get("numerics") is None,
         image["width"],
         image["height"],
         tuple((name, str(value)) for name, value in named.items() if value not in (None, "")),
@@ -108,17 +111,19 @@ def shown(job: str, image: Mapping[str, Any]) -> Shown:
 
 def failure_groups(failed: Iterable[Shown]) -> list[FailureGroup]:
     """Failed pictures by what the failure says, the most frequent first."""
-    counts: Counter[str] = Counter()
-    prompts: dict[str, list[str]] = {}
+    counts: Counter[tuple[str, str]] = Counter()
+    prompts: dict[tuple[str, str], list[str]] = {}
     for picture in failed:
         reason = picture.error or "unknown"
-        counts[reason] += 1
-        examples = prompts.setdefault(reason, [])
+        # A task that was lost is known by what it says, a picture's own error as one of a kind.
+        group = reason, reason if picture.lost else "row"
+        counts[group] += 1
+        examples = prompts.setdefault(group, [])
         if len(examples) < 3 and picture.prompt not in examples:
             examples.append(picture.prompt)
     return [
-        FailureGroup(reason, count, tuple(prompts[reason]))
-        for reason, count in counts.most_common(20)
+        FailureGroup(*group, count, tuple(prompts[group]))
+        for group, count in counts.most_common(20)
     ]
 
 

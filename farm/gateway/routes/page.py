@@ -1,5 +1,6 @@
 """The page at ``/``: a shell without anyone's data, and the parts that it asks for."""
 
+import math
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -9,7 +10,7 @@ from farm.errors import FarmError, NotFound
 from farm.gateway.dependencies import Dependencies, Deps, Reader
 from farm.gateway.page import views
 from farm.gateway.page.rendering import STATIC, fragment, shell
-from farm.gateway.routes.jobs import Cursor, images
+from farm.gateway.routes.jobs import MAX_PAGE, Cursor, images
 from farm.job import Priority, check_job_id
 from farm.sinks.protocol import Source
 from farm.spec import PARAMETERS
@@ -133,8 +134,9 @@ def newest(request: Request, deps: Deps, tenant: Reader) -> HTMLResponse:
     for status in deps.queue.jobs(tenant, views.RECENT_JOBS):
         if len(pictures) >= views.PICTURES_PAGE or not status.images.done:
             continue
-        start = str(max(status.tasks.done - views.PICTURES_PAGE, 0))
-        told = images(status.id, deps, tenant, start, views.PICTURES_PAGE)
+        each = max(status.images.done // max(status.tasks.done, 1), 1)  # pictures of a task
+        start = str(max(status.tasks.done - math.ceil(views.PICTURES_PAGE / each), 0))
+        told = images(status.id, deps, tenant, start, MAX_PAGE)
         good = [one for one in told["images"] if one["url"]]
         pictures += [views.shown(status.id, one) for one in reversed(good)]
     return fragment(request, "newest.html", pictures=pictures[: views.PICTURES_PAGE])

@@ -126,6 +126,10 @@ async def _open(request: Request, deps: Dependencies, tenant: str, kind: str) ->
         options = await read_json(request, deps.settings.max_json_bytes)
     elif kind:
         raise WrongType("options come as application/json", field="Content-Type")
+    if "on_error" in request.query_params:
+        raise InvalidInput(
+            "is for a job that comes in one call", field="on_error", hint="leave it out with open"
+        )
     checked = JobOptions.parse(options | _query_options(request))
     record, created = await run_sync(deps.ingest.open, tenant, checked)
     deps.metrics.jobs.labels("open").inc()
