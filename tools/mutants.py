@@ -865,6 +865,18 @@ MUTANTS = (
         "    else\n",
     ),
     Mutant(
+        "a list of tasks that run alone whose job is gone stops every lease",
+        "lease.lua",
+        "if not head or not alive(head) then\n      redis.call('ZREM'",
+        "if head and not alive(head) then\n      redis.call('ZREM'",
+    ),
+    Mutant(
+        "a job that is gone stays listed with tasks that run alone",
+        "lease.lua",
+        "      redis.call('ZREM', suspects_key(checkpoint), job)\n    elseif",
+        "    elseif",
+    ),
+    Mutant(
         "a tenant may work in any number of lanes",
         "parts/lane_use.lua",
         "  return lanes <= MAX_TENANT_LANES\n",

@@ -177,3 +177,11 @@ def test_a_job_listed_with_tasks_that_run_alone_for_nothing_is_found(
     queue.client.zadd("{farm}:suspects:1", {job: 1})
     [finding] = queue.check()
     assert "none that may start" in finding
+
+
+def test_what_is_listed_to_run_alone_and_is_gone_stops_no_lease(bench: Bench, queue: Queue) -> None:
+    """An earlier farm listed tasks here, not jobs."""
+    job = bench.submit(1)
+    queue.client.zadd("{farm}:suspects:1", {f"{job}/0/0": 1, bench.header().job: 2})
+    assert [lease.job for lease in bench.lease(bench.session())] == [job]
+    assert queue.client.exists("{farm}:suspects:1") == 0

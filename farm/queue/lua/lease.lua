@@ -88,7 +88,9 @@ for _, checkpoint in ipairs(checkpoints) do
   local jobs = redis.call('ZRANGE', suspects_key(checkpoint), 0, MAX_SUSPECTS - 1)
   for _, job in ipairs(jobs) do
     local head = read_job(job)
-    if overdue(head) then
+    if not head or not alive(head) then
+      redis.call('ZREM', suspects_key(checkpoint), job)
+    elseif overdue(head) then
       expire_job(job, head)
     elseif head.class <= lowest then
       local names, records = read_suspects(job, checkpoint)
