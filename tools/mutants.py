@@ -915,8 +915,14 @@ MUTANTS = (
     Mutant(
         "a lane from before lanes were counted is forgotten",
         "parts/lane_use.lua",
-        "    redis.call('HSETNX', P .. 'lane:jobs', lane, 1)\n",
+        "  if redis.call('HEXISTS', key, lane) == 0 then return false end\n",
         "",
+    ),
+    Mutant(
+        "the next job of a lane from before lanes were counted is its first",
+        "parts/lane_use.lua",
+        "    if redis.call('HEXISTS', P .. 'lane:jobs', lane) == 1 then",
+        "    if true then",
     ),
     Mutant(
         "the lanes of a job that was put back are not its own",

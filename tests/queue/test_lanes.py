@@ -107,13 +107,18 @@ def test_the_planner_sees_some_of_very_many_lanes(bench: Bench, queue: Queue) ->
     assert seen[0] != seen[1], "another time it sees others"
 
 
-def test_a_lane_from_before_lanes_were_counted_stays(bench: Bench, queue: Queue) -> None:
-    old = submit(bench, SIZES[:1])
+@pytest.mark.parametrize("newer", [0, 1])
+def test_a_lane_from_before_lanes_were_counted_stays(
+    newer: int, bench: Bench, queue: Queue
+) -> None:
+    old = [submit(bench, SIZES[:1]) for _ in range(3)]
     queue.client.delete("{farm}:lane:jobs")
-    queue.cancel(submit(bench, SIZES[:1]), "ann")
+    for job in [*old[:2], *(submit(bench, SIZES[:1]) for _ in range(newer))]:
+        queue.cancel(job, "ann")
     bench.advance(31 * 86400)
     queue.tick()
-    assert [lease.job for lease in bench.lease(bench.session())] == [old]
+    assert queue.jobs("ann")[0].id == old[2], "the others are past their retention"
+    assert [lease.job for lease in bench.lease(bench.session())] == [old[2]]
 
 
 def test_lanes_of_a_job_that_was_put_back_are_its_own(bench: Bench, queue: Queue) -> None:

@@ -37,9 +37,10 @@ local function use_lanes(job, tenant, lanes)
   redis.call('HSET', key, 'ln', (listed and listed .. ',' or '') .. table.concat(fresh, ','))
   for _, lane in ipairs(fresh) do
     redis.call('HINCRBY', P .. 'busy-lanes:' .. tenant, lane, 1)
-    -- A lane from before lanes were counted is never forgotten: its older jobs are not in the count.
-    redis.call('HSETNX', P .. 'lane:jobs', lane, 1)
-    redis.call('HINCRBY', P .. 'lane:jobs', lane, 1)
+    -- A lane from before lanes were counted has no count, and is never forgotten.
+    if redis.call('HEXISTS', P .. 'lane:jobs', lane) == 1 then
+      redis.call('HINCRBY', P .. 'lane:jobs', lane, 1)
+    end
   end
 end
 
@@ -50,7 +51,9 @@ local function reuse_lanes(job, tenant)
   end)
 end
 
+-- One job fewer; returns whether it was the last. What is not counted has no last one.
 local function lower(key, lane)
+  if redis.call('HEXISTS', key, lane) == 0 then return false end
   if redis.call('HINCRBY', key, lane, -1) > 0 then return false end
   redis.call('HDEL', key, lane)
   return true
