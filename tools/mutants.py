@@ -991,6 +991,24 @@ MUTANTS = (
         "",
     ),
     Mutant(
+        "a piece that is sent again does not keep its job open",
+        "append.lua",
+        "  redis.call('ZADD', P .. 'opened', 'XX', now, job)",
+        "",
+    ),
+    Mutant(
+        "a job that is opened again is not kept open",
+        "open.lua",
+        "  redis.call('ZADD', P .. 'opened', 'XX', now, known[1])\n",
+        "",
+    ),
+    Mutant(
+        "a piece that is sent again opens a closed job",
+        "append.lua",
+        "'opened', 'XX', now",
+        "'opened', now",
+    ),
+    Mutant(
         "a closed job counts as open",
         "close.lua",
         "redis.call('ZREM', P .. 'opened', job)\n",

@@ -32,6 +32,26 @@ def test_an_open_job_whose_rest_does_not_come_is_cancelled_and_says_so(
         queue.append(header.job, 2, "c" * 64, bench.tasks(1, first=4))
 
 
+@pytest.mark.parametrize("how", ["open", "append"])
+def test_a_client_that_goes_on_with_a_job_has_all_its_time_again(
+    how: str, bench: Bench, queue: Queue
+) -> None:
+    header = bench.header(idempotency_key="mine")
+    queue.open(header)
+    queue.append(header.job, 0, "a" * 64, bench.tasks(2))
+    bench.advance(23 * HOUR)
+    if how == "open":
+        assert queue.open(bench.header(idempotency_key="mine")).job == header.job
+    else:
+        assert not queue.append(header.job, 0, "a" * 64, bench.tasks(2))
+    bench.advance(2 * HOUR)
+    queue.tick()
+    assert queue.status(header.job, "ann").state is JobState.OPEN
+    queue.close(header.job, 1)
+    assert not queue.append(header.job, 0, "a" * 64, bench.tasks(2))
+    assert queue.client.exists("{farm}:opened") == 0
+
+
 def test_how_long_a_job_may_be_open_is_a_setting(bench: Bench, queue: Queue) -> None:
     queue.keep(retention_days=30, open_hours=0.5)
     header = bench.header()

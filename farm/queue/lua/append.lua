@@ -12,7 +12,10 @@ local job, piece, sha256 = ARGV[1], ARGV[2], ARGV[3]
 local head = read_job(job)
 if not head then return refuse('NOTFOUND', 'there is no job ' .. job) end
 local known = redis.call('HGET', P .. 'pieces:' .. job, piece)
-if known == sha256 then return 0 end
+if known == sha256 then
+  redis.call('ZADD', P .. 'opened', 'XX', now, job) -- a client that goes on sends it all again
+  return 0
+end
 local restored = known == ''
 if known and not restored then
   return refuse('CONFLICT', 'piece ' .. piece .. ' of job ' .. job

@@ -10,7 +10,10 @@
 if not aof_rewritten() then return refuse('REWRITE', 'the server was restarted') end
 local known, refused = find_submitted(ARGV[1], ARGV[2], ARGV[3], ARGV[4])
 if refused then return refused end
-if known then return known end
+if known then
+  redis.call('ZADD', P .. 'opened', 'XX', now, known[1])
+  return known
+end
 redis.call('ZADD', P .. 'opened', now, ARGV[1])
 open_job(ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7])
 event(ARGV[1], 'open')

@@ -7,7 +7,7 @@
 --   ended            sorted set: job -> when it ended (ms)
 --   retrying         set: jobs with failures that are still to be queued again
 --   deadlines        sorted set: job -> deadline (ms)
---   opened           sorted set: open job -> when its last piece came in (ms)
+--   opened           sorted set: open job -> when a piece last came in, new or again (ms)
 --   text:<job>       hash: number -> chunk as JSON, of small jobs only
 --   pieces:<job>     hash: piece -> sha256 of its content
 
