@@ -973,6 +973,12 @@ MUTANTS = (
         "while true do",
     ),
     Mutant(
+        "a lease ends any number of lanes of tasks that run alone",
+        "lease.lua",
+        "if dropped <= MAX_DROPPED then dropped = dropped + expire_job(job, head) end",
+        "expire_job(job, head)",
+    ),
+    Mutant(
         "an open job stays open for ever",
         "tick.lua",
         "    dropped = dropped + cancel_job(job, head,",

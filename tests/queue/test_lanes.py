@@ -162,6 +162,28 @@ def test_one_lease_ends_only_so_much(bench: Bench, queue: Queue) -> None:
     assert [lease.lane for lease in queue.held(session) if lease.lane] == [str(LANE)]
 
 
+def test_one_lease_ends_only_so_many_jobs_with_tasks_that_run_alone(
+    bench: Bench, queue: Queue
+) -> None:
+    deadline = (datetime.now(UTC) + timedelta(seconds=60)).isoformat()
+    jobs = [submit(bench, SIZES[:MAX_ROWS], deadline=deadline) for _ in range(4)]
+    session = bench.session()
+    for _ in jobs:
+        bench.lease(session, limit=MAX_ROWS)
+    queue.end(session, "crash")
+    for _ in jobs:
+        bench.advance(1)
+        queue.tick()
+    session = bench.session()
+    queue.heartbeat(session, 1000, {}, {}, 10 * MS)
+    bench.advance(61)
+    expired = []
+    for _ in range(2):
+        bench.lease(session)
+        expired.append(sum(queue.status(job, "ann").tasks.expired > 0 for job in jobs))
+    assert expired == [2, 4]
+
+
 def test_a_busy_lane_that_is_not_counted_is_found_and_repaired(bench: Bench, queue: Queue) -> None:
     job = submit(bench, SIZES[:2])
     queue.client.delete("{farm}:busy-lanes:1")

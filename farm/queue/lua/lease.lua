@@ -83,7 +83,7 @@ end
 
 -- 2. Tasks that run alone. A session that holds nothing takes one. As long as there are more of
 -- them than sessions that drain for one, this session starts to drain.
-local suspects = 0
+local suspects, dropped = 0, 0 -- tasks; lanes of jobs that have expired
 for _, checkpoint in ipairs(checkpoints) do
   local jobs = redis.call('ZRANGE', suspects_key(checkpoint), 0, MAX_SUSPECTS - 1)
   for _, job in ipairs(jobs) do
@@ -91,7 +91,7 @@ for _, checkpoint in ipairs(checkpoints) do
     if not head or not alive(head) then
       redis.call('ZREM', suspects_key(checkpoint), job)
     elseif overdue(head) then
-      expire_job(job, head)
+      if dropped <= MAX_DROPPED then dropped = dropped + expire_job(job, head) end
     elseif head.class <= lowest then
       local names, records = read_suspects(job, checkpoint)
       for _, name in ipairs(names) do
