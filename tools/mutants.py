@@ -63,8 +63,8 @@ MUTANTS = (
     Mutant(
         "an append takes a piece with other content for the same",
         "append.lua",
-        "if known == sha256 then return 0 end",
-        "if known then return 0 end",
+        "if known == sha256 then\n",
+        "if known then\n",
     ),
     Mutant(
         "a closed job takes more tasks",
@@ -977,6 +977,12 @@ MUTANTS = (
         "lease.lua",
         "if dropped <= MAX_DROPPED then dropped = dropped + expire_job(job, head) end",
         "expire_job(job, head)",
+    ),
+    Mutant(
+        "a lane that was forgotten stops a check",
+        "check_lanes.lua",
+        "  if not checkpoint_of(lane) then return end\n",
+        "",
     ),
     Mutant(
         "an open job stays open for ever",

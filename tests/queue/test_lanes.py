@@ -184,6 +184,29 @@ def test_one_lease_ends_only_so_many_jobs_with_tasks_that_run_alone(
     assert expired == [2, 4]
 
 
+def test_a_check_looks_at_fewer_lanes_in_a_call_if_there_are_many_tenants(
+    bench: Bench, queue: Queue
+) -> None:
+    submit(bench, SIZES[:6])
+
+    def calls() -> int:
+        before = queue.client.info("commandstats")["cmdstat_evalsha"]["calls"]
+        assert queue.check() == []
+        return int(queue.client.info("commandstats")["cmdstat_evalsha"]["calls"] - before)
+
+    few = calls()
+    queue.client.hset("{farm}:tenant:texts", mapping={str(at): "" for at in range(2, 3000)})
+    assert calls() == few + 2, "two lanes in a call, not all six"
+
+
+def test_a_lane_that_is_forgotten_during_a_check_is_not_looked_at(
+    bench: Bench, queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit(bench, SIZES[:1])
+    monkeypatch.setattr(queue.client, "hkeys", lambda key: ["1", "99"])
+    assert queue.check() == []
+
+
 def test_a_busy_lane_that_is_not_counted_is_found_and_repaired(bench: Bench, queue: Queue) -> None:
     job = submit(bench, SIZES[:2])
     queue.client.delete("{farm}:busy-lanes:1")
