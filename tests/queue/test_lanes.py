@@ -207,6 +207,18 @@ def test_a_lane_that_is_forgotten_during_a_check_is_not_looked_at(
     assert queue.check() == []
 
 
+def test_a_job_of_more_lanes_than_one_may_have_now_is_cancelled(
+    bench: Bench, queue: Queue
+) -> None:
+    """As an earlier farm took it."""
+    job = submit(bench, SIZES[:1])
+    lanes = ",".join(map(str, range(1, 20_000)))
+    queue.client.hset(f"{{farm}}:job:{job}", "ln", lanes)
+    queue.client.hset("{farm}:lane:checkpoints", mapping=dict.fromkeys(lanes.split(","), 1))
+    assert queue.cancel(job, "ann") is JobState.CANCELLED
+    assert queue.backlog() == []
+
+
 def test_a_busy_lane_that_is_not_counted_is_found_and_repaired(bench: Bench, queue: Queue) -> None:
     job = submit(bench, SIZES[:2])
     queue.client.delete("{farm}:busy-lanes:1")

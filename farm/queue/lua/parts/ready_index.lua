@@ -190,13 +190,11 @@ local function drop_ready(job, head)
     redis.call('ZREM', suspects_key(checkpoint), job)
     redis.call('UNLINK', alone_key(job, checkpoint))
   end)
-  local lanes, fields = 0, {}
+  local lanes = 0
   each_lane(job, function(lane)
     lanes = lanes + 1
-    fields[#fields + 1] = 'h' .. lane
-    fields[#fields + 1] = 'r' .. lane
+    redis.call('HDEL', P .. 'job:' .. job, 'h' .. lane, 'r' .. lane)
   end)
-  if lanes > 0 then redis.call('HDEL', P .. 'job:' .. job, unpack(fields)) end
   return lanes
 end
 
