@@ -8,11 +8,10 @@ from redis.exceptions import RedisError
 from farm.job import TaskDraft, check_job_id
 from farm.queue import encoding
 from farm.queue.connection import explain
+from farm.queue.constants import PATIENCE_MS
 from farm.queue.messages import JobHeader, Restored, Submitted
 from farm.queue.script_runner import ScriptRunner
 from farm.spec import Lane
-
-LANES_SECONDS = 86_400  # that the lanes of an open job are remembered after its last piece
 
 
 class Submissions(ScriptRunner):
@@ -44,10 +43,11 @@ class Submissions(ScriptRunner):
         pipe = self.client.pipeline()
         for name in names:
             pipe.sadd(key, name)
-        pipe.expire(key, LANES_SECONDS)
         pipe.scard(key)
         try:
-            *added, _, count = pipe.execute()
+            patience = self.client.hget(f"{self._prefix}server", "patience")
+            pipe.pexpire(key, int(patience or PATIENCE_MS))  # as long as the job may stay open
+            *added, count, _ = pipe.execute()
             if count <= most:
                 return True
             if fresh := [name for name, new in zip(names, added, strict=True) if new]:

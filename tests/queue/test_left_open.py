@@ -1,7 +1,7 @@
 """A job whose rest never comes, and a server's clock that is set back."""
 
 import pytest
-from queue_bench import MS, Bench
+from queue_bench import LANE, MS, Bench
 
 from farm.errors import JobCancelled
 from farm.job import JobState
@@ -50,6 +50,16 @@ def test_a_client_that_goes_on_with_a_job_has_all_its_time_again(
     queue.close(header.job, 1)
     assert not queue.append(header.job, 0, "a" * 64, bench.tasks(2))
     assert queue.client.exists("{farm}:opened") == 0
+
+
+def test_an_open_jobs_lanes_are_remembered_for_as_long_as_it_may_be_open(
+    bench: Bench, queue: Queue
+) -> None:
+    for hours in (24, 72):
+        queue.keep(retention_days=30, open_hours=hours)
+        queue.note_lanes(bench.header().job, {LANE}, 1)
+    left = [queue.client.ttl(key) for key in queue.client.scan_iter("{farm}:lanes-of:*")]
+    assert [round(seconds / HOUR) for seconds in sorted(left)] == [24, 72]
 
 
 def test_how_long_a_job_may_be_open_is_a_setting(bench: Bench, queue: Queue) -> None:
