@@ -5,6 +5,7 @@ import json
 import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence, Set
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 from farm.errors import Conflict, FarmError, NotFound
@@ -19,6 +20,7 @@ from farm.store import Store, keys
 from farm.verify.compare import Comparison, Counts, Difference, Kind, Part
 
 SIGN_SECONDS = 2.0  # between two lines
+SETTLED = timedelta(hours=2)  # after a job was cancelled; twice a publisher's patience
 DAMAGED = {Kind.MISSING, Kind.WRONG_SIZE, Kind.WRONG_SHA256}
 
 
@@ -75,7 +77,7 @@ class Verifier:
         return self._comparison.counts.done if self._comparison else 0
 
     def repair(self, differences: Sequence[Difference]) -> Repaired:
-        """Remove orphans, write lost parts again where what is stored gives the same bytes, and
+        """Remove orphans (of a cancelled job, once its workers are done with it), write lost parts again where what is stored gives the same bytes, and
         have the pictures of lost and damaged objects made again as a new generation.
 
         Raises:
@@ -89,10 +91,12 @@ class Verifier:
         mended: list[Difference] = []
         damaged: dict[int, list[Difference]] = {}
         data = keys.all_data(job)
+        settled = _settled(now)
         for one in differences:
             if one.kind is Kind.ORPHAN:
-                self._store.delete(one.subject)
-                mended.append(one)
+                if settled:
+                    self._store.delete(one.subject)
+                    mended.append(one)
             elif one.kind in (Kind.PART_MISSING, Kind.PART_CHANGED) and self._write_part(one):
                 mended.append(one)
             elif one.kind in DAMAGED and one.task is not None and one.subject.startswith(data):
@@ -178,6 +182,14 @@ class Verifier:
         chunk = Chunk.model_validate_json(text)
         place = TaskPlace.of(chunk, task.generation)
         return self._sink.stored_pictures(place, chunk, set(rows_of(chunk)))
+
+
+def _settled(status: JobStatus) -> bool:
+    """Whether what nothing lists will never be listed: the workers of a job that was cancelled may
+    still store what they had in hand, and list it last."""
+    if status.state is not JobState.CANCELLED:
+        return True
+    return status.ended_at is not None and datetime.now(UTC) - status.ended_at > SETTLED
 
 
 def report(verifier: Verifier, *, repair: bool) -> Iterator[str]:

@@ -192,6 +192,22 @@ def test_pictures_of_a_cancelled_job_are_listed_fetched_and_verified(
     assert gateway.queue.check() == []
 
 
+def test_what_a_worker_may_still_list_is_not_removed(gateway: Gateway, farm: Farm) -> None:
+    """It stores the pictures of a job that was cancelled before the part that lists them."""
+    job = farm.submit("a boat")
+    job.cancel()
+    gateway.store.put(picture(job, 0), b"x")
+    for hours in (0, 1.9):
+        ended = datetime.now(UTC) - timedelta(hours=hours)
+        gateway.queue.client.hset(f"{{test}}:job:{job.id}", "e", int(ended.timestamp() * 1000))
+        assert job.verify(repair=True).left == 1
+        assert gateway.store.size(picture(job, 0)) == 1
+    ended -= timedelta(hours=0.2)
+    gateway.queue.client.hset(f"{{test}}:job:{job.id}", "e", int(ended.timestamp() * 1000))
+    assert job.verify(repair=True).left == 0
+    assert gateway.store.size(picture(job, 0)) is None
+
+
 def test_what_can_be_mended_is_mended_where_pictures_cannot_be_made_again(
     gateway: Gateway, farm: Farm, fake_worker: FakeWorker
 ) -> None:
