@@ -13,7 +13,7 @@ from farm.queue import Queue, Submitted
 
 
 def everything(client: "redis.Redis") -> dict[str, Any]:
-    """Everything that the server holds, except when a session was last seen."""
+    """Everything that the server holds, except when sessions and open jobs were last heard of."""
     readers: dict[str, Callable[[str], Any]] = {
         "hash": client.hgetall,
         "set": client.smembers,
@@ -27,8 +27,8 @@ def everything(client: "redis.Redis") -> dict[str, Any]:
         held[key] = readers[str(client.type(key))](key)
         if ":session:" in key:
             held[key].pop("seen", None)
-        if key.endswith(":sessions"):
-            held[key] = [session for session, _ in held[key]]
+        if key.endswith((":sessions", ":opened")):
+            held[key] = {name for name, _ in held[key]}
         if key.endswith(":ticked"):
             del held[key]
     return held
