@@ -20,6 +20,7 @@ from farm.queue import JobHeader, Queue, connect
 from farm.scheduler.scheduler import Scheduler
 from farm.spec import Lane, RenderRequest
 from farm.store import Store, keys, open_store
+from farm_workers.publisher.publisher import Event, Publisher
 from farm_workers.worker import queue_session
 from farm_workers.worker import worker as worker_module
 from farm_workers.worker.settings import WorkerSettings
@@ -220,6 +221,33 @@ def test_a_cancelled_job_leaves_the_engine(farm: Farm) -> None:
     assert engine.cancelled
     assert len(engine.rendered) <= 4
     assert farm.state(job) is JobState.CANCELLED
+
+
+def test_a_task_that_is_done_when_its_job_is_cancelled_is_listed(
+    farm: Farm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker hears of the cancellation before it hears of the task's end."""
+    monkeypatch.setattr(queue_session, "HEARTBEAT_SECONDS", 0.05)
+    told, poll = threading.Event(), Publisher.poll
+
+    def late(publisher: Publisher, timeout: float) -> list[Event]:
+        events = poll(publisher, timeout)
+        if any(event.kind == "finished" for event in events):
+            told.wait(20)
+        return events
+
+    monkeypatch.setattr(Publisher, "poll", late)
+    farm.start()
+    job = farm.submit("a")
+    leases = farm.workers[0][0]._leases
+    until(lambda: any(task.closed for task in leases.tasks.values()))
+    assert farm.queue.cancel(job, TENANT) is JobState.CANCELLED
+    beat = farm.queue.sessions()[0].stats["beat"]
+    until(lambda: farm.queue.sessions()[0].stats["beat"] >= beat + 3)
+    told.set()
+    until(lambda: not leases.tasks)
+    assert farm.queue.status(job, TENANT).images.done == 1
+    assert [row.render for row in farm.rows(job)] == [0]
 
 
 def test_progress_counts_pictures_inside_a_task(farm: Farm) -> None:

@@ -166,18 +166,20 @@ class Publisher:
                 work = StoreSuccess(next(self._numbers), task.number, job, key, data)
                 self._upload(PendingUpload(work, urgent=True))
 
-    def cut_short(self, task: LeasedTask) -> None:
-        """End a task whose job was cancelled with the pictures that were handed over by now; a
-        task that has none is dropped."""
+    def cut_short(self, task: LeasedTask) -> bool:
+        """End a task whose job was cancelled with the pictures that were handed over by now; one
+        that has none is dropped, and only then True is returned."""
         with self._changed:
-            if task.cut_short or not self._open(task):
-                return
-            task.cut_short = True
+            known, task.cut_short = task.cut_short, True
+            if known or not self._open(task):  # one that has ended is reported as it is
+                return False
+            whole = len(task.rows) == task.pictures  # it is on its way already
             task.pictures = task.handed_over
             if not task.pictures:
                 self._close(task)
-            elif len(task.rows) == task.pictures:
+            elif not whole and len(task.rows) == task.pictures:
                 self._store_task(task)
+            return not task.pictures
 
     def drop(self, task: LeasedTask) -> None:
         """Forget a task: what has not begun to be uploaded never is, and no event follows."""

@@ -232,8 +232,7 @@ class QueueSession:
     def _cut_short(self, task: LeasedTask) -> None:
         """Its job was cancelled: what is made stays, and the queue takes a receipt of that."""
         self._publisher.lease_until(task, self._lease_end)
-        self._publisher.cut_short(task)
-        if task.closed:  # there is nothing of it
+        if self._publisher.cut_short(task):  # there is nothing of it
             self._leases.remove(task)
         self._leases.engines_wanted.set()
 
