@@ -19,6 +19,7 @@ from farm.errors import (
     QueueFull,
     RejectedRender,
     TooLarge,
+    Unavailable,
 )
 from farm.ingest.adapters import Adapters
 from farm.ingest.assets import Assets
@@ -207,6 +208,8 @@ class Ingest:
                     names=names,
                     columns=entry.line is not None,
                 )
+            except Unavailable:  # of the store: the render is not to blame, and may be sent again
+                raise
             except FarmError as error:
                 rejected.append(RejectedRender(render, placed(error, entry)))
             else:

@@ -290,6 +290,18 @@ def test_what_the_queue_may_have_taken_stays_in_the_store(
     assert len(list(store.list(""))) == 2
 
 
+def test_a_store_that_is_away_for_a_moment_rejects_no_render(
+    ingest: Ingest, queue: FakeQueue, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "list", fails_at(store.list, 1))
+    renders = [*entries(1, adapters=[{"adapter": "mine", "scale": 1}]), *entries(2)]
+    with pytest.raises(Unavailable):
+        ingest.submit("t", OPTIONS, renders)
+    assert queue.tasks == {}
+    [refused] = ingest.submit("t", OPTIONS, renders).rejected
+    assert "mine" in str(refused.error), "the store answers: there is no such adapter"
+
+
 def test_an_interrupted_long_job_goes_on_where_it_stopped(
     queue: FakeQueue, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -311,16 +323,16 @@ def test_an_interrupted_long_job_goes_on_where_it_stopped(
     assert (again.job, again.created) == (submission.job, False)
 
 
-def fails_at(real: Callable[..., bool], call: int) -> Callable[..., bool]:
+def fails_at(real: Callable[..., Any], call: int) -> Callable[..., Any]:
     calls = []
 
-    def append(*given: Any) -> bool:
+    def failing(*given: Any) -> Any:
         calls.append(given)
         if len(calls) == call:
             raise Unavailable("lost")
         return real(*given)
 
-    return append
+    return failing
 
 
 def test_a_seed_comes_from_the_job_and_the_place(ingest: Ingest, store: Store) -> None:
