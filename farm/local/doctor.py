@@ -131,7 +131,9 @@ def amiss(queue: Queue, store: Store) -> list[str]:
 def _unlike(queue: Queue, store: LocalStore) -> Iterator[str]:
     """Jobs that the queue does not have as the store has them."""
     listed: dict[str, dict[str, JobStatus]] = {}
-    for job in recent(store):
+    # What the gateway has set, which need not be what this process's environment says.
+    days = queue.retention_days() or load(KeepingSettings).retention_days
+    for job in recent(store, days):
         try:
             record = JobRecord.model_validate_json(store.get(keys.header(job)))
         except ValueError:
@@ -156,9 +158,9 @@ def _all_jobs(queue: Queue, tenant: str) -> Iterator[JobStatus]:
         before = page[-1].id
 
 
-def recent(store: LocalStore) -> Iterator[str]:
-    """Jobs in the store that the queue has not forgotten for their age."""
-    since = job_id(time.time() - (load(KeepingSettings).retention_days - 1) * 86400)
+def recent(store: LocalStore, days: float) -> Iterator[str]:
+    """Jobs in the store that the queue, which keeps them for so long, cannot have forgotten."""
+    since = job_id(time.time() - (days - 1) * 86400)
     for job in store.jobs():
         if is_job_id(job) and job > since:
             yield job

@@ -188,6 +188,14 @@ class Queue(Submissions, WorkerSessions):
         except RedisError as error:
             raise explain(error) from error
 
+    def retention_days(self) -> float | None:
+        """How long ended jobs are known, as ``keep`` set it; None if nothing has."""
+        try:
+            kept: Any = self.client.hget(f"{self._prefix}server", "retention")
+        except RedisError as error:
+            raise explain(error) from error
+        return int(kept) / 86_400_000 if kept else None
+
     def check(self, *, repair: bool = True) -> list[str]:
         """Recount every job and compare the indexes with it; a line for each finding.
 

@@ -1,6 +1,7 @@
 """``farm doctor`` on a running gateway, and with each part amiss."""
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,9 +10,11 @@ from fake_worker import FakeWorker
 from harness import Gateway
 
 from farm.cli.app import run
+from farm.job import JobOptions, job_id
 from farm.local import doctor as doctor_module
-from farm.local.doctor import Health, Patient, examine
+from farm.local.doctor import Health, Patient, amiss, examine
 from farm.queue import notice
+from farm.store import keys
 from farm.store.local import LocalStore
 
 
@@ -114,6 +117,19 @@ def test_little_memory_and_what_was_killed_for_it_are_told(
     found, text = health(patient, "workers")
     assert found is Health.FAIL
     assert "memory is short" in text
+
+
+def test_a_job_that_the_queue_has_forgotten_for_its_age_is_not_missed(
+    gateway: Gateway, tmp_path: Path
+) -> None:
+    """Whatever this process's environment says of that age."""
+    store, days = LocalStore(tmp_path / "old"), 86_400
+    record, _ = gateway.app_deps.ingest.open("ann", JobOptions())
+    record = record.model_copy(update={"job": job_id(time.time() - 5 * days)})
+    store.put(keys.header(record.job), record.model_dump_json().encode())
+    for kept, missed in ((2, []), (7, [f"it does not know job {record.job}"])):
+        gateway.queue.keep(retention_days=kept, open_hours=24)
+        assert amiss(gateway.queue, store) == missed
 
 
 def test_a_store_that_lets_several_writers_win_fails(
