@@ -108,10 +108,13 @@ def test_little_memory_and_what_was_killed_for_it_are_told(
 ) -> None:
     for name, size in (("max", 2**30), ("current", 2**30 - 2**20)):
         (tmp_path / f"memory.{name}").write_text(f"{size}\n")
+    (tmp_path / "memory.stat").write_text(f"anon {2**30 - 2**20}\ninactive_file 0\n")
     monkeypatch.setattr(doctor_module, "_CGROUP", str(tmp_path / "memory"))
     found, text = health(patient, "memory")
     assert found is Health.FAIL
     assert text.startswith("0.0 of 1.0 GiB free")
+    (tmp_path / "memory.stat").write_text(f"anon {2**20}\ninactive_file {2**30 - 2**21}\n")
+    assert health(patient, "memory") == (Health.OK, "1.0 of 1.0 GiB free (None)")
     monkeypatch.setenv("FARM_NAME", gateway.queue.farm)
     notice.post(gateway.queue, "a worker on host-1 was killed because memory is short there")
     found, text = health(patient, "workers")
