@@ -347,10 +347,13 @@ def free_port(preferred: int = 0) -> int:
 
 
 def _reserve(port: int) -> bool:
-    """Whether this process now holds the lock on a port."""
+    """Whether this process now holds the lock on a port, or no lock can be kept."""
     folder = Path(short_temp()) / f"farm-ports-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    file = (folder / str(port)).open("ab")
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        file = (folder / str(port)).open("ab")
+    except OSError:  # a full disk, or another user's folder; the port is free all the same
+        return True
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

@@ -14,6 +14,7 @@ import pytest
 
 from farm import machine
 from farm.errors import InvalidCheckpoint, InvalidInput, Unavailable
+from farm.local import embedded
 from farm.local.embedded import Embedded, Plan, answers, free_port
 from farm.paths import make_private
 
@@ -160,6 +161,15 @@ def test_what_a_farm_keeps_is_for_its_user_only_whatever_was_there(tmp_path: Pat
         os.umask(before)
     for name, mode in (("store", 0o700), ("run", 0o700), ("secret", 0o600)):
         assert (tmp_path / name).stat().st_mode & 0o777 == mode, name
+
+
+def test_a_port_is_found_where_no_lock_can_be_kept(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    tries = iter([str(tmp_path / "file")] * 100)  # so that a search without an end fails
+    monkeypatch.setattr(embedded, "short_temp", lambda: next(tries))
+    assert free_port() in range(*embedded.PORTS)
 
 
 def test_processes_that_start_at_once_never_reserve_the_same_port() -> None:
