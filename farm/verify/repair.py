@@ -77,8 +77,9 @@ class Verifier:
         return self._comparison.counts.done if self._comparison else 0
 
     def repair(self, differences: Sequence[Difference]) -> Repaired:
-        """Remove orphans (of a cancelled job, once its workers are done with it), write lost parts again where what is stored gives the same bytes, and
-        have the pictures of lost and damaged objects made again as a new generation.
+        """Remove orphans, of a cancelled job once its workers are done with it; write lost parts
+        again where what is stored gives the same bytes; and have the pictures of lost and damaged
+        objects made again as a new generation.
 
         Raises:
             Conflict: the pictures of some tasks cannot be made again; the rest was repaired.

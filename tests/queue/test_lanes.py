@@ -207,9 +207,7 @@ def test_a_lane_that_is_forgotten_during_a_check_is_not_looked_at(
     assert queue.check() == []
 
 
-def test_a_job_of_more_lanes_than_one_may_have_now_is_cancelled(
-    bench: Bench, queue: Queue
-) -> None:
+def test_a_job_of_more_lanes_than_one_may_have_now_is_cancelled(bench: Bench, queue: Queue) -> None:
     """As an earlier farm took it."""
     job = submit(bench, SIZES[:1])
     lanes = ",".join(map(str, range(1, 20_000)))
