@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -170,6 +171,24 @@ def test_a_stopped_worker_is_killed_and_its_tasks_go_on(processes: Processes) ->
     assert errors(farm, job) == {}
     assert "is frozen (T)" in processes.log()
     assert "ended: lost" in processes.log()
+
+
+def test_a_pause_of_reporter_and_worker_alike_is_not_the_workers_silence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """However long it takes, a frozen container is one look without a sign of life."""
+    ours, theirs = os.pipe()
+    os.write(theirs, b"alive\n")
+    looks = [False] * (crash_reporter.LOOKS - 1) + [True] + [False] * crash_reporter.LOOKS
+
+    def look(files: list[int], *_: object) -> tuple[list[int], list[int], list[int]]:
+        return (files if looks.pop(0) else []), [], []
+
+    monkeypatch.setattr(select, "select", look)
+    said = crash_reporter.lines(ours, 30.0)
+    assert [next(said), next(said), looks] == ["alive", None, []]
+    os.close(ours)
+    os.close(theirs)
 
 
 def test_a_worker_that_holds_the_interpreters_lock_for_ever_has_crashed(redis_url: str) -> None:

@@ -40,6 +40,7 @@ GOODBYE = "goodbye"
 ALIVE = "alive"
 ALIVE_SECONDS = 1.0
 FROZEN_SECONDS = 30.0  # three leases
+LOOKS = 10  # in that time; where everything stood still with the reporter, that is one of them
 PATIENCE_SECONDS = 300.0  # with a queue that does not answer
 
 _SESSION = re.compile(r"[0-9a-f]{32}")
@@ -148,11 +149,14 @@ def main() -> int:
 
 def lines(file: int, seconds: float) -> Iterator[str | None]:
     """The lines that are not empty as they come, and None after so many seconds without one."""
-    held = b""
+    held, silent = b"", 0
     while True:
-        if not select.select([file], [], [], seconds)[0]:
-            yield None
+        if not select.select([file], [], [], seconds / LOOKS)[0]:
+            silent += 1
+            if silent % LOOKS == 0:
+                yield None
             continue
+        silent = 0
         data = os.read(file, 65536)
         *whole, held = (held + data).split(b"\n")
         yield from filter(None, (line.decode(errors="replace").strip() for line in whole))
