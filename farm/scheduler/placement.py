@@ -12,6 +12,7 @@ from ray.exceptions import ActorUnavailableError, RayActorError
 
 from farm.addresses import reachable
 from farm.errors import Unavailable
+from farm.scheduler.awake_clock import AwakeClock
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +62,7 @@ class Placement:
         )
         self._address = address
         self._node = ray.get_runtime_context().get_node_id()
+        self._clock = AwakeClock()
         self._nodes_at = 0.0  # when the cluster's nodes are looked at next
         self._actor = actor
         self._report = report
@@ -74,6 +76,7 @@ class Placement:
     def deaths(self) -> list[str]:
         """Sessions whose process has died since the last call; never blocks."""
         dead = []
+        self._clock()
         for worker, place in self._places.items():
             died = None
             try:
@@ -123,12 +126,12 @@ class Placement:
                     place.forget(retry_at=time.monotonic() + RETRY_SECONDS)
                     return str(session)
                 place.session = session
-                place.join()
+                place.join(self._clock())
                 log.info("%s runs, session %s", worker, place.session)
         elif _ready(place.joined):
             ray.get(place.joined)
-            place.join()
-        elif time.monotonic() > place.answers_by:
+            place.join(self._clock())
+        elif self._clock() > place.answers_by:
             log.error("%s is frozen: it is ended, and starts again", worker)
             ray.kill(place.actor, no_restart=False)
             return place.forget()
@@ -158,12 +161,12 @@ class _Place:
         self.asked: Any = None  # pending call for its life
         self.session: str | None = None
         self.joined: Any = None  # pending call that fails when it dies
-        self.answers_by = 0.0  # when that call is late
+        self.answers_by = 0.0  # when that call is late, by the placement's clock
         self.retry_at = 0.0
 
-    def join(self) -> None:
+    def join(self, now: float) -> None:
         self.joined = self.actor.join.remote(JOIN_SECONDS)
-        self.answers_by = time.monotonic() + JOIN_SECONDS + FROZEN_SECONDS
+        self.answers_by = now + JOIN_SECONDS + FROZEN_SECONDS
 
     def forget(self, retry_at: float | None = None) -> str | None:
         """Start over with a new life of the worker; returns the session that ended."""
