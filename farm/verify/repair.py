@@ -64,8 +64,11 @@ class Verifier:
             yield from comparison.task(number, parts, lost.get(number, 0))
             yield None
         images = self.status.images
-        # No list names the tasks whose deadline passed: their pictures are taken as counted.
-        failed = comparison.counts.failed if self.status.tasks.expired else images.failed
+        # No list names the tasks whose deadline passed, nor those of a retry that was cancelled,
+        # whose pictures no longer count as failed: what the parts say is taken as counted.
+        cancelled = self.status.state is JobState.CANCELLED
+        unlisted = cancelled or self.status.tasks.expired
+        failed = comparison.counts.failed if unlisted else images.failed
         complete = self.status.state is JobState.DONE
         yield from comparison.end(
             Counts(images.done, failed), generation=self.status.generation, complete=complete

@@ -192,6 +192,19 @@ def test_pictures_of_a_cancelled_job_are_listed_fetched_and_verified(
     assert gateway.queue.check() == []
 
 
+def test_a_retry_that_is_cancelled_leaves_nothing_amiss(gateway: Gateway, farm: Farm) -> None:
+    job = farm.submit(["a boat", BAD_PROMPT], seed=1)
+    worker = FakeWorker(gateway.queue, gateway.store, INFO)
+    worker.start()
+    job.wait(20, check=False)
+    worker.stop()
+    gateway.queue.retry(job.id, "local")
+    job.cancel()
+    images = job.status().images
+    assert (images.done, images.failed) == (1, 0)
+    assert job.verify().differences == ()
+
+
 def test_what_a_worker_may_still_list_is_not_removed(gateway: Gateway, farm: Farm) -> None:
     """It stores the pictures of a job that was cancelled before the part that lists them."""
     job = farm.submit("a boat")
