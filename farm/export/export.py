@@ -5,6 +5,7 @@ finished groups lies in ``.export``, which goes when the data set is whole.
 """
 
 import json
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -31,6 +32,10 @@ STATE = ".export"  # in the data set's folder while it is not whole
 FETCHED = "fetched"  # in there: what was fetched of the job
 PLAN = "plan.json"
 WHOLE = "_SUCCESS"  # written last
+# Columns of the farm's own; a user's column of that name is only in ``metadata``.
+_TAKEN = frozenset({*FIXED, *PLACES, "image", "tokens"})
+# To the loader ``imagefolder`` these are pictures.
+_FILE_COLUMN = re.compile(r"(.*_)?file_names?")
 
 
 class Plan(NamedTuple):
@@ -121,7 +126,7 @@ def export(plan: Plan, folder: Path, decode: Decode | None) -> Exported:
     """
     source = folder / STATE / FETCHED
     types = column_types(metadata_of(one.row) for one in fetched_pictures(source))
-    types = {name: kind for name, kind in types.items() if name not in FIXED}
+    types = {name: kind for name, kind in types.items() if name not in _TAKEN}
     target = _target(plan, types, decode)
     done: dict[str, list[str]] = {name: [] for name in plan.splits.names}  # groups
     counts = dict.fromkeys(plan.splits.names, 0)
@@ -195,6 +200,7 @@ def _write_lines(folder: Path, split: str, names: list[str], types: dict[str, pa
     """``metadata.jsonl``, in which the loader ``imagefolder`` looks for columns."""
     if not names:
         return
+    types = {name: kind for name, kind in types.items() if not _FILE_COLUMN.fullmatch(name)}
     path = folder / split / "metadata.jsonl"
     draft = path.with_name(f".{path.name}.part")
     with draft.open("w", encoding="utf-8") as out:

@@ -1,0 +1,68 @@
+"""From a fetched job to a data set, without a farm."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from fake_engine import INFO
+
+from farm.export.export import FETCHED, STATE, As, Plan, begin, export
+from farm.export.fetched import MANIFEST
+from farm.export.splits import Splits
+from farm.formats.encoding import encode
+from farm.formats.picture_record import PictureRecord
+from farm.job import Format
+from farm.spec import RenderRequest, canonical_json
+
+TARGETS: list[As] = ["webdataset", "parquet", "imagefolder", "tokens"]
+
+
+def fetch(folder: Path, told: list[dict[str, Any]]) -> None:
+    """A job as it lies in the data set's folder when it is fetched; a picture for each metadata."""
+    source = folder / STATE / FETCHED
+    source.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for render, metadata in enumerate(told):
+        spec = RenderRequest(prompt=f"p {render}").resolve(INFO, seed=render)
+        record = PictureRecord(
+            "j", 0, render, 0, spec, "n", Format.PNG, (), canonical_json(metadata), 0.5
+        )
+        pixels = np.full((32, 32, 3), render, np.uint8)
+        data = encode(pixels, record.facts(np.full((4, 4), render, np.uint16)), Format.PNG)
+        (source / record.file_name).write_bytes(data)
+        lines.append(json.dumps(record.stored_row(record.file_name, data).public()) + "\n")
+    (source / MANIFEST).write_text("".join(lines))
+
+
+def make(folder: Path, plan: Plan, told: list[dict[str, Any]]) -> dict[str, int]:
+    assert begin(plan, folder)
+    fetch(folder, told)
+    return export(plan, folder, None).splits
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_column_of_the_user_never_takes_the_place_of_one_of_the_farm(
+    target: As, tmp_path: Path
+) -> None:
+    own = {
+        "file_name": "COCO_1.jpg", "image": 7, "split": "val", "shard": 3, "file": [1],
+        "mask_file_name": "m.png", "prompt_id": 5, "seed_file_names": ["a"],
+    }  # fmt: skip
+    make(tmp_path / "out", Plan("j", target), [own, {}])
+    manifest = pq.read_table(tmp_path / "out" / "manifest.parquet").to_pylist()
+    assert [row["split"] for row in manifest] == ["train", "train"]
+    for row in manifest:
+        place = tmp_path / "out" / row["shard"]
+        assert (place / row["file"]).is_file() if target == "imagefolder" else place.is_file()
+    assert json.loads(manifest[0]["metadata"]) == own
+    assert [row["prompt_id"] for row in manifest] == [5, None]
+    if target == "imagefolder":
+        loaded = datasets.load_dataset(
+            str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "cache")
+        )
+        assert [image.getpixel((0, 0)) for image in loaded["image"]] == [(0, 0, 0), (1, 1, 1)]
+        assert json.loads(loaded[0]["metadata"]) == own
