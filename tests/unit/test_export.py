@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from fake_engine import INFO
 
+from farm.errors import Conflict
 from farm.export.export import FETCHED, STATE, As, Plan, begin, export
 from farm.export.fetched import MANIFEST
 from farm.export.splits import Splits
@@ -66,3 +67,49 @@ def test_a_column_of_the_user_never_takes_the_place_of_one_of_the_farm(
         )
         assert [image.getpixel((0, 0)) for image in loaded["image"]] == [(0, 0, 0), (1, 1, 1)]
         assert json.loads(loaded[0]["metadata"]) == own
+
+
+def test_overwriting_removes_what_an_export_wrote_and_nothing_else(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    make(out, Plan("j", "imagefolder", Splits.parse("a=0.5,b=0.5")), [{}] * 4)
+    (out / "notes.txt").write_text("mine")
+    (out / "data").mkdir()
+    (out / "data" / "mine.txt").write_text("mine")
+    plan = Plan("k", "tokens")
+    with pytest.raises(Conflict, match="another export"):
+        begin(plan, out)
+    assert begin(plan, out, overwrite=True)
+    left = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    assert left == {"notes.txt", "data/mine.txt", f"{STATE}/plan.json"}
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        b"",
+        b"\xff",
+        b"[]",
+        b'{"job":"j","target":"imagefolder","splits":1}',
+        b'{"job":"j","target":"imagefolder","splits":"../mine=1"}',
+        b'{"job":"j","target":"imagefolder","splits":{"../mine":1}}',
+    ],
+)
+def test_a_file_of_another_program_is_not_taken_for_an_export(told: bytes, tmp_path: Path) -> None:
+    out, mine = tmp_path / "out", tmp_path / "mine"
+    for folder in (out, mine):
+        folder.mkdir()
+        (folder / "_SUCCESS").write_bytes(told)
+    for overwrite in (False, True):
+        with pytest.raises(Conflict, match="not an export's"):
+            begin(Plan("j", "tokens"), out, overwrite=overwrite)
+    assert [path.name for path in (*out.iterdir(), *mine.iterdir())] == ["_SUCCESS"] * 2
+    with pytest.raises(Conflict, match="is a file"):
+        begin(Plan("j", "tokens"), out / "_SUCCESS")
+
+
+def test_splits_in_another_order_are_another_export(tmp_path: Path) -> None:
+    plans = [Plan("j", "tokens", Splits.parse(text)) for text in ("a=0.9,b=0.1", "b=0.1,a=0.9")]
+    assert begin(plans[0], tmp_path / "out")
+    with pytest.raises(Conflict, match="another export"):
+        begin(plans[1], tmp_path / "out")
+    assert begin(plans[0], tmp_path / "out"), "it goes on"
