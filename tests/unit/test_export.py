@@ -113,3 +113,31 @@ def test_splits_in_another_order_are_another_export(tmp_path: Path) -> None:
     with pytest.raises(Conflict, match="another export"):
         begin(plans[1], tmp_path / "out")
     assert begin(plans[0], tmp_path / "out"), "it goes on"
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_an_interrupted_export_leaves_no_drafts(
+    target: As, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, plan = tmp_path / "out", Plan("j", target, shard_size=2)
+    begin(plan, out)
+    fetch(out, [{}] * 4)
+
+    def interrupt(self: Path, target: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        export(plan, out, None)
+    monkeypatch.undo()
+    assert list(out.rglob(".*.part")), "the interrupted call has left one"
+    assert begin(plan, out)
+    export(plan, out, None)
+    assert not list(out.rglob(".*"))
+    make(tmp_path / "other", plan, [{}] * 4)
+    assert _files(out) == _files(tmp_path / "other")
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    found = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
