@@ -59,7 +59,8 @@ def write_card(
         pattern: of the files of a split, with ``{split}`` for its name.
         types: of the users' columns.
     """
-    patterns = {split: pattern.format(split=split) for split in counts}
+    # A pattern without a file makes the whole data set unreadable to ``datasets``.
+    patterns = {split: pattern.format(split=split) for split, count in counts.items() if count}
     kinds = dict.fromkeys(PLACES, pa.string()) | dict(FIXED) | dict(types)
     meanings = {**PLACES, **MEANINGS}
     columns = {name: (kind, meanings.get(name, "the user's own")) for name, kind in kinds.items()}

@@ -141,3 +141,15 @@ def test_an_interrupted_export_leaves_no_drafts(
 def _files(folder: Path) -> dict[str, bytes]:
     found = (path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): path.read_bytes() for path in found}
+
+
+@pytest.mark.parametrize("target", ["parquet", "imagefolder"])
+def test_a_split_without_pictures_does_not_make_the_others_unreadable(
+    target: As, tmp_path: Path
+) -> None:
+    plan = Plan("j", target, Splits.parse("train=0.99,test=0.01"))
+    counts = make(tmp_path / "out", plan, [{}])
+    assert counts == {"train": 1, "test": 0}
+    loaded = datasets.load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))
+    assert {name: len(split) for name, split in loaded.items()} == {"train": 1}
+    assert "| `test` | 0 |" in (tmp_path / "out" / "README.md").read_text()
