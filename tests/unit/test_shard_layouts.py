@@ -131,6 +131,8 @@ def test_tokens_take_two_bytes_each() -> None:
         ([[1], ["a"]], pa.string(), ["[1]", '["a"]']),
         ([[[1]]], pa.string(), ["[[1]]"]),
         ([2**70], pa.string(), [str(2**70)]),
+        ([2**53 + 1, 0.5], pa.float64(), [2.0**53, 0.5]),
+        ([[2**53 + 1, None], [0.5]], pa.list_(pa.float64()), [[2.0**53, None], [0.5]]),
         ([{"a": "ä"}], pa.string(), ['{"a": "ä"}']),
     ],
 )
