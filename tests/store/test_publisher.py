@@ -32,9 +32,9 @@ from farm_workers.publisher.publisher import Event, Publisher
 JOB = "j0-01arz3ndektsv4rrffq69g5fav"
 
 
-def place(number: int = 0, file_format: Format = Format.PNG) -> TaskPlace:
+def place(number: int = 0, file_format: Format = Format.PNG, sink: str = "images") -> TaskPlace:
     data, part = keys.data(JOB, 0), keys.part(JOB, 0, number)
-    return TaskPlace("images", JOB, 0, number, file_format, data, part)
+    return TaskPlace(sink, JOB, 0, number, file_format, data, part)
 
 
 PLACE = place()
@@ -326,6 +326,23 @@ def test_a_store_that_fails_for_good_fails_the_task(
     assert isinstance(failed.error, StoreError)
     assert "do not allow it" in failed.error.message
     assert failed.error.hint
+
+
+def test_a_scratch_disk_that_fails_for_a_while_costs_only_time(
+    open_bench: Callable[..., Bench], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    disk = tmp_path / "disk"
+    disk.touch()  # no folder can be made there
+    bench = open_bench(scratch=disk / "worker")
+    bench.task(pictures=2, place=place(sink="webdataset"))
+    bench.picture(0)
+    said = ""
+    while "cannot wait" not in said:
+        assert bench.publisher.poll(0.05) == []
+        said += capfd.readouterr().err
+    disk.unlink()
+    bench.picture(1)
+    assert bench.receipt().done == 2
 
 
 def test_a_lost_reply_does_not_double_a_picture(
