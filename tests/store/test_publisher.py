@@ -408,6 +408,29 @@ def test_a_dropped_task_is_forgotten(bench: Bench) -> None:
     assert [bench.store.size(bench.key(render)) for render in range(5)] == [None] * 5
 
 
+def test_a_new_process_removes_what_waits_of_a_dropped_task(
+    open_bench: Callable[..., Bench], tmp_path: Path
+) -> None:
+    bench = open_bench(scratch=tmp_path / "scratch")
+    tasks = [bench.task(str(one), place=place(one, sink="webdataset")) for one in range(2)]
+    for number in range(2):
+        bench.picture(number, task=str(number))
+    while sum(task.stored for task in tasks) < 2:
+        bench.publisher.poll(0.05)
+    waiting = tmp_path / "scratch" / "webdataset"
+    assert len(list(waiting.iterdir())) == 2
+    killed = bench.publisher.pid
+    bench.kill()
+    while bench.publisher.pid == killed:
+        time.sleep(0.01)
+    bench.publisher.drop(tasks[0])  # there is no process
+    while bench.publisher.pid is None or list(waiting.glob("*.0")):
+        assert bench.publisher.poll(0.05) == []
+    bench.publisher.drop(tasks[1])  # there is one, which has never heard of it
+    while list(waiting.iterdir()):
+        assert bench.publisher.poll(0.05) == []
+
+
 def test_urgent_pictures_do_not_wait_behind_the_others(
     open_bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
 ) -> None:
