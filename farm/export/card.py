@@ -101,7 +101,8 @@ def write_card(
         *(f"| `{name}` | {kind} | {meaning} |" for name, (kind, meaning) in columns.items()),
     ]
     write_whole(folder / CARD, ("\n".join(lines) + "\n").encode())
-    sha256 = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
+    with (folder / MANIFEST).open("rb") as manifest:
+        sha256 = hashlib.file_digest(manifest, "sha256").hexdigest()
     text = croissant(
         title=title,
         description=description,
