@@ -157,9 +157,9 @@ class SlotAdapters:
     def __setitem__(self, slot: int, adapters: Sequence[Scaled]) -> None:
         """A row's adapters, for which there are buffers; an empty list takes them away."""
         if self._used[slot]:
-            # The other matrix may keep what it has: all its products are with zero.
+            # Both matrices: what has overflowed in one of them is not zero times zero either.
             torch._foreach_zero_(
-                [step[0][slot] for steps in self._buffers.values() for step in steps]
+                [part[slot] for steps in self._buffers.values() for step in steps for part in step]
             )
         targets: list[Tensor] = []
         sources: list[Tensor] = []

@@ -1,0 +1,70 @@
+"""Adapters in a tile of fixed shape, the way of a GPU, on a CPU."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from farm.formats.adapter_file import AdapterLayer
+from farm_workers.engine import Engine
+from farm_workers.engine.amused.adapters import Adapter, LowRank, Scaled, SlotAdapters
+
+CPU = torch.device("cpu")
+QUERY = "transformer_layers.0.attn1.to_q"
+KEY = "transformer_layers.0.attn1.to_k"
+VALUE = "transformer_layers.0.attn1.to_v"
+
+
+class Pass:
+    """One forward pass of some half-slots, always of the same tokens and prompts."""
+
+    def __init__(self, engine: Engine, rows: int = 2) -> None:
+        self.model: Any = engine._model
+        noise = torch.Generator().manual_seed(6)
+        self._tokens = torch.randint(0, 900, (rows, 16), generator=noise)
+        self._packed = torch.randn(rows, 1, self.model.conditioning_size, generator=noise)
+        self.slots = SlotAdapters(rows, CPU, torch.float32)
+
+    def adapter(self, ranks: dict[str, int], *, up: float | None = None) -> list[Scaled]:
+        """Of those layers, random; or with one number throughout."""
+        noise, layers = torch.Generator().manual_seed(len(ranks)), {}
+        for name, rank in ranks.items():
+            inputs, outputs = self.model.adapter_targets[f"transformer.{name}"]
+            down = torch.randn(rank, inputs, generator=noise) / inputs**0.5
+            told = AdapterLayer(f"transformer.{name}", rank, rank, rank, "", "")
+            columns = torch.randn(outputs, rank, generator=noise)
+            if up is not None:
+                columns = torch.full_like(columns, up)
+            layers[name] = LowRank(down, columns, told)
+        return [Scaled(Adapter(layers, {}), 1.0)]
+
+    def put(self, slot: int, adapters: list[Scaled]) -> None:
+        self.slots.reserve(adapters)
+        self.slots[slot] = adapters
+
+    @torch.inference_mode()
+    def features(self, rows: Any = None) -> Tensor:
+        """By the slots, or of the rows' adapters by PEFT's arithmetic."""
+        given, adapters = self.model.bind(self._packed), self.slots if rows is None else rows
+        return self.model.forward(self._tokens, given, (4, 4), adapters)  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def one_pass(engine: Engine) -> Pass:
+    return Pass(engine)
+
+
+@pytest.mark.parametrize("overflown", [float("inf"), float("nan")])
+def test_an_adapter_that_overflowed_leaves_nothing_in_its_half_slot(
+    one_pass: Pass, overflown: float
+) -> None:
+    good, base = one_pass.adapter({QUERY: 4, KEY: 4}), one_pass.features([(), ()])
+    one_pass.put(0, one_pass.adapter({QUERY: 16, VALUE: 4}, up=overflown))
+    one_pass.put(1, good)
+    assert not one_pass.features()[0].isfinite().any()
+    one_pass.slots[0] = ()
+    assert torch.equal(one_pass.features()[0], base[0])
+    one_pass.put(0, good)  # of a lower rank and of other layers
+    expected = one_pass.features([good, good])
+    torch.testing.assert_close(one_pass.features(), expected, rtol=1e-4, atol=1e-4)
