@@ -8,11 +8,11 @@ import pytest
 import torch
 from cases import ASSET, Case, Embeds, draw, row_of, run
 
-from farm.errors import InvalidInput, RenderError
+from farm.errors import InvalidInput, OutOfMemory, RenderError
 from farm_workers.engine import Engine
 from farm_workers.engine import engine as engine_module
 from farm_workers.engine.rng import FarmDraws
-from farm_workers.engine.row import Pending
+from farm_workers.engine.row import Pending, Result
 
 
 def _poisoned(engine: Engine, value: float) -> Case:
@@ -154,6 +154,34 @@ def test_a_picture_of_one_token_is_drawn(engine: Engine, rng: str, steps: int) -
     assert result.tokens is not None
     assert result.tokens.shape == (1, 1)
     assert int(result.tokens[0, 0]) < engine.checkpoint.codebook_size
+
+
+def test_a_row_that_enters_half_way_leaves_the_tile_and_has_one_result(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = engine.checkpoint
+    first, last = (Case(row_of(info, seed=seed, num_inference_steps=4)) for seed in (1, 3))
+    expected = draw(engine, first, last)
+    engine.add(0, first.row)
+    assert not engine.step()
+    (tile,) = (one for one in engine._tiles if one.rows)
+    with monkeypatch.context() as patch:
+        patch.setattr(tile.sampler, "enter", _out_of_memory)
+        engine.add("unlucky", row_of(info, seed=2))
+        results: list[Result] = []
+        while not results:
+            results = engine.step()
+    assert [(done.key, type(done.error)) for done in results] == [("unlucky", OutOfMemory)]
+    assert len(tile.rows) == engine.held == 1
+    engine.add(1, last.row)
+    found = run(engine)
+    for key, done in enumerate(expected):
+        np.testing.assert_array_equal(found.pop(key).tokens, done.tokens)
+    assert not found
+
+
+def _out_of_memory(*_: Any) -> None:
+    raise torch.OutOfMemoryError
 
 
 BROKEN: dict[str, Callable[[Engine], tuple[Any, str]]] = {

@@ -1,14 +1,20 @@
 """Adapters in a tile of fixed shape, the way of a GPU, on a CPU."""
 
-from typing import Any
+import itertools
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import pytest
 import torch
+from cases import row_of
 from torch import Tensor
 
 from farm.formats.adapter_file import AdapterLayer
 from farm_workers.engine import Engine
 from farm_workers.engine.amused.adapters import Adapter, LowRank, Scaled, SlotAdapters
+from farm_workers.engine.row import Live, Pending, start
+from farm_workers.engine.tile import Tile
 
 CPU = torch.device("cpu")
 QUERY = "transformer_layers.0.attn1.to_q"
@@ -50,6 +56,30 @@ class Pass:
         return self.model.forward(self._tokens, given, (4, 4), adapters)  # type: ignore[no-any-return]
 
 
+class Conditioned(NamedTuple):
+    packed: Tensor
+    adapters: Sequence[Scaled]
+
+
+class FixedTile(Tile):
+    """Of two guided rows, on a CPU."""
+
+    def __init__(self, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.model, self._info = engine._model, engine.checkpoint
+        make = partial(SlotAdapters, device=CPU, dtype=torch.float32)
+        monkeypatch.setattr(self.model, "adapter_slots", make)
+        grid = self._info.grid(64, 64)
+        super().__init__(self.model, grid, width=2, urgent=False, on_host=True)
+
+    @torch.inference_mode()
+    def admit(self, adapters: Sequence[Scaled] = ()) -> Live:
+        pending = Pending(0, row_of(self._info), False, None, None, None, None)
+        live = start(pending, self._info, None, "cosine")
+        halves = self.model.condition(pending)
+        self.enter(live, [Conditioned(half.packed, adapters) for half in halves])  # type: ignore[misc]
+        return live
+
+
 @pytest.fixture
 def one_pass(engine: Engine) -> Pass:
     return Pass(engine)
@@ -68,3 +98,25 @@ def test_an_adapter_that_overflowed_leaves_nothing_in_its_half_slot(
     one_pass.put(0, good)  # of a lower rank and of other layers
     expected = one_pass.features([good, good])
     torch.testing.assert_close(one_pass.features(), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("after", [0, 1])
+def test_a_row_whose_adapters_do_not_get_in_leaves_nothing_in_the_tile(
+    engine: Engine, one_pass: Pass, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    """In its first half-slot, or in its second one."""
+    tile, copy, calls = FixedTile(engine, monkeypatch), torch._foreach_copy_, itertools.count()
+
+    def copied(targets: list[Tensor], sources: list[Tensor]) -> None:
+        copy(targets[:1], sources[:1])
+        if next(calls) == after:
+            raise torch.OutOfMemoryError
+        copy(targets, sources)
+
+    adapters = one_pass.adapter({QUERY: 4, KEY: 4})
+    monkeypatch.setattr(torch, "_foreach_copy_", copied)
+    with pytest.raises(torch.OutOfMemoryError):
+        tile.admit(adapters)
+    assert (tile.rows, tile.room, tile.adapters.shape) == ([], 4, None)
+    assert not any(part.any() for steps in tile.adapters._buffers.values() for part in steps[0])
+    assert not (tile.state.tokens == engine.checkpoint.mask_token_id).any()

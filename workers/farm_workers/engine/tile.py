@@ -142,13 +142,18 @@ class Tile:
         return self.size * self.state.tokens.shape[1]
 
     def enter(self, live: Live, conditioned: Sequence[Conditioned]) -> None:
+        """Take a row; where that raises, nothing of it stays."""
         self._reserve(conditioned[0].adapters)
         live.slots = self._take(len(conditioned))
         self.rows.append(live)
-        self.sampler.enter(live, live.first_tokens(self._model.device))
-        for slot, given in zip(live.slots, conditioned, strict=True):
-            self.packed[slot].copy_(given.packed)
-            self.adapters[slot] = given.adapters
+        try:
+            self.sampler.enter(live, live.first_tokens(self._model.device))
+            for slot, given in zip(live.slots, conditioned, strict=True):
+                self.packed[slot].copy_(given.packed)
+                self.adapters[slot] = given.adapters
+        except Exception:
+            self.leave(live)
+            raise
 
     def _reserve(self, adapters: Sequence[Any]) -> None:
         self.adapters.reserve(adapters)

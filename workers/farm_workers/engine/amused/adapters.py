@@ -178,9 +178,9 @@ class SlotAdapters:
                     targets += [step[0][slot, : len(rows)], step[1][slot, :, : len(rows)]]
                     sources += [rows, columns]
             first += _steps(adapter)
+        self._used[slot] = first  # before the copy, which may raise half way
         if targets:
             torch._foreach_copy_(targets, sources)
-        self._used[slot] = first
 
     def add(self, y: Tensor, x: Tensor, name: str) -> Tensor:
         for down, up in self._buffers.get(name, [])[: max(self._used)]:
