@@ -120,3 +120,44 @@ def test_a_row_whose_adapters_do_not_get_in_leaves_nothing_in_the_tile(
     assert (tile.rows, tile.room, tile.adapters.shape) == ([], 4, None)
     assert not any(part.any() for steps in tile.adapters._buffers.values() for part in steps[0])
     assert not (tile.state.tokens == engine.checkpoint.mask_token_id).any()
+
+
+def test_buffers_that_do_not_fit_leave_none_behind(
+    one_pass: Pass, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else an adapter of these layers finds no buffer, and a graph is taken for another one's."""
+    small, large = one_pass.adapter({VALUE: 4}), one_pass.adapter({QUERY: 40, KEY: 4, VALUE: 4})
+    other = one_pass.adapter({KEY: 8})
+    one_pass.put(0, small)
+    before, empty, calls = one_pass.slots.shape, one_pass.slots._empty, itertools.count()
+
+    def full(inputs: int, outputs: int) -> tuple[Tensor, Tensor]:
+        if next(calls) == 1:
+            raise torch.OutOfMemoryError
+        return empty(inputs, outputs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(one_pass.slots, "_empty", full)
+        with pytest.raises(torch.OutOfMemoryError):
+            one_pass.slots.reserve(large)
+    assert one_pass.slots.shape == before
+    one_pass.put(1, other)
+    assert one_pass.slots.shape != before
+    expected = one_pass.features([small, other])
+    torch.testing.assert_close(one_pass.features(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_one_layer_of_high_rank_takes_buffers_for_itself_alone(one_pass: Pass) -> None:
+    rows = [one_pass.adapter({QUERY: 4, KEY: 17, VALUE: 4}), one_pass.adapter({QUERY: 60})]
+    both = [*rows[0], *rows[1]]
+    one_pass.put(0, rows[0])
+    one_pass.put(1, rows[1])
+    assert {name: len(steps) for name, steps in one_pass.slots._buffers.items()} == {
+        QUERY: 4, KEY: 2, VALUE: 1,
+    }  # fmt: skip
+    expected = one_pass.features(rows)
+    torch.testing.assert_close(one_pass.features(), expected, rtol=1e-4, atol=1e-4)
+    one_pass.put(0, both)
+    assert len(one_pass.slots._buffers[QUERY]) == 5
+    expected = one_pass.features([both, rows[1]])
+    torch.testing.assert_close(one_pass.features(), expected, rtol=1e-4, atol=1e-4)

@@ -5,6 +5,7 @@ An adapter adds ``up @ down @ x``, times alpha / rank and the row's scale, to wh
 """
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -116,36 +117,42 @@ class SlotAdapters:
 
     Ranks are padded to steps of ``RANK_STEP``, each of them a batched product over all half-slots,
     so that a row's bits do not depend on its neighbours' ranks: for a half-slot without an adapter
-    the products are zero. There are buffers for every layer that some row's adapter has changed;
+    the products are zero. A layer has as many buffers as some row's adapters have needed for it;
     lists of tensors are copied with ``_foreach``, because a launch for each would take longer.
     """
 
     def __init__(self, halves: int, device: torch.device, dtype: torch.dtype) -> None:
         self._like = {"device": device, "dtype": dtype}
-        self._used = [0] * halves  # steps of each half-slot
-        self._steps = 0  # that there are buffers for
+        self._used = [0] * halves  # steps of each half-slot, in the layer that has most of them
         self._buffers: dict[str, list[tuple[Tensor, Tensor]]] = {}
 
     @property
     def shape(self) -> tuple[int, int] | None:
-        """Of the products to do: their layers and steps; None where no row has an adapter."""
+        """Of the products to do: all buffers and the steps in use; None where no row has an adapter.
+
+        Buffers are only ever added, so their number says which ones there are.
+        """
         steps = max(self._used)
-        return (len(self._buffers), steps) if steps else None
+        return (sum(map(len, self._buffers.values())), steps) if steps else None
 
     def reserve(self, adapters: Sequence[Scaled]) -> None:
-        """Make the buffers that a row needs; those that are there stay where they are."""
-        shapes = {
-            name: (layer.down.shape[1], layer.up.shape[0])
-            for adapter, _ in adapters
-            for name, layer in adapter.transformer.items()
+        """Make the buffers that a row needs, all or none; those that are there stay where they are.
+
+        Raises:
+            torch.OutOfMemoryError: they do not fit beside all else.
+        """
+        wanted: Counter[str] = Counter()
+        sizes: dict[str, tuple[int, int]] = {}
+        for adapter, _ in adapters:
+            for name, layer in adapter.transformer.items():
+                wanted[name] += _steps(layer)
+                sizes[name] = (layer.down.shape[1], layer.up.shape[0])
+        made = {
+            name: [self._empty(*sizes[name]) for _ in range(len(self._buffers.get(name, ())), count)]
+            for name, count in wanted.items()
         }
-        self._steps = max(self._steps, sum(_steps(adapter) for adapter, _ in adapters))
-        for name in shapes:
-            self._buffers.setdefault(name, [])
-        for name, steps in self._buffers.items():
-            while len(steps) < self._steps:
-                inputs, outputs = _sizes(steps[0]) if steps else shapes[name]
-                steps.append(self._empty(inputs, outputs))
+        for name, buffers in made.items():
+            self._buffers.setdefault(name, []).extend(buffers)
 
     def _empty(self, inputs: int, outputs: int) -> tuple[Tensor, Tensor]:
         halves = len(self._used)
@@ -163,7 +170,7 @@ class SlotAdapters:
             )
         targets: list[Tensor] = []
         sources: list[Tensor] = []
-        first = 0
+        taken: Counter[str] = Counter()
         for adapter, scale in adapters:
             layers = adapter.transformer
             if not layers:
@@ -174,11 +181,12 @@ class SlotAdapters:
             )
             for (name, layer), up in zip(layers.items(), scaled, strict=True):
                 parts = zip(layer.down.split(RANK_STEP), up.split(RANK_STEP, 1), strict=True)
-                for step, (rows, columns) in zip(self._buffers[name][first:], parts, strict=False):
+                free = self._buffers[name][taken[name] :]
+                for step, (rows, columns) in zip(free, parts, strict=False):
                     targets += [step[0][slot, : len(rows)], step[1][slot, :, : len(rows)]]
                     sources += [rows, columns]
-            first += _steps(adapter)
-        self._used[slot] = first  # before the copy, which may raise half way
+                taken[name] += _steps(layer)
+        self._used[slot] = max(taken.values(), default=0)  # before the copy, which may raise
         if targets:
             torch._foreach_copy_(targets, sources)
 
@@ -188,13 +196,8 @@ class SlotAdapters:
         return y
 
 
-def _steps(adapter: Adapter) -> int:
-    ranks = [layer.told.rank for layer in adapter.transformer.values()]
-    return -(-max(ranks, default=0) // RANK_STEP)
-
-
-def _sizes(step: tuple[Tensor, Tensor]) -> tuple[int, int]:
-    return step[0].shape[2], step[1].shape[1]
+def _steps(layer: LowRank) -> int:
+    return -(-layer.told.rank // RANK_STEP)
 
 
 @contextlib.contextmanager
