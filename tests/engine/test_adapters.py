@@ -253,7 +253,7 @@ def test_padded_products_are_the_rows_own_and_know_no_neighbours(engine: Engine)
         return model.forward(tokens, model.bind(packed), (4, 4), slots)
 
     def slots_of(rows: list[list[Scaled]]) -> SlotAdapters:
-        slots = SlotAdapters(len(rows), cpu, torch.float32)
+        slots = SlotAdapters(len(rows), cpu, torch.float32, model.transformer.step_layers())
         for slot, row in enumerate(rows):
             slots.reserve(row)
             slots[slot] = row

@@ -2,12 +2,13 @@
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
 import pytest
 import torch
-from cases import row_of
+from cases import MakeCheckpoint, row_of
 from torch import Tensor
 
 from farm.formats.adapter_file import AdapterLayer
@@ -30,7 +31,7 @@ class Pass:
         noise = torch.Generator().manual_seed(6)
         self._tokens = torch.randint(0, 900, (rows, 16), generator=noise)
         self._packed = torch.randn(rows, 1, self.model.conditioning_size, generator=noise)
-        self.slots = SlotAdapters(rows, CPU, torch.float32)
+        self.slots = SlotAdapters(rows, CPU, torch.float32, self.model.transformer.step_layers())
 
     def adapter(self, ranks: dict[str, int], *, up: float | None = None) -> list[Scaled]:
         """Of those layers, random; or with one number throughout."""
@@ -56,6 +57,17 @@ class Pass:
         return self.model.forward(self._tokens, given, (4, 4), adapters)  # type: ignore[no-any-return]
 
 
+class Asked:
+    """Adapters that add nothing, and know which layers have asked for them."""
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+
+    def add(self, y: Tensor, x: Tensor, name: str) -> Tensor:
+        self.names.add(name)
+        return y
+
+
 class Conditioned(NamedTuple):
     packed: Tensor
     adapters: Sequence[Scaled]
@@ -66,7 +78,8 @@ class FixedTile(Tile):
 
     def __init__(self, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
         self.model, self._info = engine._model, engine.checkpoint
-        make = partial(SlotAdapters, device=CPU, dtype=torch.float32)
+        layers = self.model.transformer.step_layers()
+        make = partial(SlotAdapters, device=CPU, dtype=torch.float32, layers=layers)
         monkeypatch.setattr(self.model, "adapter_slots", make)
         grid = self._info.grid(64, 64)
         super().__init__(self.model, grid, width=2, urgent=False, on_host=True)
@@ -161,3 +174,32 @@ def test_one_layer_of_high_rank_takes_buffers_for_itself_alone(one_pass: Pass) -
     assert len(one_pass.slots._buffers[QUERY]) == 5
     expected = one_pass.features([both, rows[1]])
     torch.testing.assert_close(one_pass.features(), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("made", [{}, {"block_out_channels": 64, "downsample": True}])
+@torch.inference_mode()
+def test_the_layers_of_a_pass_are_those_that_ask_for_adapters(
+    make_checkpoint: MakeCheckpoint, made: dict[str, Any]
+) -> None:
+    model: Any = Engine.load(make_checkpoint(num_hidden_layers=1, **made), threads=1)._model
+    stepped, prompt = Asked(), Asked()
+    given = model.bind(torch.zeros(1, 1, model.conditioning_size))
+    tokens = torch.zeros(1, 16, dtype=torch.int64)
+    model.transformer.features(tokens, replace(given, adapters=stepped), (4, 4))
+    config = model.transformer.config
+    text = torch.zeros(1, model.info.text_tokens, config["encoder_hidden_size"])
+    pooled = torch.zeros(1, config["cond_embed_dim"])
+    steps = torch.zeros(1, config["micro_cond_embed_dim"])
+    model.transformer.condition(text, pooled, steps, prompt)
+    assert stepped.names == model.transformer.step_layers()
+    transformer = {name for name in model.adapter_targets if name.startswith("transformer.")}
+    assert {f"transformer.{name}" for name in stepped.names | prompt.names} == transformer
+    assert not stepped.names & prompt.names
+
+
+def test_what_only_the_prompt_s_layers_add_takes_nothing_in_a_step(one_pass: Pass) -> None:
+    base = one_pass.features()
+    one_pass.put(0, one_pass.adapter({"transformer_layers.0.attn2.to_k": 4, "encoder_proj": 4}))
+    assert one_pass.slots.shape is None
+    assert not one_pass.slots._buffers
+    assert torch.equal(one_pass.features(), base)

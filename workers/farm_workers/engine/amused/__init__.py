@@ -113,7 +113,8 @@ class AmusedModel:
     def adapter_slots(self, halves: int) -> Any:
         if self.by_row:
             return [()] * halves
-        return SlotAdapters(halves, self.device.torch, self.dtype)
+        layers = self.transformer.step_layers()
+        return SlotAdapters(halves, self.device.torch, self.dtype, layers)
 
     def bind(self, packed: Tensor) -> Given:
         return self.transformer.layout.views(packed)

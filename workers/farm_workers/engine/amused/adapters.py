@@ -6,7 +6,7 @@ An adapter adds ``up @ down @ x``, times alpha / rank and the row's scale, to wh
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -121,14 +121,17 @@ class SlotAdapters:
     lists of tensors are copied with ``_foreach``, because a launch for each would take longer.
     """
 
-    def __init__(self, halves: int, device: torch.device, dtype: torch.dtype) -> None:
-        self._like = {"device": device, "dtype": dtype}
+    def __init__(
+        self, halves: int, device: torch.device, dtype: torch.dtype, layers: Collection[str]
+    ) -> None:
+        """``layers`` are those of the pass; what adapters add to others is not done here."""
+        self._like, self._layers = {"device": device, "dtype": dtype}, layers
         self._used = [0] * halves  # steps of each half-slot, in the layer that has most of them
         self._buffers: dict[str, list[tuple[Tensor, Tensor]]] = {}
 
     @property
     def shape(self) -> tuple[int, int] | None:
-        """Of the products to do: all buffers and the steps in use; None where no row has an adapter.
+        """Of the products: all buffers and the steps in use; None where no row has an adapter.
 
         Buffers are only ever added, so their number says which ones there are.
         """
@@ -144,15 +147,21 @@ class SlotAdapters:
         wanted: Counter[str] = Counter()
         sizes: dict[str, tuple[int, int]] = {}
         for adapter, _ in adapters:
-            for name, layer in adapter.transformer.items():
+            for name, layer in self._own(adapter).items():
                 wanted[name] += _steps(layer)
                 sizes[name] = (layer.down.shape[1], layer.up.shape[0])
         made = {
-            name: [self._empty(*sizes[name]) for _ in range(len(self._buffers.get(name, ())), count)]
+            name: [
+                self._empty(*sizes[name]) for _ in range(len(self._buffers.get(name, ())), count)
+            ]
             for name, count in wanted.items()
         }
         for name, buffers in made.items():
             self._buffers.setdefault(name, []).extend(buffers)
+
+    def _own(self, adapter: Adapter) -> dict[str, LowRank]:
+        layers = adapter.transformer.items()
+        return {name: layer for name, layer in layers if name in self._layers}
 
     def _empty(self, inputs: int, outputs: int) -> tuple[Tensor, Tensor]:
         halves = len(self._used)
@@ -172,7 +181,7 @@ class SlotAdapters:
         sources: list[Tensor] = []
         taken: Counter[str] = Counter()
         for adapter, scale in adapters:
-            layers = adapter.transformer
+            layers = self._own(adapter)
             if not layers:
                 continue
             scaled = torch._foreach_mul(
