@@ -92,6 +92,10 @@ class FixedTile(Tile):
         self.enter(live, [Conditioned(half.packed, adapters) for half in halves])  # type: ignore[misc]
         return live
 
+    @torch.inference_mode()
+    def advance(self) -> None:
+        self.step()
+
 
 @pytest.fixture
 def one_pass(engine: Engine) -> Pass:
@@ -203,3 +207,24 @@ def test_what_only_the_prompt_s_layers_add_takes_nothing_in_a_step(one_pass: Pas
     assert one_pass.slots.shape is None
     assert not one_pass.slots._buffers
     assert torch.equal(one_pass.features(), base)
+
+
+def test_a_pass_with_adapters_that_cannot_be_recorded_is_run_as_it_is(
+    engine: Engine, one_pass: Pass, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tile, tried = FixedTile(engine, monkeypatch), itertools.count()
+
+    def graphed(_: object) -> None:
+        next(tried)
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(tile.model.device, "graphed", graphed)
+    tile.capture()
+    tile.admit()
+    tile.admit(one_pass.adapter({QUERY: 4}))
+    for _ in range(2):
+        tile.advance()
+    assert [(live.steps_done, live.error) for live in tile.rows] == [(2, None)] * 2
+    assert next(tried) == 1
+    one, other = (tile.state.tokens[live.slots[0]] for live in tile.rows)
+    assert not torch.equal(one, other)

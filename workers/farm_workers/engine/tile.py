@@ -1,5 +1,6 @@
 """Half-slots for rows of one token grid: tensors that stay in place while rows come and go."""
 
+import logging
 from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from functools import partial
 from typing import Any, Protocol
@@ -188,9 +189,18 @@ class Tile:
         must not move while it is.
         """
         if shape not in self._adapted:
-            self._adapted[shape] = self._model.device.graphed(self._features)
+            self._adapted[shape] = self._recorded()
         (features,) = self._adapted[shape]()
         self.sampler.step(features, self.rows)
+
+    def _recorded(self) -> Callable[..., tuple[Tensor, ...]]:
+        """The forward pass as a graph, or as it is where there is no memory to record it in."""
+        try:
+            return self._model.device.graphed(self._features)
+        except torch.OutOfMemoryError:
+            logging.getLogger(__name__).warning("adapters run without a CUDA graph")
+        torch.cuda.empty_cache()  # here and not above, where the error still holds its tensors
+        return lambda: (self._features(),)
 
     def _advance(self) -> None:
         self.sampler.step(self._features(), self.rows)
