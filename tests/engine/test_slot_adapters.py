@@ -228,3 +228,20 @@ def test_a_pass_with_adapters_that_cannot_be_recorded_is_run_as_it_is(
     assert next(tried) == 1
     one, other = (tile.state.tokens[live.slots[0]] for live in tile.rows)
     assert not torch.equal(one, other)
+
+
+@torch.inference_mode()
+def test_only_the_last_graphs_of_passes_with_adapters_are_kept(
+    engine: Engine, one_pass: Pass, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Adapters of ever higher ranks, and one that comes back."""
+    tile, seen = FixedTile(engine, monkeypatch), []
+    tile.capture()
+    for rank in (*range(8, 160, 16), 8, 24):
+        live = tile.admit(one_pass.adapter({QUERY: rank}))
+        tile.advance()
+        assert live.error is None
+        tile.leave(live)
+        seen.append(len(tile._adapted))
+    assert seen[:4] == [1, 2, 3, 4]
+    assert set(seen[4:]) == {4}

@@ -14,6 +14,8 @@ from farm_workers.engine.device import Device, Download, Lru
 from farm_workers.engine.row import Finished, Live, Outcome, Pending
 from farm_workers.engine.sampler import Sampler, State, TorchSampler, row_error
 
+KEPT_GRAPHS = 4  # of passes with adapters, each with the features of all half-slots
+
 
 class Conditioned(Protocol):
     """A prompt as the model's forward pass takes it."""
@@ -118,7 +120,9 @@ class Tile:
         self.sampler = self._sampler(on_host)
         self._free = list(range(self.size))
         self._replay: Callable[[], object] | None = None
-        self._adapted: dict[Hashable, Callable[..., tuple[Tensor, ...]]] = {}  # by their shape
+        # By the adapters' shape. More would be kept for nothing: once there are more buffers,
+        # the graphs that know fewer of them are never used again.
+        self._adapted: Lru[Callable[..., tuple[Tensor, ...]]] = Lru(KEPT_GRAPHS, lambda graph: 1)
 
     def _sampler(self, on_host: bool) -> Sampler:
         if on_host:
@@ -188,9 +192,7 @@ class Tile:
         """By a graph of the forward pass alone, recorded when rows need it: the sampler's state
         must not move while it is.
         """
-        if shape not in self._adapted:
-            self._adapted[shape] = self._recorded()
-        (features,) = self._adapted[shape]()
+        (features,) = self._adapted.get(shape, self._recorded)()
         self.sampler.step(features, self.rows)
 
     def _recorded(self) -> Callable[..., tuple[Tensor, ...]]:
