@@ -1,6 +1,7 @@
 """One row's trouble stays its own."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ from cases import ASSET, Case, Embeds, draw, row_of, run
 from farm.errors import InvalidInput, OutOfMemory, RenderError
 from farm_workers.engine import Engine
 from farm_workers.engine import engine as engine_module
+from farm_workers.engine import tile as tile_module
+from farm_workers.engine.device import Download
 from farm_workers.engine.rng import FarmDraws
 from farm_workers.engine.row import Pending, Result
 
@@ -109,6 +112,32 @@ def test_every_step_can_show_a_preview(engine: Engine) -> None:
             assert 0 < preview.confidence <= 1
     assert [preview.step for preview in seen] == [1, 2, 3]
     assert done[0].steps == 4
+
+
+def test_copies_to_the_host_are_queued_within_the_engine_s_own_device(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else another GPU's stream would say that they are there."""
+    inside, queued = 0, []
+
+    @contextlib.contextmanager
+    def scope() -> Iterator[None]:
+        nonlocal inside
+        inside += 1
+        yield
+        inside -= 1
+
+    def download(*tensors: torch.Tensor) -> Download:
+        queued.append(inside)
+        return Download(*tensors)
+
+    monkeypatch.setattr(engine._model.device, "scope", scope)
+    for module in (engine_module, tile_module):
+        monkeypatch.setattr(module, "Download", download)
+    done = draw(engine, Case(row_of(engine.checkpoint, num_inference_steps=2)))[0]
+    assert done.tokens is not None
+    np.testing.assert_array_equal(engine.decode(done.tokens), done.pixels)
+    assert queued == [1, 1, 1]
 
 
 def test_the_rows_of_a_render_are_pictures_of_their_own_seeds(engine: Engine) -> None:
