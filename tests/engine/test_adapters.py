@@ -201,14 +201,20 @@ def test_a_row_whose_adapter_overflows_fails_alone(engine: Engine) -> None:
         np.testing.assert_array_equal(one.pixels, other.pixels)
 
 
-def test_fifty_adapters_in_turn_leave_five_behind(checkpoint: Path) -> None:
+def test_fifty_adapters_in_turn_leave_as_many_behind_as_there_are_bytes_for(
+    checkpoint: Path, loaded: Engine
+) -> None:
     inspected, cpu = inspect_checkpoint(checkpoint), Device("cpu")
     modules = load_modules(inspected, cpu.torch, torch.float32)
-    engine = Engine(AmusedModel(inspected.info, modules, cpu, torch.float32, kept_adapters=5))
+    targets = loaded._model.adapter_targets.values()  # type: ignore[attr-defined]
+    each = sum(4 * 4 * (inputs + outputs) for inputs, outputs in targets)  # of rank 4, in float32
+    engine = Engine(
+        AmusedModel(inspected.info, modules, cpu, torch.float32, adapter_bytes=6 * each - 1)
+    )
     moved: list[weakref.ref[Adapter]] = []
     model, random = engine._model, Random(50)
     for number in range(50):
-        file = random_file(random, engine, rank=4)
+        file = random_file(random, engine, rank=4, everything=True)
         case = Case(row_of(engine.checkpoint, num_inference_steps=2, seed=number))
         assert draw(engine, adapted(engine, case, (file, 1.0)))[0].error is None
         moved.append(weakref.ref(model._adapters.find(file.sha256)))  # type: ignore[attr-defined]
