@@ -281,8 +281,9 @@ class Products:
         if not self._mappers:
             return [text] * len(self._blocks)
         source = F.silu(text)
-        mapped = torch.cat([group(source, adapters) for group in self._mappers], -1)
-        return list(mapped.chunk(len(self._blocks), -1))
+        mapped = [group(source, adapters) for group in self._mappers]
+        # By row each stays as it was made: the product of a strided view may have other bits.
+        return mapped if len(mapped) > 1 else list(mapped[0].chunk(len(self._blocks), -1))
 
     def _put(self, packed: Tensor, pieces: Sequence[str], products: Tensor) -> None:
         """Keys and values (prompts, text tokens, all their channels), each piece by itself."""
