@@ -67,12 +67,13 @@ def export(
         )
     if format is Format.TOKENS:
         raise InvalidInput("tokens are not a picture", field="--format", hint="--as tokens")
+    splits = Splits.parse(split)
     found = Farm().job(job)
     status = found.status()
     plan = Plan(
         job=found.id,
         target=as_,  # type: ignore[arg-type]  # one of them, as was checked
-        splits=Splits.parse(split),
+        splits=splits,
         shard_size=shard_size or SHARD_PICTURES,
         kind=format,
         license=license,

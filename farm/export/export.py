@@ -46,7 +46,7 @@ class Plan(NamedTuple):
     generation: int = 0  # of the job: a retry makes other pictures
 
     def to_json(self) -> str:
-        return canonical_json({**self._asdict(), "splits": dict(self.splits.shares)})
+        return canonical_json({**self._asdict(), "splits": self.splits.shares})
 
 
 class Exported(NamedTuple):
@@ -96,9 +96,8 @@ def _plan_of(path: Path) -> dict[str, Any] | None:
 
 def _remove(folder: Path, plan: Mapping[str, Any]) -> None:
     """Remove what an export writes, and nothing else that lies there."""
-    splits = [
-        name for name in plan["splits"] if Splits.is_name(name)
-    ]  # a folder may be a stranger's
+    # The plan may be somebody else's, and its names become paths.
+    splits = [str(name) for name, _ in plan["splits"] if Splits.is_name(str(name))]
     groups = splits if plan["target"] == "imagefolder" else ["data"]
     for name in (STATE, *groups):
         shutil.rmtree(folder / name, ignore_errors=True)

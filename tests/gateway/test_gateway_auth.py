@@ -3,12 +3,13 @@
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from urllib.parse import parse_qsl
 
 import httpx2
 import pytest
 from harness import Gateway, Serve, png, post, write_keys
 
-from farm.errors import InvalidInput
+from farm.errors import InvalidInput, NotAllowed
 from farm.gateway.app import create_app
 from farm.gateway.auth import Authenticator, Forbidden
 from farm.gateway.signed_urls import Signer
@@ -171,3 +172,14 @@ def test_a_malformed_host_is_no_failure_where_keys_are_asked_for(
         assert http.get("/nothing", headers={"Host": host}).status_code == 404
         assert http.get("/v1/jobs/", headers={"Host": host}).status_code == 404
         assert http.delete("/v1/jobs", headers={"Host": host}).status_code == 405
+
+
+def test_the_link_to_a_part_opens_that_part_alone() -> None:
+    signer = Signer(b"secret", now=lambda: 1000.0)
+    part, name = "1536+40961", "00000000-00.png"
+    path = signer.path("a/shard.tar", seconds=10, filename=name, part=part)
+    query = dict(parse_qsl(path.partition("?")[2]))
+    expires, signature = int(query["expires"]), query["signature"]
+    signer.check("a/shard.tar", expires, name, signature, part)
+    with pytest.raises(NotAllowed, match="not signed"):
+        signer.check("a/shard.tar", expires, f"{name}\n{part}", signature)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import httpx2
 from fake_worker import BAD_PROMPT, FakeWorker
-from harness import Gateway, Serve, post, write_keys
+from harness import INFO, Gateway, Serve, post, write_keys
 
 from farm.gateway.page import rendering
 from farm.gateway.page.charts import bar, sparkline
@@ -123,3 +123,17 @@ def test_charts_fit_their_frame() -> None:
     assert drawn.count("<rect") == 3
     assert 'x="50.00" y="0" width="25.00"' in drawn
     assert "<rect" not in bar(0, 0, 0, 0)
+
+
+def test_the_newest_pictures_are_the_newest(gateway: Gateway, http: httpx2.Client) -> None:
+    """Of a job whose tasks hold several pictures each."""
+    worker = FakeWorker(gateway.queue, gateway.store, INFO)
+    job = post(http, *[{"prompt": f"picture {n}", "num_images": 8} for n in range(40)]).json()["id"]
+    worker.start()
+    until_done(http, job)
+    worker.stop()
+    last = [
+        one["render"]
+        for one in http.get(f"/v1/jobs/{job}/images", params={"limit": 1000}).json()["images"]
+    ][-1]
+    assert f">picture {last}</p>" in http.get("/page/pictures").text

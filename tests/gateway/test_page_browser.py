@@ -136,6 +136,17 @@ def test_a_failure_is_seen_and_tried_again(
     expect(page.locator("#pictures button.picture")).to_have_count(2)
 
 
+def test_pictures_that_failed_by_themselves_are_tried_again(
+    page: Page, fake_worker: FakeWorker, http: httpx2.Client
+) -> None:
+    job = post(http, {"prompt": BAD_PROMPT}, {"prompt": "a boat"}).json()["id"]
+    page.goto(f"/jobs/{job}")
+    expect(page.locator("#failures")).to_contain_text(BAD_PROMPT)
+    fake_worker.healed = True
+    page.get_by_role("button", name="Retry all that failed by themselves").click()
+    expect(page.locator("#pictures button.picture")).to_have_count(2)
+
+
 def test_progress_comes_without_asking(page: Page, gateway: Gateway, http: httpx2.Client) -> None:
     job = post(http, {"prompt": "a late picture"}).json()["id"]
     page.goto(f"/jobs/{job}")
