@@ -106,7 +106,7 @@ class AmusedModel:
         found = []
         for one in pending.row.spec.adapters:
             given = pending.adapters[one.sha256]
-            move = partial(given.to, self.device.torch, self.dtype)
+            move = partial(given.to, self.device, self.dtype)
             found.append(Scaled(self._adapters.get(one.sha256, move), one.scale))
         return found
 

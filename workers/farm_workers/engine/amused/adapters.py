@@ -17,6 +17,7 @@ import torch.nn.functional as F  # noqa: N812  (torch's own name for it)
 from torch import Tensor, nn
 
 from farm.formats.adapter_file import AdapterLayer, Targets, read_adapter_file
+from farm_workers.engine.device import Device
 
 RANK_STEP = 16  # a tile of fixed shape takes ranks in such steps, each a product by itself
 
@@ -41,19 +42,16 @@ class Adapter:
         layers = (*self.transformer.values(), *self.text_encoder.values())
         return sum(layer.down.nbytes + layer.up.nbytes for layer in layers)
 
-    def to(self, device: torch.device, dtype: torch.dtype) -> "Adapter":
+    def to(self, device: Device, dtype: torch.dtype) -> "Adapter":
+        parts = (self.transformer, self.text_encoder)
+        matrices = [one for part in parts for layer in part.values() for one in layer[:2]]
+        moved = iter(device.upload_all(matrices, dtype))
         return Adapter(
-            *(_moved(part, device, dtype) for part in (self.transformer, self.text_encoder))
+            *(
+                {name: LowRank(next(moved), next(moved), one.told) for name, one in part.items()}
+                for part in parts
+            )
         )
-
-
-def _moved(
-    layers: Mapping[str, LowRank], device: torch.device, dtype: torch.dtype
-) -> dict[str, LowRank]:
-    return {
-        name: LowRank(one.down.to(device, dtype), one.up.to(device, dtype), one.told)
-        for name, one in layers.items()
-    }
 
 
 def read_adapter(data: bytes, targets: Targets) -> Adapter:
