@@ -35,7 +35,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev]'
 	touch $@
 
-# Ten minutes: ten times as many random lives of the queue as in the tests, other ones every time.
+# Ten minutes: twenty times as many random lives of the queue as in the tests, other ones every time.
 lives: $(INSTALLED)
 	FARM_DEEP=1 $(BIN)/pytest --timeout 0 tests/queue/test_model.py
 

@@ -28,7 +28,7 @@ TESTS = tuple(
         "submission",
         "deadlines",
         "rows",
-        "isolation",
+        "suspects",
         "lanes",
         "left_open",
         "schema",

@@ -258,11 +258,14 @@ def members(data: Path) -> list[psutil.Process]:
         with contextlib.suppress(psutil.Error):
             if process.environ().get(MARK) == str(data):
                 found |= {process, *process.children(recursive=True)}
-    return [
-        process
-        for process in found
-        if process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE
-    ]
+    return [process for process in found if process.pid != os.getpid() and _lives(process)]
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _end_session(leader: int) -> None:

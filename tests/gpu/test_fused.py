@@ -112,15 +112,12 @@ def test_the_whole_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     cases = [
         random_case(random, exact.checkpoint, rng=rng, mode=mode, small=True)
         for rng, mode in (
-            ("farm-1", "text2img"),
             ("torch", "img2img"),
             ("farm-1", "inpaint"),
-            ("torch", "text2img"),
         )
     ]
     files = [random_file(random, exact, rank=rank) for rank in (4, 40)]
-    cases[2] = adapted(exact, cases[2], (files[0], 1.0))
-    cases[3] = adapted(exact, cases[3], (files[1], 0.5), (files[0], -1.0))
+    cases[1] = adapted(exact, cases[1], (files[1], 0.5), (files[0], -1.0))
     urgent = Case(row_of(exact.checkpoint, num_inference_steps=3))
     expected = draw(exact, *cases, urgent)
     for key, case in enumerate(cases):

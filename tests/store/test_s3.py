@@ -34,7 +34,7 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
         (400, "ExpiredToken", "credentials have expired", "renew"),
         (403, "AccessDenied", "do not allow it", "s3:PutObject"),
         (403, "RequestTimeTooSkewed", "clocks", "set the clock"),
-        (503, "SlowDown", "overloaded", "tried again"),
+        (503, "SlowDown", "overloaded", "tries again"),
         (507, "XMinioStorageFull", "full", "free some space"),
         (501, "NotImplemented", "cannot do it", "If-None-Match"),
         (418, "Teapot", "Teapot: said so", ""),

@@ -76,6 +76,7 @@ class PublisherProcess:
         self._held: set[int] = set()  # tasks that were named and not dropped
         self._places: dict[int, TaskPlace] = {}  # of those that had something to store
         self._early: dict[int, list[str]] = {}  # keys of their early rows
+        self._whole: set[int] = set()  # tasks whose part is there: it says what early rows would
 
     def run(self) -> None:
         """Serve until the worker closes the connection or is gone."""
@@ -119,6 +120,7 @@ class PublisherProcess:
     def _forget(self, task: int) -> None:
         """Before any message of the task's next lease, which may need the same files."""
         self._early.pop(task, None)
+        self._whole.discard(task)
         place = self._places.pop(task, None)
         if place is not None:
             try:
@@ -132,10 +134,13 @@ class PublisherProcess:
             if told.task in self._held and not self._sinks.get(told.place.sink).sharded:
                 key = store_early(self._store, told.place, told.attempt, told.rows)
                 self._early.setdefault(told.task, []).append(key)
+                if told.task in self._whole or told.task not in self._held:
+                    self._store.delete(key)  # the part was faster
         except Exception as error:
             log.warning("pictures of a running task cannot be shown yet: %s", error)
 
     def _forget_early(self, task: int) -> None:
+        self._whole.add(task)
         for key in self._early.pop(task, ()):
             with contextlib.suppress(FarmError):  # left over; readers look for the part first
                 self._store.delete(key)
