@@ -117,7 +117,7 @@ def no_prompt(columns: Iterable[str]) -> InvalidInput:
 
 
 def _canonical(found: Mapping[str, Any]) -> str | None:
-    kept = {name: _plain(value) for name, value in found.items() if value is not None}
+    kept = {name: _plain(name, value) for name, value in found.items() if value is not None}
     if not kept:
         return None
     for name in kept:
@@ -142,10 +142,14 @@ def _canonical(found: Mapping[str, Any]) -> str | None:
     return text
 
 
-def _plain(value: Any) -> Any:
+def _plain(name: str, value: Any) -> Any:
+    try:
+        text = canonical_json(value)
+    except ValueError:  # JSON may say 1e999, and that is read as infinity
+        raise InvalidInput(f"the number in {name[:40]!r} is not finite", field=METADATA) from None
     scalar = str | int | float
     if isinstance(value, scalar):
         return value
     if isinstance(value, list) and all(isinstance(one, scalar) for one in value):
         return value
-    return canonical_json(value)
+    return text

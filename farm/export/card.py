@@ -59,7 +59,8 @@ def write_card(
         pattern: of the files of a split, with ``{split}`` for its name.
         types: of the users' columns.
     """
-    patterns = {split: pattern.format(split=split) for split in counts}
+    # A pattern without a file makes the whole data set unreadable to ``datasets``.
+    patterns = {split: pattern.format(split=split) for split, count in counts.items() if count}
     kinds = dict.fromkeys(PLACES, pa.string()) | dict(FIXED) | dict(types)
     meanings = {**PLACES, **MEANINGS}
     columns = {name: (kind, meanings.get(name, "the user's own")) for name, kind in kinds.items()}
@@ -100,7 +101,8 @@ def write_card(
         *(f"| `{name}` | {kind} | {meaning} |" for name, (kind, meaning) in columns.items()),
     ]
     write_whole(folder / CARD, ("\n".join(lines) + "\n").encode())
-    sha256 = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
+    with (folder / MANIFEST).open("rb") as manifest:
+        sha256 = hashlib.file_digest(manifest, "sha256").hexdigest()
     text = croissant(
         title=title,
         description=description,

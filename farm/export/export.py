@@ -5,15 +5,16 @@ finished groups lies in ``.export``, which goes when the data set is whole.
 """
 
 import json
+import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from farm.errors import Conflict
+from farm.errors import Conflict, FarmError
 from farm.export.card import CARD, CROISSANT, MANIFEST, PLACES, CardFacts, write_card
 from farm.export.fetched import Decode, FetchedPicture, fetched_pictures
 from farm.export.splits import Splits
@@ -31,6 +32,10 @@ STATE = ".export"  # in the data set's folder while it is not whole
 FETCHED = "fetched"  # in there: what was fetched of the job
 PLAN = "plan.json"
 WHOLE = "_SUCCESS"  # written last
+# Columns of the farm's own; a user's column of that name is only in ``metadata``.
+_TAKEN = frozenset({*FIXED, *PLACES, "image", "tokens"})
+# To the loader ``imagefolder`` these are pictures.
+_FILE_COLUMN = re.compile(r"(.*_)?file_names?")
 
 
 class Plan(NamedTuple):
@@ -46,7 +51,7 @@ class Plan(NamedTuple):
     generation: int = 0  # of the job: a retry makes other pictures
 
     def to_json(self) -> str:
-        return canonical_json({**self._asdict(), "splits": self.splits.shares})
+        return canonical_json({**self._asdict(), "splits": str(self.splits)})
 
 
 class Exported(NamedTuple):
@@ -72,33 +77,34 @@ def begin(plan: Plan, folder: Path, *, overwrite: bool = False) -> bool:
         Conflict: the folder holds something else.
     """
     told, whole = folder / STATE / PLAN, folder / WHOLE
-    known = next((one for one in (told, whole) if _plan_of(one) is not None), None)
+    known = next((one for one in (told, whole) if _groups_of(one) is not None), None)
     if known is not None and not overwrite:
         if known.read_text() == plan.to_json():
             return known is told
         raise _taken(f"{folder} holds another export")
     if known is not None:
-        _remove(folder, _plan_of(known) or {})
+        _remove(folder, _groups_of(known) or ())
+    elif folder.exists() and not folder.is_dir():
+        raise _taken(f"{folder} is a file", overwrite=False)
     elif folder.exists() and any(folder.iterdir()):
         raise _taken(f"{folder} has files that are not an export's", overwrite=False)
     write_whole(told, plan.to_json().encode())
     return True
 
 
-def _plan_of(path: Path) -> dict[str, Any] | None:
-    """What an export's file says; None for a file of another program, which may have its name."""
+def _groups_of(path: Path) -> tuple[str, ...] | None:
+    """The folders with an export's groups, by its plan; None for a file of another program, which
+    may have the plan's name."""
     try:
         told = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        splits = Splits.parse(str(told["splits"]))  # a stranger may have written the names
+        return splits.names if told["target"] == "imagefolder" else ("data",)
+    except (OSError, ValueError, LookupError, TypeError, FarmError):
         return None
-    return told if isinstance(told, dict) and {"job", "target", "splits"} <= told.keys() else None
 
 
-def _remove(folder: Path, plan: Mapping[str, Any]) -> None:
+def _remove(folder: Path, groups: Iterable[str]) -> None:
     """Remove what an export writes, and nothing else that lies there."""
-    # The plan may be somebody else's, and its names become paths.
-    splits = [str(name) for name, _ in plan["splits"] if Splits.is_name(str(name))]
-    groups = splits if plan["target"] == "imagefolder" else ["data"]
     for name in (STATE, *groups):
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in (WHOLE, CARD, CROISSANT, MANIFEST):
@@ -120,7 +126,7 @@ def export(plan: Plan, folder: Path, decode: Decode | None) -> Exported:
     """
     source = folder / STATE / FETCHED
     types = column_types(metadata_of(one.row) for one in fetched_pictures(source))
-    types = {name: kind for name, kind in types.items() if name not in FIXED}
+    types = {name: kind for name, kind in types.items() if name not in _TAKEN}
     target = _target(plan, types, decode)
     done: dict[str, list[str]] = {name: [] for name in plan.splits.names}  # groups
     counts = dict.fromkeys(plan.splits.names, 0)
@@ -194,6 +200,7 @@ def _write_lines(folder: Path, split: str, names: list[str], types: dict[str, pa
     """``metadata.jsonl``, in which the loader ``imagefolder`` looks for columns."""
     if not names:
         return
+    types = {name: kind for name, kind in types.items() if not _FILE_COLUMN.fullmatch(name)}
     path = folder / split / "metadata.jsonl"
     draft = path.with_name(f".{path.name}.part")
     with draft.open("w", encoding="utf-8") as out:

@@ -30,7 +30,7 @@ class Splits(NamedTuple):
         shares: dict[str, float] = {}
         for part in text.split(","):
             name, _, share = part.strip().partition("=")
-            if name in shares or not cls.is_name(name):
+            if name in shares or not _NAME.fullmatch(name):
                 raise _wrong(f"{name[:40]!r} cannot be the name of a split, or stands twice")
             try:
                 shares[name] = float(share)
@@ -42,10 +42,9 @@ class Splits(NamedTuple):
             raise _wrong(f"the shares add up to {sum(shares.values()):g}, not to 1")
         return cls(tuple(shares.items()))
 
-    @staticmethod
-    def is_name(text: str) -> bool:
-        """Whether a split may have the name, which is also a folder's."""
-        return _NAME.fullmatch(text) is not None
+    def __str__(self) -> str:
+        """As ``parse`` takes it; the order decides where a prompt belongs."""
+        return ",".join(f"{name}={share!r}" for name, share in self.shares)
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -1,7 +1,6 @@
 """What an export writes: a group of pictures at a time, as one shard or one folder of files."""
 
-import os
-import secrets
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -78,6 +77,7 @@ class ImageFolder:
 
     def write(self, path: Path, pictures: Sequence[FetchedPicture]) -> list[ManifestRow]:
         draft = _draft(path)
+        shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
         rows = []
         for picture in pictures:
@@ -96,4 +96,5 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def _draft(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
+    """The same in every call, so that one which goes on leaves none of another's behind."""
+    return path.with_name(f".{path.name}.part")

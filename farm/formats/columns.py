@@ -99,9 +99,13 @@ def user_columns(
 
 def typed(value: Any, kind: pa.DataType) -> Any:
     """A value as its column holds it."""
-    if value is None or not pa.types.is_string(kind) or isinstance(value, str):
+    if value is None or (pa.types.is_string(kind) and isinstance(value, str)):
         return value
-    return json.dumps(value, ensure_ascii=False)
+    if pa.types.is_floating(kind):
+        return float(value)  # Arrow refuses integers that it would have to round
+    if pa.types.is_list(kind):
+        return [typed(one, kind.value_type) for one in value]
+    return json.dumps(value, ensure_ascii=False) if pa.types.is_string(kind) else value
 
 
 _JSON = pa.map_(pa.string(), pa.null())  # stands for what no column holds but one of JSON texts

@@ -1,9 +1,11 @@
 """What a sink of shards leaves open: how the pictures of a task become one object."""
 
+import contextlib
 import hashlib
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
+from farm.errors import InvalidInput
 from farm.formats.manifest import ManifestRow
 from farm.formats.picture_file import Facts
 from farm.formats.picture_record import PictureRecord
@@ -31,6 +33,15 @@ def check_content(content: bytes, sha256: str) -> None:
     """Raises ``ValueError`` if these are not the bytes that were packed."""
     if hashlib.sha256(content).hexdigest() != sha256:
         raise ValueError("the shard is damaged")
+
+
+@contextlib.contextmanager
+def refuse_damage() -> Iterator[None]:
+    """Raise ``ValueError`` for whatever trips over a damaged object's values."""
+    try:
+        yield
+    except (InvalidInput, LookupError, TypeError, AttributeError) as error:
+        raise ValueError("the shard is damaged") from error
 
 
 class Layout(Protocol):

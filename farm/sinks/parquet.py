@@ -17,7 +17,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from farm.errors import InvalidInput
 from farm.formats.columns import (
     FIXED,
     column_types,
@@ -29,7 +28,7 @@ from farm.formats.manifest import ManifestRow
 from farm.formats.picture_file import Facts, file_name, read_facts, token_grid
 from farm.formats.picture_record import PictureRecord
 from farm.job import Format
-from farm.sinks.layout import Packed, Unpacked, check_content
+from farm.sinks.layout import Packed, Unpacked, check_content, refuse_damage
 from farm.spec import RenderSpec
 
 ROW_GROUP = 100  # pictures; readers that shuffle take a group at a time
@@ -60,16 +59,13 @@ class Parquet:
 
     def unpack(self, data: bytes) -> Iterator[Unpacked]:
         columns = _read(data, ["render", "index", "sha256", "image"])
-        contents = [picture["bytes"] for picture in columns["image"]]
         ids = zip(columns["render"], columns["index"], strict=True)
-        sums = columns["sha256"]
-        found = zip(ids, _offsets(data, contents), contents, sums, strict=True)
-        for picture, offset, content, sha256 in found:
-            check_content(content, sha256)
-            try:
+        with refuse_damage():
+            contents = [picture["bytes"] for picture in columns["image"]]
+            found = zip(ids, _offsets(data, contents), contents, columns["sha256"], strict=True)
+            for picture, offset, content, sha256 in found:
+                check_content(content, sha256)
                 yield Unpacked(picture, offset, content, read_facts(content))
-            except InvalidInput as error:
-                raise ValueError("the shard is damaged") from error
 
 
 class Tokens:
@@ -94,12 +90,13 @@ class Tokens:
         facts = ["spec", "numerics", "notes", "confidence"]
         columns = _read(data, ["render", "index", "sha256", *facts, TOKENS_NAME])
         contents = columns[TOKENS_NAME]
-        places = _offsets(data, contents)
-        for number, (offset, content) in enumerate(zip(places, contents, strict=True)):
-            told = {name: values[number] for name, values in columns.items()}
-            check_content(content, told["sha256"])
-            picture = told["render"], told["index"]
-            yield Unpacked(picture, offset, content, token_facts(told))
+        with refuse_damage():
+            places = _offsets(data, contents)
+            for number, (offset, content) in enumerate(zip(places, contents, strict=True)):
+                told = {name: values[number] for name, values in columns.items()}
+                check_content(content, told["sha256"])
+                picture = told["render"], told["index"]
+                yield Unpacked(picture, offset, content, token_facts(told))
 
 
 def token_facts(told: Mapping[str, Any]) -> Facts:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import NamedTuple
 
-from farm.errors import Conflict, NotFound, RenderError
+from farm.errors import Conflict, NotFound, RenderError, StoreError
 from farm.formats.manifest import ManifestRow
 from farm.formats.picture_record import PictureRecord
 from farm.job import Chunk
@@ -53,10 +53,11 @@ class Shards:
         row = record.stored_row(name, data)
         content = self._layout.content(row, data)
         spool = self._spool(place)
-        spool.mkdir(parents=True, exist_ok=True)
-        draft = spool / f".{name}"
-        draft.write_bytes(content)
-        draft.replace(spool / name)
+        with _waiting(spool):
+            spool.mkdir(parents=True, exist_ok=True)
+            draft = spool / f".{name}"
+            draft.write_bytes(content)
+            draft.replace(spool / name)
         return row._replace(sha256=hashlib.sha256(content).hexdigest(), size=len(content))
 
     def store_task(self, place: TaskPlace, rows: Sequence[ManifestRow]) -> Sequence[ManifestRow]:
@@ -131,7 +132,7 @@ class Shards:
     def _spooled(self, place: TaskPlace, rows: Sequence[ManifestRow]) -> list[bytes] | None:
         """The rows' contents; None if some came from the store, where the shard then is."""
         spool = self._spool(place)
-        with contextlib.suppress(FileNotFoundError):
+        with _waiting(spool), contextlib.suppress(FileNotFoundError):
             return [(spool / str(row.file)).read_bytes() for row in rows]
         return None
 
@@ -164,3 +165,13 @@ class Shards:
                 name = self._layout.file_name(record)
                 spot = Spot(key, one.offset, name, len(data), sha256)
                 yield record.row_of(str(spot), one.facts, one.content)
+
+
+@contextlib.contextmanager
+def _waiting(spool: Path) -> Iterator[None]:
+    """A full disk is a store that fails: it is asked again until there is room."""
+    try:
+        yield
+    except OSError as error:
+        message = f"pictures cannot wait in {spool}: {error.strerror or error}"
+        raise StoreError(message) from error

@@ -9,12 +9,11 @@ import json
 import tarfile
 from collections.abc import Iterator, Sequence
 
-from farm.errors import InvalidInput
 from farm.formats.columns import fixed_columns, metadata_of
 from farm.formats.manifest import ManifestRow
 from farm.formats.picture_file import read_facts
 from farm.formats.picture_record import PictureRecord
-from farm.sinks.layout import Packed, Unpacked, check_content
+from farm.sinks.layout import Packed, Unpacked, check_content, refuse_damage
 from farm.spec import canonical_json
 
 
@@ -41,7 +40,7 @@ class Webdataset:
 
     def unpack(self, data: bytes) -> Iterator[Unpacked]:
         try:
-            with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
+            with refuse_damage(), tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
                 members = archive.getmembers()
                 for picture, beside in zip(members[::2], members[1::2], strict=True):
                     render, image = map(int, picture.name.partition(".")[0].split("-"))
@@ -49,7 +48,7 @@ class Webdataset:
                     check_content(content, json.loads(_of(beside, data))["sha256"])
                     offset = picture.offset_data
                     yield Unpacked((render, image), offset, content, read_facts(content))
-        except (tarfile.TarError, InvalidInput, KeyError) as error:
+        except tarfile.TarError as error:
             raise ValueError("the shard is damaged") from error
 
 

@@ -13,6 +13,7 @@ import pytest
 from fake_engine import BAD_PROMPT, INFO, FakeEngine
 
 from farm.checkpoints.inspect import Checkpoint
+from farm.errors import InvalidInput
 from farm.formats.manifest import ManifestRow, merge, read_part
 from farm.formats.picture_file import read_facts
 from farm.job import Chunk, JobOptions, JobState, Lease, NumberedSpec, Priority, TaskDraft, job_id
@@ -407,3 +408,12 @@ def test_a_server_that_comes_back_empty_leaves_the_worker_at_work(farm: Farm) ->
     job = farm.submit("b")
     farm.wait(job)
     assert farm.workers[0][2].is_alive()
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../a", "/mine", "rack1/gpu0", "a\n", "x" * 101])
+def test_a_name_that_would_be_a_path_is_refused(name: str, tmp_path: Path) -> None:
+    settings = WorkerSettings(
+        redis_url="redis://127.0.0.1:1", data=tmp_path, store=str(tmp_path), checkpoints=("fake",)
+    )
+    with pytest.raises(InvalidInput, match="cannot be the name of a worker"):
+        Worker(settings, name)

@@ -201,19 +201,47 @@ def test_a_row_whose_adapter_overflows_fails_alone(engine: Engine) -> None:
         np.testing.assert_array_equal(one.pixels, other.pixels)
 
 
-def test_fifty_adapters_in_turn_leave_five_behind(checkpoint: Path) -> None:
+def test_fifty_adapters_in_turn_leave_as_many_behind_as_there_are_bytes_for(
+    checkpoint: Path, loaded: Engine
+) -> None:
     inspected, cpu = inspect_checkpoint(checkpoint), Device("cpu")
     modules = load_modules(inspected, cpu.torch, torch.float32)
-    engine = Engine(AmusedModel(inspected.info, modules, cpu, torch.float32, kept_adapters=5))
+    targets = loaded._model.adapter_targets.values()  # type: ignore[attr-defined]
+    each = sum(4 * 4 * (inputs + outputs) for inputs, outputs in targets)  # of rank 4, in float32
+    engine = Engine(
+        AmusedModel(inspected.info, modules, cpu, torch.float32, adapter_bytes=6 * each - 1)
+    )
     moved: list[weakref.ref[Adapter]] = []
     model, random = engine._model, Random(50)
     for number in range(50):
-        file = random_file(random, engine, rank=4)
+        file = random_file(random, engine, rank=4, everything=True)
         case = Case(row_of(engine.checkpoint, num_inference_steps=2, seed=number))
         assert draw(engine, adapted(engine, case, (file, 1.0)))[0].error is None
         moved.append(weakref.ref(model._adapters.find(file.sha256)))  # type: ignore[attr-defined]
     gc.collect()
     assert [number for number, one in enumerate(moved) if one() is not None] == [*range(45, 50)]
+
+
+def test_an_adapter_goes_to_a_gpu_in_one_copy(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here the GPU's memory is the host's, which needs no pinning."""
+    empty, gpu = torch.empty, Device("cpu")
+    gpu.is_cuda = True
+    monkeypatch.setattr(torch, "empty", lambda size, dtype, pin_memory: empty(size, dtype=dtype))
+    given = engine.read_adapter(random_file(Random(2), engine, rank=7, everything=True).data)
+    moved = given.to(gpu, torch.bfloat16)
+    places = set()
+    for part in ("transformer", "text_encoder"):
+        layers, expected = getattr(moved, part), getattr(given, part)
+        assert layers.keys() == expected.keys()
+        for name, layer in layers.items():
+            assert layer.told == expected[name].told
+            for one, other in zip(layer[:2], expected[name][:2], strict=True):
+                assert torch.equal(one, other.to(torch.bfloat16))
+                assert one.storage_offset() % 128 == 0
+                places.add(one.untyped_storage().data_ptr())
+    assert len(places) == 1
 
 
 def test_adapters_that_the_spec_does_not_name_and_those_it_misses_are_refused(
@@ -239,7 +267,7 @@ def test_padded_products_are_the_rows_own_and_know_no_neighbours(engine: Engine)
     model: Any = engine._model
     random, noise, cpu = Random(6), torch.Generator().manual_seed(6), torch.device("cpu")
     files = [random_file(random, engine, rank=rank) for rank in (4, 16, 40)]
-    adapters = [model.read_adapter(one.data).to(cpu, torch.float32) for one in files]
+    adapters = [model.read_adapter(one.data).to(Device(cpu), torch.float32) for one in files]
     rows: list[list[Scaled]] = [
         [],
         [Scaled(adapters[0], 0.7)],
@@ -253,7 +281,7 @@ def test_padded_products_are_the_rows_own_and_know_no_neighbours(engine: Engine)
         return model.forward(tokens, model.bind(packed), (4, 4), slots)
 
     def slots_of(rows: list[list[Scaled]]) -> SlotAdapters:
-        slots = SlotAdapters(len(rows), cpu, torch.float32)
+        slots = SlotAdapters(len(rows), cpu, torch.float32, model.transformer.step_layers())
         for slot, row in enumerate(rows):
             slots.reserve(row)
             slots[slot] = row

@@ -54,7 +54,14 @@ def _inputs(
     return tokens, text, pooled, micro
 
 
-@pytest.mark.parametrize("arguments", [{"num_hidden_layers": 2}, {"downsample": True}])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"num_hidden_layers": 2},
+        {"downsample": True},
+        {"num_hidden_layers": 1, "block_out_channels": 256, "use_bias": True},
+    ],
+)
 @pytest.mark.parametrize("halves", [1, 2])
 @pytest.mark.parametrize("grid", [(8, 8), (4, 6), (12, 16)])
 @torch.inference_mode()

@@ -65,14 +65,18 @@ def test_what_is_wrong_with_one_request_is_its_result(engine: Engine, tmp_path: 
         "a cat",
         REQUEST,
         REQUEST,
+        "a cat",
+        [REQUEST],
     ]
-    images = [None] * 6 + [tmp_path / "absent.png", b"not a picture"]
+    picture = Image.new("RGB", (64, 64))
+    images = [None] * 6 + [tmp_path / "absent.png", b"not a picture", picture, picture]
     found = {one.key: one for one in engine.generate(requests, images=images)}
     assert found[1].error is None
     assert found[1].pixels is not None
-    fields = [None if found[key].error is None else found[key].error.field for key in range(8)]
+    fields = [None if found[key].error is None else found[key].error.field for key in range(10)]
     assert fields == [
         "guidance_scale", None, "image", "checkpoint", "adapters", "render", "image", "image",
+        "render", "render",
     ]  # fmt: skip
     assert engine.idle
 

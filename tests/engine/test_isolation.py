@@ -1,6 +1,7 @@
 """One row's trouble stays its own."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -8,11 +9,13 @@ import pytest
 import torch
 from cases import ASSET, Case, Embeds, draw, row_of, run
 
-from farm.errors import InvalidInput, RenderError
+from farm.errors import InvalidInput, OutOfMemory, RenderError
 from farm_workers.engine import Engine
 from farm_workers.engine import engine as engine_module
+from farm_workers.engine import tile as tile_module
+from farm_workers.engine.device import Download
 from farm_workers.engine.rng import FarmDraws
-from farm_workers.engine.row import Pending
+from farm_workers.engine.row import Pending, Result
 
 
 def _poisoned(engine: Engine, value: float) -> Case:
@@ -111,6 +114,32 @@ def test_every_step_can_show_a_preview(engine: Engine) -> None:
     assert done[0].steps == 4
 
 
+def test_copies_to_the_host_are_queued_within_the_engine_s_own_device(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else another GPU's stream would say that they are there."""
+    inside, queued = 0, []
+
+    @contextlib.contextmanager
+    def scope() -> Iterator[None]:
+        nonlocal inside
+        inside += 1
+        yield
+        inside -= 1
+
+    def download(*tensors: torch.Tensor) -> Download:
+        queued.append(inside)
+        return Download(*tensors)
+
+    monkeypatch.setattr(engine._model.device, "scope", scope)
+    for module in (engine_module, tile_module):
+        monkeypatch.setattr(module, "Download", download)
+    done = draw(engine, Case(row_of(engine.checkpoint, num_inference_steps=2)))[0]
+    assert done.tokens is not None
+    np.testing.assert_array_equal(engine.decode(done.tokens), done.pixels)
+    assert queued == [1, 1, 1]
+
+
 def test_the_rows_of_a_render_are_pictures_of_their_own_seeds(engine: Engine) -> None:
     info = engine.checkpoint
     spec = row_of(info, num_images=3, seed=2**64 - 2).spec
@@ -154,6 +183,34 @@ def test_a_picture_of_one_token_is_drawn(engine: Engine, rng: str, steps: int) -
     assert result.tokens is not None
     assert result.tokens.shape == (1, 1)
     assert int(result.tokens[0, 0]) < engine.checkpoint.codebook_size
+
+
+def test_a_row_that_enters_half_way_leaves_the_tile_and_has_one_result(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = engine.checkpoint
+    first, last = (Case(row_of(info, seed=seed, num_inference_steps=4)) for seed in (1, 3))
+    expected = draw(engine, first, last)
+    engine.add(0, first.row)
+    assert not engine.step()
+    (tile,) = (one for one in engine._tiles if one.rows)
+    with monkeypatch.context() as patch:
+        patch.setattr(tile.sampler, "enter", _out_of_memory)
+        engine.add("unlucky", row_of(info, seed=2))
+        results: list[Result] = []
+        while not results:
+            results = engine.step()
+    assert [(done.key, type(done.error)) for done in results] == [("unlucky", OutOfMemory)]
+    assert len(tile.rows) == engine.held == 1
+    engine.add(1, last.row)
+    found = run(engine)
+    for key, done in enumerate(expected):
+        np.testing.assert_array_equal(found.pop(key).tokens, done.tokens)
+    assert not found
+
+
+def _out_of_memory(*_: Any) -> None:
+    raise torch.OutOfMemoryError
 
 
 BROKEN: dict[str, Callable[[Engine], tuple[Any, str]]] = {

@@ -32,9 +32,9 @@ from farm_workers.publisher.publisher import Event, Publisher
 JOB = "j0-01arz3ndektsv4rrffq69g5fav"
 
 
-def place(number: int = 0, file_format: Format = Format.PNG) -> TaskPlace:
+def place(number: int = 0, file_format: Format = Format.PNG, sink: str = "images") -> TaskPlace:
     data, part = keys.data(JOB, 0), keys.part(JOB, 0, number)
-    return TaskPlace("images", JOB, 0, number, file_format, data, part)
+    return TaskPlace(sink, JOB, 0, number, file_format, data, part)
 
 
 PLACE = place()
@@ -328,6 +328,23 @@ def test_a_store_that_fails_for_good_fails_the_task(
     assert failed.error.hint
 
 
+def test_a_scratch_disk_that_fails_for_a_while_costs_only_time(
+    open_bench: Callable[..., Bench], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    disk = tmp_path / "disk"
+    disk.touch()  # no folder can be made there
+    bench = open_bench(scratch=disk / "worker")
+    bench.task(pictures=2, place=place(sink="webdataset"))
+    bench.picture(0)
+    said = ""
+    while "cannot wait" not in said:
+        assert bench.publisher.poll(0.05) == []
+        said += capfd.readouterr().err
+    disk.unlink()
+    bench.picture(1)
+    assert bench.receipt().done == 2
+
+
 def test_a_lost_reply_does_not_double_a_picture(
     open_bench: Callable[..., Bench], stub: StubS3
 ) -> None:
@@ -389,6 +406,29 @@ def test_a_dropped_task_is_forgotten(bench: Bench) -> None:
     assert [event.task for event in bench.wait("picture")] == [bench.tasks["other"]]
     assert bench.publisher.poll(0.3) == []
     assert [bench.store.size(bench.key(render)) for render in range(5)] == [None] * 5
+
+
+def test_a_new_process_removes_what_waits_of_a_dropped_task(
+    open_bench: Callable[..., Bench], tmp_path: Path
+) -> None:
+    bench = open_bench(scratch=tmp_path / "scratch")
+    tasks = [bench.task(str(one), place=place(one, sink="webdataset")) for one in range(2)]
+    for number in range(2):
+        bench.picture(number, task=str(number))
+    while sum(task.stored for task in tasks) < 2:
+        bench.publisher.poll(0.05)
+    waiting = tmp_path / "scratch" / "webdataset"
+    assert len(list(waiting.iterdir())) == 2
+    killed = bench.publisher.pid
+    bench.kill()
+    while bench.publisher.pid == killed:
+        time.sleep(0.01)
+    bench.publisher.drop(tasks[0])  # there is no process
+    while bench.publisher.pid is None or list(waiting.glob("*.0")):
+        assert bench.publisher.poll(0.05) == []
+    bench.publisher.drop(tasks[1])  # there is one, which has never heard of it
+    while list(waiting.iterdir()):
+        assert bench.publisher.poll(0.05) == []
 
 
 def test_urgent_pictures_do_not_wait_behind_the_others(

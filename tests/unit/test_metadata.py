@@ -98,6 +98,13 @@ def test_half_a_character_is_refused() -> None:
         kept({"note": "\ud800"})
 
 
+@pytest.mark.parametrize("text", ["1e999", "[1, -1e999]", '{"a": 1e999}', '[["x", 1e999]]'])
+def test_a_number_that_is_not_finite_is_refused(text: str) -> None:
+    for row in ({"score": json.loads(text)}, {"metadata": {"score": json.loads(text)}}):
+        with pytest.raises(InvalidInput, match="'score' is not finite"):
+            kept(row)
+
+
 def test_without_a_prompt_the_columns_are_named() -> None:
     with pytest.raises(InvalidInput, match="caption, id") as refused:
         split_metadata({"caption": "a star", "id": 1})

@@ -110,25 +110,37 @@ def chunks(count: int, size: int, sink: str) -> list[Chunk]:
     ]  # fmt: skip
 
 
+def render(out: Path, todo: list[Chunk], *, resume: bool = False) -> tuple[int, dict[str, bytes]]:
+    """How many pictures were made, and the files that are there then."""
+    engine = FakeEngine()
+    into = Sinks(ReplacingStore(out), out.with_suffix(".waiting")).get(todo[0].sink)
+    renderer = LocalRenderer({INFO.name: engine}, {INFO.name: INFO}, lambda _: b"", into, resume)
+    rows = list(renderer.render(todo))
+    wanted = [(one, image) for chunk in todo for one in chunk.renders for image in range(2)]
+    assert sorted(row.picture for row in rows) == [(one.render, image) for one, image in wanted]
+    assert {(row.render, row.metadata) for row in rows} == {
+        (one.render, one.metadata) for one, _ in wanted
+    }
+    assert {row.error for row in rows} == {None}
+    return len(engine.rendered), {path.name: path.read_bytes() for path in out.iterdir()}
+
+
 @pytest.mark.parametrize("sink", ["images", "webdataset"])
 def test_a_render_that_goes_on_makes_only_what_is_missing(tmp_path: Path, sink: str) -> None:
-    def render(**options: bool) -> tuple[int, dict[str, bytes]]:
-        engine = FakeEngine()
-        into = Sinks(ReplacingStore(tmp_path / "out"), tmp_path / "wait").get(sink)
-        renderer = LocalRenderer(
-            {INFO.name: engine}, {INFO.name: INFO}, lambda _: b"", into, **options
-        )
-        rows = list(renderer.render(chunks(6, 1 if sink == "images" else 3, sink)))
-        assert sorted(row.picture for row in rows) == [(r, i) for r in range(6) for i in range(2)]
-        assert {row.metadata for row in rows} == {f'{{"id":{number}}}' for number in range(6)}
-        files = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
-        return len(engine.rendered), files
-
-    count, whole = render()
+    todo = chunks(6, 1 if sink == "images" else 3, sink)
+    count, whole = render(tmp_path / "out", todo)
     assert count == 12
     lost = sorted(whole)[-1]
     (tmp_path / "out" / lost).unlink()
-    count, again = render(resume=True)
+    count, again = render(tmp_path / "out", todo, resume=True)
     assert count == (1 if sink == "images" else 6)
     assert again == whole
-    assert render(resume=True) == (0, whole)
+    assert render(tmp_path / "out", todo, resume=True) == (0, whole)
+
+
+def test_a_shard_that_lacks_pictures_is_made_again_as_a_whole(tmp_path: Path) -> None:
+    render(tmp_path / "out", chunks(4, 3, "webdataset"))
+    todo = chunks(6, 3, "webdataset")
+    count, again = render(tmp_path / "out", todo, resume=True)
+    assert count == 6, "the first shard is kept"
+    assert again == render(tmp_path / "other", todo)[1]

@@ -82,6 +82,29 @@ def test_a_damaged_shard_is_refused(layout: Layout) -> None:
             list(layout.unpack(damaged))
 
 
+@pytest.mark.parametrize(
+    ("layout", "column"),
+    [(Parquet(), "image"), (Tokens(), "tokens"), (Tokens(), "notes")],
+)
+def test_values_that_are_gone_are_damage(layout: Layout, column: str) -> None:
+    """Pages have no checksum, so a bit may flip a value to null."""
+    table = pq.read_table(io.BytesIO(layout.pack(*made(layout)).data))
+    at = table.column_names.index(column)
+    kind = table.schema.field(at).type
+    out = io.BytesIO()
+    pq.write_table(table.set_column(at, column, pa.nulls(len(table), kind)), out)
+    with pytest.raises(ValueError, match="damaged"):
+        list(layout.unpack(out.getvalue()))
+
+
+def test_a_sidecar_that_is_not_an_object_is_damage() -> None:
+    layout = Webdataset()
+    data = layout.pack(*made(layout, 1)).data
+    start, end = data.index(b'{"checkpoint"'), data.rindex(b"}") + 1
+    with pytest.raises(ValueError, match="damaged"):
+        list(layout.unpack(data[:start] + b"[]".ljust(end - start) + data[end:]))
+
+
 def test_equal_pictures_are_told_apart() -> None:
     layout = Tokens()
     rows, contents = made(layout, 3)
@@ -131,6 +154,8 @@ def test_tokens_take_two_bytes_each() -> None:
         ([[1], ["a"]], pa.string(), ["[1]", '["a"]']),
         ([[[1]]], pa.string(), ["[[1]]"]),
         ([2**70], pa.string(), [str(2**70)]),
+        ([2**53 + 1, 0.5], pa.float64(), [2.0**53, 0.5]),
+        ([[2**53 + 1, None], [0.5]], pa.list_(pa.float64()), [[2.0**53, None], [0.5]]),
         ([{"a": "ä"}], pa.string(), ['{"a": "ä"}']),
     ],
 )

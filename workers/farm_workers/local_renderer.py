@@ -103,12 +103,13 @@ class LocalRenderer:
                 self._tasks[numbered.render] = task
             if self._resume:
                 self._take_over(task, chunk)
-            for numbered in chunk.renders:
-                if self._rows_left(numbered):
-                    yield numbered
+            # All at once: the task may be over before the next one is asked for.
+            yield from [numbered for numbered in chunk.renders if self._rows_left(numbered)]
 
     def _take_over(self, task: _OpenTask, chunk: Chunk) -> None:
         rows = self._sink.stored_pictures(task.place, chunk, set(rows_of(chunk)))
+        if self._sink.sharded and len(rows) < task.pictures:
+            return  # nothing is added to a shard; it is made again as a whole
         task.found = {row.picture for row in rows}
         for row in rows:
             self._written.append(_done(row))

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 WARM_UP_RUNS = 3  # before a capture: libraries allocate their workspaces on first use
 RUN_AHEAD = 1  # pieces of work behind the one that runs; more would keep urgent rows waiting
+ALIGNED = 128  # numbers; matrix kernels want to start at such places
 
 T = TypeVar("T")
 
@@ -64,6 +65,19 @@ class Device:
         if not self.is_cuda:
             return host
         return host.pin_memory().to(self.torch, non_blocking=True)
+
+    def upload_all(self, tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+        """Tensors on the host likewise, of one type in the end: all of them in one copy."""
+        if not self.is_cuda:
+            return [one.to(dtype) for one in tensors]
+        sizes = [-(-one.numel() // ALIGNED) * ALIGNED for one in tensors]
+        host = torch.empty(sum(sizes), dtype=dtype, pin_memory=True)
+        for place, one in zip(host.split(sizes), tensors, strict=True):
+            place[: one.numel()].copy_(one.flatten())
+        places = host.to(self.torch, non_blocking=True).split(sizes)
+        return [
+            place[: one.numel()].view(one.shape) for place, one in zip(places, tensors, strict=True)
+        ]
 
     def keep_pace(self) -> None:
         """Called after a tile's step or decoding: the host queues the next one, but no more."""

@@ -282,8 +282,8 @@ class Engine:
         with self._model.device.scope():
             flat = self._model.device.upload(torch.from_numpy(tokens.astype(np.int64)).view(1, -1))
             pixels = self._model.decode(flat, (rows, columns), width=width)
-        picture: NDArray[np.uint8]
-        ((picture,),) = Download(pixels).arrays()
+            picture: NDArray[np.uint8]
+            ((picture,),) = Download(pixels).arrays()
         return picture
 
     def preview(self, key: Hashable, index: int) -> Preview | None:

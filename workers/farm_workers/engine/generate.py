@@ -102,7 +102,7 @@ def _resolve(
     pictures = {"image": image, "mask_image": mask}
     files = {field: _bytes(one, field) for field, one in pictures.items() if one is not None}
     names = {field: hashlib.sha256(data).hexdigest() for field, data in files.items()}
-    parsed = RenderRequest.parse({**request, **names} if names else request)
+    parsed = RenderRequest.parse({**request, **names} if isinstance(request, Mapping) else request)
     here = engine.checkpoint
     if parsed.checkpoint not in {None, here.name, here.id, here.id.rpartition("/")[2]}:
         raise InvalidInput(f"is {parsed.checkpoint}; here is {here.name}", field="checkpoint")

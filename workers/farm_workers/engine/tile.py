@@ -1,5 +1,6 @@
 """Half-slots for rows of one token grid: tensors that stay in place while rows come and go."""
 
+import logging
 from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from functools import partial
 from typing import Any, Protocol
@@ -12,6 +13,8 @@ from farm.spec import CheckpointInfo
 from farm_workers.engine.device import Device, Download, Lru
 from farm_workers.engine.row import Finished, Live, Outcome, Pending
 from farm_workers.engine.sampler import Sampler, State, TorchSampler, row_error
+
+KEPT_GRAPHS = 4  # of passes with adapters, each with the features of all half-slots
 
 
 class Conditioned(Protocol):
@@ -117,7 +120,9 @@ class Tile:
         self.sampler = self._sampler(on_host)
         self._free = list(range(self.size))
         self._replay: Callable[[], object] | None = None
-        self._adapted: dict[Hashable, Callable[..., tuple[Tensor, ...]]] = {}  # by their shape
+        # By the adapters' shape. More would be kept for nothing: once there are more buffers,
+        # the graphs that know fewer of them are never used again.
+        self._adapted: Lru[Callable[..., tuple[Tensor, ...]]] = Lru(KEPT_GRAPHS, lambda graph: 1)
 
     def _sampler(self, on_host: bool) -> Sampler:
         if on_host:
@@ -142,13 +147,18 @@ class Tile:
         return self.size * self.state.tokens.shape[1]
 
     def enter(self, live: Live, conditioned: Sequence[Conditioned]) -> None:
+        """Take a row; where that raises, nothing of it stays."""
         self._reserve(conditioned[0].adapters)
         live.slots = self._take(len(conditioned))
         self.rows.append(live)
-        self.sampler.enter(live, live.first_tokens(self._model.device))
-        for slot, given in zip(live.slots, conditioned, strict=True):
-            self.packed[slot].copy_(given.packed)
-            self.adapters[slot] = given.adapters
+        try:
+            self.sampler.enter(live, live.first_tokens(self._model.device))
+            for slot, given in zip(live.slots, conditioned, strict=True):
+                self.packed[slot].copy_(given.packed)
+                self.adapters[slot] = given.adapters
+        except Exception:
+            self.leave(live)
+            raise
 
     def _reserve(self, adapters: Sequence[Any]) -> None:
         self.adapters.reserve(adapters)
@@ -182,10 +192,17 @@ class Tile:
         """By a graph of the forward pass alone, recorded when rows need it: the sampler's state
         must not move while it is.
         """
-        if shape not in self._adapted:
-            self._adapted[shape] = self._model.device.graphed(self._features)
-        (features,) = self._adapted[shape]()
+        (features,) = self._adapted.get(shape, self._recorded)()
         self.sampler.step(features, self.rows)
+
+    def _recorded(self) -> Callable[..., tuple[Tensor, ...]]:
+        """The forward pass as a graph, or as it is where there is no memory to record it in."""
+        try:
+            return self._model.device.graphed(self._features)
+        except torch.OutOfMemoryError:
+            logging.getLogger(__name__).warning("adapters run without a CUDA graph")
+        torch.cuda.empty_cache()  # here and not above, where the error still holds its tensors
+        return lambda: (self._features(),)
 
     def _advance(self) -> None:
         self.sampler.step(self._features(), self.rows)

@@ -34,7 +34,10 @@ class LeaseUntil(NamedTuple):
 
 
 class Drop(NamedTuple):
+    """The last message of a task; what its sink holds back can go."""
+
     task: int
+    place: TaskPlace | None  # None if it was never loaded
 
 
 class TellEarly(NamedTuple):

@@ -74,7 +74,6 @@ class PublisherProcess:
         self._changed = threading.Condition()
         self._deadlines: dict[int, float] = {}
         self._held: set[int] = set()  # tasks that were named and not dropped
-        self._places: dict[int, TaskPlace] = {}  # of those that had something to store
         self._early: dict[int, list[str]] = {}  # keys of their early rows
         self._whole: set[int] = set()  # tasks whose part is there: it says what early rows would
 
@@ -109,19 +108,16 @@ class PublisherProcess:
                 self._deadlines[message.task] = message.deadline
             self._changed.notify_all()
         if isinstance(message, Drop):
-            self._forget(message.task)
+            self._forget(message.task, message.place)
         elif isinstance(message, TellEarly):
             self._pool.submit(self._tell_early, message)
         elif isinstance(message, Work):
-            if not isinstance(message, StoreSuccess):
-                self._places[message.task] = message.place
             self._pool.submit(self._serve, message, pixels)
 
-    def _forget(self, task: int) -> None:
+    def _forget(self, task: int, place: TaskPlace | None) -> None:
         """Before any message of the task's next lease, which may need the same files."""
         self._early.pop(task, None)
         self._whole.discard(task)
-        place = self._places.pop(task, None)
         if place is not None:
             try:
                 self._sinks.get(place.sink).forget(place)

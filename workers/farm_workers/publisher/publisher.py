@@ -227,7 +227,7 @@ class Publisher:
     def _close(self, task: LeasedTask) -> None:
         task.closed = True
         if self._tasks.pop(task.number, None) is not None:
-            self._uploads.forget(task.number)
+            self._uploads.forget(task.number, task.place)
             self._changed.notify_all()
 
     def _upload(self, upload: PendingUpload) -> None:

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from farm.formats.picture_file import token_bytes
 from farm.formats.picture_record import PictureRecord
+from farm.sinks.protocol import TaskPlace
 from farm_workers.leased_task import LeasedTask
 from farm_workers.publisher.messages import Drop, LeaseUntil, Notice, StorePicture, Work
 
@@ -103,19 +104,20 @@ class UploadQueue:
                 self._sent_bytes -= upload.size
         return upload
 
-    def forget(self, task: int) -> None:
+    def forget(self, task: int, place: TaskPlace | None) -> None:
         """Send no more of a task, and tell the process to drop it."""
         for number in [key for key, one in self._pending.items() if one.work.task == task]:
             self.answered(number)
         self._notices = collections.deque(one for one in self._notices if one.task != task)
         self._urgent = collections.deque(one for one in self._urgent if one.work.task != task)
         self._others = collections.deque(one for one in self._others if one.work.task != task)
-        self._notices.append(Drop(task))
+        self._notices.append(Drop(task, place))
 
     def send_again(self, leases: Iterable[LeaseUntil]) -> None:
         """Queue all that a new process has to know."""
+        drops = [one for one in self._notices if isinstance(one, Drop)]
         self._clear()
-        self._notices.extend(leases)
+        self._notices.extend([*drops, *leases])
         for upload in self._pending.values():
             self._queue(upload)
 

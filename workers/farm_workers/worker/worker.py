@@ -8,6 +8,7 @@ the pictures to ``Publisher``, whose process stores them.
 
 import logging
 import os
+import re
 import socket
 import threading
 import time
@@ -15,6 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from farm.checkpoints.inspect import Checkpoint, inspect_checkpoint
+from farm.errors import InvalidInput
 from farm.queue import Queue, connect
 from farm.sinks.registry import Sinks
 from farm.spec import CheckpointInfo, Lane, Mode
@@ -36,6 +38,8 @@ log = logging.getLogger(__name__)
 
 BUFFERED_ENGINES = 3  # rows held, in engines' worth: one runs, the others are ready to follow
 
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # its scratch folder is named so, too
+
 LoadEngine = Callable[[Checkpoint, WorkerSettings], RenderEngine]
 
 
@@ -47,6 +51,9 @@ class Worker:
         name: of the worker, unique in the farm; the same after a restart.
         load_engine: makes the engine of a checkpoint; tests pass a fake one.
         crash_reporter: tells the queue how this process ended if it cannot do so itself.
+
+    Raises:
+        InvalidInput: a worker cannot have that name.
     """
 
     def __init__(
@@ -57,6 +64,12 @@ class Worker:
         load_engine: LoadEngine | None = None,
         crash_reporter: CrashReporter | None = None,
     ) -> None:
+        if not _NAME.fullmatch(name):
+            raise InvalidInput(
+                f"{name[:40]!r} cannot be the name of a worker",
+                field="--name",
+                hint="letters, digits, dots, dashes and underscores, as in rack1-gpu0",
+            )
         self._stopped = threading.Event()
         self._failure: Exception | None = None  # what ended another thread
         found = [inspect_checkpoint(checkpoint) for checkpoint in settings.checkpoints]

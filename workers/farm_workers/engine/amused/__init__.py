@@ -37,7 +37,7 @@ from farm_workers.engine.row import Pending
 ENGINE_VERSION = 2  # raised when the same row starts to give other tokens or bytes
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CACHE_BYTES = {"cpu": 1 << 27, "cuda": 1 << 30, "meta": 0}  # of prompts' conditioning
-KEPT_ADAPTERS = 32  # on the device, the last used ones
+ADAPTER_BYTES = {"cpu": 1 << 29, "cuda": 1 << 31, "meta": 0}  # on the device, the last used ones
 DECODED_TOKENS = 8192  # that are decoded together at most: the pictures' memory grows with them
 
 
@@ -53,12 +53,13 @@ class AmusedModel:
         *,
         masking_schedule: str = "cosine",
         fused: bool | None = None,
-        kept_adapters: int = KEPT_ADAPTERS,
+        adapter_bytes: int | None = None,
     ) -> None:
         """Around loaded modules, whose weights are shared, not copied.
 
         ``fused`` rows share matrix products in tiles of fixed shape, with a kernel for what lies
         between the products: what a GPU does unless said, and a CPU in Triton's interpreter.
+        ``adapter_bytes`` of low-rank adapters stay on the device between rows.
         """
         fused = device.is_cuda if fused is None else fused
         self.info, self.device, self.dtype = info, device, dtype
@@ -77,7 +78,9 @@ class AmusedModel:
         self.adapter_targets = adapter_targets(
             self.transformer.config, modules["text_encoder"].config.to_dict()
         )
-        self._adapters: Lru[Adapter] = Lru(kept_adapters, lambda adapter: 1)
+        if adapter_bytes is None:
+            adapter_bytes = ADAPTER_BYTES[device.torch.type]
+        self._adapters: Lru[Adapter] = Lru(adapter_bytes, lambda adapter: adapter.nbytes)
 
     @classmethod
     def load(cls, checkpoint: Checkpoint, device: Device, dtype: str) -> Self:
@@ -103,7 +106,7 @@ class AmusedModel:
         found = []
         for one in pending.row.spec.adapters:
             given = pending.adapters[one.sha256]
-            move = partial(given.to, self.device.torch, self.dtype)
+            move = partial(given.to, self.device, self.dtype)
             found.append(Scaled(self._adapters.get(one.sha256, move), one.scale))
         return found
 
@@ -113,7 +116,8 @@ class AmusedModel:
     def adapter_slots(self, halves: int) -> Any:
         if self.by_row:
             return [()] * halves
-        return SlotAdapters(halves, self.device.torch, self.dtype)
+        layers = self.transformer.step_layers()
+        return SlotAdapters(halves, self.device.torch, self.dtype, layers)
 
     def bind(self, packed: Tensor) -> Given:
         return self.transformer.layout.views(packed)

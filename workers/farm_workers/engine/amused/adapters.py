@@ -5,7 +5,8 @@ An adapter adds ``up @ down @ x``, times alpha / rank and the row's scale, to wh
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -16,6 +17,7 @@ import torch.nn.functional as F  # noqa: N812  (torch's own name for it)
 from torch import Tensor, nn
 
 from farm.formats.adapter_file import AdapterLayer, Targets, read_adapter_file
+from farm_workers.engine.device import Device
 
 RANK_STEP = 16  # a tile of fixed shape takes ranks in such steps, each a product by itself
 
@@ -40,19 +42,16 @@ class Adapter:
         layers = (*self.transformer.values(), *self.text_encoder.values())
         return sum(layer.down.nbytes + layer.up.nbytes for layer in layers)
 
-    def to(self, device: torch.device, dtype: torch.dtype) -> "Adapter":
+    def to(self, device: Device, dtype: torch.dtype) -> "Adapter":
+        parts = (self.transformer, self.text_encoder)
+        matrices = [one for part in parts for layer in part.values() for one in layer[:2]]
+        moved = iter(device.upload_all(matrices, dtype))
         return Adapter(
-            *(_moved(part, device, dtype) for part in (self.transformer, self.text_encoder))
+            *(
+                {name: LowRank(next(moved), next(moved), one.told) for name, one in part.items()}
+                for part in parts
+            )
         )
-
-
-def _moved(
-    layers: Mapping[str, LowRank], device: torch.device, dtype: torch.dtype
-) -> dict[str, LowRank]:
-    return {
-        name: LowRank(one.down.to(device, dtype), one.up.to(device, dtype), one.told)
-        for name, one in layers.items()
-    }
 
 
 def read_adapter(data: bytes, targets: Targets) -> Adapter:
@@ -116,36 +115,51 @@ class SlotAdapters:
 
     Ranks are padded to steps of ``RANK_STEP``, each of them a batched product over all half-slots,
     so that a row's bits do not depend on its neighbours' ranks: for a half-slot without an adapter
-    the products are zero. There are buffers for every layer that some row's adapter has changed;
+    the products are zero. A layer has as many buffers as some row's adapters have needed for it;
     lists of tensors are copied with ``_foreach``, because a launch for each would take longer.
     """
 
-    def __init__(self, halves: int, device: torch.device, dtype: torch.dtype) -> None:
-        self._like = {"device": device, "dtype": dtype}
-        self._used = [0] * halves  # steps of each half-slot
-        self._steps = 0  # that there are buffers for
+    def __init__(
+        self, halves: int, device: torch.device, dtype: torch.dtype, layers: Collection[str]
+    ) -> None:
+        """``layers`` are those of the pass; what adapters add to others is not done here."""
+        self._like, self._layers = {"device": device, "dtype": dtype}, layers
+        self._used = [0] * halves  # steps of each half-slot, in the layer that has most of them
         self._buffers: dict[str, list[tuple[Tensor, Tensor]]] = {}
 
     @property
     def shape(self) -> tuple[int, int] | None:
-        """Of the products to do: their layers and steps; None where no row has an adapter."""
+        """Of the products: all buffers and the steps in use; None where no row has an adapter.
+
+        Buffers are only ever added, so their number says which ones there are.
+        """
         steps = max(self._used)
-        return (len(self._buffers), steps) if steps else None
+        return (sum(map(len, self._buffers.values())), steps) if steps else None
 
     def reserve(self, adapters: Sequence[Scaled]) -> None:
-        """Make the buffers that a row needs; those that are there stay where they are."""
-        shapes = {
-            name: (layer.down.shape[1], layer.up.shape[0])
-            for adapter, _ in adapters
-            for name, layer in adapter.transformer.items()
+        """Make the buffers that a row needs, all or none; those that are there stay where they are.
+
+        Raises:
+            torch.OutOfMemoryError: they do not fit beside all else.
+        """
+        wanted: Counter[str] = Counter()
+        sizes: dict[str, tuple[int, int]] = {}
+        for adapter, _ in adapters:
+            for name, layer in self._own(adapter).items():
+                wanted[name] += _steps(layer)
+                sizes[name] = (layer.down.shape[1], layer.up.shape[0])
+        made = {
+            name: [
+                self._empty(*sizes[name]) for _ in range(len(self._buffers.get(name, ())), count)
+            ]
+            for name, count in wanted.items()
         }
-        self._steps = max(self._steps, sum(_steps(adapter) for adapter, _ in adapters))
-        for name in shapes:
-            self._buffers.setdefault(name, [])
-        for name, steps in self._buffers.items():
-            while len(steps) < self._steps:
-                inputs, outputs = _sizes(steps[0]) if steps else shapes[name]
-                steps.append(self._empty(inputs, outputs))
+        for name, buffers in made.items():
+            self._buffers.setdefault(name, []).extend(buffers)
+
+    def _own(self, adapter: Adapter) -> dict[str, LowRank]:
+        layers = adapter.transformer.items()
+        return {name: layer for name, layer in layers if name in self._layers}
 
     def _empty(self, inputs: int, outputs: int) -> tuple[Tensor, Tensor]:
         halves = len(self._used)
@@ -157,15 +171,15 @@ class SlotAdapters:
     def __setitem__(self, slot: int, adapters: Sequence[Scaled]) -> None:
         """A row's adapters, for which there are buffers; an empty list takes them away."""
         if self._used[slot]:
-            # The other matrix may keep what it has: all its products are with zero.
+            # Both matrices: what has overflowed in one of them is not zero times zero either.
             torch._foreach_zero_(
-                [step[0][slot] for steps in self._buffers.values() for step in steps]
+                [part[slot] for steps in self._buffers.values() for step in steps for part in step]
             )
         targets: list[Tensor] = []
         sources: list[Tensor] = []
-        first = 0
+        taken: Counter[str] = Counter()
         for adapter, scale in adapters:
-            layers = adapter.transformer
+            layers = self._own(adapter)
             if not layers:
                 continue
             scaled = torch._foreach_mul(
@@ -174,13 +188,14 @@ class SlotAdapters:
             )
             for (name, layer), up in zip(layers.items(), scaled, strict=True):
                 parts = zip(layer.down.split(RANK_STEP), up.split(RANK_STEP, 1), strict=True)
-                for step, (rows, columns) in zip(self._buffers[name][first:], parts, strict=False):
+                free = self._buffers[name][taken[name] :]
+                for step, (rows, columns) in zip(free, parts, strict=False):
                     targets += [step[0][slot, : len(rows)], step[1][slot, :, : len(rows)]]
                     sources += [rows, columns]
-            first += _steps(adapter)
+                taken[name] += _steps(layer)
+        self._used[slot] = max(taken.values(), default=0)  # before the copy, which may raise
         if targets:
             torch._foreach_copy_(targets, sources)
-        self._used[slot] = first
 
     def add(self, y: Tensor, x: Tensor, name: str) -> Tensor:
         for down, up in self._buffers.get(name, [])[: max(self._used)]:
@@ -188,13 +203,8 @@ class SlotAdapters:
         return y
 
 
-def _steps(adapter: Adapter) -> int:
-    ranks = [layer.told.rank for layer in adapter.transformer.values()]
-    return -(-max(ranks, default=0) // RANK_STEP)
-
-
-def _sizes(step: tuple[Tensor, Tensor]) -> tuple[int, int]:
-    return step[0].shape[2], step[1].shape[1]
+def _steps(layer: LowRank) -> int:
+    return -(-layer.told.rank // RANK_STEP)
 
 
 @contextlib.contextmanager

@@ -130,6 +130,18 @@ class Transformer(nn.Module):
         """The blocks that attend to the prompt beside the convolutions."""
         return [one for one in self.modules() if isinstance(one, CrossBlock)]
 
+    def step_layers(self) -> frozenset[str]:
+        """Names of the linear layers in ``features``; all others are in ``condition`` alone."""
+        attentions = [
+            *self.attentions(),
+            *(one for block in self.crossed() for one in block.attentions),
+        ]
+        prompt = [self.encoder_proj, self.cond_embed.linear_1, self.cond_embed.linear_2]
+        prompt += [linear for _, linear in self.modulations()] + _keys_and_values(attentions)
+        prompt += [block.kv_mapper for block in self.crossed() if block.kv_mapper is not None]
+        linears = {module.name for module in self.modules() if isinstance(module, Linear)}
+        return frozenset(linears - {linear.name for linear in prompt})
+
     def ready(self, ops: Ops) -> None:
         """Called once when the weights are in: fixes how rows are computed, builds the tables."""
         self._ops = ops
@@ -269,8 +281,9 @@ class Products:
         if not self._mappers:
             return [text] * len(self._blocks)
         source = F.silu(text)
-        mapped = torch.cat([group(source, adapters) for group in self._mappers], -1)
-        return list(mapped.chunk(len(self._blocks), -1))
+        mapped = [group(source, adapters) for group in self._mappers]
+        # By row each stays as it was made: the product of a strided view may have other bits.
+        return mapped if len(mapped) > 1 else list(mapped[0].chunk(len(self._blocks), -1))
 
     def _put(self, packed: Tensor, pieces: Sequence[str], products: Tensor) -> None:
         """Keys and values (prompts, text tokens, all their channels), each piece by itself."""

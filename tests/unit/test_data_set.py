@@ -1,0 +1,155 @@
+"""From a fetched job to a data set, without a farm."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from fake_engine import INFO
+
+from farm.errors import Conflict
+from farm.export.export import FETCHED, STATE, As, Plan, begin, export
+from farm.export.fetched import MANIFEST
+from farm.export.splits import Splits
+from farm.formats.encoding import encode
+from farm.formats.picture_record import PictureRecord
+from farm.job import Format
+from farm.spec import RenderRequest, canonical_json
+
+TARGETS: list[As] = ["webdataset", "parquet", "imagefolder", "tokens"]
+
+
+def fetch(folder: Path, told: list[dict[str, Any]]) -> None:
+    """A job as it lies in the data set's folder when it is fetched; a picture for each metadata."""
+    source = folder / STATE / FETCHED
+    source.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for render, metadata in enumerate(told):
+        spec = RenderRequest(prompt=f"p {render}").resolve(INFO, seed=render)
+        record = PictureRecord(
+            "j", 0, render, 0, spec, "n", Format.PNG, (), canonical_json(metadata), 0.5
+        )
+        pixels = np.full((32, 32, 3), render, np.uint8)
+        data = encode(pixels, record.facts(np.full((4, 4), render, np.uint16)), Format.PNG)
+        (source / record.file_name).write_bytes(data)
+        lines.append(json.dumps(record.stored_row(record.file_name, data).public()) + "\n")
+    (source / MANIFEST).write_text("".join(lines))
+
+
+def make(folder: Path, plan: Plan, told: list[dict[str, Any]]) -> dict[str, int]:
+    assert begin(plan, folder)
+    fetch(folder, told)
+    return export(plan, folder, None).splits
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_column_of_the_user_never_takes_the_place_of_one_of_the_farm(
+    target: As, tmp_path: Path
+) -> None:
+    own = {
+        "file_name": "COCO_1.jpg", "image": 7, "split": "val", "shard": 3, "file": [1],
+        "mask_file_name": "m.png", "prompt_id": 5, "seed_file_names": ["a"],
+    }  # fmt: skip
+    make(tmp_path / "out", Plan("j", target), [own, {}])
+    manifest = pq.read_table(tmp_path / "out" / "manifest.parquet").to_pylist()
+    assert [row["split"] for row in manifest] == ["train", "train"]
+    for row in manifest:
+        place = tmp_path / "out" / row["shard"]
+        assert (place / row["file"]).is_file() if target == "imagefolder" else place.is_file()
+    assert json.loads(manifest[0]["metadata"]) == own
+    assert [row["prompt_id"] for row in manifest] == [5, None]
+    if target == "imagefolder":
+        loaded = datasets.load_dataset(
+            str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "cache")
+        )
+        assert [image.getpixel((0, 0)) for image in loaded["image"]] == [(0, 0, 0), (1, 1, 1)]
+        assert json.loads(loaded[0]["metadata"]) == own
+
+
+def test_overwriting_removes_what_an_export_wrote_and_nothing_else(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    make(out, Plan("j", "imagefolder", Splits.parse("a=0.5,b=0.5")), [{}] * 4)
+    (out / "notes.txt").write_text("mine")
+    (out / "data").mkdir()
+    (out / "data" / "mine.txt").write_text("mine")
+    plan = Plan("k", "tokens")
+    with pytest.raises(Conflict, match="another export"):
+        begin(plan, out)
+    assert begin(plan, out, overwrite=True)
+    left = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    assert left == {"notes.txt", "data/mine.txt", f"{STATE}/plan.json"}
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        b"",
+        b"\xff",
+        b"[]",
+        b'{"job":"j","target":"imagefolder","splits":1}',
+        b'{"job":"j","target":"imagefolder","splits":"../mine=1"}',
+        b'{"job":"j","target":"imagefolder","splits":{"../mine":1}}',
+    ],
+)
+def test_a_file_of_another_program_is_not_taken_for_an_export(told: bytes, tmp_path: Path) -> None:
+    out, mine = tmp_path / "out", tmp_path / "mine"
+    for folder in (out, mine):
+        folder.mkdir()
+        (folder / "_SUCCESS").write_bytes(told)
+    for overwrite in (False, True):
+        with pytest.raises(Conflict, match="not an export's"):
+            begin(Plan("j", "tokens"), out, overwrite=overwrite)
+    assert [path.name for path in (*out.iterdir(), *mine.iterdir())] == ["_SUCCESS"] * 2
+    with pytest.raises(Conflict, match="is a file"):
+        begin(Plan("j", "tokens"), out / "_SUCCESS")
+
+
+def test_splits_in_another_order_are_another_export(tmp_path: Path) -> None:
+    plans = [Plan("j", "tokens", Splits.parse(text)) for text in ("a=0.9,b=0.1", "b=0.1,a=0.9")]
+    assert begin(plans[0], tmp_path / "out")
+    with pytest.raises(Conflict, match="another export"):
+        begin(plans[1], tmp_path / "out")
+    assert begin(plans[0], tmp_path / "out"), "it goes on"
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_an_interrupted_export_leaves_no_drafts(
+    target: As, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, plan = tmp_path / "out", Plan("j", target, shard_size=2)
+    begin(plan, out)
+    fetch(out, [{}] * 4)
+
+    def interrupt(self: Path, target: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        export(plan, out, None)
+    monkeypatch.undo()
+    assert list(out.rglob(".*.part")), "the interrupted call has left one"
+    assert begin(plan, out)
+    export(plan, out, None)
+    assert not list(out.rglob(".*"))
+    make(tmp_path / "other", plan, [{}] * 4)
+    assert _files(out) == _files(tmp_path / "other")
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    found = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
+
+
+@pytest.mark.parametrize("target", ["parquet", "imagefolder"])
+def test_a_split_without_pictures_does_not_make_the_others_unreadable(
+    target: As, tmp_path: Path
+) -> None:
+    plan = Plan("j", target, Splits.parse("train=0.99,test=0.01"))
+    counts = make(tmp_path / "out", plan, [{}])
+    assert counts == {"train": 1, "test": 0}
+    loaded = datasets.load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))
+    assert {name: len(split) for name, split in loaded.items()} == {"train": 1}
+    assert "| `test` | 0 |" in (tmp_path / "out" / "README.md").read_text()
