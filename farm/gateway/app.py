@@ -93,6 +93,7 @@ def _dependencies(
         settings.secret.get_secret_value().encode() if settings.secret else secret_of(settings.data)
     )
     keys = KeyFile(settings.keys) if settings.keys else None
+    ingest = Ingest(queue, store, registry, kept, paces(queue))
     return Dependencies(
         settings=settings,
         queue=queue,
@@ -100,7 +101,7 @@ def _dependencies(
         sinks=Sinks(store, settings.data / "scratch" / "gateway"),
         assets=kept,
         registry=registry,
-        ingest=Ingest(queue, store, registry, kept, paces(queue)),
+        ingest=ingest,
         authenticator=Authenticator(
             keys, without_keys=settings.open, now=lambda: datetime.now(UTC)
         ),
@@ -108,7 +109,7 @@ def _dependencies(
         links=Links(
             linked_store(settings, store), signer, settings.url_seconds, settings.public_url
         ),
-        events=EventHub(queue),
+        events=EventHub(queue, ingest.note_cancelled),
         metrics=Metrics(queue.backlog),
         history=History(queue),
         readiness=Readiness(queue, store),

@@ -6,7 +6,7 @@ import json
 import logging
 import threading
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 from anyio.to_thread import run_sync
@@ -25,10 +25,16 @@ COMMENT_SECONDS = 15.0  # keeps proxies from closing a quiet stream
 
 
 class EventHub:
-    """Reads the stream in a thread and wakes those who listen to a job."""
+    """Reads the stream in a thread and wakes those who listen to a job.
 
-    def __init__(self, queue: Queue) -> None:
+    Args:
+        queue: whose events.
+        on_cancelled: called with each job that is cancelled, also by the queue itself.
+    """
+
+    def __init__(self, queue: Queue, on_cancelled: Callable[[str], None]) -> None:
         self._queue = queue
+        self._on_cancelled = on_cancelled
         self._listeners: dict[str, set[asyncio.Event]] = defaultdict(set)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping = threading.Event()
@@ -67,6 +73,14 @@ class EventHub:
             if events:
                 after = events[-1].id
                 self._wake({event.job for event in events})
+                self._note_cancelled({one.job for one in events if one.kind == "cancelled"})
+
+    def _note_cancelled(self, jobs: set[str]) -> None:
+        for job in jobs:
+            try:
+                self._on_cancelled(job)
+            except FarmError as error:
+                log.warning("that job %s was cancelled could not be noted: %s", job, error)
 
     def _wake(self, jobs: set[str]) -> None:
         assert self._loop is not None

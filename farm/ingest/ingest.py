@@ -180,9 +180,13 @@ class Ingest:
         self._store.put(keys.closed(record.job), closed.model_dump_json().encode())
 
     def cancel(self, job: str, tenant: str) -> None:
-        """End a job; that it was cancelled is kept beside it, should the queue be lost."""
+        """End a job."""
         if self.queue.cancel(job, tenant) is JobState.CANCELLED:
-            self._store.put(keys.cancelled(job), b"")
+            self.note_cancelled(job)
+
+    def note_cancelled(self, job: str) -> None:
+        """Keep beside a job that it was cancelled, should the queue be lost."""
+        self._store.put(keys.cancelled(job), b"")
 
     def resolve(
         self, tenant: str, options: JobOptions, first: int, entries: Sequence[Entry]

@@ -9,10 +9,12 @@ from typing import Any
 import httpx2
 import pytest
 from fake_worker import BAD_PROMPT, LOST_PROMPT, FakeWorker
-from harness import INFO, Gateway, Serve, ndjson, post
+from harness import INFO, Gateway, Serve, ndjson, post, until
 
 from farm.errors import Conflict, JobFailed
+from farm.ingest.ndjson import Entry
 from farm.ingest.rebuild import rebuild
+from farm.job import JobOptions, JobState
 from farm.local.rebuild import rebuild_embedded
 from farm.queue import JobStatus
 from farm.store import keys
@@ -185,3 +187,16 @@ def test_a_store_of_a_newer_farm_is_not_rebuilt_by_an_older_one(kept: Gateway, f
     lose(kept)
     with pytest.raises(Conflict, match="newer version of the farm"):
         rebuild(kept.queue, kept.store)
+
+
+def test_a_job_that_was_left_open_stays_cancelled(kept: Gateway) -> None:
+    """The queue ends it by itself; the gateway hears of it, and notes it in the store."""
+    ingest = kept.app_deps.ingest
+    record, _ = ingest.open("local", JobOptions())
+    ingest.append(record, 0, 0, [Entry({"prompt": "a boat"})])
+    kept.queue.client.zadd(f"{{{kept.queue.farm}}}:opened", {record.job: 1})
+    kept.queue.tick()
+    until(lambda: kept.store.size(keys.cancelled(record.job)) is not None)
+    lose(kept)
+    assert rebuild(kept.queue, kept.store)["cancelled"] == 1
+    assert kept.queue.status(record.job, "local").state is JobState.CANCELLED
