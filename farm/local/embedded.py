@@ -192,7 +192,8 @@ class Embedded:
     def _workers_ready(self) -> bool:
         """Raises ``Unavailable`` as soon as a worker has ended at its start, a checkpoint that does
         not load for example: it is placed again and again, and would end again."""
-        self._loads.passed()
+        if not self._loads.passed():
+            return False  # it says more clearly than a worker what is wrong
         for told in self._run.glob("*.failed"):
             cause = told.read_text().strip()
             told.unlink()

@@ -140,7 +140,7 @@ def test_a_farm_and_a_single_process_make_the_same_files(farm: RunningFarm, tmp_
 
 
 def test_a_job_survives_sigkill_of_every_process(farm: RunningFarm, tmp_path: Path) -> None:
-    job = farm.submit(write_renders(tmp_path / "renders.jsonl", count=300))
+    job = farm.submit(write_renders(tmp_path / "renders.jsonl", count=600))
     for name in ("worker-0", "scheduler", "gateway", "valkey"):
         assert farm.state(job) in ("queued", "running"), "too few renders to kill in the middle"
         killed = farm.pid(name)
@@ -153,9 +153,9 @@ def test_a_job_survives_sigkill_of_every_process(farm: RunningFarm, tmp_path: Pa
             lambda before=before: rendered(farm, job) > before or farm.state(job) == "done"  # type: ignore[misc]
         )
     rows = farm.fetch(job, tmp_path / "out")
-    assert sorted(row["render"] for row in rows) == list(range(300))
+    assert sorted(row["render"] for row in rows) == list(range(600))
     assert all(row["error"] is None for row in rows)
-    assert len({row["file"] for row in rows}) == 300
+    assert len({row["file"] for row in rows}) == 600
 
 
 def test_a_farm_whose_ray_dies_goes_on_by_itself(farm: RunningFarm, tmp_path: Path) -> None:

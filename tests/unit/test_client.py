@@ -22,6 +22,17 @@ from farm_client.transport import BlockingWire
 
 Handler = Callable[[httpx2.Request], httpx2.Response]
 JOB = "j0-01m848b6zxgnjbpp0f506dqmht"
+ENDED = {
+    "id": JOB, "name": None, "state": "done", "paused": False, "priority": "normal",
+    "sink": "images", "format": "png", "created_at": "2026-11-27T10:00:00Z", "started_at": None,
+    "ended_at": None, "deadline": None, "generation": 0, "rejected": 0, "max_failed": 0,
+    "reason": None, "row_steps": 12,
+    "images": {"total": 1, "done": 1, "failed": 0, "expired": 0, "running_done": 0},
+    "tasks": {
+        "total": 1, "queued": 0, "leased": 0, "waiting": 0, "done": 1, "failed": 0, "cancelled": 0,
+        "expired": 0,
+    },
+}  # fmt: skip
 DONE = {"id": JOB, "created": True, "accepted": 1, "rejected": 0, "errors": [], "state": "queued"}
 
 
@@ -171,9 +182,13 @@ def test_a_server_cannot_name_a_file_outside_the_folder(tmp_path: Path) -> None:
             "spec": {},
         }  # fmt: skip
         page = {"images": [picture], "next": "0.0.0", "state": "done"}
-        farm = farm_with(lambda _, page=page: httpx2.Response(200, json=page))
+
+        def answer(request: httpx2.Request, page: Any = page) -> httpx2.Response:
+            listed = request.url.path.endswith("/images")
+            return httpx2.Response(200, json=page if listed else ENDED)
+
         with pytest.raises(FarmError):
-            farm.job(JOB).fetch(tmp_path / "out")
+            farm_with(answer).job(JOB).fetch(tmp_path / "out")
         assert [path.name for path in (tmp_path / "out").iterdir()] == [MARK]
 
 
