@@ -32,7 +32,7 @@ POLL_SECONDS = 0.005
 
 class Contender(NamedTuple):
     name: str
-    bulk: int  # tasks submitted while nobody works
+    bulk: int  # tasks submitted while no worker runs
     tasks: int  # from submission to the end
     worker: list[str]
     processes: int  # of this command

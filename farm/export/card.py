@@ -52,7 +52,7 @@ def write_card(
 
     Args:
         folder: of the data set; its manifest is there.
-        license_name: as the Hub names it; nobody but the user can know it.
+        license_name: as the Hub names it; only the user can know it.
         title: of the data set.
         facts: counted from the manifest.
         counts: pictures by split.

@@ -38,13 +38,15 @@ TOKENS_NAME = "tokens"
 _PAYLOADS = ("image.bytes", "tokens")  # paths of the columns with the pictures
 
 
-class Parquet:
+class _Table:
     suffix = ".parquet"
     content_type = "application/vnd.apache.parquet"
 
     def __init__(self, types: Mapping[str, pa.DataType] | None = None) -> None:
         self._types = types  # of the users' columns; by default what fits a shard's own rows
 
+
+class Parquet(_Table):
     def file_name(self, record: PictureRecord) -> str:
         return record.file_name
 
@@ -68,13 +70,7 @@ class Parquet:
                 yield Unpacked(picture, offset, content, read_facts(content))
 
 
-class Tokens:
-    suffix = ".parquet"
-    content_type = "application/vnd.apache.parquet"
-
-    def __init__(self, types: Mapping[str, pa.DataType] | None = None) -> None:
-        self._types = types  # of the users' columns; by default what fits a shard's own rows
-
+class Tokens(_Table):
     def file_name(self, record: PictureRecord) -> str:
         return f"{file_name(record.render, record.image, Format.TOKENS).partition('.')[0]}.u16"
 

@@ -11,8 +11,7 @@ import redis
 from fault_proxy import FaultProxy
 from queue_bench import Bench, moved_clock
 
-from farm.errors import Unavailable
-from farm.local.valkey import ServerProcess, find_server
+from farm.local.valkey import ServerProcess
 from farm.queue import Queue, connect
 from farm.queue.scripts import read_scripts
 
@@ -27,12 +26,6 @@ def folder() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def server(folder: Path) -> Iterator[ServerProcess]:
-    try:
-        find_server()
-    except Unavailable as error:
-        if os.environ.get("CI"):
-            raise
-        pytest.skip(str(error))
     with ServerProcess(folder / "shared", options=("--enable-debug-command", "yes")).serving() as s:
         yield s
 

@@ -108,7 +108,7 @@ class TilePool:
     def width_of(self, grid: tuple[int, int], *, urgent: bool) -> int:
         """Guided rows that step together: fewer of a large grid, by a fixed rule.
 
-        An urgent row whose tile has a fixed shape pays for nobody's slot but its own.
+        An urgent row whose tile has a fixed shape pays for its own slot alone.
         """
         if urgent and not self._model.by_row:
             return 1

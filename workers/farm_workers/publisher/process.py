@@ -174,7 +174,7 @@ class PublisherProcess:
                 return receipt
             case StoreSuccess(key=key, document=document):
                 receipt = self._try(work, lambda: store_success(self._store, key, document))
-                with contextlib.suppress(FarmError):  # left over, and in nobody's way
+                with contextlib.suppress(FarmError):  # left over, and it does no harm
                     forget_early(self._store, work.job)
                 return receipt
 
