@@ -96,7 +96,8 @@ class Model(Protocol):
 class Tile:
     """Rows that step together, in ``2 * width`` half-slots: a guided row takes two, another one.
 
-    All half-slots are computed in every step, whether rows are there or not, so that the shapes never change.
+    All half-slots are computed in every step, with rows in them or not, so that the shapes never
+    change.
     """
 
     def __init__(
