@@ -12,7 +12,7 @@ from axe_playwright_python.sync_playwright import Axe
 from fake_worker import BAD_PROMPT, LOST_PROMPT, FakeWorker
 from harness import INFO, Gateway, Serve, png, post, write_keys
 from PIL import Image
-from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Request, Route, expect, sync_playwright
 
 from farm.job import Chunk
 from farm.store import keys
@@ -190,6 +190,31 @@ def test_a_key_is_asked_for_once(browser: Browser, serve: Serve, tmp_path: Path)
     expect(page.locator("h1")).to_have_text("bikes")
     expect(page.get_by_role("dialog")).to_have_count(0)
     assert "secret" not in context.cookies().__repr__()
+    context.close()
+
+
+def test_a_slow_script_misses_nothing(browser: Browser, serve: Serve, tmp_path: Path) -> None:
+    keys_file = write_keys(tmp_path / "keys.json", {"secret": {"tenant": "alice"}})
+    context = browser.new_context(base_url=serve(tmp_path, keys=keys_file, open=False).url)
+    page = context.new_page()
+
+    def slow(route: Route) -> None:
+        page.wait_for_timeout(1000)
+        route.continue_()
+
+    page.route("**/page.js*", slow)
+    page.goto("/")
+    expect(page.get_by_role("dialog")).to_be_visible()
+    context.close()
+
+
+def test_a_page_that_did_not_come_is_asked_for_again(browser: Browser, gateway: Gateway) -> None:
+    context = browser.new_context(base_url=gateway.url)
+    page = context.new_page()
+    page.route("**/page", lambda route: route.abort(), times=1)
+    page.goto("/")
+    expect(page.locator("h1")).to_have_text("Jobs", timeout=15_000)
+    expect(page.get_by_role("alert")).to_be_hidden()
     context.close()
 
 

@@ -61,10 +61,12 @@ document.addEventListener("htmx:after:request", (event) => {
   else if (then) htmx.trigger(document.body, then);
 });
 
-// The clock: lists are asked for again while somebody can see them.
+// The clock: lists are asked for again while somebody can see them, and the page itself until it
+// has come once.
 
 setInterval(() => {
-  if (!document.hidden && !find("dialog[open]")) htmx.trigger(document.body, "refresh");
+  if (document.hidden || find("dialog[open]")) return;
+  htmx.trigger(find("#loading") ? find("#main") : document.body, "refresh");
 }, REFRESH_MS);
 
 // Light and dark.
