@@ -86,7 +86,8 @@ end
 -- 2. Tasks that run alone. A session that holds nothing takes one; otherwise it starts to drain, as
 -- long as there are more of them than sessions that drain. Others wait for it meanwhile, and if
 -- there are many of them, a tenant would take all workers. So half of the sessions take part at
--- most, and after each such task the others get as much work as it was.
+-- most, and after each such task others get as much work as it was before one of their class or a
+-- lower one is next.
 local owed = {} -- checkpoint -> row-steps, to others
 for at, steps in ipairs(redis.call('HMGET', P .. 'yielded', unpack(checkpoints))) do
   owed[checkpoints[at]] = number(steps)
@@ -154,13 +155,23 @@ local function run_alone()
   return done()
 end
 
+-- Whether others are owed work before the suspect, and have some.
+local function others_first()
+  if owed[suspect.checkpoint] == 0 then return false end
+  for class = URGENT, suspect.head.class do
+    local lanes = P .. 'lanes:' .. suspect.checkpoint .. ':' .. class
+    if redis.call('EXISTS', lanes) == 1 then return true end
+  end
+  return false
+end
+
 local may = false -- this session take part
 if suspect then
   local drains = redis.call('SISMEMBER', P .. 'draining', session) == 1
   local draining = redis.call('SCARD', P .. 'draining')
   local share = math.max(1, math.floor(redis.call('ZCARD', P .. 'sessions') / QUARANTINE))
   may = drains or (draining < suspects and draining + isolated() < share)
-  if may and (drains or owed[suspect.checkpoint] == 0) then
+  if may and (drains or not others_first()) then
     if holding + batch.tasks == 0 and room > 0 then return run_alone() end
     redis.call('SADD', P .. 'draining', session)
     return done()
