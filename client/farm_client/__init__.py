@@ -11,6 +11,8 @@ from farm_client.models import (
     Estimate,
     JobStatus,
     NamedAdapter,
+    Removed,
+    Usage,
     Verified,
     Why,
 )
@@ -31,6 +33,8 @@ __all__ = [
     "JobStatus",
     "NamedAdapter",
     "RejectedRender",
+    "Removed",
+    "Usage",
     "Verified",
     "Why",
 ]

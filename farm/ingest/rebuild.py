@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 from farm.errors import Conflict, FarmError
 from farm.formats.manifest import read_part
-from farm.ingest.job_record import ClosedRecord, JobRecord
+from farm.ingest.job_record import ClosedRecord, JobRecord, RemovedRecord
 from farm.job import MAX_PIECE_LINES, RETENTION_DAYS, Chunk, JobOptions, Receipt, is_job_id
 from farm.queue import JobHeader, Queue, Restored
 from farm.queue.constants import MAX_ROWS
@@ -27,6 +27,7 @@ class Found:
     header: bool = False
     closed: bool = False
     cancelled: bool = False
+    removed: bool = False
     chunks: list[int] = field(default_factory=list)
     parts: dict[int, list[int]] = field(default_factory=dict)  # task -> its generations
     ended: set[int] = field(default_factory=set)  # generations with a _SUCCESS
@@ -60,6 +61,8 @@ def survey(store: Store) -> dict[str, Found]:
             one.closed = True
         elif name == "_CANCELLED":
             one.cancelled = True
+        elif name == "_REMOVED":
+            one.removed = True
         elif kind == "chunks":
             one.chunks.append(int(stem))
         elif kind.startswith("manifest/"):
@@ -85,11 +88,15 @@ def rebuild(queue: Queue, store: Store, retention_days: float = RETENTION_DAYS) 
     oldest = datetime.now(UTC) - timedelta(days=retention_days)
     with ThreadPoolExecutor(READERS) as pool:
         for job, found in survey(store).items():
+            if found.removed:
+                _go_on_removing(queue, store, job)
+                continue
             if not found.header or not (found.chunks or found.closed):
                 continue  # it was never acknowledged
             try:
                 record = JobRecord.model_validate_json(store.get(keys.header(job)))
-                if found.ended and record.created_at < oldest:
+                forgotten = found.ended and record.created_at < oldest
+                if forgotten and record.options.get("keep") is None:
                     continue  # the queue has forgotten it long ago
                 _Job(queue, store, record, found).restore(pool)
             except NewerRecord:  # not damaged: the newer farm can read it
@@ -102,6 +109,11 @@ def rebuild(queue: Queue, store: Store, retention_days: float = RETENTION_DAYS) 
             counts["tasks"] += status.tasks.total
             counts["pictures"] += status.images.done
     return counts
+
+
+def _go_on_removing(queue: Queue, store: Store, job: str) -> None:
+    record = RemovedRecord.model_validate_json(store.get(keys.removed(job)))
+    queue.remove(job, record.tenant, stored=True)
 
 
 class _Job:
