@@ -16,6 +16,7 @@ from farm_client.models import (
     Verified,
     Why,
 )
+from farm_client.training import dataset
 
 __all__ = [
     "AllRejected",
@@ -37,4 +38,5 @@ __all__ = [
     "Usage",
     "Verified",
     "Why",
+    "dataset",
 ]

@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 
@@ -18,10 +17,12 @@ from farm.errors import (
     from_dict,
 )
 from farm.job import TERMINAL_JOBS, JobState
+from farm_client.address import Address
 from farm_client.connection import Connection, path_of
 from farm_client.fetch import PARALLEL, Fetched, Fetcher
 from farm_client.image import AsyncImage, Image, ImageFacts
 from farm_client.models import Difference, JobStatus, Picture, Removed, Usage, Verified, Why
+from farm_client.progress import print_progress
 from farm_client.streams import LINE_SECONDS, read_events, read_lines, read_usage
 from farm_client.sync import drive, iterate
 
@@ -53,6 +54,11 @@ class JobHandle:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.id}>"
+
+    @property
+    def address(self) -> Address:
+        """Of its farm."""
+        return self._connection.address
 
     @property
     def _path(self) -> str:
@@ -123,7 +129,7 @@ class JobHandle:
     async def _wait(
         self, timeout: float | None, progress: bool | Progress, check: bool
     ) -> JobStatus:
-        tell = _print_progress if progress is True else progress
+        tell = print_progress if progress is True else progress
         end = None if timeout is None else time.monotonic() + timeout
         pause = FIRST_POLL_SECONDS
         while True:
@@ -388,13 +394,3 @@ def check_ended(status: JobStatus) -> None:
         raise JobFailed(f"job {status.id}: {failed} of {total} pictures failed{reason}")
     if status.state is JobState.CANCELLED:
         raise JobCancelled(f"job {status.id} was cancelled{reason}")
-
-
-def _print_progress(status: JobStatus) -> None:
-    images = status.images
-    line = f"{status.id} {status.state} {images.finished}/{images.total}"
-    if images.failed:
-        line += f" ({images.failed} failed)"
-    end = "\n" if status.ended or not sys.stderr.isatty() else ""
-    start = "\r\x1b[K" if sys.stderr.isatty() else ""
-    print(f"{start}{line}", end=end, file=sys.stderr, flush=True)
