@@ -11,9 +11,12 @@ from farm_client.models import (
     Estimate,
     JobStatus,
     NamedAdapter,
+    Removed,
+    Usage,
     Verified,
     Why,
 )
+from farm_client.training import dataset
 
 __all__ = [
     "AllRejected",
@@ -31,6 +34,9 @@ __all__ = [
     "JobStatus",
     "NamedAdapter",
     "RejectedRender",
+    "Removed",
+    "Usage",
     "Verified",
     "Why",
+    "dataset",
 ]

@@ -42,6 +42,8 @@ SECTIONS = {
         "pause": Place("farm.cli.pause", "Start no more work of jobs until they are resumed."),
         "resume": Place("farm.cli.pause", "Resume paused jobs."),
         "retry": Place("farm.cli.retry", "Render the failed pictures of ended jobs again."),
+        "rm": Place("farm.cli.remove", "Delete ended jobs with all their pictures."),
+        "du": Place("farm.cli.remove", "Show what jobs and uploads take up in the store."),
     },
     "Pictures and files": {
         "fetch": Place("farm.cli.fetch", "Fetch a job's pictures and its manifest."),

@@ -36,6 +36,7 @@ def test_the_blocks_of_the_page_run_as_they_stand_there(farm: RunningFarm, tmp_p
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
     assert re.search(r"^\d pictures, loss \d", ended.stdout, flags=re.MULTILINE)
+    assert "2 rows, and 3 more" in ended.stdout
     assert "(64, 64) a blue triangle on a yellow background" in ended.stdout
 
 

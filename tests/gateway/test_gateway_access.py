@@ -78,6 +78,10 @@ RULES = {
     ("POST", "/v1/jobs/{job}/pause"): Rule("write", owned=True, ok=409),
     ("POST", "/v1/jobs/{job}/resume"): Rule("write", owned=True, ok=409),
     ("POST", "/v1/jobs/{job}/retry"): Rule("write", owned=True, ok=409),
+    ("GET", "/v1/usage"): Rule("read"),
+    ("GET", "/v1/jobs/{job}/usage"): Rule("read", owned=True),
+    # It was cancelled a moment ago, so it stays listed as removed, and each caller may go on.
+    ("DELETE", "/v1/jobs/{job}"): Rule("write", owned=True),
 }
 FREE = {"/openapi.json"}  # FastAPI's own
 
