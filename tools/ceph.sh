@@ -22,6 +22,12 @@ cluster addr = 127.0.0.1
 auth cluster required = none
 auth service required = none
 auth client required = none
+ms mon client mode = crc
+ms mon cluster mode = crc
+ms mon service mode = crc
+ms cluster mode = crc
+ms service mode = crc
+ms client mode = crc
 osd pool default size = 1
 osd pool default min size = 1
 mon allow pool size one = true
@@ -44,6 +50,7 @@ keyring = $folder/keyring
 [client.rgw.a]
 rgw frontends = beast endpoint=127.0.0.1:$port
 rgw data = $folder/rgw
+keyring = $folder/keyring
 rgw enable usage log = false
 CONF
 with=(-c "$folder/ceph.conf")

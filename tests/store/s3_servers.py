@@ -52,7 +52,7 @@ def ministack(folder: Path) -> Iterator[str]:
 
 
 CEPH = Path(__file__).parents[2] / "tools" / "ceph.sh"
-CEPH_SECONDS = 180  # until it answers; 15 where nothing else runs
+CEPH_SECONDS = 120  # until it answers; 15 where nothing else runs
 
 
 def ceph_is_installed() -> bool:
