@@ -1,8 +1,8 @@
 """Pictures that wait for their shard: files to which one process after another appends.
 
-One file for each picture costs more than everything else that is done for a small one. A write that
-is cut off leaves a torn record at the end of its file, to which nothing is appended any more. It was
-not acknowledged, so the picture comes again.
+One file for each picture costs more than everything else that is done for a small one. A write
+that is cut off leaves a torn record at the end of its file, to which nothing is appended any more.
+It was not acknowledged, so the picture comes again.
 """
 
 import shutil

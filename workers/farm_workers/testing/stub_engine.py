@@ -3,7 +3,8 @@ it can be measured and killed. The same row gives the same tokens and pixels."""
 
 import functools
 from collections.abc import Hashable, Iterable
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,8 @@ ROWS = 512  # held at a time
 TEXTURES = 64  # different pictures; a seed names one, and how far it is turned
 
 
-class StubResult(NamedTuple):
+@dataclass(frozen=True)
+class StubResult:
     key: Hashable
     index: int
     tokens: NDArray[np.uint16]
