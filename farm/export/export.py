@@ -16,11 +16,13 @@ import pyarrow.parquet as pq
 
 from farm.errors import Conflict, FarmError
 from farm.export.card import CARD, CROISSANT, MANIFEST, PLACES, CardFacts, write_card
-from farm.export.fetched import Decode, FetchedPicture, fetched_pictures
+from farm.export.fetched import Decode, FetchedPicture, failed_rows, fetched_pictures
 from farm.export.splits import Splits
+from farm.export.statistics import STATISTICS
 from farm.export.targets import ImageFolder, ShardTarget, Target, write_whole
 from farm.formats.columns import FIXED, column_types, fixed_columns, metadata_of, typed
 from farm.formats.manifest import ManifestRow, read_part, write_part
+from farm.formats.picture_file import token_bytes
 from farm.job import SHARD_PICTURES, SHARD_PIXELS, Format
 from farm.sinks.parquet import Parquet, Tokens, hugging_face
 from farm.sinks.webdataset import Webdataset
@@ -107,7 +109,7 @@ def _remove(folder: Path, groups: Iterable[str]) -> None:
     """Remove what an export writes, and nothing else that lies there."""
     for name in (STATE, *groups):
         shutil.rmtree(folder / name, ignore_errors=True)
-    for name in (WHOLE, CARD, CROISSANT, MANIFEST):
+    for name in (WHOLE, CARD, CROISSANT, MANIFEST, STATISTICS):
         (folder / name).unlink(missing_ok=True)
 
 
@@ -139,6 +141,8 @@ def export(plan: Plan, folder: Path, decode: Decode | None) -> Exported:
         for split, names in done.items():
             _write_lines(folder, split, names, types)
     facts = _write_manifest(folder, done, types)
+    facts.statistics.add_failed(failed_rows(source))
+    write_whole(folder / STATISTICS, facts.statistics.to_json().encode())
     write_card(folder, plan.license, plan.title, facts, counts, target.pattern, types)
     write_whole(folder / WHOLE, plan.to_json().encode())
     shutil.rmtree(folder / STATE)
@@ -188,7 +192,9 @@ def _write_group(target: Target, folder: Path, name: str, pictures: list[Fetched
         return
     if path.is_dir():  # whole, but its rows were not written
         shutil.rmtree(path)
-    write_whole(rows, write_part(target.write(path, pictures)))
+    tokens = [token_bytes(picture.facts().tokens) for picture in pictures]
+    written = zip(target.write(path, pictures), tokens, strict=True)
+    write_whole(rows, write_part(row._replace(tokens=grid) for row, grid in written))
 
 
 def _columns(row: ManifestRow, types: dict[str, pa.DataType]) -> dict[str, Any]:
@@ -223,7 +229,7 @@ def _write_manifest(
         for split, names in groups.items():
             for name in names:
                 rows = read_part(_rows_file(folder, name).read_bytes())
-                facts.add(rows)
+                facts.add(name, rows)
                 columns = [
                     {"split": split, "shard": name, "file": row.file, **_columns(row, types)}
                     for row in rows

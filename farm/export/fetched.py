@@ -51,6 +51,12 @@ def fetched_pictures(folder: Path) -> Iterator[FetchedPicture]:
                 yield FetchedPicture(_row(told), folder / told["file"])
 
 
+def failed_rows(folder: Path) -> Iterator[ManifestRow]:
+    """Of the pictures that could not be made."""
+    with (folder / MANIFEST).open(encoding="utf-8") as lines:
+        yield from (_row(told) for told in map(json.loads, lines) if told["error"] is not None)
+
+
 def as_picture(
     picture: FetchedPicture, decode: Decode | None, kind: Format
 ) -> tuple[ManifestRow, bytes]:

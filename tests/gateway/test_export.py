@@ -182,6 +182,11 @@ def test_croissant_validates_and_gives_the_rows(
     card = (out / "README.md").read_text()
     assert card.startswith("---\nlicense: cc0-1.0\n")
     assert "| `Category` | string | the user's own |" in card
+    told = json.loads((out / "statistics.json").read_text())
+    (lane,) = told["lanes"].values()
+    assert (lane["pictures"], lane["failed"]) == (PICTURES, 0)
+    assert {one["shard"] for one in told["shards"]} == {row["shard"] for row in manifest}
+    assert all(one["token_entropy"] > 1 for one in told["shards"])
 
 
 def test_an_export_that_was_killed_goes_on_and_gives_the_same_bytes(
