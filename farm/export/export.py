@@ -21,6 +21,7 @@ from farm.export.splits import Splits
 from farm.export.statistics import STATISTICS
 from farm.export.targets import ImageFolder, ShardTarget, Target, write_whole
 from farm.formats.columns import FIXED, column_types, fixed_columns, metadata_of, typed
+from farm.formats.credentials import Sign
 from farm.formats.manifest import ManifestRow, read_part, write_part
 from farm.formats.picture_file import token_bytes
 from farm.job import SHARD_PICTURES, SHARD_PIXELS, Format
@@ -51,9 +52,13 @@ class Plan(NamedTuple):
     license: str = "unknown"
     title: str = ""
     generation: int = 0  # of the job: a retry makes other pictures
+    signed: bool = False  # pictures get content credentials
 
     def to_json(self) -> str:
-        return canonical_json({**self._asdict(), "splits": str(self.splits)})
+        told = {**self._asdict(), "splits": str(self.splits)}
+        if not self.signed:  # which earlier versions did not have
+            del told["signed"]
+        return canonical_json(told)
 
 
 class Exported(NamedTuple):
@@ -118,18 +123,18 @@ def _taken(message: str, *, overwrite: bool = True) -> Conflict:
     return Conflict(message, field="--output", hint=hint)
 
 
-def export(plan: Plan, folder: Path, decode: Decode | None) -> Exported:
+def export(plan: Plan, folder: Path, decode: Decode | None, sign: Sign | None = None) -> Exported:
     """Write the data set from what lies in ``STATE/FETCHED``.
 
     Args:
         plan: what is wanted.
         folder: made ready by ``begin``.
-        decode: as ``farm.export.fetched.as_picture`` takes it.
+        decode, sign: as ``farm.export.fetched.as_picture`` takes them.
     """
     source = folder / STATE / FETCHED
     types = column_types(metadata_of(one.row) for one in fetched_pictures(source))
     types = {name: kind for name, kind in types.items() if name not in _TAKEN}
-    target = _target(plan, types, decode)
+    target = _target(plan, types, decode, sign)
     done: dict[str, list[str]] = {name: [] for name in plan.splits.names}  # groups
     counts = dict.fromkeys(plan.splits.names, 0)
     for group in _groups(plan, fetched_pictures(source)):
@@ -149,14 +154,16 @@ def export(plan: Plan, folder: Path, decode: Decode | None) -> Exported:
     return Exported(folder, sum(counts.values()), counts)
 
 
-def _target(plan: Plan, types: dict[str, pa.DataType], decode: Decode | None) -> Target:
+def _target(
+    plan: Plan, types: dict[str, pa.DataType], decode: Decode | None, sign: Sign | None
+) -> Target:
     match plan.target:
         case "imagefolder":
-            return ImageFolder(decode, plan.kind)
+            return ImageFolder(decode, plan.kind, sign)
         case "webdataset":
-            return ShardTarget(Webdataset(), decode, plan.kind)
+            return ShardTarget(Webdataset(), decode, plan.kind, sign)
         case "parquet":
-            return ShardTarget(Parquet(types), decode, plan.kind)
+            return ShardTarget(Parquet(types), decode, plan.kind, sign)
         case "tokens":
             return ShardTarget(Tokens(types), None, plan.kind)
 
