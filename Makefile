@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo check test lint tests clean lives fuzz graph mutants storm storm-ray damage disk-full full-size bench-queue bench-recovery
+.PHONY: demo check test lint tests clean lives fuzz graph mutants storm storm-ray damage disk-full full-size bench-queue bench-recovery bench-million kills
 
 demo: $(INSTALLED)
 	$(BIN)/farm demo
@@ -61,6 +61,14 @@ storm: $(INSTALLED)
 
 storm-ray: $(INSTALLED)
 	$(BIN)/python tests/storm/storm.py --ray --jobs 1655 --kills 20 --server-kills 2
+
+# Processes of a farm are killed while it makes data sets for each sink; the sets must not differ.
+kills: $(INSTALLED)
+	$(BIN)/python tests/storm/kills.py
+
+# A million renders with an engine that draws nothing, and the same through Ray Data.
+bench-million: $(INSTALLED)
+	$(BIN)/python bench/million.py --out bench/results/million-cpu.json
 
 # The queue's append-only file is cut and damaged at fifty random places.
 damage: $(INSTALLED)

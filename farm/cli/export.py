@@ -16,6 +16,7 @@ from farm_client.fetch import PARALLEL
 
 if TYPE_CHECKING:
     from farm.export.fetched import Decode, FetchedPicture
+    from farm.formats.credentials import Sign
 
 TARGETS = ("webdataset", "parquet", "imagefolder", "tokens")
 
@@ -51,6 +52,19 @@ def export(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace another export in the folder.")
     ] = False,
+    sign: Annotated[
+        bool, typer.Option("--sign", help="Add C2PA content credentials to the pictures.")
+    ] = False,
+    certificate: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="FARM_SIGN_CERTIFICATE", help="PEM chain that --sign uses.", show_default=False
+        ),
+    ] = None,
+    key: Annotated[
+        Path | None,
+        typer.Option(envvar="FARM_SIGN_KEY", help="PEM of its private key.", show_default=False),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON.")] = False,
 ) -> int:
     """Write a job's pictures as a data set, with its manifest, card and splits. Waits for the job;
@@ -67,6 +81,7 @@ def export(
         )
     if format is Format.TOKENS:
         raise InvalidInput("tokens are not a picture", field="--format", hint="--as tokens")
+    signer = _signer(certificate, key, as_) if sign else None
     splits = Splits.parse(split)
     found = Farm().job(job)
     status = found.status()
@@ -79,6 +94,7 @@ def export(
         license=license,
         title=status.name or found.id,
         generation=status.generation,
+        signed=sign,
     )
     if not begin(plan, output, overwrite=overwrite):
         say_error(f"{output} is whole already")
@@ -87,8 +103,9 @@ def export(
     go_on_with(_command(job, output, as_, {
         "--split": [split], "--shard-size": [shard_size], "--format": [format.value],
         "--license": [license], "--checkpoint": checkpoint or [], "--threads": [threads],
-        "--parallel": [parallel],
-    }))  # fmt: skip
+        "--parallel": [parallel], "--certificate": [certificate if sign else None],
+        "--key": [key if sign else None],
+    }, sign=sign))  # fmt: skip
     source = output / STATE / FETCHED
     fetched = found.fetch(source, parallel=parallel)
     if not fetched.pictures:
@@ -96,7 +113,7 @@ def export(
     decode = None
     if as_ != "tokens":
         decode = _decoder(fetched_pictures(source), checkpoint or [], threads)
-    done = write(plan, output, decode)
+    done = write(plan, output, decode, signer)
     if as_json:
         say_json({"folder": str(output), "pictures": done.pictures, "splits": done.splits})
     else:
@@ -105,9 +122,25 @@ def export(
     return tell_end(found.status(), quiet=True) or (1 if fetched.failed else 0)
 
 
-def _command(job: str, output: Path, kind: str, flags: Mapping[str, Sequence[Any]]) -> list[str]:
+def _signer(certificate: Path | None, key: Path | None, kind: str) -> "Sign":
+    from farm.formats.credentials import open_signer
+
+    if kind == "tokens":
+        raise InvalidInput("tokens cannot be signed", field="--sign", hint="--as webdataset …")
+    if certificate is None or key is None:
+        raise InvalidInput(
+            "needs a certificate and its private key",
+            field="--sign",
+            hint="--certificate chain.pem --key key.pem",
+        )
+    return open_signer(certificate, key)
+
+
+def _command(
+    job: str, output: Path, kind: str, flags: Mapping[str, Sequence[Any]], *, sign: bool
+) -> list[str]:
     """What continues this export: all that decides its bytes, and not what would remove it."""
-    words = ["farm", "export", job, "-o", str(output), "--as", kind]
+    words = ["farm", "export", job, "-o", str(output), "--as", kind, *(["--sign"] if sign else [])]
     for flag, values in flags.items():
         for value in values:
             words += [] if value is None else [flag, str(value)]

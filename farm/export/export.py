@@ -16,11 +16,14 @@ import pyarrow.parquet as pq
 
 from farm.errors import Conflict, FarmError
 from farm.export.card import CARD, CROISSANT, MANIFEST, PLACES, CardFacts, write_card
-from farm.export.fetched import Decode, FetchedPicture, fetched_pictures
+from farm.export.fetched import Decode, FetchedPicture, failed_rows, fetched_pictures
 from farm.export.splits import Splits
+from farm.export.statistics import STATISTICS
 from farm.export.targets import ImageFolder, ShardTarget, Target, write_whole
 from farm.formats.columns import FIXED, column_types, fixed_columns, metadata_of, typed
+from farm.formats.credentials import Sign
 from farm.formats.manifest import ManifestRow, read_part, write_part
+from farm.formats.picture_file import token_bytes
 from farm.job import SHARD_PICTURES, SHARD_PIXELS, Format
 from farm.sinks.parquet import Parquet, Tokens, hugging_face
 from farm.sinks.webdataset import Webdataset
@@ -49,9 +52,13 @@ class Plan(NamedTuple):
     license: str = "unknown"
     title: str = ""
     generation: int = 0  # of the job: a retry makes other pictures
+    signed: bool = False  # pictures get content credentials
 
     def to_json(self) -> str:
-        return canonical_json({**self._asdict(), "splits": str(self.splits)})
+        told = {**self._asdict(), "splits": str(self.splits)}
+        if not self.signed:  # which earlier versions did not have
+            del told["signed"]
+        return canonical_json(told)
 
 
 class Exported(NamedTuple):
@@ -107,7 +114,7 @@ def _remove(folder: Path, groups: Iterable[str]) -> None:
     """Remove what an export writes, and nothing else that lies there."""
     for name in (STATE, *groups):
         shutil.rmtree(folder / name, ignore_errors=True)
-    for name in (WHOLE, CARD, CROISSANT, MANIFEST):
+    for name in (WHOLE, CARD, CROISSANT, MANIFEST, STATISTICS):
         (folder / name).unlink(missing_ok=True)
 
 
@@ -116,18 +123,18 @@ def _taken(message: str, *, overwrite: bool = True) -> Conflict:
     return Conflict(message, field="--output", hint=hint)
 
 
-def export(plan: Plan, folder: Path, decode: Decode | None) -> Exported:
+def export(plan: Plan, folder: Path, decode: Decode | None, sign: Sign | None = None) -> Exported:
     """Write the data set from what lies in ``STATE/FETCHED``.
 
     Args:
         plan: what is wanted.
         folder: made ready by ``begin``.
-        decode: as ``farm.export.fetched.as_picture`` takes it.
+        decode, sign: as ``farm.export.fetched.as_picture`` takes them.
     """
     source = folder / STATE / FETCHED
     types = column_types(metadata_of(one.row) for one in fetched_pictures(source))
     types = {name: kind for name, kind in types.items() if name not in _TAKEN}
-    target = _target(plan, types, decode)
+    target = _target(plan, types, decode, sign)
     done: dict[str, list[str]] = {name: [] for name in plan.splits.names}  # groups
     counts = dict.fromkeys(plan.splits.names, 0)
     for group in _groups(plan, fetched_pictures(source)):
@@ -139,20 +146,24 @@ def export(plan: Plan, folder: Path, decode: Decode | None) -> Exported:
         for split, names in done.items():
             _write_lines(folder, split, names, types)
     facts = _write_manifest(folder, done, types)
+    facts.statistics.add_failed(failed_rows(source))
+    write_whole(folder / STATISTICS, facts.statistics.to_json().encode())
     write_card(folder, plan.license, plan.title, facts, counts, target.pattern, types)
     write_whole(folder / WHOLE, plan.to_json().encode())
     shutil.rmtree(folder / STATE)
     return Exported(folder, sum(counts.values()), counts)
 
 
-def _target(plan: Plan, types: dict[str, pa.DataType], decode: Decode | None) -> Target:
+def _target(
+    plan: Plan, types: dict[str, pa.DataType], decode: Decode | None, sign: Sign | None
+) -> Target:
     match plan.target:
         case "imagefolder":
-            return ImageFolder(decode, plan.kind)
+            return ImageFolder(decode, plan.kind, sign)
         case "webdataset":
-            return ShardTarget(Webdataset(), decode, plan.kind)
+            return ShardTarget(Webdataset(), decode, plan.kind, sign)
         case "parquet":
-            return ShardTarget(Parquet(types), decode, plan.kind)
+            return ShardTarget(Parquet(types), decode, plan.kind, sign)
         case "tokens":
             return ShardTarget(Tokens(types), None, plan.kind)
 
@@ -188,7 +199,9 @@ def _write_group(target: Target, folder: Path, name: str, pictures: list[Fetched
         return
     if path.is_dir():  # whole, but its rows were not written
         shutil.rmtree(path)
-    write_whole(rows, write_part(target.write(path, pictures)))
+    tokens = [token_bytes(picture.facts().tokens) for picture in pictures]
+    written = zip(target.write(path, pictures), tokens, strict=True)
+    write_whole(rows, write_part(row._replace(tokens=grid) for row, grid in written))
 
 
 def _columns(row: ManifestRow, types: dict[str, pa.DataType]) -> dict[str, Any]:
@@ -223,7 +236,7 @@ def _write_manifest(
         for split, names in groups.items():
             for name in names:
                 rows = read_part(_rows_file(folder, name).read_bytes())
-                facts.add(rows)
+                facts.add(name, rows)
                 columns = [
                     {"split": split, "shard": name, "file": row.file, **_columns(row, types)}
                     for row in rows
