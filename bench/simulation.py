@@ -5,13 +5,15 @@
 The farm is real but for its engines, which wait (``stub_worker.py``): Valkey, gateway, scheduler,
 worker processes with their publishers, a local store. A data set and one person who asks
 again four seconds after each picture share it.
-The same farm and the same work are simulated then.
+The same farm and the same work are simulated
+then, with the time that a step took.
 """
 
 import argparse
 import contextlib
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -20,6 +22,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from stub_worker import MEASURED
 
 from farm.addresses import reachable
 from farm.local.embedded import free_port
@@ -69,51 +73,61 @@ def running_farm(folder: Path, workers: int) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
 
 
-def measure(workers: int, pictures: int) -> dict[str, Any]:
+def through_farm(address: str, pictures: int) -> tuple[float, list[float]]:
+    """Seconds for a data set, and those that each urgent picture took meanwhile."""
     waits: list[float] = []
     over = threading.Event()
-    with (
-        tempfile.TemporaryDirectory(prefix="farm-sim-") as folder,
-        running_farm(Path(folder), workers) as address,
-        Farm(address) as farm,
-    ):
-        requests = [
-            {"prompt": f"picture {number}", "num_inference_steps": STEPS}
-            for number in range(pictures)
-        ]
 
-        def people() -> None:
-            with Farm(address) as own:
-                while not over.wait(PERSON_SECONDS):
-                    began = time.monotonic()
-                    job = own.submit("urgent", num_inference_steps=STEPS, priority="urgent")
-                    job.wait()
-                    waits.append(time.monotonic() - began)
+    def person() -> None:
+        with Farm(address) as farm:
+            while not over.wait(PERSON_SECONDS):
+                began = time.monotonic()
+                farm.submit("urgent", num_inference_steps=STEPS, priority="urgent").wait()
+                waits.append(time.monotonic() - began)
 
-        person = threading.Thread(target=people)
-        person.start()
+    thread = threading.Thread(target=person)
+    requests = [
+        {"prompt": f"picture {number}", "num_inference_steps": STEPS} for number in range(pictures)
+    ]
+    with Farm(address) as farm:
+        thread.start()
         began = time.monotonic()
-        job = farm.submit_many(requests, sink="webdataset", shard_size=SHARD, priority="bulk")
-        job.wait()
+        farm.submit_many(requests, sink="webdataset", shard_size=SHARD, priority="bulk").wait()
         seconds = time.monotonic() - began
-        over.set()
-        person.join()
+    over.set()
+    thread.join()
+    return seconds, waits
+
+
+def measure(workers: int, pictures: int) -> dict[str, Any]:
+    """The real farm; how long a step of its engines took is measured as well."""
+    with tempfile.TemporaryDirectory(prefix="farm-sim-") as name:
+        folder = Path(name)
+        with running_farm(folder, workers) as address:
+            seconds, waits = through_farm(address, pictures)
+        steps = [
+            float(line.removeprefix(MEASURED))
+            for log in folder.glob("*.log")
+            for line in log.read_text().splitlines()
+            if line.startswith(MEASURED)
+        ]
     return {
         "seconds": round(seconds, 2),
         "pictures_per_second": round(pictures / seconds, 2),
         "urgent_stored_seconds": percentiles(waits),
+        "step_seconds": round(statistics.mean(steps), 5),
     }
 
 
-def simulate(workers: int, pictures: int) -> dict[str, Any]:
+def simulate(workers: int, pictures: int, step_seconds: float) -> dict[str, Any]:
     bulk_rows = ROWS - ROWS // 8  # the others are kept free for urgent pictures
     service = Service(
-        row_step=STEP_SECONDS / bulk_rows,
+        row_step=step_seconds / bulk_rows,
         picture=0,
         encode=0,
-        urgent_step=STEP_SECONDS,
+        urgent_step=step_seconds,
         urgent_picture=0,
-        alone_step=STEP_SECONDS,
+        alone_step=step_seconds,
     )
     lane = Lane(checkpoint_of(SIZE), Mode.TEXT2IMG, 64, 64)
     work = Workload(
@@ -122,7 +136,7 @@ def simulate(workers: int, pictures: int) -> dict[str, Any]:
         tenants=1,
         normal_share=0,
         shard_pictures=SHARD,
-        urgent_per_second=1 / (PERSON_SECONDS + STEPS * STEP_SECONDS),
+        urgent_per_second=1 / (PERSON_SECONDS + STEPS * step_seconds),
     )
     plan = Plan(Fleet(workers, 1, 0, 0), {SIZE: service}, work, rows=ROWS)
     with (
@@ -140,10 +154,10 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=2400)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    simulated = simulate(options.workers, options.pictures)
-    print("simulated", json.dumps(simulated))
     measured = measure(options.workers, options.pictures)
     print("measured ", json.dumps(measured))
+    simulated = simulate(options.workers, options.pictures, measured["step_seconds"])
+    print("simulated", json.dumps(simulated))
     ratio = simulated["pictures_per_second"] / measured["pictures_per_second"]
     print(f"simulated over measured: {ratio:.3f}")
     if options.json:

@@ -21,6 +21,8 @@ from farm_workers.worker.crash_reporter import CrashReporter
 from farm_workers.worker.settings import WorkerSettings
 from farm_workers.worker.worker import Worker
 
+MEASURED = "seconds of a step: "  # what it says at its end
+
 
 class StubResult(NamedTuple):
     """A row as the worker expects it, with a picture of noise."""
@@ -54,7 +56,7 @@ class StubEngine:
     def __init__(self, rows: int, step_seconds: float) -> None:
         self._rows, self._step_seconds = rows, step_seconds
         self._live: list[Live] = []
-        self._steps = 0
+        self._steps, self.slept = 0, 0.0
         self._random = np.random.default_rng(os.getpid())
 
     @property
@@ -72,8 +74,10 @@ class StubEngine:
         self._live = [live for live in self._live if live.key not in gone]
 
     def step(self) -> list[StubResult]:
+        began = time.monotonic()
         time.sleep(self._step_seconds)
         self._steps += 1
+        self.slept += time.monotonic() - began
         urgent = {live.urgent for live in self._live}
         turn = self._steps % 5 > 0 if len(urgent) == 2 else urgent == {True}
         moved = [
@@ -82,6 +86,11 @@ class StubEngine:
         ]
         self._live = [live for live in moved if live.left > 0]
         return [self._result(live.key, live.row) for live in moved if live.left <= 0]
+
+    @property
+    def step_seconds(self) -> float:
+        """Measured: a busy machine wakes a process late."""
+        return self.slept / max(self._steps, 1)
 
     def _result(self, key: Hashable, row: Row) -> StubResult:
         height, width = row.spec.height, row.spec.width
@@ -94,8 +103,10 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     name, rows, step_seconds = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
 
+    engine = StubEngine(rows, step_seconds)
+
     def load_stub(_: Checkpoint, __: WorkerSettings) -> Any:
-        return StubEngine(rows, step_seconds)
+        return engine
 
     settings = load(WorkerSettings)
     reporter = CrashReporter(settings.redis_url, settings.name)
@@ -103,6 +114,7 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: worker.stop())
     worker.run()
+    print(f"{MEASURED}{engine.step_seconds:.5f}", flush=True)
 
 
 if __name__ == "__main__":
