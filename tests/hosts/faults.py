@@ -125,14 +125,18 @@ class Storm:
 
     def _submit(self, seed: int) -> str:
         picture, mask = str(self._input / "circle.png"), str(self._input / "mask.png")
-        modes: list[Mapping[str, str]] = [{}, {"image": picture}, {"image": picture, "mask": mask}]
+        modes: list[Mapping[str, str]] = [
+            {},
+            {"image": picture},
+            {"image": picture, "mask_image": mask},
+        ]
         requests = [
             {"prompt": "a red circle", "seed": seed * 10**6 + number, **modes[number % 3]}
             for number in range(self._pictures)
         ]
         path = self._input / f"{seed}.jsonl"
         path.write_text("".join(f"{json.dumps(one)}\n" for one in requests))
-        return self._cluster.client("submit", str(path)).split()[0]
+        return self._cluster.client("submit", str(path), "--strict").split()[0]
 
     def _status(self, job: str) -> Mapping[str, object]:
         told: Mapping[str, object] = json.loads(self._cluster.client("status", job, "--json"))

@@ -19,7 +19,8 @@ needs_hosts = pytest.mark.skipif(REASON is not None, reason=f"no hosts can be ma
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    """Workers without Ray, whose engines wait; the store is a folder that all hosts share."""
+    """Workers without Ray, whose engines wait, with the queue's user for workers; the store is a
+    folder that all hosts share."""
     with tempfile.TemporaryDirectory(prefix="farm-hosts-") as name:
         folder = Path(name)
         network = Network(folder, ["data", "head", "w1", "w2"], lossy=["w2"])
@@ -34,7 +35,9 @@ def cluster() -> Iterator[Cluster]:
             for worker in ("w1", "w2"):
                 host = cluster.hosts[worker]
                 stub = [sys.executable, str(STUB), worker, "4", "0.05"]
-                host.keep("worker", stub, cluster.environment(host))
+                environment = cluster.environment(host)
+                least = environment["REDIS_URL"].replace("//farm:", "//worker:")
+                host.keep("worker", stub, {**environment, "REDIS_URL": least})
             cluster.keep_unit(cluster.hosts["head"], "farm-scheduler")
             cluster.start_gateway()
             with cluster.probing():
