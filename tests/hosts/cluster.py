@@ -161,9 +161,12 @@ class Cluster:
     def probing(self) -> Iterator[None]:
         """``workers`` can be asked meanwhile."""
         head = self.hosts["head"]
-        command = head.command([sys.executable, str(PROBE)], self.environment(head))
         with subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            head.command([sys.executable, str(PROBE)]),
+            env=self.environment(head),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         ) as self._probe:
             try:
                 yield

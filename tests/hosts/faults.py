@@ -143,7 +143,10 @@ class Storm:
         return told
 
     def _state(self, job: str) -> str:
-        return str(self._status(job)["state"])
+        try:
+            return str(self._status(job)["state"])
+        except RuntimeError:  # the gateway is away
+            return ""
 
     def _images(self, job: str) -> Mapping[str, int]:
         images = self._status(job)["images"]
@@ -214,7 +217,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pictures", type=int, default=60)
     parser.add_argument("--cuts", default="5,30,120", help="seconds")
-    parser.add_argument("--only", default="", help="faults with this text in their name")
+    parser.add_argument("--only", default="", help="faults with one of these in their name")
     parser.add_argument("--ray-tls", action="store_true", help="TLS between Ray's processes too")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
@@ -232,7 +235,7 @@ def main() -> int:
                 storm = Storm(cluster, options.pictures)
                 cuts = [float(seconds) for seconds in options.cuts.split(",")]
                 for number, fault in enumerate(faults(cluster, cuts), 1):
-                    if options.only in fault.name:
+                    if any(part in fault.name for part in options.only.split(",")):
                         outcome = storm.suffer(fault, number)
                         log.info("%s", outcome)
                         bad += outcome.lost + outcome.twice

@@ -74,11 +74,11 @@ class Host:
         children = Path(f"/proc/{self._init.pid}/task/{self._init.pid}/children").read_text()
         return int(children.split()[0]) if children else None
 
-    def command(self, words: Sequence[str], environment: Mapping[str, str]) -> list[str]:
-        """The command line that runs another one on this host."""
-        given = [f"{name}={value}" for name, value in environment.items()]
-        enter = ["nsenter", "-t", str(self._pid()), "-n", "-m", "-p"]
-        return [*enter, "env", "-i", *given, *words]
+    def command(self, words: Sequence[str]) -> list[str]:
+        """The command line that runs another one on this host, in the environment of the caller:
+        what is in arguments, every user could read."""
+        nsenter = shutil.which("nsenter") or "nsenter"
+        return [nsenter, "-t", str(self._pid()), "-n", "-m", "-p", *words]
 
     def run(self, words: Sequence[str], environment: Mapping[str, str], **given: object) -> str:
         """Run a command to its end; returns what it printed."""
@@ -97,7 +97,8 @@ class Host:
         loop = f'while :; do "$@"; sleep {RESTART_SECONDS}; done'
         with (self.folder / f"{name}.log").open("ab") as log:
             subprocess.Popen(
-                self.command(["setsid", "sh", "-c", loop, f"keep-{name}", *words], environment),
+                self.command(["setsid", "sh", "-c", loop, f"keep-{name}", *words]),
+                env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
