@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo check test lint tests clean lives fuzz graph mutants storm storm-ray damage disk-full full-size bench-queue bench-recovery bench-million kills
+.PHONY: demo check test lint tests clean lives fuzz graph mutants storm storm-ray damage disk-full full-size bench-queue bench-recovery bench-million kills cluster bench-simulation
 
 demo: $(INSTALLED)
 	$(BIN)/farm demo
@@ -70,6 +70,10 @@ kills: $(INSTALLED)
 bench-million: $(INSTALLED)
 	$(BIN)/python bench/million.py --out bench/results/million-cpu.json
 
+# As root, half an hour: a farm with Ray on four hosts made of network namespaces, and what can happen to it.
+cluster: $(INSTALLED)
+	$(BIN)/python tests/hosts/faults.py
+
 # The queue's append-only file is cut and damaged at fifty random places.
 damage: $(INSTALLED)
 	$(BIN)/python tests/storm/damage.py
@@ -80,6 +84,10 @@ disk-full: $(INSTALLED)
 
 bench-recovery: $(INSTALLED)
 	$(BIN)/python bench/recovery.py
+
+# A small farm, measured and simulated.
+bench-simulation: $(INSTALLED)
+	$(BIN)/python bench/simulation.py
 
 bench-queue: $(INSTALLED)
 	$(BIN)/python bench/queue_rates.py

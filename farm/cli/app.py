@@ -64,6 +64,7 @@ SECTIONS = {
         "worker": Place("farm.cli.worker", "Run one worker in this process, without Ray."),
     },
     "For developers": {
+        "simulate": Place("farm.cli.simulate", "Simulate a large farm on a virtual clock."),
         "bench": Place("farm.cli.bench", "Measure how fast pictures are rendered here."),
     },
 }
