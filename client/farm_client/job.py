@@ -20,11 +20,13 @@ from farm.job import TERMINAL_JOBS, JobState
 from farm_client.connection import Connection, path_of
 from farm_client.fetch import PARALLEL, Fetched, Fetcher
 from farm_client.image import AsyncImage, Image, ImageFacts
-from farm_client.models import Difference, JobStatus, Picture, Verified, Why
+from farm_client.models import Difference, JobStatus, Picture, Preview, Verified, Why
+from farm_client.streams import read_events, read_lines
 from farm_client.sync import drive, iterate
 
 FIRST_POLL_SECONDS = 0.1
 MAX_POLL_SECONDS = 1.0
+PREVIEW_SECONDS = 0.4  # as often as a worker sends them
 VERIFY_SECONDS = 120.0  # without a line
 QUIET_SECONDS = 45.0  # the farm sends a sign of life every 15
 
@@ -156,6 +158,20 @@ class JobHandle:
             await self._connection.wire.sleep(pause)
             pause = min(pause * 1.5, MAX_POLL_SECONDS)
 
+    async def _previews(self) -> AsyncIterator[Preview]:
+        """Each once; asks until the job has ended."""
+        last: dict[tuple[int, int], Preview] = {}
+        while True:
+            page = await self._connection.call("GET", f"{self._path}/previews")
+            for told in map(Preview.model_validate, page["previews"]):
+                place = told.render, told.image
+                if last.get(place) != told:
+                    last[place] = told
+                    yield told
+            if JobState(page["state"]) in TERMINAL_JOBS:
+                return
+            await self._connection.wire.sleep(PREVIEW_SECONDS)
+
     async def _fetch(
         self,
         folder: str | os.PathLike[str],
@@ -206,6 +222,14 @@ class Job(JobHandle):
     def images(self, *, follow: bool = True) -> Iterator[Image]:
         """Pictures as they finish, in that order; with ``follow=False`` those that are there."""
         return (Image(self._connection, told) for told in iterate(self._images(follow)))
+
+    def previews(self) -> Iterator[Preview]:
+        """What pictures on their way look like, as their steps go, until the job has ended.
+
+        Workers make previews only while someone asks, for a tenth of their time at most; pictures
+        that take less than a second or two have none.
+        """
+        return iterate(self._previews())
 
     def events(self) -> Iterator[JobStatus]:
         """The status whenever it changes, until the job has ended."""
@@ -290,6 +314,10 @@ class AsyncJob(JobHandle):
         async for told in self._images(follow):
             yield AsyncImage(self._connection, told)
 
+    async def previews(self) -> AsyncIterator[Preview]:
+        async for preview in self._previews():
+            yield preview
+
     async def events(self) -> AsyncIterator[JobStatus]:
         async for status in self._events():
             yield status
@@ -336,33 +364,6 @@ def check_ended(status: JobStatus) -> None:
         raise JobFailed(f"job {status.id}: {failed} of {total} pictures failed{reason}")
     if status.state is JobState.CANCELLED:
         raise JobCancelled(f"job {status.id} was cancelled{reason}")
-
-
-async def read_lines(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    held = b""
-    async for part in parts:
-        *lines, held = (held + part).split(b"\n")
-        for line in lines:
-            yield line
-
-
-async def read_events(parts: AsyncIterator[bytes]) -> AsyncIterator[tuple[str, bytes]]:
-    """Server-sent events: name and data."""
-    held = b""
-    name, data = "message", b""
-    async for part in parts:
-        held += part
-        *lines, held = held.split(b"\n")
-        for line in lines:
-            line = line.rstrip(b"\r")
-            if not line:
-                if data:
-                    yield name, data
-                name, data = "message", b""
-            elif line.startswith(b"event:"):
-                name = line[6:].strip().decode()
-            elif line.startswith(b"data:"):
-                data += line[5:].strip()
 
 
 def _print_progress(status: JobStatus) -> None:

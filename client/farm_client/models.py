@@ -1,5 +1,6 @@
 """What the farm says about jobs and pictures."""
 
+import base64
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -165,6 +166,24 @@ class Asset(_Told):
     width: int | None = None
     height: int | None = None
     notes: tuple[str, ...] = ()
+
+
+class Preview(_Told):
+    """A picture on its way, as it looked after a step."""
+
+    render: int
+    image: int
+    step: int
+    steps: int
+    confidence: float  # mean probability of its tokens at that step
+    picture: str  # a small JPEG file, as a data URL
+
+    def read(self) -> bytes:
+        """The JPEG file."""
+        return base64.b64decode(self.picture.partition(",")[2])
+
+    def _repr_jpeg_(self) -> bytes:
+        return self.read()
 
 
 class Picture(_Told):

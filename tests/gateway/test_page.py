@@ -58,7 +58,7 @@ def test_the_page_runs_nothing_but_its_own_files(http: httpx2.Client) -> None:
 
 def test_a_stores_own_address_may_show_pictures_and_nothing_else() -> None:
     policy = rendering.policy("https://s3.example:9000/bucket/probe?X-Amz-Signature=1")
-    assert "img-src 'self' blob: https://s3.example:9000;" in policy
+    assert "img-src 'self' blob: data: https://s3.example:9000;" in policy
     assert policy.count("s3.example") == 1
 
 

@@ -9,6 +9,7 @@ import httpx2
 import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from fake_engine import FakeEngine
 from fake_worker import BAD_PROMPT, LOST_PROMPT, FakeWorker
 from harness import INFO, Gateway, Serve, png, post, write_keys
 from PIL import Image
@@ -16,6 +17,7 @@ from playwright.sync_api import Browser, Page, Request, Route, expect, sync_play
 
 from farm.job import Chunk
 from farm.store import keys
+from workers import Workers
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
@@ -158,6 +160,21 @@ def test_progress_comes_without_asking(page: Page, gateway: Gateway, http: httpx
         expect(page.locator(".state").first).to_have_text("done")
     finally:
         worker.stop()
+
+
+def test_pictures_are_seen_before_they_are_finished(
+    page: Page, workers: Workers, http: httpx2.Client
+) -> None:
+    workers.start(engine=FakeEngine(step_seconds=0.05))
+    slow = {"prompt": "a slow picture", "checkpoint": "fake", "num_inference_steps": 1000}
+    job = post(http, slow).json()["id"]
+    page.goto(f"/jobs/{job}")
+    preview = page.locator("#previews img")
+    expect(preview).to_be_visible(timeout=30_000)
+    assert preview.evaluate("image => image.decode().then(() => image.naturalWidth)") == 32
+    page.on("dialog", lambda asked: asked.accept())
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.locator("#previews")).to_have_count(0, timeout=30_000)
 
 
 def test_a_hidden_tab_asks_for_nothing(page: Page, gateway: Gateway) -> None:

@@ -10,7 +10,8 @@ from farm.errors import FarmError, NotFound
 from farm.gateway.dependencies import Dependencies, Deps, Reader
 from farm.gateway.page import views
 from farm.gateway.page.rendering import STATIC, fragment, shell
-from farm.gateway.routes.jobs import MAX_PAGE, Cursor, images
+from farm.gateway.routes.jobs import MAX_PAGE, Cursor, images, shown_previews
+from farm.gateway.serializers import preview_view
 from farm.job import Priority, check_job_id
 from farm.sinks.protocol import Source
 from farm.spec import PARAMETERS
@@ -102,6 +103,17 @@ def job_pictures(
         following=told["next"] if len(told["images"]) >= views.PICTURES_PAGE else None,
         job=job,
     )
+
+
+@router.get("/page/jobs/{job}/previews")
+def job_previews(job: str, request: Request, deps: Deps, tenant: Reader) -> HTMLResponse:
+    """Its pictures on their way; once it has ended the browser asks no more."""
+    status = deps.queue.status(check_job_id(job), tenant)
+    found = [preview_view(one) for one in shown_previews(deps, status)]
+    answer = fragment(request, "previews.html", status=status, previews=found)
+    if views.is_over(status):
+        answer.headers["HX-Reswap"] = "delete"
+    return answer
 
 
 @router.get("/page/jobs/{job}/failures")

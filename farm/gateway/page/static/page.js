@@ -3,6 +3,7 @@
 
 const ROOT = document.body.dataset.root;
 const REFRESH_MS = 2000;
+const PREVIEW_MS = 600;
 const find = (selector, from = document) => from.querySelector(selector);
 const findAll = (selector, from = document) => [...from.querySelectorAll(selector)];
 
@@ -68,6 +69,10 @@ setInterval(() => {
   if (document.hidden || find("dialog[open]")) return;
   htmx.trigger(find("#loading") ? find("#main") : document.body, "refresh");
 }, REFRESH_MS);
+
+setInterval(() => {
+  if (!document.hidden && find("#previews")) htmx.trigger(document.body, "preview");
+}, PREVIEW_MS);
 
 // Light and dark.
 
