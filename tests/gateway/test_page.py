@@ -10,9 +10,10 @@ import httpx2
 from fake_worker import BAD_PROMPT, FakeWorker
 from harness import INFO, Gateway, Serve, post, write_keys
 
-from farm.gateway.page import rendering
+from farm.gateway.page import rendering, views
 from farm.gateway.page.charts import bar, sparkline
 from farm.job import JobOptions
+from farm.queue import Queue, connect, notice
 from farm.queue.messages import JobHeader
 
 STATIC = Path(rendering.__file__).parent / "static"
@@ -86,6 +87,53 @@ def test_it_says_that_no_worker_is_there(gateway: Gateway, http: httpx2.Client) 
     job = post(http, {"prompt": "a bicycle"}).json()["id"]
     for page in ("", "/farm", f"/jobs/{job}"):
         assert "No worker is connected" in http.get(f"/page{page}").text
+
+
+def test_it_says_what_a_scheduler_says(
+    gateway: Gateway, http: httpx2.Client, fake_worker: FakeWorker
+) -> None:
+    notice.post(gateway.queue, "Ray's cluster at head:6379 does not answer <b>")
+    for page in ("", "/farm"):
+        text = http.get(f"/page{page}").text
+        assert "cluster at head:6379 does not answer &lt;b&gt;" in text
+        assert "No worker is connected" not in text
+
+
+def test_a_server_that_is_gone_is_named(gateway: Gateway, tmp_path: Path) -> None:
+    gone = Queue(connect(f"unix://{tmp_path}/no.sock"), farm="test")
+    told = views.problems(gone, ("no answer", "no space is left"))
+    assert told == [
+        "The queue does not answer: no answer",
+        "The store cannot be written to: no space is left",
+    ]
+    (told_once,) = views.problems(gone, (None, None))
+    assert told_once.startswith("The queue does not answer: ")
+
+
+def test_those_who_may_see_how_much_each_tenant_uses(serve: Serve, tmp_path: Path) -> None:
+    keys = write_keys(
+        tmp_path / "keys.json",
+        {
+            "a": {"tenant": "alice"},
+            "b": {"tenant": "<bob>"},
+            "root": {"tenant": "ops", "scopes": ["read", "admin"]},
+        },
+    )
+    gateway = serve(tmp_path, keys=keys, open=False)
+    with gateway.client("a") as alice, gateway.client("b") as bob, gateway.client("root") as ops:
+        post(alice, {"prompt": "x", "num_images": 3})
+        post(bob, *[{"prompt": "x", "num_images": 40}] * 30)
+        gateway.queue.set_weight("alice", 2.5)
+        assert alice.get("/page/tenants").status_code == 403
+        assert "/tenants" not in alice.get("/page/farm").text
+        assert 'href="/tenants"' in ops.get("/page/farm").text
+        text = ops.get("/page/tenants").text
+    rows = re.findall(r'<th scope="row">(.*?)</th>(.*?)</tr>', text)
+    told = [(name, re.findall(r">([^<]+)</td>", cells)) for name, cells in rows]
+    assert told == [
+        ("&lt;bob&gt;", ["1", "1", "1,200", "0", "0", "0 Bytes"]),
+        ("alice", ["2.5", "1", "3", "0", "0", "0 Bytes"]),
+    ]
 
 
 def test_lists_of_any_length_come_in_pages(gateway: Gateway, http: httpx2.Client) -> None:

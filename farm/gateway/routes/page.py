@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import HTMLResponse, Response
 
 from farm.errors import FarmError, NotFound
-from farm.gateway.dependencies import Dependencies, Deps, Reader
+from farm.gateway.dependencies import Admin, Dependencies, Deps, Reader
 from farm.gateway.page import views
 from farm.gateway.page.rendering import STATIC, fragment, shell
 from farm.gateway.routes.jobs import MAX_PAGE, Cursor, images, shown_previews
@@ -22,9 +22,10 @@ router = APIRouter(include_in_schema=False)
 @router.get("/")
 @router.get("/pictures")
 @router.get("/farm")
+@router.get("/tenants")
 @router.get("/new")
 def page(request: Request, deps: Deps) -> HTMLResponse:
-    """The jobs, the newest pictures, the farm itself, or the form for a new job."""
+    """The jobs, the newest pictures, the farm itself, its tenants, or the form for a new job."""
     return shell(request, _picture_url(deps))
 
 
@@ -170,16 +171,37 @@ def farm(request: Request, deps: Deps, _: Reader) -> HTMLResponse:
         lanes=views.lanes(backlog, sessions),
         samples=deps.history.samples(),
         checkpoints=deps.registry.all(),
+        admin="admin" in request.state.scopes,
+    )
+
+
+@router.get("/page/tenants")
+def tenants(request: Request, deps: Deps, _: Admin) -> HTMLResponse:
+    """What each tenant uses, those with the most work first."""
+    kept = deps.quotas.bytes_kept()
+    weights = deps.queue.tenants()
+    found = [
+        views.tenant_use(name, weight, deps.queue.jobs(name, views.TENANT_JOBS), kept)
+        for name, weight in list(weights.items())[: views.MAX_TENANTS]
+    ]
+    found.sort(key=lambda one: (-one.left, -one.done, one.name))
+    return fragment(
+        request,
+        "tenants.html",
+        tenants=found,
+        more=max(len(weights) - views.MAX_TENANTS, 0),
+        newest=views.TENANT_JOBS,
     )
 
 
 @router.get("/page/new")
-def new(request: Request, deps: Deps, _: Reader) -> HTMLResponse:
+def new(request: Request, deps: Deps, tenant: Reader) -> HTMLResponse:
     """The form for a new job."""
     return fragment(
         request,
         "new.html",
         checkpoints=deps.registry.all(),
+        adapters=deps.ingest.adapters.all(tenant),
         parameters=PARAMETERS,
         priorities=list(Priority),
     )

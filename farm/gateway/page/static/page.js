@@ -277,6 +277,10 @@ async function submit(form) {
     if (!drawn) throw new Error("Paint over what shall be drawn again, or choose a mask file.");
     render.mask_image = await upload(drawn, "mask");
   }
+  const adapters = findAll("[data-adapter]", form)
+    .filter((one) => one.value)
+    .map((one) => ({ adapter: one.dataset.adapter, scale: Number(one.value) }));
+  if (adapters.length) render.adapters = adapters;
   const job = { renders: [render], priority: given.priority.value };
   if (given.name.value) job.name = given.name.value;
   let body = JSON.stringify(job);
