@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import html
 import re
 import time
 from pathlib import Path
@@ -149,6 +150,25 @@ def test_lists_of_any_length_come_in_pages(gateway: Gateway, http: httpx2.Client
         older = re.search(r'hx-get="(/page\?before=[^"]+)" hx-target="#main"', text)
         address = older[1] if older else ""
     assert len(seen) == len(set(seen)) == 60
+
+
+def test_the_pictures_of_a_large_task_come_in_pages(gateway: Gateway, http: httpx2.Client) -> None:
+    worker = FakeWorker(gateway.queue, gateway.store, INFO)
+    renders = [{"prompt": f"n{n}", "num_images": 2} for n in range(80)]
+    job = post(http, *renders).json()["id"]
+    worker.start()
+    until_done(http, job)
+    worker.stop()
+    seen: list[str] = []
+    address = f"/page/jobs/{job}/pictures"
+    while address:
+        text = http.get(address).text
+        shown = re.findall(r'id="p-[^"]*-(\d+-\d+)"', text)
+        assert len(shown) <= 60
+        seen += shown
+        more = re.search(r'hx-get="([^"]+)"[^>]*>More pictures', text)
+        address = html.unescape(more[1]) if more else ""
+    assert len(seen) == len(set(seen)) == 160
 
 
 def test_the_shell_tells_a_stranger_nothing(serve: Serve, tmp_path: Path) -> None:

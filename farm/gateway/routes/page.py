@@ -1,9 +1,9 @@
 """The page at ``/``: a shell without anyone's data, and the parts that it asks for."""
 
 import math
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from starlette.responses import HTMLResponse, Response
 
 from farm.errors import FarmError, NotFound
@@ -12,7 +12,7 @@ from farm.gateway.page import views
 from farm.gateway.page.rendering import STATIC, fragment, shell
 from farm.gateway.routes.jobs import MAX_PAGE, Cursor, images, shown_previews
 from farm.gateway.serializers import preview_view
-from farm.job import Priority, check_job_id
+from farm.job import MAX_TASK_PICTURES, Priority, check_job_id
 from farm.sinks.protocol import Source
 from farm.spec import PARAMETERS
 
@@ -92,16 +92,32 @@ def _progress(deps: Dependencies, job: str, tenant: str) -> dict[str, Any]:
 
 @router.get("/page/jobs/{job}/pictures")
 def job_pictures(
-    job: str, request: Request, deps: Deps, tenant: Reader, after: Cursor = "0"
+    job: str,
+    request: Request,
+    deps: Deps,
+    tenant: Reader,
+    after: Cursor = "0",
+    skip: Annotated[int, Query(ge=0, le=100 * MAX_TASK_PICTURES)] = 0,
 ) -> HTMLResponse:
-    """A page of its pictures, in the order in which they were finished."""
+    """A page of its pictures, in the order in which they were finished.
+
+    The cursor ``after`` goes from task to task; ``skip`` is for the pictures within one.
+    """
     told = images(job, deps, tenant, after, views.PICTURES_PAGE)
+    listed = [*told["images"], *told["early"]]
+    end = skip + views.PICTURES_PAGE
+    following = None
+    if end < len(listed):
+        following = f"after={after}&skip={end}"
+    elif len(told["images"]) >= views.PICTURES_PAGE:
+        following = f"after={told['next']}"
     return fragment(
         request,
         "pictures.html",
-        pictures=[views.shown(job, one) for one in [*told["images"], *told["early"]]],
-        after=after,
-        following=told["next"] if len(told["images"]) >= views.PICTURES_PAGE else None,
+        pictures=[views.shown(job, one) for one in listed[skip:end]],
+        here=f"after={after}&skip={skip}",
+        first=after == "0" and not skip,
+        following=following,
         job=job,
     )
 
