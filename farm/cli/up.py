@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated
 
@@ -162,7 +162,17 @@ def _announce(plan: "Plan", dashboard: str | None) -> None:
         console.print(f"Ray's dashboard: {dashboard} (its token: {token})")
     if plan.data != data_dir():
         console.print(f"in another terminal: export FARM_DATA={plan.data}")
-    console.print('try: farm submit "a red bicycle" --seed 7 -o out')
+    _say_what_it_draws(plan.checkpoints)
+
+
+def _say_what_it_draws(checkpoints: Sequence[str]) -> None:
+    from farm.checkpoints.inspect import inspect_checkpoint
+
+    found = [inspect_checkpoint(one) for one in checkpoints]
+    for one in found:
+        if one.description:
+            console.print(f"{one.info.id}: {one.description}", markup=False, soft_wrap=True)
+    console.print(f'try: farm submit "{found[0].info.example}" --seed 7 -o out', markup=False)
 
 
 def _release(redis_url: str) -> None:
