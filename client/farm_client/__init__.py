@@ -1,6 +1,23 @@
 """Python SDK of the render farm: ``Farm`` for scripts, ``AsyncFarm`` for asyncio."""
 
-from farm.errors import AllRejected, FarmError, RejectedRender
+from farm.errors import (
+    AllRejected,
+    Conflict,
+    FarmError,
+    InvalidInput,
+    JobCancelled,
+    JobFailed,
+    NotAllowed,
+    NotFound,
+    OverQuota,
+    QueueFull,
+    RejectedRender,
+    RenderError,
+    StoreError,
+    TimedOut,
+    TooLarge,
+    Unavailable,
+)
 from farm_client.farm import AsyncFarm, Farm
 from farm_client.fetch import Fetched
 from farm_client.image import AsyncImage, Image
@@ -11,6 +28,7 @@ from farm_client.models import (
     Estimate,
     JobStatus,
     NamedAdapter,
+    Preview,
     Verified,
     Why,
 )
@@ -21,16 +39,30 @@ __all__ = [
     "AsyncFarm",
     "AsyncImage",
     "AsyncJob",
+    "Conflict",
     "Difference",
     "Estimate",
     "Farm",
     "FarmError",
     "Fetched",
     "Image",
+    "InvalidInput",
     "Job",
+    "JobCancelled",
+    "JobFailed",
     "JobStatus",
     "NamedAdapter",
+    "NotAllowed",
+    "NotFound",
+    "OverQuota",
+    "Preview",
+    "QueueFull",
     "RejectedRender",
+    "RenderError",
+    "StoreError",
+    "TimedOut",
+    "TooLarge",
+    "Unavailable",
     "Verified",
     "Why",
 ]

@@ -1,5 +1,6 @@
 """A job as its submitter sees it."""
 
+import itertools
 import json
 import math
 import os
@@ -17,6 +18,7 @@ from farm.errors import (
     from_dict,
 )
 from farm.job import TERMINAL_JOBS, JobState
+from farm_client import display
 from farm_client.connection import Connection, path_of
 from farm_client.fetch import PARALLEL, Fetched, Fetcher
 from farm_client.image import AsyncImage, Image, ImageFacts
@@ -26,6 +28,7 @@ from farm_client.sync import drive, iterate
 
 FIRST_POLL_SECONDS = 0.1
 MAX_POLL_SECONDS = 1.0
+SHOWN = 12  # pictures of a job in a notebook
 PREVIEW_SECONDS = 0.4  # as often as a worker sends them
 VERIFY_SECONDS = 120.0  # without a line
 QUIET_SECONDS = 45.0  # the farm sends a sign of life every 15
@@ -199,6 +202,11 @@ class JobHandle:
 
 class Job(JobHandle):
     """A job of a ``Farm``."""
+
+    def _repr_html_(self) -> str:
+        """For a notebook: how far it is, and its first pictures."""
+        images = itertools.islice(self.images(follow=False), SHOWN)
+        return display.job(self.status(), [image.figure() for image in images])
 
     def status(self) -> JobStatus:
         return drive(self._status())
