@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo check test lint tests clean lives fuzz graph mutants storm storm-ray damage disk-full full-size bench-queue bench-recovery
+.PHONY: demo check test lint tests clean lives fuzz graph docs bench-page mutants storm storm-ray damage disk-full full-size bench-queue bench-recovery
 
 demo: $(INSTALLED)
 	$(BIN)/farm demo
@@ -51,6 +51,11 @@ full-size: $(INSTALLED)
 graph: $(INSTALLED)
 	$(BIN)/python tools/package_graph.py
 
+# The documentation as a site in site/, without the internet; broken links are errors.
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "site/index.html; its search needs a server: python3 -m http.server -d site"
+
 # An hour and more: breaks the queue's scripts one by one and tells which breaks the tests find.
 mutants: $(INSTALLED)
 	$(BIN)/python tools/mutants.py
@@ -73,9 +78,12 @@ disk-full: $(INSTALLED)
 bench-recovery: $(INSTALLED)
 	$(BIN)/python bench/recovery.py
 
+bench-page: $(INSTALLED)
+	$(BIN)/python bench/page.py
+
 bench-queue: $(INSTALLED)
 	$(BIN)/python bench/queue_rates.py
 	$(BIN)/python bench/comparison/compare.py
 
 clean:
-	rm -rf $(VENV) demo-out dist build .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) demo-out site dist build .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
