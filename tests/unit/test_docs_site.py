@@ -1,4 +1,4 @@
-"""The site is built from the pages and the code, loads nothing from outside, and has no dead link."""
+"""The site is built from pages and code, loads nothing from outside, and has no dead link."""
 
 import re
 import subprocess
