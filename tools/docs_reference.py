@@ -50,14 +50,23 @@ def _command(name: str, command: Any) -> Iterator[str]:
     if records:
         yield from ("", "| | |", "|---|---|")
     for flags, told in records:
-        yield f"| `{_cell(flags)}` | {_cell(told)} |"
+        flags = flags.partition(" <list")[0]  # typer's note on a repeated argument
+        yield f"| `{' '.join(flags.split())}` | {_cell(told)} |"
 
 
 def sdk() -> str:
+    """The farm, its jobs and pictures first; records and errors follow."""
+    first = ("Farm", "Job", "Image", "Preview", "AsyncFarm", "AsyncJob", "AsyncImage")
+    found = {name: getattr(farm_client, name) for name in (*first, *farm_client.__all__)}
+    errors = [name for name, kind in found.items() if issubclass(kind, Exception)]
+    records = [name for name in found if name not in (*first, *errors)]
     lines = ["# Python SDK", "", "Everything that `farm_client` exports."]
-    for name in farm_client.__all__:
-        module = getattr(farm_client, name).__module__
-        lines += ["", f"## {name}", "", f"::: {module}.{name}"]
+    for title, names in (("Calls", first), ("Records", records), ("Errors", errors)):
+        lines += ["", f"## {title}"]
+        for name in names:
+            lines += ["", f"### {name}", "", f"::: {found[name].__module__}.{name}"]
+            if name in errors:
+                lines += ["    options:", "      members: false", "      inherited_members: false"]
     return "\n".join(lines) + "\n"
 
 

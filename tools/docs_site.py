@@ -21,7 +21,7 @@ import docs_reference  # noqa: E402  (mkdocs loads this file without its folder)
 
 OUTSIDE = (
     "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "infra/README.md", "tools/shapes/README.md",
-    "bench/engine.md", "bench/overhead.md", "bench/queue.md", "bench/recovery.md",
+    "bench/engine.md", "bench/overhead.md", "bench/page.md", "bench/queue.md", "bench/recovery.md",
 )  # fmt: skip
 HOME = "index.md"  # the README's place on the site
 LINK = re.compile(r"(\]\()(?!https?:|#|mailto:)([^)#\s]+)([^)]*\))")

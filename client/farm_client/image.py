@@ -1,6 +1,5 @@
 """A finished picture."""
 
-import io
 import os
 import re
 import time
@@ -8,17 +7,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from farm.errors import FarmError, InvalidInput, RenderError, StoreError, from_dict
+from farm.errors import FarmError, RenderError, StoreError, from_dict
 from farm_client import display
 from farm_client.connection import Connection
 from farm_client.inputs import digest
 from farm_client.models import Picture
+from farm_client.pillow import PillowImage, open_picture
 from farm_client.sync import drive
 
 if TYPE_CHECKING:
     import builtins
-
-    import PIL.Image
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}")
 
@@ -151,7 +149,7 @@ class AsyncImage(ImageFacts):
         """The same as ``read``."""
         return await self.fetch_bytes()
 
-    async def pil(self) -> "PIL.Image.Image":
+    async def pil(self) -> PillowImage:
         """The picture; needs Pillow."""
         return open_picture(await self.fetch_bytes())
 
@@ -171,7 +169,7 @@ class Image(ImageFacts):
         """The same as ``read``."""
         return self.read()
 
-    def pil(self) -> "PIL.Image.Image":
+    def pil(self) -> PillowImage:
         """The picture; needs Pillow."""
         return open_picture(self.read())
 
@@ -190,18 +188,6 @@ class Image(ImageFacts):
             return None
         data = self.read()
         return data if display.media_type(data) == "image/png" else None
-
-
-def open_picture(data: bytes) -> "PIL.Image.Image":
-    """The picture of a file; needs Pillow, which is no part of the SDK."""
-    try:
-        import PIL.Image
-    except ImportError:
-        raise InvalidInput("Pillow is not installed", hint="pip install pillow") from None
-    try:
-        return PIL.Image.open(io.BytesIO(data))
-    except PIL.UnidentifiedImageError:
-        raise InvalidInput("it has tokens, not a picture", hint="read() gives the file") from None
 
 
 def write_whole(path: Path, data: bytes) -> None:

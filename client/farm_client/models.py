@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from farm.errors import RejectedRender
 from farm.job import TERMINAL_JOBS, JobState
+from farm_client.pillow import PillowImage, open_picture
 
 
 class _Told(BaseModel):
@@ -181,6 +182,10 @@ class Preview(_Told):
     def read(self) -> bytes:
         """The JPEG file."""
         return base64.b64decode(self.picture.partition(",")[2])
+
+    def pil(self) -> PillowImage:
+        """The picture; needs Pillow."""
+        return open_picture(self.read())
 
     def _repr_jpeg_(self) -> bytes:
         return self.read()
