@@ -1,5 +1,6 @@
 """A job as its submitter sees it."""
 
+import itertools
 import json
 import math
 import os
@@ -17,16 +18,19 @@ from farm.errors import (
     from_dict,
 )
 from farm.job import TERMINAL_JOBS, JobState
+from farm_client import display
 from farm_client.address import Address
 from farm_client.connection import Connection, path_of
 from farm_client.fetch import PARALLEL, Fetched, Fetcher
 from farm_client.image import AsyncImage, Image, ImageFacts
-from farm_client.models import Difference, JobStatus, Picture, Removed, Usage, Verified, Why
+from farm_client.models import Difference, JobStatus, Picture, Preview, Removed, Usage, Verified, Why
 from farm_client.progress import print_progress
 from farm_client.streams import LINE_SECONDS, read_events, read_lines, read_usage
 from farm_client.sync import drive, iterate
 
 FIRST_POLL_SECONDS, MAX_POLL_SECONDS = 0.1, 1.0
+SHOWN = 12  # pictures of a job in a notebook
+PREVIEW_SECONDS = 0.4  # as often as a worker sends them
 QUIET_SECONDS = 45.0  # the farm sends a sign of life every 15
 
 Progress = Callable[[JobStatus], None]
@@ -196,6 +200,20 @@ class JobHandle:
             await self._connection.wire.sleep(pause)
             pause = min(pause * 1.5, MAX_POLL_SECONDS)
 
+    async def _previews(self) -> AsyncIterator[Preview]:
+        """Each once; asks until the job has ended."""
+        last: dict[tuple[int, int], Preview] = {}
+        while True:
+            page = await self._connection.call("GET", f"{self._path}/previews")
+            for told in map(Preview.model_validate, page["previews"]):
+                place = told.render, told.image
+                if last.get(place) != told:
+                    last[place] = told
+                    yield told
+            if JobState(page["state"]) in TERMINAL_JOBS:
+                return
+            await self._connection.wire.sleep(PREVIEW_SECONDS)
+
     async def _fetch(
         self,
         folder: str | os.PathLike[str],
@@ -224,6 +242,11 @@ class JobHandle:
 class Job(JobHandle):
     """A job of a ``Farm``."""
 
+    def _repr_html_(self) -> str:
+        """For a notebook: how far it is, and its first pictures."""
+        images = itertools.islice(self.images(follow=False), SHOWN)
+        return display.job(self.status(), [image.figure() for image in images])
+
     def status(self) -> JobStatus:
         return drive(self._status())
 
@@ -246,6 +269,14 @@ class Job(JobHandle):
     def images(self, *, follow: bool = True) -> Iterator[Image]:
         """Pictures as they finish, in that order; with ``follow=False`` those that are there."""
         return (Image(self._connection, told) for told in iterate(self._images(follow)))
+
+    def previews(self) -> Iterator[Preview]:
+        """What pictures on their way look like, as their steps go, until the job has ended.
+
+        Workers make previews only while someone asks, for a tenth of their time at most; pictures
+        that take less than a second or two have none.
+        """
+        return iterate(self._previews())
 
     def events(self) -> Iterator[JobStatus]:
         """The status whenever it changes, until the job has ended."""
@@ -341,6 +372,10 @@ class AsyncJob(JobHandle):
     async def images(self, *, follow: bool = True) -> AsyncIterator[AsyncImage]:
         async for told in self._images(follow):
             yield AsyncImage(self._connection, told)
+
+    async def previews(self) -> AsyncIterator[Preview]:
+        async for preview in self._previews():
+            yield preview
 
     async def events(self) -> AsyncIterator[JobStatus]:
         async for status in self._events():

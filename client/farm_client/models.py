@@ -1,5 +1,6 @@
 """What the farm says about jobs and pictures."""
 
+import base64
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -8,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from farm.errors import RejectedRender
 from farm.job import TERMINAL_JOBS, JobState
+from farm_client.pillow import PillowImage, open_picture
 
 
 class _Told(BaseModel):
@@ -166,6 +168,28 @@ class Asset(_Told):
     width: int | None = None
     height: int | None = None
     notes: tuple[str, ...] = ()
+
+
+class Preview(_Told):
+    """A picture on its way, as it looked after a step."""
+
+    render: int
+    image: int
+    step: int
+    steps: int
+    confidence: float  # mean probability of its tokens at that step
+    picture: str  # a small JPEG file, as a data URL
+
+    def read(self) -> bytes:
+        """The JPEG file."""
+        return base64.b64decode(self.picture.partition(",")[2])
+
+    def pil(self) -> PillowImage:
+        """The picture; needs Pillow."""
+        return open_picture(self.read())
+
+    def _repr_jpeg_(self) -> bytes:
+        return self.read()
 
 
 class Picture(_Told):

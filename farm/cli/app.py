@@ -23,6 +23,7 @@ from farm.cli.output import (
 from farm.errors import FarmError, InvalidInput
 
 INTERRUPTED = 130
+COMPLETE = "_FARM_COMPLETE"  # set by the script that ``farm completion`` prints
 
 
 class Place(NamedTuple):
@@ -65,6 +66,7 @@ SECTIONS = {
     },
     "For developers": {
         "simulate": Place("farm.cli.simulate", "Simulate a large farm on a virtual clock."),
+        "completion": Place("farm.cli.completion", "Print what completes commands in a shell."),
         "bench": Place("farm.cli.bench", "Measure how fast pictures are rendered here."),
     },
 }
@@ -146,6 +148,10 @@ def run(arguments: Sequence[str]) -> int:
     try:
         if not arguments:
             arguments = ["--help"]
+        if COMPLETE in os.environ:
+            from typer.completion import completion_init  # type: ignore[attr-defined]  # re-exported
+
+            completion_init()
         code = group().main(list(arguments), prog_name="farm", standalone_mode=False)
     except FarmError as error:
         return fail(error)

@@ -52,6 +52,10 @@ async def writer(request: Request) -> str:
     return _tenant(request, "write")
 
 
+async def admin(request: Request) -> str:
+    return _tenant(request, "admin")
+
+
 def _tenant(request: Request, scope: str) -> str:
     caller: Caller = dependencies_of(request).authenticator.caller(
         request.headers.get("authorization")
@@ -59,10 +63,11 @@ def _tenant(request: Request, scope: str) -> str:
     if scope not in caller.scopes:
         raise scope_missing(scope)
     dependencies_of(request).quotas.take_request(caller.tenant)
-    request.state.tenant = caller.tenant
+    request.state.tenant, request.state.scopes = caller.tenant, caller.scopes
     return caller.tenant
 
 
 Deps = Annotated[Dependencies, Depends(dependencies_of)]
 Reader = Annotated[str, Depends(reader)]  # the tenant of a caller that may read
 Writer = Annotated[str, Depends(writer)]
+Admin = Annotated[str, Depends(admin)]

@@ -199,7 +199,11 @@ def _memory(_: Patient) -> _Told:
 
 
 def _store(patient: Patient) -> _Told:
-    open_store(patient.store, attempts=1).probe()
+    store = open_store(patient.store, attempts=1)
+    if not patient.data.exists() and isinstance(store, LocalStore) and not store.made:
+        yield Health.WARN, f"{without_secrets(patient.store)} is not there yet", "farm up makes it"
+        return
+    store.probe()
     yield (
         Health.OK,
         f"{without_secrets(patient.store)}: one of 16 writers of the same object wins",

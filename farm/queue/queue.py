@@ -219,6 +219,16 @@ class Queue(Submissions, WorkerSessions):
             raise InvalidInput(f"{weight} is not from 0.001 to 1000", field="weight")
         self._run("set_weight", tenant, weight)
 
+    def tenants(self) -> dict[str, float]:
+        """The weights of all tenants that ever had a job, by name."""
+        try:
+            texts: Any = self.client.hgetall(f"{self._prefix}tenant:texts")
+            weights: Any = self.client.hgetall(f"{self._prefix}weights")
+        except RedisError as error:
+            raise explain(error) from error
+        named = {str(text): float(weights.get(number, 1)) for number, text in texts.items()}
+        return dict(sorted(named.items()))
+
     def keep(self, *, retention_days: float, open_hours: float) -> None:
         """Set how long ended jobs are known, and how long an open one waits for its next piece."""
         settings: Any = {

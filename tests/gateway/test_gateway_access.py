@@ -40,16 +40,19 @@ RULES = {
     ("GET", "/"): Rule(None),
     ("GET", "/pictures"): Rule(None),
     ("GET", "/farm"): Rule(None),
+    ("GET", "/tenants"): Rule(None),
     ("GET", "/new"): Rule(None),
     ("GET", "/jobs/{job}"): Rule(None),
     ("GET", "/static/{name}"): Rule(None),
     ("GET", "/page"): Rule("read"),
     ("GET", "/page/pictures"): Rule("read"),
     ("GET", "/page/farm"): Rule("read"),
+    ("GET", "/page/tenants"): Rule("admin"),
     ("GET", "/page/new"): Rule("read"),
     ("GET", "/page/jobs/{job}"): Rule("read", owned=True),
     ("GET", "/page/jobs/{job}/progress"): Rule("read", owned=True),
     ("GET", "/page/jobs/{job}/pictures"): Rule("read", owned=True),
+    ("GET", "/page/jobs/{job}/previews"): Rule("read", owned=True),
     ("GET", "/page/jobs/{job}/failures"): Rule("read", owned=True),
     ("GET", "/v1/checkpoints"): Rule("read"),
     ("GET", "/v1/jobs"): Rule("read"),
@@ -67,6 +70,7 @@ RULES = {
     ("GET", "/v1/jobs/{job}"): Rule("read", owned=True),
     ("GET", "/v1/jobs/{job}/events"): Rule("read", owned=True),
     ("GET", "/v1/jobs/{job}/images"): Rule("read", owned=True),
+    ("GET", "/v1/jobs/{job}/previews"): Rule("read", owned=True),
     ("GET", "/v1/jobs/{job}/why"): Rule("read", owned=True),
     ("GET", "/v1/jobs/{job}/verify"): Rule("read", owned=True),
     ("POST", "/v1/jobs/{job}/verify"): Rule("write", owned=True),
@@ -91,6 +95,7 @@ CALLERS: dict[str | None, tuple[str | None, set[str]]] = {  # key: its tenant an
     "owner": (OWNER, {"read", "write"}),
     "owner-reads": (OWNER, {"read"}),
     "owner-writes": (OWNER, {"write"}),
+    "owner-admin": (OWNER, {"admin"}),
     "stranger": ("bob", {"read", "write"}),
     "stranger-reads": ("bob", {"read"}),
     "expired": (None, set()),
@@ -100,6 +105,7 @@ KEYS = {
     "owner": {"tenant": OWNER},
     "owner-reads": {"tenant": OWNER, "scopes": ["read"]},
     "owner-writes": {"tenant": OWNER, "scopes": ["write"]},
+    "owner-admin": {"tenant": OWNER, "scopes": ["admin"]},
     "stranger": {"tenant": "bob"},
     "stranger-reads": {"tenant": "bob", "scopes": ["read"]},
     "expired": {"tenant": OWNER, "expires": "2020-01-01T00:00:00Z"},
@@ -118,7 +124,7 @@ def expected(rule: Rule, key: str | None, *, keys: bool, here: bool, local_host:
             return rule.ok
         if key is not None:
             return 401  # a key that is not known is wrong even where none is needed
-        tenant, scopes = OWNER, {"read", "write"}
+        tenant, scopes = OWNER, {"read", "write", "admin"}
     if rule.scope is None:
         return rule.ok
     if tenant is None:
