@@ -17,7 +17,6 @@ from farm.errors import (
     from_dict,
 )
 from farm.job import TERMINAL_JOBS, JobState
-from farm_client.address import Address
 from farm_client.connection import Connection, path_of
 from farm_client.fetch import PARALLEL, Fetched, Fetcher
 from farm_client.image import AsyncImage, Image, ImageFacts
@@ -56,9 +55,9 @@ class JobHandle:
         return f"<{type(self).__name__} {self.id}>"
 
     @property
-    def address(self) -> Address:
-        """Of its farm."""
-        return self._connection.address
+    def connection(self) -> Connection:
+        """To its farm."""
+        return self._connection
 
     @property
     def _path(self) -> str:

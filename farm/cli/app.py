@@ -48,6 +48,7 @@ SECTIONS = {
     "Pictures and files": {
         "fetch": Place("farm.cli.fetch", "Fetch a job's pictures and its manifest."),
         "export": Place("farm.cli.export", "Write a job's pictures as a data set."),
+        "score": Place("farm.cli.score", "Add columns to a job's pictures, for export."),
         "verify": Place("farm.cli.verify", "Compare a job's manifest, queue and store."),
         "inspect": Place("farm.cli.inspect", "Show the render recorded in a picture file."),
         "render": Place("farm.cli.render", "Render a file of requests here, without a farm."),

@@ -7,15 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from farm.cli.output import fail, go_on_with, say, say_error, say_json
+from farm.cli.output import fail, go_on_with, pictures, say, say_error, say_json
 from farm.cli.watch import tell_end
 from farm.errors import InvalidInput
 from farm.job import OPTIONS, Format
-from farm_client import Farm
+from farm_client import Farm, Job
 from farm_client.fetch import PARALLEL
+from farm_client.scores import read_scores
 
 if TYPE_CHECKING:
+    from farm.export.duplicates import Dedup
     from farm.export.fetched import Decode, FetchedPicture
+    from farm.export.where import Where
 
 TARGETS = ("webdataset", "parquet", "imagefolder", "tokens")
 
@@ -42,6 +45,22 @@ def export(
     license: Annotated[  # noqa: A002
         str, typer.Option(metavar="ID", help="Of the data set, for its card.")
     ] = "unknown",
+    where: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CONDITION",
+            help='On the columns: "nsfw < 0.1 and confidence > 0.4".',
+            show_default=False,
+        ),
+    ] = None,
+    dedup: Annotated[
+        str | None,
+        typer.Option(
+            metavar="pdq:BITS",
+            help="Of pictures that look alike, only the most confident.",
+            show_default=False,
+        ),
+    ] = None,
     checkpoint: Annotated[
         list[str] | None,
         typer.Option(help="What decodes tokens, as for render; may be repeated."),
@@ -55,10 +74,12 @@ def export(
 ) -> int:
     """Write a job's pictures as a data set, with its manifest, card and splits. Waits for the job;
     an export that was interrupted goes on where it was."""
+    from farm.export.duplicates import Dedup
     from farm.export.export import FETCHED, STATE, Plan, begin
     from farm.export.export import export as write
     from farm.export.fetched import fetched_pictures
     from farm.export.splits import Splits
+    from farm.export.where import Where
     from farm.job import SHARD_PICTURES
 
     if as_ not in TARGETS:
@@ -68,6 +89,8 @@ def export(
     if format is Format.TOKENS:
         raise InvalidInput("tokens are not a picture", field="--format", hint="--as tokens")
     splits = Splits.parse(split)
+    condition = None if where is None else Where.parse(where)
+    alike = None if dedup is None else Dedup.parse(dedup)
     found = Farm().job(job)
     status = found.status()
     plan = Plan(
@@ -79,6 +102,8 @@ def export(
         license=license,
         title=status.name or found.id,
         generation=status.generation,
+        where=where,
+        dedup=dedup,
     )
     if not begin(plan, output, overwrite=overwrite):
         say_error(f"{output} is whole already")
@@ -86,13 +111,14 @@ def export(
         return 0
     go_on_with(_command(job, output, as_, {
         "--split": [split], "--shard-size": [shard_size], "--format": [format.value],
-        "--license": [license], "--checkpoint": checkpoint or [], "--threads": [threads],
-        "--parallel": [parallel],
+        "--license": [license], "--where": [where], "--dedup": [dedup],
+        "--checkpoint": checkpoint or [], "--threads": [threads], "--parallel": [parallel],
     }))  # fmt: skip
     source = output / STATE / FETCHED
     fetched = found.fetch(source, parallel=parallel)
     if not fetched.pictures:
         return fail(InvalidInput(f"job {job} has no pictures", field="job"))
+    _select(found, source, condition, alike)
     decode = None
     if as_ != "tokens":
         decode = _decoder(fetched_pictures(source), checkpoint or [], threads)
@@ -103,6 +129,24 @@ def export(
         say(str(output))
         say_error(f"{done.pictures:,} pictures in {output}, {fetched.failed:,} failed")
     return tell_end(found.status(), quiet=True) or (1 if fetched.failed else 0)
+
+
+def _select(job: Job, folder: Path, where: "Where | None", dedup: "Dedup | None") -> None:
+    from farm.export.selection import select
+
+    scores: dict[tuple[int, int, str], dict[str, Any]] = {}
+    for _, one in read_scores(job):
+        scores.setdefault((one.render, one.image, one.sha256), {}).update(one.values)
+    if not scores and where is None and dedup is None:
+        return
+    found = select(folder, scores, where, dedup)
+    if found is not None and (where or dedup):
+        say_error(
+            f"{pictures(found.pictures)}: {found.unwanted:,} not wanted, "
+            f"{found.duplicates:,} duplicates"
+        )
+        if found.pictures == found.unwanted:
+            raise InvalidInput("no picture is wanted", field="--where")
 
 
 def _command(job: str, output: Path, kind: str, flags: Mapping[str, Sequence[Any]]) -> list[str]:

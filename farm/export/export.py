@@ -49,9 +49,15 @@ class Plan(NamedTuple):
     license: str = "unknown"
     title: str = ""
     generation: int = 0  # of the job: a retry makes other pictures
+    where: str | None = None  # a condition on the columns
+    dedup: str | None = None
 
     def to_json(self) -> str:
-        return canonical_json({**self._asdict(), "splits": str(self.splits)})
+        told = {**self._asdict(), "splits": str(self.splits)}
+        for name in ("where", "dedup"):  # which earlier versions did not have
+            if told[name] is None:
+                del told[name]
+        return canonical_json(told)
 
 
 class Exported(NamedTuple):
