@@ -73,7 +73,7 @@ def survey(store: Store) -> dict[str, Found]:
     return dict(sorted(found.items()))
 
 
-def rebuild(queue: Queue, store: Store, retention_days: float = RETENTION_DAYS) -> Counter[str]:
+def rebuild(queue: Queue, store: Store) -> Counter[str]:
     """Bring every job of the store back into a queue that does not know it.
 
     Not in the store, and so not brought back, are pauses, tenants' weights, and retries of which
@@ -85,19 +85,19 @@ def rebuild(queue: Queue, store: Store, retention_days: float = RETENTION_DAYS) 
         ``unreadable`` those whose record or chunks are damaged.
     """
     counts: Counter[str] = Counter()
-    oldest = datetime.now(UTC) - timedelta(days=retention_days)
     with ThreadPoolExecutor(READERS) as pool:
         for job, found in survey(store).items():
-            if found.removed:
-                _go_on_removing(queue, store, job)
+            acknowledged = found.header and (found.chunks or found.closed)
+            if not acknowledged and not found.removed:
                 continue
-            if not found.header or not (found.chunks or found.closed):
-                continue  # it was never acknowledged
             try:
+                if found.removed:
+                    _go_on_removing(queue, store, job)
+                    continue
                 record = JobRecord.model_validate_json(store.get(keys.header(job)))
-                forgotten = found.ended and record.created_at < oldest
-                if forgotten and record.options.get("keep") is None:
-                    continue  # the queue has forgotten it long ago
+                kept = record.options.get("keep") is not None  # its time is watched for
+                if found.ended and _forgotten(record) and not kept:
+                    continue
                 _Job(queue, store, record, found).restore(pool)
             except NewerRecord:  # not damaged: the newer farm can read it
                 raise
@@ -114,6 +114,12 @@ def rebuild(queue: Queue, store: Store, retention_days: float = RETENTION_DAYS) 
 def _go_on_removing(queue: Queue, store: Store, job: str) -> None:
     record = RemovedRecord.model_validate_json(store.get(keys.removed(job)))
     queue.remove(job, record.tenant, stored=True)
+
+
+def _forgotten(record: JobRecord) -> bool:
+    """Whether the queue would not know a job any more that ended soon after it came in."""
+    kept = timedelta(days=record.retention_days or RETENTION_DAYS)
+    return record.created_at < datetime.now(UTC) - kept
 
 
 class _Job:

@@ -5,6 +5,8 @@
 --   finished:<job>   list: tasks in the order they were done
 --   failures:<job>   list: tasks with failed pictures
 --   ended            sorted set: job -> when it ended (ms)
+--   cancelled        set: jobs of which the store does not say yet that they were cancelled; a
+--                    gateway notes it there (farm/gateway/events.py)
 --   keeping          sorted set: job/tenant -> when its objects are to go (ms); of ended jobs with
 --                    the option `keep`
 --   retrying         set: jobs with failures that are still to be queued again
@@ -90,6 +92,7 @@ local function cancel_job(job, head, reason)
   redis.call('HSET', P .. 'job:' .. job, 'nq', 0, 'nl', 0, 'nw', 0, 'rd', 0, 'rf', 0, 'lp', 0)
   count(job, {nc = tasks})
   redis.call('ZREM', P .. 'opened', job)
+  redis.call('SADD', P .. 'cancelled', job)
   end_job(job, 'x', reason)
   return lanes
 end

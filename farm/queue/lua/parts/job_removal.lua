@@ -9,6 +9,7 @@
 local function forget_job(job)
   local h = redis.call('HMGET', P .. 'job:' .. job, 't', 'ik', 'q')
   redis.call('ZREM', P .. 'ended', job)
+  redis.call('SREM', P .. 'cancelled', job)
   if h[1] then
     if h[2] then redis.call('HDEL', P .. 'keys:' .. h[1], h[2]) end
     paged_remove(P .. 'of:' .. h[1], h[3], job)
