@@ -1,6 +1,8 @@
 """``farm export``."""
 
+import hashlib
 import json
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,9 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from farm.cli.output import fail, go_on_with, pictures, say, say_error, say_json
+from farm.cli.token_decoder import TokenDecoder
 from farm.cli.watch import tell_end
 from farm.errors import InvalidInput
 from farm.job import OPTIONS, Format
+from farm.paths import data_dir
 from farm_client import Farm, Job
 from farm_client.fetch import PARALLEL
 from farm_client.scores import read_scores
@@ -25,7 +29,9 @@ TARGETS = ("webdataset", "parquet", "imagefolder", "tokens")
 
 def export(
     job: Annotated[str, typer.Argument(metavar="JOB", show_default=False)],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR")],
+    output: Annotated[
+        str, typer.Option("--output", "-o", metavar="DIR", help="Or s3://BUCKET/PREFIX.")
+    ],
     as_: Annotated[str, typer.Option("--as", metavar="KIND", help=f"{', '.join(TARGETS)}.")],
     split: Annotated[
         str | None,
@@ -79,8 +85,10 @@ def export(
     from farm.export.export import export as write
     from farm.export.fetched import fetched_pictures
     from farm.export.splits import Splits
+    from farm.export.upload import holds, upload
     from farm.export.where import Where
     from farm.job import SHARD_PICTURES
+    from farm.store import open_store
 
     if as_ not in TARGETS:
         raise InvalidInput(
@@ -105,30 +113,40 @@ def export(
         where=where,
         dedup=dedup,
     )
-    if not begin(plan, output, overwrite=overwrite):
-        say_error(f"{output} is whole already")
-        say(str(output))
-        return 0
+    store = open_store(output) if "://" in output else None
+    folder = Path(output) if store is None else _work_folder(found.id, output)
     go_on_with(_command(job, output, as_, {
         "--split": [split], "--shard-size": [shard_size], "--format": [format.value],
         "--license": [license], "--where": [where], "--dedup": [dedup],
         "--checkpoint": checkpoint or [], "--threads": [threads], "--parallel": [parallel],
     }))  # fmt: skip
-    source = output / STATE / FETCHED
-    fetched = found.fetch(source, parallel=parallel)
-    if not fetched.pictures:
-        return fail(InvalidInput(f"job {job} has no pictures", field="job"))
-    _select(found, source, condition, alike)
-    decode = None
-    if as_ != "tokens":
-        decode = _decoder(fetched_pictures(source), checkpoint or [], threads)
-    done = write(plan, output, decode)
-    if as_json:
-        say_json({"folder": str(output), "pictures": done.pictures, "splits": done.splits})
+    if store is not None and holds(store, plan):
+        say_error(f"{output} is whole already")
+        say(output)
+        return 0
+    failed = 0
+    if begin(plan, folder, overwrite=overwrite):
+        source = folder / STATE / FETCHED
+        fetched = found.fetch(source, parallel=parallel)
+        if not fetched.pictures:
+            return fail(InvalidInput(f"job {job} has no pictures", field="job"))
+        _select(found, source, condition, alike)
+        tokens = as_ == "tokens"
+        decode = None if tokens else _decoder(fetched_pictures(source), checkpoint or [], threads)
+        failed = fetched.failed
+        done = write(plan, folder, decode)
+        if as_json:
+            say_json({"folder": output, "pictures": done.pictures, "splits": done.splits})
+        say_error(f"{done.pictures:,} pictures in {output}, {failed:,} failed")
     else:
-        say(str(output))
-        say_error(f"{done.pictures:,} pictures in {output}, {fetched.failed:,} failed")
-    return tell_end(found.status(), quiet=True) or (1 if fetched.failed else 0)
+        say_error(f"{folder} is whole already")
+    if store is not None:
+        sent = upload(folder, store, overwrite=overwrite)
+        shutil.rmtree(folder)
+        say_error(f"{sent.files:,} files, {sent.sent:,} sent")
+    if not as_json:
+        say(output)
+    return tell_end(found.status(), quiet=True) or (1 if failed else 0)
 
 
 def _select(job: Job, folder: Path, where: "Where | None", dedup: "Dedup | None") -> None:
@@ -149,9 +167,9 @@ def _select(job: Job, folder: Path, where: "Where | None", dedup: "Dedup | None"
             raise InvalidInput("no picture is wanted", field="--where")
 
 
-def _command(job: str, output: Path, kind: str, flags: Mapping[str, Sequence[Any]]) -> list[str]:
+def _command(job: str, output: str, kind: str, flags: Mapping[str, Sequence[Any]]) -> list[str]:
     """What continues this export: all that decides its bytes, and not what would remove it."""
-    words = ["farm", "export", job, "-o", str(output), "--as", kind]
+    words = ["farm", "export", job, "-o", output, "--as", kind]
     for flag, values in flags.items():
         for value in values:
             words += [] if value is None else [flag, str(value)]
@@ -162,41 +180,15 @@ def _decoder(
     pictures: "Iterable[FetchedPicture]", names: list[str], threads: int
 ) -> "Decode | None":
     """What makes pictures of the tokens among these; None if there are none."""
-    wanted = {}
+    decoder, needed = TokenDecoder(names, threads), False
     for picture in pictures:
         if picture.is_tokens:
-            spec = json.loads(picture.row.spec)
-            if spec["mode"] == "inpaint":
-                raise InvalidInput(
-                    "inpainted pictures cannot be decoded from tokens alone: outside the mask they "
-                    "are made of the picture that was given",
-                    field="--as",
-                    hint="--as tokens, or render them to another sink",
-                )
-            wanted[spec["checkpoint"]] = picture.row.numerics
-    if not wanted:
-        return None
-    engines = _engines(sorted(wanted), names, threads)
-    for name, numerics in wanted.items():
-        if engines[name].numerics != numerics:
-            say_error(
-                f"note: tokens of {name} are decoded here in another numerics class than they were "
-                "made in, so the pixels may differ in the last bit"
-            )
-    return lambda facts: engines[facts.spec.checkpoint].decode(facts.tokens)
+            spec, needed = json.loads(picture.row.spec), True
+            decoder.check(spec["mode"], spec["checkpoint"], picture.row.numerics)
+    return decoder if needed else None
 
 
-def _engines(wanted: list[str], names: list[str], threads: int) -> dict[str, Any]:
-    from farm.checkpoints.inspect import inspect_checkpoint
-    from farm.checkpoints.references import built_in
-    from farm_workers.worker.load_engine import load_engine
-
-    known = {one.info.name: one for one in map(inspect_checkpoint, names or built_in())}
-    for name in wanted:
-        if name not in known:
-            raise InvalidInput(
-                f"the tokens are those of {name}, which is not here",
-                field="--checkpoint",
-                hint="name its directory, or export --as tokens",
-            )
-    return {name: load_engine(known[name], threads=threads) for name in wanted}
+def _work_folder(job: str, output: str) -> Path:
+    """Where a data set that goes to a store is written first; the same for the same call."""
+    name = hashlib.sha256(f"{job} {output}".encode()).hexdigest()[:16]
+    return data_dir() / "exports" / name
