@@ -23,7 +23,16 @@ from farm_client.address import Address
 from farm_client.connection import Connection, path_of
 from farm_client.fetch import PARALLEL, Fetched, Fetcher
 from farm_client.image import AsyncImage, Image, ImageFacts
-from farm_client.models import Difference, JobStatus, Picture, Preview, Removed, Usage, Verified, Why
+from farm_client.models import (
+    Difference,
+    JobStatus,
+    Picture,
+    Preview,
+    Removed,
+    Usage,
+    Verified,
+    Why,
+)
 from farm_client.progress import print_progress
 from farm_client.streams import LINE_SECONDS, read_events, read_lines, read_usage
 from farm_client.sync import drive, iterate
@@ -60,9 +69,9 @@ class JobHandle:
         return f"<{type(self).__name__} {self.id}>"
 
     @property
-    def address(self) -> Address:
-        """Of its farm."""
-        return self._connection.address
+    def connection(self) -> Connection:
+        """To its farm."""
+        return self._connection
 
     @property
     def _path(self) -> str:

@@ -44,7 +44,7 @@ def dataset(
         ) from None
     found = rank_and_ranks()
     return JobDataset(
-        job.address if isinstance(job, Job) else find_address(),
+        job.connection.address if isinstance(job, Job) else find_address(),
         job.id if isinstance(job, Job) else check_job_id(job),
         transform=transform,
         follow=follow,

@@ -49,7 +49,11 @@ SECTIONS = {
     "Pictures and files": {
         "fetch": Place("farm.cli.fetch", "Fetch a job's pictures and its manifest."),
         "export": Place("farm.cli.export", "Write a job's pictures as a data set."),
+        "score": Place("farm.cli.score", "Add columns to a job's pictures, for export."),
         "verify": Place("farm.cli.verify", "Compare a job's manifest, queue and store."),
+        "push": Place("farm.cli.push", "Upload an exported data set to the Hugging Face hub."),
+        "decode": Place("farm.cli.decode", "Make pictures of files of tokens, without a farm."),
+        "rerender": Place("farm.cli.rerender", "Render a job's picture again, and compare."),
         "inspect": Place("farm.cli.inspect", "Show the render recorded in a picture file."),
         "render": Place("farm.cli.render", "Render a file of requests here, without a farm."),
         "adapter": Place("farm.cli.adapter", "Add, list and remove LoRA adapters."),

@@ -29,6 +29,7 @@ from farm.gateway.routes import (
     health,
     jobs,
     page,
+    scores,
     submissions,
     usage,
 )
@@ -80,7 +81,7 @@ def create_app(
         redirect_slashes=False,  # otherwise the host header would decide where a caller is sent
     )
     app.state.deps = deps
-    for route in (submissions, estimate, jobs, usage, assets, adapters, health, docs, page):
+    for route in (submissions, estimate, jobs, scores, usage, assets, adapters, health, docs, page):
         app.include_router(route.router)
     exception_handlers.install(app)
     body_memory = app.state.body_memory = BodyMemory(settings.max_body_memory)

@@ -87,11 +87,9 @@ def rebuild(queue: Queue, store: Store) -> Counter[str]:
     counts: Counter[str] = Counter()
     with ThreadPoolExecutor(READERS) as pool:
         for job, found in survey(store).items():
-            if found.removed:
-                _go_on_removing(queue, store, job)
+            acknowledged = found.header and (found.chunks or found.closed)
+            if not acknowledged and not found.removed:
                 continue
-            if not found.header or not (found.chunks or found.closed):
-                continue  # it was never acknowledged
             try:
                 record = JobRecord.model_validate_json(store.get(keys.header(job)))
                 if found.ended and _forgotten(record):

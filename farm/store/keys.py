@@ -70,6 +70,16 @@ def repairs(job: str) -> str:
     return prefix(job) + "repairs/"
 
 
+def all_scores(job: str) -> str:
+    """Start of the keys of all columns that were added afterwards."""
+    return prefix(job) + "scores/"
+
+
+def scores(job: str, scorer: str, sha256: str) -> str:
+    """Of a part of them, by its content."""
+    return f"{all_scores(job)}{scorer}/{sha256}.parquet"
+
+
 def assets(tenant: str) -> str:
     """Start of the keys of a tenant's input files."""
     return f"assets/{_tenant(tenant)}/"

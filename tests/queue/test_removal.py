@@ -3,6 +3,8 @@
 import random
 import subprocess
 import sys
+import threading
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from farm.ingest.removal import Deleted, Remover
 from farm.job import SETTLED_HOURS, JobOptions, JobState
 from farm.local.valkey import ServerProcess
 from farm.queue import Queue, connect
+from farm.scheduler import sweeper
 from farm.store import Store, keys, open_store
 
 OBJECTS = 12  # that a job has in the store
@@ -181,10 +184,30 @@ def test_a_scheduler_with_another_store_deletes_nothing_and_forgets_nothing(
     assert stored(store, job) == set()
 
 
+def test_the_scheduler_deletes_what_an_interrupted_call_has_left(
+    bench: Bench, queue: Queue, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweeper, "PAUSE_SECONDS", 0.02)
+    job = ended(bench)
+    fill(store, job)
+    Remover(queue, store).remove(job, "ann")  # and nothing asks it to go on
+    assert len(stored(store, job)) == OBJECTS
+    stopped = threading.Event()
+    sweeper.Sweeper(queue, store).start(stopped)
+    try:
+        deadline = time.monotonic() + 60
+        while queue.removals() or stored(store, job):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        stopped.set()
+
+
 KILLED = """
 import os, signal, sys
 from farm.ingest.removal import Remover
 from farm.queue import Queue, connect
+from farm.scheduler import sweeper
 from farm.store import local, open_store
 
 redis, folder, job, left = *sys.argv[1:4], int(sys.argv[4])
