@@ -23,8 +23,6 @@ from numpy.typing import NDArray
 
 from farm.errors import FarmError, NotFound, StoreError
 from farm.formats.encoding import encode
-from farm.formats.manifest import ManifestRow
-from farm.job import Receipt
 from farm.sinks.early import forget_early, store_early
 from farm.sinks.parts import store_part
 from farm.sinks.protocol import TaskPlace
@@ -146,7 +144,7 @@ class PublisherProcess:
         try:
             if work.task not in self._held:
                 return
-            answer = Stored(work.number, self._do(work, pixels))
+            answer = self._do(work, pixels)
         except _Dropped:
             return
         except FarmError as error:
@@ -158,25 +156,28 @@ class PublisherProcess:
         with self._answering:
             self._connection.send(answer)
 
-    def _do(self, work: Work, pixels: NDArray[np.uint8] | None) -> ManifestRow | Receipt:
+    def _do(self, work: Work, pixels: NDArray[np.uint8] | None) -> Stored:
         match work:
             case StorePicture(place=place, record=record):
                 sink = self._sinks.get(place.sink)
+                started = time.monotonic()
                 tokens = np.frombuffer(work.tokens, np.uint16).reshape(work.token_shape)
                 data = encode(pixels, record.facts(tokens), record.format)
-                return self._try(work, lambda: sink.store_picture(place, record, data))
+                encoded = time.monotonic()
+                row = self._try(work, lambda: sink.store_picture(place, record, data))
+                return Stored(work.number, row, encoded - started, time.monotonic() - encoded)
             case StoreTask(place=place, rows=rows):
                 sink = self._sinks.get(place.sink)
                 receipt = self._try(
                     work, lambda: store_part(self._store, place, sink.store_task(place, rows))
                 )
                 self._forget_early(work.task)
-                return receipt
+                return Stored(work.number, receipt)
             case StoreSuccess(key=key, document=document):
                 receipt = self._try(work, lambda: store_success(self._store, key, document))
                 with contextlib.suppress(FarmError):  # left over, and it does no harm
                     forget_early(self._store, work.job)
-                return receipt
+                return Stored(work.number, receipt)
 
     def _try(self, work: Work, action: Callable[[], Result]) -> Result:
         """Do it while the lease holds; a store that fails is asked again for a long time."""

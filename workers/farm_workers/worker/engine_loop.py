@@ -3,6 +3,7 @@
 Only this thread touches a device, so a slow server never stops a step.
 """
 
+import collections
 import dataclasses
 import queue as queues
 import time
@@ -15,6 +16,7 @@ from farm_workers.leased_task import Outcome
 from farm_workers.publisher.publisher import Publisher
 from farm_workers.render_engine import CONFIDENCE_DIGITS, RenderEngine, RowResult
 from farm_workers.worker.lease_table import LeaseTable
+from farm_workers.worker.metrics import WorkerMetrics
 from farm_workers.worker.task_rows import InputFailed, TaskRows
 
 IDLE_SECONDS = 0.05  # longest sleep of the loop; a grant wakes it at once
@@ -44,12 +46,14 @@ class EngineLoop:
         rows: Mapping[str, int],
         leases: LeaseTable,
         publisher: Publisher,
+        metrics: WorkerMetrics,
     ) -> None:
         self.turned_at = time.monotonic()  # the last turn began then
         self._engines = engines
         self._kept_free = {name: count // URGENT_SHARE for name, count in rows.items()}
         self._leases = leases
         self._publisher = publisher
+        self._metrics = metrics
         self._loaded: queues.SimpleQueue[TaskRows] = queues.SimpleQueue()
         self._tasks: dict[str, TaskRows] = {}  # at work, by key, in the order they came
         self._paces: dict[Lane, _Pace] = {}
@@ -62,6 +66,7 @@ class EngineLoop:
     def stats(self) -> Mapping[str, Any]:
         """For people who look at the farm, and for its planner: lanes, and row-steps per second."""
         return {
+            "measures": self._metrics.snapshot(),
             "lanes": sorted({str(rows.lane) for rows in list(self._tasks.values())}),
             "paces": {
                 str(lane): round(pace.row_steps / pace.seconds, 1)
@@ -161,6 +166,7 @@ class EngineLoop:
             self._picture_failed(rows, ready.render, ready.row.index, error)
         else:
             rows.running[ready.render] += 1
+            rows.started[ready.render, ready.row.index] = time.monotonic()
         return True
 
     def _announced(self, rows: TaskRows) -> bool:
@@ -184,13 +190,16 @@ class EngineLoop:
         started = time.monotonic()
         results = engine.step()
         seconds = time.monotonic() - started
-        running = {
-            rows.lane
-            for rows in self._tasks.values()
-            if rows.running.total() > 0 and self._engines[rows.lane.checkpoint] is engine
-        }
-        for lane in running:
-            self._paces.setdefault(lane, _Pace()).seconds += seconds / len(running)
+        lanes: collections.Counter[Lane] = collections.Counter()
+        tenants: collections.Counter[str] = collections.Counter()
+        for rows in self._tasks.values():
+            running = rows.running.total()
+            if running > 0 and self._engines[rows.lane.checkpoint] is engine:
+                lanes[rows.lane] += running
+                tenants[rows.tenant] += running
+        for lane in lanes:
+            self._paces.setdefault(lane, _Pace()).seconds += seconds / len(lanes)
+        self._metrics.stepped(seconds, lanes, tenants)
         for result in results:
             self._row_finished(engine, result)
 
@@ -202,6 +211,8 @@ class EngineLoop:
         rows.running[render] -= 1
         rows.task.next_row = None
         self._paces.setdefault(rows.lane, _Pace()).row_steps += result.steps
+        since = time.monotonic() - rows.started.pop((render, result.index), self.turned_at)
+        self._metrics.row_ended(rows.lane, result.steps, since, failed=result.error is not None)
         if result.error is not None:
             if result.error.retryable and not rows.task.lease.alone:
                 # Alone it may succeed; if it does not, it fails and its neighbours do not.

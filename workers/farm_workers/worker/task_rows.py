@@ -63,8 +63,9 @@ class TaskRows:
         self.place = TaskPlace.of(chunk, task.lease.generation)
         self.lane = Lane.parse(chunk.lane)
         self.running: collections.Counter[int] = collections.Counter()  # rows in the engine
+        self.started: dict[RowId, float] = {}  # when they entered it, monotonic
         self.found = found
-        self._tenant = chunk.tenant
+        self.tenant = chunk.tenant
         self._renders = {numbered.render: numbered for numbered in chunk.renders}
         self._notes: dict[int, tuple[str, ...]] = {}  # of renders whose inputs were read
         self._inputs = inputs
@@ -170,5 +171,5 @@ class TaskRows:
             numbered = next(self._next_renders, None)
             if numbered is None:
                 return
-            future = self._inputs.prepare(self._tenant, numbered.spec, self._executor)
+            future = self._inputs.prepare(self.tenant, numbered.spec, self._executor)
             self._ahead.append((numbered, future))

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import farm
 from farm.checkpoints.inspect import Checkpoint, inspect_checkpoint
 from farm.errors import InvalidInput
 from farm.queue import Queue, connect
@@ -31,6 +32,7 @@ from farm_workers.worker.engine_loop import EngineLoop
 from farm_workers.worker.lease_table import LeaseTable
 from farm_workers.worker.load_engine import load_engine
 from farm_workers.worker.loader import Loader
+from farm_workers.worker.metrics import WorkerMetrics
 from farm_workers.worker.queue_session import QueueSession
 from farm_workers.worker.settings import WorkerSettings
 
@@ -82,12 +84,21 @@ class Worker:
         self._leases = LeaseTable(BUFFERED_ENGINES * sum(rows.values()))
         scratch = settings.data / "scratch" / name
         self._publisher = Publisher(settings.store_url, scratch=scratch)
-        self._engine_loop = EngineLoop(engines, rows, self._leases, self._publisher)
+        self._metrics = WorkerMetrics(list(engines.values()), lambda: self._publisher.pending_bytes)
+        self._engine_loop = EngineLoop(engines, rows, self._leases, self._publisher, self._metrics)
         queue = Queue(connect(settings.redis_url), farm=settings.name)
         store = open_store(settings.store_url)
         sinks, enqueue = Sinks(store, scratch), self._engine_loop.enqueue
         self._loader = Loader(
-            store, sinks, queue, self._publisher, self._leases, infos, engines, enqueue
+            store,
+            sinks,
+            queue,
+            self._publisher,
+            self._leases,
+            infos,
+            engines,
+            enqueue,
+            self._metrics,
         )
         self._queue_session = QueueSession(
             queue,
@@ -159,6 +170,7 @@ class Worker:
             for event in self._publisher.poll(0.5):
                 if event.kind == "picture":
                     self._leases.engines_wanted.set()  # they may wait for the publisher
+                    self._metrics.stored(event.encode_seconds, event.upload_seconds)
                 else:
                     self._leases.end(event.task, _outcome(event))
 
@@ -176,6 +188,7 @@ def _session_info(
     return {
         "host": socket.gethostname(),
         "pid": os.getpid(),
+        "version": farm.__version__,
         "capacity": capacity,
         "checkpoints": [info.model_dump(mode="json") for info in infos.values()],
         "numerics": {name: engine.numerics for name, engine in engines.items()},
