@@ -12,7 +12,7 @@ from farm.gateway.farm_metrics import FarmMetrics
 from farm.gateway.metrics import Metrics
 from farm.job import Priority
 from farm.measures import MAX_LANES, MEASURES, OTHERS
-from farm.queue import LaneBacklog, Queue
+from farm.queue import LaneBacklog, Queue, connect
 from farm.spec import Lane, Mode
 from farm_workers.render_engine import Usage
 from farm_workers.worker.metrics import WorkerMetrics
@@ -144,7 +144,7 @@ def test_prompts_and_names_of_jobs_are_not_in_any_label(
     assert found["farm_queue_up"] == {(): 1}
 
 
-def test_the_queue_is_not_asked_again_at_once(gateway: Gateway) -> None:
+def test_the_queue_is_not_asked_again_at_once(redis_url: str) -> None:
     now = [0.0]
     asked: list[float] = []
 
@@ -153,7 +153,7 @@ def test_the_queue_is_not_asked_again_at_once(gateway: Gateway) -> None:
             asked.append(now[0])
             return super().backlog()
 
-    metrics = FarmMetrics(Counting(gateway.queue.client), clock=lambda: now[0])
+    metrics = FarmMetrics(Counting(connect(redis_url)), clock=lambda: now[0])
     for now[0] in (0.0, 0.5, 0.9, 1.5):
         list(metrics.collect())
     assert asked == [0.0, 1.5]
@@ -162,20 +162,20 @@ def test_the_queue_is_not_asked_again_at_once(gateway: Gateway) -> None:
 class StubQueue(Queue):
     """The queue with a backlog of our choice."""
 
-    def __init__(self, queue: Queue, work: Iterable[LaneBacklog]) -> None:
-        super().__init__(queue.client)
+    def __init__(self, redis_url: str, work: Iterable[LaneBacklog]) -> None:
+        super().__init__(connect(redis_url))
         self._work = list(work)
 
     def backlog(self) -> list[LaneBacklog]:
         return self._work
 
 
-def test_many_sizes_do_not_become_many_numbers(gateway: Gateway) -> None:
+def test_many_sizes_do_not_become_many_numbers(redis_url: str) -> None:
     work = [
         LaneBacklog(LANE._replace(width=8 * side), Priority.NORMAL, 1, side)
         for side in range(1, 301)
     ]
-    text = Metrics(StubQueue(gateway.queue, work)).text().decode()
+    text = Metrics(StubQueue(redis_url, work)).text().decode()
     assert text.count("farm_queued_tasks{") == 101
     assert 'farm_queued_tasks{lane="others",priority="normal"} 200.0' in text
 
