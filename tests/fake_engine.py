@@ -73,7 +73,8 @@ class FakeEngine:
 
     @property
     def usage(self) -> Usage:
-        return Usage(self.steps, self.busy, self.steps * self._rows)
+        memory = {"used": 2**30, "reserved": 2 * 2**30, "total": 80 * 2**30}
+        return Usage(self.steps, self.busy, self.steps * self._rows, memory)
 
     def room(self, lane: Lane) -> int:
         return self._rows - len(self._live)

@@ -20,7 +20,7 @@ from prometheus_client.registry import Collector
 from farm.errors import FarmError
 from farm.measures import MEASURES, OTHERS, Measure
 from farm.queue import LaneBacklog, Queue, Session, Tallies
-from farm.queue.tallies import WAIT_BUCKETS
+from farm.queue.tallies import ENDED, FAILED, RETURNED, WAIT_BUCKETS
 
 FRESH_SECONDS = 1.0  # the queue is not asked more often, however many ask here
 MAX_LANES = 100  # with a number of their own; users choose sizes, and each size is a lane
@@ -106,9 +106,13 @@ def _tallied(found: Tallies) -> Iterator[Metric]:
     yield waits
     yield _counter("farm_leases", "Tasks granted to workers", found.leases)
     yield _counter("farm_leases_lost", "Tasks that a worker held when it died", found.leases_lost)
-    yield _reasons("farm_leases_returned", "Leases that ended without a result", found.returned)
-    yield _reasons("farm_failures", "Pictures that will not be made", found.failed)
-    yield _reasons("farm_sessions_ended", "Workers that ended", found.sessions)
+    for name, about, counts, reasons in (
+        ("farm_leases_returned", "Leases that ended without a result", found.returned, RETURNED),
+        ("farm_failures", "Pictures that will not be made", found.failed, FAILED),
+        ("farm_sessions_ended", "Workers that ended", found.sessions, ENDED),
+    ):
+        family = CounterMetricFamily(name, about, labels=["reason"])
+        yield _labelled(family, {reason: counts.get(reason, 0) for reason in reasons})
     yield from _tenants(found)
 
 
@@ -189,10 +193,6 @@ def _counter(name: str, about: str, value: float) -> Metric:
 
 def _by_worker(name: str, about: str, values: Mapping[str, float]) -> Metric:
     return _labelled(GaugeMetricFamily(name, about, labels=["worker"]), values)
-
-
-def _reasons(name: str, about: str, counts: Mapping[str, int]) -> Metric:
-    return _labelled(CounterMetricFamily(name, about, labels=["reason"]), counts)
 
 
 def _labelled(

@@ -9,6 +9,10 @@ from farm.queue.constants import CLASSES
 
 WAIT_BUCKETS = (0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 1800.0, 7200.0)  # seconds; one more without
 
+RETURNED = ("row", "crash", "infra", "release")
+FAILED = ("row", "crash", "infra", "expired")
+ENDED = ("crash", "drain", "lost")
+
 
 class Waits(NamedTuple):
     """How long the jobs of a class waited before they began."""
@@ -29,9 +33,9 @@ class Tallies(NamedTuple):
 
     leases: int  # tasks that were granted
     leases_lost: int  # tasks held by sessions that crashed or were lost
-    returned: Mapping[str, int]  # leases that ended without a receipt: row, crash, infra, release
-    failed: Mapping[str, int]  # pictures: row, crash, infra, expired
-    sessions: Mapping[str, int]  # that ended: crash, drain, lost
+    returned: Mapping[str, int]  # leases that ended without a receipt, by RETURNED
+    failed: Mapping[str, int]  # pictures, by FAILED
+    sessions: Mapping[str, int]  # that ended, by ENDED
     tenants: Mapping[str, Tenant]
     waits: Mapping[Priority, Waits]
     oldest_seconds: Mapping[Priority, float]
