@@ -1,5 +1,6 @@
 """Numbers for Prometheus; one registry per application, so that tests can have several."""
 
+import secrets
 import time
 
 from prometheus_client import (
@@ -9,8 +10,10 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
+from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from farm import logs
 from farm.gateway.farm_metrics import FarmMetrics
 from farm.queue import Queue
 
@@ -49,7 +52,7 @@ class Metrics:
 
 
 class MeasureRequests:
-    """Counts requests by route; no label comes from a caller."""
+    """Counts requests by route, and gives each an id; no label comes from a caller."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
@@ -61,15 +64,18 @@ class MeasureRequests:
             return
         started = time.perf_counter()
         status = 500
+        number = secrets.token_hex(8)
 
         async def watch(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                MutableHeaders(scope=message)["X-Request-Id"] = number
             await send(message)
 
         try:
-            await self._app(scope, receive, watch)
+            with logs.request(number):
+                await self._app(scope, receive, watch)
         finally:
             route = getattr(scope.get("route"), "path", "none")
             method = scope["method"] if scope["method"] in METHODS else "other"

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from farm import logs
 from farm.errors import FarmError, NotFound, StoreError
 from farm.formats.encoding import encode
 from farm.sinks.early import forget_early, store_early
@@ -220,7 +221,7 @@ def main() -> None:
     descriptor, parent = map(int, sys.argv[1:])
     _die_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the worker's to handle
-    logging.basicConfig(format="%(asctime)s publisher %(levelname)s %(message)s")
+    logs.configure("publisher", level=logging.WARNING)
     connection: Connection[Any, Any] = Connection(descriptor)
     try:
         begin = connection.recv()

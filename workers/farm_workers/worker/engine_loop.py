@@ -5,6 +5,7 @@ Only this thread touches a device, so a slow server never stops a step.
 
 import collections
 import dataclasses
+import logging
 import queue as queues
 import time
 from collections.abc import Mapping
@@ -18,6 +19,8 @@ from farm_workers.render_engine import CONFIDENCE_DIGITS, RenderEngine, RowResul
 from farm_workers.worker.lease_table import LeaseTable
 from farm_workers.worker.metrics import WorkerMetrics
 from farm_workers.worker.task_rows import InputFailed, TaskRows
+
+log = logging.getLogger(__name__)
 
 IDLE_SECONDS = 0.05  # longest sleep of the loop; a grant wakes it at once
 URGENT_SHARE = 8  # one of so many rows of an engine is kept free for urgent tasks
@@ -232,4 +235,7 @@ class EngineLoop:
 
     def _picture_failed(self, rows: TaskRows, render: int, image: int, error: FarmError) -> None:
         numerics = self._engines[rows.lane.checkpoint].numerics
+        where = f"picture {image} of render {render}"
+        facts = {"job": rows.task.lease.job, "task": rows.task.key}
+        log.warning("task %s: %s failed: %s", rows.task.key, where, error, extra=facts)
         self._publisher.failed_picture(rows.task, rows.record(render, image, numerics), error)

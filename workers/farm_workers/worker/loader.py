@@ -89,7 +89,8 @@ class Loader:
             else:
                 self._load_rows(task)
         except Exception as error:
-            log.warning("task %s cannot be loaded: %s", task.key, error)
+            facts = {"job": task.lease.job, "task": task.key}
+            log.warning("task %s cannot be loaded: %s", task.key, error, extra=facts)
             self._end(task, Outcome(None, "infra", f"its chunk cannot be read: {error}"))
 
     def _load_rows(self, task: LeasedTask) -> None:

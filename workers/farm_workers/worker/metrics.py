@@ -44,6 +44,7 @@ class WorkerMetrics:
         }
         self._lanes = _Known(MAX_LANES)
         self._tenants = _Known(MAX_TENANTS)
+        self.latest: dict[str, list[list[Any]]] = {}  # snapshot
         self._told = [Usage() for _ in engines]
 
     def stepped(
@@ -76,11 +77,11 @@ class WorkerMetrics:
     def snapshot(self) -> dict[str, list[list[Any]]]:
         """By the name of a measure: the ending of each number's name, its labels' values, itself.
 
-        JSON takes it as it is.
+        JSON takes it as it is. One thread may call this.
         """
         self._read_engines()
         self._metrics[measures.PENDING_BYTES.name].set(self._pending_bytes())
-        return {
+        self.latest = {
             family.name: [
                 [sample.name.removeprefix(family.name), list(sample.labels.values()), sample.value]
                 for sample in family.samples
@@ -88,6 +89,7 @@ class WorkerMetrics:
             for family in self._registry.collect()
             if family.samples
         }
+        return self.latest
 
     def _read_engines(self) -> None:
         for number, engine in enumerate(self._engines):

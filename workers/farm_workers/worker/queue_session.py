@@ -116,8 +116,16 @@ class QueueSession:
         self._last_grant = time.monotonic()
         task = self._leases.add(lease)
         if task is not None:
+            what = f"{lease.pictures} of {lease.lane}" if lease.lane else "finalises its job"
+            log.info("task %s begins: %s", lease.key, what, extra=self._facts(lease))
             self._publisher.lease_until(task, self._lease_end)
             self._on_lease(task)
+
+    def _facts(self, lease: Lease) -> dict[str, str]:
+        """Of a line in the log."""
+        return {
+            "job": lease.job, "task": lease.key, "worker": self._name, "session": self.token,
+        }  # fmt: skip
 
     # Reports and heartbeats.
 
@@ -161,7 +169,7 @@ class QueueSession:
                             self._report([one])
                         return
                     [(task, outcome)] = group
-                    log.error("task %s: %s", task.key, error)
+                    log.error("task %s: %s", task.key, error, extra=self._facts(task.lease))
                     if isinstance(error, InvalidInput) and outcome.receipt is not None:
                         # Still ours: it is tried again, a limited number of times.
                         group = [(task, Outcome(None, "infra", str(error)))]
@@ -177,11 +185,12 @@ class QueueSession:
         if done:
             answers = self._queue.complete_all(self.token, done)
             for (lease, _), answer in zip(done, answers, strict=True):
-                log.info("task %s: %s", lease.key, answer.verdict)
+                log.info("task %s: %s", lease.key, answer.verdict, extra=self._facts(lease))
             return
         for task, outcome in group:
             self._queue.fail(self.token, task.lease, outcome.kind, outcome.reason)
-            log.warning("task %s: %s, %s", task.key, outcome.kind, outcome.reason)
+            facts = self._facts(task.lease)
+            log.warning("task %s: %s, %s", task.key, outcome.kind, outcome.reason, extra=facts)
 
     def _room(self, *, urgent: bool = False) -> int:
         """Pictures that could be granted now."""
@@ -245,7 +254,11 @@ class QueueSession:
         """The farm has ended this session: drop everything and begin a new one."""
         if self._stopped.is_set():  # the worker itself has just ended it
             return
-        log.warning("session %s was ended by the farm; starting a new one", self.token)
+        log.warning(
+            "session %s was ended by the farm; starting a new one",
+            self.token,
+            extra={"worker": self._name, "session": self.token},
+        )
         for task in self._leases.tasks.values():
             self._drop(task)
         self._draining = False

@@ -72,6 +72,7 @@ class Worker:
                 field="--name",
                 hint="letters, digits, dots, dashes and underscores, as in rack1-gpu0",
             )
+        self.name = name
         self._stopped = threading.Event()
         self._failure: Exception | None = None  # what ended another thread
         found = [inspect_checkpoint(checkpoint) for checkpoint in settings.checkpoints]
@@ -81,6 +82,7 @@ class Worker:
             for checkpoint in found
         }
         rows = {engine: engines[engine].room(_native(infos[engine])) for engine in engines}
+        self.description = " | ".join(engine.numerics for engine in engines.values())
         self._leases = LeaseTable(BUFFERED_ENGINES * sum(rows.values()))
         scratch = settings.data / "scratch" / name
         self._publisher = Publisher(settings.store_url, scratch=scratch)
@@ -119,6 +121,11 @@ class Worker:
     def session(self) -> str:
         """The token of its session; another one after the farm has ended that."""
         return self._queue_session.token
+
+    @property
+    def measured(self) -> dict[str, list[list[Any]]]:
+        """What its last heartbeat told of its measures."""
+        return self._metrics.latest
 
     def run(self) -> None:
         """Work until ``stop``; returns when what was leased has gone back.
