@@ -1,6 +1,7 @@
 """One lease of a task: the record that queue session, engine loop and publisher share."""
 
 import itertools
+import time
 from typing import Literal, NamedTuple
 
 from farm.formats.manifest import ManifestRow
@@ -31,6 +32,7 @@ class LeasedTask:
         self.number = next(_numbers)  # of this lease in this process
         self.urgent = lease.priority is Priority.URGENT
         self.pictures = lease.pictures
+        self.since = time.monotonic()
 
         # The lease table.
         self.outcome: Outcome | None = None  # once nothing more of it is rendered

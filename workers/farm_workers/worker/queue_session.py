@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from farm.errors import FarmError, InvalidInput, LeaseLost, NotFound, Unavailable
-from farm.job import Lease, Priority
+from farm.job import Lease, Priority, Receipt
 from farm.queue import Queue
 from farm.queue.constants import MAX_ROWS
 from farm.queue.worker_sessions import FIRST_LEASE_MS
@@ -179,13 +179,13 @@ class QueueSession:
                 return
 
     def _send(self, group: Ended) -> None:
-        done = [
-            (task.lease, outcome.receipt) for task, outcome in group if outcome.receipt is not None
-        ]
+        done = [(task, outcome.receipt) for task, outcome in group if outcome.receipt is not None]
         if done:
-            answers = self._queue.complete_all(self.token, done)
-            for (lease, _), answer in zip(done, answers, strict=True):
-                log.info("task %s: %s", lease.key, answer.verdict, extra=self._facts(lease))
+            receipts = [(task.lease, receipt) for task, receipt in done]
+            answers = self._queue.complete_all(self.token, receipts)
+            for (task, receipt), answer in zip(done, answers, strict=True):
+                told = f"{answer.verdict}, {_rate(task, receipt)}"
+                log.info("task %s: %s", task.key, told, extra=self._facts(task.lease))
             return
         for task, outcome in group:
             self._queue.fail(self.token, task.lease, outcome.kind, outcome.reason)
@@ -283,3 +283,10 @@ class QueueSession:
         except Unavailable as error:
             log.warning("%s: %s; trying again", what, error)
             self._stopped.wait(0.1 + 0.4 * random.random())
+
+
+def _rate(task: LeasedTask, receipt: Receipt) -> str:
+    """For people who read the log: what a task came to."""
+    seconds = max(time.monotonic() - task.since, 0.001)
+    failed = f", {receipt.failed} failed" if receipt.failed else ""
+    return f"{receipt.done} pictures in {seconds:.1f} s ({receipt.done / seconds:.1f}/s){failed}"
