@@ -5,7 +5,8 @@ histograms. No label holds text from a request: a lane is a checkpoint and a siz
 reports at most ``MAX_LANES`` of them.
 """
 
-from typing import Literal, NamedTuple
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
 
 MAX_LANES = 32  # of a worker; the others are counted together
 OTHERS = "others"
@@ -71,3 +72,27 @@ MEASURES = (
     PENDING_BYTES,
     GPU_MEMORY,
 )
+
+
+class Told(NamedTuple):
+    """One number of a measure."""
+
+    ending: str  # of its name: ``_total``, ``_bucket``, ``_sum``, ``_count`` or nothing
+    labels: Mapping[str, str]
+    value: float
+
+
+def read(stats: Mapping[str, Any], measure: Measure) -> list[Told]:
+    """What a heartbeat tells of a measure; nothing where a worker of another version tells it in
+    another way."""
+    try:
+        return [
+            Told(ending, dict(zip(_names(measure, ending), labels, strict=True)), float(value))
+            for ending, labels, value in stats["measures"][measure.name]
+        ]
+    except (KeyError, TypeError, ValueError):
+        return []
+
+
+def _names(measure: Measure, ending: str) -> tuple[str, ...]:
+    return (*measure.labels, "le") if ending == "_bucket" else measure.labels

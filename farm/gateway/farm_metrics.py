@@ -18,7 +18,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from farm.errors import FarmError
-from farm.measures import MEASURES, OTHERS, Measure
+from farm.measures import MEASURES, OTHERS, Measure, read
 from farm.queue import LaneBacklog, Queue, Session, Tallies
 from farm.queue.tallies import ENDED, FAILED, RETURNED, WAIT_BUCKETS
 
@@ -160,27 +160,12 @@ def _workers(sessions: Sequence[Session]) -> Iterator[Metric]:
 
 
 def _measured(measure: Measure, sessions: Sequence[Session]) -> Metric:
-    """What the workers have told of a measure; a worker of another version may tell otherwise."""
     family = Metric(measure.name, measure.help, measure.kind)
     for session in sessions:
-        try:
-            told = [
-                (
-                    ending,
-                    dict(zip(_names(measure, ending), map(str, labels), strict=True)),
-                    float(value),
-                )
-                for ending, labels, value in session.stats["measures"][measure.name]
-            ]
-        except (KeyError, TypeError, ValueError):
-            continue
-        for ending, labels, value in told:
-            family.add_sample(measure.name + ending, {"worker": session.worker, **labels}, value)
+        for ending, labels, value in read(session.stats, measure):
+            named = {"worker": session.worker, **labels}
+            family.add_sample(measure.name + ending, named, value)
     return family
-
-
-def _names(measure: Measure, ending: str) -> tuple[str, ...]:
-    return (*measure.labels, "le") if ending == "_bucket" else measure.labels
 
 
 def _gauge(name: str, about: str, value: float) -> Metric:
