@@ -63,7 +63,7 @@ def _cluster(settings: "SchedulerSettings", queue: "Queue") -> "ClusterProcess":
         if what != RAY and (folder := os.environ.get("FARM_RUN_DIR")):
             # farm up looks there while it waits for the workers.
             with contextlib.suppress(OSError):
-                (Path(folder) / f"{what}.failed").write_text(cause + "\n")
+                (Path(folder) / f"{what}.failed").write_text(cause + "\n", "utf-8")
 
     return ClusterProcess(
         [sys.executable, "-P", "-m", "farm.cli.place_workers"],

@@ -13,8 +13,8 @@ import ray.job_config
 from ray.exceptions import ActorUnavailableError, RayActorError
 
 from farm.addresses import reachable
+from farm.awake_clock import AwakeClock
 from farm.errors import Unavailable
-from farm.scheduler.awake_clock import AwakeClock
 
 log = logging.getLogger(__name__)
 
