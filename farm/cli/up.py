@@ -160,6 +160,7 @@ def _announce(plan: "Plan", dashboard: str | None) -> None:
     if dashboard:
         token = plan.data / "run" / "ray-token"
         console.print(f"Ray's dashboard: {dashboard} (its token: {token})")
+        console.print("farm dashboard prints a link that opens it without the token")
     if plan.data != data_dir():
         console.print(f"in another terminal: export FARM_DATA={plan.data}")
     console.print('try: farm submit "a red bicycle" --seed 7 -o out')
