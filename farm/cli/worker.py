@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from farm import logs
+from farm import logs, tracing
 
 
 def worker(
@@ -29,6 +29,7 @@ def worker(
 
     name = name or socket.gethostname()
     logs.configure(name)
+    tracing.configure(name)
     settings = load(WorkerSettings)
     check_store(open_store(settings.store_url), single_writer=settings.single_writer)
     crash_reporter = CrashReporter(settings.redis_url, settings.name)

@@ -183,7 +183,7 @@ class _Place:
 
 def worker_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """What of this process's environment a worker on another node needs as well."""
-    prefixes = ("FARM_", "AWS_", "REDIS_URL")
+    prefixes = ("FARM_", "AWS_", "OTEL_", "REDIS_URL")
     return {name: value for name, value in environment.items() if name.startswith(prefixes)}
 
 

@@ -54,6 +54,11 @@ class LeasedTask:
         self.failed = 0
 
     @property
+    def lease_name(self) -> str:
+        """Of this attempt at the task, in traces."""
+        return f"{self.key}/{self.lease.attempt}"
+
+    @property
     def to_render(self) -> int:
         """Pictures that are still to be made."""
         over = self.outcome is not None or self.cut_short

@@ -56,6 +56,7 @@ class Event(NamedTuple):
     error: FarmError | None = None  # why the task failed
     encode_seconds: float = 0.0  # of a picture
     upload_seconds: float = 0.0
+    file: str = ""  # its key; a picture in a shard has that of the shard
 
 
 class Publisher:
@@ -279,7 +280,7 @@ class Publisher:
         else:
             self._add_row(task, answer.result)
             seconds = answer.encode_seconds, answer.upload_seconds
-            self._events.put(Event(task, "picture", None, None, *seconds))
+            self._events.put(Event(task, "picture", None, None, *seconds, answer.result.file or ""))
 
     def _fail(self, task: LeasedTask, error: FarmError) -> None:
         self._close(task)

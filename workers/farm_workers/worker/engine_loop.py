@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from farm import tracing
 from farm.errors import FarmError, RenderError
 from farm.spec import Lane
 from farm_workers.leased_task import Outcome
@@ -216,6 +217,9 @@ class EngineLoop:
         self._paces.setdefault(rows.lane, _Pace()).row_steps += result.steps
         since = time.monotonic() - rows.started.pop((render, result.index), self.turned_at)
         self._metrics.row_ended(rows.lane, result.steps, since, failed=result.error is not None)
+        lease = rows.task.lease_name
+        facts = {"render": render, "image": result.index, "steps": result.steps}
+        tracing.in_task("render", rows.task.lease.job, lease, since, **facts)
         if result.error is not None:
             if result.error.retryable and not rows.task.lease.alone:
                 # Alone it may succeed; if it does not, it fails and its neighbours do not.

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
+from farm import tracing
 from farm.awake_clock import Stillness
 from farm.errors import FarmError, InvalidInput, LeaseLost, NotFound, Unavailable
 from farm.job import Lease, Priority, Receipt
@@ -188,6 +189,15 @@ class QueueSession:
             for (task, receipt), answer in zip(done, answers, strict=True):
                 told = f"{answer.verdict}, {_rate(task, receipt)}"
                 log.info("task %s: %s", task.key, told, extra=self._facts(task.lease))
+                seconds = time.monotonic() - task.since
+                tracing.task_ended(
+                    task.lease.job,
+                    task.lease_name,
+                    seconds,
+                    worker=self._name,
+                    pictures=receipt.done,
+                    failed=receipt.failed,
+                )
             return
         for task, outcome in group:
             self._queue.fail(self.token, task.lease, outcome.kind, outcome.reason)

@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Mapping
 
-from farm import logs
+from farm import logs, tracing
 from farm.paths import write_pid
 from farm.settings import load
 from farm_workers.worker.crash_reporter import CrashReporter
@@ -29,6 +29,7 @@ class WorkerActor:
         # Ray's dashboard shows what goes to stderr.
         file = settings.log_dir and settings.log_dir / f"{worker}.log"
         logs.configure(worker, file=file)
+        tracing.configure(worker)
         self._ended = threading.Event()
         self._worker = Worker(
             settings, worker, crash_reporter=CrashReporter(settings.redis_url, settings.name)

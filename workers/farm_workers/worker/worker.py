@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import farm
+from farm import tracing
 from farm.checkpoints.inspect import Checkpoint, inspect_checkpoint
 from farm.errors import InvalidInput
 from farm.queue import Queue, connect
@@ -154,6 +155,7 @@ class Worker:
             finally:
                 self._publisher.close()
                 self._loader.close()
+                tracing.flush()
 
     def stop(self) -> None:
         """Ask the worker to end; its leases go back to the queue unharmed."""
@@ -169,13 +171,19 @@ class Worker:
             self._failure = error
             self.stop()
 
+    def _stored(self, event: Event) -> None:
+        self._metrics.stored(event.encode_seconds, event.upload_seconds)
+        job, lease = event.task.lease.job, event.task.lease_name
+        seconds = event.encode_seconds + event.upload_seconds
+        tracing.in_task("store", job, lease, seconds, object=event.file)
+
     def _collect(self) -> None:
         """Note which tasks the publisher has finished."""
         while not self._stopped.is_set():
             for event in self._publisher.poll(0.5):
                 if event.kind == "picture":
                     self._leases.engines_wanted.set()  # they may wait for the publisher
-                    self._metrics.stored(event.encode_seconds, event.upload_seconds)
+                    self._stored(event)
                 else:
                     self._leases.end(event.task, _outcome(event))
 
