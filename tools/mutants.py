@@ -542,7 +542,7 @@ MUTANTS = (
     ),
     Mutant(
         "the tick keeps idempotency keys for ever",
-        "tick.lua",
+        "parts/job_removal.lua",
         "    if h[2] then redis.call('HDEL', P .. 'keys:' .. h[1], h[2]) end\n",
         "",
     ),
@@ -938,9 +938,9 @@ MUTANTS = (
     ),
     Mutant(
         "a lane is never forgotten",
-        "tick.lua",
-        "  forgotten = forgotten + forget_lanes(job)\n",
-        "",
+        "parts/job_removal.lua",
+        "  local lanes = forget_lanes(job)\n",
+        "  local lanes = 0\n",
     ),
     Mutant(
         "a lane is forgotten with the first of its jobs",
@@ -987,8 +987,8 @@ MUTANTS = (
     Mutant(
         "a tick forgets any number of lanes",
         "tick.lua",
-        "  if forgotten > MAX_DROPPED then break end\n",
-        "",
+        "  if forgotten > MAX_DROPPED then break end\n  forgotten = forgotten + forget_job(job)\n",
+        "  forgotten = forgotten + forget_job(job)\n",
     ),
     Mutant(
         "pictures that expire do not count as such",

@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from typer._click.exceptions import BadParameter
 
 from farm.cli.app import group
 
@@ -32,7 +33,11 @@ def test_a_command_on_a_page_is_understood(page: str, text: str) -> None:
     assert command is not None, f"{page}: farm has no command {name}"
     while arguments and arguments[0] in getattr(command, "commands", {}):
         command = command.commands[arguments.pop(0)]
-    command.make_context(name, arguments)  # raises for an unknown option or a missing argument
+    try:
+        command.make_context(name, arguments)  # raises for an unknown option or a missing argument
+    except BadParameter as error:
+        if "does not exist" not in str(error):  # else it is a file of the reader's
+            raise
 
 
 def test_pages_have_commands() -> None:
