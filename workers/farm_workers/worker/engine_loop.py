@@ -13,12 +13,14 @@ from typing import Any, Literal
 
 from farm import tracing
 from farm.errors import FarmError, RenderError
+from farm.job import Format
 from farm.spec import Lane
 from farm_workers.leased_task import Outcome
 from farm_workers.publisher.publisher import Publisher
 from farm_workers.render_engine import CONFIDENCE_DIGITS, RenderEngine, RowResult
 from farm_workers.worker.lease_table import LeaseTable
 from farm_workers.worker.metrics import WorkerMetrics
+from farm_workers.worker.previews import PreviewMaker
 from farm_workers.worker.task_rows import InputFailed, TaskRows
 
 log = logging.getLogger(__name__)
@@ -51,6 +53,7 @@ class EngineLoop:
         leases: LeaseTable,
         publisher: Publisher,
         metrics: WorkerMetrics,
+        previews: PreviewMaker,
     ) -> None:
         self.turned_at = time.monotonic()  # the last turn began then
         self._engines = engines
@@ -58,6 +61,7 @@ class EngineLoop:
         self._leases = leases
         self._publisher = publisher
         self._metrics = metrics
+        self._previews = previews
         self._loaded: queues.SimpleQueue[TaskRows] = queues.SimpleQueue()
         self._tasks: dict[str, TaskRows] = {}  # at work, by key, in the order they came
         self._paces: dict[Lane, _Pace] = {}
@@ -91,6 +95,7 @@ class EngineLoop:
                 if not engine.idle:
                     busy = True
                     self._step(engine)
+        self._previews.make(self._tasks.values(), self._engines)
         if not busy:
             self._leases.engines_wanted.wait(IDLE_SECONDS)
             self._leases.engines_wanted.clear()
@@ -146,7 +151,7 @@ class EngineLoop:
 
     def _add_next(self, rows: TaskRows) -> bool:
         """Add a task's next row; False if none can start now."""
-        if rows.task.lease.alone and (rows.running.total() or not self._announced(rows)):
+        if rows.task.lease.alone and (rows.running or not self._announced(rows)):
             return False
         try:
             ready = rows.take()
@@ -169,7 +174,7 @@ class EngineLoop:
         except FarmError as error:
             self._picture_failed(rows, ready.render, ready.row.index, error)
         else:
-            rows.running[ready.render] += 1
+            rows.running.add((ready.render, ready.row.index))
             rows.started[ready.render, ready.row.index] = time.monotonic()
         return True
 
@@ -197,7 +202,7 @@ class EngineLoop:
         lanes: collections.Counter[Lane] = collections.Counter()
         tenants: collections.Counter[str] = collections.Counter()
         for rows in self._tasks.values():
-            running = rows.running.total()
+            running = len(rows.running)
             if running > 0 and self._engines[rows.lane.checkpoint] is engine:
                 lanes[rows.lane] += running
                 tenants[rows.tenant] += running
@@ -212,7 +217,7 @@ class EngineLoop:
         rows = self._tasks.get(key)
         if rows is None:  # it was given up in this step
             return
-        rows.running[render] -= 1
+        rows.running.discard((render, result.index))
         rows.task.next_row = None
         self._paces.setdefault(rows.lane, _Pace()).row_steps += result.steps
         since = time.monotonic() - rows.started.pop((render, result.index), self.turned_at)
@@ -235,7 +240,8 @@ class EngineLoop:
             truncated=result.truncated,
             confidence=round(result.confidence, CONFIDENCE_DIGITS),
         )
-        self._publisher.picture(rows.task, record, result.pixels, result.tokens)
+        pixels = None if rows.place.format is Format.TOKENS else result.pixels
+        self._publisher.picture(rows.task, record, pixels, result.tokens)
 
     def _picture_failed(self, rows: TaskRows, render: int, image: int, error: FarmError) -> None:
         numerics = self._engines[rows.lane.checkpoint].numerics
