@@ -68,8 +68,7 @@ class FakeEngine:
         self.gate = threading.Event()
         self.gate.set()
         self.adapters_read = 0
-        self.steps = self.busy = 0
-        self.previews_made = 0
+        self.previews_made = self.steps = self.busy = 0
         self.rendered: list[tuple[Hashable, int]] = []
         self.cancelled: set[Hashable] = set()
         self._rows = rows

@@ -43,15 +43,6 @@ class RowResult(Protocol):
     def numerics(self) -> str: ...  # class of the row: the width of its tile is a part of it
 
 
-class Usage(NamedTuple):
-    """What an engine has done since it was loaded."""
-
-    steps: int = 0  # of tiles
-    busy: int = 0  # half-slots with a row in them, summed over the steps
-    computed: int = 0  # half-slots that were computed, likewise
-    memory: Mapping[str, int] = MappingProxyType({})  # of a GPU, bytes: used, reserved, total
-
-
 class RowPreview(Protocol):
     """A row half way: what its picture would be if it ended now."""
 
@@ -63,6 +54,15 @@ class RowPreview(Protocol):
     def pixels(self) -> NDArray[np.uint8]: ...  # (height, width, 3)
     @property
     def confidence(self) -> float: ...
+
+
+class Usage(NamedTuple):
+    """What an engine has done since it was loaded."""
+
+    steps: int = 0  # of tiles
+    busy: int = 0  # half-slots with a row in them, summed over the steps
+    computed: int = 0  # half-slots that were computed, likewise
+    memory: Mapping[str, int] = MappingProxyType({})  # of a GPU, bytes: used, reserved, total
 
 
 class RenderEngine(Protocol):

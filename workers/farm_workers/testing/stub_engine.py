@@ -50,16 +50,13 @@ class StubEngine:
 
     @property
     def usage(self) -> Usage:
-        return Usage(self._steps, self._busy, self._steps * self._rows)
+        return Usage(self._steps, self._busy, self._busy)
 
     def room(self, lane: Lane) -> int:
         return self._rows - len(self._live)
 
     def add(self, key: Hashable, row: Row, **inputs: Any) -> None:
         self._live.append((key, row))
-
-    def preview(self, key: Hashable, index: int) -> None:
-        """Its rows are finished in one step, so none is ever half way."""
 
     def read_adapter(self, data: bytes) -> Adapter:
         raise InvalidInput("the stub engine has no adapters")
@@ -71,8 +68,11 @@ class StubEngine:
     def step(self) -> list[StubResult]:
         live, self._live = self._live, []
         self._steps += 1
-        self._busy += len(live)
+        self._busy += sum(row.spec.row_steps for _, row in live)
         return [self._result(key, row) for key, row in live]
+
+    def preview(self, key: Hashable, index: int) -> None:
+        """None: no row is ever on its way."""
 
     def _result(self, key: Hashable, row: Row) -> StubResult:
         spec, seed = row.spec, row.seed

@@ -52,16 +52,16 @@ class EngineLoop:
         rows: Mapping[str, int],
         leases: LeaseTable,
         publisher: Publisher,
-        metrics: WorkerMetrics,
         previews: PreviewMaker,
+        metrics: WorkerMetrics,
     ) -> None:
         self.turned_at = time.monotonic()  # the last turn began then
         self._engines = engines
         self._kept_free = {name: count // URGENT_SHARE for name, count in rows.items()}
         self._leases = leases
         self._publisher = publisher
-        self._metrics = metrics
         self._previews = previews
+        self._metrics = metrics
         self._loaded: queues.SimpleQueue[TaskRows] = queues.SimpleQueue()
         self._tasks: dict[str, TaskRows] = {}  # at work, by key, in the order they came
         self._paces: dict[Lane, _Pace] = {}
@@ -174,8 +174,7 @@ class EngineLoop:
         except FarmError as error:
             self._picture_failed(rows, ready.render, ready.row.index, error)
         else:
-            rows.running.add((ready.render, ready.row.index))
-            rows.started[ready.render, ready.row.index] = time.monotonic()
+            rows.running[ready.render, ready.row.index] = time.monotonic()
         return True
 
     def _announced(self, rows: TaskRows) -> bool:
@@ -202,10 +201,9 @@ class EngineLoop:
         lanes: collections.Counter[Lane] = collections.Counter()
         tenants: collections.Counter[str] = collections.Counter()
         for rows in self._tasks.values():
-            running = len(rows.running)
-            if running > 0 and self._engines[rows.lane.checkpoint] is engine:
-                lanes[rows.lane] += running
-                tenants[rows.tenant] += running
+            if rows.running and self._engines[rows.lane.checkpoint] is engine:
+                lanes[rows.lane] += len(rows.running)
+                tenants[rows.tenant] += len(rows.running)
         for lane in lanes:
             self._paces.setdefault(lane, _Pace()).seconds += seconds / len(lanes)
         self._metrics.stepped(seconds, lanes, tenants)
@@ -217,10 +215,9 @@ class EngineLoop:
         rows = self._tasks.get(key)
         if rows is None:  # it was given up in this step
             return
-        rows.running.discard((render, result.index))
+        since = time.monotonic() - rows.running.pop((render, result.index), self.turned_at)
         rows.task.next_row = None
         self._paces.setdefault(rows.lane, _Pace()).row_steps += result.steps
-        since = time.monotonic() - rows.started.pop((render, result.index), self.turned_at)
         self._metrics.row_ended(rows.lane, result.steps, since, failed=result.error is not None)
         lease = rows.task.lease_name
         facts = {"render": render, "image": result.index, "steps": result.steps}

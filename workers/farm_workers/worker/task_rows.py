@@ -62,8 +62,7 @@ class TaskRows:
         self.task = task
         self.place = TaskPlace.of(chunk, task.lease.generation)
         self.lane = Lane.parse(chunk.lane)
-        self.running: set[RowId] = set()  # rows in the engine
-        self.started: dict[RowId, float] = {}  # when they entered it, monotonic
+        self.running: dict[RowId, float] = {}  # rows in the engine: when they entered it, monotonic
         self.found = found
         self.tenant = chunk.tenant
         self._renders = {numbered.render: numbered for numbered in chunk.renders}

@@ -93,7 +93,7 @@ class Worker:
         queue = Queue(connect(settings.redis_url), farm=settings.name)
         self._previews = PreviewMaker()
         self._engine_loop = EngineLoop(
-            engines, rows, self._leases, self._publisher, self._metrics, self._previews
+            engines, rows, self._leases, self._publisher, self._previews, self._metrics
         )
         self._preview_sender = PreviewSender(
             queue, self._leases, self._previews, name, self._stopped
