@@ -14,8 +14,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from farm import logs
 from farm.cli.app import COMMANDS
-from farm.logs import VARIABLE
 from farm.scheduler.scheduler import SchedulerSettings
 from farm.settings import GatewaySettings
 from farm_workers.worker.settings import WorkerSettings
@@ -34,7 +34,7 @@ SETTINGS = {
     for kind in (GatewaySettings, SchedulerSettings, WorkerSettings)
     for field in kind.model_fields
 }
-OTHERS = {"FARM_URL", "FARM_API_KEY", VARIABLE, CRD}  # of the client, all logs, a test below
+OTHERS = {"FARM_URL", "FARM_API_KEY", logs.VARIABLE, CRD}  # of the client, all processes, a test
 
 files = pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(ROOT).as_posix())
 
