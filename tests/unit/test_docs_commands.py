@@ -37,3 +37,15 @@ def test_a_command_on_a_page_is_understood(page: str, text: str) -> None:
 
 def test_pages_have_commands() -> None:
     assert len(commands()) > 30
+
+
+def test_the_python_on_the_pages_is_python() -> None:
+    found = [
+        (page.name, block)
+        for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+        for kind, block in BLOCK.findall(page.read_text("utf-8"))
+        if kind == "python"
+    ]
+    assert len(found) > 4
+    for page, block in found:
+        compile(block, page, "exec")
