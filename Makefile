@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo check test lint tests clean lives fuzz graph docs bench-page mutants storm storm-ray damage disk-full full-size bench-queue bench-recovery
+.PHONY: demo check test lint tests clean lives fuzz graph mutants storm storm-ray damage disk-full full-size bench-queue bench-recovery bench-million kills cluster bench-simulation docs bench-page
 
 demo: $(INSTALLED)
 	$(BIN)/farm demo
@@ -67,6 +67,18 @@ storm: $(INSTALLED)
 storm-ray: $(INSTALLED)
 	$(BIN)/python tests/storm/storm.py --ray --jobs 1655 --kills 20 --server-kills 2
 
+# Processes of a farm are killed while it makes data sets for each sink; the sets must not differ.
+kills: $(INSTALLED)
+	$(BIN)/python tests/storm/kills.py
+
+# A million renders with an engine that draws nothing, and the same through Ray Data.
+bench-million: $(INSTALLED)
+	$(BIN)/python bench/million.py --out bench/results/million-cpu.json
+
+# As root, half an hour: a farm with Ray on four hosts made of network namespaces, and what can happen to it.
+cluster: $(INSTALLED)
+	$(BIN)/python tests/hosts/faults.py
+
 # The queue's append-only file is cut and damaged at fifty random places.
 damage: $(INSTALLED)
 	$(BIN)/python tests/storm/damage.py
@@ -77,6 +89,10 @@ disk-full: $(INSTALLED)
 
 bench-recovery: $(INSTALLED)
 	$(BIN)/python bench/recovery.py
+
+# A small farm, measured and simulated.
+bench-simulation: $(INSTALLED)
+	$(BIN)/python bench/simulation.py
 
 bench-page: $(INSTALLED)
 	$(BIN)/python bench/page.py

@@ -29,9 +29,12 @@ from farm_client.models import (
     JobStatus,
     NamedAdapter,
     Preview,
+    Removed,
+    Usage,
     Verified,
     Why,
 )
+from farm_client.training import dataset
 
 __all__ = [
     "AllRejected",
@@ -58,11 +61,14 @@ __all__ = [
     "Preview",
     "QueueFull",
     "RejectedRender",
+    "Removed",
     "RenderError",
     "StoreError",
     "TimedOut",
     "TooLarge",
     "Unavailable",
+    "Usage",
     "Verified",
     "Why",
+    "dataset",
 ]

@@ -30,6 +30,11 @@ class ImageFacts:
         self._told = told
 
     @property
+    def told(self) -> Picture:
+        """Everything that the farm says of it."""
+        return self._told
+
+    @property
     def render(self) -> int:
         return self._told.render
 

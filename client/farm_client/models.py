@@ -40,6 +40,7 @@ class JobStatus(_Told):
     rejected: int = 0
     paused: bool = False
     generation: int = 0  # how often failed pictures were tried again
+    keep: int | None = None  # seconds after its end; then the farm removes it
     created_at: datetime | None = None
     started_at: datetime | None = None
     ended_at: datetime | None = None
@@ -218,3 +219,20 @@ class Picture(_Told):
     def line(self) -> dict[str, Any]:
         """Its line in ``manifest.jsonl``."""
         return self.model_dump(mode="json", exclude={"url"})
+
+
+class Removed(_Told):
+    """What was deleted with a job."""
+
+    objects: int
+    bytes: int
+
+
+class Usage(_Told):
+    """What a job, or a kind of uploads, takes up in the farm's store."""
+
+    name: str  # a job's id, ``assets`` or ``adapters``
+    objects: int
+    bytes: int
+    title: str | None = None  # the job's name
+    state: JobState | None = None  # None where the queue has forgotten the job

@@ -59,6 +59,7 @@ class Options(TypedDict, total=False):
     format: Literal["png", "webp", "jpeg", "tokens"]
     max_failed: int
     deadline: datetime | str | None
+    keep: str | None  # such as 30d: the farm removes the job so long after its end
     idempotency_key: str | None
 
 

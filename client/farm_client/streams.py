@@ -1,6 +1,14 @@
-"""Lines and events out of the parts in which they arrive."""
+"""Answers that are read as they come: lines of JSON, and server-sent events."""
 
-from collections.abc import AsyncIterator
+import json
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from farm.errors import Unavailable, from_dict
+from farm_client.connection import Connection
+from farm_client.models import Usage
+
+LINE_SECONDS = 120.0  # without a line
 
 
 async def read_lines(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
@@ -9,6 +17,21 @@ async def read_lines(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         *lines, held = (held + part).split(b"\n")
         for line in lines:
             yield line
+
+
+async def read_usage(
+    connection: Connection, path: str, query: Mapping[str, Any] | None = None
+) -> AsyncIterator[Usage]:
+    async with connection.stream(path, query=query, seconds=LINE_SECONDS) as opened:
+        async for line in read_lines(opened.parts):
+            told = json.loads(line)
+            if "error" in told:
+                raise from_dict(told["error"])
+            if "usage" in told:
+                yield Usage.model_validate(told["usage"])
+            if "total" in told:
+                return
+    raise Unavailable("the farm closed the stream", hint="ask again")
 
 
 async def read_events(parts: AsyncIterator[bytes]) -> AsyncIterator[tuple[str, bytes]]:

@@ -127,6 +127,8 @@ def submit(
         requests, options = _renders(files, prompts, reading, asked)
         estimate = Farm().estimate(requests, **options)
         return tell_estimate(estimate, source, as_json=as_json, strict=strict)
+    if output is not None:
+        OutputFolder(output, "").try_out()  # now: a job would have been made for nothing
     if output is not None and not overwrite and given["idempotency_key"] is None:
         OutputFolder(output, "").check(resume=resume)
     try:

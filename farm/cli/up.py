@@ -23,7 +23,7 @@ from farm.errors import Conflict, FarmError, Unavailable
 from farm.paths import DATA_HELP, client_file, data_dir, make_private
 
 if TYPE_CHECKING:
-    from farm.local.embedded import Plan
+    from farm.local.embedded import Embedded, Plan
 
 READY_SECONDS = 600.0  # a worker may have to build or load a large checkpoint
 DOWN_SECONDS = 30.0
@@ -128,6 +128,7 @@ def _run(plan: "Plan") -> None:
     farm = Embedded(plan)
     write_pid(plan.data / "run" / "up.pid", os.getpid())
     try:
+        _check_workers_settings(farm)
         for service in farm.services():
             supervisor.start(service)
             if service.name == "valkey":
@@ -153,6 +154,14 @@ def _run(plan: "Plan") -> None:
             supervisor.stop(name)
         sweep(plan.data)
         farm.clean()
+
+
+def _check_workers_settings(farm: "Embedded") -> None:
+    """What a worker would refuse is told now, not when Ray has started it."""
+    from farm.settings import load
+    from farm_workers.worker.settings import WorkerSettings
+
+    load(WorkerSettings, redis_url=farm.redis_url, checkpoints=farm.plan.checkpoints)
 
 
 def _announce(plan: "Plan", dashboard: str | None) -> None:

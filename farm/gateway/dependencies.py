@@ -14,6 +14,7 @@ from farm.gateway.readiness import Readiness
 from farm.gateway.signed_urls import Links, Signer
 from farm.ingest.assets import Assets
 from farm.ingest.ingest import Ingest
+from farm.ingest.removal import Remover
 from farm.queue import Queue
 from farm.settings import GatewaySettings
 from farm.sinks.registry import Sinks
@@ -28,6 +29,7 @@ class Dependencies(NamedTuple):
     assets: Assets
     registry: CheckpointRegistry
     ingest: Ingest
+    remover: Remover
     authenticator: Authenticator
     signer: Signer
     links: Links

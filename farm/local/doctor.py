@@ -142,8 +142,9 @@ def _unlike(queue: Queue, store: LocalStore) -> Iterator[str]:
         if record.tenant not in listed:
             listed[record.tenant] = {one.id: one for one in _all_jobs(queue, record.tenant)}
         status = listed[record.tenant].get(job)
-        if status is None:
+        if status is None and store.size(keys.removed(job)) is None:
             yield f"it does not know job {job}"
+        if status is None:
             continue
         told = (status.name, status.max_failed, status.priority, status.format)
         kept = [record.options.get(one) for one in ("name", "max_failed", "priority", "format")]

@@ -5,6 +5,7 @@ The routes are the application's own, so a new one without a rule here fails.
 
 import asyncio
 import itertools
+import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,6 +33,8 @@ class Rule(NamedTuple):
 
 
 ONE = b'{"prompt": "x"}\n'
+SCORE = {"render": 0, "image": 0, "sha256": "0" * 64, "values": {"sharp": 0.5}}
+SCORES = json.dumps({"rows": [SCORE]}).encode()
 RULES = {
     ("GET", "/healthz"): Rule(None),
     ("GET", "/readyz"): Rule(None, query="?workers=0"),
@@ -82,6 +85,14 @@ RULES = {
     ("POST", "/v1/jobs/{job}/pause"): Rule("write", owned=True, ok=409),
     ("POST", "/v1/jobs/{job}/resume"): Rule("write", owned=True, ok=409),
     ("POST", "/v1/jobs/{job}/retry"): Rule("write", owned=True, ok=409),
+    ("GET", "/v1/jobs/{job}/scores"): Rule("read", owned=True),
+    ("POST", "/v1/jobs/{job}/scores/{scorer}"): Rule(
+        "write", owned=True, ok=201, body=SCORES, kind="application/json"
+    ),
+    ("GET", "/v1/usage"): Rule("read"),
+    ("GET", "/v1/jobs/{job}/usage"): Rule("read", owned=True),
+    # It was cancelled a moment ago, so it stays listed as removed, and each caller may go on.
+    ("DELETE", "/v1/jobs/{job}"): Rule("write", owned=True),
 }
 FREE = {"/openapi.json"}  # FastAPI's own
 
@@ -177,7 +188,13 @@ def things(app: FastAPI, tenant: str) -> dict[str, str]:
     job = deps.ingest.submit(tenant, options, [Entry({"prompt": "x"})]).job
     deps.queue.cancel(job, tenant)
     asset = deps.assets.add(tenant, png())
-    names = {"asset": asset.id, "piece": "0", "key:path": "a/b.png", "name": "page.css"}
+    names = {
+        "asset": asset.id,
+        "piece": "0",
+        "scorer": "sharp",
+        "key:path": "a/b.png",
+        "name": "page.css",
+    }
     return {"job": job, **names}
 
 

@@ -215,6 +215,7 @@ WRONG: list[tuple[list[str], dict[str, bytes], str]] = [
     (["submit", "x", "--temperature", "1,2,3"], {}, "temperature"),
     (["submit", "x", "--width", "65"], {}, "multiple"),
     (["submit", "x", "--image", "none.png"], {}, "there is no file"),
+    (["submit", "x", "-o", "/proc/x"], {}, "cannot be made"),
     (["submit", "x", "--priority", "99"], {}, "priority"),
     (["submit", "x", "--mode", "txt2img"], {}, "text2img"),
     (["submit", "x", "--checkpoint", "nope"], {}, "shapes-64"),

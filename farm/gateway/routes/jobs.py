@@ -10,6 +10,7 @@ from farm.formats.manifest import merge, read_part
 from farm.gateway.dependencies import Dependencies, Deps, Reader, Writer
 from farm.gateway.events import updates
 from farm.gateway.serializers import image_view, lost_views, preview_view, status_view, why_view
+from farm.ingest import removal
 from farm.job import TERMINAL_JOBS, Chunk, JobState, check_job_id
 from farm.queue import MAX_REASON, MAX_ROWS, JobStatus, notice, previews
 from farm.queue.why import WaitsFor
@@ -195,6 +196,14 @@ def retry(
     """
     deps.queue.retry(check_job_id(job), tenant, reason)
     return status_view(deps.queue.status(job, tenant))
+
+
+@router.delete("/{job}", response_class=StreamingResponse)
+def remove(job: str, deps: Deps, tenant: Writer) -> Response:
+    """Delete an ended job with everything that the farm has of it: NDJSON, a ``removing`` line now
+    and then, and one ``removed`` line. A call that was interrupted goes on when it is repeated."""
+    deleted = deps.remover.remove(check_job_id(job), tenant)
+    return StreamingResponse(removal.report(deleted), media_type="application/x-ndjson")
 
 
 @router.get("/{job}/why")

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from farm.errors import FarmError, RenderError
+from farm.job import Format
 from farm.spec import Lane
 from farm_workers.leased_task import Outcome
 from farm_workers.publisher.publisher import Publisher
@@ -221,7 +222,8 @@ class EngineLoop:
             truncated=result.truncated,
             confidence=round(result.confidence, CONFIDENCE_DIGITS),
         )
-        self._publisher.picture(rows.task, record, result.pixels, result.tokens)
+        pixels = None if rows.place.format is Format.TOKENS else result.pixels
+        self._publisher.picture(rows.task, record, pixels, result.tokens)
 
     def _picture_failed(self, rows: TaskRows, render: int, image: int, error: FarmError) -> None:
         numerics = self._engines[rows.lane.checkpoint].numerics

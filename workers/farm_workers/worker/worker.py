@@ -25,6 +25,7 @@ from farm_workers.leased_task import Outcome
 from farm_workers.publisher.publisher import Event, Publisher
 from farm_workers.render_engine import RenderEngine
 from farm_workers.testing.faults import FaultyEngine
+from farm_workers.testing.stub_engine import StubEngine
 from farm_workers.testing.tracing import TracedEngine
 from farm_workers.worker.crash_reporter import CrashReporter
 from farm_workers.worker.engine_loop import EngineLoop
@@ -203,6 +204,8 @@ def _make_engine(
 
 
 def _load_engine(checkpoint: Checkpoint, settings: WorkerSettings) -> RenderEngine:
+    if settings.stub:
+        return StubEngine(checkpoint.info, settings.rows)
     engine: RenderEngine = load_engine(
         checkpoint,
         device=settings.device,
