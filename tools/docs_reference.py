@@ -97,8 +97,6 @@ def http() -> str:
 def alerts() -> str:
     """From the rules for Prometheus."""
     lines = ["# Alerts", "", f"The rules of `{ALERTS.relative_to(ROOT)}`."]
-    if not ALERTS.exists():
-        return "\n".join([*lines[:2], "This version has no alert rules."]) + "\n"
     for rules in yaml.safe_load(ALERTS.read_text("utf-8"))["groups"]:
         for rule in rules["rules"]:
             notes = rule.get("annotations", {})
