@@ -36,7 +36,8 @@ def test_a_command_on_a_page_is_understood(page: str, text: str) -> None:
     try:
         command.make_context(name, arguments)  # raises for an unknown option
     except typer.BadParameter as error:
-        assert "does not exist" in str(error)  # a file of the example
+        if "does not exist" not in str(error):  # a file of the example
+            raise
 
 
 def test_pages_have_commands() -> None:
