@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo check test lint tests clean lives fuzz graph mutants storm storm-ray damage disk-full full-size bench-queue bench-recovery
+.PHONY: demo check test lint tests clean lives fuzz graph mutants storm storm-ray drains damage disk-full full-size bench-queue bench-recovery
 
 demo: $(INSTALLED)
 	$(BIN)/farm demo
@@ -61,6 +61,10 @@ storm: $(INSTALLED)
 
 storm-ray: $(INSTALLED)
 	$(BIN)/python tests/storm/storm.py --ray --jobs 1655 --kills 20 --server-kills 2
+
+# Ten minutes: a hundred workers get SIGTERM under load; nothing may be lost or made twice.
+drains: $(INSTALLED)
+	FARM_DRAINS=100 $(BIN)/pytest --timeout 0 -k under_load tests/cluster/test_draining.py
 
 # The queue's append-only file is cut and damaged at fifty random places.
 damage: $(INSTALLED)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from farm.errors import FarmError, RenderError
 from farm.spec import Lane
-from farm_workers.leased_task import Outcome
+from farm_workers.leased_task import LeasedTask, Outcome
 from farm_workers.publisher.publisher import Publisher
 from farm_workers.render_engine import CONFIDENCE_DIGITS, RenderEngine, RowResult
 from farm_workers.worker.lease_table import LeaseTable
@@ -27,11 +27,13 @@ class _Pace:
     """The engine time that a lane has had, and what was done in it."""
 
     row_steps: int = 0
+    pictures: int = 0
     seconds: float = 0.0
 
 
 class EngineLoop:
-    """One thread calls ``turn`` again and again; only ``enqueue`` and ``stats`` are for others.
+    """One thread calls ``turn`` again and again; ``enqueue``, ``stats`` and ``works_on`` are for
+    others.
 
     Args:
         engines: by the name of their checkpoint.
@@ -60,15 +62,25 @@ class EngineLoop:
         self._leases.engines_wanted.set()
 
     def stats(self) -> Mapping[str, Any]:
-        """For people who look at the farm, and for its planner: lanes, and row-steps per second."""
+        """For people who look at the farm, and for its planner: lanes, row-steps per second and
+        row-steps per picture."""
+        paces = {str(lane): pace for lane, pace in dict(self._paces).items() if pace.pictures}
         return {
             "lanes": sorted({str(rows.lane) for rows in list(self._tasks.values())}),
             "paces": {
-                str(lane): round(pace.row_steps / pace.seconds, 1)
-                for lane, pace in dict(self._paces).items()
+                lane: round(pace.row_steps / pace.seconds, 1)
+                for lane, pace in paces.items()
                 if pace.row_steps and pace.seconds
             },
+            "row_steps": {
+                lane: round(pace.row_steps / pace.pictures, 1) for lane, pace in paces.items()
+            },
         }
+
+    def works_on(self, task: LeasedTask) -> bool:
+        """Whether rows of this lease may be in an engine."""
+        rows = self._tasks.get(task.key)
+        return rows is not None and rows.task is task
 
     def turn(self) -> None:
         """One pass: start what was loaded, fill the engines, do one step of each."""
@@ -77,7 +89,8 @@ class EngineLoop:
         self._fill()
         busy = False
         urgent = any(rows.task.urgent for rows in self._tasks.values())
-        if urgent or self._publisher.pending_bytes < PENDING_BYTES:
+        room = urgent or self._publisher.pending_bytes < PENDING_BYTES
+        if room and not self._leases.expired:
             for engine in self._engines.values():
                 if not engine.idle:
                     busy = True
@@ -161,6 +174,7 @@ class EngineLoop:
             self._picture_failed(rows, ready.render, ready.row.index, error)
         else:
             rows.running[ready.render] += 1
+            rows.task.begun = True
         return True
 
     def _announced(self, rows: TaskRows) -> bool:
@@ -201,7 +215,9 @@ class EngineLoop:
             return
         rows.running[render] -= 1
         rows.task.next_row = None
-        self._paces.setdefault(rows.lane, _Pace()).row_steps += result.steps
+        pace = self._paces.setdefault(rows.lane, _Pace())
+        pace.row_steps += result.steps
+        pace.pictures += 1
         if result.error is not None:
             if result.error.retryable and not rows.task.lease.alone:
                 # Alone it may succeed; if it does not, it fails and its neighbours do not.

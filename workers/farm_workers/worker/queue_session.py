@@ -2,23 +2,26 @@
 
 import contextlib
 import logging
+import math
 import os
 import random
 import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from farm.errors import FarmError, InvalidInput, LeaseLost, NotFound, Unavailable
 from farm.job import Lease, Priority
-from farm.queue import Queue
+from farm.queue import Command, Queue
+from farm.queue.connection import cut_off
 from farm.queue.constants import MAX_ROWS
 from farm.queue.worker_sessions import FIRST_LEASE_MS
 from farm_workers.leased_task import LeasedTask, Outcome
 from farm_workers.publisher.publisher import Publisher
 from farm_workers.worker.crash_reporter import CrashReporter
 from farm_workers.worker.engine_loop import EngineLoop
+from farm_workers.worker.hand_back import HandBack
 from farm_workers.worker.lease_table import LeaseTable
 
 log = logging.getLogger(__name__)
@@ -26,9 +29,18 @@ log = logging.getLogger(__name__)
 HEARTBEAT_SECONDS = 1.0
 EARLY_HEARTBEAT_SECONDS = 0.1  # if a quarter of the worker has become free since the last one
 HUNGRY_SECONDS = 1.0  # without a grant, then the worker leases for itself
+STORING_SECONDS = 5.0  # at the end of a drain, for what is made and not stored yet
+DRAIN_LOOK_SECONDS = 0.1
 FROZEN_EXIT = 70  # EX_SOFTWARE: what placed the worker starts it again
 
 Ended = list[tuple[LeasedTask, Outcome]]
+
+
+class _Drain(NamedTuple):
+    """The worker takes nothing more."""
+
+    deadline: float  # of ``time.monotonic``; then what is not done goes back
+    ends: bool  # the worker, afterwards; otherwise it stays, until it is told to work again
 
 
 class QueueSession:
@@ -73,11 +85,12 @@ class QueueSession:
         self._stopped = stopped
         self._ended = threading.Event()
         self._unknown: set[str] = set()  # held by the session, not by us, at the last heartbeat
-        self._lease_end = 0.0  # of the session, on the monotonic clock
         self._last_grant = time.monotonic()
         self._heartbeats = 0
         self._room_told = 0
-        self._draining = False
+        self._drain: _Drain | None = None
+        self._told_drain = False  # the queue knows that this session gets no more
+        self._hand_back = HandBack(leases, engine_loop, publisher)
 
     def register(self) -> None:
         """Begin a session; waits for a server that does not answer."""
@@ -87,7 +100,7 @@ class QueueSession:
             with self._patience("register"):
                 sent = time.monotonic()
                 self._queue.register(self.token, self._name, self._checkpoints, self._info)
-                self._lease_end = sent + FIRST_LEASE_MS / 1000
+                self._leases.lease_end = sent + FIRST_LEASE_MS / 1000
                 return
 
     def leave(self, why: Literal["crash", "drain"]) -> None:
@@ -103,6 +116,11 @@ class QueueSession:
             if self._crash_reporter is not None:
                 self._crash_reporter.stop()
 
+    def drain(self, seconds: float) -> None:
+        """Take no more work, hand back what is not done in that time, and end the worker."""
+        self._drain = _Drain(time.monotonic() + seconds, ends=True)
+        self._leases.queue_wanted.set()
+
     # Grants.
 
     def listen(self) -> None:
@@ -116,7 +134,7 @@ class QueueSession:
         self._last_grant = time.monotonic()
         task = self._leases.add(lease)
         if task is not None:
-            self._publisher.lease_until(task, self._lease_end)
+            self._publisher.lease_until(task, self._leases.lease_end)
             self._on_lease(task)
 
     # Reports and heartbeats.
@@ -125,8 +143,11 @@ class QueueSession:
         """Report and send heartbeats until ``stopped``; then watch the main loop until it ends."""
         next_heartbeat = last_heartbeat = 0.0
         while not self._stopped.is_set():
-            self._leases.queue_wanted.wait(max(next_heartbeat - time.monotonic(), 0.0))
+            look = DRAIN_LOOK_SECONDS if self._drain else HEARTBEAT_SECONDS
+            self._leases.queue_wanted.wait(min(max(next_heartbeat - time.monotonic(), 0.0), look))
             self._leases.queue_wanted.clear()
+            if self._drain is not None:
+                self._go_on_draining(self._drain)
             self._report_ended()
             if self._room() - self._room_told > self._leases.capacity // 4:
                 next_heartbeat = min(next_heartbeat, last_heartbeat + EARLY_HEARTBEAT_SECONDS)
@@ -185,7 +206,7 @@ class QueueSession:
 
     def _room(self, *, urgent: bool = False) -> int:
         """Pictures that could be granted now."""
-        return 0 if self._draining else self._leases.room(urgent=urgent)
+        return 0 if self._drain else self._leases.room(urgent=urgent)
 
     def _heartbeat(self) -> None:
         ours = self._leases.tasks
@@ -197,20 +218,23 @@ class QueueSession:
             **self._engine_loop.stats(),
             "beat": self._heartbeats,
             "urgent_room": urgent_room,
+            "unbegun": len(self._leases.unbegun),
+            "left": self._leases.left,
         }
         sent = time.monotonic()
         answer = self._queue.heartbeat(self.token, room, progress, stats, self._lease_ms)
-        self._lease_end = sent + self._lease_ms / 1000
+        self._leases.lease_end = sent + self._lease_ms / 1000
+        self._leases.server_away = False
         self._leases.announced(progress)
         for key, task in ours.items():
             if key in answer.held or task.cut_short:
-                self._publisher.lease_until(task, self._lease_end)
+                self._publisher.lease_until(task, self._leases.lease_end)
             elif key in answer.cancelled:
                 self._cut_short(task)
             else:
                 self._drop(task)
         self._find_undelivered(answer.held - ours.keys() - answer.cancelled)
-        self._draining = answer.command == "drain"
+        self._obey(answer.command)
         if time.monotonic() - self._last_grant > HUNGRY_SECONDS:
             self._lease_for_itself(room, urgent_room)
 
@@ -229,9 +253,43 @@ class QueueSession:
         elif urgent_room:
             self._queue.lease(self.token, None, urgent_room, self._lease_ms, lowest=Priority.URGENT)
 
+    # Draining.
+
+    def _obey(self, text: str | None) -> None:
+        """Do what the session's command says; without one a worker that drained works again."""
+        command = Command.parse(text)
+        if self._drain is not None and self._drain.ends:
+            return
+        if command is None:
+            self._drain = None
+        elif command.kind == "share":
+            self._hand_back.unbegun(command.number)
+            self._report_ended()
+            self._last_grant = time.monotonic()  # it must not take them back at once
+            self._queue.set_command(self.token, None, instead_of=text)
+        elif self._drain is None:
+            seconds = math.inf if command.number is None else command.number
+            self._drain = _Drain(time.monotonic() + seconds, ends=False)
+
+    def _go_on_draining(self, drain: _Drain) -> None:
+        if drain.ends and not self._told_drain:
+            with self._patience("drain"):
+                self._told_drain = self._queue.set_command(self.token, Command("drain"))
+        if drain.deadline < math.inf:
+            self._hand_back.unbegun()
+        late = time.monotonic() - drain.deadline
+        if late > 0:
+            self._hand_back.stop_rendering()
+            self._hand_back.stored()
+        if late > STORING_SECONDS:
+            self._hand_back.all()
+        if drain.ends and (not self._leases.tasks or late > STORING_SECONDS):
+            self._stopped.set()
+            self._leases.engines_wanted.set()
+
     def _cut_short(self, task: LeasedTask) -> None:
         """Its job was cancelled: what is made stays, and the queue takes a receipt of that."""
-        self._publisher.lease_until(task, self._lease_end)
+        self._publisher.lease_until(task, self._leases.lease_end)
         if self._publisher.cut_short(task):  # there is nothing of it
             self._leases.remove(task)
         self._leases.engines_wanted.set()
@@ -248,7 +306,9 @@ class QueueSession:
         log.warning("session %s was ended by the farm; starting a new one", self.token)
         for task in self._leases.tasks.values():
             self._drop(task)
-        self._draining = False
+        if self._drain is not None and not self._drain.ends:
+            self._drain = None
+        self._told_drain = False
         self.token = secrets.token_hex(16)
         self.register()
 
@@ -269,4 +329,5 @@ class QueueSession:
             yield
         except Unavailable as error:
             log.warning("%s: %s; trying again", what, error)
+            self._leases.server_away = not cut_off(error)
             self._stopped.wait(0.1 + 0.4 * random.random())

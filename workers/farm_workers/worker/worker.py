@@ -9,6 +9,7 @@ the pictures to ``Publisher``, whose process stores them.
 import logging
 import os
 import re
+import secrets
 import socket
 import threading
 import time
@@ -70,6 +71,7 @@ class Worker:
                 field="--name",
                 hint="letters, digits, dots, dashes and underscores, as in rack1-gpu0",
             )
+        self.life = secrets.token_hex(16)  # of this run, whatever sessions it has
         self._stopped = threading.Event()
         self._failure: Exception | None = None  # what ended another thread
         found = [inspect_checkpoint(checkpoint) for checkpoint in settings.checkpoints]
@@ -97,7 +99,7 @@ class Worker:
             self._loader.load,
             name,
             list(infos),
-            _session_info(infos, engines, self._leases.capacity),
+            {"life": self.life, **_session_info(infos, engines, self._leases.capacity)},
             lease_ms=settings.lease_ms,
             step_deadline_seconds=settings.step_deadline_seconds,
             crash_reporter=crash_reporter,
@@ -139,8 +141,13 @@ class Worker:
                 self._publisher.close()
                 self._loader.close()
 
+    def drain(self, seconds: float) -> None:
+        """Ask the worker to end within that time and a few seconds more: it takes no more work,
+        finishes what it can and hands the rest back. What is finished is stored and stays."""
+        self._queue_session.drain(seconds)
+
     def stop(self) -> None:
-        """Ask the worker to end; its leases go back to the queue unharmed."""
+        """Ask the worker to end now; its leases go back to the queue unharmed."""
         self._stopped.set()
         self._leases.engines_wanted.set()
 
