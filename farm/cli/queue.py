@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from farm.cli.output import one_line, say, say_error, say_json
-from farm.errors import InvalidInput, NotFound
+from farm.errors import InvalidInput
 
 if TYPE_CHECKING:
     from farm.queue import Queue
 
 queue = typer.Typer(
-    help="Check the queue, set a tenant's share, or drain a worker.",
+    help="Check the queue, or set a tenant's share.",
     add_completion=False,
     rich_markup_mode=None,
     no_args_is_help=False,
@@ -32,7 +32,7 @@ def check(
 ) -> int:
     """Recount every job and compare the queue's indexes with it. Redis does nothing else while it
     counts one job. The exit code is 1 if something was wrong, even if it was repaired."""
-    found = _connect(data).check(repair=repair)
+    found = open_queue(data).check(repair=repair)
     for line in found:
         if as_json:
             say_json({"finding": line, "repaired": repair})
@@ -56,33 +56,11 @@ def weight(
     data: Data = None,
 ) -> None:
     """Set a tenant's weight: with 2 it gets twice the work of a tenant with 1, in each class."""
-    _connect(data).set_weight(tenant, share)
+    open_queue(data).set_weight(tenant, share)
     say_error(one_line(f"{tenant} has weight {share:g}"))
 
 
-@queue.command("drain")
-def drain(
-    worker: Annotated[str, typer.Argument(metavar="WORKER", show_default=False)],
-    undo: Annotated[bool, typer.Option("--undo", help="Give it work again.")] = False,
-    data: Data = None,
-) -> None:
-    """Give a worker no more work until it is restarted or --undo is given. It finishes what it
-    holds and stays."""
-    farm_queue = _connect(data)
-    sessions = farm_queue.sessions()
-    found = [session for session in sessions if session.worker == worker]
-    if not found:
-        names = ", ".join(sorted({session.worker for session in sessions}))
-        raise NotFound(
-            f"unknown worker {worker!r}",
-            hint=f"there are: {names}" if names else "no worker is connected",
-        )
-    for session in found:
-        farm_queue.set_command(session.session, None if undo else "drain")
-    say_error(one_line(f"{worker} {'takes work again' if undo else 'gets no more work'}"))
-
-
-def _connect(data: Path | None) -> "Queue":
+def open_queue(data: Path | None) -> "Queue":
     """The queue that REDIS_URL and FARM_NAME name, or that of the farm on this machine."""
     try:
         from farm.queue import Queue, connect

@@ -85,6 +85,7 @@ class Plan:
             str(Path(name).absolute()) if Path(name).exists() else name
             for name in self.checkpoints or default_checkpoints(self.data)
         )
+        counted = self._counted(names)
         for name in names:
             if "," in name:
                 raise InvalidCheckpoint(
@@ -92,7 +93,7 @@ class Plan:
                     hint="rename the folder, or give a symbolic link to it",
                 )
             inspect_checkpoint(name)
-        return replace(self, checkpoints=names, store=store, **self._counted(names))
+        return replace(self, checkpoints=names, store=store, **counted)
 
     def _counted(self, checkpoints: tuple[str, ...]) -> dict[str, Any]:
         """How many workers there may be, and what says so."""

@@ -25,7 +25,7 @@ class FakeWorkerActor(WorkerActor):
         )
         worker_module._load_engine = lambda *_: NotingEngine(rows=4, step_seconds=0.02)
         if trace := environment.get("FARM_TRACE"):
-            os.environ["FINISHED"] = f"{trace}.finished"
+            os.environ |= {"FINISHED": f"{trace}.finished", "HELD": f"{trace}.held"}
         super().__init__(worker, environment, fingerprint)
 
 

@@ -1,10 +1,11 @@
 """Workers on a real Ray cluster: what becomes of each, and who may end it."""
 
+import contextlib
 import os
 import secrets
+import signal
 import subprocess
 import sys
-import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -13,8 +14,7 @@ from pathlib import Path
 import pytest
 from test_worker import Farm, until
 
-from farm.local.embedded import direct, free_port, listens
-from farm.local.supervisor import Service, Supervisor, sweep
+from farm.local.embedded import direct
 from farm.queue import Queue, connect, placed_workers
 from farm.queue.placed_workers import PlacedWorker, WorkerState
 from farm.scheduler.cluster_process import ClusterProcess
@@ -24,7 +24,6 @@ from farm.worker_group import WorkerGroup
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("placement")]
 
-RAY = str(Path(sys.executable).with_name("ray"))
 HERE = Path(__file__).parent
 SECONDS = 60.0  # that a worker may take to start on a machine that is busy
 
@@ -33,62 +32,53 @@ class Cluster:
     """A head with room for one CPU, and a node that comes and goes."""
 
     def __init__(self, folder: Path) -> None:
-        self.port = free_port()
         token = folder / "token"
         token.write_text(secrets.token_hex(32))
         token.chmod(0o600)
-        self.supervisor = Supervisor(folder, threading.Event())
         self.environment = {
             **direct(),
             "PYTHONPATH": f"{HERE}:{HERE.parent}",
-            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # otherwise it binds every interface
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token),
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # otherwise it binds every interface
             "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
             "RAY_USAGE_STATS_ENABLED": "0",
         }
-        self.start(
-            "head",
-            *("--head", f"--port={self.port}", f"--ray-client-server-port={free_port()}"),
-            *("--include-dashboard=false", f"--temp-dir={folder}/ray"),
+        self.process = subprocess.Popen(
+            [sys.executable, str(HERE / "ray_cluster.py")],
+            env={**os.environ, **self.environment},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
         )
+        self.address = self._answer()
 
-    @property
-    def address(self) -> str:
-        return f"127.0.0.1:{self.port}"
+    def say(self, line: str) -> str:
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{line}\n")
+        self.process.stdin.flush()
+        return self._answer()
 
-    def start(self, name: str, *arguments: str) -> None:
-        command = [
-            *(RAY, "start", "--block", "--disable-usage-stats", "--node-ip-address=127.0.0.1"),
-            *("--num-cpus=1", "--num-gpus=0", f"--object-store-memory={80 * 2**20}"),
-            *(f"--node-name={name}", *arguments),
-        ]
-        ready = lambda: listens(self.port)  # noqa: E731
-        self.supervisor.start(
-            Service(name, command, ready=ready, environment=self.environment, seconds=SECONDS)
-        )
+    def end(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(60)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
 
-    def drain(self, node: str, seconds: int) -> None:
-        environment = {**os.environ, **self.environment}
-        subprocess.run(
-            [
-                *(RAY, "drain-node", f"--address={self.address}", f"--node-id={node}"),
-                *("--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=spot"),
-                f"--deadline-remaining-seconds={seconds}",
-            ],
-            env=environment,
-            check=True,
-            capture_output=True,
-        )
+    def _answer(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    with tempfile.TemporaryDirectory(prefix="farm-") as folder:
-        try:
-            yield Cluster(Path(folder))
-        finally:
-            sweep(Path(folder))
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    cluster = Cluster(tmp_path_factory.mktemp("ray"))
+    yield cluster
+    cluster.end()
 
 
 class Schedulers:
@@ -175,13 +165,14 @@ def test_workers_without_room_say_so_and_leave_a_node_that_is_drained(
     [waiting] = [one for one in schedulers.workers().values() if one.missing]
     assert waiting.why == "1 CPU must become free on a node of the cluster"
     cluster = schedulers.cluster
-    cluster.start("node", f"--address={cluster.address}")
+    node = cluster.say("add")
     schedulers.all_are(WorkerState.RUNNING, 2)
     jobs = [farm.submit(*(f"{job} {number}" for number in range(80))) for job in range(6)]
     schedulers.until(
         lambda: [one for one in farm.queue.sessions() if one.worker == waiting.name and one.held]
     )
-    cluster.drain(schedulers.workers()[waiting.name].node, 12)
+    assert schedulers.workers()[waiting.name].node == node
+    assert cluster.say(f"drain {node} 12") == "True"
     schedulers.until(lambda: schedulers.states()[waiting.name] == "pending")
     for job in jobs:
         farm.wait(job)
@@ -190,37 +181,39 @@ def test_workers_without_room_say_so_and_leave_a_node_that_is_drained(
 
 
 def test_schedulers_that_differ_do_not_end_each_others_workers(schedulers: Schedulers) -> None:
-    """What is not the workers' own changes none; what is changes each once; fewer are drained."""
+    """The last one changes each worker once; what is not the workers' own changes none."""
     farm = schedulers.farm
-    schedulers.start(WorkerGroup("worker", 2, 2, cpus=0.3), FARM_RETENTION_DAYS="7")
-    schedulers.all_are(WorkerState.RUNNING, 2)
-    before = schedulers.lives()
-    schedulers.start(WorkerGroup("worker", 1, 1, cpus=0.3), FARM_RETENTION_DAYS="8")
-    job = farm.submit(*(str(number) for number in range(80)))
-    schedulers.all_are(WorkerState.RUNNING, 1)
-    farm.wait(job)
-    assert schedulers.lives() == {"worker-0": before["worker-0"]}
-    schedulers.start(WorkerGroup("worker", 2, 2, cpus=0.3), FARM_RETENTION_DAYS="9")
+    schedulers.start(WorkerGroup("worker", 2, 2, cpus=0.3))
     schedulers.all_are(WorkerState.RUNNING, 2)
     old = schedulers.lives()
-    assert old["worker-0"] == before["worker-0"]
     schedulers.start(WorkerGroup("worker", 2, 2, cpus=0.3), FARM_ROWS="16")
     schedulers.until(
         lambda: (
-            not {*schedulers.lives().values()} & {*old.values()}
-            and list(schedulers.states().values()) == ["running", "running"]
+            schedulers.lives().keys() == old.keys()
+            and not {*schedulers.lives().values()} & {*old.values()}
         )
     )
+    schedulers.all_are(WorkerState.RUNNING, 2)
+    new = schedulers.lives()
+    schedulers.start(WorkerGroup("worker", 1, 1, cpus=0.3), FARM_ROWS="16", FARM_RETENTION_DAYS="8")
+    job = farm.submit(*(str(number) for number in range(80)))
+    schedulers.all_are(WorkerState.RUNNING, 1)
+    farm.wait(job)
+    assert schedulers.lives() == {"worker-0": new["worker-0"]}
 
 
 def test_workers_come_with_the_work_and_go_after_it(schedulers: Schedulers) -> None:
     farm = schedulers.farm
     schedulers.start(WorkerGroup("worker", 1, 3, cpus=0.3), FARM_TRACE=str(schedulers.trace))
     schedulers.all_are(WorkerState.RUNNING, 1)
-    jobs = [farm.submit(*(f"{job} {number}" for number in range(100))) for job in range(20)]
-    schedulers.until(lambda: len(schedulers.lives()) == 3)
+    jobs = [farm.submit(*(f"{job} {number}" for number in range(40))) for job in range(20)]
+    schedulers.until(lambda: schedulers.trace.with_suffix(".finished").exists())
+    held = schedulers.trace.with_suffix(".held")
+    held.touch()  # so that the work is not done before they are there
+    schedulers.all_are(WorkerState.RUNNING, 3)
+    held.unlink()
     for job in jobs:
         until(lambda: farm.state(job) == "done", SECONDS)  # noqa: B023
     schedulers.all_are(WorkerState.RUNNING, 1)
     assert set(finished(schedulers).values()) == {1}
-    assert len(finished(schedulers)) == 2000
+    assert len(finished(schedulers)) == 40 * len(jobs)

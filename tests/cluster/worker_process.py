@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -23,9 +24,12 @@ from farm_workers.worker.worker import Worker
 
 
 class NotingEngine(FakeEngine):
-    """Writes a line for each row that it finishes to the file that ``FINISHED`` names."""
+    """Writes a line for each row that it finishes to the file that ``FINISHED`` names, and makes no
+    step while there is a file of the name that ``HELD`` has."""
 
     def step(self) -> list[FakeDone]:
+        while Path(os.environ.get("HELD", "/nowhere")).exists():
+            time.sleep(0.02)
         done = super().step()
         if (file := os.environ.get("FINISHED")) and done:
             with open(file, "a") as out:
