@@ -14,6 +14,9 @@ from farm.local.valkey import ServerProcess
 if shutil.which("nvidia-smi") is None:
     # Triton reads it when it is imported, and any test may be the first to do so.
     os.environ["TRITON_INTERPRET"] = "1"
+# Test processes share the cores, and threads that spin while they wait for each other slow all of
+# them down. Torch reads it when it is imported; the processes under test inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell starts what runs in its background so, and the commands under test would inherit it.
     signal.signal(signal.SIGINT, signal.default_int_handler)

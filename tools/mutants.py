@@ -399,20 +399,56 @@ MUTANTS = (
     Mutant(
         "a task that runs alone goes to a busy session",
         "lease.lua",
-        "if holding + batch.tasks == 0 and room > 0 then",
-        "if room > 0 then",
+        "    if holding + batch.tasks == 0 and room > 0 then",
+        "    if room > 0 then",
     ),
     Mutant(
         "no session makes itself free for a task that runs alone",
         "lease.lua",
-        "if redis.call('SCARD', P .. 'draining') < suspects then",
-        "if false then",
+        "    redis.call('SADD', P .. 'draining', session)\n",
+        "",
     ),
     Mutant(
         "every session makes itself free for one task that runs alone",
         "lease.lua",
-        "if redis.call('SCARD', P .. 'draining') < suspects then",
-        "if true then",
+        "(draining < suspects and draining",
+        "(draining",
+    ),
+    Mutant(
+        "tasks that run alone take every session",
+        "lease.lua",
+        "draining + isolated() < share)",
+        "true)",
+    ),
+    Mutant(
+        "a session that has finished a task that runs alone counts for ever",
+        "lease.lua",
+        "    if #held == 1 and unpack_held(held[1]).alone ~= SHARED then\n",
+        "    if true then\n",
+    ),
+    Mutant(
+        "tasks that run alone owe others nothing",
+        "lease.lua",
+        "  redis.call('HSET', P .. 'yielded', suspect.checkpoint, cost)\n",
+        "",
+    ),
+    Mutant(
+        "what others are owed is never paid",
+        "lease.lua",
+        "    redis.call('HDEL', P .. 'yielded', checkpoint)\n  end\nend\n",
+        "  end\nend\n",
+    ),
+    Mutant(
+        "a task that runs alone waits for others where there are none",
+        "lease.lua",
+        "if may and holding + batch.tasks == 0 and room > 0 then return run_alone() end\n",
+        "",
+    ),
+    Mutant(
+        "a task that an earlier farm listed to run alone is never found",
+        "lease.lua",
+        "      show_listed_task(job)\n",
+        "",
     ),
     Mutant(
         "late work starts",
@@ -873,8 +909,8 @@ MUTANTS = (
     Mutant(
         "a job that is gone stays listed with tasks that run alone",
         "lease.lua",
-        "      redis.call('ZREM', suspects_key(checkpoint), job)\n    elseif",
-        "    elseif",
+        "      redis.call('ZREM', suspects_key(checkpoint), job)\n      show",
+        "      show",
     ),
     Mutant(
         "a tenant may work in any number of lanes",

@@ -66,7 +66,7 @@ def _placer(settings: "SchedulerSettings", queue: "Queue") -> "Placer":
         if what != RAY and (folder := os.environ.get("FARM_RUN_DIR")):
             # farm up looks there while it waits for the workers.
             with contextlib.suppress(OSError):
-                (Path(folder) / f"{what}.failed").write_text(cause + "\n")
+                (Path(folder) / f"{what}.failed").write_text(cause + "\n", "utf-8")
 
     groups = settings.groups
     cluster = ClusterProcess(

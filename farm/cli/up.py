@@ -214,7 +214,8 @@ def _detach(folder: Path) -> None:
         process.terminate()
         process.wait(DOWN_SECONDS)
         raise
-    console.print((logs / "up.log").read_text().strip(), markup=False, soft_wrap=True)
+    told = (logs / "up.log").read_text(encoding="utf-8", errors="replace").strip()
+    console.print(told, markup=False, soft_wrap=True)
 
 
 def _await_ready(process: "subprocess.Popen[bytes]", folder: Path, token: str) -> None:
@@ -222,7 +223,7 @@ def _await_ready(process: "subprocess.Popen[bytes]", folder: Path, token: str) -
     deadline = time.monotonic() + READY_SECONDS
     while not (ready.exists() and ready.read_text().strip() == token):
         if process.poll() is not None:
-            lines = log.read_text(errors="replace").strip().splitlines()
+            lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
             told = [line for line in lines if line.startswith("error")] or lines or ["no output"]
             console.print(told[-1], markup=False, soft_wrap=True)
             raise typer.Exit(process.returncode or 1)

@@ -93,7 +93,9 @@ def _dependencies(
         settings.secret.get_secret_value().encode() if settings.secret else secret_of(settings.data)
     )
     keys = KeyFile(settings.keys) if settings.keys else None
-    ingest = Ingest(queue, store, registry, kept, paces(queue))
+    ingest = Ingest(
+        queue, store, registry, kept, paces(queue), retention_days=settings.retention_days
+    )
     return Dependencies(
         settings=settings,
         queue=queue,

@@ -29,12 +29,13 @@ class EventHub:
 
     Args:
         queue: whose events.
-        on_cancelled: called with each job that is cancelled, also by the queue itself.
+        note_cancelled: called with each job that was cancelled, by the queue itself as well and
+            while no gateway was there.
     """
 
-    def __init__(self, queue: Queue, on_cancelled: Callable[[str], None]) -> None:
+    def __init__(self, queue: Queue, note_cancelled: Callable[[str], None]) -> None:
         self._queue = queue
-        self._on_cancelled = on_cancelled
+        self._note = note_cancelled
         self._listeners: dict[str, set[asyncio.Event]] = defaultdict(set)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping = threading.Event()
@@ -73,14 +74,14 @@ class EventHub:
             if events:
                 after = events[-1].id
                 self._wake({event.job for event in events})
-                self._note_cancelled({one.job for one in events if one.kind == "cancelled"})
+            self._note_cancelled({one.job for one in events if one.kind == "cancelled"})
 
-    def _note_cancelled(self, jobs: set[str]) -> None:
-        for job in jobs:
-            try:
-                self._on_cancelled(job)
-            except FarmError as error:
-                log.warning("that job %s was cancelled could not be noted: %s", job, error)
+    def _note_cancelled(self, heard: set[str]) -> None:
+        try:
+            for job in heard.union(self._queue.cancelled()):
+                self._note(job)
+        except FarmError as error:
+            log.warning("cancelled jobs could not be noted, trying again: %s", error)
 
     def _wake(self, jobs: set[str]) -> None:
         assert self._loop is not None

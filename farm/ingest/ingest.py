@@ -32,6 +32,7 @@ from farm.job import (
     DEFAULT_ROW_STEPS_PER_SECOND,
     MAX_JOB_LANES,
     MAX_PIECE_LINES,
+    RETENTION_DAYS,
     Chunk,
     JobOptions,
     JobState,
@@ -67,6 +68,8 @@ class Ingest:
         registry: CheckpointRegistry,
         assets: Assets,
         paces: Callable[[], Mapping[str, float]] = dict,
+        *,
+        retention_days: float = RETENTION_DAYS,
     ) -> None:
         self.queue = queue
         self._store = store
@@ -74,6 +77,7 @@ class Ingest:
         self.adapters = Adapters(store, assets, registry)
         self._resolver = Resolver(registry, assets, self.adapters)
         self._paces = paces
+        self._retention_days = retention_days
         self._writers = ThreadPoolExecutor(WRITERS, thread_name_prefix="chunks")
 
     def submit(
@@ -187,6 +191,7 @@ class Ingest:
     def note_cancelled(self, job: str) -> None:
         """Keep beside a job that it was cancelled, should the queue be lost."""
         self._store.put(keys.cancelled(job), b"")
+        self.queue.cancellation_noted(job)
 
     def resolve(
         self, tenant: str, options: JobOptions, first: int, entries: Sequence[Entry]
@@ -261,6 +266,7 @@ class Ingest:
             created_at=datetime.now(UTC),
             paces=dict(self._paces()),
             shard_size=shard_size,
+            retention_days=self._retention_days,
         )
 
     def write(self, piece: Piece) -> None:

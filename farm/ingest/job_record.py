@@ -23,6 +23,7 @@ class JobRecord(StoredRecord):
     created_at: datetime
     paces: dict[str, float]  # row-steps/s by lane, so that the same piece is always cut alike
     shard_size: int | None = None  # pictures, where a task becomes a shard
+    retention_days: float | None = None  # for how long the queue knows it after its end
     whole: bool = False  # the job came in one call; else ``closed.json`` says when it is whole
     rejected: int = 0  # renders, of a job that came in one call
 

@@ -70,7 +70,7 @@ def survey(store: Store) -> dict[str, Found]:
     return dict(sorted(found.items()))
 
 
-def rebuild(queue: Queue, store: Store, retention_days: float = RETENTION_DAYS) -> Counter[str]:
+def rebuild(queue: Queue, store: Store) -> Counter[str]:
     """Bring every job of the store back into a queue that does not know it.
 
     Not in the store, and so not brought back, are pauses, tenants' weights, and retries of which
@@ -82,15 +82,14 @@ def rebuild(queue: Queue, store: Store, retention_days: float = RETENTION_DAYS) 
         ``unreadable`` those whose record or chunks are damaged.
     """
     counts: Counter[str] = Counter()
-    oldest = datetime.now(UTC) - timedelta(days=retention_days)
     with ThreadPoolExecutor(READERS) as pool:
         for job, found in survey(store).items():
             if not found.header or not (found.chunks or found.closed):
                 continue  # it was never acknowledged
             try:
                 record = JobRecord.model_validate_json(store.get(keys.header(job)))
-                if found.ended and record.created_at < oldest:
-                    continue  # the queue has forgotten it long ago
+                if found.ended and _forgotten(record):
+                    continue
                 _Job(queue, store, record, found).restore(pool)
             except NewerRecord:  # not damaged: the newer farm can read it
                 raise
@@ -102,6 +101,12 @@ def rebuild(queue: Queue, store: Store, retention_days: float = RETENTION_DAYS) 
             counts["tasks"] += status.tasks.total
             counts["pictures"] += status.images.done
     return counts
+
+
+def _forgotten(record: JobRecord) -> bool:
+    """Whether the queue would not know a job any more that ended soon after it came in."""
+    kept = timedelta(days=record.retention_days or RETENTION_DAYS)
+    return record.created_at < datetime.now(UTC) - kept
 
 
 class _Job:

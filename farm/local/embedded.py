@@ -212,7 +212,7 @@ class Embedded:
         if not self._loads.passed():
             return False  # it says more clearly than a worker what is wrong
         for told in self._run.glob("*.failed"):
-            cause = told.read_text().strip()
+            cause = told.read_text("utf-8").strip()
             told.unlink()
             if cause and not cause.startswith(WAITS):
                 raise Unavailable(

@@ -11,7 +11,6 @@ from farm.ingest.rebuild import rebuild
 from farm.local.embedded import short_temp
 from farm.local.valkey import ServerProcess
 from farm.queue import Queue, connect
-from farm.settings import KeepingSettings, load
 from farm.store import Store
 
 UNFINISHED = "{%s}:rebuilding"
@@ -26,7 +25,6 @@ def rebuild_embedded(data: Path, store: Store, farm: str) -> tuple[Counter[str],
     Returns:
         What came back, and where the old files lie now; None if there were none.
     """
-    days = load(KeepingSettings).retention_days
     place, made = data / "valkey", data / "valkey.new"
     with ServerProcess(place).unused():
         shutil.rmtree(made, ignore_errors=True)
@@ -35,7 +33,7 @@ def rebuild_embedded(data: Path, store: Store, farm: str) -> tuple[Counter[str],
             link = Path(folder) / "data"
             link.symlink_to(data.absolute(), target_is_directory=True)
             with ServerProcess(link / made.name).serving() as server:
-                counts = rebuild(Queue(connect(server.url), farm=farm), store, days)
+                counts = rebuild(Queue(connect(server.url), farm=farm), store)
         kept = data / f"valkey.old-{time.strftime('%Y%m%d-%H%M%S')}" if place.exists() else None
         if kept is not None:
             place.rename(kept)
@@ -58,7 +56,7 @@ def rebuild_at(redis_url: str, store: Store, farm: str) -> Counter[str]:
             hint="end its workers and gateways, and let REDIS_URL name an empty server",
         )
     client.set(mark, "1")
-    counts = rebuild(queue, store, load(KeepingSettings).retention_days)
+    counts = rebuild(queue, store)
     client.delete(mark)
     return counts
 

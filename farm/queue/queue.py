@@ -190,6 +190,21 @@ class Queue(Submissions, WorkerSessions):
         seconds, microseconds = found
         return int(seconds) * 1000 + int(microseconds) // 1000
 
+    def cancelled(self) -> list[str]:
+        """Some of the jobs of which the store does not say yet that they were cancelled."""
+        try:
+            found: Any = self.client.srandmember(f"{self._prefix}cancelled", MAX_ROWS)
+        except RedisError as error:
+            raise explain(error) from error
+        return list(found)
+
+    def cancellation_noted(self, job: str) -> None:
+        """The store says that a job was cancelled."""
+        try:
+            self.client.srem(f"{self._prefix}cancelled", check_job_id(job))
+        except RedisError as error:
+            raise explain(error) from error
+
     def set_weight(self, tenant: str, weight: float) -> None:
         """Set a tenant's share of its classes; without a weight it is 1."""
         if not 0.001 <= weight <= 1000:

@@ -13,9 +13,9 @@ from ray.exceptions import ActorUnavailableError, RayActorError
 
 import farm
 from farm.addresses import reachable
+from farm.awake_clock import AwakeClock
 from farm.errors import Unavailable
 from farm.queue.placed_workers import PlacedWorker, WorkerState
-from farm.scheduler.awake_clock import AwakeClock
 from farm.scheduler.place import Life, Place, why_no_room
 from farm.worker_group import WorkerGroup
 

@@ -192,6 +192,24 @@ def test_a_pause_of_reporter_and_worker_alike_is_not_the_workers_silence(
     os.close(theirs)
 
 
+def test_a_worker_that_was_paused_for_longer_than_a_step_may_take_has_not_crashed(
+    processes: Processes,
+) -> None:
+    farm = processes.farm
+    worker = processes.start("worker-0", FARM_STEP_DEADLINE_SECONDS="3", FARM_FAULTS="slow:b")
+    job = farm.submit("a", "b")
+    until(lambda: farm.queue.status(job, TENANT).tasks.leased == 1, 60)
+    paused = [reporter_of(worker.pid), worker.pid]
+    for pid in paused:
+        os.kill(pid, signal.SIGSTOP)
+    time.sleep(5)
+    for pid in paused:
+        os.kill(pid, signal.SIGCONT)
+    farm.wait(job)
+    assert worker.poll() is None
+    assert "no step" not in processes.log()
+
+
 def test_a_worker_that_holds_the_interpreters_lock_for_ever_has_crashed(redis_url: str) -> None:
     ended = subprocess.run(
         [sys.executable, "-c", HOLDS_THE_LOCK, redis_url], capture_output=True, text=True

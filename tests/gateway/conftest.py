@@ -34,7 +34,7 @@ def serve(redis_url: str) -> Iterator[Serve]:
             {"data": data, "redis_url": redis_url, "name": "test", "port": 0, "open": True, **given}
         )
         queue, store = (
-            Queue(connect(settings.redis_url), farm="test"),
+            Queue(connect(settings.redis_url), farm=settings.name),
             open_store(settings.store_url),
         )
         app = create_app(settings, queue=queue, store=store, infos=[INFO])

@@ -3,6 +3,7 @@
 import contextlib
 import json
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,13 @@ from fake_worker import BAD_PROMPT, LOST_PROMPT, FakeWorker
 from harness import INFO, Gateway, Serve, ndjson, post, until
 
 from farm.errors import Conflict, JobFailed
+from farm.gateway.app import create_app
 from farm.ingest.ndjson import Entry
 from farm.ingest.rebuild import rebuild
 from farm.job import JobOptions, JobState
 from farm.local.rebuild import rebuild_embedded
 from farm.queue import JobStatus
+from farm.settings import GatewaySettings
 from farm.store import keys
 from farm_client import Farm, Job
 
@@ -200,3 +203,38 @@ def test_a_job_that_was_left_open_stays_cancelled(kept: Gateway) -> None:
     lose(kept)
     assert rebuild(kept.queue, kept.store)["cancelled"] == 1
     assert kept.queue.status(record.job, "local").state is JobState.CANCELLED
+
+
+def test_what_was_cancelled_while_no_gateway_listened_is_noted_by_the_next(
+    redis_url: str, start: Serve, tmp_path: Path
+) -> None:
+    settings = {"data": tmp_path, "redis_url": redis_url, "name": "other", "open": True}
+    unheard = create_app(GatewaySettings.model_validate(settings), infos=[INFO]).state.deps
+    left_open, cancelled = (unheard.ingest.open("local", JobOptions())[0].job for _ in range(2))
+    unheard.queue.client.zadd("{other}:opened", {left_open: 1})
+    unheard.queue.tick()
+    unheard.queue.cancel(cancelled, "local")
+    assert sorted(unheard.queue.cancelled()) == sorted([left_open, cancelled])
+    start(name="other")
+    until(lambda: unheard.queue.cancelled() == [])
+    for job in (left_open, cancelled):
+        assert unheard.store.size(keys.cancelled(job)) is not None
+
+
+def test_how_long_a_job_is_known_is_told_by_its_record(start: Serve) -> None:
+    """Not by the environment of whoever rebuilds the queue."""
+    kept = start(retention_days=2)
+    with kept.client() as http:
+        old, new, older_farm = (post(http, {"prompt": name}).json()["id"] for name in "abc")
+    for job in (old, older_farm):
+        record = json.loads(kept.store.get(keys.header(job)))
+        assert record["retention_days"] == 2
+        record["created_at"] = (datetime.now(UTC) - timedelta(days=3)).isoformat()
+        if job == older_farm:
+            del record["retention_days"]
+        kept.store.delete(keys.header(job))
+        kept.store.put(keys.header(job), json.dumps(record).encode())
+        kept.store.put(keys.success(job, 0), b"{}")
+    lose(kept)
+    rebuild(kept.queue, kept.store)
+    assert sorted(snapshot(kept)) == sorted([new, older_farm])

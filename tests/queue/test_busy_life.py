@@ -13,7 +13,7 @@ from farm.queue import Queue
 LASTING = {
     "asset-bytes", "checkpoint:numbers", "checkpoint:texts", "counters", "events",
     "fair:#:#", "lanes-of:JOB", "numerics:numbers", "numerics:texts", "server", "tenant:numbers",
-    "tenant:texts", "test-clock", "ticked", "weights",
+    "tenant:texts", "test-clock", "ticked", "weights", "yielded",
 }  # fmt: skip
 
 

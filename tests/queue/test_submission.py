@@ -71,7 +71,7 @@ def test_small_jobs_carry_their_chunk(bench: Bench, queue: Queue) -> None:
 
 
 def test_user_text_is_never_a_part_of_a_key(bench: Bench, queue: Queue) -> None:
-    evil = "ev|l}{*:/\n\x1b[31m"
+    evil = "EV|L}{*:/\n\x1b[31m"  # ids and the farm's own words have no capital letters
     lane = LANE._replace(checkpoint=f"{evil}@r1")
     tasks = [bench.tasks(1, lane=lane)[0]._replace(inline=evil)]
     job = queue.submit(bench.header(tenant=evil, idempotency_key="k}*"), tasks).job
@@ -85,7 +85,7 @@ def test_user_text_is_never_a_part_of_a_key(bench: Bench, queue: Queue) -> None:
     queue.set_weight(evil, 2)
     for key in queue.client.scan_iter():
         assert key.startswith("{farm}:")
-        assert "ev" not in key.removeprefix("{farm}:") or "events" in key
+        assert "EV" not in key
         assert "}" not in key.removeprefix("{farm}:")
 
 

@@ -185,3 +185,75 @@ def test_what_is_listed_to_run_alone_and_is_gone_stops_no_lease(bench: Bench, qu
     queue.client.zadd("{farm}:suspects:1", {f"{job}/0/0": 1, bench.header().job: 2})
     assert [lease.job for lease in bench.lease(bench.session())] == [job]
     assert queue.client.exists("{farm}:suspects:1") == 0
+
+
+def test_tasks_that_run_alone_take_half_of_the_workers_at_most(bench: Bench, queue: Queue) -> None:
+    bad = suspects(bench, 12, "bob")
+    sessions = [bench.session() for _ in range(5)]
+    held = [bench.lease(session) for session in sessions]
+    assert [len(leases) for leases in held] == [1, 1, 0, 0, 0]
+    urgent = bench.submit(1, priority="urgent")
+    assert [lease.job for lease in bench.lease(sessions[3])] == [urgent]
+    bench.complete(sessions[0], held[0][0])
+    assert [lease.job for lease in bench.lease(sessions[4])] == [bad], "one may follow another"
+    assert bench.lease(sessions[0]) == []
+
+
+def test_sessions_that_drain_count_as_those_that_run_a_task_alone(
+    bench: Bench, queue: Queue
+) -> None:
+    bad = suspects(bench, 6, "bob")
+    queue.pause(bad, "bob")
+    bench.submit(40, tenant="ann", pictures=1)
+    sessions = [bench.session() for _ in range(4)]
+    held = {session: bench.lease(session, limit=1) for session in sessions}
+    queue.resume(bad, "bob")
+    assert [len(bench.lease(session, limit=1)) for session in sessions] == [0, 0, 1, 1]
+    for session in sessions[:2]:
+        bench.complete(session, held[session][0])
+        assert [lease.job for lease in bench.lease(session)] == [bad]
+
+
+def test_after_a_task_that_ran_alone_others_get_as_much_whatever_became_of_its_worker(
+    bench: Bench, queue: Queue
+) -> None:
+    bad = suspects(bench, 3, "bob")
+    first = bench.session()
+    assert [lease.job for lease in bench.lease(first)] == [bad]
+    urgent = bench.submit(1, priority="urgent", pictures=1)
+    queue.end(first, "crash")
+    second = bench.session()
+    [lease] = bench.lease(second)
+    assert lease.job == urgent, "before the next one that may take its worker"
+    bench.complete(second, lease)
+    while lease.finalise or lease.job == urgent:
+        [lease] = bench.lease(second) or queue.held(second)
+        if lease.finalise:
+            bench.complete(second, lease)
+    assert lease.job == bad
+
+
+def test_tasks_that_run_alone_get_their_turn_among_endless_others(
+    bench: Bench, queue: Queue
+) -> None:
+    bad = suspects(bench, 3, "bob")
+    endless = bench.submit(100, pictures=1)
+    session = bench.session()
+    order = []
+    for _ in range(8):
+        [lease] = bench.lease(session, limit=1)
+        order.append(lease.job == bad)
+        bench.complete(session, lease)
+    assert order == [True, False] * 3 + [False] * 2
+    assert queue.status(endless, "ann").tasks.done == 5
+
+
+def test_what_an_earlier_farm_listed_to_run_alone_is_found(bench: Bench, queue: Queue) -> None:
+    job = suspects(bench, 1, "ann")
+    for kind in ("alone", "suspects"):
+        queue.client.delete(*queue.client.keys(f"{{farm}}:{kind}:*"))
+    queue.client.zadd("{farm}:suspects:1", {f"{job}/0/0": 1})
+    session = bench.session()
+    assert bench.lease(session) == [], "it is listed as it is now"
+    assert [lease.job for lease in bench.lease(session)] == [job]
+    assert queue.check() == []

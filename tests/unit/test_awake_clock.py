@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from farm.scheduler.awake_clock import AwakeClock
+from farm.awake_clock import AwakeClock, Stillness
 
 
 def test_of_a_pause_only_a_second_counts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -12,3 +12,10 @@ def test_of_a_pause_only_a_second_counts(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(time, "monotonic", lambda: next(times))
     clock = AwakeClock()
     assert [clock() for _ in range(4)] == [0.5, 1.25, 2.25, 2.5]
+
+
+def test_a_process_that_was_paused_did_not_stand_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([0.0, 1.0, 2.0, 602.0, 603.0, 604.0, 605.0])
+    monkeypatch.setattr(time, "monotonic", lambda: next(times))
+    still_for = Stillness()
+    assert [still_for(turn) for turn in (7, 7, 7, 7, 8, 8)] == [0, 1, 2, 3, 0, 1]

@@ -12,7 +12,8 @@
 --
 -- docs/fairness.md explains who gets what. In order:
 --   1. tasks that finalise a job
---   2. one task that runs alone, if the session holds nothing; or the session is drained for it
+--   2. one task that runs alone, if the session holds nothing; or the session is drained for it.
+--      Half of the sessions do so at most, and others get as much work as such a task in between
 --   3. the classes urgent, normal, bulk, in strict order but for a floor; in each class the tenant
 --      with the least virtual time; of a tenant, the oldest job
 --
@@ -23,6 +24,7 @@ local FLOOR = 0.1 -- of every row-step granted, owed to each class below the hig
 local MOST_OWED = 10 -- grants
 local MAX_LANES = 256 -- looked at per class and checkpoint
 local MAX_SUSPECTS = 64 -- jobs looked at per checkpoint
+local QUARANTINE = 2 -- of so many sessions one may take tasks that run alone
 
 local session, request, room = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local limit, ms, lowest = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
@@ -81,37 +83,96 @@ while batch.tasks < limit do
   end
 end
 
--- 2. Tasks that run alone. A session that holds nothing takes one. As long as there are more of
--- them than sessions that drain for one, this session starts to drain.
+-- 2. Tasks that run alone. A session that holds nothing takes one; otherwise it starts to drain, as
+-- long as there are more of them than sessions that drain. Others wait for it meanwhile, and if
+-- there are many of them, a tenant would take all workers. So half of the sessions take part at
+-- most, and after each such task others get as much work as it was before one of their class or a
+-- lower one is next.
+local owed = {} -- checkpoint -> row-steps, to others
+for at, steps in ipairs(redis.call('HMGET', P .. 'yielded', unpack(checkpoints))) do
+  owed[checkpoints[at]] = number(steps)
+end
 local suspects, dropped = 0, 0 -- tasks; lanes of jobs that have expired
+local suspect -- the one that would start
+
+-- Whether it would start before one that was found earlier.
+local function sooner(checkpoint)
+  return not suspect or (owed[suspect.checkpoint] > 0 and owed[checkpoint] == 0)
+end
+
+local function find_suspects(checkpoint, job, head)
+  local names, records = read_suspects(job, checkpoint)
+  for _, name in ipairs(names) do
+    local record = records[name]
+    if not wanted or wanted[tostring(unpack_task(record).lane)] then
+      suspects = suspects + 1
+      if sooner(checkpoint) then
+        suspect = {checkpoint = checkpoint, job = job, head = head, name = name, record = record}
+      end
+    end
+  end
+end
+
 for _, checkpoint in ipairs(checkpoints) do
   local jobs = redis.call('ZRANGE', suspects_key(checkpoint), 0, MAX_SUSPECTS - 1)
   for _, job in ipairs(jobs) do
     local head = read_job(job)
     if not head or not alive(head) then
       redis.call('ZREM', suspects_key(checkpoint), job)
+      show_listed_task(job)
     elseif overdue(head) then
       if dropped <= MAX_DROPPED then dropped = dropped + expire_job(job, head) end
     elseif head.class <= lowest then
-      local names, records = read_suspects(job, checkpoint)
-      for _, name in ipairs(names) do
-        local record = records[name]
-        if not wanted or wanted[tostring(unpack_task(record).lane)] then
-          if holding + batch.tasks == 0 and room > 0 then
-            take_suspect(job, checkpoint, name)
-            redis.call('SREM', P .. 'draining', session)
-            batch.add(job, head, name, record)
-            return done()
-          end
-          suspects = suspects + 1
-        end
-      end
+      find_suspects(checkpoint, job, head)
     end
   end
+  if #jobs == 0 and owed[checkpoint] > 0 then
+    redis.call('HDEL', P .. 'yielded', checkpoint)
+    owed[checkpoint] = 0
+  end
 end
-if suspects > 0 then
-  if redis.call('SISMEMBER', P .. 'draining', session) == 1 then return done() end
-  if redis.call('SCARD', P .. 'draining') < suspects then
+
+-- How many sessions run a task alone; those that have finished are forgotten.
+local function isolated()
+  local running = 0
+  for _, other in ipairs(redis.call('SMEMBERS', P .. 'isolated')) do
+    local held = redis.call('HVALS', P .. 'held:' .. other)
+    if #held == 1 and unpack_held(held[1]).alone ~= SHARED then
+      running = running + 1
+    else
+      redis.call('SREM', P .. 'isolated', other)
+    end
+  end
+  return running
+end
+
+local function run_alone()
+  take_suspect(suspect.job, suspect.checkpoint, suspect.name)
+  redis.call('SREM', P .. 'draining', session)
+  redis.call('SADD', P .. 'isolated', session)
+  local _, cost = batch.add(suspect.job, suspect.head, suspect.name, suspect.record)
+  redis.call('HSET', P .. 'yielded', suspect.checkpoint, cost)
+  return done()
+end
+
+-- Whether others are owed work before the suspect, and have some.
+local function others_first()
+  if owed[suspect.checkpoint] == 0 then return false end
+  for class = URGENT, suspect.head.class do
+    local lanes = P .. 'lanes:' .. suspect.checkpoint .. ':' .. class
+    if redis.call('EXISTS', lanes) == 1 then return true end
+  end
+  return false
+end
+
+local may = false -- this session take part
+if suspect then
+  local drains = redis.call('SISMEMBER', P .. 'draining', session) == 1
+  local draining = redis.call('SCARD', P .. 'draining')
+  local share = math.max(1, math.floor(redis.call('ZCARD', P .. 'sessions') / QUARANTINE))
+  may = drains or (draining < suspects and draining + isolated() < share)
+  if may and (drains or not others_first()) then
+    if holding + batch.tasks == 0 and room > 0 then return run_alone() end
     redis.call('SADD', P .. 'draining', session)
     return done()
   end
@@ -172,7 +233,7 @@ local function update_owed(queues, chosen, cost)
 end
 
 local function serve(checkpoint)
-  local queues = {}
+  local queues, granted = {}, 0
   for class = URGENT, BULK do
     queues[class] = fair_queue(checkpoint, class, ready_lanes(checkpoint, class), limit)
   end
@@ -180,9 +241,19 @@ local function serve(checkpoint)
     local chosen = choose(queues)
     if not chosen then break end
     local cost = chosen.grant_next(batch.head_of, batch.add)
-    if cost then update_owed(queues, chosen, cost) else chosen.lanes = {} end
+    if cost then
+      update_owed(queues, chosen, cost)
+      granted = granted + cost
+    else
+      chosen.lanes = {}
+    end
   end
   for class = URGENT, BULK do queues[class].write() end
+  if owed[checkpoint] > granted then
+    redis.call('HSET', P .. 'yielded', checkpoint, owed[checkpoint] - granted)
+  elseif owed[checkpoint] > 0 then
+    redis.call('HDEL', P .. 'yielded', checkpoint)
+  end
 end
 
 -- Sessions with several checkpoints take turns at which comes first.
@@ -190,4 +261,6 @@ for offset = 0, #checkpoints - 1 do
   if full() then break end
   serve(checkpoints[(turn + offset) % #checkpoints + 1])
 end
+-- Nothing else was there.
+if may and holding + batch.tasks == 0 and room > 0 then return run_alone() end
 return done()

@@ -99,6 +99,7 @@ for _, job in ipairs(redis.call('ZRANGE', P .. 'ended', '-inf', now - retention,
   if forgotten > MAX_DROPPED then break end
   local h = redis.call('HMGET', P .. 'job:' .. job, 't', 'ik', 'q')
   redis.call('ZREM', P .. 'ended', job)
+  redis.call('SREM', P .. 'cancelled', job)
   if h[1] then
     if h[2] then redis.call('HDEL', P .. 'keys:' .. h[1], h[2]) end
     paged_remove(P .. 'of:' .. h[1], h[3], job)

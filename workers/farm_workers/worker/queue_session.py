@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+from farm.awake_clock import Stillness
 from farm.errors import FarmError, InvalidInput, LeaseLost, NotFound, Unavailable
 from farm.job import Lease, Priority
 from farm.queue import Command, Queue
@@ -91,6 +92,7 @@ class QueueSession:
         self._drain: _Drain | None = None
         self._told_drain = False  # the queue knows that this session gets no more
         self._hand_back = HandBack(leases, engine_loop, publisher)
+        self._still_for = Stillness()  # a container that was frozen did not hang
 
     def register(self) -> None:
         """Begin a session; waits for a server that does not answer."""
@@ -316,7 +318,7 @@ class QueueSession:
         """End a process whose main loop stands still: its leases are worth more than its state."""
         if self._crash_reporter is not None:
             self._crash_reporter.keep_alive()
-        still = time.monotonic() - self._engine_loop.turned_at
+        still = self._still_for(self._engine_loop.turned_at)
         if still > self._step_deadline_seconds:
             log.critical("no step for %.0f s; the worker ends itself", still)
             self.leave("crash")

@@ -12,7 +12,6 @@ import re
 import secrets
 import socket
 import threading
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -119,7 +118,6 @@ class Worker:
                 tasks held here may have caused a crash.
         """
         self._queue_session.register()
-        self._engine_loop.turned_at = time.monotonic()  # it did not stand still until now
         for target, name in (
             (self._queue_session.listen, "inbox"),
             (self._queue_session.control, "control"),

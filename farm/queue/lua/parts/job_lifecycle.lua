@@ -5,6 +5,8 @@
 --   finished:<job>   list: tasks in the order they were done
 --   failures:<job>   list: tasks with failed pictures
 --   ended            sorted set: job -> when it ended (ms)
+--   cancelled        set: jobs of which the store does not say yet that they were cancelled; a
+--                    gateway notes it there (farm/gateway/events.py)
 --   retrying         set: jobs with failures that are still to be queued again
 --   deadlines        sorted set: job -> deadline (ms)
 --   opened           sorted set: open job -> when a piece last came in, new or again (ms)
@@ -75,6 +77,7 @@ local function cancel_job(job, head, reason)
   redis.call('HSET', P .. 'job:' .. job, 'nq', 0, 'nl', 0, 'nw', 0, 'rd', 0, 'rf', 0, 'lp', 0)
   count(job, {nc = tasks})
   redis.call('ZREM', P .. 'opened', job)
+  redis.call('SADD', P .. 'cancelled', job)
   end_job(job, 'x', reason)
   return lanes
 end

@@ -5,6 +5,7 @@
 --   inbox:<session>    list: lease keys that were granted and not fetched yet
 --   draining           set: sessions that get nothing until they hold nothing, so that one of them
 --                      can take a task that runs alone
+--   isolated           set: sessions that took one, until a lease finds that they have finished
 
 -- Leases one task to a session; lease.lua does the same for many.
 local function hold(session, job, name, record)

@@ -1,6 +1,6 @@
 -- The index of ready work.
 --
--- requires: prelude, task_record, held_record, paged_set, lane_use
+-- requires: prelude, job_record, task_record, held_record, paged_set, lane_use
 --
 --   ready:<job>:<lane>             list: a job's tasks in the order they run; the first one may be
 --                                  in the job's own hash instead
@@ -14,6 +14,8 @@
 --   work:tasks, work:pictures      hash: "lane:class" -> how many are ready, for the planner
 --   alone:<job>:<checkpoint>       list: a job's ready tasks that run alone
 --   suspects:<checkpoint>          sorted set: job with such tasks -> class and sequence
+--   yielded                        hash: checkpoint -> row-steps that a task which ran alone still
+--                                  owes to others (lease.lua)
 --   finalise                       list: lease keys of jobs to finalise that no session holds
 
 local MAX_ALONE = 32 -- of a job's tasks that run alone, looked at
@@ -163,6 +165,16 @@ local function make_ready(job, head, name, task)
     ready_prepend(job, task.lane, name)
     count_ready(job, head, task.lane, 1, task.pictures)
     if not head.paused then activate(job, head, task.lane) end
+  end
+end
+
+-- An earlier farm listed tasks that run alone by their lease keys: such a one is listed as it is now.
+local function show_listed_task(key)
+  if not string.find(key, '/', 1, true) then return end
+  local job, name = split_key(key)
+  local head, task = read_job(job), read_task(job, name)
+  if head and alive(head) and task and task.state == 'q' and task.alone ~= SHARED then
+    make_ready(job, head, name, task)
   end
 end
 

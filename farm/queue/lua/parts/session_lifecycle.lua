@@ -24,5 +24,6 @@ local function end_session(session, why)
   redis.call('DEL', P .. 'session:' .. session, P .. 'held:' .. session)
   redis.call('ZREM', P .. 'sessions', session)
   redis.call('SREM', P .. 'draining', session)
+  redis.call('SREM', P .. 'isolated', session)
   return #held / 2
 end

@@ -48,7 +48,11 @@ class Codec:
         return self._codes(pixels) if graph is None else graph(pixels)[0].clone()
 
     def _codes(self, pixels: Tensor) -> Tensor:
-        pixels = (pixels[None] / 255.0).permute(0, 3, 1, 2).contiguous()
+        pixels = (pixels[None] / 255.0).permute(0, 3, 1, 2)
+        if self._device.torch.type != "cpu":
+            # On a CPU they stay as diffusers' preprocessing leaves them, channels last: the
+            # convolutions take another way there, and a code near the middle flips.
+            pixels = pixels.contiguous()
         with self._device.tf32(self._tf32):
             latents = self._quant(self._encoder(pixels))
         points = latents.permute(0, 2, 3, 1).flatten(0, 2)

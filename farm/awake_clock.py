@@ -20,3 +20,21 @@ class AwakeClock:
         before, self._looked = self._looked, time.monotonic()
         self._seconds += min(self._looked - before, MOST_SECONDS)
         return self._seconds
+
+
+class Stillness:
+    """For how many seconds a number has not changed, without pauses of the process that looks.
+
+    It is called with the number about once a second.
+    """
+
+    def __init__(self) -> None:
+        self._clock = AwakeClock()
+        self._number: float | None = None
+        self._since = 0.0
+
+    def __call__(self, number: float) -> float:
+        now = self._clock()
+        if number != self._number:
+            self._number, self._since = number, now
+        return now - self._since
