@@ -150,6 +150,8 @@ class EngineLoop:
 
     def _add_next(self, rows: TaskRows) -> bool:
         """Add a task's next row; False if none can start now."""
+        if rows.task.halted:
+            return False
         if rows.task.lease.alone and (rows.running.total() or not self._announced(rows)):
             return False
         try:

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 HEARTBEAT_SECONDS = 1.0
 EARLY_HEARTBEAT_SECONDS = 0.1  # if a quarter of the worker has become free since the last one
 HUNGRY_SECONDS = 1.0  # without a grant, then the worker leases for itself
-STORING_SECONDS = 5.0  # at the end of a drain, for what is made and not stored yet
+STORING_SECONDS = 60.0  # at the end of a drain, for what is made and not stored yet
 DRAIN_LOOK_SECONDS = 0.1
 FROZEN_EXIT = 70  # EX_SOFTWARE: what placed the worker starts it again
 
@@ -90,6 +90,7 @@ class QueueSession:
         self._heartbeats = 0
         self._room_told = 0
         self._drain: _Drain | None = None
+        self._sharing: str | None = None  # the command that it obeys
         self._told_drain = False  # the queue knows that this session gets no more
         self._hand_back = HandBack(leases, engine_loop, publisher)
         self._still_for = Stillness()  # a container that was frozen did not hang
@@ -145,12 +146,16 @@ class QueueSession:
         """Report and send heartbeats until ``stopped``; then watch the main loop until it ends."""
         next_heartbeat = last_heartbeat = 0.0
         while not self._stopped.is_set():
-            look = DRAIN_LOOK_SECONDS if self._drain else HEARTBEAT_SECONDS
+            handing_back = self._drain is not None or self._hand_back.pending
+            look = DRAIN_LOOK_SECONDS if handing_back else HEARTBEAT_SECONDS
             self._leases.queue_wanted.wait(min(max(next_heartbeat - time.monotonic(), 0.0), look))
             self._leases.queue_wanted.clear()
             if self._drain is not None:
                 self._go_on_draining(self._drain)
+            self._hand_back.release()
             self._report_ended()
+            if self._sharing is not None and not self._hand_back.pending:
+                self._end_sharing(self._sharing)
             if self._room() - self._room_told > self._leases.capacity // 4:
                 next_heartbeat = min(next_heartbeat, last_heartbeat + EARLY_HEARTBEAT_SECONDS)
             if time.monotonic() >= next_heartbeat or self._leases.unannounced:
@@ -265,26 +270,31 @@ class QueueSession:
         if command is None:
             self._drain = None
         elif command.kind == "share":
-            self._hand_back.unbegun(command.number)
-            self._report_ended()
-            self._last_grant = time.monotonic()  # it must not take them back at once
-            self._queue.set_command(self.token, None, instead_of=text)
+            if self._sharing is None:
+                self._sharing = text
+                self._hand_back.stop_unbegun(command.number)
         elif self._drain is None:
             seconds = math.inf if command.number is None else command.number
             self._drain = _Drain(time.monotonic() + seconds, ends=False)
+
+    def _end_sharing(self, command: str) -> None:
+        """The tasks are back; this worker may have work again, others first."""
+        with self._patience("share"):
+            self._queue.set_command(self.token, None, instead_of=command)
+            self._last_grant = time.monotonic()
+            self._sharing = None
 
     def _go_on_draining(self, drain: _Drain) -> None:
         if drain.ends and not self._told_drain:
             with self._patience("drain"):
                 self._told_drain = self._queue.set_command(self.token, Command("drain"))
         if drain.deadline < math.inf:
-            self._hand_back.unbegun()
+            self._hand_back.stop_unbegun()
         late = time.monotonic() - drain.deadline
         if late > 0:
-            self._hand_back.stop_rendering()
-            self._hand_back.stored()
+            self._hand_back.stop_all()
         if late > STORING_SECONDS:
-            self._hand_back.all()
+            self._hand_back.release(at_once=True)
         if drain.ends and (not self._leases.tasks or late > STORING_SECONDS):
             self._stopped.set()
             self._leases.engines_wanted.set()
@@ -310,7 +320,7 @@ class QueueSession:
             self._drop(task)
         if self._drain is not None and not self._drain.ends:
             self._drain = None
-        self._told_drain = False
+        self._told_drain, self._sharing = False, None
         self.token = secrets.token_hex(16)
         self.register()
 
