@@ -30,7 +30,9 @@ def scheduler() -> None:
     from farm.queue import Queue, connect
     from farm.scheduler.scheduler import Scheduler
     from farm.scheduler.settings import SchedulerSettings
+    from farm.scheduler.sweeper import Sweeper
     from farm.settings import load
+    from farm.store import open_store
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     settings = load(SchedulerSettings)
@@ -39,6 +41,11 @@ def scheduler() -> None:
         signal.signal(number, lambda *_: stopped.set())
     queue = Queue(connect(settings.redis_url), farm=settings.name)
     placer = _placer(settings, queue) if settings.ray_address else None
+    # A client of its own: deleting takes long, and granting must not wait for it.
+    sweeper = Sweeper(
+        Queue(connect(settings.redis_url), farm=settings.name), open_store(settings.store_url)
+    )
+    sweeper.start(stopped)
     log.info("scheduling for %s workers", settings.workers if placer else "all")
     try:
         Scheduler(queue, lease_ms=settings.lease_ms, placement=placer).run(stopped, _touch)

@@ -265,7 +265,6 @@ class Publisher:
 
     def _answered(self, answer: Stored | NotStored) -> None:
         upload = self._uploads.answered(answer.number)
-        self._changed.notify_all()
         task = self._tasks.get(upload.work.task) if upload else None
         if task is None:
             return
@@ -298,14 +297,15 @@ class Publisher:
                 )
                 if self._closed:
                     pipe.kill()
-            while (answer := pipe.receive()) is not None:
+            while (answers := pipe.receive()) is not None:
                 with self._changed:
-                    if isinstance(answer, Ready):
-                        failed_starts = -1
-                        self._ready = True
-                        self._changed.notify_all()
-                    else:
-                        self._answered(answer)
+                    for answer in answers:
+                        if isinstance(answer, Ready):
+                            failed_starts = -1
+                            self._ready = True
+                        else:
+                            self._answered(answer)
+                    self._changed.notify_all()
             failed_starts += 1
             with self._changed:
                 self._ready, self._pipe = False, None
@@ -332,7 +332,7 @@ class Publisher:
         while True:
             with self._changed:
                 wait = self._tell_early()
-                while not self._ready or (item := self._uploads.next()) is None:
+                while not self._ready or not (items := self._uploads.next()):
                     if self._closed:
                         return
                     self._changed.wait(wait)
@@ -340,4 +340,4 @@ class Publisher:
                 pipe = self._pipe
             with contextlib.suppress(OSError):  # it has ended; the next one gets everything again
                 if pipe is not None:
-                    pipe.send(item)
+                    pipe.send(items)

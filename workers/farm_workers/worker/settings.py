@@ -25,3 +25,4 @@ class WorkerSettings(FarmSettings):
     run_dir: Path | None = None  # where the pid file goes
     trace: Path | None = None  # gets a line for each row that an engine starts, for tests
     faults: Names = ()  # planted in the engines, for tests: see farm_workers.testing.faults
+    stub: bool = False  # engines that draw nothing, for measurements: testing.stub_engine
