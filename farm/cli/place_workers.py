@@ -13,6 +13,8 @@ import threading
 from collections.abc import Mapping
 from typing import TextIO
 
+import farm
+from farm import logs
 from farm.errors import FarmError
 from farm.queue.placed_workers import to_json
 from farm.scheduler.cluster_process import (
@@ -32,13 +34,18 @@ from farm_workers.worker.settings import WorkerSettings
 
 PASS_SECONDS = 0.1
 PASSES_BETWEEN_STATES = 10
-PASSING = ("FARM_RUN_DIR", "FARM_DRAIN_SECONDS")  # they do not decide how a worker works
+PASSING = (
+    "FARM_RUN_DIR",
+    "FARM_LOG_DIR",
+    logs.VARIABLE,
+    "FARM_DRAIN_SECONDS",
+)  # they do not decide how a worker works
 
 log = logging.getLogger(__name__)
 
 
 def main() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logs.configure("placement")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is the scheduler's
     told = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what Ray prints is not for the scheduler
@@ -66,6 +73,7 @@ def _place(told: TextIO, orders: "_Orders") -> None:
         worker_environment(os.environ),
         wanted=orders.wanted,
         passing=PASSING,
+        metadata={"farm": settings.name, "version": farm.__version__, "page": settings.page},
         report=lambda worker, cause: print(CANNOT, worker, cause, file=told),
     )
     log.info("connected to Ray at %s", settings.ray_address)
@@ -109,14 +117,15 @@ class _Orders:
 
 
 def worker_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """Of this process's environment what workers on other nodes need: their own settings and the
-    credentials of the store. The gateway's secret and its keys are not among them."""
+    """Of this process's environment what workers on other nodes need: their own settings, the
+    credentials of the store, and where logs and traces go. The gateway's secret and its keys are
+    not among them."""
     own = WorkerSettings.model_fields.keys() - KeepingSettings.model_fields.keys()
-    names = {"REDIS_URL", *(f"FARM_{name.upper()}" for name in own)}
+    names = {"REDIS_URL", logs.VARIABLE, *(f"FARM_{name.upper()}" for name in own)}
     return {
         name: value
         for name, value in environment.items()
-        if name in names or name.startswith("AWS_")
+        if name in names or name.startswith(("AWS_", "OTEL_"))
     }
 
 

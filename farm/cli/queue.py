@@ -31,7 +31,7 @@ def check(
 ) -> int:
     """Recount every job and compare the queue's indexes with it. Redis does nothing else while it
     counts one job. The exit code is 1 if something was wrong, even if it was repaired."""
-    found = open_queue(data).check(repair=repair)
+    found = connect_queue(data).check(repair=repair)
     for line in found:
         if as_json:
             say_json({"finding": line, "repaired": repair})
@@ -55,11 +55,11 @@ def weight(
     data: Data = None,
 ) -> None:
     """Set a tenant's weight: with 2 it gets twice the work of a tenant with 1, in each class."""
-    open_queue(data).set_weight(tenant, share)
+    connect_queue(data).set_weight(tenant, share)
     say_error(one_line(f"{tenant} has weight {share:g}"))
 
 
-def open_queue(data: Path | None) -> "Queue":
+def connect_queue(data: Path | None) -> "Queue":
     """The queue that REDIS_URL and FARM_NAME name, or that of the farm on this machine."""
     try:
         from farm.queue import Queue, connect

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from farm.cli.output import one_line, say, say_error, say_json
-from farm.cli.queue import Data, open_queue
+from farm.cli.queue import Data, connect_queue
 from farm.errors import NotFound, Unavailable
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def ls(
     """List the workers that are there, and those that a scheduler wants and that do not run."""
     from farm.queue import placed_workers
 
-    farm_queue = open_queue(data)
+    farm_queue = connect_queue(data)
     for one in sorted(farm_queue.sessions(), key=lambda one: one.worker):
         host = str(one.info.get("host", ""))
         state = one.command or ("works" if one.held else "idle")
@@ -64,7 +64,7 @@ def drain(
     kept. The workers stay, idle, until --undo is given or they are restarted."""
     from farm.queue import Command
 
-    farm_queue = open_queue(data)
+    farm_queue = connect_queue(data)
     chosen = _find(farm_queue.sessions(), names)
     for session in chosen:
         farm_queue.set_command(session.session, None if undo else Command("drain", seconds))

@@ -5,9 +5,11 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import ray
+import ray.job_config
 from ray._private.state import state as ray_state  # draining nodes and pending actors: no other way
 from ray.exceptions import ActorUnavailableError, RayActorError
 
@@ -21,6 +23,7 @@ from farm.worker_group import WorkerGroup
 
 log = logging.getLogger(__name__)
 
+ACTORS = "farm-"  # before their workers' names, for those who look at Ray's dashboard
 NODES_SECONDS = 2.0  # between two looks at the cluster's nodes
 RETRY_SECONDS = 5.0  # before a worker that could not start is placed again
 ACTOR_THREADS = 8  # each may wait for a scheduler that is gone
@@ -51,6 +54,7 @@ class Placement:
             and not a runtime_env, which the dashboard would show with every secret in it.
         wanted: how many workers each group has at first; ``want`` changes it.
         passing: names of settings that do not make another worker of one.
+        metadata: what Ray's dashboard shows of this driver.
         report: called for a worker that cannot run, with its name and the cause in one line.
     """
 
@@ -64,6 +68,7 @@ class Placement:
         *,
         wanted: Mapping[str, int],
         passing: Sequence[str] = (),
+        metadata: Mapping[str, str] = MappingProxyType({}),
         report: Callable[[str, str], None] = lambda worker, cause: None,
     ) -> None:
         digest = hashlib.sha256(farm.encode()).hexdigest()[:12]
@@ -72,6 +77,7 @@ class Placement:
             namespace=f"farm-{digest}",
             log_to_driver=False,
             logging_level=logging.ERROR,
+            job_config=ray.job_config.JobConfig(metadata=dict(metadata)),
         )
         self._address = address
         self._node = ray.get_runtime_context().get_node_id()
@@ -151,13 +157,13 @@ class Placement:
     def _find_others(self) -> None:
         """Workers that an earlier scheduler placed and this one does not want."""
         found: list[str] = ray.util.list_named_actors()
-        for name in found:
+        for name in (actor.removeprefix(ACTORS) for actor in found):
             prefix = name.rpartition("-")[0]
             group = self._groups.get(prefix) or WorkerGroup(prefix, 0, 0)
             place = self._places[name] = Place(name, group, self._clock())
             place.wanted = False
             try:
-                place.actor = ray.get_actor(name)
+                place.actor = ray.get_actor(f"{ACTORS}{name}")
             except ValueError:  # it has just ended
                 del self._places[name]
 
@@ -247,7 +253,7 @@ class Placement:
         return (
             ray.remote(self._actor)
             .options(
-                name=place.name,
+                name=f"{ACTORS}{place.name}",
                 lifetime="detached",
                 get_if_exists=True,
                 max_restarts=-1,

@@ -20,6 +20,7 @@ class SchedulerSettings(FarmSettings):
     target_wait_seconds: float = Field(default=60.0, gt=0)  # that queued work takes at most
     worker_gpus: float = Field(default=0, ge=0)  # that one worker reserves
     worker_cpus: float = Field(default=1, ge=0)
+    page: str = ""  # the farm's page, for those who look at Ray's dashboard
     end_workers: bool = False  # with the scheduler; otherwise they outlive it
 
     @property

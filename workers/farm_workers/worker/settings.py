@@ -23,6 +23,7 @@ class WorkerSettings(FarmSettings):
     drain_seconds: float = Field(default=20.0, ge=0)  # after SIGTERM, for what can be finished
     step_deadline_seconds: float = Field(default=300.0, gt=0)
     run_dir: Path | None = None  # where the pid file goes
+    log_dir: Path | None = None  # where a worker on Ray writes its log too
     trace: Path | None = None  # gets a line for each row that an engine starts, for tests
     faults: Names = ()  # planted in the engines, for tests: see farm_workers.testing.faults
     stub: bool = False  # engines that draw nothing, for measurements: testing.stub_engine
