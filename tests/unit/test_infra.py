@@ -33,7 +33,7 @@ SETTINGS = {
     for kind in (GatewaySettings, SchedulerSettings, WorkerSettings)
     for field in kind.model_fields
 }
-OTHERS = {"FARM_URL", "FARM_API_KEY", CRD}  # of the client and of a test below
+OTHERS = {"FARM_URL", "FARM_API_KEY", "FARM_LOG_FORMAT", CRD}  # of the client, logs and a test
 
 files = pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(ROOT).as_posix())
 
