@@ -25,6 +25,8 @@ TESTS = tuple(
     for name in (
         "lifecycle",
         "sessions",
+        "scheduler",
+        "placer",
         "submission",
         "deadlines",
         "rows",
@@ -54,6 +56,24 @@ class Mutant(NamedTuple):
 
 
 MUTANTS = (
+    Mutant(
+        "an older scheduler places workers while the newest does",
+        "lead.lua",
+        "  if later and tonumber(ends) > now then return 0 end\n",
+        "",
+    ),
+    Mutant(
+        "a scheduler that is gone keeps the workers for ever",
+        "lead.lua",
+        "if later and tonumber(ends) > now then",
+        "if later then",
+    ),
+    Mutant(
+        "a command replaces an operator's",
+        "set_command.lua",
+        "if ARGV[3] and before ~= ARGV[3] then return before == ARGV[2] and 1 or 0 end\n",
+        "",
+    ),
     Mutant(
         "an append forgets its piece",
         "append.lua",
