@@ -49,8 +49,9 @@ class Report(NamedTuple):
     """One run."""
 
     gpus: int
-    seconds: float  # of the virtual clock, until the last picture was stored
+    seconds: float  # of the virtual clock, until the last job ended
     backlog_until: float  # from then on some engines had nothing to do
+    submitted: int  # pictures of data sets
     tasks: int
     usage: Usage
     leases: int
@@ -84,6 +85,7 @@ class Report(NamedTuple):
         return {
             "gpus": self.gpus,
             "pictures": usage.rendered,
+            "failed": self.submitted - usage.rendered,
             "seconds": round(self.seconds, 2),
             "pictures_per_second": round(usage.rendered / self.seconds, 1),
             "busy_share": round(self.busy, 4),

@@ -53,12 +53,13 @@ class Simulation:
         self._machines: collections.Counter[int] = collections.Counter()  # so many it had, by GPU
         self._arrived: dict[str, float] = {}  # urgent jobs, and when they came
         self._passing = False  # the scheduler is in a pass
-        self._left = 0  # tasks of data sets that are not done
+        self._left: set[str] = set()  # jobs of data sets that have not ended
 
     def run(self) -> Report:
-        """Submit the data sets, and go on until they are done."""
+        """Submit the data sets, and go on until their jobs have ended."""
         plan = self.plan
-        self._left = tasks = submit_datasets(self._queue, plan.work)
+        submitted = submit_datasets(self._queue, plan.work)
+        self._left = set(submitted)
         for number, machine in enumerate(plan.fleet.machines):
             self._start_machine(number, machine, first=True)
         self._await_person()
@@ -67,14 +68,15 @@ class Simulation:
         started, before = time.perf_counter(), self._server_seconds()
         while self._left:
             if not self._events or self.now > MOST_SECONDS:
-                raise Unavailable(f"{self._left} tasks are left after {self.now:,.0f} s")
+                raise Unavailable(f"{len(self._left)} jobs are left after {self.now:,.0f} s")
             self.now, _, act, arguments = heapq.heappop(self._events)
             act(*arguments)
         return Report(
             gpus=plan.fleet.gpus,
             seconds=self.now,
             backlog_until=self._queue.backlog_until,
-            tasks=tasks,
+            tasks=sum(submitted.values()),
+            submitted=sum(plan.work.lanes.values()),
             usage=self.usage,
             leases=self._queue.leased,
             calls=dict(self._queue.calls),
@@ -181,7 +183,7 @@ class Simulation:
         for session in granted:
             gpu = self._by_session.get(session)
             if gpu is not None:  # else its worker has died, and the lease will run out
-                self._workers[gpu].take(self._queue.inbox(session, 0.01), self.now)
+                self._workers[gpu].take(self._queue.delivered(session), self.now)
                 self._plan_wake(gpu)
 
     def _plan_wake(self, gpu: int) -> None:
@@ -210,9 +212,9 @@ class Simulation:
         for task, at in done:
             lease = task.lease
             if lease.finalise:
+                self._left.discard(lease.job)
                 continue
             if lease.priority is not Priority.URGENT:
-                self._left -= 1
                 self.usage.rendered += lease.pictures
             elif came := self._arrived.pop(lease.job, None):
                 self.usage.urgent_started.append((task.started_at or at) - came)

@@ -6,8 +6,8 @@ from typing import Any
 
 import redis
 
-from farm.job import Lease, Priority
-from farm.queue import LaneBacklog, Queue
+from farm.job import Lease, Priority, Receipt
+from farm.queue import MAX_ROWS, LaneBacklog, Outcome, Queue
 from farm.queue.scripts import read_scripts
 from farm.spec import Lane
 
@@ -63,6 +63,17 @@ class VirtualQueue(Queue):
             self.granted.add(session)
             self.leased += len(leases)
         return leases
+
+    def complete_all(self, session: str, done: Sequence[tuple[Lease, Receipt]]) -> list[Outcome]:
+        outcomes = super().complete_all(session, done)
+        self.granted.add(session)  # the last task of a job brings the one that finalises it
+        return outcomes
+
+    def delivered(self, session: str) -> list[Lease]:
+        """What ``inbox`` would return, without waiting."""
+        key = f"{self._prefix}inbox:{session}"
+        popped: Any = self.client.lmpop(1, key, direction="LEFT", count=MAX_ROWS)
+        return self._leases(session, popped[1]) if popped else []
 
     def backlog(self) -> list[LaneBacklog]:
         waiting = super().backlog()

@@ -92,8 +92,8 @@ class SimulatedWorker:
     def take(self, leases: Sequence[Lease], now: float) -> None:
         """Grants come in."""
         self.advance(now)
-        self._last_grant = now
         for lease in leases:
+            self._last_grant = now
             if lease.key in self.held:
                 continue
             work = 0.0 if lease.finalise else self._work(lease)

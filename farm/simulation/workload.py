@@ -42,17 +42,17 @@ def checkpoint_of(size: str) -> str:
     return f"simulated/{size}@1"
 
 
-def submit_datasets(queue: Queue, work: Workload) -> int:
-    """Submit everything that is not urgent, in shards as data sets are; returns its tasks."""
-    submitted = 0
+def submit_datasets(queue: Queue, work: Workload) -> dict[str, int]:
+    """Submit everything that is not urgent, in shards as data sets are; job → its tasks."""
+    submitted = {}
     classes = {Priority.NORMAL: work.normal_share, Priority.BULK: 1 - work.normal_share}
     for lane, pictures in work.lanes.items():
         for priority, share in classes.items():
             each = -(-round(pictures * share) // work.tenants)
             for tenant in range(work.tenants):
                 for tasks in _jobs(lane, each, work):
-                    _submit(queue, f"tenant-{tenant}", priority, tasks)
-                    submitted += len(tasks)
+                    job = _submit(queue, f"tenant-{tenant}", priority, tasks)
+                    submitted[job] = len(tasks)
     return submitted
 
 
@@ -66,12 +66,13 @@ def _jobs(lane: Lane, pictures: int, work: Workload) -> Iterator[list[TaskDraft]
         ]
 
 
-def _submit(queue: Queue, tenant: str, priority: Priority, tasks: Sequence[TaskDraft]) -> None:
+def _submit(queue: Queue, tenant: str, priority: Priority, tasks: Sequence[TaskDraft]) -> str:
     opened = queue.open(_header(tenant, priority))
     pieces = range(0, len(tasks), MAX_ROWS)
     for number, first in enumerate(pieces):
         queue.append(opened.job, number, f"{number:064x}", tasks[first : first + MAX_ROWS])
     queue.close(opened.job, len(pieces))
+    return opened.job
 
 
 def submit_urgent(queue: Queue, work: Workload, draw: random.Random) -> str:

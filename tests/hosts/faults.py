@@ -192,7 +192,7 @@ def faults(cluster: Cluster, cuts: list[float]) -> list[Fault]:
         Fault("Ray's head killed", kill(head, "gcs_server")),
         Fault("the scheduler killed", kill(head, "farm scheduler")),
         Fault("the gateway killed", kill(head, "farm.gateway")),
-        Fault("the queue's server killed", kill(data, "appendfsync")),
+        Fault("the queue's server killed", kill(data, "-server ")),
         Fault("the store killed", kill(data, "ministack")),
         Fault("w2 loses 5 %, 50 ms late", disturb),
     ]

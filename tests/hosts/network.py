@@ -80,17 +80,22 @@ class Host:
         nsenter = shutil.which("nsenter") or "nsenter"
         return [nsenter, "-t", str(self._pid()), "-n", "-m", "-p", *words]
 
-    def run(self, words: Sequence[str], environment: Mapping[str, str], **given: object) -> str:
-        """Run a command to its end; returns what it printed."""
-        command = self.command(words, environment)
-        return subprocess.run(  # type: ignore[call-overload,no-any-return]
-            command,
-            check=True,
-            text=True,
-            stdout=subprocess.PIPE,
+    def run(self, words: Sequence[str], environment: Mapping[str, str]) -> str:
+        """Run a command to its end; returns what it printed.
+
+        Raises:
+            RuntimeError: it failed.
+        """
+        ended = subprocess.run(
+            self.command(words),
+            env=environment,
             stdin=subprocess.DEVNULL,
-            **given,
-        ).stdout
+            capture_output=True,
+            text=True,
+        )
+        if ended.returncode:
+            raise RuntimeError(f"{words[0]} on {self.name}: {ended.stderr.strip()}")
+        return ended.stdout
 
     def keep(self, name: str, words: Sequence[str], environment: Mapping[str, str]) -> None:
         """Start a process, and start it again whenever it ends, as a service manager would."""

@@ -14,7 +14,6 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from farm import logs
 from farm.cli.app import COMMANDS
 from farm.scheduler.scheduler import SchedulerSettings
 from farm.settings import GatewaySettings
@@ -34,7 +33,7 @@ SETTINGS = {
     for kind in (GatewaySettings, SchedulerSettings, WorkerSettings)
     for field in kind.model_fields
 }
-OTHERS = {"FARM_URL", "FARM_API_KEY", logs.VARIABLE, CRD}  # of the client, all processes, a test
+OTHERS = {"FARM_URL", "FARM_API_KEY", "FARM_LOG_DIR", "FARM_LOG_FORMAT", CRD}  # read elsewhere
 
 files = pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(ROOT).as_posix())
 
@@ -156,7 +155,7 @@ def test_the_parts_of_the_compose_file_belong_together() -> None:
         for volume in service.get("volumes", ()):
             source = volume.split(":")[0]
             used.add(source)
-            assert source in compose["volumes"] or (INFRA / source).is_file(), volume
+            assert source in compose["volumes"] or (INFRA / source).exists(), volume
         assert set(service.get("secrets", ())) <= set(compose["secrets"]), name
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ())), name
         if "build" in service:
@@ -173,6 +172,13 @@ def test_every_image_runs_as_a_user_of_its_own() -> None:
         instructions = re.findall(r"^([A-Z]+) (.*)$", stage, flags=re.M)
         assert ("USER", "10001") in instructions
         assert instructions[-1][0] == "CMD"
+
+
+def test_the_queues_server_lets_no_one_in_without_a_password_and_reads_its_file() -> None:
+    """Redis 7.0 replays a script's writes as the user ``default``, with that user's rights."""
+    users = (INFRA / "valkey" / "users.acl").read_text("utf-8").splitlines()
+    assert users[0] == "user default off ~* &* +@all"
+    assert all("nopass" not in user for user in users)
 
 
 def test_a_worker_may_touch_its_pictures_only() -> None:
