@@ -20,6 +20,7 @@ def inspect(
     """Show how a picture was made: its parameters, seed, numerics class and tokens. They are read
     from the file; no farm is needed."""
     try:
+        from farm.formats.credentials import told_credentials
         from farm.formats.origin import digital_source_type
         from farm.formats.picture_file import read_facts, token_bytes
     except ImportError as error:
@@ -40,6 +41,7 @@ def inspect(
             "tokens_sha256": hashlib.sha256(token_bytes(facts.tokens)).hexdigest(),
             "confidence": facts.confidence,
             "digital_source_type": digital_source_type(data),
+            "content_credentials": told_credentials(data),
             "spec": facts.spec.model_dump(mode="json"),
         }
         if as_json:

@@ -121,7 +121,7 @@ def submit(
     if "idempotency_key" not in asked.options:
         go_on_also_with("--idempotency-key", asked.own_key)
     if not files and not prompts and "embeds" not in asked.parameters.keys() | asked.sweep.names:
-        raise InvalidInput("nothing to draw", field="prompt", hint='farm submit "a red bicycle"')
+        raise InvalidInput("nothing to draw", field="prompt", hint='farm submit "a red circle"')
     source = files[0] if len(files) == 1 else "files" if files else "prompts"
     if dry_run:
         requests, options = _renders(files, prompts, reading, asked)

@@ -2,12 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
 
 from farm.export.croissant import croissant
+from farm.export.statistics import Statistics
 from farm.export.targets import write_whole
 from farm.formats.columns import FIXED, MEANINGS
 from farm.formats.manifest import ManifestRow
@@ -31,8 +32,14 @@ class CardFacts:
         self.checkpoints: set[str] = set()
         self.numerics: set[str] = set()
         self.sizes: set[str] = set()
+        self.statistics = Statistics()
 
-    def add(self, rows: Iterable[ManifestRow]) -> None:
+    def add(self, shard: str, rows: Sequence[ManifestRow]) -> None:
+        """Args:
+        shard: the file or folder that they are in.
+        rows: with their tokens.
+        """
+        self.statistics.add_shard(shard, rows)
         for row in rows:
             self.checkpoints.add(json.loads(row.spec)["checkpoint"])
             self.numerics.add(row.numerics)
@@ -93,6 +100,8 @@ def write_card(
         "from its `spec` and `index` in the same numerics class:",
         "",
         *(f"- `{one}`" for one in sorted(facts.numerics)),
+        "",
+        *facts.statistics.summary(),
         "",
         f"Columns (all of them are in `{MANIFEST}`, the first three only there):",
         "",

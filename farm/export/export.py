@@ -16,11 +16,14 @@ import pyarrow.parquet as pq
 
 from farm.errors import Conflict, FarmError
 from farm.export.card import CARD, CROISSANT, MANIFEST, PLACES, CardFacts, write_card
-from farm.export.fetched import Decode, FetchedPicture, fetched_pictures
+from farm.export.fetched import Decode, FetchedPicture, failed_rows, fetched_pictures
 from farm.export.splits import Splits
+from farm.export.statistics import STATISTICS
 from farm.export.targets import ImageFolder, ShardTarget, Target, write_whole
 from farm.formats.columns import FIXED, column_types, fixed_columns, metadata_of, typed
+from farm.formats.credentials import Sign
 from farm.formats.manifest import ManifestRow, read_part, write_part
+from farm.formats.picture_file import token_bytes
 from farm.job import SHARD_PICTURES, SHARD_PIXELS, Format
 from farm.sinks.parquet import Parquet, Tokens, hugging_face
 from farm.sinks.webdataset import Webdataset
@@ -49,9 +52,16 @@ class Plan(NamedTuple):
     license: str = "unknown"
     title: str = ""
     generation: int = 0  # of the job: a retry makes other pictures
+    signed: bool = False  # pictures get content credentials
+    where: str | None = None  # a condition on the columns
+    dedup: str | None = None
 
     def to_json(self) -> str:
-        return canonical_json({**self._asdict(), "splits": str(self.splits)})
+        told = {**self._asdict(), "splits": str(self.splits)}
+        for name in ("signed", "where", "dedup"):  # which earlier versions did not have
+            if not told[name]:
+                del told[name]
+        return canonical_json(told)
 
 
 class Exported(NamedTuple):
@@ -93,13 +103,20 @@ def begin(plan: Plan, folder: Path, *, overwrite: bool = False) -> bool:
 
 
 def _groups_of(path: Path) -> tuple[str, ...] | None:
-    """The folders with an export's groups, by its plan; None for a file of another program, which
-    may have the plan's name."""
+    """The folders with an export's groups, by its plan; None where there is none."""
     try:
-        told = json.loads(path.read_bytes())
+        return groups_of(path.read_bytes())
+    except OSError:
+        return None
+
+
+def groups_of(plan: bytes) -> tuple[str, ...] | None:
+    """The same of a plan's text; None for that of another program, which may have its name."""
+    try:
+        told = json.loads(plan)
         splits = Splits.parse(str(told["splits"]))  # a stranger may have written the names
         return splits.names if told["target"] == "imagefolder" else ("data",)
-    except (OSError, ValueError, LookupError, TypeError, FarmError):
+    except (ValueError, LookupError, TypeError, FarmError):
         return None
 
 
@@ -107,7 +124,7 @@ def _remove(folder: Path, groups: Iterable[str]) -> None:
     """Remove what an export writes, and nothing else that lies there."""
     for name in (STATE, *groups):
         shutil.rmtree(folder / name, ignore_errors=True)
-    for name in (WHOLE, CARD, CROISSANT, MANIFEST):
+    for name in (WHOLE, CARD, CROISSANT, MANIFEST, STATISTICS):
         (folder / name).unlink(missing_ok=True)
 
 
@@ -116,18 +133,18 @@ def _taken(message: str, *, overwrite: bool = True) -> Conflict:
     return Conflict(message, field="--output", hint=hint)
 
 
-def export(plan: Plan, folder: Path, decode: Decode | None) -> Exported:
+def export(plan: Plan, folder: Path, decode: Decode | None, sign: Sign | None = None) -> Exported:
     """Write the data set from what lies in ``STATE/FETCHED``.
 
     Args:
         plan: what is wanted.
         folder: made ready by ``begin``.
-        decode: as ``farm.export.fetched.as_picture`` takes it.
+        decode, sign: as ``farm.export.fetched.as_picture`` takes them.
     """
     source = folder / STATE / FETCHED
     types = column_types(metadata_of(one.row) for one in fetched_pictures(source))
     types = {name: kind for name, kind in types.items() if name not in _TAKEN}
-    target = _target(plan, types, decode)
+    target = _target(plan, types, decode, sign)
     done: dict[str, list[str]] = {name: [] for name in plan.splits.names}  # groups
     counts = dict.fromkeys(plan.splits.names, 0)
     for group in _groups(plan, fetched_pictures(source)):
@@ -139,20 +156,24 @@ def export(plan: Plan, folder: Path, decode: Decode | None) -> Exported:
         for split, names in done.items():
             _write_lines(folder, split, names, types)
     facts = _write_manifest(folder, done, types)
+    facts.statistics.add_failed(failed_rows(source))
+    write_whole(folder / STATISTICS, facts.statistics.to_json().encode())
     write_card(folder, plan.license, plan.title, facts, counts, target.pattern, types)
     write_whole(folder / WHOLE, plan.to_json().encode())
     shutil.rmtree(folder / STATE)
     return Exported(folder, sum(counts.values()), counts)
 
 
-def _target(plan: Plan, types: dict[str, pa.DataType], decode: Decode | None) -> Target:
+def _target(
+    plan: Plan, types: dict[str, pa.DataType], decode: Decode | None, sign: Sign | None
+) -> Target:
     match plan.target:
         case "imagefolder":
-            return ImageFolder(decode, plan.kind)
+            return ImageFolder(decode, plan.kind, sign)
         case "webdataset":
-            return ShardTarget(Webdataset(), decode, plan.kind)
+            return ShardTarget(Webdataset(), decode, plan.kind, sign)
         case "parquet":
-            return ShardTarget(Parquet(types), decode, plan.kind)
+            return ShardTarget(Parquet(types), decode, plan.kind, sign)
         case "tokens":
             return ShardTarget(Tokens(types), None, plan.kind)
 
@@ -188,7 +209,9 @@ def _write_group(target: Target, folder: Path, name: str, pictures: list[Fetched
         return
     if path.is_dir():  # whole, but its rows were not written
         shutil.rmtree(path)
-    write_whole(rows, write_part(target.write(path, pictures)))
+    tokens = [token_bytes(picture.facts().tokens) for picture in pictures]
+    written = zip(target.write(path, pictures), tokens, strict=True)
+    write_whole(rows, write_part(row._replace(tokens=grid) for row, grid in written))
 
 
 def _columns(row: ManifestRow, types: dict[str, pa.DataType]) -> dict[str, Any]:
@@ -223,7 +246,7 @@ def _write_manifest(
         for split, names in groups.items():
             for name in names:
                 rows = read_part(_rows_file(folder, name).read_bytes())
-                facts.add(rows)
+                facts.add(name, rows)
                 columns = [
                     {"split": split, "shard": name, "file": row.file, **_columns(row, types)}
                     for row in rows

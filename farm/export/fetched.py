@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from farm.formats.credentials import Sign
 from farm.formats.encoding import encode
 from farm.formats.manifest import ManifestRow
 from farm.formats.picture_file import EXTENSIONS, Facts, read_facts, token_bytes, token_grid
@@ -16,6 +17,7 @@ from farm.job import Format
 from farm.spec import RenderSpec, canonical_json
 
 MANIFEST = "manifest.jsonl"
+SELECTED = "selected.jsonl"  # the lines that are wanted, where not all are
 RAW_TOKENS = ".u16"  # as the sink ``tokens`` keeps them
 TOKEN_FILES = (RAW_TOKENS, f".{EXTENSIONS[Format.TOKENS]}")
 
@@ -43,16 +45,29 @@ class FetchedPicture(NamedTuple):
 
 
 def fetched_pictures(folder: Path) -> Iterator[FetchedPicture]:
-    """Those that did not fail, in the order of the manifest."""
-    with (folder / MANIFEST).open(encoding="utf-8") as lines:
+    """Those that did not fail and are wanted, in the order of the manifest."""
+    selected = folder / SELECTED
+    for told in read_manifest(selected if selected.exists() else folder / MANIFEST):
+        yield FetchedPicture(row_of(told), folder / told["file"])
+
+
+def read_manifest(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of pictures that did not fail."""
+    with path.open(encoding="utf-8") as lines:
         for line in lines:
             told = json.loads(line)
             if told["error"] is None:
-                yield FetchedPicture(_row(told), folder / told["file"])
+                yield told
+
+
+def failed_rows(folder: Path) -> Iterator[ManifestRow]:
+    """Of the pictures that could not be made."""
+    with (folder / MANIFEST).open(encoding="utf-8") as lines:
+        yield from (row_of(told) for told in map(json.loads, lines) if told["error"] is not None)
 
 
 def as_picture(
-    picture: FetchedPicture, decode: Decode | None, kind: Format
+    picture: FetchedPicture, decode: Decode | None, kind: Format, sign: Sign | None = None
 ) -> tuple[ManifestRow, bytes]:
     """The row and the bytes of a picture file; tokens are decoded to one.
 
@@ -60,13 +75,18 @@ def as_picture(
         picture: what was fetched.
         decode: makes pixels (height, width, 3) from tokens; None where there are only pictures.
         kind: the format of what is decoded.
+        sign: adds content credentials; None leaves the bytes as they are.
     """
     if not picture.is_tokens:
-        return picture.row, picture.path.read_bytes()
-    assert decode is not None
-    facts = picture.facts()
-    data = encode(decode(facts), facts, kind)
-    return _row_of(picture, EXTENSIONS[kind], data), data
+        data, extension = picture.path.read_bytes(), picture.path.suffix[1:]
+        if sign is None:
+            return picture.row, data
+    else:
+        assert decode is not None
+        facts = picture.facts()
+        data, extension = encode(decode(facts), facts, kind), EXTENSIONS[kind]
+    data = data if sign is None else sign(data)
+    return _row_of(picture, extension, data), data
 
 
 def as_tokens(picture: FetchedPicture) -> tuple[ManifestRow, bytes]:
@@ -81,7 +101,7 @@ def _row_of(picture: FetchedPicture, extension: str, data: bytes) -> ManifestRow
     return picture.row._replace(file=file, sha256=sha256, size=len(data))
 
 
-def _row(told: Mapping[str, Any]) -> ManifestRow:
+def row_of(told: Mapping[str, Any]) -> ManifestRow:
     spec = canonical_json(told["spec"])
     return ManifestRow(
         job="",  # a data set is not told from which job it came

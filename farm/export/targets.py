@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from farm.export.fetched import Decode, FetchedPicture, as_picture, as_tokens
+from farm.formats.credentials import Sign
 from farm.formats.manifest import ManifestRow
 from farm.job import Format
 from farm.sinks.layout import Layout
@@ -33,15 +34,18 @@ class ShardTarget:
     Args:
         layout: of a shard.
         decode: as ``as_picture`` takes it.
-        kind: the same.
+        kind, sign: the same.
     """
 
     folders = False
 
-    def __init__(self, layout: Layout, decode: Decode | None, kind: Format) -> None:
+    def __init__(
+        self, layout: Layout, decode: Decode | None, kind: Format, sign: Sign | None = None
+    ) -> None:
         self._layout = layout
         self._decode = decode
         self._kind = kind
+        self._sign = sign
         self.pattern = f"data/{{split}}-*{layout.suffix}"
 
     def name(self, split: str, number: int) -> str:
@@ -51,7 +55,9 @@ class ShardTarget:
         if isinstance(self._layout, Tokens):
             made = [as_tokens(picture) for picture in pictures]
         else:
-            made = [as_picture(picture, self._decode, self._kind) for picture in pictures]
+            made = [
+                as_picture(picture, self._decode, self._kind, self._sign) for picture in pictures
+            ]
         rows = [row for row, _ in made]
         write_whole(path, self._layout.pack(rows, [content for _, content in made]).data)
         return rows
@@ -62,15 +68,16 @@ class ImageFolder:
 
     Args:
         decode: as ``as_picture`` takes it.
-        kind: the same.
+        kind, sign: the same.
     """
 
     folders = True
     pattern = "{split}/**"
 
-    def __init__(self, decode: Decode | None, kind: Format) -> None:
+    def __init__(self, decode: Decode | None, kind: Format, sign: Sign | None = None) -> None:
         self._decode = decode
         self._kind = kind
+        self._sign = sign
 
     def name(self, split: str, number: int) -> str:
         return f"{split}/{number:05d}"
@@ -81,7 +88,7 @@ class ImageFolder:
         draft.mkdir(parents=True)
         rows = []
         for picture in pictures:
-            row, data = as_picture(picture, self._decode, self._kind)
+            row, data = as_picture(picture, self._decode, self._kind, self._sign)
             (draft / str(row.file)).write_bytes(data)
             rows.append(row)
         draft.replace(path)

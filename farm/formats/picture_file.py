@@ -14,7 +14,7 @@ from PIL import Image
 
 from farm.errors import InvalidInput
 from farm.job import Format
-from farm.spec import RenderSpec, Row
+from farm.spec import RenderSpec, Row, canonical_json
 
 KEYWORD = "amused-farm"  # of the PNG chunk and of the safetensors metadata
 FACTS_VERSION = 1
@@ -72,7 +72,20 @@ class Facts(NamedTuple):
         return json.dumps(facts, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
     @classmethod
-    def from_json(cls, text: str, tokens: NDArray[np.uint16] | None = None) -> "Facts":
+    def from_json(
+        cls,
+        text: str,
+        tokens: NDArray[np.uint16] | None = None,
+        expected: RenderSpec | None = None,
+    ) -> "Facts":
+        """Args:
+            text: as ``to_json`` wrote it.
+            tokens: where they do not stand in the text.
+            expected: the render that it probably is, which then need not be checked again.
+
+        Raises:
+            InvalidInput: it is damaged.
+        """
         try:
             facts = json.loads(text)
             if facts["v"] != FACTS_VERSION:
@@ -86,7 +99,7 @@ class Facts(NamedTuple):
                 if rows < 1 or columns < 1:
                     raise ValueError("a grid has rows and columns")
                 tokens = flat.reshape(rows, columns).astype(np.uint16)
-            spec = RenderSpec.model_validate_json(json.dumps(facts["spec"]))
+            spec = _spec(facts["spec"], expected)
             notes = tuple(map(str, facts.get("notes", ())))
             told = facts.get("confidence")
             confidence = None if told is None else float(told)
@@ -111,15 +124,27 @@ def token_grid(data: bytes, height: int, width: int) -> NDArray[np.uint16]:
     return flat.reshape(-1, max(round((len(flat) * width / height) ** 0.5), 1))
 
 
-def read_facts(data: bytes) -> Facts:
-    """What the farm wrote into a picture file; raises ``InvalidInput`` if it is not one."""
+def read_facts(data: bytes, expected: RenderSpec | None = None) -> Facts:
+    """What the farm wrote into a picture file; raises ``InvalidInput`` if it is not one.
+
+    Args:
+        data: of the file.
+        expected: as in ``Facts.from_json``.
+    """
     if data.startswith(b"\x89PNG"):
-        return Facts.from_json(_png_text(data))
+        return Facts.from_json(_png_text(data), expected=expected)
     if data.startswith(b"\xff\xd8\xff"):
-        return Facts.from_json(_user_comment(data, "JPEG"))
+        return Facts.from_json(_user_comment(data, "JPEG"), expected=expected)
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return Facts.from_json(_user_comment(data, "WEBP"))
-    return _token_file(data)
+        return Facts.from_json(_user_comment(data, "WEBP"), expected=expected)
+    return _token_file(data, expected)
+
+
+def _spec(told: Any, expected: RenderSpec | None) -> RenderSpec:
+    text = canonical_json(told)
+    if expected is not None and text == expected.canonical():
+        return expected
+    return RenderSpec.model_validate_json(text)
 
 
 def _png_text(data: bytes) -> str:
@@ -146,7 +171,7 @@ def _user_comment(data: bytes, kind: str) -> str:
     return comment.removeprefix(EXIF_ASCII).decode("ascii", "replace")
 
 
-def _token_file(data: bytes) -> Facts:
+def _token_file(data: bytes, expected: RenderSpec | None) -> Facts:
     try:
         tensors = safetensors.numpy.load(data)
     except (safetensors.SafetensorError, KeyError, ValueError, TypeError):
@@ -156,7 +181,7 @@ def _token_file(data: bytes) -> Facts:
     tokens = tensors.get("tokens")
     if text is None or tokens is None:
         raise _nothing_recorded()
-    return Facts.from_json(text, tokens.astype(np.uint16))
+    return Facts.from_json(text, tokens.astype(np.uint16), expected)
 
 
 def _nothing_recorded() -> InvalidInput:

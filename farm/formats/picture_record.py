@@ -62,7 +62,7 @@ class PictureRecord(NamedTuple):
             Conflict: the file is not this picture.
         """
         try:
-            facts = read_facts(data)
+            facts = read_facts(data, self.spec)
         except InvalidInput as error:
             raise Conflict(
                 f"{file} is taken by something that is not a picture of this farm: {error.message}",

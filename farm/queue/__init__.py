@@ -14,6 +14,7 @@ from farm.queue.messages import (
     LaneBacklog,
     Outcome,
     Progress,
+    Removal,
     Restored,
     Session,
     Submitted,
@@ -21,6 +22,7 @@ from farm.queue.messages import (
 )
 from farm.queue.queue import Queue
 from farm.queue.server import ServerFacts, check_server
+from farm.queue.tallies import Tallies
 from farm.queue.why import LaneQueue, WaitsFor, Why
 
 __all__ = [
@@ -38,10 +40,12 @@ __all__ = [
     "Outcome",
     "Progress",
     "Queue",
+    "Removal",
     "Restored",
     "ServerFacts",
     "Session",
     "Submitted",
+    "Tallies",
     "Verdict",
     "WaitsFor",
     "Why",

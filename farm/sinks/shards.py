@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import json
-import shutil
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +15,7 @@ from farm.job import Chunk
 from farm.sinks.layout import Layout
 from farm.sinks.parts import delete_data
 from farm.sinks.protocol import RowId, Source, StoredObject, TaskPlace
+from farm.sinks.spool import Spool
 from farm.store import Store
 
 LATE = "it was made after the shard of its task was stored without it; retry the job"
@@ -39,7 +40,7 @@ class Spot(NamedTuple):
 
 
 class Shards:
-    """Pictures wait in the folder, a file each, until their task is whole."""
+    """Pictures wait in the folder until their task is whole."""
 
     sharded = True
 
@@ -47,17 +48,15 @@ class Shards:
         self._store = store
         self._folder = folder
         self._layout = layout
+        self._opening = threading.Lock()
+        self._spools: dict[str, Spool] = {}
 
     def store_picture(self, place: TaskPlace, record: PictureRecord, data: bytes) -> ManifestRow:
         name = self._layout.file_name(record)
         row = record.stored_row(name, data)
         content = self._layout.content(row, data)
-        spool = self._spool(place)
-        with _waiting(spool):
-            spool.mkdir(parents=True, exist_ok=True)
-            draft = spool / f".{name}"
-            draft.write_bytes(content)
-            draft.replace(spool / name)
+        with self._waiting():
+            self._spool(place).add(name, content)
         return row._replace(sha256=hashlib.sha256(content).hexdigest(), size=len(content))
 
     def store_task(self, place: TaskPlace, rows: Sequence[ManifestRow]) -> Sequence[ManifestRow]:
@@ -80,7 +79,9 @@ class Shards:
         return failed + self._found(place, made, self._store.get(key))
 
     def forget(self, place: TaskPlace) -> None:
-        shutil.rmtree(self._spool(place), ignore_errors=True)
+        self._spool(place).remove()
+        with self._opening:
+            self._spools.pop(self._spool_name(place), None)
 
     def stored_pictures(
         self, place: TaskPlace, chunk: Chunk, wanted: Set[RowId]
@@ -126,15 +127,30 @@ class Shards:
     def _key(self, place: TaskPlace) -> str:
         return f"{place.data}{place.number:08d}{self._layout.suffix}"
 
-    def _spool(self, place: TaskPlace) -> Path:
-        return self._folder / f"{place.job}.{place.generation}.{place.number}"
+    def _spool(self, place: TaskPlace) -> Spool:
+        name = self._spool_name(place)
+        with self._opening:
+            return self._spools.setdefault(name, Spool(self._folder / name))
+
+    @staticmethod
+    def _spool_name(place: TaskPlace) -> str:
+        return f"{place.job}.{place.generation}.{place.number}"
 
     def _spooled(self, place: TaskPlace, rows: Sequence[ManifestRow]) -> list[bytes] | None:
         """The rows' contents; None if some came from the store, where the shard then is."""
-        spool = self._spool(place)
-        with _waiting(spool), contextlib.suppress(FileNotFoundError):
-            return [(spool / str(row.file)).read_bytes() for row in rows]
-        return None
+        with self._waiting():
+            found = self._spool(place).read()
+        names = [str(row.file) for row in rows]
+        return [found[name] for name in names] if found.keys() >= set(names) else None
+
+    @contextlib.contextmanager
+    def _waiting(self) -> Iterator[None]:
+        """A full disk is a store that fails: it is asked again until there is room."""
+        try:
+            yield
+        except OSError as error:
+            message = f"pictures cannot wait in {self._folder}: {error.strerror or error}"
+            raise StoreError(message) from error
 
     def _found(
         self, place: TaskPlace, made: Sequence[ManifestRow], data: bytes
@@ -165,13 +181,3 @@ class Shards:
                 name = self._layout.file_name(record)
                 spot = Spot(key, one.offset, name, len(data), sha256)
                 yield record.row_of(str(spot), one.facts, one.content)
-
-
-@contextlib.contextmanager
-def _waiting(spool: Path) -> Iterator[None]:
-    """A full disk is a store that fails: it is asked again until there is room."""
-    try:
-        yield
-    except OSError as error:
-        message = f"pictures cannot wait in {spool}: {error.strerror or error}"
-        raise StoreError(message) from error

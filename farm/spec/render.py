@@ -1,6 +1,7 @@
 """A resolved render: frozen, complete, and the same JSON for the same render."""
 
 import enum
+import functools
 import hashlib
 import json
 from collections.abc import Iterator
@@ -87,11 +88,22 @@ class RenderSpec(BaseModel):
             del told["adapters"]
         return told
 
+    def __copy__(self) -> Self:
+        """Without what is derived: ``model_copy`` changes what it copies."""
+        copied = super().__copy__()
+        for name in ("_canonical", "sha256"):
+            copied.__dict__.pop(name, None)
+        return copied
+
     def canonical(self) -> str:
         """Canonical JSON: keys sorted, no spaces, UTF-8."""
+        return self._canonical
+
+    @functools.cached_property
+    def _canonical(self) -> str:
         return canonical_json(self.model_dump(mode="json"))
 
-    @property
+    @functools.cached_property
     def sha256(self) -> str:
         return hashlib.sha256(self.canonical().encode()).hexdigest()
 

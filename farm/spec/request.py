@@ -138,7 +138,7 @@ class RenderRequest(RenderFields):
             raise InvalidInput(
                 f"a render is an object, not {type(data).__name__}",
                 field="render",
-                hint='for example {"prompt": "a red bicycle"}',
+                hint='for example {"prompt": "a red circle"}',
             )
         try:
             return cls.model_validate(dict(data))

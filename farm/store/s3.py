@@ -1,18 +1,12 @@
 """A store in an S3 bucket."""
 
-import base64
 import contextlib
-import hashlib
 import random
 import re
 import time
 from collections.abc import Iterator
-from typing import Any
 from urllib.parse import quote
 
-import boto3
-import botocore.session
-from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
@@ -26,37 +20,29 @@ from botocore.exceptions import (
     TokenRetrievalError,
 )
 from botocore.exceptions import ConnectionError as ConnectFailed
-from botocore.loaders import create_loader
 from urllib3.exceptions import HTTPError
 
 from farm.addresses import masked, without_secrets
-from farm.errors import InvalidInput, NotFound, StoreError
+from farm.errors import NotFound, StoreError
+from farm.store.multipart import LARGE_BYTES, TAKEN, UNKNOWN, Multipart, content_md5
 from farm.store.probing import probe
 from farm.store.protocol import STREAM_BYTES, ListedObject, check_key, check_prefix, whole_range
+from farm.store.s3_client import EXPIRED, WRONG, S3Client, error_code
 
-MAX_CONNECTIONS = 32
-CONNECT_SECONDS = 5
-READ_SECONDS = 20  # of silence; a dead connection costs that much before the next attempt
-PAGE_KEYS = 1000  # of a list; the most that S3 gives at once
-ATTEMPTS = 10  # botocore waits up to 0.05, 0.1 … 12.8 s between them, but 1, 2 … 20 s if overloaded
 RACE_ATTEMPTS = 8  # of a PUT that met another one of the same key under way
 BODY_ATTEMPTS = 4  # of a body that broke off; botocore repeats requests, not bodies
 
-_LOADER = create_loader()  # shared: reading boto3's own files takes a fifth of a second
-
 _MISSING = {"NoSuchKey", "NotFound", "404"}
-_TAKEN = {"PreconditionFailed", "412"}
-_RACING = {"ConditionalRequestConflict", "OperationAborted", "409"}
-_WRONG = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "AuthFailure"}
-_EXPIRED = {"ExpiredToken", "ExpiredTokenException", "InvalidToken", "TokenRefreshRequired"}
+# The last: an upload in parts was completed by a request whose answer was lost.
+_RACING = {"ConditionalRequestConflict", "OperationAborted", "409", "NoSuchUpload"}
 _REFUSED = {"AccessDenied", "AllAccessDisabled", "AccountProblem", "403"}
 _OVERLOADED = {"SlowDown", "ServiceUnavailable", "Throttling", "RequestLimitExceeded", "503"}
 _FULL = {"QuotaExceeded", "XMinioStorageFull", "InsufficientStorage", "507"}
-_UNKNOWN = {"NotImplemented", "501"}
 
 
 class S3Store:
-    """Objects appear by a PUT with ``If-None-Match: *``."""
+    """Objects appear by a request with ``If-None-Match: *``: a PUT, or the last one of an upload in
+    parts."""
 
     def __init__(
         self,
@@ -73,43 +59,20 @@ class S3Store:
         query = "&".join(f"{name}={quote(value, safe=':/')}" for name, value in options if value)
         self.url = f"s3://{bucket}/{self._prefix}".rstrip("/") + (query and f"?{query}")
         with self._errors("reach"):
-            core = botocore.session.get_session()
-            core.register_component("data_loader", _LOADER)
-            session = boto3.session.Session(botocore_session=core)
-            self._client: Any = session.client(
-                "s3",
-                endpoint_url=endpoint_url,
-                region_name=region or session.region_name or "us-east-1",
-                config=Config(
-                    signature_version="s3v4",
-                    max_pool_connections=MAX_CONNECTIONS,
-                    connect_timeout=CONNECT_SECONDS,
-                    read_timeout=READ_SECONDS,
-                    retries={"mode": "standard", "total_max_attempts": attempts or ATTEMPTS},
-                    # Other stores refuse the checksums that boto3 adds by itself; the signature
-                    # covers the body's sha256 anyway.
-                    request_checksum_calculation="when_required",
-                    response_checksum_validation="when_required",
-                ),
-            )
-            self._client.meta.events.register_last("before-call.s3", _without_expect)
-            _check_credentials(session.get_credentials())
+            self._client = S3Client(endpoint_url, region, attempts)
+        self._multipart = Multipart(self._client, bucket)
 
     def put(self, key: str, data: bytes, *, content_type: str = "application/octet-stream") -> bool:
         name = self._name(key)
-        # Some servers keep what has arrived when a connection breaks off; with this they refuse.
-        digest = base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
         for attempt in range(1, RACE_ATTEMPTS + 1):
             try:
                 with self._errors(f"write {key} to"):
-                    self._client.put_object(
-                        Bucket=self._bucket,
-                        Key=name,
-                        Body=data,
-                        ContentType=content_type,
-                        ContentMD5=digest,
-                        IfNoneMatch="*",
-                    )
+                    if len(data) < LARGE_BYTES or not self._multipart.writes_once(self._prefix):
+                        self._put_whole(name, data, content_type)
+                    elif self.size(key) is None:  # else it is not sent for nothing
+                        self._multipart.put(name, data, content_type)
+                    else:
+                        return False
                 return True
             except _Taken:
                 return False
@@ -118,6 +81,17 @@ class S3Store:
                     raise
                 time.sleep(random.random() * 0.05 * 2**attempt)
         raise AssertionError("the last attempt returns or raises")
+
+    def _put_whole(self, name: str, data: bytes, content_type: str) -> None:
+        self._client.call(
+            "put_object",
+            Bucket=self._bucket,
+            Key=name,
+            Body=data,
+            ContentType=content_type,
+            ContentMD5=content_md5(data),
+            IfNoneMatch="*",
+        )
 
     def get(self, key: str) -> bytes:
         return self._get(key)
@@ -142,7 +116,8 @@ class S3Store:
     def _stream(self, key: str, **options: str) -> Iterator[bytes]:
         name = self._name(key)
         with self._errors(f"read {key} from", key):
-            body = self._client.get_object(Bucket=self._bucket, Key=name, **options)["Body"]
+            found = self._client.call("get_object", Bucket=self._bucket, Key=name, **options)
+            body = found["Body"]
             with contextlib.closing(body):
                 yield from body.iter_chunks(STREAM_BYTES)
 
@@ -150,7 +125,7 @@ class S3Store:
         name = self._name(key)
         try:
             with self._errors(f"look up {key} in", key):
-                found = self._client.head_object(Bucket=self._bucket, Key=name)
+                found = self._client.call("head_object", Bucket=self._bucket, Key=name)
                 return int(found["ContentLength"])
         except NotFound:
             return None
@@ -158,30 +133,21 @@ class S3Store:
     def list(self, prefix: str) -> Iterator[ListedObject]:
         check_prefix(prefix)
         with self._errors("list"):
-            pages = self._client.get_paginator("list_objects_v2").paginate(
-                Bucket=self._bucket,
-                Prefix=self._prefix + prefix,
-                PaginationConfig={"PageSize": PAGE_KEYS},
-            )
-            for page in pages:
+            for page in self._client.pages(Bucket=self._bucket, Prefix=self._prefix + prefix):
                 for found in page.get("Contents", ()):
                     yield ListedObject(found["Key"][len(self._prefix) :], found["Size"])
 
     def delete(self, key: str) -> None:
         name = self._name(key)
         with contextlib.suppress(NotFound), self._errors(f"delete {key} from", key):
-            self._client.delete_object(Bucket=self._bucket, Key=name)
+            self._client.call("delete_object", Bucket=self._bucket, Key=name)
 
     def signed_url(self, key: str, *, seconds: int, filename: str | None = None) -> str | None:
         parameters = {"Bucket": self._bucket, "Key": self._name(key)}
         if filename is not None:
             parameters["ResponseContentDisposition"] = _disposition(filename)
         with self._errors(f"sign a link to {key} in"):
-            return str(
-                self._client.generate_presigned_url(
-                    "get_object", Params=parameters, ExpiresIn=seconds
-                )
-            )
+            return self._client.signed_url("get_object", parameters, seconds)
 
     def probe(self, writers: int = 16) -> None:
         probe(self, writers)
@@ -223,14 +189,14 @@ class S3Store:
 
     @property
     def _address(self) -> str:
-        return without_secrets(str(self._client.meta.endpoint_url))
+        return without_secrets(self._client.endpoint_url)
 
     def _explain(self, what: str, key: str | None, error: ClientError) -> Exception:
-        code = str(error.response.get("Error", {}).get("Code", ""))
+        code = error_code(error)
         failed = f"cannot {what} {self.url}"
         if code in _MISSING and key is not None:
             return NotFound(f"no object {key} in the store")
-        if code in _TAKEN:
+        if code in TAKEN:
             return _Taken(f"{failed}: the key is taken")
         if code in _RACING:
             return _Racing(f"{failed}: other writers of the same key keep interfering")
@@ -239,10 +205,10 @@ class S3Store:
         if code == "NoSuchBucket":
             reason = f"there is no bucket {self._bucket!r} at {self._address}"
             hint = "make the bucket, or correct the store's URL"
-        elif code in _WRONG:
+        elif code in WRONG:
             reason = f"the credentials are wrong ({code})"
             hint = "correct AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-        elif code in _EXPIRED:
+        elif code in EXPIRED:
             reason, hint = f"the credentials have expired ({code})", "renew them"
         elif code in _REFUSED:
             reason = f"these credentials do not allow it ({code})"
@@ -253,7 +219,7 @@ class S3Store:
             reason, hint = f"it is overloaded ({code})", "the farm tries again later"
         elif code in _FULL:
             reason, hint = f"it is full ({code})", "free some space, or raise the quota"
-        elif code in _UNKNOWN:
+        elif code in UNKNOWN:
             reason = f"the server cannot do it ({code})"
             hint = "use a store that honours If-None-Match, such as AWS S3, Ceph or MinIO"
         return StoreError(f"{failed}: {reason}", hint=hint)
@@ -269,31 +235,6 @@ class _Racing(StoreError):
 
 class _BrokeOff(StoreError):
     """The connection ended in the middle of a body."""
-
-
-def _check_credentials(found: Any) -> None:
-    """A line end that came along from a file makes signatures wrong, and headers impossible."""
-    if found is None:
-        return
-    kept = found.get_frozen_credentials()
-    for name, value in (
-        ("AWS_ACCESS_KEY_ID", kept.access_key),
-        ("AWS_SECRET_ACCESS_KEY", kept.secret_key),
-        ("AWS_SESSION_TOKEN", kept.token or ""),
-    ):
-        if value.split() != ([value] if value else []):
-            raise InvalidInput(
-                "has a space or a line end in it", field=name, hint="copy it again, without those"
-            )
-
-
-def _without_expect(params: dict[str, Any], **_: object) -> None:
-    """Send a body without waiting to be asked for it.
-
-    While botocore waits for "100 Continue" it reads for ever, at full speed, if the connection ends
-    within that reply's headers, and takes an empty object's for the next one's (issue 3755).
-    """
-    params["headers"].pop("Expect", None)
 
 
 def _disposition(filename: str) -> str:

@@ -1,9 +1,11 @@
 """Jobs as data sets, read by the libraries that others wrote."""
 
+import hashlib
 import json
 import os
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,11 +16,14 @@ import mlcroissant
 import pyarrow.parquet as pq
 import pytest
 import webdataset
+from certificates import signing_pair
 from harness import Gateway, until
 
 from farm.cli.app import run
+from farm.errors import InvalidInput
 from farm.export.export import STATE
 from farm.export.splits import Splits
+from farm.formats.credentials import told_credentials
 from farm.formats.picture_file import read_facts, token_bytes
 from farm_client import Farm, Job
 from workers import Workers
@@ -182,6 +187,43 @@ def test_croissant_validates_and_gives_the_rows(
     card = (out / "README.md").read_text()
     assert card.startswith("---\nlicense: cc0-1.0\n")
     assert "| `Category` | string | the user's own |" in card
+    told = json.loads((out / "statistics.json").read_text())
+    (lane,) = told["lanes"].values()
+    assert (lane["pictures"], lane["failed"]) == (PICTURES, 0)
+    assert {one["shard"] for one in told["shards"]} == {row["shard"] for row in manifest}
+    assert all(one["token_entropy"] > 1 for one in told["shards"])
+
+
+@pytest.mark.parametrize("kind", ["webdataset", "imagefolder"])
+def test_a_signed_export_has_content_credentials_and_the_job_keeps_its_bytes(
+    gateway: Gateway,
+    workers: Workers,
+    farm: Farm,
+    kind: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    workers.start()
+    job = submit(gateway, farm)
+    chain, key = signing_pair(tmp_path)
+    flags = ["--sign", "--certificate", str(chain), "--key", str(key)]
+    out = export(job, tmp_path / "out", kind, *flags)
+    rows = pq.read_table(out / "manifest.parquet").to_pylist()
+    assert len(rows) == PICTURES
+    for row in rows:
+        path = out / row["shard"]
+        if kind == "imagefolder":
+            data = (path / row["file"]).read_bytes()
+        else:
+            with tarfile.open(path) as archive:
+                data = archive.extractfile(row["file"]).read()  # type: ignore[union-attr]
+        assert told_credentials(data) == "valid, signed by signer"
+        assert hashlib.sha256(data).hexdigest() == row["sha256"]
+        assert read_facts(data).spec.prompt == row["prompt"]
+    assert job.verify().differences == ()
+    unsigned = ["export", job.id, "-o", str(tmp_path / "other"), "--as", kind, "--sign"]
+    assert run(unsigned) == InvalidInput.exit_code
+    assert "needs a certificate" in capsys.readouterr().err
 
 
 def test_an_export_that_was_killed_goes_on_and_gives_the_same_bytes(
@@ -227,6 +269,28 @@ def test_a_folder_that_holds_something_else_is_refused(
     for flags in ([], ["--overwrite"]):
         assert run(["export", job.id, "-o", str(mine), "--as", "parquet", *flags]) != 0
     assert (mine / "notes.txt").read_text() == "mine"
+
+
+def test_an_export_to_a_store_is_the_one_to_a_folder(
+    gateway: Gateway,
+    workers: Workers,
+    farm: Farm,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("FARM_DATA", str(tmp_path / "mine"))
+    workers.start()
+    job = submit(gateway, farm)
+    expected = files(export(job, tmp_path / "out", "webdataset"))
+    place = (tmp_path / "store").as_uri()
+    flags = ["export", job.id, "-o", place, "--as", "webdataset", "--shard-size", "7"]
+    assert run(flags) == 0
+    assert files(tmp_path / "store") == expected
+    assert capsys.readouterr().out.splitlines()[-1] == place
+    assert not list((tmp_path / "mine" / "exports").iterdir()), "what was written first has gone"
+    assert run(flags) == 0
+    assert "is whole already" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["train", "train=x", "a=0.5,a=0.5", "a=0.5", "a=2", "A b=1", "=1"])

@@ -1,4 +1,5 @@
-"""Both stores: a folder, and a bucket of ministack or of the server that FARM_TEST_S3 names."""
+"""The stores: a folder, a bucket of ministack or of the server that FARM_TEST_S3 names, and one of
+Ceph's object gateway where its packages are installed."""
 
 import copy
 import itertools
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import boto3
 import pytest
-from s3_servers import StubS3, ministack
+from s3_servers import StubS3, ceph, ceph_is_installed, ministack
 
 from farm.store import Store, open_store
 from farm.store.s3 import S3Store
@@ -58,15 +59,46 @@ def bucket(s3_address: str) -> S3Store:
     return S3Store(BUCKET, endpoint_url=s3_address)
 
 
-@pytest.fixture(params=["local", "s3"])
+@pytest.fixture(scope="session")
+def ceph_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the gateway's configuration."""
+    if not ceph_is_installed():
+        pytest.skip("Ceph is not installed; tools/ceph.sh names its packages")
+    return tmp_path_factory.mktemp("ceph")
+
+
+@pytest.fixture(scope="session")
+def ceph_address(ceph_folder: Path, _aws_environment: None) -> Iterator[str]:
+    with ceph(ceph_folder) as address:
+        boto3.client(
+            "s3",
+            endpoint_url=address,
+            region_name="us-east-1",
+            aws_access_key_id="test",
+            aws_secret_access_key="testsecret",
+        ).create_bucket(Bucket=BUCKET)
+        yield address
+
+
+@pytest.fixture(scope="session")
+def ceph_bucket(ceph_address: str) -> S3Store:
+    return S3Store(BUCKET, endpoint_url=ceph_address)
+
+
+@pytest.fixture(params=["local", "s3", pytest.param("ceph", marks=pytest.mark.xdist_group("ceph"))])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     """An empty store."""
-    if request.param == "local":
-        return open_store(str(tmp_path / "store"))
-    store = copy.copy(request.getfixturevalue("bucket"))
+    match request.param:
+        case "local":
+            return open_store(str(tmp_path / "store"))
+        case "s3":
+            bucket = request.getfixturevalue("bucket")
+        case _:
+            bucket = request.getfixturevalue("ceph_bucket")
+    store = copy.copy(bucket)
     prefix = f"{os.getpid()}-{os.urandom(4).hex()}-{next(_numbers)}"
     store._prefix = f"{prefix}/"
-    store.url = store.url.replace(BUCKET, f"{BUCKET}/{prefix}")
+    store.url = store.url.replace(BUCKET, f"{BUCKET}/{prefix}", 1)
     return store
 
 

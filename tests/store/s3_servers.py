@@ -1,7 +1,9 @@
-"""S3 servers for tests: ministack in a process, and a stub that fails in the ways it is told to."""
+"""S3 servers for tests: ministack in a process, Ceph's object gateway, and a stub that fails in the
+ways it is told to."""
 
 import contextlib
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -46,6 +48,42 @@ def ministack(folder: Path) -> Iterator[str]:
         yield address
     finally:
         process.kill()
+        process.wait()
+
+
+CEPH = Path(__file__).parents[2] / "tools" / "ceph.sh"
+CEPH_SECONDS = 120  # until it answers; 15 where nothing else runs
+
+
+def ceph_is_installed() -> bool:
+    return all(map(shutil.which, ("radosgw", "radosgw-admin", "ceph-mon", "ceph-osd", "setpriv")))
+
+
+@contextlib.contextmanager
+def ceph(folder: Path) -> Iterator[str]:
+    """The address of a gateway on a free port; it ends with this process, however that ends."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(2)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        port, monitor_port = (one.getsockname()[1] for one in sockets)
+    command = ["setpriv", "--pdeathsig", "TERM", str(CEPH), str(port), str(monitor_port)]
+    with (folder / "ceph.log").open("wb") as log:
+        process = subprocess.Popen([*command, str(folder)], stdout=log, stderr=log)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + CEPH_SECONDS
+        while True:
+            try:
+                urllib.request.urlopen(address, timeout=5).close()
+                break
+            except OSError:
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise RuntimeError((folder / "ceph.log").read_text()) from None
+                time.sleep(0.1)
+        yield address
+    finally:
+        process.terminate()
         process.wait()
 
 

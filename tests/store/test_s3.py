@@ -4,12 +4,17 @@ import os
 import socket
 import threading
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+import boto3
 import pytest
+from botocore.exceptions import EndpointConnectionError
 from s3_servers import Answer, StubS3
 
 from farm.errors import StoreError
-from farm.store import Store, open_store, s3
+from farm.store import Store, multipart, open_store, s3, s3_client
+from farm.store.s3_client import S3Client
 
 
 def _open(stub: StubS3, prefix: str = "") -> Store:
@@ -22,7 +27,7 @@ def _always(status: int, code: str) -> Callable[[str, str], Answer]:
 
 @pytest.fixture
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(s3, "ATTEMPTS", 1)
+    monkeypatch.setattr(s3_client, "ATTEMPTS", 1)
 
 
 @pytest.mark.parametrize(
@@ -134,6 +139,88 @@ def test_missing_credentials_are_named(stub: StubS3, monkeypatch: pytest.MonkeyP
     with pytest.raises(StoreError, match="there are no credentials") as caught:
         _open(stub).put("key", b"x")
     assert "AWS_ACCESS_KEY_ID" in (caught.value.hint or "")
+
+
+def _write_credentials(path: Path, key: str) -> None:
+    text = f"[default]\naws_access_key_id = {key}\naws_secret_access_key = secret\n"
+    draft = path.with_suffix(".part")
+    draft.write_text(text)
+    draft.replace(path)
+
+
+def test_credentials_that_were_replaced_are_used_from_then_on(
+    stub: StubS3, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    _write_credentials(tmp_path / "credentials", "old")
+    store = _open(stub)
+    assert store.put("key", b"x")
+
+    def refuse_old(method: str, path: str) -> Answer | None:
+        known = "Credential=new/" in stub.requests[-1][2]["authorization"]
+        return None if known else Answer(400, "ExpiredToken")
+
+    stub.rule = refuse_old
+    with pytest.raises(StoreError, match="credentials have expired"):
+        store.get("key")
+    _write_credentials(tmp_path / "credentials", "new")
+    asked = len(stub.requests)
+    assert store.get("key") == b"x"
+    assert store.put("other", b"y")
+    assert len(stub.requests) - asked == 3, "one refusal, then two calls"
+
+
+def test_a_large_object_travels_in_parts_where_those_are_written_once(
+    s3_address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The entity tag of an upload in parts ends with their number."""
+    monkeypatch.setattr(s3, "LARGE_BYTES", multipart.PART_BYTES + 1)
+    data = os.urandom(multipart.PART_BYTES + 1)
+    client = boto3.client("s3", endpoint_url=s3_address, region_name="us-east-1")
+    call = S3Client.call
+    for honoured in (True, False):
+
+        def without_condition(
+            self: S3Client, operation: str, *, honoured: bool = honoured, **given: Any
+        ) -> Any:
+            if operation == "complete_multipart_upload" and not honoured:
+                del given["IfNoneMatch"]
+            return call(self, operation, **given)
+
+        monkeypatch.setattr(S3Client, "call", without_condition)
+        prefix = f"parts-{os.urandom(8).hex()}"
+        store = open_store(f"s3://farm-test/{prefix}?endpoint_url={s3_address}")
+        assert store.put("large", data, content_type="image/png")
+        assert not store.put("large", data)
+        assert store.get("large") == data
+        found = client.head_object(Bucket="farm-test", Key=f"{prefix}/large")
+        assert found["ETag"].endswith('-2"') is honoured
+        assert found["ContentType"] == "image/png"
+        assert [one.key for one in store.list("")] == ["large"]
+
+
+def test_a_part_that_fails_leaves_neither_object_nor_upload(
+    s3_address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3, "LARGE_BYTES", multipart.PART_BYTES + 1)
+    call = S3Client.call
+
+    def fail_second(self: S3Client, operation: str, **given: Any) -> Any:
+        if given.get("PartNumber") == 2:
+            raise EndpointConnectionError(endpoint_url=s3_address)
+        return call(self, operation, **given)
+
+    monkeypatch.setattr(S3Client, "call", fail_second)
+    prefix = f"parts-{os.urandom(8).hex()}"
+    store = open_store(f"s3://farm-test/{prefix}?endpoint_url={s3_address}")
+    with pytest.raises(StoreError, match="does not answer"):
+        store.put("large", bytes(multipart.PART_BYTES + 1))
+    assert list(store.list("")) == []
+    client = boto3.client("s3", endpoint_url=s3_address, region_name="us-east-1")
+    left = client.list_multipart_uploads(Bucket="farm-test").get("Uploads", [])
+    assert not [one for one in left if one["Key"].startswith(prefix)]
 
 
 def test_an_unknown_profile_is_named(stub: StubS3, monkeypatch: pytest.MonkeyPatch) -> None:

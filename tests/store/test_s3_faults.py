@@ -14,7 +14,7 @@ from test_publisher import PART, Bench
 
 from farm.errors import StoreError
 from farm.formats.manifest import read_part
-from farm.store import Store, open_store, s3
+from farm.store import Store, open_store, s3_client
 from farm_workers.publisher.publisher import Publisher
 
 
@@ -129,7 +129,7 @@ def test_other_calls_are_repeated_too(near: Store, far: Store, proxy: FaultProxy
 def test_a_list_that_breaks_off_names_every_object_once(
     near: Store, far: Store, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(s3, "PAGE_KEYS", 5)
+    monkeypatch.setattr(s3_client, "PAGE_KEYS", 5)
     names = [f"key-{number:02d}" for number in range(12)]
     for name in names:
         near.put(name, b"")
@@ -158,7 +158,7 @@ def test_a_server_that_stays_away_is_named(proxy: FaultProxy, prefix: str) -> No
 def test_a_server_that_falls_silent_is_given_up_in_time(
     proxy: FaultProxy, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(s3, "READ_SECONDS", 0.3)
+    monkeypatch.setattr(s3_client, "READ_SECONDS", 0.3)
     store = open_store(f"s3://farm-test/{prefix}?endpoint_url=http://{proxy.address}", attempts=2)
     store.put("before", b"x")
     with proxy.failing(proxy.black_hole):

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from farm.errors import InvalidInput, NotFound, StoreError
-from farm.store import ListedObject, Store, open_store, s3
+from farm.store import ListedObject, Store, open_store, s3, s3_client
 from farm.store.protocol import MAX_KEY, STREAM_BYTES
 
 
@@ -63,6 +63,18 @@ def test_one_of_sixteen_writers_wins(store: Store, size: int) -> None:
         assert store.get(f"race/{race}") == bytes([won.index(True)]) * size
 
 
+def test_a_large_object_is_written_once_too(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In parts, where the server lets one of several such uploads win."""
+    monkeypatch.setattr(s3, "LARGE_BYTES", 6 * 2**20)
+    data = [bytes([number]) * 12 * 2**20 for number in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        won = list(pool.map(lambda one: store.put("large", one), data))
+    assert won.count(True) == 1
+    assert store.get("large") == data[won.index(True)]
+    assert not store.put("large", data[0])
+    assert [entry.key for entry in store.list("")] == ["large"]
+
+
 def test_what_is_not_there_is_not_found(store: Store) -> None:
     for call in (store.get, lambda key: list(store.stream(key))):
         with pytest.raises(NotFound):
@@ -107,7 +119,7 @@ def test_a_list_is_in_the_order_of_the_keys_bytes(store: Store) -> None:
 
 
 def test_a_list_has_no_end_at_the_first_page(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(s3, "PAGE_KEYS", 10)
+    monkeypatch.setattr(s3_client, "PAGE_KEYS", 10)
     keys = [f"many/{number:05d}" for number in range(35)]
     for key in keys:
         assert store.put(key, b"")

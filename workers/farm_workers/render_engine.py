@@ -2,7 +2,7 @@
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +43,28 @@ class RowResult(Protocol):
     def numerics(self) -> str: ...  # class of the row: the width of its tile is a part of it
 
 
+class RowPreview(Protocol):
+    """A row half way: what its picture would be if it ended now."""
+
+    @property
+    def step(self) -> int: ...  # after which it looks so
+    @property
+    def steps(self) -> int: ...
+    @property
+    def pixels(self) -> NDArray[np.uint8]: ...  # (height, width, 3)
+    @property
+    def confidence(self) -> float: ...
+
+
+class Usage(NamedTuple):
+    """What an engine has done since it was loaded."""
+
+    steps: int = 0  # of tiles
+    busy: int = 0  # half-slots with a row in them, summed over the steps
+    computed: int = 0  # half-slots that were computed, likewise
+    memory: Mapping[str, int] = MappingProxyType({})  # of a GPU, bytes: used, reserved, total
+
+
 class RenderEngine(Protocol):
     """``Engine``, or what stands in for it or around it in tests."""
 
@@ -50,6 +72,9 @@ class RenderEngine(Protocol):
 
     @property
     def idle(self) -> bool: ...
+
+    @property
+    def usage(self) -> Usage: ...
 
     def room(self, lane: Lane) -> int:
         """Rows that can be added now."""
@@ -80,3 +105,6 @@ class RenderEngine(Protocol):
 
     def cancel(self, keys: Iterable[Hashable]) -> None:
         """Drop the rows of these keys."""
+
+    def preview(self, key: Hashable, index: int) -> RowPreview | None:
+        """A row after its last step; None where it has not begun or is finished."""

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 
 from farm_workers.publisher.messages import (
     Alive,
@@ -49,7 +50,7 @@ class ProcessPipe:
     def pid(self) -> int:
         return self._process.pid
 
-    def receive(self) -> Ready | Stored | NotStored | None:
+    def receive(self) -> list[Ready | Stored | NotStored] | None:
         """What the process says next; None when it has ended or is silent for too long."""
         silent = 0  # seconds of looking, so that a pause of this process is not taken for one of it
         with contextlib.suppress(EOFError, OSError):
@@ -57,21 +58,20 @@ class ProcessPipe:
                 if not self._connection.poll(1.0):
                     silent += 1
                     continue
-                answer: Alive | Ready | Stored | NotStored = self._connection.recv()
-                if not isinstance(answer, Alive):
+                told: list[Alive | Ready | Stored | NotStored] = self._connection.recv()
+                if answers := [one for one in told if not isinstance(one, Alive)]:
                     self._ready = True
-                    return answer
+                    return answers
                 silent = 0
         return None
 
-    def send(self, item: PendingUpload | Notice) -> None:
+    def send(self, items: Sequence[PendingUpload | Notice]) -> None:
         """Raises ``OSError`` when the process has ended."""
-        if not isinstance(item, PendingUpload):
-            self._connection.send(item)
-            return
-        self._connection.send(item.work)
-        if item.pixels is not None:
-            self._connection.send_bytes(item.pixels)
+        told = [item.work if isinstance(item, PendingUpload) else item for item in items]
+        self._connection.send(told)
+        for item in items:
+            if isinstance(item, PendingUpload) and item.pixels is not None:
+                self._connection.send_bytes(item.pixels)
 
     def kill(self) -> None:
         self._process.kill()

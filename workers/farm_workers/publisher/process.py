@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
@@ -21,10 +21,9 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from farm import logs
 from farm.errors import FarmError, NotFound, StoreError
 from farm.formats.encoding import encode
-from farm.formats.manifest import ManifestRow
-from farm.job import Receipt
 from farm.sinks.early import forget_early, store_early
 from farm.sinks.parts import store_part
 from farm.sinks.protocol import TaskPlace
@@ -79,15 +78,29 @@ class PublisherProcess:
 
     def run(self) -> None:
         """Serve until the worker closes the connection or is gone."""
-        self._connection.send(Ready())
+        self._connection.send([Ready()])
         threading.Thread(target=self._show_life, name="alive", daemon=True).start()
         while True:
-            message = self._connection.recv()
-            pixels = None
-            if isinstance(message, StorePicture) and message.shape is not None:
-                pixels = np.frombuffer(self._connection.recv_bytes(), np.uint8)
-                pixels = pixels.reshape(message.shape)
-            self._take(message, pixels)
+            light: dict[int, list[StorePicture]] = {}  # by task: one must not wait for another
+            for message in self._connection.recv():
+                pixels = None
+                if isinstance(message, StorePicture) and message.shape is not None:
+                    pixels = np.frombuffer(self._connection.recv_bytes(), np.uint8)
+                    pixels = pixels.reshape(message.shape)
+                self._note(message)
+                if isinstance(message, StorePicture) and self._is_light(message):
+                    light.setdefault(message.task, []).append(message)
+                else:
+                    self._take(message, pixels)
+            for works in light.values():
+                self._pool.submit(self._serve, [(work, None) for work in works])
+
+    def _is_light(self, work: StorePicture) -> bool:
+        """Whether it takes less time than a thread needs to wake: there is nothing to compress, and
+        no store to wait for."""
+        with contextlib.suppress(FarmError):  # an unknown sink is for the answer to tell
+            return work.shape is None and self._sinks.get(work.place.sink).sharded
+        return False
 
     def _show_life(self) -> None:
         """A process that was stopped says nothing, and is replaced."""
@@ -95,9 +108,10 @@ class PublisherProcess:
             while True:
                 time.sleep(ALIVE_SECONDS)
                 with self._answering:
-                    self._connection.send(Alive())
+                    self._connection.send([Alive()])
 
-    def _take(self, message: Message, pixels: NDArray[np.uint8] | None) -> None:
+    def _note(self, message: Message) -> None:
+        """Which tasks the worker holds, and until when."""
         with self._changed:
             if isinstance(message, Drop):  # the last message that names the task
                 self._held.discard(message.task)
@@ -107,12 +121,14 @@ class PublisherProcess:
             if isinstance(message, LeaseUntil):
                 self._deadlines[message.task] = message.deadline
             self._changed.notify_all()
+
+    def _take(self, message: Message, pixels: NDArray[np.uint8] | None) -> None:
         if isinstance(message, Drop):
             self._forget(message.task, message.place)
         elif isinstance(message, TellEarly):
             self._pool.submit(self._tell_early, message)
         elif isinstance(message, Work):
-            self._pool.submit(self._serve, message, pixels)
+            self._pool.submit(self._serve, [(message, pixels)])
 
     def _forget(self, task: int, place: TaskPlace | None) -> None:
         """Before any message of the task's next lease, which may need the same files."""
@@ -141,42 +157,49 @@ class PublisherProcess:
             with contextlib.suppress(FarmError):  # left over; readers look for the part first
                 self._store.delete(key)
 
-    def _serve(self, work: Work, pixels: NDArray[np.uint8] | None) -> None:
-        answer: Stored | NotStored
+    def _serve(self, works: Sequence[tuple[Work, NDArray[np.uint8] | None]]) -> None:
+        answers = [answer for one in works if (answer := self._answer(*one)) is not None]
+        if answers:
+            with self._answering:
+                self._connection.send(answers)
+
+    def _answer(self, work: Work, pixels: NDArray[np.uint8] | None) -> Stored | NotStored | None:
+        """Do it; None if the worker has no more use for it."""
         try:
             if work.task not in self._held:
-                return
-            answer = Stored(work.number, self._do(work, pixels))
+                return None
+            return self._do(work, pixels)
         except _Dropped:
-            return
+            return None
         except FarmError as error:
-            answer = NotStored(work.number, error.to_dict())
+            return NotStored(work.number, error.to_dict())
         except Exception as error:
             log.exception("the publisher failed on %s", work.subject)
             failure = FarmError(f"cannot publish {work.subject}: {type(error).__name__}: {error}")
-            answer = NotStored(work.number, failure.to_dict())
-        with self._answering:
-            self._connection.send(answer)
+            return NotStored(work.number, failure.to_dict())
 
-    def _do(self, work: Work, pixels: NDArray[np.uint8] | None) -> ManifestRow | Receipt:
+    def _do(self, work: Work, pixels: NDArray[np.uint8] | None) -> Stored:
         match work:
             case StorePicture(place=place, record=record):
                 sink = self._sinks.get(place.sink)
+                started = time.monotonic()
                 tokens = np.frombuffer(work.tokens, np.uint16).reshape(work.token_shape)
                 data = encode(pixels, record.facts(tokens), record.format)
-                return self._try(work, lambda: sink.store_picture(place, record, data))
+                encoded = time.monotonic()
+                row = self._try(work, lambda: sink.store_picture(place, record, data))
+                return Stored(work.number, row, encoded - started, time.monotonic() - encoded)
             case StoreTask(place=place, rows=rows):
                 sink = self._sinks.get(place.sink)
                 receipt = self._try(
                     work, lambda: store_part(self._store, place, sink.store_task(place, rows))
                 )
                 self._forget_early(work.task)
-                return receipt
+                return Stored(work.number, receipt)
             case StoreSuccess(key=key, document=document):
                 receipt = self._try(work, lambda: store_success(self._store, key, document))
                 with contextlib.suppress(FarmError):  # left over, and it does no harm
                     forget_early(self._store, work.job)
-                return receipt
+                return Stored(work.number, receipt)
 
     def _try(self, work: Work, action: Callable[[], Result]) -> Result:
         """Do it while the lease holds; a store that fails is asked again for a long time."""
@@ -219,7 +242,7 @@ def main() -> None:
     descriptor, parent = map(int, sys.argv[1:])
     _die_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the worker's to handle
-    logging.basicConfig(format="%(asctime)s publisher %(levelname)s %(message)s")
+    logs.configure("publisher", level=logging.WARNING)
     connection: Connection[Any, Any] = Connection(descriptor)
     try:
         begin = connection.recv()

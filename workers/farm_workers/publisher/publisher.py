@@ -54,6 +54,9 @@ class Event(NamedTuple):
     kind: Literal["picture", "finished", "failed"]
     receipt: Receipt | None = None  # of a finished task
     error: FarmError | None = None  # why the task failed
+    encode_seconds: float = 0.0  # of a picture
+    upload_seconds: float = 0.0
+    file: str = ""  # its key; a picture in a shard has that of the shard
 
 
 class Publisher:
@@ -265,7 +268,6 @@ class Publisher:
 
     def _answered(self, answer: Stored | NotStored) -> None:
         upload = self._uploads.answered(answer.number)
-        self._changed.notify_all()
         task = self._tasks.get(upload.work.task) if upload else None
         if task is None:
             return
@@ -276,7 +278,8 @@ class Publisher:
             self._events.put(Event(task, "finished", receipt=answer.result))
         else:
             self._add_row(task, answer.result)
-            self._events.put(Event(task, "picture"))
+            seconds = answer.encode_seconds, answer.upload_seconds
+            self._events.put(Event(task, "picture", None, None, *seconds, answer.result.file or ""))
 
     def _fail(self, task: LeasedTask, error: FarmError) -> None:
         self._close(task)
@@ -298,14 +301,15 @@ class Publisher:
                 )
                 if self._closed:
                     pipe.kill()
-            while (answer := pipe.receive()) is not None:
+            while (answers := pipe.receive()) is not None:
                 with self._changed:
-                    if isinstance(answer, Ready):
-                        failed_starts = -1
-                        self._ready = True
-                        self._changed.notify_all()
-                    else:
-                        self._answered(answer)
+                    for answer in answers:
+                        if isinstance(answer, Ready):
+                            failed_starts = -1
+                            self._ready = True
+                        else:
+                            self._answered(answer)
+                    self._changed.notify_all()
             failed_starts += 1
             with self._changed:
                 self._ready, self._pipe = False, None
@@ -332,7 +336,7 @@ class Publisher:
         while True:
             with self._changed:
                 wait = self._tell_early()
-                while not self._ready or (item := self._uploads.next()) is None:
+                while not self._ready or not (items := self._uploads.next()):
                     if self._closed:
                         return
                     self._changed.wait(wait)
@@ -340,4 +344,4 @@ class Publisher:
                 pipe = self._pipe
             with contextlib.suppress(OSError):  # it has ended; the next one gets everything again
                 if pipe is not None:
-                    pipe.send(item)
+                    pipe.send(items)

@@ -14,6 +14,7 @@ from farm_workers.publisher.messages import Drop, LeaseUntil, Notice, StorePictu
 
 RECORD_BYTES = 4096  # about what a picture takes besides its pixels
 SENT_BYTES = 64 * 2**20  # with the process and not answered; nothing urgent waits behind more
+BATCH = 64  # pieces of work without pixels that are sent at once
 MAX_DEATHS = 3  # of the process while it did one piece of work, then the work is given up
 
 
@@ -26,6 +27,7 @@ class PendingUpload:
         self.pixels = pixels
         self.size = RECORD_BYTES + (pixels.nbytes if pixels is not None else 0)
         self.sent: int | None = None  # its place in the order of sending
+        self.again = False  # sent to a process that has died since
         self.deaths = 0
 
 
@@ -82,18 +84,30 @@ class UploadQueue:
     def notify(self, notice: Notice) -> None:
         self._notices.append(notice)
 
-    def next(self) -> PendingUpload | Notice | None:
-        """What is to be sent now; None where there is nothing or the process has enough."""
+    def next(self) -> list[PendingUpload | Notice]:
+        """What is to be sent now, at once; empty where there is nothing or the process has enough.
+
+        What has pixels goes alone, for the sake of what is urgent; so does what a process may have
+        died of, which has to be told from its neighbours.
+        """
         if self._notices:
-            return self._notices.popleft()
+            found: list[PendingUpload | Notice] = list(self._notices)
+            self._notices.clear()
+            return found
         uploads = self._urgent or self._others
-        if not uploads or self._sent_bytes >= SENT_BYTES:
-            return None
-        upload = uploads.popleft()
-        upload.sent = self._sent
-        self._sent += 1
-        self._sent_bytes += upload.size
-        return upload
+        batch: list[PendingUpload | Notice] = []
+        while uploads and self._sent_bytes < SENT_BYTES and len(batch) < BATCH:
+            alone = uploads[0].pixels is not None or uploads[0].again
+            if alone and batch:
+                break
+            upload = uploads.popleft()
+            upload.sent = self._sent
+            self._sent += 1
+            self._sent_bytes += upload.size
+            batch.append(upload)
+            if alone:
+                break
+        return batch
 
     def answered(self, number: int) -> PendingUpload | None:
         """Take out a piece of work; None if it was forgotten meanwhile."""
@@ -132,6 +146,7 @@ class UploadQueue:
         oldest = [upload for _, upload in sorted(sent, key=lambda pair: pair[0])[:threads]]
         for _, upload in sent:
             upload.sent = None
+            upload.again = True
         self._sent_bytes = 0
         for upload in oldest:
             upload.deaths += 1

@@ -62,9 +62,9 @@ class TaskRows:
         self.task = task
         self.place = TaskPlace.of(chunk, task.lease.generation)
         self.lane = Lane.parse(chunk.lane)
-        self.running: collections.Counter[int] = collections.Counter()  # rows in the engine
+        self.running: dict[RowId, float] = {}  # rows in the engine: when they entered it, monotonic
         self.found = found
-        self._tenant = chunk.tenant
+        self.tenant = chunk.tenant
         self._renders = {numbered.render: numbered for numbered in chunk.renders}
         self._notes: dict[int, tuple[str, ...]] = {}  # of renders whose inputs were read
         self._inputs = inputs
@@ -86,7 +86,7 @@ class TaskRows:
     @property
     def running_keys(self) -> set[tuple[str, int]]:
         """The engine's keys of the rows that run."""
-        return {(self.task.key, render) for render, rows in self.running.items() if rows}
+        return {(self.task.key, render) for render, _ in self.running}
 
     @property
     def next_number(self) -> int | None:
@@ -170,5 +170,5 @@ class TaskRows:
             numbered = next(self._next_renders, None)
             if numbered is None:
                 return
-            future = self._inputs.prepare(self._tenant, numbered.spec, self._executor)
+            future = self._inputs.prepare(self.tenant, numbered.spec, self._executor)
             self._ahead.append((numbered, future))

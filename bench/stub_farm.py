@@ -1,0 +1,125 @@
+"""A farm whose engines draw nothing, for measurements: all of it but the model."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import psutil
+
+from farm.local.embedded import free_port
+from farm.local.valkey import ServerProcess
+
+CHECKPOINT = "shapes-64"
+START_SECONDS = 120
+SAMPLE_SECONDS = 0.5
+
+
+class StubFarm:
+    """A Valkey server, a gateway, a scheduler and workers, without Ray.
+
+    ``peaks`` has the most resident memory, in bytes, that each of them has had by now.
+
+    Args:
+        folder: for everything that it writes.
+        workers: how many.
+        store: its URL; by default a folder.
+    """
+
+    def __init__(self, folder: Path, workers: int = 1, store: str = "") -> None:
+        self.url = f"http://127.0.0.1:{free_port()}"
+        self.store = store or str(folder / "store")
+        self.peaks: dict[str, int] = {}
+        self._folder = folder
+        self._names = ["gateway", "scheduler", *(f"worker-{number}" for number in range(workers))]
+        self._server = ServerProcess(folder / "valkey")
+        self._processes: dict[str, psutil.Popen] = {}
+        self._closed = threading.Event()
+        self._environment = {
+            **os.environ,
+            "REDIS_URL": self._server.url,
+            "FARM_URL": self.url,
+            "FARM_DATA": str(folder),
+            "FARM_STORE": self.store,
+            "FARM_PORT": self.url.rpartition(":")[2],
+            "FARM_OPEN": "1",
+            "FARM_CHECKPOINTS": CHECKPOINT,
+            "FARM_STUB": "1",
+        }
+
+    @contextlib.contextmanager
+    def serving(self) -> Iterator["StubFarm"]:
+        """Started and ended."""
+        with self._server.serving():
+            try:
+                for name in self._names:
+                    self._start(name)
+                self._await_ready()
+                threading.Thread(target=self._watch, daemon=True).start()
+                yield self
+            finally:
+                self._closed.set()
+                for process in self._processes.values():
+                    process.send_signal(signal.SIGTERM)
+                for process in self._processes.values():
+                    process.wait(60)
+
+    def used(self) -> Mapping[str, float]:
+        """Seconds of processor time that each process and its children have had."""
+        return {name: sum(map(_seconds, family)) for name, family in self._families().items()}
+
+    def _start(self, name: str) -> None:
+        kind = name.partition("-")[0]
+        arguments = ["farm.gateway"] if kind == "gateway" else ["farm.cli", kind]
+        if kind == "worker":
+            arguments += ["--name", name]
+        with (self._folder / f"{name}.log").open("ab") as log:
+            self._processes[name] = psutil.Popen(
+                [sys.executable, "-P", "-m", *arguments],
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+
+    def _await_ready(self) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                urllib.request.urlopen(f"{self.url}/readyz", timeout=5).close()
+                return
+            except (OSError, urllib.error.HTTPError):
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"no farm; see the logs in {self._folder}") from None
+                time.sleep(0.1)
+
+    def _families(self) -> dict[str, list[psutil.Process]]:
+        found = {"valkey": [psutil.Process(self._server.pid)]}
+        for name, process in self._processes.items():
+            found[name] = [process]
+            for child in process.children():
+                found[f"{name} {_module(child)}"] = [child]
+        return found
+
+    def _watch(self) -> None:
+        while not self._closed.wait(SAMPLE_SECONDS):
+            with contextlib.suppress(psutil.Error):
+                for name, family in self._families().items():
+                    held = sum(process.memory_info().rss for process in family)
+                    self.peaks[name] = max(held, self.peaks.get(name, 0))
+
+
+def _seconds(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+def _module(process: psutil.Process) -> str:
+    return next((word for word in process.cmdline() if word.startswith("farm")), process.name())

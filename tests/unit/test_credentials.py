@@ -1,0 +1,67 @@
+"""Content credentials: signed, read and checked."""
+
+import io
+import json
+from pathlib import Path
+
+import c2pa
+import numpy as np
+import pytest
+from certificates import signing_pair
+from PIL import Image
+
+from farm.errors import InvalidInput
+from farm.formats.credentials import open_signer, told_credentials
+
+GENERATED = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> tuple[Path, Path]:
+    return signing_pair(tmp_path)
+
+
+def picture(kind: str) -> bytes:
+    out = io.BytesIO()
+    pixels = np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(out, kind, **({"lossless": True} if kind == "WEBP" else {}))
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG"])
+def test_a_signed_picture_says_that_it_was_generated_and_has_the_same_pixels(
+    kind: str, pair: tuple[Path, Path]
+) -> None:
+    data = picture(kind)
+    signed = open_signer(*pair)(data)
+    assert len(signed) - len(data) < 5000
+    with Image.open(io.BytesIO(data)) as before, Image.open(io.BytesIO(signed)) as after:
+        assert before.tobytes() == after.tobytes()
+    told = json.loads(c2pa.Reader(f"image/{kind.lower()}", io.BytesIO(signed)).json())
+    assert told["validation_state"] == "Valid"
+    assertions = told["manifests"][told["active_manifest"]]["assertions"]
+    assert GENERATED in json.dumps(assertions)
+    assert told_credentials(signed) == "valid, signed by signer"
+    assert told_credentials(data) is None
+
+
+def test_a_picture_that_was_changed_afterwards_is_found_out(pair: tuple[Path, Path]) -> None:
+    signed = bytearray(open_signer(*pair)(picture("JPEG")))
+    signed[-10] ^= 1
+    assert told_credentials(bytes(signed)) == "invalid, signed by signer"
+
+
+def test_what_cannot_sign_is_named(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    chain, secret = pair
+    sign = open_signer(chain, secret)
+    with pytest.raises(InvalidInput, match="only PNG, WebP and JPEG"):
+        sign(b"tokens")
+    with pytest.raises(InvalidInput, match="cannot be read") as caught:
+        open_signer(tmp_path / "nothing.pem", secret)
+    assert caught.value.field == "--certificate"
+    with pytest.raises(InvalidInput, match="not a private key") as caught:
+        open_signer(chain, chain)
+    assert caught.value.field == "--key"
+    (tmp_path / "text.pem").write_text("nothing of the kind")
+    with pytest.raises(InvalidInput, match=r"text\.pem cannot sign"):
+        open_signer(tmp_path / "text.pem", secret)(picture("PNG"))
