@@ -191,8 +191,8 @@ MUTANTS = (
     Mutant(
         "as many failures as allowed fail the job",
         "parts/job_lifecycle.lua",
-        "if number(h[1]) > allowed then",
-        "if number(h[1]) >= allowed then",
+        "if number(h[1]) <= allowed then",
+        "if number(h[1]) < allowed then",
     ),
     Mutant(
         "a completed task stays held",
@@ -462,6 +462,12 @@ MUTANTS = (
         "a task that runs alone waits for others where there are none",
         "lease.lua",
         "if may and holding + batch.tasks == 0 and room > 0 then return run_alone() end\n",
+        "",
+    ),
+    Mutant(
+        "a job whose finalise task has ended stays as it is",
+        "check_job.lua",
+        "      redis.call('HSET', P .. 'job:' .. job, 's', head.state)\n",
         "",
     ),
     Mutant(

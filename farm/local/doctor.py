@@ -123,8 +123,10 @@ def amiss(queue: Queue, store: Store) -> list[str]:
         found = queue.check(repair=False)
         if isinstance(store, LocalStore):
             found += _unlike(queue, store)
-    except (FarmError, ValueError) as error:  # of bytes that are not what was written
-        return [f"its records cannot be read: {error}"]
+    except (FarmError, ValueError, LookupError, TypeError) as error:
+        # Of bytes that are not what was written; a missing field says only its name.
+        told = error if isinstance(error, FarmError) else repr(error)
+        return [f"its records cannot be read: {told}"]
     return found
 
 
