@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo check test lint tests clean lives fuzz graph mutants storm storm-ray damage disk-full full-size bench-queue bench-recovery bench-million kills
+.PHONY: demo check test lint tests clean lives fuzz graph mutants storm storm-ray damage disk-full full-size bench-queue bench-recovery bench-million kills cluster bench-simulation docs bench-page
 
 demo: $(INSTALLED)
 	$(BIN)/farm demo
@@ -51,6 +51,11 @@ full-size: $(INSTALLED)
 graph: $(INSTALLED)
 	$(BIN)/python tools/package_graph.py
 
+# The documentation as a site in site/, without the internet; broken links are errors.
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "site/index.html; its search needs a server: python3 -m http.server -d site"
+
 # An hour and more: breaks the queue's scripts one by one and tells which breaks the tests find.
 mutants: $(INSTALLED)
 	$(BIN)/python tools/mutants.py
@@ -70,6 +75,10 @@ kills: $(INSTALLED)
 bench-million: $(INSTALLED)
 	$(BIN)/python bench/million.py --out bench/results/million-cpu.json
 
+# As root, half an hour: a farm with Ray on four hosts made of network namespaces, and what can happen to it.
+cluster: $(INSTALLED)
+	$(BIN)/python tests/hosts/faults.py
+
 # The queue's append-only file is cut and damaged at fifty random places.
 damage: $(INSTALLED)
 	$(BIN)/python tests/storm/damage.py
@@ -81,9 +90,16 @@ disk-full: $(INSTALLED)
 bench-recovery: $(INSTALLED)
 	$(BIN)/python bench/recovery.py
 
+# A small farm, measured and simulated.
+bench-simulation: $(INSTALLED)
+	$(BIN)/python bench/simulation.py
+
+bench-page: $(INSTALLED)
+	$(BIN)/python bench/page.py
+
 bench-queue: $(INSTALLED)
 	$(BIN)/python bench/queue_rates.py
 	$(BIN)/python bench/comparison/compare.py
 
 clean:
-	rm -rf $(VENV) demo-out dist build .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) demo-out site dist build .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

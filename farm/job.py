@@ -13,6 +13,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainSerializer,
     ValidationError,
     field_validator,
     model_validator,
@@ -33,6 +34,8 @@ MAX_DEADLINE_DAYS = 366
 MAX_JOB_LANES = 256  # checkpoints, modes and sizes; cancelling a job costs Redis 0.2 ms for each
 RETENTION_DAYS = 30.0  # that a job is known after its end
 OPEN_HOURS = 24.0  # that a job which comes in by pieces waits for the next one
+SETTLED_HOURS = 2.0  # that workers may still store a cancelled job's; twice a publisher's patience
+MIN_KEEP_SECONDS, MAX_KEEP_DAYS = 60, 36_500
 MAX_PIECE_LINES = 2000  # of a job that comes in pieces
 MAX_LINE_BYTES = 2**20  # of one render as it is written
 MAX_ASSET_BYTES = 100 * 2**20
@@ -100,6 +103,23 @@ def _moment(value: Any) -> Any:
     return value
 
 
+_KEEP = re.compile(r"(\d{1,9}(?:\.\d{1,3})?)([smhdw])")
+_UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+
+
+def _duration(value: Any) -> Any:
+    """Seconds from ``30d``, ``12h`` and the like; a number without a unit might mean anything."""
+    if value is None:
+        return None
+    found = _KEEP.fullmatch(value.strip()) if isinstance(value, str) else None
+    if found is None:
+        raise ValueError(f"{str(value)[:40]!r} is not a time; write it like 30d, 12h or 90m")
+    seconds = round(float(found[1]) * _UNIT_SECONDS[found[2]])
+    if not MIN_KEEP_SECONDS <= seconds <= MAX_KEEP_DAYS * 86400:
+        raise ValueError(f"must be {MIN_KEEP_SECONDS}s to {MAX_KEEP_DAYS:,}d")
+    return seconds
+
+
 class JobOptions(BaseModel):
     """How a job is run and stored: everything except the renders themselves."""
 
@@ -147,6 +167,14 @@ class JobOptions(BaseModel):
     deadline: Annotated[
         Annotated[datetime, BeforeValidator(_moment)] | None,
         Parameter(help="RFC 3339; what has not started by then never does", metavar="TIME"),
+    ] = None
+    keep: Annotated[
+        int | None,  # seconds
+        BeforeValidator(_duration),
+        PlainSerializer(lambda seconds: f"{seconds}s", when_used="json-unless-none"),
+        # Left out where it is not given, so that older submissions keep their fingerprints.
+        Field(exclude_if=lambda value: value is None),
+        Parameter(help="Delete the job so long after its end, such as 30d or 12h", metavar="TIME"),
     ] = None
     idempotency_key: Annotated[
         str | None,

@@ -77,7 +77,7 @@ def _own(given: Any) -> Mapping[str, Any]:
         raise InvalidInput(
             f"is an object, not {type(given).__name__}",
             field=METADATA,
-            hint='for example {"prompt": "a red bicycle", "metadata": {"id": 7}}',
+            hint='for example {"prompt": "a red circle", "metadata": {"id": 7}}',
         )
     return given
 

@@ -6,6 +6,10 @@ from pathlib import Path
 
 from farm.errors import InvalidInput
 
+DATA_HELP = (
+    "The farm's folder: everything it writes is below it. Default: FARM_DATA, else "
+    "~/.local/share/amused-farm."
+)
 _HINT = "name a folder that can be written to with FARM_DATA or --data"
 
 SCHEDULER_ALIVE = "scheduler.alive"  # in the run folder; touched by it at every pass

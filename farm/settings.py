@@ -148,10 +148,11 @@ class GatewaySettings(FarmSettings):
         return self
 
 
-def load(kind: type[Settings]) -> Settings:
-    """Settings from the environment; the error for a bad value names its variable."""
+def load(kind: type[Settings], **given: Any) -> Settings:
+    """Settings from the environment, but for those given; the error for a bad value names its
+    variable."""
     try:
-        return kind()
+        return kind(**given)
     except ValidationError as error:
         finding = error.errors(include_url=False)[0]
         field = str(finding["loc"][0]) if finding["loc"] else ""

@@ -44,6 +44,13 @@ class FakeDone(NamedTuple):
     numerics: str = "fake"
 
 
+class FakePreview(NamedTuple):
+    step: int
+    steps: int
+    pixels: np.ndarray
+    confidence: float = 0.5
+
+
 class FakeAdapter(NamedTuple):
     sha256: str
     nbytes: int
@@ -60,6 +67,7 @@ class FakeEngine:
         self.gate = threading.Event()
         self.gate.set()
         self.adapters_read = 0
+        self.previews_made = 0
         self.rendered: list[tuple[Hashable, int]] = []
         self.cancelled: set[Hashable] = set()
         self._rows = rows
@@ -95,6 +103,15 @@ class FakeEngine:
         self._live = [live for live in self._live if live[2] > 0]
         self.rendered += [(key, row.index) for key, row in done]
         return [_picture(key, row, self.healed) for key, row in done]
+
+    def preview(self, key: Hashable, index: int) -> FakePreview | None:
+        for one, row, left in self._live:
+            if (one, row.index) == (key, index) and left < row.spec.row_steps:
+                self.previews_made += 1
+                steps = row.spec.row_steps
+                pixels = np.full((row.spec.height, row.spec.width, 3), 99, np.uint8)
+                return FakePreview(steps - left, steps, pixels)
+        return None
 
 
 def _picture(key: Hashable, row: Row, healed: bool) -> FakeDone:

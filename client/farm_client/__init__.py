@@ -1,6 +1,23 @@
 """Python SDK of the render farm: ``Farm`` for scripts, ``AsyncFarm`` for asyncio."""
 
-from farm.errors import AllRejected, FarmError, RejectedRender
+from farm.errors import (
+    AllRejected,
+    Conflict,
+    FarmError,
+    InvalidInput,
+    JobCancelled,
+    JobFailed,
+    NotAllowed,
+    NotFound,
+    OverQuota,
+    QueueFull,
+    RejectedRender,
+    RenderError,
+    StoreError,
+    TimedOut,
+    TooLarge,
+    Unavailable,
+)
 from farm_client.farm import AsyncFarm, Farm
 from farm_client.fetch import Fetched
 from farm_client.image import AsyncImage, Image
@@ -11,9 +28,13 @@ from farm_client.models import (
     Estimate,
     JobStatus,
     NamedAdapter,
+    Preview,
+    Removed,
+    Usage,
     Verified,
     Why,
 )
+from farm_client.training import dataset
 
 __all__ = [
     "AllRejected",
@@ -21,16 +42,33 @@ __all__ = [
     "AsyncFarm",
     "AsyncImage",
     "AsyncJob",
+    "Conflict",
     "Difference",
     "Estimate",
     "Farm",
     "FarmError",
     "Fetched",
     "Image",
+    "InvalidInput",
     "Job",
+    "JobCancelled",
+    "JobFailed",
     "JobStatus",
     "NamedAdapter",
+    "NotAllowed",
+    "NotFound",
+    "OverQuota",
+    "Preview",
+    "QueueFull",
     "RejectedRender",
+    "Removed",
+    "RenderError",
+    "StoreError",
+    "TimedOut",
+    "TooLarge",
+    "Unavailable",
+    "Usage",
     "Verified",
     "Why",
+    "dataset",
 ]

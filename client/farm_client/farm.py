@@ -16,8 +16,9 @@ from farm_client.address import find_address
 from farm_client.connection import PATIENCE_SECONDS, Connection, path_of
 from farm_client.inputs import FileInput
 from farm_client.job import AsyncJob, Job
-from farm_client.models import Asset, Estimate, JobStatus, NamedAdapter
+from farm_client.models import Asset, Estimate, JobStatus, NamedAdapter, Usage
 from farm_client.parameters import BulkOptions, Submission
+from farm_client.streams import read_usage
 from farm_client.submission import Submitter
 from farm_client.sync import drive, iterate
 from farm_client.transport import AsyncWire, BlockingWire, Wire
@@ -67,6 +68,9 @@ class FarmHandle:
             if before is None:
                 return
             left = None if left is None else left - len(page["jobs"])
+
+    def _usage(self, everything: bool) -> AsyncIterator[Usage]:
+        return read_usage(self._connection, "/v1/usage", {"everything": everything or None})
 
 
 class Farm(FarmHandle):
@@ -119,6 +123,14 @@ class Farm(FarmHandle):
     def jobs(self, limit: int | None = None) -> Iterator[JobStatus]:
         """The newest first."""
         return iterate(self._jobs(limit))
+
+    def usage(self, *, everything: bool = False) -> Iterator[Usage]:
+        """What your jobs, the newest first, and uploads take up in the farm's store.
+
+        Args:
+            everything: also jobs that the queue has forgotten; the whole store is listed for that.
+        """
+        return iterate(self._usage(everything))
 
     def upload(self, file: FileInput) -> Asset:
         """Upload an input file; its id can be used in place of the file."""
@@ -197,6 +209,10 @@ class AsyncFarm(FarmHandle):
     async def jobs(self, limit: int | None = None) -> AsyncIterator[JobStatus]:
         async for status in self._jobs(limit):
             yield status
+
+    async def usage(self, *, everything: bool = False) -> AsyncIterator[Usage]:
+        async for one in self._usage(everything):
+            yield one
 
     async def upload(self, file: FileInput) -> Asset:
         return await self._uploads.upload(file, "file")

@@ -93,7 +93,7 @@ class Fetcher:
         if _matches(path, image.size, image.sha256):
             self._skipped += 1
         else:
-            data = await image.read()
+            data = await image.fetch_bytes()
             write_whole(path, data)
             self._size += len(data)
         self._pictures += 1

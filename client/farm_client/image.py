@@ -5,13 +5,18 @@ import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from farm.errors import FarmError, RenderError, StoreError, from_dict
+from farm_client import display
 from farm_client.connection import Connection
 from farm_client.inputs import digest
 from farm_client.models import Picture
+from farm_client.pillow import PillowImage, open_picture
 from farm_client.sync import drive
+
+if TYPE_CHECKING:
+    import builtins
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}")
 
@@ -23,6 +28,11 @@ class ImageFacts:
     def __init__(self, connection: Connection, told: Picture) -> None:
         self._connection = connection
         self._told = told
+
+    @property
+    def told(self) -> Picture:
+        """Everything that the farm says of it."""
+        return self._told
 
     @property
     def render(self) -> int:
@@ -46,6 +56,11 @@ class ImageFacts:
     def seed(self) -> int:
         """The seed that gives this picture again, rendered alone."""
         return self._told.seed
+
+    @property
+    def prompt(self) -> str | None:
+        """What was asked for; None where embeddings were given."""
+        return self._told.spec.get("prompt")
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -89,7 +104,7 @@ class ImageFacts:
         """Its line in ``manifest.jsonl``."""
         return self._told.line()
 
-    async def read(self) -> bytes:
+    async def fetch_bytes(self) -> bytes:
         if self.error is not None or self._told.url is None:
             raise self.error or RenderError("there is no picture")
         started, attempt = time.monotonic(), 0
@@ -114,7 +129,7 @@ class ImageFacts:
         target = Path(path)
         if target.is_dir() or str(path).endswith(("/", os.sep)):
             target = target / (self.file or "")
-        data = await self.read()
+        data = await self.fetch_bytes()
         target.parent.mkdir(parents=True, exist_ok=True)
         write_whole(target, data)
         return target
@@ -131,9 +146,17 @@ class AsyncImage(ImageFacts):
         """Write the file; into a folder under its own name, else under the path itself."""
         return await self._save(path)
 
-    async def bytes(self) -> bytes:
+    async def read(self) -> bytes:
         """The picture's file; raises the picture's own error where there is none."""
-        return await self.read()
+        return await self.fetch_bytes()
+
+    async def bytes(self) -> bytes:
+        """The same as ``read``."""
+        return await self.fetch_bytes()
+
+    async def pil(self) -> PillowImage:
+        """The picture; needs Pillow."""
+        return open_picture(await self.fetch_bytes())
 
 
 class Image(ImageFacts):
@@ -143,9 +166,33 @@ class Image(ImageFacts):
         """Write the file; into a folder under its own name, else under the path itself."""
         return drive(self._save(path))
 
-    def bytes(self) -> bytes:
+    def read(self) -> bytes:
         """The picture's file; raises the picture's own error where there is none."""
-        return drive(self.read())
+        return drive(self.fetch_bytes())
+
+    def bytes(self) -> bytes:
+        """The same as ``read``."""
+        return self.read()
+
+    def pil(self) -> PillowImage:
+        """The picture; needs Pillow."""
+        return open_picture(self.read())
+
+    def figure(self) -> str:
+        """HTML with the picture in it, and its prompt."""
+        if self.error is not None:
+            return display.figure(None, self.prompt or "", self.error.message)
+        return display.figure(self.read(), self.prompt or f"{self.render}-{self.image}")
+
+    def _repr_html_(self) -> str:
+        return self.figure()
+
+    def _repr_png_(self) -> "builtins.bytes | None":
+        """For notebooks that show no HTML."""
+        if self.error is not None:
+            return None
+        data = self.read()
+        return data if display.media_type(data) == "image/png" else None
 
 
 def write_whole(path: Path, data: bytes) -> None:

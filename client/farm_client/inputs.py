@@ -12,6 +12,7 @@ from farm.errors import InvalidInput, TooLarge
 from farm.job import MAX_ASSET_BYTES
 from farm.spec import PARAMETERS, AssetKind
 from farm.spec.adapter import FILE_ENDING
+from farm_client.arrays import file_of, is_array
 
 ASSET_KINDS: Mapping[str, AssetKind] = {
     name: parameter.asset for name, parameter in PARAMETERS.items() if parameter.asset is not None
@@ -28,7 +29,15 @@ class PictureLike(Protocol):
     def save(self, fp: Any, format: str) -> Any: ...  # noqa: A002  Pillow's word
 
 
-FileInput = str | os.PathLike[str] | bytes | IO[bytes] | PictureLike
+@runtime_checkable
+class ArrayLike(Protocol):
+    """An array, as numpy's: see ``farm_client.arrays``."""
+
+    @property
+    def __array_interface__(self) -> dict[str, Any]: ...
+
+
+FileInput = str | os.PathLike[str] | bytes | IO[bytes] | PictureLike | ArrayLike
 
 
 def asset_id(value: object) -> str | None:
@@ -91,7 +100,7 @@ def with_adapters(data: Mapping[str, Any], ids: Mapping[int, Any]) -> dict[str, 
 
 
 def read_input(value: object, field: str, base: Path | None = None) -> bytes:
-    """The bytes of a path, a file object, a picture or bytes."""
+    """The bytes of a path, a file object, a picture, an array or bytes."""
     if isinstance(value, str | os.PathLike):
         return _read_file(_path(value, base), field)
     if isinstance(value, bytes | bytearray | memoryview):
@@ -100,6 +109,8 @@ def read_input(value: object, field: str, base: Path | None = None) -> bytes:
         out = io.BytesIO()
         value.save(out, format="PNG")
         data = out.getvalue()
+    elif is_array(value):
+        data = file_of(value, field)
     elif hasattr(value, "read"):
         data = value.read(MAX_ASSET_BYTES + 1)
         if not isinstance(data, bytes):
@@ -107,7 +118,7 @@ def read_input(value: object, field: str, base: Path | None = None) -> bytes:
     else:
         raise InvalidInput(
             f"{type(value).__name__} is not a picture; "
-            "give a path, bytes, a file or a Pillow image",
+            "give a path, bytes, a file, a Pillow image or an array",
             field=field,
         )
     return _checked(data, field)

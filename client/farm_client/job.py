@@ -1,9 +1,9 @@
 """A job as its submitter sees it."""
 
+import itertools
 import json
 import math
 import os
-import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 
@@ -11,21 +11,35 @@ from farm.errors import (
     FarmError,
     JobCancelled,
     JobFailed,
+    NotFound,
     RejectedRender,
     TimedOut,
     Unavailable,
     from_dict,
 )
 from farm.job import TERMINAL_JOBS, JobState
+from farm_client import display
+from farm_client.address import Address
 from farm_client.connection import Connection, path_of
 from farm_client.fetch import PARALLEL, Fetched, Fetcher
 from farm_client.image import AsyncImage, Image, ImageFacts
-from farm_client.models import Difference, JobStatus, Picture, Verified, Why
+from farm_client.models import (
+    Difference,
+    JobStatus,
+    Picture,
+    Preview,
+    Removed,
+    Usage,
+    Verified,
+    Why,
+)
+from farm_client.progress import print_progress
+from farm_client.streams import LINE_SECONDS, read_events, read_lines, read_usage
 from farm_client.sync import drive, iterate
 
-FIRST_POLL_SECONDS = 0.1
-MAX_POLL_SECONDS = 1.0
-VERIFY_SECONDS = 120.0  # without a line
+FIRST_POLL_SECONDS, MAX_POLL_SECONDS = 0.1, 1.0
+SHOWN = 12  # pictures of a job in a notebook
+PREVIEW_SECONDS = 0.4  # as often as a worker sends them
 QUIET_SECONDS = 45.0  # the farm sends a sign of life every 15
 
 Progress = Callable[[JobStatus], None]
@@ -55,6 +69,11 @@ class JobHandle:
         return f"<{type(self).__name__} {self.id}>"
 
     @property
+    def connection(self) -> Connection:
+        """To its farm."""
+        return self._connection
+
+    @property
     def _path(self) -> str:
         return path_of("v1", "jobs", self.id)
 
@@ -71,7 +90,7 @@ class JobHandle:
     async def _verify(self, repair: bool, tell: Callable[[Difference], None] | None) -> Verified:
         differences: list[Difference] = []
         async with self._connection.stream(
-            f"{self._path}/verify", method="POST" if repair else "GET", seconds=VERIFY_SECONDS
+            f"{self._path}/verify", method="POST" if repair else "GET", seconds=LINE_SECONDS
         ) as opened:
             async for line in read_lines(opened.parts):
                 told = json.loads(line)
@@ -86,10 +105,44 @@ class JobHandle:
                     return Verified.model_validate(facts)
         raise Unavailable("the farm closed the stream", hint="verify again")
 
+    async def _remove(self, tell: Callable[[Removed], None] | None) -> Removed:
+        """A call that was interrupted is repeated, and its deletions with it."""
+        started, attempt, last = time.monotonic(), 0, Removed(objects=0, bytes=0)
+        while True:
+            try:
+                async for told in self._removing():
+                    last = told
+                    if tell is not None:
+                        tell(last)
+                return last
+            except NotFound:
+                if not attempt:
+                    raise
+                return last  # the call before has done it, and its answer was lost
+            except FarmError as error:
+                await self._connection.pause(attempt, error, started)
+            attempt += 1
+
+    async def _removing(self) -> AsyncIterator[Removed]:
+        async with self._connection.stream(
+            self._path, method="DELETE", seconds=LINE_SECONDS
+        ) as opened:
+            async for line in read_lines(opened.parts):
+                told = json.loads(line)
+                if "error" in told:
+                    raise from_dict(told["error"])
+                yield Removed.model_validate(told.get("removed") or told["removing"])
+                if "removed" in told:
+                    return
+        raise Unavailable("the farm closed the stream", hint="remove it again")
+
+    async def _usage(self) -> Usage:
+        return await anext(read_usage(self._connection, f"{self._path}/usage"))
+
     async def _wait(
         self, timeout: float | None, progress: bool | Progress, check: bool
     ) -> JobStatus:
-        tell = _print_progress if progress is True else progress
+        tell = print_progress if progress is True else progress
         end = None if timeout is None else time.monotonic() + timeout
         pause = FIRST_POLL_SECONDS
         while True:
@@ -156,6 +209,20 @@ class JobHandle:
             await self._connection.wire.sleep(pause)
             pause = min(pause * 1.5, MAX_POLL_SECONDS)
 
+    async def _previews(self) -> AsyncIterator[Preview]:
+        """Each once; asks until the job has ended."""
+        last: dict[tuple[int, int], Preview] = {}
+        while True:
+            page = await self._connection.call("GET", f"{self._path}/previews")
+            for told in map(Preview.model_validate, page["previews"]):
+                place = told.render, told.image
+                if last.get(place) != told:
+                    last[place] = told
+                    yield told
+            if JobState(page["state"]) in TERMINAL_JOBS:
+                return
+            await self._connection.wire.sleep(PREVIEW_SECONDS)
+
     async def _fetch(
         self,
         folder: str | os.PathLike[str],
@@ -184,6 +251,11 @@ class JobHandle:
 class Job(JobHandle):
     """A job of a ``Farm``."""
 
+    def _repr_html_(self) -> str:
+        """For a notebook: how far it is, and its first pictures."""
+        images = itertools.islice(self.images(follow=False), SHOWN)
+        return display.job(self.status(), [image.figure() for image in images])
+
     def status(self) -> JobStatus:
         return drive(self._status())
 
@@ -206,6 +278,14 @@ class Job(JobHandle):
     def images(self, *, follow: bool = True) -> Iterator[Image]:
         """Pictures as they finish, in that order; with ``follow=False`` those that are there."""
         return (Image(self._connection, told) for told in iterate(self._images(follow)))
+
+    def previews(self) -> Iterator[Preview]:
+        """What pictures on their way look like, as their steps go, until the job has ended.
+
+        Workers make previews only while someone asks, for a tenth of their time at most; pictures
+        that take less than a second or two have none.
+        """
+        return iterate(self._previews())
 
     def events(self) -> Iterator[JobStatus]:
         """The status whenever it changes, until the job has ended."""
@@ -230,6 +310,18 @@ class Job(JobHandle):
                 a part of the text that the task failed with.
         """
         return drive(self._act("retry", reason=reason))
+
+    def remove(self, *, tell: Callable[[Removed], None] | None = None) -> Removed:
+        """Delete the job, which has ended, with everything that the farm has of it.
+
+        Args:
+            tell: called now and then with what was deleted so far.
+        """
+        return drive(self._remove(tell))
+
+    def usage(self) -> Usage:
+        """What it takes up in the farm's store."""
+        return drive(self._usage())
 
     def why(self) -> Why:
         """What it is waiting for, what goes first, and an estimate."""
@@ -290,6 +382,10 @@ class AsyncJob(JobHandle):
         async for told in self._images(follow):
             yield AsyncImage(self._connection, told)
 
+    async def previews(self) -> AsyncIterator[Preview]:
+        async for preview in self._previews():
+            yield preview
+
     async def events(self) -> AsyncIterator[JobStatus]:
         async for status in self._events():
             yield status
@@ -305,6 +401,12 @@ class AsyncJob(JobHandle):
 
     async def retry(self, reason: str | None = None) -> JobStatus:
         return await self._act("retry", reason=reason)
+
+    async def remove(self, *, tell: Callable[[Removed], None] | None = None) -> Removed:
+        return await self._remove(tell)
+
+    async def usage(self) -> Usage:
+        return await self._usage()
 
     async def why(self) -> Why:
         return await self._why()
@@ -336,40 +438,3 @@ def check_ended(status: JobStatus) -> None:
         raise JobFailed(f"job {status.id}: {failed} of {total} pictures failed{reason}")
     if status.state is JobState.CANCELLED:
         raise JobCancelled(f"job {status.id} was cancelled{reason}")
-
-
-async def read_lines(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    held = b""
-    async for part in parts:
-        *lines, held = (held + part).split(b"\n")
-        for line in lines:
-            yield line
-
-
-async def read_events(parts: AsyncIterator[bytes]) -> AsyncIterator[tuple[str, bytes]]:
-    """Server-sent events: name and data."""
-    held = b""
-    name, data = "message", b""
-    async for part in parts:
-        held += part
-        *lines, held = held.split(b"\n")
-        for line in lines:
-            line = line.rstrip(b"\r")
-            if not line:
-                if data:
-                    yield name, data
-                name, data = "message", b""
-            elif line.startswith(b"event:"):
-                name = line[6:].strip().decode()
-            elif line.startswith(b"data:"):
-                data += line[5:].strip()
-
-
-def _print_progress(status: JobStatus) -> None:
-    images = status.images
-    line = f"{status.id} {status.state} {images.finished}/{images.total}"
-    if images.failed:
-        line += f" ({images.failed} failed)"
-    end = "\n" if status.ended or not sys.stderr.isatty() else ""
-    start = "\r\x1b[K" if sys.stderr.isatty() else ""
-    print(f"{start}{line}", end=end, file=sys.stderr, flush=True)

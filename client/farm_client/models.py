@@ -1,5 +1,6 @@
 """What the farm says about jobs and pictures."""
 
+import base64
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -8,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from farm.errors import RejectedRender
 from farm.job import TERMINAL_JOBS, JobState
+from farm_client.pillow import PillowImage, open_picture
 
 
 class _Told(BaseModel):
@@ -38,6 +40,7 @@ class JobStatus(_Told):
     rejected: int = 0
     paused: bool = False
     generation: int = 0  # how often failed pictures were tried again
+    keep: int | None = None  # seconds after its end; then the farm removes it
     created_at: datetime | None = None
     started_at: datetime | None = None
     ended_at: datetime | None = None
@@ -167,6 +170,28 @@ class Asset(_Told):
     notes: tuple[str, ...] = ()
 
 
+class Preview(_Told):
+    """A picture on its way, as it looked after a step."""
+
+    render: int
+    image: int
+    step: int
+    steps: int
+    confidence: float  # mean probability of its tokens at that step
+    picture: str  # a small JPEG file, as a data URL
+
+    def read(self) -> bytes:
+        """The JPEG file."""
+        return base64.b64decode(self.picture.partition(",")[2])
+
+    def pil(self) -> PillowImage:
+        """The picture; needs Pillow."""
+        return open_picture(self.read())
+
+    def _repr_jpeg_(self) -> bytes:
+        return self.read()
+
+
 class Picture(_Told):
     """One picture, or why there is none."""
 
@@ -194,3 +219,20 @@ class Picture(_Told):
     def line(self) -> dict[str, Any]:
         """Its line in ``manifest.jsonl``."""
         return self.model_dump(mode="json", exclude={"url"})
+
+
+class Removed(_Told):
+    """What was deleted with a job."""
+
+    objects: int
+    bytes: int
+
+
+class Usage(_Told):
+    """What a job, or a kind of uploads, takes up in the farm's store."""
+
+    name: str  # a job's id, ``assets`` or ``adapters``
+    objects: int
+    bytes: int
+    title: str | None = None  # the job's name
+    state: JobState | None = None  # None where the queue has forgotten the job

@@ -61,6 +61,13 @@ class OutputFolder:
         if self.path.is_dir():
             self._check(self._holds(), resume)
 
+    def try_out(self) -> None:
+        """Raises ``InvalidInput`` where it cannot be made or written to; leaves nothing behind."""
+        new = [path for path in (self.path, *self.path.parents) if not path.exists()]
+        self._make()
+        for path in new:
+            path.rmdir()
+
     def _check(self, holds: str | None, resume: bool) -> None:
         """A job's pictures are the same whenever they are fetched, so its own never stand in the
         way; those of ``farm render`` may be others every time."""

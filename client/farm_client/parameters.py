@@ -6,7 +6,7 @@ from typing import Any, Literal, Required, TypedDict
 
 from farm.errors import InvalidInput
 from farm.job import JobOptions
-from farm.metadata import KNOWN, check_column
+from farm.metadata import KNOWN, check_column, parameter_meant
 from farm_client.inputs import FileInput
 
 OnError = Literal["skip", "stop"]
@@ -59,6 +59,7 @@ class Options(TypedDict, total=False):
     format: Literal["png", "webp", "jpeg", "tokens"]
     max_failed: int
     deadline: datetime | str | None
+    keep: str | None  # such as 30d: the farm removes the job so long after its end
     idempotency_key: str | None
 
 
@@ -101,6 +102,13 @@ def check_on_error(given: Any) -> OnError:
 def check_options(options: dict[str, Any]) -> dict[str, Any]:
     """The options as JSON; wrong ones are refused before anything is uploaded."""
     given = {name: value for name, value in options.items() if value is not None}
+    for name in given.keys() - JobOptions.model_fields.keys():
+        if meant := parameter_meant(name):
+            raise InvalidInput(
+                "is not an option of the job",
+                field=name,
+                hint=f"for every render that does not say otherwise: defaults={{{meant!r}: …}}",
+            )
     if given.get("idempotency_key") == "":
         raise InvalidInput("is empty; leave it out or give a text", field="idempotency_key")
     checked = JobOptions.parse(given)

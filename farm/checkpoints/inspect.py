@@ -167,6 +167,8 @@ def _info(
         pooled_dim=pooled,
         hidden_dim=hidden,
         sizes=_sizes(parts),
+        vocabulary=tuple(str(notes.get("vocabulary", "")).split()),
+        **({"example": str(notes["example"])} if "example" in notes else {}),
     )
 
 

@@ -2,10 +2,17 @@
 
 import importlib.util
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from farm.checkpoints.layout import WEIGHTS
 from farm.errors import InvalidCheckpoint
+
+# The authors' checkpoints on the Hugging Face hub, at a commit each.
+PUBLISHED: Mapping[str, str] = {
+    "amused-256": "amused/amused-256@1d11dd57b9d3bc9c5b91bb8be8d426f4db90f5c4",
+    "amused-512": "amused/amused-512@1ade4d510b58b500dfe820141737322007d17cd8",
+}
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -38,11 +45,12 @@ def resolve(ref: str | Path) -> tuple[Path, tuple[str, str] | None]:
     text = str(ref)
     if text in (shipped := built_in()):
         return shipped[text], None
-    name, _, commit = text.partition("@")
+    name, _, commit = PUBLISHED.get(text, text).partition("@")
     if not _HUB_ID.fullmatch(name):
+        known = ", ".join(["a directory", *shipped, *PUBLISHED])
         raise InvalidCheckpoint(
             f"{text} is not a directory, a built-in checkpoint or a hub id",
-            hint=f"give {', '.join(['a directory', *shipped])} or owner/name@<40-digit commit>",
+            hint=f"give {known} or owner/name@<40-digit commit>",
         )
     if not _COMMIT.fullmatch(commit):
         raise InvalidCheckpoint(

@@ -23,6 +23,7 @@ from farm.cli.output import (
 from farm.errors import FarmError, InvalidInput
 
 INTERRUPTED = 130
+COMPLETE = "_FARM_COMPLETE"  # set by the script that ``farm completion`` prints
 
 
 class Place(NamedTuple):
@@ -42,11 +43,17 @@ SECTIONS = {
         "pause": Place("farm.cli.pause", "Start no more work of jobs until they are resumed."),
         "resume": Place("farm.cli.pause", "Resume paused jobs."),
         "retry": Place("farm.cli.retry", "Render the failed pictures of ended jobs again."),
+        "rm": Place("farm.cli.remove", "Delete ended jobs with all their pictures."),
+        "du": Place("farm.cli.remove", "Show what jobs and uploads take up in the store."),
     },
     "Pictures and files": {
         "fetch": Place("farm.cli.fetch", "Fetch a job's pictures and its manifest."),
         "export": Place("farm.cli.export", "Write a job's pictures as a data set."),
+        "score": Place("farm.cli.score", "Add columns to a job's pictures, for export."),
         "verify": Place("farm.cli.verify", "Compare a job's manifest, queue and store."),
+        "push": Place("farm.cli.push", "Upload an exported data set to the Hugging Face hub."),
+        "decode": Place("farm.cli.decode", "Make pictures of files of tokens, without a farm."),
+        "rerender": Place("farm.cli.rerender", "Render a job's picture again, and compare."),
         "inspect": Place("farm.cli.inspect", "Show the render recorded in a picture file."),
         "render": Place("farm.cli.render", "Render a file of requests here, without a farm."),
         "adapter": Place("farm.cli.adapter", "Add, list and remove LoRA adapters."),
@@ -62,6 +69,8 @@ SECTIONS = {
         "worker": Place("farm.cli.worker", "Run one worker in this process, without Ray."),
     },
     "For developers": {
+        "simulate": Place("farm.cli.simulate", "Simulate a large farm on a virtual clock."),
+        "completion": Place("farm.cli.completion", "Print what completes commands in a shell."),
         "bench": Place("farm.cli.bench", "Measure how fast pictures are rendered here."),
     },
 }
@@ -143,6 +152,10 @@ def run(arguments: Sequence[str]) -> int:
     try:
         if not arguments:
             arguments = ["--help"]
+        if COMPLETE in os.environ:
+            from typer.completion import completion_init  # type: ignore[attr-defined]  # re-exported
+
+            completion_init()
         code = group().main(list(arguments), prog_name="farm", standalone_mode=False)
     except FarmError as error:
         return fail(error)

@@ -7,15 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from farm.cli.output import one_line, say, say_json
+from farm.paths import DATA_HELP
 
 if TYPE_CHECKING:
     from farm.local.doctor import Patient
 
 
 def doctor(
-    data: Annotated[
-        Path | None, typer.Option("--data", help="The farm's data directory.", show_default=False)
-    ] = None,
+    data: Annotated[Path | None, typer.Option("--data", help=DATA_HELP, show_default=False)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     rebuild: Annotated[
         bool,

@@ -53,4 +53,5 @@ def _time(estimate: Estimate) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     told = f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
-    return f"about {told}, if {estimate.workers:,} workers did nothing else"
+    workers = "the only worker" if estimate.workers == 1 else f"{estimate.workers:,} workers"
+    return f"about {told}, if {workers} did nothing else"

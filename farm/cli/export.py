@@ -1,21 +1,28 @@
 """``farm export``."""
 
+import hashlib
 import json
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from farm.cli.output import fail, go_on_with, say, say_error, say_json
+from farm.cli.output import fail, go_on_with, pictures, say, say_error, say_json
+from farm.cli.token_decoder import TokenDecoder
 from farm.cli.watch import tell_end
 from farm.errors import InvalidInput
 from farm.job import OPTIONS, Format
-from farm_client import Farm
+from farm.paths import data_dir
+from farm_client import Farm, Job
 from farm_client.fetch import PARALLEL
+from farm_client.scores import read_scores
 
 if TYPE_CHECKING:
+    from farm.export.duplicates import Dedup
     from farm.export.fetched import Decode, FetchedPicture
+    from farm.export.where import Where
     from farm.formats.credentials import Sign
 
 TARGETS = ("webdataset", "parquet", "imagefolder", "tokens")
@@ -23,7 +30,9 @@ TARGETS = ("webdataset", "parquet", "imagefolder", "tokens")
 
 def export(
     job: Annotated[str, typer.Argument(metavar="JOB", show_default=False)],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR")],
+    output: Annotated[
+        str, typer.Option("--output", "-o", metavar="DIR", help="Or s3://BUCKET/PREFIX.")
+    ],
     as_: Annotated[str, typer.Option("--as", metavar="KIND", help=f"{', '.join(TARGETS)}.")],
     split: Annotated[
         str | None,
@@ -43,6 +52,22 @@ def export(
     license: Annotated[  # noqa: A002
         str, typer.Option(metavar="ID", help="Of the data set, for its card.")
     ] = "unknown",
+    where: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CONDITION",
+            help='On the columns: "nsfw < 0.1 and confidence > 0.4".',
+            show_default=False,
+        ),
+    ] = None,
+    dedup: Annotated[
+        str | None,
+        typer.Option(
+            metavar="pdq:BITS",
+            help="Of pictures that look alike, only the most confident.",
+            show_default=False,
+        ),
+    ] = None,
     checkpoint: Annotated[
         list[str] | None,
         typer.Option(help="What decodes tokens, as for render; may be repeated."),
@@ -69,11 +94,15 @@ def export(
 ) -> int:
     """Write a job's pictures as a data set, with its manifest, card and splits. Waits for the job;
     an export that was interrupted goes on where it was."""
+    from farm.export.duplicates import Dedup
     from farm.export.export import FETCHED, STATE, Plan, begin
     from farm.export.export import export as write
     from farm.export.fetched import fetched_pictures
     from farm.export.splits import Splits
+    from farm.export.upload import holds, upload
+    from farm.export.where import Where
     from farm.job import SHARD_PICTURES
+    from farm.store import open_store
 
     if as_ not in TARGETS:
         raise InvalidInput(
@@ -83,6 +112,8 @@ def export(
         raise InvalidInput("tokens are not a picture", field="--format", hint="--as tokens")
     signer = _signer(certificate, key, as_) if sign else None
     splits = Splits.parse(split)
+    condition = None if where is None else Where.parse(where)
+    alike = None if dedup is None else Dedup.parse(dedup)
     found = Farm().job(job)
     status = found.status()
     plan = Plan(
@@ -95,31 +126,44 @@ def export(
         title=status.name or found.id,
         generation=status.generation,
         signed=sign,
+        where=where,
+        dedup=dedup,
     )
-    if not begin(plan, output, overwrite=overwrite):
-        say_error(f"{output} is whole already")
-        say(str(output))
-        return 0
+    store = open_store(output) if "://" in output else None
+    folder = Path(output) if store is None else _work_folder(found.id, output)
     go_on_with(_command(job, output, as_, {
         "--split": [split], "--shard-size": [shard_size], "--format": [format.value],
-        "--license": [license], "--checkpoint": checkpoint or [], "--threads": [threads],
-        "--parallel": [parallel], "--certificate": [certificate if sign else None],
-        "--key": [key if sign else None],
+        "--license": [license], "--where": [where], "--dedup": [dedup],
+        "--checkpoint": checkpoint or [], "--threads": [threads], "--parallel": [parallel],
+        "--certificate": [certificate if sign else None], "--key": [key if sign else None],
     }, sign=sign))  # fmt: skip
-    source = output / STATE / FETCHED
-    fetched = found.fetch(source, parallel=parallel)
-    if not fetched.pictures:
-        return fail(InvalidInput(f"job {job} has no pictures", field="job"))
-    decode = None
-    if as_ != "tokens":
-        decode = _decoder(fetched_pictures(source), checkpoint or [], threads)
-    done = write(plan, output, decode, signer)
-    if as_json:
-        say_json({"folder": str(output), "pictures": done.pictures, "splits": done.splits})
+    if store is not None and holds(store, plan):
+        say_error(f"{output} is whole already")
+        say(output)
+        return 0
+    failed = 0
+    if begin(plan, folder, overwrite=overwrite):
+        source = folder / STATE / FETCHED
+        fetched = found.fetch(source, parallel=parallel)
+        if not fetched.pictures:
+            return fail(InvalidInput(f"job {job} has no pictures", field="job"))
+        _select(found, source, condition, alike)
+        tokens = as_ == "tokens"
+        decode = None if tokens else _decoder(fetched_pictures(source), checkpoint or [], threads)
+        failed = fetched.failed
+        done = write(plan, folder, decode, signer)
+        if as_json:
+            say_json({"folder": output, "pictures": done.pictures, "splits": done.splits})
+        say_error(f"{done.pictures:,} pictures in {output}, {failed:,} failed")
     else:
-        say(str(output))
-        say_error(f"{done.pictures:,} pictures in {output}, {fetched.failed:,} failed")
-    return tell_end(found.status(), quiet=True) or (1 if fetched.failed else 0)
+        say_error(f"{folder} is whole already")
+    if store is not None:
+        sent = upload(folder, store, overwrite=overwrite)
+        shutil.rmtree(folder)
+        say_error(f"{sent.files:,} files, {sent.sent:,} sent")
+    if not as_json:
+        say(output)
+    return tell_end(found.status(), quiet=True) or (1 if failed else 0)
 
 
 def _signer(certificate: Path | None, key: Path | None, kind: str) -> "Sign":
@@ -136,11 +180,29 @@ def _signer(certificate: Path | None, key: Path | None, kind: str) -> "Sign":
     return open_signer(certificate, key)
 
 
+def _select(job: Job, folder: Path, where: "Where | None", dedup: "Dedup | None") -> None:
+    from farm.export.selection import select
+
+    scores: dict[tuple[int, int, str], dict[str, Any]] = {}
+    for _, one in read_scores(job):
+        scores.setdefault((one.render, one.image, one.sha256), {}).update(one.values)
+    if not scores and where is None and dedup is None:
+        return
+    found = select(folder, scores, where, dedup)
+    if found is not None and (where or dedup):
+        say_error(
+            f"{pictures(found.pictures)}: {found.unwanted:,} not wanted, "
+            f"{found.duplicates:,} duplicates"
+        )
+        if found.pictures == found.unwanted:
+            raise InvalidInput("no picture is wanted", field="--where")
+
+
 def _command(
-    job: str, output: Path, kind: str, flags: Mapping[str, Sequence[Any]], *, sign: bool
+    job: str, output: str, kind: str, flags: Mapping[str, Sequence[Any]], *, sign: bool
 ) -> list[str]:
     """What continues this export: all that decides its bytes, and not what would remove it."""
-    words = ["farm", "export", job, "-o", str(output), "--as", kind, *(["--sign"] if sign else [])]
+    words = ["farm", "export", job, "-o", output, "--as", kind, *(["--sign"] if sign else [])]
     for flag, values in flags.items():
         for value in values:
             words += [] if value is None else [flag, str(value)]
@@ -151,41 +213,15 @@ def _decoder(
     pictures: "Iterable[FetchedPicture]", names: list[str], threads: int
 ) -> "Decode | None":
     """What makes pictures of the tokens among these; None if there are none."""
-    wanted = {}
+    decoder, needed = TokenDecoder(names, threads), False
     for picture in pictures:
         if picture.is_tokens:
-            spec = json.loads(picture.row.spec)
-            if spec["mode"] == "inpaint":
-                raise InvalidInput(
-                    "inpainted pictures cannot be decoded from tokens alone: outside the mask they "
-                    "are made of the picture that was given",
-                    field="--as",
-                    hint="--as tokens, or render them to another sink",
-                )
-            wanted[spec["checkpoint"]] = picture.row.numerics
-    if not wanted:
-        return None
-    engines = _engines(sorted(wanted), names, threads)
-    for name, numerics in wanted.items():
-        if engines[name].numerics != numerics:
-            say_error(
-                f"note: tokens of {name} are decoded here in another numerics class than they were "
-                "made in, so the pixels may differ in the last bit"
-            )
-    return lambda facts: engines[facts.spec.checkpoint].decode(facts.tokens)
+            spec, needed = json.loads(picture.row.spec), True
+            decoder.check(spec["mode"], spec["checkpoint"], picture.row.numerics)
+    return decoder if needed else None
 
 
-def _engines(wanted: list[str], names: list[str], threads: int) -> dict[str, Any]:
-    from farm.checkpoints.inspect import inspect_checkpoint
-    from farm.checkpoints.references import built_in
-    from farm_workers.worker.load_engine import load_engine
-
-    known = {one.info.name: one for one in map(inspect_checkpoint, names or built_in())}
-    for name in wanted:
-        if name not in known:
-            raise InvalidInput(
-                f"the tokens are those of {name}, which is not here",
-                field="--checkpoint",
-                hint="name its directory, or export --as tokens",
-            )
-    return {name: load_engine(known[name], threads=threads) for name in wanted}
+def _work_folder(job: str, output: str) -> Path:
+    """Where a data set that goes to a store is written first; the same for the same call."""
+    name = hashlib.sha256(f"{job} {output}".encode()).hexdigest()[:16]
+    return data_dir() / "exports" / name

@@ -8,6 +8,7 @@ import typer
 
 from farm.cli.output import one_line, say, say_error, say_json
 from farm.errors import InvalidInput, NotFound
+from farm.paths import DATA_HELP
 
 if TYPE_CHECKING:
     from farm.queue import Queue
@@ -19,9 +20,7 @@ queue = typer.Typer(
     no_args_is_help=False,
 )
 
-Data = Annotated[
-    Path | None, typer.Option("--data", help="The farm's data directory.", show_default=False)
-]
+Data = Annotated[Path | None, typer.Option("--data", help=DATA_HELP, show_default=False)]
 
 
 @queue.command("check")

@@ -27,7 +27,9 @@ def scheduler() -> None:
     """
     from farm.queue import Queue, connect
     from farm.scheduler.scheduler import Scheduler, SchedulerSettings
+    from farm.scheduler.sweeper import Sweeper
     from farm.settings import load
+    from farm.store import open_store
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     settings = load(SchedulerSettings)
@@ -36,6 +38,11 @@ def scheduler() -> None:
         signal.signal(number, lambda *_: stopped.set())
     queue = Queue(connect(settings.redis_url), farm=settings.name)
     cluster = _cluster(settings, queue) if settings.ray_address and settings.workers else None
+    # A client of its own: deleting takes long, and granting must not wait for it.
+    sweeper = Sweeper(
+        Queue(connect(settings.redis_url), farm=settings.name), open_store(settings.store_url)
+    )
+    sweeper.start(stopped)
     log.info("scheduling for %d workers", settings.workers)
     try:
         Scheduler(queue, lease_ms=settings.lease_ms, placement=cluster).run(stopped, _touch)

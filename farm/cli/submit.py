@@ -121,12 +121,14 @@ def submit(
     if "idempotency_key" not in asked.options:
         go_on_also_with("--idempotency-key", asked.own_key)
     if not files and not prompts and "embeds" not in asked.parameters.keys() | asked.sweep.names:
-        raise InvalidInput("nothing to draw", field="prompt", hint='farm submit "a red bicycle"')
+        raise InvalidInput("nothing to draw", field="prompt", hint='farm submit "a red circle"')
     source = files[0] if len(files) == 1 else "files" if files else "prompts"
     if dry_run:
         requests, options = _renders(files, prompts, reading, asked)
         estimate = Farm().estimate(requests, **options)
         return tell_estimate(estimate, source, as_json=as_json, strict=strict)
+    if output is not None:
+        OutputFolder(output, "").try_out()  # now: a job would have been made for nothing
     if output is not None and not overwrite and given["idempotency_key"] is None:
         OutputFolder(output, "").check(resume=resume)
     try:

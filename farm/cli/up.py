@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated
 
@@ -20,10 +20,10 @@ import typer
 from rich.console import Console
 
 from farm.errors import Conflict, FarmError, Unavailable
-from farm.paths import client_file, data_dir, make_private
+from farm.paths import DATA_HELP, client_file, data_dir, make_private
 
 if TYPE_CHECKING:
-    from farm.local.embedded import Plan
+    from farm.local.embedded import Embedded, Plan
 
 READY_SECONDS = 600.0  # a worker may have to build or load a large checkpoint
 DOWN_SECONDS = 30.0
@@ -31,9 +31,7 @@ STARTED_BY = "FARM_STARTED_BY"  # in the environment: a token of the --detach th
 
 console = Console(stderr=True, highlight=False)
 
-Data = Annotated[
-    Path | None, typer.Option("--data", help="Everything the farm writes goes below this folder.")
-]
+Data = Annotated[Path | None, typer.Option("--data", help=DATA_HELP, show_default=False)]
 
 
 def up(
@@ -44,7 +42,9 @@ def up(
     workers: Annotated[int, typer.Option(help="0: one per GPU, or one on the CPU.", min=0)] = 0,
     checkpoint: Annotated[
         list[str] | None,
-        typer.Option(help="A diffusers directory or hub id@revision; may be repeated."),
+        typer.Option(
+            help="A diffusers directory, amused-256, amused-512 or a hub id@commit; repeatable."
+        ),
     ] = None,
     store: Annotated[
         str, typer.Option(envvar="FARM_STORE", help="s3://bucket/prefix instead of a folder.")
@@ -128,6 +128,7 @@ def _run(plan: "Plan") -> None:
     farm = Embedded(plan)
     write_pid(plan.data / "run" / "up.pid", os.getpid())
     try:
+        _check_workers_settings(farm)
         for service in farm.services():
             supervisor.start(service)
             if service.name == "valkey":
@@ -155,6 +156,14 @@ def _run(plan: "Plan") -> None:
         farm.clean()
 
 
+def _check_workers_settings(farm: "Embedded") -> None:
+    """What a worker would refuse is told now, not when Ray has started it."""
+    from farm.settings import load
+    from farm_workers.worker.settings import WorkerSettings
+
+    load(WorkerSettings, redis_url=farm.redis_url, checkpoints=farm.plan.checkpoints)
+
+
 def _announce(plan: "Plan", dashboard: str | None) -> None:
     console.print(f"ready: {plan.url} with {', '.join(plan.checkpoints)}")
     if dashboard:
@@ -162,7 +171,17 @@ def _announce(plan: "Plan", dashboard: str | None) -> None:
         console.print(f"Ray's dashboard: {dashboard} (its token: {token})")
     if plan.data != data_dir():
         console.print(f"in another terminal: export FARM_DATA={plan.data}")
-    console.print('try: farm submit "a red bicycle" --seed 7 -o out')
+    _say_what_it_draws(plan.checkpoints)
+
+
+def _say_what_it_draws(checkpoints: Sequence[str]) -> None:
+    from farm.checkpoints.inspect import inspect_checkpoint
+
+    found = [inspect_checkpoint(one) for one in checkpoints]
+    for one in found:
+        if one.description:
+            console.print(f"{one.info.id}: {one.description}", markup=False, soft_wrap=True)
+    console.print(f'try: farm submit "{found[0].info.example}" --seed 7 -o out', markup=False)
 
 
 def _release(redis_url: str) -> None:

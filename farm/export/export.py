@@ -53,11 +53,14 @@ class Plan(NamedTuple):
     title: str = ""
     generation: int = 0  # of the job: a retry makes other pictures
     signed: bool = False  # pictures get content credentials
+    where: str | None = None  # a condition on the columns
+    dedup: str | None = None
 
     def to_json(self) -> str:
         told = {**self._asdict(), "splits": str(self.splits)}
-        if not self.signed:  # which earlier versions did not have
-            del told["signed"]
+        for name in ("signed", "where", "dedup"):  # which earlier versions did not have
+            if not told[name]:
+                del told[name]
         return canonical_json(told)
 
 
@@ -100,13 +103,20 @@ def begin(plan: Plan, folder: Path, *, overwrite: bool = False) -> bool:
 
 
 def _groups_of(path: Path) -> tuple[str, ...] | None:
-    """The folders with an export's groups, by its plan; None for a file of another program, which
-    may have the plan's name."""
+    """The folders with an export's groups, by its plan; None where there is none."""
     try:
-        told = json.loads(path.read_bytes())
+        return groups_of(path.read_bytes())
+    except OSError:
+        return None
+
+
+def groups_of(plan: bytes) -> tuple[str, ...] | None:
+    """The same of a plan's text; None for that of another program, which may have its name."""
+    try:
+        told = json.loads(plan)
         splits = Splits.parse(str(told["splits"]))  # a stranger may have written the names
         return splits.names if told["target"] == "imagefolder" else ("data",)
-    except (OSError, ValueError, LookupError, TypeError, FarmError):
+    except (ValueError, LookupError, TypeError, FarmError):
         return None
 
 

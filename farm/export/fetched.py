@@ -17,6 +17,7 @@ from farm.job import Format
 from farm.spec import RenderSpec, canonical_json
 
 MANIFEST = "manifest.jsonl"
+SELECTED = "selected.jsonl"  # the lines that are wanted, where not all are
 RAW_TOKENS = ".u16"  # as the sink ``tokens`` keeps them
 TOKEN_FILES = (RAW_TOKENS, f".{EXTENSIONS[Format.TOKENS]}")
 
@@ -44,12 +45,19 @@ class FetchedPicture(NamedTuple):
 
 
 def fetched_pictures(folder: Path) -> Iterator[FetchedPicture]:
-    """Those that did not fail, in the order of the manifest."""
-    with (folder / MANIFEST).open(encoding="utf-8") as lines:
+    """Those that did not fail and are wanted, in the order of the manifest."""
+    selected = folder / SELECTED
+    for told in read_manifest(selected if selected.exists() else folder / MANIFEST):
+        yield FetchedPicture(row_of(told), folder / told["file"])
+
+
+def read_manifest(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of pictures that did not fail."""
+    with path.open(encoding="utf-8") as lines:
         for line in lines:
             told = json.loads(line)
             if told["error"] is None:
-                yield FetchedPicture(_row(told), folder / told["file"])
+                yield told
 
 
 def failed_rows(folder: Path) -> Iterator[ManifestRow]:
@@ -93,7 +101,7 @@ def _row_of(picture: FetchedPicture, extension: str, data: bytes) -> ManifestRow
     return picture.row._replace(file=file, sha256=sha256, size=len(data))
 
 
-def _row(told: Mapping[str, Any]) -> ManifestRow:
+def row_of(told: Mapping[str, Any]) -> ManifestRow:
     spec = canonical_json(told["spec"])
     return ManifestRow(
         job="",  # a data set is not told from which job it came

@@ -21,10 +21,22 @@ from farm.gateway.middleware import RequestGuard
 from farm.gateway.page.history import History
 from farm.gateway.quotas import QuotaLimits, Quotas
 from farm.gateway.readiness import Readiness
-from farm.gateway.routes import adapters, assets, docs, estimate, health, jobs, page, submissions
+from farm.gateway.routes import (
+    adapters,
+    assets,
+    docs,
+    estimate,
+    health,
+    jobs,
+    page,
+    scores,
+    submissions,
+    usage,
+)
 from farm.gateway.signed_urls import Links, Signer, linked_store, secret_of
 from farm.ingest.assets import Assets
 from farm.ingest.ingest import Ingest
+from farm.ingest.removal import Remover
 from farm.queue import Queue, connect
 from farm.settings import GatewaySettings
 from farm.sinks.registry import Sinks
@@ -69,7 +81,7 @@ def create_app(
         redirect_slashes=False,  # otherwise the host header would decide where a caller is sent
     )
     app.state.deps = deps
-    for route in (submissions, estimate, jobs, assets, adapters, health, docs, page):
+    for route in (submissions, estimate, jobs, scores, usage, assets, adapters, health, docs, page):
         app.include_router(route.router)
     exception_handlers.install(app)
     body_memory = app.state.body_memory = BodyMemory(settings.max_body_memory)
@@ -104,6 +116,7 @@ def _dependencies(
         assets=kept,
         registry=registry,
         ingest=ingest,
+        remover=Remover(queue, store),
         authenticator=Authenticator(
             keys, without_keys=settings.open, now=lambda: datetime.now(UTC)
         ),

@@ -16,6 +16,7 @@ from farm.addresses import is_loopback, split_host
 from farm.errors import InvalidInput, NotAllowed
 
 LOCAL_TENANT = "local"
+SCOPES = frozenset({"read", "write", "admin"})  # admin sees how much each tenant uses
 RECHECK_SECONDS = 1.0  # how often the keys file is looked at
 
 
@@ -113,7 +114,7 @@ class Authenticator:
     def caller(self, authorization: str | None) -> Caller:
         if not authorization:
             if self._open:
-                return Caller(LOCAL_TENANT, frozenset({"read", "write"}))
+                return Caller(LOCAL_TENANT, SCOPES)
             raise NotAllowed("no API key", hint="send Authorization: Bearer KEY")
         scheme, _, token = authorization.partition(" ")
         if scheme.lower() != "bearer" or not token.strip():

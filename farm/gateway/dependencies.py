@@ -14,6 +14,7 @@ from farm.gateway.readiness import Readiness
 from farm.gateway.signed_urls import Links, Signer
 from farm.ingest.assets import Assets
 from farm.ingest.ingest import Ingest
+from farm.ingest.removal import Remover
 from farm.queue import Queue
 from farm.settings import GatewaySettings
 from farm.sinks.registry import Sinks
@@ -28,6 +29,7 @@ class Dependencies(NamedTuple):
     assets: Assets
     registry: CheckpointRegistry
     ingest: Ingest
+    remover: Remover
     authenticator: Authenticator
     signer: Signer
     links: Links
@@ -50,6 +52,10 @@ async def writer(request: Request) -> str:
     return _tenant(request, "write")
 
 
+async def admin(request: Request) -> str:
+    return _tenant(request, "admin")
+
+
 def _tenant(request: Request, scope: str) -> str:
     caller: Caller = dependencies_of(request).authenticator.caller(
         request.headers.get("authorization")
@@ -57,10 +63,11 @@ def _tenant(request: Request, scope: str) -> str:
     if scope not in caller.scopes:
         raise scope_missing(scope)
     dependencies_of(request).quotas.take_request(caller.tenant)
-    request.state.tenant = caller.tenant
+    request.state.tenant, request.state.scopes = caller.tenant, caller.scopes
     return caller.tenant
 
 
 Deps = Annotated[Dependencies, Depends(dependencies_of)]
 Reader = Annotated[str, Depends(reader)]  # the tenant of a caller that may read
 Writer = Annotated[str, Depends(writer)]
+Admin = Annotated[str, Depends(admin)]

@@ -137,6 +137,14 @@ class Quotas:
         except RedisError as error:
             raise explain(error) from error
 
+    def bytes_kept(self) -> dict[str, int]:
+        """Of input files, by tenant."""
+        try:
+            kept: Any = self._queue.client.hgetall(self._key)
+        except RedisError as error:
+            raise explain(error) from error
+        return {str(tenant): int(size) for tenant, size in kept.items()}
+
     @property
     def _key(self) -> str:
         return f"{{{self._queue.farm}}}:asset-bytes"

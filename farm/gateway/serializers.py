@@ -1,5 +1,6 @@
 """Jobs, pictures and the like as the API's plain JSON."""
 
+import base64
 from collections.abc import Container, Iterable, Iterator
 from typing import Any
 
@@ -10,6 +11,7 @@ from farm.gateway.signed_urls import Links
 from farm.ingest.ingest import MAX_LISTED
 from farm.job import Chunk
 from farm.queue import Failure, JobStatus
+from farm.queue.previews import Preview
 from farm.queue.why import Why
 from farm.sinks.parts import public_row
 from farm.sinks.protocol import Sink
@@ -65,6 +67,13 @@ def lost_views(
                     "shard": None,
                     "url": None,
                 }
+
+
+def preview_view(preview: Preview) -> dict[str, Any]:
+    picture = base64.b64encode(preview.jpeg).decode()
+    facts = preview._asdict()
+    del facts["jpeg"]
+    return {**facts, "picture": f"data:image/jpeg;base64,{picture}"}
 
 
 def rejected_view(rejected: Iterable[RejectedRender]) -> list[dict[str, Any]]:

@@ -1,9 +1,12 @@
 """What is stored of a job beside its chunks."""
 
+import json
 from datetime import datetime
 from typing import Any
 
+from farm.errors import NotFound
 from farm.job import Format
+from farm.store import Store, keys
 from farm.stored_record import StoredRecord
 
 
@@ -33,3 +36,21 @@ class ClosedRecord(StoredRecord):
 
     pieces: int
     rejected: int  # renders
+
+
+class RemovedRecord(StoredRecord):
+    """``_REMOVED``: the job's other objects are being deleted."""
+
+    job: str
+    tenant: str
+    removed_at: datetime
+
+
+def tenant_of(store: Store, job: str) -> str | None:
+    """Whose job it is, as the store has it; None where nothing there says so."""
+    for key in (keys.removed(job), keys.header(job)):
+        try:
+            return str(json.loads(store.get(key))["tenant"])
+        except (NotFound, ValueError, KeyError, TypeError):
+            continue
+    return None

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 from farm.errors import Conflict, FarmError
 from farm.formats.manifest import read_part
-from farm.ingest.job_record import ClosedRecord, JobRecord
+from farm.ingest.job_record import ClosedRecord, JobRecord, RemovedRecord
 from farm.job import MAX_PIECE_LINES, RETENTION_DAYS, Chunk, JobOptions, Receipt, is_job_id
 from farm.queue import JobHeader, Queue, Restored
 from farm.queue.constants import MAX_ROWS
@@ -27,6 +27,7 @@ class Found:
     header: bool = False
     closed: bool = False
     cancelled: bool = False
+    removed: bool = False
     chunks: list[int] = field(default_factory=list)
     parts: dict[int, list[int]] = field(default_factory=dict)  # task -> its generations
     ended: set[int] = field(default_factory=set)  # generations with a _SUCCESS
@@ -60,6 +61,8 @@ def survey(store: Store) -> dict[str, Found]:
             one.closed = True
         elif name == "_CANCELLED":
             one.cancelled = True
+        elif name == "_REMOVED":
+            one.removed = True
         elif kind == "chunks":
             one.chunks.append(int(stem))
         elif kind.startswith("manifest/"):
@@ -84,8 +87,9 @@ def rebuild(queue: Queue, store: Store) -> Counter[str]:
     counts: Counter[str] = Counter()
     with ThreadPoolExecutor(READERS) as pool:
         for job, found in survey(store).items():
-            if not found.header or not (found.chunks or found.closed):
-                continue  # it was never acknowledged
+            acknowledged = found.header and (found.chunks or found.closed)
+            if not acknowledged and not found.removed:
+                continue
             try:
                 record = JobRecord.model_validate_json(store.get(keys.header(job)))
                 if found.ended and _forgotten(record):
@@ -105,8 +109,15 @@ def rebuild(queue: Queue, store: Store) -> Counter[str]:
 
 def _forgotten(record: JobRecord) -> bool:
     """Whether the queue would not know a job any more that ended soon after it came in."""
+    if record.options.get("keep") is not None:
+        return False  # it knows when the pictures are to go
     kept = timedelta(days=record.retention_days or RETENTION_DAYS)
     return record.created_at < datetime.now(UTC) - kept
+
+
+def _go_on_removing(queue: Queue, store: Store, job: str) -> None:
+    record = RemovedRecord.model_validate_json(store.get(keys.removed(job)))
+    queue.remove(job, record.tenant, stored=True)
 
 
 class _Job:

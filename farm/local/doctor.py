@@ -142,8 +142,9 @@ def _unlike(queue: Queue, store: LocalStore) -> Iterator[str]:
         if record.tenant not in listed:
             listed[record.tenant] = {one.id: one for one in _all_jobs(queue, record.tenant)}
         status = listed[record.tenant].get(job)
-        if status is None:
+        if status is None and store.size(keys.removed(job)) is None:
             yield f"it does not know job {job}"
+        if status is None:
             continue
         told = (status.name, status.max_failed, status.priority, status.format)
         kept = [record.options.get(one) for one in ("name", "max_failed", "priority", "format")]
@@ -198,7 +199,11 @@ def _memory(_: Patient) -> _Told:
 
 
 def _store(patient: Patient) -> _Told:
-    open_store(patient.store, attempts=1).probe()
+    store = open_store(patient.store, attempts=1)
+    if not patient.data.exists() and isinstance(store, LocalStore) and not store.made:
+        yield Health.WARN, f"{without_secrets(patient.store)} is not there yet", "farm up makes it"
+        return
+    store.probe()
     yield (
         Health.OK,
         f"{without_secrets(patient.store)}: one of 16 writers of the same object wins",

@@ -160,8 +160,7 @@ class Embedded:
                 healthy=lambda: replies(self.redis_url),
                 patience=PATIENCE,
             )
-        if not self.plan.ray_address:
-            yield self._ray()
+        # Before Ray, which takes long: it refuses wrong settings.
         yield Service(
             "gateway",
             [sys.executable, "-P", "-m", "farm.gateway"],
@@ -169,6 +168,8 @@ class Embedded:
             environment=self.environment,
             healthy=lambda: answers(f"{self.plan.url}/healthz"),
         )
+        if not self.plan.ray_address:
+            yield self._ray()
         for told in self._run.glob("*.failed"):
             told.unlink()
         yield Service(

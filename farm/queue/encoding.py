@@ -232,5 +232,6 @@ def status(job: str, fields: Sequence[str]) -> JobStatus:
         row_steps=number("k"),
         rejected=number("rj"),
         max_failed=options.get("max_failed", 0),
+        keep=int(options["keep"].removesuffix("s")) if "keep" in options else None,
         reason=header.get("r"),
     )

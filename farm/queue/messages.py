@@ -93,6 +93,14 @@ class Restored(NamedTuple):
     retry: bool = False  # its failed pictures were not made by a later generation
 
 
+class Removal(NamedTuple):
+    """A job that the queue has forgotten and whose objects are to be deleted from the store."""
+
+    entry: str  # names it in the queue
+    job: str
+    tenant: str
+
+
 class Session(NamedTuple):
     """One life of one worker."""
 
@@ -165,4 +173,5 @@ class JobStatus(BaseModel):
     row_steps: int  # of all its pictures
     rejected: int  # renders of the submission that were refused
     max_failed: int
+    keep: int | None  # seconds after its end, then it is removed; None: until its tenant does it
     reason: str | None

@@ -8,7 +8,7 @@ import redis
 from redis.exceptions import RedisError
 
 from farm.errors import InvalidInput
-from farm.job import JobState, check_job_id
+from farm.job import SETTLED_HOURS, JobState, check_job_id
 from farm.queue import encoding
 from farm.queue.connection import MAX_BLOCK_SECONDS, explain
 from farm.queue.constants import CLASSES, MAX_ROWS
@@ -20,6 +20,7 @@ from farm.queue.messages import (
     ImageCounts,
     JobStatus,
     LaneBacklog,
+    Removal,
     Session,
 )
 from farm.queue.submissions import Submissions
@@ -75,6 +76,32 @@ class Queue(Submissions, WorkerSessions):
                 manifest, not here: their task counts as ``row`` and all its failed pictures run.
         """
         return int(self._accept("retry", check_job_id(job), tenant, (reason or "")[:MAX_REASON]))
+
+    def remove(self, job: str, tenant: str, *, stored: bool = False) -> tuple[Removal, bool]:
+        """Forget an ended job; its objects are then to be deleted.
+
+        Args:
+            job: called again, it is found among those that are to be deleted.
+            tenant: whose it is.
+            stored: the store knows it as the tenant's, so the queue need not.
+
+        Returns:
+            It, and whether no worker can still store something of it.
+        """
+        settled_ms = int(SETTLED_HOURS * 3_600_000)
+        entry, left = self._accept("remove", check_job_id(job), tenant, settled_ms, int(stored))
+        return Removal(entry, job, tenant), left <= 0
+
+    def removals(self, limit: int = MAX_ROWS) -> list[Removal]:
+        """Jobs whose objects can be deleted now."""
+        return [Removal(*row) for row in self._run("removals", min(limit, MAX_ROWS))]
+
+    def removed(self, removal: Removal) -> None:
+        """Nothing of it is left in the store."""
+        try:
+            self.client.zrem(f"{self._prefix}removals", removal.entry)
+        except RedisError as error:
+            raise explain(error) from error
 
     def invalidate(self, job: str, tenant: str, task: Finished, left: int) -> int:
         """Count pictures of a done task as failed because their files are gone: all but ``left``.
@@ -191,6 +218,16 @@ class Queue(Submissions, WorkerSessions):
         if not 0.001 <= weight <= 1000:
             raise InvalidInput(f"{weight} is not from 0.001 to 1000", field="weight")
         self._run("set_weight", tenant, weight)
+
+    def tenants(self) -> dict[str, float]:
+        """The weights of all tenants that ever had a job, by name."""
+        try:
+            texts: Any = self.client.hgetall(f"{self._prefix}tenant:texts")
+            weights: Any = self.client.hgetall(f"{self._prefix}weights")
+        except RedisError as error:
+            raise explain(error) from error
+        named = {str(text): float(weights.get(number, 1)) for number, text in texts.items()}
+        return dict(sorted(named.items()))
 
     def keep(self, *, retention_days: float, open_hours: float) -> None:
         """Set how long ended jobs are known, and how long an open one waits for its next piece."""

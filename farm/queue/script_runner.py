@@ -38,6 +38,10 @@ class ScriptRunner:
             for name, source in (scripts or read_scripts()).items()
         }
 
+    @property
+    def _keys(self) -> list[Any]:
+        return [self._prefix]
+
     def _accept(self, name: str, *arguments: Any) -> Any:
         """Run a script that takes new work; a restarted server rewrites its file first."""
         try:
@@ -48,6 +52,6 @@ class ScriptRunner:
 
     def _run(self, name: str, *arguments: Any) -> Any:
         try:
-            return self._scripts[name](keys=[self._prefix], args=arguments)
+            return self._scripts[name](keys=self._keys, args=arguments)
         except RedisError as error:
             raise explain(error) from error

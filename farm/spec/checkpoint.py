@@ -1,14 +1,19 @@
 """What a checkpoint asks of the renders that are made with it."""
 
 import math
+import re
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from farm.errors import InvalidInput
 from farm.spec.model_sizes import ModelSizes
+from farm.spec.render import RenderSpec
 
 MAX_SIDE = 4096  # pixels
 MAX_GRID_TOKENS = 4096  # of one picture: 1024 x 1024 at pixel factor 16
+MAX_WORDS = 8  # that a note names
+
+_WORD = re.compile(r"\w+(?:'\w+)?")
 
 
 class CheckpointInfo(BaseModel):
@@ -30,6 +35,9 @@ class CheckpointInfo(BaseModel):
     pooled_dim: int
     hidden_dim: int
     sizes: ModelSizes | None = None  # None: it takes no adapters
+    # The words of the captions that it was trained with, where these are few; none: any text.
+    vocabulary: tuple[str, ...] = Field((), exclude_if=lambda value: not value)
+    example: str = Field("a red bicycle", exclude_if=lambda value: value == "a red bicycle")
 
     @property
     def name(self) -> str:
@@ -38,6 +46,25 @@ class CheckpointInfo(BaseModel):
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Token rows and columns of a picture of that many pixels."""
         return height // self.pixel_factor, width // self.pixel_factor
+
+    def notes(self, spec: RenderSpec) -> tuple[str, ...]:
+        """What a render asks for that the checkpoint was not made for: a size or words. It is
+        drawn all the same."""
+        found = []
+        if unknown := [] if spec.adapters else self.unknown_words(spec.prompt or ""):
+            found.append(
+                f"prompt: {self.id} was not trained with: {', '.join(unknown[:MAX_WORDS])}"
+            )
+        if (spec.height, spec.width) != (self.native_height, self.native_width):
+            found.append(f"size: {self.id} is made for {self.native_width} x {self.native_height}")
+        return tuple(found)
+
+    def unknown_words(self, prompt: str) -> list[str]:
+        """Those that are not in the vocabulary, each once, in their order."""
+        if not self.vocabulary:
+            return []
+        words = dict.fromkeys(_WORD.findall(prompt.lower()))
+        return [word for word in words if word not in self.vocabulary]
 
     def check_size(self, height: int, width: int) -> None:
         for field, value in (("height", height), ("width", width)):

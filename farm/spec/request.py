@@ -72,7 +72,9 @@ class RenderRequest(RenderFields):
 
     @model_validator(mode="after")
     def _prompt_or_embeds(self) -> Self:
-        if (self.prompt is None) == (self.embeds is None):
+        if self.prompt is None and self.embeds is None:
+            raise ValueError("prompt: is missing; say what to draw")
+        if self.prompt is not None and self.embeds is not None:
             raise ValueError("give a prompt or embeds, not both")
         if self.embeds is not None and self.negative_prompt is not None:
             raise ValueError("negative_prompt: the embeds file carries the negative embeddings")
@@ -136,7 +138,7 @@ class RenderRequest(RenderFields):
             raise InvalidInput(
                 f"a render is an object, not {type(data).__name__}",
                 field="render",
-                hint='for example {"prompt": "a red bicycle"}',
+                hint='for example {"prompt": "a red circle"}',
             )
         try:
             return cls.model_validate(dict(data))

@@ -25,6 +25,11 @@ def cancelled(job: str) -> str:
     return prefix(job) + "_CANCELLED"
 
 
+def removed(job: str) -> str:
+    """Of an object that is there while the job's others are being deleted."""
+    return prefix(job) + "_REMOVED"
+
+
 def chunks(job: str) -> str:
     """Start of the keys of the renders of a job, task by task."""
     return prefix(job) + "chunks/"
@@ -65,8 +70,23 @@ def repairs(job: str) -> str:
     return prefix(job) + "repairs/"
 
 
+def all_scores(job: str) -> str:
+    """Start of the keys of all columns that were added afterwards."""
+    return prefix(job) + "scores/"
+
+
+def scores(job: str, scorer: str, sha256: str) -> str:
+    """Of a part of them, by its content."""
+    return f"{all_scores(job)}{scorer}/{sha256}.parquet"
+
+
+def assets(tenant: str) -> str:
+    """Start of the keys of a tenant's input files."""
+    return f"assets/{_tenant(tenant)}/"
+
+
 def asset(tenant: str, sha256: str) -> str:
-    return f"assets/{_tenant(tenant)}/{sha256}"
+    return assets(tenant) + sha256
 
 
 def adapters(tenant: str) -> str:

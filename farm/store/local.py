@@ -39,6 +39,11 @@ class LocalStore:
         self._root = root.absolute()
         self.url = self._root.as_uri()
 
+    @property
+    def made(self) -> bool:
+        """Whether its folder is there already; the first object makes it."""
+        return self._root.is_dir()
+
     def put(self, key: str, data: bytes, *, content_type: str = "application/octet-stream") -> bool:
         path = self._path(key)
         with _errors(f"cannot write {path}"):

@@ -131,7 +131,9 @@ class Comparison:
         if not self._whole:
             return  # the unread parts may list anything
         # Chunks are what was submitted; nothing lists those of expired and cancelled tasks.
-        kept = keys.repairs(self._job), keys.chunks(self._job), keys.early(self._job)
+        kept = tuple(
+            start(self._job) for start in (keys.repairs, keys.chunks, keys.early, keys.all_scores)
+        )
         for key in self._objects.keys() - self._listed:
             if not key.startswith(kept):
                 yield Difference(Kind.ORPHAN, key)

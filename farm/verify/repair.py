@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from farm.errors import Conflict, FarmError, NotFound
 from farm.formats.manifest import ManifestRow, merge, write_part
-from farm.job import TERMINAL_JOBS, Chunk, JobState
+from farm.job import SETTLED_HOURS, TERMINAL_JOBS, Chunk, JobState
 from farm.queue import Finished, JobStatus, Queue
 from farm.sinks.parts import rows_of, task_rows
 from farm.sinks.protocol import TaskPlace
@@ -20,7 +20,7 @@ from farm.store import Store, keys
 from farm.verify.compare import Comparison, Counts, Difference, Kind, Part
 
 SIGN_SECONDS = 2.0  # between two lines
-SETTLED = timedelta(hours=2)  # after a job was cancelled; twice a publisher's patience
+SETTLED = timedelta(hours=SETTLED_HOURS)
 DAMAGED = {Kind.MISSING, Kind.WRONG_SIZE, Kind.WRONG_SHA256}
 
 

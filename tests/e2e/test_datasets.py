@@ -36,6 +36,7 @@ def test_the_blocks_of_the_page_run_as_they_stand_there(farm: RunningFarm, tmp_p
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
     assert re.search(r"^\d pictures, loss \d", ended.stdout, flags=re.MULTILINE)
+    assert "2 rows, and 3 more" in ended.stdout
     assert "(64, 64) a blue triangle on a yellow background" in ended.stdout
 
 
@@ -70,3 +71,21 @@ def test_tokens_are_decoded_to_the_pictures_that_were_not_stored(
         name = str(row["file"])
         decoded = tmp_path / "decoded" / "train" / "00000" / name
         assert decoded.read_bytes() == (tmp_path / "images" / name).read_bytes()
+    [shard] = farm.data.glob(f"store/*/{jobs['tokens']}/data/0/*")
+    for _ in range(2):  # what is there already stays
+        farm.run("decode", shard, "-o", tmp_path / "alone", "--checkpoint", "shapes-64")
+    for row in pictures:
+        name = str(row["file"])
+        assert (tmp_path / "alone" / name).read_bytes() == (tmp_path / "images" / name).read_bytes()
+
+
+def test_a_picture_that_is_rendered_again_has_the_same_tokens(
+    farm: RunningFarm, tmp_path: Path
+) -> None:
+    job = farm.submit("a red circle", "--num-images", 2, "--seed", 3, "--checkpoint", "shapes-64")
+    farm.run("wait", job)
+    told = farm.run("rerender", job, 0, "-o", tmp_path).stdout
+    assert re.findall(r"^0-(\d) same tokens [0-9a-f]{64}$", told, flags=re.MULTILINE) == ["0", "1"]
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["00000000-00.png", "00000000-01.png"]
+    assert "0-1 same tokens" in farm.run("rerender", job, 0, "--index", 1).stdout  # alone

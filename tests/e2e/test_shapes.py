@@ -11,6 +11,8 @@ import pytest
 from PIL import Image
 from running_farm import RunningFarm
 
+from farm_client import Farm
+
 sys.path.append(str(Path(__file__).resolve().parents[2] / "tools" / "shapes"))
 
 from caption import prompt
@@ -111,6 +113,19 @@ def test_inpainting_replaces_the_object_and_leaves_the_rest(
         assert (other == pictures[0])[~inside].all()
     blurred = np.abs(pictures[0].astype(int) - draw(BEFORE, side))[~inside]
     assert blurred.mean() < 4
+
+
+def test_a_running_picture_can_be_seen(farm: RunningFarm) -> None:
+    """It would take half a minute, and is cancelled when it has been seen twice."""
+    steps = []
+    with Farm(farm.url) as client:
+        job = client.submit("a red circle", checkpoint="shapes-64", num_inference_steps=1000)
+        for preview in job.previews():
+            assert preview.pil().size == (64, 64)
+            steps.append(preview.step)
+            if len(steps) == 2:
+                job.cancel()
+    assert 0 < steps[0] < steps[1] < 1000
 
 
 def test_a_negative_prompt_turns_pictures_away_from_it(farm: RunningFarm, tmp_path: Path) -> None:

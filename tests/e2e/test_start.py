@@ -56,3 +56,21 @@ def test_a_checkpoint_that_would_not_load_is_told_before_the_farm_has_started(
     assert ended.returncode == 2
     assert "error[checkpoint]: bad: transformer tensor " in ended.stderr.splitlines()[-1]
     assert farm.processes() == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("FARM_KEYS", "/nowhere/keys.json"), ("FARM_LEASE_MS", "soon")]
+)
+def test_a_wrong_setting_is_told_before_ray_is_started(
+    tmp_path: Path, name: str, value: str
+) -> None:
+    farm = RunningFarm(tmp_path / "farm", "")
+    up = [*FARM, "up", "--port", str(free_port()), "--checkpoint", "shapes-64"]
+    ended = subprocess.run(
+        up, env={**os.environ, "FARM_DATA": str(farm.data), name: value}, capture_output=True,
+        text=True, timeout=150,
+    )  # fmt: skip
+    assert ended.returncode != 0
+    assert f"error[invalid] {name}:" in ended.stderr.splitlines()[-1]
+    assert farm.processes() == []
+    assert not (farm.data / "logs" / "ray.log").exists()

@@ -114,6 +114,25 @@ def test_every_step_can_show_a_preview(engine: Engine) -> None:
     assert done[0].steps == 4
 
 
+def test_previews_change_no_bits(engine: Engine) -> None:
+    check_previews_change_nothing(engine)
+
+
+def check_previews_change_nothing(engine: Engine) -> None:
+    rows = [row_of(engine.checkpoint, seed=seed, num_inference_steps=4) for seed in range(3)]
+    expected = draw(engine, *map(Case, rows))
+    for at, row in enumerate(rows):
+        engine.add(at, row)
+    found, seen = {}, 0
+    while not engine.idle:
+        found |= {done.key: done for done in engine.step()}
+        seen += sum(engine.preview(at, 0) is not None for at in range(len(rows)))
+    assert seen > len(rows)
+    for at, one in enumerate(expected):
+        np.testing.assert_array_equal(found[at].tokens, one.tokens)
+        np.testing.assert_array_equal(found[at].pixels, one.pixels)
+
+
 def test_copies_to_the_host_are_queued_within_the_engine_s_own_device(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

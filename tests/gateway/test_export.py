@@ -271,6 +271,28 @@ def test_a_folder_that_holds_something_else_is_refused(
     assert (mine / "notes.txt").read_text() == "mine"
 
 
+def test_an_export_to_a_store_is_the_one_to_a_folder(
+    gateway: Gateway,
+    workers: Workers,
+    farm: Farm,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("FARM_DATA", str(tmp_path / "mine"))
+    workers.start()
+    job = submit(gateway, farm)
+    expected = files(export(job, tmp_path / "out", "webdataset"))
+    place = (tmp_path / "store").as_uri()
+    flags = ["export", job.id, "-o", place, "--as", "webdataset", "--shard-size", "7"]
+    assert run(flags) == 0
+    assert files(tmp_path / "store") == expected
+    assert capsys.readouterr().out.splitlines()[-1] == place
+    assert not list((tmp_path / "mine" / "exports").iterdir()), "what was written first has gone"
+    assert run(flags) == 0
+    assert "is whole already" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("text", ["train", "train=x", "a=0.5,a=0.5", "a=0.5", "a=2", "A b=1", "=1"])
 def test_splits_that_make_no_sense_are_refused(
     farm: Farm, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -5,6 +5,7 @@ The routes are the application's own, so a new one without a rule here fails.
 
 import asyncio
 import itertools
+import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,6 +33,8 @@ class Rule(NamedTuple):
 
 
 ONE = b'{"prompt": "x"}\n'
+SCORE = {"render": 0, "image": 0, "sha256": "0" * 64, "values": {"sharp": 0.5}}
+SCORES = json.dumps({"rows": [SCORE]}).encode()
 RULES = {
     ("GET", "/healthz"): Rule(None),
     ("GET", "/readyz"): Rule(None, query="?workers=0"),
@@ -40,16 +43,19 @@ RULES = {
     ("GET", "/"): Rule(None),
     ("GET", "/pictures"): Rule(None),
     ("GET", "/farm"): Rule(None),
+    ("GET", "/tenants"): Rule(None),
     ("GET", "/new"): Rule(None),
     ("GET", "/jobs/{job}"): Rule(None),
     ("GET", "/static/{name}"): Rule(None),
     ("GET", "/page"): Rule("read"),
     ("GET", "/page/pictures"): Rule("read"),
     ("GET", "/page/farm"): Rule("read"),
+    ("GET", "/page/tenants"): Rule("admin"),
     ("GET", "/page/new"): Rule("read"),
     ("GET", "/page/jobs/{job}"): Rule("read", owned=True),
     ("GET", "/page/jobs/{job}/progress"): Rule("read", owned=True),
     ("GET", "/page/jobs/{job}/pictures"): Rule("read", owned=True),
+    ("GET", "/page/jobs/{job}/previews"): Rule("read", owned=True),
     ("GET", "/page/jobs/{job}/failures"): Rule("read", owned=True),
     ("GET", "/v1/checkpoints"): Rule("read"),
     ("GET", "/v1/jobs"): Rule("read"),
@@ -67,6 +73,7 @@ RULES = {
     ("GET", "/v1/jobs/{job}"): Rule("read", owned=True),
     ("GET", "/v1/jobs/{job}/events"): Rule("read", owned=True),
     ("GET", "/v1/jobs/{job}/images"): Rule("read", owned=True),
+    ("GET", "/v1/jobs/{job}/previews"): Rule("read", owned=True),
     ("GET", "/v1/jobs/{job}/why"): Rule("read", owned=True),
     ("GET", "/v1/jobs/{job}/verify"): Rule("read", owned=True),
     ("POST", "/v1/jobs/{job}/verify"): Rule("write", owned=True),
@@ -78,6 +85,14 @@ RULES = {
     ("POST", "/v1/jobs/{job}/pause"): Rule("write", owned=True, ok=409),
     ("POST", "/v1/jobs/{job}/resume"): Rule("write", owned=True, ok=409),
     ("POST", "/v1/jobs/{job}/retry"): Rule("write", owned=True, ok=409),
+    ("GET", "/v1/jobs/{job}/scores"): Rule("read", owned=True),
+    ("POST", "/v1/jobs/{job}/scores/{scorer}"): Rule(
+        "write", owned=True, ok=201, body=SCORES, kind="application/json"
+    ),
+    ("GET", "/v1/usage"): Rule("read"),
+    ("GET", "/v1/jobs/{job}/usage"): Rule("read", owned=True),
+    # It was cancelled a moment ago, so it stays listed as removed, and each caller may go on.
+    ("DELETE", "/v1/jobs/{job}"): Rule("write", owned=True),
 }
 FREE = {"/openapi.json"}  # FastAPI's own
 
@@ -87,6 +102,7 @@ CALLERS: dict[str | None, tuple[str | None, set[str]]] = {  # key: its tenant an
     "owner": (OWNER, {"read", "write"}),
     "owner-reads": (OWNER, {"read"}),
     "owner-writes": (OWNER, {"write"}),
+    "owner-admin": (OWNER, {"admin"}),
     "stranger": ("bob", {"read", "write"}),
     "stranger-reads": ("bob", {"read"}),
     "expired": (None, set()),
@@ -96,6 +112,7 @@ KEYS = {
     "owner": {"tenant": OWNER},
     "owner-reads": {"tenant": OWNER, "scopes": ["read"]},
     "owner-writes": {"tenant": OWNER, "scopes": ["write"]},
+    "owner-admin": {"tenant": OWNER, "scopes": ["admin"]},
     "stranger": {"tenant": "bob"},
     "stranger-reads": {"tenant": "bob", "scopes": ["read"]},
     "expired": {"tenant": OWNER, "expires": "2020-01-01T00:00:00Z"},
@@ -114,7 +131,7 @@ def expected(rule: Rule, key: str | None, *, keys: bool, here: bool, local_host:
             return rule.ok
         if key is not None:
             return 401  # a key that is not known is wrong even where none is needed
-        tenant, scopes = OWNER, {"read", "write"}
+        tenant, scopes = OWNER, {"read", "write", "admin"}
     if rule.scope is None:
         return rule.ok
     if tenant is None:
@@ -171,7 +188,13 @@ def things(app: FastAPI, tenant: str) -> dict[str, str]:
     job = deps.ingest.submit(tenant, options, [Entry({"prompt": "x"})]).job
     deps.queue.cancel(job, tenant)
     asset = deps.assets.add(tenant, png())
-    names = {"asset": asset.id, "piece": "0", "key:path": "a/b.png", "name": "page.css"}
+    names = {
+        "asset": asset.id,
+        "piece": "0",
+        "scorer": "sharp",
+        "key:path": "a/b.png",
+        "name": "page.css",
+    }
     return {"job": job, **names}
 
 

@@ -16,8 +16,8 @@ OK = {"prompt": "a red bicycle"}
 
 WRONG_RENDERS: list[tuple[Any, str | None, str]] = [
     # render, field of the error, words of its text
-    ({}, None, "give a prompt"),
-    ({"prompt": None}, None, "give a prompt"),
+    ({}, "prompt", "is missing"),
+    ({"prompt": None}, "prompt", "is missing"),
     ({"prompt": 7}, "prompt", "string"),
     ({"prompt": ""}, "prompt", "empty"),
     ({"prompt": " \t\n "}, "prompt", "empty"),

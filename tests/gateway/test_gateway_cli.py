@@ -84,6 +84,18 @@ def test_waiting_has_a_limit_and_cancelling_a_code(cli: Cli) -> None:
     assert json.loads(cli("watch", job, "--json").out.splitlines()[-1])["state"] == "cancelled"
 
 
+@pytest.mark.parametrize("how", [("--wait",), ("-o", "out"), ("--timeout", "60")])
+def test_json_tells_how_a_job_ended_that_was_waited_for(
+    cli: Cli, fake_worker: FakeWorker, how: tuple[str, ...]
+) -> None:
+    good = cli("submit", "a boat", "--json", *how)
+    told = json.loads(good.out)
+    assert (good.code, told["state"], told["images"]["done"]) == (0, "done", 1)
+    bad = cli("submit", BAD_PROMPT, "--json", *how, *(("--overwrite",) if "-o" in how else ()))
+    told = json.loads(bad.out)
+    assert (bad.code, told["state"], told["images"]["failed"]) == (1, "failed", 1)
+
+
 GOOD = '{"prompt": "a"}\n{"prompt": "b"}\n'
 
 
@@ -203,6 +215,7 @@ WRONG: list[tuple[list[str], dict[str, bytes], str]] = [
     (["submit", "x", "--temperature", "1,2,3"], {}, "temperature"),
     (["submit", "x", "--width", "65"], {}, "multiple"),
     (["submit", "x", "--image", "none.png"], {}, "there is no file"),
+    (["submit", "x", "-o", "/proc/x"], {}, "cannot be made"),
     (["submit", "x", "--priority", "99"], {}, "priority"),
     (["submit", "x", "--mode", "txt2img"], {}, "text2img"),
     (["submit", "x", "--checkpoint", "nope"], {}, "shapes-64"),

@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import html
 import re
 import time
 from pathlib import Path
@@ -10,9 +11,10 @@ import httpx2
 from fake_worker import BAD_PROMPT, FakeWorker
 from harness import INFO, Gateway, Serve, post, write_keys
 
-from farm.gateway.page import rendering
+from farm.gateway.page import rendering, views
 from farm.gateway.page.charts import bar, sparkline
 from farm.job import JobOptions
+from farm.queue import Queue, connect, notice
 from farm.queue.messages import JobHeader
 
 STATIC = Path(rendering.__file__).parent / "static"
@@ -58,7 +60,7 @@ def test_the_page_runs_nothing_but_its_own_files(http: httpx2.Client) -> None:
 
 def test_a_stores_own_address_may_show_pictures_and_nothing_else() -> None:
     policy = rendering.policy("https://s3.example:9000/bucket/probe?X-Amz-Signature=1")
-    assert "img-src 'self' blob: https://s3.example:9000;" in policy
+    assert "img-src 'self' blob: data: https://s3.example:9000;" in policy
     assert policy.count("s3.example") == 1
 
 
@@ -88,6 +90,53 @@ def test_it_says_that_no_worker_is_there(gateway: Gateway, http: httpx2.Client) 
         assert "No worker is connected" in http.get(f"/page{page}").text
 
 
+def test_it_says_what_a_scheduler_says(
+    gateway: Gateway, http: httpx2.Client, fake_worker: FakeWorker
+) -> None:
+    notice.post(gateway.queue, "Ray's cluster at head:6379 does not answer <b>")
+    for page in ("", "/farm"):
+        text = http.get(f"/page{page}").text
+        assert "cluster at head:6379 does not answer &lt;b&gt;" in text
+        assert "No worker is connected" not in text
+
+
+def test_a_server_that_is_gone_is_named(gateway: Gateway, tmp_path: Path) -> None:
+    gone = Queue(connect(f"unix://{tmp_path}/no.sock"), farm="test")
+    told = views.problems(gone, ("no answer", "no space is left"))
+    assert told == [
+        "The queue does not answer: no answer",
+        "The store cannot be written to: no space is left",
+    ]
+    (told_once,) = views.problems(gone, (None, None))
+    assert told_once.startswith("The queue does not answer: ")
+
+
+def test_those_who_may_see_how_much_each_tenant_uses(serve: Serve, tmp_path: Path) -> None:
+    keys = write_keys(
+        tmp_path / "keys.json",
+        {
+            "a": {"tenant": "alice"},
+            "b": {"tenant": "<bob>"},
+            "root": {"tenant": "ops", "scopes": ["read", "admin"]},
+        },
+    )
+    gateway = serve(tmp_path, keys=keys, open=False)
+    with gateway.client("a") as alice, gateway.client("b") as bob, gateway.client("root") as ops:
+        post(alice, {"prompt": "x", "num_images": 3})
+        post(bob, *[{"prompt": "x", "num_images": 40}] * 30)
+        gateway.queue.set_weight("alice", 2.5)
+        assert alice.get("/page/tenants").status_code == 403
+        assert "/tenants" not in alice.get("/page/farm").text
+        assert 'href="/tenants"' in ops.get("/page/farm").text
+        text = ops.get("/page/tenants").text
+    rows = re.findall(r'<th scope="row">(.*?)</th>(.*?)</tr>', text)
+    told = [(name, re.findall(r">([^<]+)</td>", cells)) for name, cells in rows]
+    assert told == [
+        ("&lt;bob&gt;", ["1", "1", "1,200", "0", "0", "0 Bytes"]),
+        ("alice", ["2.5", "1", "3", "0", "0", "0 Bytes"]),
+    ]
+
+
 def test_lists_of_any_length_come_in_pages(gateway: Gateway, http: httpx2.Client) -> None:
     for number in range(60):
         header = JobHeader(
@@ -101,6 +150,25 @@ def test_lists_of_any_length_come_in_pages(gateway: Gateway, http: httpx2.Client
         older = re.search(r'hx-get="(/page\?before=[^"]+)" hx-target="#main"', text)
         address = older[1] if older else ""
     assert len(seen) == len(set(seen)) == 60
+
+
+def test_the_pictures_of_a_large_task_come_in_pages(gateway: Gateway, http: httpx2.Client) -> None:
+    worker = FakeWorker(gateway.queue, gateway.store, INFO)
+    renders = [{"prompt": f"n{n}", "num_images": 2} for n in range(80)]
+    job = post(http, *renders).json()["id"]
+    worker.start()
+    until_done(http, job)
+    worker.stop()
+    seen: list[str] = []
+    address = f"/page/jobs/{job}/pictures"
+    while address:
+        text = http.get(address).text
+        shown = re.findall(r'id="p-[^"]*-(\d+-\d+)"', text)
+        assert len(shown) <= 60
+        seen += shown
+        more = re.search(r'hx-get="([^"]+)"[^>]*>More pictures', text)
+        address = html.unescape(more[1]) if more else ""
+    assert len(seen) == len(set(seen)) == 160
 
 
 def test_the_shell_tells_a_stranger_nothing(serve: Serve, tmp_path: Path) -> None:

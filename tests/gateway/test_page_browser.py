@@ -9,6 +9,8 @@ import httpx2
 import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from fake_adapters import adapter_file
+from fake_engine import FakeEngine
 from fake_worker import BAD_PROMPT, LOST_PROMPT, FakeWorker
 from harness import INFO, Gateway, Serve, png, post, write_keys
 from PIL import Image
@@ -16,6 +18,7 @@ from playwright.sync_api import Browser, Page, Request, Route, expect, sync_play
 
 from farm.job import Chunk
 from farm.store import keys
+from workers import Workers
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
@@ -125,6 +128,23 @@ def test_an_image_becomes_another_and_a_mistake_is_explained(
     expect(page.locator(".state").first).to_have_text("done")
 
 
+def test_adapters_are_chosen_by_their_scale(
+    page: Page, gateway: Gateway, http: httpx2.Client
+) -> None:
+    for name, content in (("dots", 0), ("lines", 1)):
+        http.put(f"/v1/adapters/{name}", content=adapter_file(content)).raise_for_status()
+    page.goto("/new")
+    page.get_by_label("Prompt", exact=True).fill("a star")
+    page.get_by_text("Adapters").click()
+    page.get_by_label("dots").fill("0.5")
+    page.get_by_role("button", name="Draw").click()
+    page.wait_for_url("**/jobs/j*")
+    job = gateway.queue.jobs("local")[0].id
+    chunk = Chunk.model_validate_json(gateway.store.get(keys.chunk(job, 0)))
+    (adapter,) = chunk.renders[0].spec.adapters
+    assert adapter.scale == 0.5
+
+
 def test_a_failure_is_seen_and_tried_again(
     page: Page, fake_worker: FakeWorker, http: httpx2.Client
 ) -> None:
@@ -158,6 +178,21 @@ def test_progress_comes_without_asking(page: Page, gateway: Gateway, http: httpx
         expect(page.locator(".state").first).to_have_text("done")
     finally:
         worker.stop()
+
+
+def test_pictures_are_seen_before_they_are_finished(
+    page: Page, workers: Workers, http: httpx2.Client
+) -> None:
+    workers.start(engine=FakeEngine(step_seconds=0.05))
+    slow = {"prompt": "a slow picture", "checkpoint": "fake", "num_inference_steps": 1000}
+    job = post(http, slow).json()["id"]
+    page.goto(f"/jobs/{job}")
+    preview = page.locator("#previews img")
+    expect(preview).to_be_visible(timeout=30_000)
+    assert preview.evaluate("image => image.decode().then(() => image.naturalWidth)") == 32
+    page.on("dialog", lambda asked: asked.accept())
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.locator("#previews")).to_have_count(0, timeout=30_000)
 
 
 def test_a_hidden_tab_asks_for_nothing(page: Page, gateway: Gateway) -> None:
@@ -227,7 +262,7 @@ def test_it_can_be_used_by_everybody(
         base_url=gateway.url, color_scheme=scheme, viewport={"width": 390, "height": 844}
     )
     page = context.new_page()
-    for path in ("/", f"/jobs/{job}", "/pictures", "/farm", "/new"):
+    for path in ("/", f"/jobs/{job}", "/pictures", "/farm", "/tenants", "/new"):
         page.goto(path)
         expect(page.locator("h1")).to_be_visible()
         page.wait_for_load_state("networkidle")

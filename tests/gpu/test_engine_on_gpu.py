@@ -112,6 +112,12 @@ def test_a_row_that_is_not_finite_fails_alone(engine: Engine) -> None:
         np.testing.assert_array_equal(one.tokens, other.tokens)
 
 
+def test_previews_change_no_bits(engine: Engine) -> None:
+    from test_isolation import check_previews_change_nothing
+
+    check_previews_change_nothing(engine)
+
+
 def test_a_step_does_not_wait_for_the_device(engine: Engine) -> None:
     """Nor does an admission, a row that leaves or a decoding; pace is kept by events alone."""
     row = row_of(engine.checkpoint, num_inference_steps=8)

@@ -29,6 +29,7 @@ from farm.queue import Queue, connect
 from farm.spec import CheckpointInfo
 from farm.store import Store, open_store
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "gateway"))
 
 from fake_worker import BAD_PROMPT, FakeWorker

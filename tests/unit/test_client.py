@@ -14,9 +14,9 @@ from farm.job import MAX_LINE_BYTES
 from farm_client import Farm
 from farm_client.address import find_address
 from farm_client.inputs import read_input
-from farm_client.job import read_events
 from farm_client.ndjson import Line, completed, pieces, read_lines
 from farm_client.output_folder import MARK
+from farm_client.streams import read_events
 from farm_client.sync import drive, iterate
 from farm_client.transport import BlockingWire
 

@@ -92,6 +92,19 @@ def test_a_place_that_cannot_be_a_folder_is_one_clear_error(tmp_path: Path) -> N
         OutputFolder(tmp_path / "file", MINE).claim()
 
 
+@pytest.mark.parametrize(
+    ("folder", "words"), [("file", "is a file"), ("file/deeper", "be made"), ("/proc/x", "be made")]
+)
+def test_a_place_is_tried_out_before_a_job_is_made_for_it(
+    tmp_path: Path, folder: str, words: str
+) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InvalidInput, match=words):
+        OutputFolder(tmp_path / folder, "").try_out()
+    OutputFolder(tmp_path / "new" / "deep", "").try_out()
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def chunks(count: int, size: int, sink: str) -> list[Chunk]:
     specs = [
         NumberedSpec(

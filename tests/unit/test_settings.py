@@ -105,6 +105,14 @@ def test_a_gateway_with_both_may_listen_anywhere(
     load(GatewaySettings)
 
 
+def test_what_the_gateway_refuses_is_told_before_ray_is_started(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    farm = Embedded(Plan(data=tmp_path, port=8400, workers=1, checkpoints=()))
+    assert [service.name for service in farm.services()] == [
+        "valkey", "gateway", "ray", "scheduler",
+    ]  # fmt: skip
+
+
 def test_farm_up_with_a_keys_file_asks_for_keys(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -43,6 +43,19 @@ class RowResult(Protocol):
     def numerics(self) -> str: ...  # class of the row: the width of its tile is a part of it
 
 
+class RowPreview(Protocol):
+    """A row half way: what its picture would be if it ended now."""
+
+    @property
+    def step(self) -> int: ...  # after which it looks so
+    @property
+    def steps(self) -> int: ...
+    @property
+    def pixels(self) -> NDArray[np.uint8]: ...  # (height, width, 3)
+    @property
+    def confidence(self) -> float: ...
+
+
 class RenderEngine(Protocol):
     """``Engine``, or what stands in for it or around it in tests."""
 
@@ -80,3 +93,6 @@ class RenderEngine(Protocol):
 
     def cancel(self, keys: Iterable[Hashable]) -> None:
         """Drop the rows of these keys."""
+
+    def preview(self, key: Hashable, index: int) -> RowPreview | None:
+        """A row after its last step; None where it has not begun or is finished."""

@@ -88,7 +88,7 @@ def policy(picture_url: str) -> str:
     pictures = f" {parts.scheme}://{parts.netloc}" if parts.netloc else ""
     return (
         "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-        f"img-src 'self' blob:{pictures}; form-action 'none'; base-uri 'none'; "
+        f"img-src 'self' blob: data:{pictures}; form-action 'none'; base-uri 'none'; "
         "frame-ancestors 'none'"
     )
 

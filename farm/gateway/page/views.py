@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from farm.errors import FarmError
 from farm.job import TERMINAL_JOBS, JobState
-from farm.queue import JobStatus, Queue
+from farm.queue import JobStatus, Queue, notice
 from farm.queue.messages import LaneBacklog, Session
 from farm.queue.why import WaitsFor, Why
 
@@ -15,6 +15,8 @@ JOBS_PAGE = 25
 PICTURES_PAGE = 60
 RECENT_JOBS = 12  # looked through for the newest pictures
 MAX_LANES = 50
+MAX_TENANTS = 100
+TENANT_JOBS = 100  # the newest of each
 FAILURES_READ = 1000  # pictures of a job that are grouped by why they failed
 
 _WAITS = {
@@ -52,6 +54,18 @@ class FailureGroup(NamedTuple):
     retry: str  # what a retry of them asks for
     pictures: int
     examples: tuple[str, ...]  # prompts
+
+
+class TenantUse(NamedTuple):
+    """What a tenant asks of the farm; of pictures and jobs, those of its newest jobs."""
+
+    name: str
+    weight: float
+    jobs: int  # that have not ended
+    left: int  # pictures still to be made
+    done: int
+    failed: int
+    bytes: int  # of input files
 
 
 class Lane(NamedTuple):
@@ -127,6 +141,21 @@ def failure_groups(failed: Iterable[Shown]) -> list[FailureGroup]:
     ]
 
 
+def tenant_use(
+    name: str, weight: float, newest: Sequence[JobStatus], kept: Mapping[str, int]
+) -> TenantUse:
+    living = [one.images for one in newest if not is_over(one)]
+    return TenantUse(
+        name,
+        weight,
+        len(living),
+        sum(max(one.total - one.done - one.failed, 0) for one in living),
+        sum(one.images.done for one in newest),
+        sum(one.images.failed for one in newest),
+        kept.get(name, 0),
+    )
+
+
 def lanes(backlog: Sequence[LaneBacklog], sessions: Sequence[Session]) -> list[Lane]:
     paces: Counter[str] = Counter()
     for session in sessions:
@@ -151,8 +180,11 @@ def problems(queue: Queue, found: tuple[str | None, str | None]) -> list[str]:
         told.append(f"The store cannot be written to: {in_store}")
     if not in_queue:
         try:
-            if not queue.sessions():
-                told.append("No worker is connected, so nothing is drawn. Jobs wait for one.")
+            workers, said = queue.sessions(), notice.read(queue)
         except FarmError as error:
-            told.append(f"The queue does not answer: {error}")
+            return [*told, f"The queue does not answer: {error}"]
+        if not workers:
+            told.append("No worker is connected, so nothing is drawn. Jobs wait for one.")
+        if said:
+            told.append(f"The workers: {said}")
     return told

@@ -9,9 +9,10 @@ from starlette.responses import Response, StreamingResponse
 from farm.formats.manifest import merge, read_part
 from farm.gateway.dependencies import Dependencies, Deps, Reader, Writer
 from farm.gateway.events import updates
-from farm.gateway.serializers import image_view, lost_views, status_view, why_view
+from farm.gateway.serializers import image_view, lost_views, preview_view, status_view, why_view
+from farm.ingest import removal
 from farm.job import TERMINAL_JOBS, Chunk, JobState, check_job_id
-from farm.queue import MAX_REASON, MAX_ROWS, JobStatus, notice
+from farm.queue import MAX_REASON, MAX_ROWS, JobStatus, notice, previews
 from farm.queue.why import WaitsFor
 from farm.sinks.early import early_parts, early_rows
 from farm.sinks.parts import pictures_to_make, task_rows
@@ -138,6 +139,26 @@ def _finished(
     return listed, after
 
 
+@router.get("/{job}/previews")
+def job_previews(job: str, deps: Deps, tenant: Reader) -> dict[str, Any]:
+    """What pictures on their way look like so far, as small JPEG files in data URLs.
+
+    Workers make them only while someone asks, and for a tenth of their time at most: ask again
+    every half second; the first ones come after a second or two.
+    """
+    status = deps.queue.status(check_job_id(job), tenant)
+    found = shown_previews(deps, status)
+    return {"previews": [preview_view(one) for one in found], "state": str(status.state)}
+
+
+def shown_previews(deps: Dependencies, status: JobStatus) -> list[previews.Preview]:
+    """Of a job that has not ended; asks its workers for more."""
+    if status.state in TERMINAL_JOBS:
+        return []
+    previews.ask(deps.queue, status.id)
+    return previews.read(deps.queue, status.id)
+
+
 @router.post("/{job}/cancel")
 def cancel(job: str, deps: Deps, tenant: Writer) -> dict[str, Any]:
     """End a job; what is running stops at the next step. A job that has ended stays as it is."""
@@ -175,6 +196,14 @@ def retry(
     """
     deps.queue.retry(check_job_id(job), tenant, reason)
     return status_view(deps.queue.status(job, tenant))
+
+
+@router.delete("/{job}", response_class=StreamingResponse)
+def remove(job: str, deps: Deps, tenant: Writer) -> Response:
+    """Delete an ended job with everything that the farm has of it: NDJSON, a ``removing`` line now
+    and then, and one ``removed`` line. A call that was interrupted goes on when it is repeated."""
+    deleted = deps.remover.remove(check_job_id(job), tenant)
+    return StreamingResponse(removal.report(deleted), media_type="application/x-ndjson")
 
 
 @router.get("/{job}/why")

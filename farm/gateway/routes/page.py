@@ -1,17 +1,18 @@
 """The page at ``/``: a shell without anyone's data, and the parts that it asks for."""
 
 import math
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from starlette.responses import HTMLResponse, Response
 
 from farm.errors import FarmError, NotFound
-from farm.gateway.dependencies import Dependencies, Deps, Reader
+from farm.gateway.dependencies import Admin, Dependencies, Deps, Reader
 from farm.gateway.page import views
 from farm.gateway.page.rendering import STATIC, fragment, shell
-from farm.gateway.routes.jobs import MAX_PAGE, Cursor, images
-from farm.job import Priority, check_job_id
+from farm.gateway.routes.jobs import MAX_PAGE, Cursor, images, shown_previews
+from farm.gateway.serializers import preview_view
+from farm.job import MAX_TASK_PICTURES, Priority, check_job_id
 from farm.sinks.protocol import Source
 from farm.spec import PARAMETERS
 
@@ -21,9 +22,10 @@ router = APIRouter(include_in_schema=False)
 @router.get("/")
 @router.get("/pictures")
 @router.get("/farm")
+@router.get("/tenants")
 @router.get("/new")
 def page(request: Request, deps: Deps) -> HTMLResponse:
-    """The jobs, the newest pictures, the farm itself, or the form for a new job."""
+    """The jobs, the newest pictures, the farm itself, its tenants, or the form for a new job."""
     return shell(request, _picture_url(deps))
 
 
@@ -90,18 +92,45 @@ def _progress(deps: Dependencies, job: str, tenant: str) -> dict[str, Any]:
 
 @router.get("/page/jobs/{job}/pictures")
 def job_pictures(
-    job: str, request: Request, deps: Deps, tenant: Reader, after: Cursor = "0"
+    job: str,
+    request: Request,
+    deps: Deps,
+    tenant: Reader,
+    after: Cursor = "0",
+    skip: Annotated[int, Query(ge=0, le=100 * MAX_TASK_PICTURES)] = 0,
 ) -> HTMLResponse:
-    """A page of its pictures, in the order in which they were finished."""
+    """A page of its pictures, in the order in which they were finished.
+
+    The cursor ``after`` goes from task to task; ``skip`` is for the pictures within one.
+    """
     told = images(job, deps, tenant, after, views.PICTURES_PAGE)
+    listed = [*told["images"], *told["early"]]
+    end = skip + views.PICTURES_PAGE
+    following = None
+    if end < len(listed):
+        following = f"after={after}&skip={end}"
+    elif len(told["images"]) >= views.PICTURES_PAGE:
+        following = f"after={told['next']}"
     return fragment(
         request,
         "pictures.html",
-        pictures=[views.shown(job, one) for one in [*told["images"], *told["early"]]],
-        after=after,
-        following=told["next"] if len(told["images"]) >= views.PICTURES_PAGE else None,
+        pictures=[views.shown(job, one) for one in listed[skip:end]],
+        here=f"after={after}&skip={skip}",
+        first=after == "0" and not skip,
+        following=following,
         job=job,
     )
+
+
+@router.get("/page/jobs/{job}/previews")
+def job_previews(job: str, request: Request, deps: Deps, tenant: Reader) -> HTMLResponse:
+    """Its pictures on their way; once it has ended the browser asks no more."""
+    status = deps.queue.status(check_job_id(job), tenant)
+    found = [preview_view(one) for one in shown_previews(deps, status)]
+    answer = fragment(request, "previews.html", status=status, previews=found)
+    if views.is_over(status):
+        answer.headers["HX-Reswap"] = "delete"
+    return answer
 
 
 @router.get("/page/jobs/{job}/failures")
@@ -158,16 +187,37 @@ def farm(request: Request, deps: Deps, _: Reader) -> HTMLResponse:
         lanes=views.lanes(backlog, sessions),
         samples=deps.history.samples(),
         checkpoints=deps.registry.all(),
+        admin="admin" in request.state.scopes,
+    )
+
+
+@router.get("/page/tenants")
+def tenants(request: Request, deps: Deps, _: Admin) -> HTMLResponse:
+    """What each tenant uses, those with the most work first."""
+    kept = deps.quotas.bytes_kept()
+    weights = deps.queue.tenants()
+    found = [
+        views.tenant_use(name, weight, deps.queue.jobs(name, views.TENANT_JOBS), kept)
+        for name, weight in list(weights.items())[: views.MAX_TENANTS]
+    ]
+    found.sort(key=lambda one: (-one.left, -one.done, one.name))
+    return fragment(
+        request,
+        "tenants.html",
+        tenants=found,
+        more=max(len(weights) - views.MAX_TENANTS, 0),
+        newest=views.TENANT_JOBS,
     )
 
 
 @router.get("/page/new")
-def new(request: Request, deps: Deps, _: Reader) -> HTMLResponse:
+def new(request: Request, deps: Deps, tenant: Reader) -> HTMLResponse:
     """The form for a new job."""
     return fragment(
         request,
         "new.html",
         checkpoints=deps.registry.all(),
+        adapters=deps.ingest.adapters.all(tenant),
         parameters=PARAMETERS,
         priorities=list(Priority),
     )

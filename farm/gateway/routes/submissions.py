@@ -34,11 +34,11 @@ _BODY = {
         "content": {
             "application/json": {
                 "schema": {"type": "object"},
-                "example": {"renders": [{"prompt": "a red bicycle", "seed": 7}], "name": "bikes"},
+                "example": {"renders": [{"prompt": "a red circle", "seed": 7}], "name": "circles"},
             },
             "application/x-ndjson": {
                 "schema": {"type": "string"},
-                "example": '{"prompt": "a red bicycle"}\n{"prompt": "a blue boat"}\n',
+                "example": '{"prompt": "a red circle"}\n{"prompt": "a blue square"}\n',
             },
         },
     }

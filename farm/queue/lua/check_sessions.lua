@@ -19,8 +19,9 @@ for _, session in ipairs(redis.call('ZRANGE', P .. 'sessions', 0, -1)) do
     local job, name = split_key(key)
     local head = read_job(job)
     local task = head and read_task(job, name)
-    local lost = not task or not holds(session, task)
-    if lost and not (head and head.state == 'x') then
+    -- Those of a job that was cancelled, and perhaps removed, end with the next heartbeat.
+    local lost = head and head.state ~= 'x' and not (task and holds(session, task))
+    if lost then
       find('session ' .. session .. ' holds ' .. key .. ', which is not leased to it')
       if repair then redis.call('HDEL', P .. 'held:' .. session, key) end
     end

@@ -1,7 +1,7 @@
 #!lua
 -- DONE or FAILED -> QUEUED: the tasks with failed pictures run again, as a new generation.
 --
--- requires: prelude, job_record, task_record, lane_use, submission, retries
+-- requires: prelude, job_record, task_record, lane_use, job_lifecycle, submission, retries
 --
 -- ARGV  job, tenant, reason or empty: retry only what failed for it, see parts/retries.lua
 --
@@ -42,6 +42,7 @@ redis.call('HSET', P .. 'job:' .. job, 's', 'c', 'g', head.generation, 'rt', fai
 redis.call('HDEL', P .. 'job:' .. job, 'e', 'r')
 if reason ~= '' then redis.call('HSET', P .. 'job:' .. job, 'rr', reason) end
 redis.call('ZREM', P .. 'ended', job)
+redis.call('ZREM', P .. 'keeping', owned_job(job, head.tenant))
 if head.deadline then redis.call('ZADD', P .. 'deadlines', head.deadline, job) end
 redis.call('SADD', P .. 'retrying', job)
 reuse_lanes(job, head.tenant)

@@ -1,9 +1,10 @@
 #!lua flags=allow-oom
 -- What is due by the clock: WAITING -> QUEUED, QUEUED and WAITING -> EXPIRED, sessions without a
--- heartbeat end, jobs that are left open are cancelled, jobs past their retention are deleted.
+-- heartbeat end, jobs that are left open are cancelled, jobs past their retention are forgotten,
+-- and those that were to be kept for a time are removed after it.
 --
--- requires: constants, prelude, job_record, task_record, paged_set, lane_use, ready_index,
--- requires: job_lifecycle, task_lifecycle, session_lifecycle, retries
+-- requires: constants, prelude, job_record, task_record, ready_index, job_lifecycle,
+-- requires: task_lifecycle, session_lifecycle, retries, job_removal
 --
 --   ticked   string: when this last ran; ten times a second is enough, however many processes call
 --   server   hash: run_id: of the server that this last ran on; retention: of ended jobs (ms);
@@ -94,18 +95,15 @@ for _, session in ipairs(redis.call('ZRANGE', P .. 'sessions', '-inf', now, 'BYS
 end
 
 local forgotten = 0 -- lanes
+for _, entry in ipairs(redis.call('ZRANGE', P .. 'keeping', '-inf', now, 'BYSCORE',
+    'LIMIT', 0, FORGOTTEN)) do
+  if forgotten > MAX_DROPPED then break end
+  local job, tenant = string.match(entry, '^(.*)/(%d+)$')
+  forgotten = forgotten + remove_job(job, tenant, now)
+end
 for _, job in ipairs(redis.call('ZRANGE', P .. 'ended', '-inf', now - retention, 'BYSCORE',
     'LIMIT', 0, FORGOTTEN)) do
   if forgotten > MAX_DROPPED then break end
-  local h = redis.call('HMGET', P .. 'job:' .. job, 't', 'ik', 'q')
-  redis.call('ZREM', P .. 'ended', job)
-  redis.call('SREM', P .. 'cancelled', job)
-  if h[1] then
-    if h[2] then redis.call('HDEL', P .. 'keys:' .. h[1], h[2]) end
-    paged_remove(P .. 'of:' .. h[1], h[3], job)
-  end
-  forgotten = forgotten + forget_lanes(job)
-  redis.call('UNLINK', P .. 'job:' .. job, P .. 'task:' .. job, P .. 'text:' .. job,
-    P .. 'pieces:' .. job, P .. 'finished:' .. job, P .. 'failures:' .. job)
+  forgotten = forgotten + forget_job(job)
 end
 return 1

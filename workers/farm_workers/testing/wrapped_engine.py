@@ -4,7 +4,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 from farm.spec import Lane, Row
-from farm_workers.render_engine import Adapter, RenderEngine, RowResult
+from farm_workers.render_engine import Adapter, RenderEngine, RowPreview, RowResult
 
 
 class WrappedEngine:
@@ -30,3 +30,6 @@ class WrappedEngine:
 
     def step(self) -> Sequence[RowResult]:
         return self._engine.step()
+
+    def preview(self, key: Hashable, index: int) -> RowPreview | None:
+        return self._engine.preview(key, index)

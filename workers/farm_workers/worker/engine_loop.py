@@ -16,6 +16,7 @@ from farm_workers.leased_task import Outcome
 from farm_workers.publisher.publisher import Publisher
 from farm_workers.render_engine import CONFIDENCE_DIGITS, RenderEngine, RowResult
 from farm_workers.worker.lease_table import LeaseTable
+from farm_workers.worker.previews import PreviewMaker
 from farm_workers.worker.task_rows import InputFailed, TaskRows
 
 IDLE_SECONDS = 0.05  # longest sleep of the loop; a grant wakes it at once
@@ -45,12 +46,14 @@ class EngineLoop:
         rows: Mapping[str, int],
         leases: LeaseTable,
         publisher: Publisher,
+        previews: PreviewMaker,
     ) -> None:
         self.turned_at = time.monotonic()  # the last turn began then
         self._engines = engines
         self._kept_free = {name: count // URGENT_SHARE for name, count in rows.items()}
         self._leases = leases
         self._publisher = publisher
+        self._previews = previews
         self._loaded: queues.SimpleQueue[TaskRows] = queues.SimpleQueue()
         self._tasks: dict[str, TaskRows] = {}  # at work, by key, in the order they came
         self._paces: dict[Lane, _Pace] = {}
@@ -83,6 +86,7 @@ class EngineLoop:
                 if not engine.idle:
                     busy = True
                     self._step(engine)
+        self._previews.make(self._tasks.values(), self._engines)
         if not busy:
             self._leases.engines_wanted.wait(IDLE_SECONDS)
             self._leases.engines_wanted.clear()
@@ -138,7 +142,7 @@ class EngineLoop:
 
     def _add_next(self, rows: TaskRows) -> bool:
         """Add a task's next row; False if none can start now."""
-        if rows.task.lease.alone and (rows.running.total() or not self._announced(rows)):
+        if rows.task.lease.alone and (rows.running or not self._announced(rows)):
             return False
         try:
             ready = rows.take()
@@ -161,7 +165,7 @@ class EngineLoop:
         except FarmError as error:
             self._picture_failed(rows, ready.render, ready.row.index, error)
         else:
-            rows.running[ready.render] += 1
+            rows.running.add((ready.render, ready.row.index))
         return True
 
     def _announced(self, rows: TaskRows) -> bool:
@@ -188,7 +192,7 @@ class EngineLoop:
         running = {
             rows.lane
             for rows in self._tasks.values()
-            if rows.running.total() > 0 and self._engines[rows.lane.checkpoint] is engine
+            if rows.running and self._engines[rows.lane.checkpoint] is engine
         }
         for lane in running:
             self._paces.setdefault(lane, _Pace()).seconds += seconds / len(running)
@@ -200,7 +204,7 @@ class EngineLoop:
         rows = self._tasks.get(key)
         if rows is None:  # it was given up in this step
             return
-        rows.running[render] -= 1
+        rows.running.discard((render, result.index))
         rows.task.next_row = None
         self._paces.setdefault(rows.lane, _Pace()).row_steps += result.steps
         if result.error is not None:

@@ -21,7 +21,8 @@ ADAPTER_BYTES = 512 * 2**20
 
 
 class Inputs(NamedTuple):
-    """Decoded inputs of one render, shared by its rows; ``notes`` say what was converted."""
+    """Decoded inputs of one render, shared by its rows; ``notes`` say what was converted,
+    and what its checkpoint was not made for."""
 
     image: np.ndarray | None = None  # uint8 (height, width, 3)
     mask: np.ndarray | None = None  # uint8 (height, width), 255 is repainted
@@ -57,7 +58,7 @@ class InputReader:
         """The inputs of a render, at once where it needs none, else read by the executor."""
         if not spec.assets and not spec.adapters:
             future: Future[Inputs] = Future()
-            future.set_result(Inputs())
+            future.set_result(Inputs(notes=self._infos[spec.checkpoint].notes(spec)))
             return future
         return executor.submit(self.read, tenant, spec)
 
@@ -81,7 +82,7 @@ class InputReader:
         if spec.embeds is not None:
             embeds = read_embeds(self._read_asset(tenant, spec.embeds), info)
         adapters = {one.sha256: self._adapter(tenant, spec, one.sha256) for one in spec.adapters}
-        return Inputs(image, mask, latents, embeds, adapters, tuple(notes))
+        return Inputs(image, mask, latents, embeds, adapters, (*notes, *info.notes(spec)))
 
     def _kept(
         self, read: Callable[..., Decoded], tenant: str, asset: str, size: tuple[int, int]

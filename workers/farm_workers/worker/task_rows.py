@@ -62,7 +62,7 @@ class TaskRows:
         self.task = task
         self.place = TaskPlace.of(chunk, task.lease.generation)
         self.lane = Lane.parse(chunk.lane)
-        self.running: collections.Counter[int] = collections.Counter()  # rows in the engine
+        self.running: set[RowId] = set()  # rows in the engine
         self.found = found
         self._tenant = chunk.tenant
         self._renders = {numbered.render: numbered for numbered in chunk.renders}
@@ -86,7 +86,7 @@ class TaskRows:
     @property
     def running_keys(self) -> set[tuple[str, int]]:
         """The engine's keys of the rows that run."""
-        return {(self.task.key, render) for render, rows in self.running.items() if rows}
+        return {(self.task.key, render) for render, _ in self.running}
 
     @property
     def next_number(self) -> int | None:

@@ -3,7 +3,8 @@
 The ``LeaseTable`` holds a ``LeasedTask`` for each lease. ``QueueSession`` fills the table and tells
 the queue how leases end, in a thread that waits for grants and one for reports and heartbeats.
 ``Loader`` reads what a task needs. ``EngineLoop``, the main thread, renders its rows and hands
-the pictures to ``Publisher``, whose process stores them.
+the pictures to ``Publisher``, whose process stores them. ``PreviewSender`` shows pictures on their
+way to those who ask.
 """
 
 import logging
@@ -31,6 +32,7 @@ from farm_workers.worker.engine_loop import EngineLoop
 from farm_workers.worker.lease_table import LeaseTable
 from farm_workers.worker.load_engine import load_engine
 from farm_workers.worker.loader import Loader
+from farm_workers.worker.previews import PreviewMaker, PreviewSender
 from farm_workers.worker.queue_session import QueueSession
 from farm_workers.worker.settings import WorkerSettings
 
@@ -82,8 +84,12 @@ class Worker:
         self._leases = LeaseTable(BUFFERED_ENGINES * sum(rows.values()))
         scratch = settings.data / "scratch" / name
         self._publisher = Publisher(settings.store_url, scratch=scratch)
-        self._engine_loop = EngineLoop(engines, rows, self._leases, self._publisher)
         queue = Queue(connect(settings.redis_url), farm=settings.name)
+        self._previews = PreviewMaker()
+        self._engine_loop = EngineLoop(engines, rows, self._leases, self._publisher, self._previews)
+        self._preview_sender = PreviewSender(
+            queue, self._leases, self._previews, name, self._stopped
+        )
         store = open_store(settings.store_url)
         sinks, enqueue = Sinks(store, scratch), self._engine_loop.enqueue
         self._loader = Loader(
@@ -121,6 +127,7 @@ class Worker:
             (self._queue_session.listen, "inbox"),
             (self._queue_session.control, "control"),
             (self._collect, "collect"),
+            (self._preview_sender.run, "previews"),
         ):
             threading.Thread(target=self._guarded, args=(target,), name=name, daemon=True).start()
         crashed = True

@@ -3,6 +3,7 @@
 
 const ROOT = document.body.dataset.root;
 const REFRESH_MS = 2000;
+const PREVIEW_MS = 600;
 const find = (selector, from = document) => from.querySelector(selector);
 const findAll = (selector, from = document) => [...from.querySelectorAll(selector)];
 
@@ -68,6 +69,10 @@ setInterval(() => {
   if (document.hidden || find("dialog[open]")) return;
   htmx.trigger(find("#loading") ? find("#main") : document.body, "refresh");
 }, REFRESH_MS);
+
+setInterval(() => {
+  if (!document.hidden && find("#previews")) htmx.trigger(document.body, "preview");
+}, PREVIEW_MS);
 
 // Light and dark.
 
@@ -272,6 +277,10 @@ async function submit(form) {
     if (!drawn) throw new Error("Paint over what shall be drawn again, or choose a mask file.");
     render.mask_image = await upload(drawn, "mask");
   }
+  const adapters = findAll("[data-adapter]", form)
+    .filter((one) => one.value)
+    .map((one) => ({ adapter: one.dataset.adapter, scale: Number(one.value) }));
+  if (adapters.length) render.adapters = adapters;
   const job = { renders: [render], priority: given.priority.value };
   if (given.name.value) job.name = given.name.value;
   let body = JSON.stringify(job);

@@ -7,6 +7,8 @@
 --   ended            sorted set: job -> when it ended (ms)
 --   cancelled        set: jobs of which the store does not say yet that they were cancelled; a
 --                    gateway notes it there (farm/gateway/events.py)
+--   keeping          sorted set: job/tenant -> when its objects are to go (ms); of ended jobs with
+--                    the option `keep`
 --   retrying         set: jobs with failures that are still to be queued again
 --   deadlines        sorted set: job -> deadline (ms)
 --   opened           sorted set: open job -> when a piece last came in, new or again (ms)
@@ -21,10 +23,23 @@ local function end_retry(job)
   redis.call('SREM', P .. 'retrying', job)
 end
 
+-- A job and its tenant, for what outlives the job's record.
+local function owned_job(job, tenant)
+  return job .. '/' .. tenant
+end
+
+-- From now on the job is kept for as long as it was asked for.
+local function start_keeping(job)
+  local h = redis.call('HMGET', P .. 'job:' .. job, 't', 'o')
+  local keep = string.match(cjson.decode(h[2]).keep or '', '^(%d+)s$')
+  if keep then redis.call('ZADD', P .. 'keeping', now + keep * 1000, owned_job(job, h[1])) end
+end
+
 local function end_job(job, state, reason)
   redis.call('HSET', P .. 'job:' .. job, 's', state, 'e', now)
   if reason then redis.call('HSET', P .. 'job:' .. job, 'r', reason) end
   redis.call('ZADD', P .. 'ended', now, job)
+  start_keeping(job)
   redis.call('ZREM', P .. 'deadlines', job)
   end_retry(job)
   leave_lanes(job, redis.call('HGET', P .. 'job:' .. job, 't'))

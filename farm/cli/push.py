@@ -1,0 +1,81 @@
+"""``farm push``."""
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated
+
+import httpx2
+import typer
+
+from farm.cli.output import say, say_error
+from farm.errors import FarmError, InvalidInput, NotAllowed, Unavailable
+
+_PLACE = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+)/?")
+
+
+def push(
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="What farm export wrote.", show_default=False)
+    ],
+    place: Annotated[str, typer.Argument(metavar="hf://datasets/USER/NAME", show_default=False)],
+    private: Annotated[
+        bool, typer.Option("--private", help="If the repository is new, only you see it.")
+    ] = False,
+) -> None:
+    """Upload an exported data set to the Hugging Face hub, as one commit. The token comes from
+    HF_TOKEN or from hf auth login, the hub's address from HF_ENDPOINT. Files that are there
+    already are not sent again."""
+    from farm.export.export import WHOLE
+
+    found = _PLACE.fullmatch(place)
+    if found is None:
+        raise InvalidInput(
+            f"{place[:80]!r} is not a data set's place",
+            field="PLACE",
+            hint="write it like hf://datasets/USER/NAME",
+        )
+    if not (folder / WHOLE).is_file():
+        raise InvalidInput(
+            f"{folder} is not a whole data set",
+            field="FOLDER",
+            hint="farm export JOB -o FOLDER --as parquet",
+        )
+    say(_upload(folder, found[1], private))
+    say_error(f"{folder} is at {place}")
+
+
+def _upload(folder: Path, repository: str, private: bool) -> str:
+    """The commit's address."""
+    try:
+        from huggingface_hub import HfApi
+        from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+    except ImportError:
+        raise InvalidInput(
+            "huggingface_hub is needed to reach the hub", hint="pip install huggingface-hub"
+        ) from None
+    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), library_name="amused-farm")
+    try:
+        api.create_repo(repository, repo_type="dataset", private=private, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=repository,
+            repo_type="dataset",
+            folder_path=folder,
+            commit_message="Data set of farm export",
+        )
+    except LocalTokenNotFoundError:
+        raise NotAllowed("the hub wants a token", hint="hf auth login, or set HF_TOKEN") from None
+    except HfHubHTTPError as error:
+        raise _refused(repository, error.response.status_code) from None
+    except (httpx2.HTTPError, OSError) as error:
+        raise Unavailable(f"the hub cannot be reached: {error}") from None
+    return str(commit.commit_url)
+
+
+def _refused(repository: str, status: int) -> FarmError:
+    if status in (401, 403):
+        return NotAllowed(
+            f"the hub does not let you write to {repository}",
+            hint="is HF_TOKEN one with write access to it?",
+        )
+    return Unavailable(f"the hub answers HTTP {status} for {repository}", hint="try again later")

@@ -1,0 +1,96 @@
+"""``farm score``."""
+
+import io
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from farm.cli.output import go_on_with, pictures, say_error, say_json
+from farm.errors import InvalidInput
+from farm_client import Farm, Image, Job
+from farm_client.fetch import PARALLEL
+from farm_client.scores import Score, add_scores, read_scores
+
+if TYPE_CHECKING:
+    from farm.scoring.scorer import Scorer
+
+BLOCK = 250  # pictures that are scored and kept together
+TOGETHER = 16  # pictures given to a scorer at a time
+
+
+def score(
+    job: Annotated[str, typer.Argument(metavar="JOB", show_default=False)],
+    with_: Annotated[
+        str,
+        typer.Option(
+            "--with",
+            metavar="NAMES",
+            help="confidence, pdq, nsfw, or those of installed packages.",
+            show_default=False,
+        ),
+    ],
+    parallel: Annotated[int, typer.Option(min=1, max=64, help="Downloads at a time.")] = PARALLEL,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON.")] = False,
+) -> None:
+    """Add columns to a job's pictures for farm export: --where and --dedup read them. Pictures that
+    were scored already are left out, so a call that was interrupted goes on when it is repeated."""
+    from farm.scoring.scorer import MANIFEST, open_scorer
+
+    names = list(dict.fromkeys(name.strip() for name in with_.split(",")))
+    if MANIFEST in names:
+        say_error(f"{MANIFEST}: every manifest has it")
+    scorers = {name: open_scorer(name) for name in names if name != MANIFEST}
+    found = Farm().job(job)
+    found.status()
+    go_on_with(["farm", "score", job, "--with", with_, "--parallel", str(parallel)])
+    counts = _score(found, scorers, parallel) if scorers else {}
+    if as_json:
+        say_json({"job": found.id, "scored": counts})
+    for name, count in counts.items():
+        say_error(f"{name}: {pictures(count)} scored")
+
+
+def _score(job: Job, scorers: "dict[str, Scorer]", parallel: int) -> dict[str, int]:
+    known: dict[str, set[tuple[int, int, str]]] = {name: set() for name in scorers}
+    for name, one in read_scores(job):
+        if name in known:
+            known[name].add((one.render, one.image, one.sha256))
+    counts = dict.fromkeys(scorers, 0)
+    images = (one for one in job.images() if one.error is None)
+    fresh = (one for one in images if any(_key(one) not in seen for seen in known.values()))
+    with ThreadPoolExecutor(parallel) as pool:
+        while block := list(islice(fresh, BLOCK)):
+            data = dict(zip(map(_key, block), pool.map(Image.bytes, block), strict=True))
+            for name, scorer in scorers.items():
+                wanted = {key: value for key, value in data.items() if key not in known[name]}
+                if wanted:
+                    add_scores(job, name, list(_scores(scorer, wanted.items())))
+                counts[name] += len(wanted)
+    return counts
+
+
+def _key(image: Image) -> tuple[int, int, str]:
+    return image.render, image.image, str(image.sha256)
+
+
+def _scores(
+    scorer: "Scorer", files: Iterable[tuple[tuple[int, int, str], bytes]]
+) -> Iterator[Score]:
+    from PIL import Image as Pillow
+    from PIL import UnidentifiedImageError
+
+    waiting = iter(files)
+    while some := list(islice(waiting, TOGETHER)):
+        try:
+            opened = [Pillow.open(io.BytesIO(data)).convert("RGB") for _, data in some]
+        except UnidentifiedImageError:
+            raise InvalidInput(
+                "the job stores tokens, not pictures",
+                field="job",
+                hint="farm export it --as webdataset, or render it to another sink",
+            ) from None
+        for (key, _), values in zip(some, scorer.score(opened), strict=True):
+            yield Score(*key, values)

@@ -1,0 +1,112 @@
+"""Which of the fetched pictures a data set gets, with the columns that scores have added.
+
+The selection is a manifest like the fetched one. It is made once, so that an export that was
+interrupted goes on with the same pictures, whatever was scored meanwhile.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Set
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from farm.errors import InvalidInput
+from farm.export.duplicates import MIN_QUALITY, Dedup, HashedPicture, duplicates
+from farm.export.fetched import MANIFEST, SELECTED, read_manifest, row_of
+from farm.export.where import Where
+from farm.formats.columns import FIXED, column_types, fixed_columns, metadata_of, typed
+from farm.formats.manifest import ManifestRow
+
+BLOCK = 4096  # rows that are looked at together
+
+Values = Mapping[str, Any]
+Scores = Mapping[tuple[int, int, str], Values]  # by render, image and the picture's hash
+
+
+class Selection(NamedTuple):
+    """How many pictures there were and are."""
+
+    pictures: int
+    unwanted: int  # by the condition
+    duplicates: int
+
+
+def select(
+    folder: Path, scores: Scores, where: Where | None, dedup: Dedup | None
+) -> Selection | None:
+    """Write ``SELECTED`` beside the fetched manifest; None if it is there already.
+
+    Raises:
+        InvalidInput: the condition or the duplicates need a column that no picture has.
+    """
+    target = folder / SELECTED
+    if target.exists():
+        return None
+    rows = _Rows(folder, scores)
+    wanted = set(_wanted(rows, where))
+    gone = duplicates(_hashed(rows, wanted), dedup.distance) if dedup else set()
+    count = 0
+    draft = folder / f".{SELECTED}.part"
+    with draft.open("w", encoding="utf-8") as out:
+        for place, line in enumerate(rows.lines()):
+            count += 1
+            if place in wanted and place not in gone:
+                out.write(json.dumps(line, ensure_ascii=False) + "\n")
+        out.flush()
+        os.fsync(out.fileno())
+    draft.replace(target)
+    return Selection(count, count - len(wanted), len(gone))
+
+
+class _Rows:
+    """The pictures that did not fail, with scores among their columns; each pass reads them."""
+
+    def __init__(self, folder: Path, scores: Scores) -> None:
+        self._folder = folder
+        self._scores = scores
+        self.types = column_types(metadata_of(row) for row in self.rows())
+
+    def lines(self) -> Iterator[dict[str, Any]]:
+        """A user's own column is not replaced by a score of the same name."""
+        for line in read_manifest(self._folder / MANIFEST):
+            key = line["render"], line["image"], line["sha256"]
+            line["metadata"] = {**self._scores.get(key, {}), **line["metadata"]}
+            yield line
+
+    def rows(self) -> Iterator[ManifestRow]:
+        return map(row_of, self.lines())
+
+
+def _wanted(rows: _Rows, where: Where | None) -> Iterator[int]:
+    """Places of the rows that the condition wants."""
+    if where is None:
+        yield from (place for place, _ in enumerate(rows.lines()))
+        return
+    types = {**rows.types, **FIXED}
+    where.check_columns(list(types))
+    schema = pa.schema({name: types[name] for name in where.columns} | {"": pa.int64()})
+    numbered = enumerate(rows.rows())
+    while block := list(islice(numbered, BLOCK)):
+        columns = [{**_columns(row, rows.types), "": place} for place, row in block]
+        yield from where.filter(pa.Table.from_pylist(columns, schema))[""].to_pylist()
+
+
+def _columns(row: ManifestRow, types: Mapping[str, pa.DataType]) -> dict[str, Any]:
+    told = metadata_of(row)
+    own = {name: typed(told.get(name), kind) for name, kind in types.items()}
+    return {**own, **fixed_columns(row)}
+
+
+def _hashed(rows: _Rows, wanted: Set[int]) -> Iterator[HashedPicture]:
+    if "pdq" not in rows.types:
+        raise InvalidInput(
+            "no picture has a column 'pdq'", field="--dedup", hint="farm score JOB --with pdq"
+        )
+    for place, row in enumerate(rows.rows()):
+        told = metadata_of(row)
+        plain = told.get("pdq_quality", MIN_QUALITY) < MIN_QUALITY
+        if place in wanted and "pdq" in told and not plain:
+            yield HashedPicture(1 - (row.confidence or 0), place, int(told["pdq"], 16))

@@ -1,0 +1,67 @@
+"""Scores of a job's pictures, made by whoever looks at them, kept beside the job."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from anyio.to_thread import run_sync
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, ConfigDict, ValidationError
+from starlette.responses import Response, StreamingResponse
+
+from farm.errors import FarmError, InvalidInput
+from farm.formats.scores import PictureScores
+from farm.gateway.bodies import read_json
+from farm.gateway.dependencies import Deps, Reader, Writer
+from farm.ingest.scores import add_scores, stored_scores
+from farm.job import check_job_id
+from farm.store import Store
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+
+_BODY = {"requestBody": {"content": {"application/json": {"schema": {"type": "object"}}}}}
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rows: list[PictureScores]
+
+
+@router.get("/{job}/scores", response_class=StreamingResponse)
+def scores(job: str, deps: Deps, tenant: Reader) -> Response:
+    """Every score of the job's pictures: NDJSON, a ``scores`` line for each part that was added,
+    then one ``end`` line."""
+    deps.queue.status(check_job_id(job), tenant)
+    return StreamingResponse(_lines(deps.store, job), media_type="application/x-ndjson")
+
+
+@router.post("/{job}/scores/{scorer}", status_code=201, openapi_extra=_BODY)
+async def add(
+    job: str, scorer: str, request: Request, deps: Deps, tenant: Writer
+) -> dict[str, Any]:
+    """Add what a scorer says of up to 1,000 pictures, as JSON: ``{"rows": [{"render": 0,
+    "image": 0, "sha256": "…", "values": {"sharpness": 0.7}}]}``. The same part again changes
+    nothing."""
+    await run_sync(deps.queue.status, check_job_id(job), tenant)
+    body = await read_json(request, deps.settings.max_json_bytes)
+    try:
+        rows = _Part.model_validate(body).rows
+    except ValidationError as error:
+        found = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in found["loc"])
+        raise InvalidInput(f"{found['msg']}", field=where) from None
+    await run_sync(add_scores, deps.store, job, scorer, rows)
+    return {"scorer": scorer, "rows": len(rows)}
+
+
+def _lines(store: Store, job: str) -> Iterator[str]:
+    count = 0
+    try:
+        for scorer, rows in stored_scores(store, job):
+            told = {"scorer": scorer, "rows": [row.model_dump(mode="json") for row in rows]}
+            count += len(rows)
+            yield json.dumps({"scores": told}) + "\n"
+        yield json.dumps({"end": {"rows": count}}) + "\n"
+    except FarmError as error:  # the status line has gone out long ago
+        yield json.dumps({"error": error.to_dict()}) + "\n"

@@ -1,0 +1,156 @@
+"""A job read for training, while it renders and afterwards."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from harness import Gateway, until
+
+import farm_client
+from farm.errors import InvalidInput
+from farm.formats.picture_file import read_facts
+from farm.ingest.ndjson import Entry
+from farm.job import JobOptions
+from farm_client import Farm, Job
+from workers import Workers
+
+PICTURES = 24
+SHARD = 4
+ALL = list(range(PICTURES))
+DEFAULTS = {"checkpoint": "fake", "num_inference_steps": 1, "guidance_scale": 1}
+
+
+@pytest.fixture
+def farm(gateway: Gateway) -> Iterator[Farm]:
+    with Farm(gateway.url) as farm:
+        yield farm
+
+
+def renders(numbers: range) -> list[dict[str, Any]]:
+    return [{"prompt": f"p {n}", "metadata": {"number": n}} for n in numbers]
+
+
+def submit(gateway: Gateway, farm: Farm, sink: str = "webdataset") -> Job:
+    until(gateway.queue.sessions)  # the checkpoint is known by then
+    options: dict[str, Any] = {} if sink == "images" else {"shard_size": SHARD}
+    return farm.submit_many(
+        renders(range(PICTURES)),
+        sink=sink,
+        seed=1,
+        defaults=DEFAULTS,  # type: ignore[typeddict-item]
+        **options,
+    )
+
+
+def number(row: dict[str, Any]) -> int:
+    assert row["prompt"] == f"p {row['metadata']['number']}"
+    return int(row["metadata"]["number"])
+
+
+@pytest.mark.parametrize("sink", ["images", "webdataset", "parquet", "tokens"])
+def test_every_row_comes_once_with_its_pixels_and_columns(
+    gateway: Gateway, workers: Workers, farm: Farm, sink: str
+) -> None:
+    workers.start()
+    job = submit(gateway, farm, sink)
+    rows = list(farm_client.dataset(job))  # follows the job to its end
+    assert sorted(map(number, rows)) == ALL
+    images = {image.render: image for image in job.images()}
+    for row in rows:
+        data = images[row["render"]].bytes()
+        if sink == "tokens":
+            assert row["tokens"].numpy().astype("<u2").tobytes() == data
+        else:
+            assert read_facts(data).spec.prompt == row["prompt"]
+            assert row["image"].shape == (3, 32, 32)
+            assert row["image"].dtype == torch.uint8
+    again = farm_client.dataset(job, transform=number)
+    assert list(again) == list(again) == [number(row) for row in rows]
+
+
+def test_a_reader_given_half_of_the_job_while_it_ran_and_resumed_saw_every_row_once(
+    gateway: Gateway, workers: Workers, farm: Farm
+) -> None:
+    workers.start()
+    until(gateway.queue.sessions)
+    ingest, half = gateway.app_deps.ingest, PICTURES // 2
+    options = JobOptions.parse({"sink": "webdataset", "shard_size": SHARD, "seed": 1})
+    record, _ = ingest.open("local", options)
+
+    def append(piece: int, numbers: range) -> None:
+        entries = [Entry({**DEFAULTS, **one}) for one in renders(numbers)]
+        ingest.append(record, piece, numbers.start, entries)
+
+    append(0, range(half))
+    reader = farm_client.dataset(farm.job(record.job), transform=number)
+    rows = iter(reader)
+    first = [next(rows) for _ in range(half - 1)]  # the last shard is not read to its end
+    assert not farm.job(record.job).status().ended
+    state = json.loads(json.dumps(reader.state_dict()))
+    del rows
+    append(1, range(half, PICTURES))
+    ingest.close(record, 2)
+    resumed = farm_client.dataset(farm.job(record.job), transform=number)
+    resumed.load_state_dict(state)
+    assert sorted(first + list(resumed)) == ALL
+    assert sorted(resumed) == ALL, "the next epoch starts at the beginning"
+
+
+def test_ranks_share_the_rows(gateway: Gateway, workers: Workers, farm: Farm) -> None:
+    workers.start()
+    job = submit(gateway, farm)
+    job.wait(120)
+    shares = [
+        list(farm_client.dataset(job, transform=number, rank=rank, ranks=3)) for rank in range(3)
+    ]
+    assert sorted(one for share in shares for one in share) == ALL
+    assert {len(share) for share in shares} == {PICTURES // 3}
+    with pytest.raises(InvalidInput, match="not one of 3 ranks"):
+        farm_client.dataset(job, rank=3, ranks=3)
+
+
+LOADED = """
+import json, sys
+from torchdata.stateful_dataloader import StatefulDataLoader
+import farm_client
+
+def loader():
+    reader = farm_client.dataset(sys.argv[1], transform=lambda row: row["render"])
+    return StatefulDataLoader(reader, batch_size=5, num_workers=2)
+
+stopped = loader()
+batches = iter(stopped)
+seen = [number for _ in range(2) for number in next(batches).tolist()]
+state = stopped.state_dict()
+del batches
+resumed = loader()
+resumed.load_state_dict(state)
+print(json.dumps(seen + [number for batch in resumed for number in batch.tolist()]))
+"""
+
+
+def test_a_loader_with_workers_is_stopped_and_resumed(
+    gateway: Gateway, workers: Workers, farm: Farm
+) -> None:
+    """In a process of its own: this one has threads, and a loader forks."""
+    workers.start()
+    job = submit(gateway, farm)
+    job.wait(120)
+    told = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", LOADED, job.id],
+        env={**os.environ, "FARM_URL": gateway.url}, stdout=subprocess.PIPE, check=True,
+    )  # fmt: skip
+    assert sorted(json.loads(told.stdout)) == ALL
+
+
+def test_a_position_in_another_job_is_refused(gateway: Gateway, farm: Farm) -> None:
+    one, other = (farm.submit("x", checkpoint="shapes-64") for _ in range(2))
+    state = farm_client.dataset(one).state_dict()
+    with pytest.raises(InvalidInput, match=one.id):
+        farm_client.dataset(other).load_state_dict(state)
+    assert list(farm_client.dataset(one, follow=False)) == []

@@ -1,0 +1,258 @@
+"""Jobs that leave the farm: removed by their tenant, or when their time to be kept is over."""
+
+import random
+import subprocess
+import sys
+import threading
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from queue_bench import Bench
+
+from farm.errors import Conflict, InvalidInput, NotFound
+from farm.ingest.job_record import JobRecord
+from farm.ingest.rebuild import rebuild
+from farm.ingest.removal import Deleted, Remover
+from farm.job import SETTLED_HOURS, JobOptions, JobState
+from farm.local.valkey import ServerProcess
+from farm.queue import Queue, connect
+from farm.scheduler import sweeper
+from farm.store import Store, keys, open_store
+
+OBJECTS = 12  # that a job has in the store
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return open_store(str(tmp_path / "store"))
+
+
+def complete(bench: Bench, failed: int = 0) -> None:
+    """The one task there is, and the one that finalises its job."""
+    session = bench.session()
+    [lease] = bench.lease(session)
+    bench.complete(session, lease, failed)
+    [final] = bench.queue.held(session)
+    bench.complete(session, final)
+
+
+def ended(bench: Bench, **options: object) -> str:
+    """A job that is done."""
+    job = bench.submit(1, **options)
+    complete(bench)
+    assert bench.queue.status(job, "ann").state is JobState.DONE
+    return job
+
+
+def fill(store: Store, job: str) -> None:
+    """What a job leaves in the store, by kind; the bytes are of no interest here."""
+    record = JobRecord(
+        job=job, tenant="ann", options={}, seed=1, sink="images", format="png",
+        fingerprint="f" * 64, created_at=datetime.now(UTC), paces={}, whole=True,
+    )  # fmt: skip
+    store.put(keys.header(job), record.model_dump_json().encode())
+    store.put(keys.chunk(job, 0), b"chunk")
+    store.put(keys.part(job, 0, 0), b"part")
+    store.put(keys.success(job), b"{}")
+    for number in range(OBJECTS - 4):
+        store.put(f"{keys.data(job, 0)}{number:08d}-00.png", b"picture")
+
+
+def stored(store: Store, job: str) -> set[str]:
+    return {one.key for one in store.list(keys.prefix(job))}
+
+
+def test_a_removed_job_is_nowhere(bench: Bench, queue: Queue, store: Store) -> None:
+    job = ended(bench, idempotency_key="k")
+    fill(store, job)
+    assert list(Remover(queue, store).remove(job, "ann"))[-1].objects == OBJECTS
+    with pytest.raises(NotFound):
+        queue.status(job, "ann")
+    assert stored(store, job) == set()
+    assert queue.removals() == []
+    assert {key for key in queue.client.scan_iter() if job in key} == set()
+    assert queue.submit(bench.header(idempotency_key="k"), bench.tasks(1)).created
+    with pytest.raises(NotFound):
+        Remover(queue, store).remove(job, "ann")
+
+
+def test_a_job_that_has_not_ended_is_refused_with_a_hint(
+    bench: Bench, queue: Queue, store: Store
+) -> None:
+    job = bench.submit(1)
+    fill(store, job)
+    with pytest.raises(Conflict, match="has not ended") as refused:
+        Remover(queue, store).remove(job, "ann")
+    assert f"farm cancel {job}" in str(refused.value.hint)
+    assert len(stored(store, job)) == OBJECTS
+    assert queue.status(job, "ann").state is JobState.QUEUED
+
+
+def test_another_tenants_job_is_not_there(bench: Bench, queue: Queue, store: Store) -> None:
+    job = ended(bench)
+    fill(store, job)
+    bench.submit(1, tenant="bob")
+    for tenant in ("bob", "eve"):
+        with pytest.raises(NotFound):
+            Remover(queue, store).remove(job, tenant)
+    assert len(stored(store, job)) == OBJECTS
+
+
+def test_what_workers_still_store_of_a_cancelled_job_goes_as_well(
+    bench: Bench, queue: Queue, store: Store
+) -> None:
+    job = bench.submit(1)
+    fill(store, job)
+    queue.cancel(job, "ann")
+    remover = Remover(queue, store)
+    list(remover.remove(job, "ann"))
+    assert stored(store, job) == {keys.removed(job)}
+    store.put(f"{keys.data(job, 0)}late.png", b"late")
+    assert remover.sweep() == 0, "its workers may store more"
+    bench.advance(SETTLED_HOURS * 3600 + 1)
+    assert remover.sweep() == 1
+    assert stored(store, job) == set()
+    assert remover.sweep() == 0
+
+
+def test_a_job_that_the_queue_has_forgotten_is_removed_by_what_the_store_says(
+    bench: Bench, queue: Queue, store: Store
+) -> None:
+    job = ended(bench)
+    fill(store, job)
+    bench.advance(31 * 86400)
+    queue.tick()
+    with pytest.raises(NotFound):
+        Remover(queue, store).remove(job, "bob")
+    assert list(Remover(queue, store).remove(job, "ann"))[-1].objects == OBJECTS
+    assert stored(store, job) == set()
+
+
+def test_a_job_is_kept_for_as_long_as_it_says(bench: Bench, queue: Queue, store: Store) -> None:
+    short, long = ended(bench, keep="1h"), ended(bench, keep="60d")
+    fill(store, short)
+    fill(store, long)
+    remover = Remover(queue, store)
+    bench.advance(3599)
+    queue.tick()
+    assert remover.sweep() == 0
+    assert queue.status(short, "ann").keep == 3600
+    bench.advance(2)
+    queue.tick()
+    with pytest.raises(NotFound):
+        queue.status(short, "ann")
+    assert remover.sweep() == 1
+    assert stored(store, short) == set()
+    bench.advance(40 * 86400)  # past the queue's own retention
+    queue.tick()
+    assert remover.sweep() == 0
+    assert len(stored(store, long)) == OBJECTS
+    bench.advance(20 * 86400)
+    queue.tick()
+    assert remover.sweep() == 1
+    assert stored(store, long) == set()
+
+
+def test_a_retry_starts_the_time_to_be_kept_again(bench: Bench, queue: Queue) -> None:
+    job = bench.submit(1, keep="1h", max_failed=4)
+    complete(bench, failed=1)
+    bench.advance(3000)
+    queue.retry(job, "ann")
+    bench.advance(3000)
+    queue.tick()
+    assert queue.status(job, "ann").generation == 1
+
+
+@pytest.mark.parametrize("text", ["30", "d", "1y", "59s", "-1d", "100000000d", "", "1d1h"])
+def test_a_time_to_be_kept_that_makes_no_sense_is_refused(text: str) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        JobOptions.parse({"keep": text})
+    assert refused.value.field == "keep"
+
+
+def test_a_scheduler_with_another_store_deletes_nothing_and_forgets_nothing(
+    bench: Bench, queue: Queue, store: Store, tmp_path: Path
+) -> None:
+    job = ended(bench, keep="1h")
+    fill(store, job)
+    bench.advance(3601)
+    queue.tick()
+    assert Remover(queue, open_store(str(tmp_path / "other"))).sweep() == 0
+    assert Remover(queue, store).sweep() == 1
+    assert stored(store, job) == set()
+
+
+def test_the_scheduler_deletes_what_an_interrupted_call_has_left(
+    bench: Bench, queue: Queue, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweeper, "PAUSE_SECONDS", 0.02)
+    job = ended(bench)
+    fill(store, job)
+    Remover(queue, store).remove(job, "ann")  # and nothing asks it to go on
+    assert len(stored(store, job)) == OBJECTS
+    stopped = threading.Event()
+    sweeper.Sweeper(queue, store).start(stopped)
+    try:
+        deadline = time.monotonic() + 60
+        while queue.removals() or stored(store, job):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        stopped.set()
+
+
+KILLED = """
+import os, signal, sys
+from farm.ingest.removal import Remover
+from farm.queue import Queue, connect
+from farm.scheduler import sweeper
+from farm.store import local, open_store
+
+redis, folder, job, left = *sys.argv[1:4], int(sys.argv[4])
+delete = local.LocalStore.delete
+
+def deadly(store, key):
+    global left
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    left -= 1
+    delete(store, key)
+
+local.LocalStore.delete = deadly
+list(Remover(Queue(connect(redis)), open_store(folder)).remove(job, "ann"))
+"""
+
+
+def test_a_removal_that_was_killed_between_any_two_deletes_shows_nothing_whole_and_goes_on(
+    bench: Bench, queue: Queue, store: Store, own: ServerProcess, server: ServerProcess,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    places = random.Random(7).sample(range(OBJECTS + 1), 4)
+    for round_, deletes in enumerate(places):
+        job = ended(bench)
+        fill(store, job)
+        killed = subprocess.run(
+            [sys.executable, "-c", KILLED, server.url, str(tmp_path / "store"), job, str(deletes)],
+            timeout=120,
+        )
+        assert killed.returncode == -9
+        with pytest.raises(NotFound):
+            queue.status(job, "ann")
+        left = stored(store, job)
+        assert len(left) >= OBJECTS + 1 - deletes, "and the mark"
+        assert keys.success(job) not in left or deletes == 0
+        assert keys.removed(job) in left
+        # Where the queue is lost as well, its successor does not bring the job back.
+        successor = Queue(connect(own.url), farm=f"again-{round_}")
+        assert sum(rebuild(successor, store).values()) == 0
+        assert [one.job for one in successor.removals()] == [job]
+        finished = Remover(queue, store)
+        if round_ % 2:
+            last = list(finished.remove(job, "ann"))[-1]
+            assert isinstance(last, Deleted)
+        else:
+            assert finished.sweep() == 1
+        assert stored(store, job) == set()
+        assert queue.removals() == []

@@ -1,0 +1,183 @@
+"""What puts a farm on machines: every command, flag and setting that it names exists."""
+
+import importlib.util
+import json
+import os
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import kubernetes_validate
+import pytest
+import yaml
+
+from farm.cli.app import COMMANDS
+from farm.scheduler.scheduler import SchedulerSettings
+from farm.settings import GatewaySettings
+from farm_workers.worker.settings import WorkerSettings
+
+ROOT = Path(__file__).parents[2]
+INFRA = ROOT / "infra"
+FILES = sorted(
+    file
+    for file in (*INFRA.rglob("*"), ROOT / "docs" / "several-machines.md")
+    if file.is_file() and file.suffix != ".json"
+)
+CRD = "FARM_RAYCLUSTER_CRD"  # names KubeRay's ray.io_rayclusters.yaml
+KUBERNETES = "1.32"
+SETTINGS = {
+    f"FARM_{field.upper()}"
+    for kind in (GatewaySettings, SchedulerSettings, WorkerSettings)
+    for field in kind.model_fields
+}
+OTHERS = {"FARM_URL", "FARM_API_KEY", CRD}  # of the client and of a test below
+
+files = pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(ROOT).as_posix())
+
+
+def text_of(file: Path) -> str:
+    """Without continued lines."""
+    return re.sub(r"\\\n\s*", " ", file.read_text(encoding="utf-8"))
+
+
+@files
+def test_every_setting_that_is_named_exists(file: Path) -> None:
+    named = set(re.findall(r"\bFARM_[A-Z_]*[A-Z]\b", text_of(file)))
+    assert named - SETTINGS - OTHERS == set()
+
+
+@files
+def test_every_command_that_is_named_exists(file: Path) -> None:
+    for command in commands(text_of(file)):
+        assert command in COMMANDS
+    for module in re.findall(r"-m[\s,\"]+(farm[\w.]*)", text_of(file)):
+        assert importlib.util.find_spec(f"{module}.__main__") is not None, module
+
+
+def commands(text: str) -> list[str]:
+    """The farm's, where a line, a list or code begins with ``farm``."""
+    start = r"(?:^|`|\[\"?|ExecStart=/opt/farm/bin/)"
+    return re.findall(rf"{start}farm\"?,? \"?([a-z]+)\b", text, flags=re.MULTILINE)
+
+
+def test_the_files_of_infra_start_the_parts_of_a_farm() -> None:
+    found = {command for file in FILES for command in commands(text_of(file))}
+    assert {"scheduler", "worker", "up"} <= found
+
+
+@files
+def test_every_flag_of_ray_exists(file: Path) -> None:
+    from ray.scripts.scripts import cli
+
+    for words in ray_calls(text_of(file)):
+        known = {flag for parameter in cli.commands[words[1]].params for flag in parameter.opts}
+        given = {word.split("=")[0] for word in words[2:] if word.startswith("--")}
+        assert given <= known, given - known
+
+
+def ray_calls(text: str) -> Iterator[list[str]]:
+    """Calls in shell and in YAML's lists."""
+    joined = re.sub(r"[\[\]\",>]", " ", text)
+    for found in re.finditer(r"\bray\s+(start|drain-node)\b((?:\s+--?[\w$@{}~/.:=-]+)*)", joined):
+        yield ["ray", found[1], *shlex.split(found[2])]
+
+
+def test_the_page_shows_what_the_units_run() -> None:
+    page = (ROOT / "docs" / "several-machines.md").read_text("utf-8")
+    for unit in (INFRA / "systemd").glob("*.service"):
+        (line,) = re.findall(r"^ExecStart=/opt/farm/bin/(.*)$", unit.read_text("utf-8"), re.M)
+        assert line.replace("%i", "NAME") in page, unit.name
+
+
+def documents(name: str) -> list[Any]:
+    return [one for one in yaml.safe_load_all((INFRA / name).read_text("utf-8")) if one]
+
+
+@pytest.mark.parametrize("name", ["kuberay/farm.yaml", "kuberay/secrets.yaml.example"])
+def test_what_kubernetes_gets_fits_its_schemas(name: str) -> None:
+    for document in documents(name):
+        kubernetes_validate.validate(document, KUBERNETES, strict=True)
+
+
+def test_the_pods_of_the_ray_cluster_fit_the_schemas() -> None:
+    (cluster,) = documents("kuberay/ray.yaml")
+    spec = cluster["spec"]
+    for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+        template = group["template"]
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "ray"}, **template}
+        pod["metadata"] = {"name": "ray", **template.get("metadata", {})}
+        kubernetes_validate.validate(pod, KUBERNETES, strict=True)
+        assert pod["spec"]["securityContext"]["runAsNonRoot"] is True
+    assert "noDriverTimeoutSeconds" not in json.dumps(cluster)
+    assert spec["authOptions"] == {"mode": "token"}
+    (worker,) = spec["workerGroupSpecs"]
+    pod = worker["template"]["spec"]
+    hook = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][-1]
+    (deadline,) = re.findall(r"--deadline-remaining-seconds=(\d+)", hook)
+    assert int(deadline) < pod["terminationGracePeriodSeconds"]
+
+
+@pytest.mark.skipif(CRD not in os.environ, reason=f"{CRD} does not name KubeRay's CRD")
+def test_the_ray_cluster_fits_kuberays_own_schema() -> None:
+    (cluster,) = documents("kuberay/ray.yaml")
+    crd = yaml.safe_load(Path(os.environ[CRD]).read_text("utf-8"))
+    (schema,) = [
+        version["schema"]["openAPIV3Schema"]
+        for version in crd["spec"]["versions"]
+        if version["name"] == "v1"
+    ]
+    jsonschema.Draft202012Validator(closed(schema)).validate(cluster)
+
+
+def closed(schema: Any) -> Any:
+    """The API server drops fields that it does not know; a test should not."""
+    if isinstance(schema, list):
+        return [closed(one) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    made = {key: closed(value) for key, value in schema.items()}
+    listed = isinstance(made.get("properties"), dict) and made["properties"]
+    if listed and not made.get("x-kubernetes-preserve-unknown-fields"):
+        made.setdefault("additionalProperties", False)
+    return made
+
+
+def test_the_parts_of_the_compose_file_belong_together() -> None:
+    (compose,) = documents("compose.yaml")
+    services = compose["services"]
+    targets = set(re.findall(r"^FROM \S+ AS (\S+)", (INFRA / "Dockerfile").read_text(), re.M))
+    used = set()
+    for name, service in services.items():
+        assert set(service.get("depends_on", ())) <= set(services), name
+        for volume in service.get("volumes", ()):
+            source = volume.split(":")[0]
+            used.add(source)
+            assert source in compose["volumes"] or (INFRA / source).is_file(), volume
+        assert set(service.get("secrets", ())) <= set(compose["secrets"]), name
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ())), name
+        if "build" in service:
+            target = re.sub(r"\$\{\w+:-(.*)\}", r"\1", service["build"]["target"])
+            assert target in targets
+            assert service["read_only"] is True
+    assert set(compose["volumes"]) <= used
+
+
+def test_every_image_runs_as_a_user_of_its_own() -> None:
+    stages = re.split(r"^FROM ", (INFRA / "Dockerfile").read_text("utf-8"), flags=re.M)[2:]
+    assert len(stages) == 4
+    for stage in stages:
+        instructions = re.findall(r"^([A-Z]+) (.*)$", stage, flags=re.M)
+        assert ("USER", "10001") in instructions
+        assert instructions[-1][0] == "CMD"
+
+
+def test_a_worker_may_touch_its_pictures_only() -> None:
+    policy = json.loads((INFRA / "s3" / "policy.json").read_text("utf-8"))
+    for statement in policy["Statement"]:
+        actions = statement["Action"]
+        assert "*" not in json.dumps(actions)
+        whole_bucket = statement["Resource"].endswith(":farm")
+        assert not whole_bucket or statement["Condition"]["StringLike"]["s3:prefix"]

@@ -1,0 +1,113 @@
+"""Conditions on columns, and near duplicates: what is kept of a data set."""
+
+import random
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from farm.errors import InvalidInput
+from farm.export.duplicates import Dedup, HashedPicture, duplicates
+from farm.export.where import Where
+
+ROWS = [
+    {"nsfw": nsfw, "confidence": confidence, "category": category, "good": good}
+    for nsfw in (0.0, 0.05, 0.5)
+    for confidence in (0.1, 0.4, 0.9)
+    for category in ("cat", "dog", "it's")
+    for good in (True, False)
+]
+TABLE = pa.Table.from_pylist(ROWS)
+
+numbers = st.sampled_from(["0.05", "0.4", "-1", "1", "0"])
+fields = st.sampled_from(["nsfw", "confidence"])
+operators = st.sampled_from(["<", "<=", ">", ">=", "==", "!="])
+comparisons = st.one_of(
+    st.builds("{} {} {}".format, fields, operators, numbers),
+    st.builds("{} {} {} {} {}".format, numbers, operators, fields, operators, numbers),
+    st.builds("category {} {}".format, operators, st.sampled_from(['"cat"', '"it\'s"', '"zebra"'])),
+    st.sampled_from(['category in ("cat", "dog")', 'category not in ["cat"]', "good", "not good"]),
+)
+conditions = st.recursive(
+    comparisons,
+    lambda inner: st.one_of(
+        st.builds("({}) and ({})".format, inner, inner),
+        st.builds("({}) or ({}) or good".format, inner, inner),
+        st.builds("not ({})".format, inner),
+    ),
+    max_leaves=6,
+)
+
+
+@settings(deadline=None, max_examples=200)
+@given(conditions)
+def test_a_condition_keeps_the_rows_that_python_would_keep(text: str) -> None:
+    expected = [row for row in ROWS if eval(text, {}, dict(row))]
+    assert Where.parse(text).filter(TABLE).to_pylist() == expected
+
+
+def test_a_row_without_the_value_is_not_wanted_unless_that_is_asked() -> None:
+    table = pa.table({"nsfw": [0.01, None, 0.9]})
+    assert Where.parse("nsfw < 0.1").filter(table).to_pylist() == [{"nsfw": 0.01}]
+    assert Where.parse("not nsfw < 0.1").filter(table).to_pylist() == [{"nsfw": 0.9}]
+    assert Where.parse("nsfw is None").filter(table).num_rows == 1
+    assert Where.parse("nsfw is not None").filter(table).num_rows == 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "nsfw", "nsfw <", "nsfw < 0.1 +", "__import__('os')", "nsfw.real < 1", "nsfw() < 1",
+        "[n for n in nsfw]", "lambda: 1", "nsfw < (1, 2)", "nsfw in ()", "nsfw in category",
+        "nsfw is 1", "f'{nsfw}' == 'x'", "nsfw < 1j", "nsfw < b'x'", "nsfw < None",
+        "1 if nsfw else 2", "nsfw < 'a'", "(" * 300 + "good" + ")" * 300, "good and " * 2000,
+        "nsfw := 1", "nsfw < 0.1; nsfw", "\0", "nsfw < 9" + "9" * 400, "category < good",
+    ],
+)  # fmt: skip
+def test_what_is_not_a_condition_on_the_columns_is_refused(text: str) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        Where.parse(text).filter(TABLE)
+    assert refused.value.field == "--where"
+    assert refused.value.hint
+
+
+def test_a_column_that_no_row_has_is_named() -> None:
+    where = Where.parse("nsfv < 0.1")
+    with pytest.raises(InvalidInput, match="'nsfv'") as refused:
+        where.check_columns(["nsfw", "confidence"])
+    assert refused.value.hint == "did you mean nsfw?"
+
+
+def test_a_condition_as_people_first_write_it_gets_a_hint() -> None:
+    with pytest.raises(InvalidInput) as refused:
+        Where.parse("category = 'cat'")
+    assert "==" in str(refused.value.hint)
+
+
+@pytest.mark.parametrize("distance", [0, 1, 8, 31, 63])
+def test_duplicates_are_those_that_a_comparison_of_all_pairs_finds(distance: int) -> None:
+    rng = random.Random(distance)
+    pictures: list[HashedPicture] = []
+    for place in range(300):
+        pdq = rng.getrandbits(256)
+        if pictures and rng.random() < 0.7:  # a picture like an earlier one
+            pdq = rng.choice(pictures).pdq
+            for bit in rng.sample(range(256), rng.choice([0, distance, distance + 1, 2])):
+                pdq ^= 1 << bit
+        pictures.append(HashedPicture(rng.choice([0.1, 0.5, rng.random()]), place, pdq))
+    expected: set[int] = set()
+    kept: list[int] = []
+    for picture in sorted(pictures, key=lambda one: (one.doubt, one.place)):
+        if any((picture.pdq ^ other).bit_count() <= distance for other in kept):
+            expected.add(picture.place)
+        else:
+            kept.append(picture.pdq)
+    assert duplicates(pictures, distance) == expected
+    assert expected
+
+
+@pytest.mark.parametrize("text", ["pdq", "pdq:", "pdq:-1", "pdq:64", "phash:8", "pdq:8.5", ""])
+def test_ways_to_find_duplicates_that_are_not_known_are_refused(text: str) -> None:
+    with pytest.raises(InvalidInput, match="duplicates"):
+        Dedup.parse(text)

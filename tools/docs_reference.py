@@ -1,0 +1,115 @@
+"""References for the site, made from the code: the command line, the SDK, HTTP and the alerts."""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from typer.core import TyperGroup
+
+import farm_client
+from farm.cli.app import SECTIONS, group
+from farm.gateway.app import create_app
+from farm.settings import GatewaySettings
+
+ROOT = Path(__file__).parents[1]
+ALERTS = ROOT / "infra" / "prometheus" / "alerts.yml"
+
+
+def pages() -> dict[str, str]:
+    """The pages' Markdown, by their path on the site."""
+    return {
+        "reference/cli.md": cli(),
+        "reference/sdk.md": sdk(),
+        "reference/http.md": http(),
+        "reference/alerts.md": alerts(),
+    }
+
+
+def cli() -> str:
+    lines = ["# Command line", "", "`farm COMMAND --help` says the same."]
+    commands = group()
+    for section, names in SECTIONS.items():
+        lines += ["", f"## {section}"]
+        for name in names:
+            context = commands.make_context("farm", [], resilient_parsing=True)
+            if (command := commands.get_command(context, name)) is not None:
+                lines += _command(f"farm {name}", command)
+    return "\n".join(lines) + "\n"
+
+
+def _command(name: str, command: Any) -> Iterator[str]:
+    yield from ("", f"### {name}", "", " ".join((command.help or "").split()))
+    if isinstance(command, TyperGroup):
+        for inner in sorted(command.commands):
+            yield from _command(f"{name} {inner}", command.commands[inner])
+        return
+    context = command.make_context(name, [], resilient_parsing=True)
+    records = [found for one in command.params if (found := one.get_help_record(context))]
+    if records:
+        yield from ("", "| | |", "|---|---|")
+    for flags, told in records:
+        flags = flags.partition(" <list")[0]  # typer's note on a repeated argument
+        yield f"| `{' '.join(flags.split())}` | {_cell(told)} |"
+
+
+def sdk() -> str:
+    """The farm, its jobs and pictures first; records and errors follow."""
+    first = ("Farm", "Job", "Image", "Preview", "AsyncFarm", "AsyncJob", "AsyncImage")
+    found = {name: getattr(farm_client, name) for name in (*first, *farm_client.__all__)}
+    errors = [name for name, kind in found.items() if issubclass(kind, Exception)]
+    records = [name for name in found if name not in (*first, *errors)]
+    lines = ["# Python SDK", "", "Everything that `farm_client` exports."]
+    for title, names in (("Calls", first), ("Records", records), ("Errors", errors)):
+        lines += ["", f"## {title}"]
+        for name in names:
+            lines += ["", f"### {name}", "", f"::: {found[name].__module__}.{name}"]
+            if name in errors:
+                lines += ["    options:", "      members: false", "      inherited_members: false"]
+    return "\n".join(lines) + "\n"
+
+
+def http() -> str:
+    """From the description that the gateway gives at ``/openapi.json``."""
+    with tempfile.TemporaryDirectory() as folder:
+        settings = GatewaySettings.model_validate(
+            {"data": folder, "open": True, "redis_url": f"unix://{folder}/none"}
+        )
+        described = create_app(settings).openapi()
+    lines = [
+        "# HTTP API", "",
+        "The gateway shows this page at `/docs`, and its machine-readable form at `/openapi.json`.",
+    ]  # fmt: skip
+    for path, methods in described["paths"].items():
+        for method, facts in methods.items():
+            lines += ["", f"## {method.upper()} {path}", "", facts.get("description", "")]
+            given = [one for one in facts.get("parameters", ()) if one["in"] != "path"]
+            if given:
+                lines += ["", "| parameter | | |", "|---|---|---|"]
+            for one in given:
+                needed = "required" if one.get("required") else ""
+                told = _cell(one.get("description", ""))
+                lines.append(f"| `{one['name']}` | {one['in']} {needed} | {told} |")
+    return "\n".join(lines) + "\n"
+
+
+def alerts() -> str:
+    """From the rules for Prometheus."""
+    lines = ["# Alerts", "", f"The rules of `{ALERTS.relative_to(ROOT)}`."]
+    if not ALERTS.exists():
+        return "\n".join([*lines[:2], "This version has no alert rules."]) + "\n"
+    for rules in yaml.safe_load(ALERTS.read_text("utf-8"))["groups"]:
+        for rule in rules["rules"]:
+            notes = rule.get("annotations", {})
+            lines += [
+                "", f"## {rule['alert']}", "", f"{notes.get('summary', '')}.", "",
+                f"**What to do:** {notes.get('action', '')}", "",
+                "```", " ".join(rule["expr"].split()), "```", "",
+                f"For {rule.get('for', 'no time')}; {rule.get('labels', {}).get('severity', '')}.",
+            ]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
