@@ -19,7 +19,6 @@ from farm.errors import (
 )
 from farm.job import TERMINAL_JOBS, JobState
 from farm_client import display
-from farm_client.address import Address
 from farm_client.connection import Connection, path_of
 from farm_client.fetch import PARALLEL, Fetched, Fetcher
 from farm_client.image import AsyncImage, Image, ImageFacts

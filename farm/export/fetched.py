@@ -63,7 +63,7 @@ def read_manifest(path: Path) -> Iterator[dict[str, Any]]:
 def failed_rows(folder: Path) -> Iterator[ManifestRow]:
     """Of the pictures that could not be made."""
     with (folder / MANIFEST).open(encoding="utf-8") as lines:
-        yield from (_row(told) for told in map(json.loads, lines) if told["error"] is not None)
+        yield from (row_of(told) for told in map(json.loads, lines) if told["error"] is not None)
 
 
 def as_picture(

@@ -64,6 +64,9 @@ class StubEngine:
         live, self._live = self._live, []
         return [self._result(key, row) for key, row in live]
 
+    def preview(self, key: Hashable, index: int) -> None:
+        """A row has no step between its first and its last."""
+
     def _result(self, key: Hashable, row: Row) -> StubResult:
         spec, seed = row.spec, row.seed
         grid = spec.height // self._info.pixel_factor, spec.width // self._info.pixel_factor
