@@ -321,6 +321,14 @@ def job_id(now: float | None = None) -> str:
     return f"j{CELL}-" + "".join(_CROCKFORD[number >> shift & 31] for shift in range(125, -1, -5))
 
 
+def job_number(job: str) -> int:
+    """The 128 bits of an id: 48 of time in ms, 80 random ones."""
+    number = 0
+    for digit in check_job_id(job).partition("-")[2]:
+        number = number << 5 | _CROCKFORD.index(digit)
+    return number % 2**128
+
+
 def is_job_id(text: str) -> bool:
     return _JOB_ID.fullmatch(text) is not None
 

@@ -11,6 +11,7 @@ from fake_adapters import SIZES
 
 from farm.errors import FarmError, RenderError
 from farm.spec import CheckpointInfo, Lane, Row
+from farm_workers.render_engine import Usage
 
 BAD_PROMPT = "a row that fails"
 
@@ -67,7 +68,7 @@ class FakeEngine:
         self.gate = threading.Event()
         self.gate.set()
         self.adapters_read = 0
-        self.previews_made = 0
+        self.previews_made = self.steps = self.busy = 0
         self.rendered: list[tuple[Hashable, int]] = []
         self.cancelled: set[Hashable] = set()
         self._rows = rows
@@ -76,6 +77,11 @@ class FakeEngine:
     @property
     def idle(self) -> bool:
         return not self._live
+
+    @property
+    def usage(self) -> Usage:
+        memory = {"used": 2**30, "reserved": 2 * 2**30, "total": 80 * 2**30}
+        return Usage(self.steps, self.busy, self.steps * self._rows, memory)
 
     def room(self, lane: Lane) -> int:
         return self._rows - len(self._live)
@@ -98,6 +104,8 @@ class FakeEngine:
     def step(self) -> list[FakeDone]:
         self.gate.wait()
         time.sleep(self.step_seconds)
+        self.steps += 1
+        self.busy += len(self._live)
         self._live = [(key, row, left - 1) for key, row, left in self._live]
         done = [(key, row) for key, row, left in self._live if left == 0]
         self._live = [live for live in self._live if live[2] > 0]

@@ -64,6 +64,8 @@ SECTIONS = {
         "down": Place("farm.cli.up", "Stop the farm that up started."),
         "demo": Place("farm.cli.demo", "Start a farm, render a few pictures, stop it."),
         "doctor": Place("farm.cli.doctor", "Check Redis, the store, Ray and the checkpoints."),
+        "top": Place("farm.cli.top", "Watch the farm's lanes, tenants and workers."),
+        "dashboard": Place("farm.cli.dashboard", "Open Ray's dashboard of the farm here."),
         "queue": Place("farm.cli.queue", "Check the queue, set shares, drain a worker."),
         "scheduler": Place("farm.cli.scheduler", "Run a scheduler in this process."),
         "worker": Place("farm.cli.worker", "Run one worker in this process, without Ray."),

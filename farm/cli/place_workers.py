@@ -11,6 +11,8 @@ import sys
 import threading
 from typing import TextIO
 
+import farm
+from farm import logs
 from farm.errors import FarmError
 from farm.scheduler.cluster_process import ALIVE, CANNOT, CLOSE, CLOSE_SECONDS, DEAD
 from farm.scheduler.placement import Placement, worker_environment
@@ -24,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 def main() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logs.configure("placement")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is the scheduler's
     told = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what Ray prints is not for the scheduler
@@ -49,6 +51,7 @@ def _place(told: TextIO, orders: "_Orders") -> None:
         worker_environment(os.environ),
         num_gpus=settings.worker_gpus,
         num_cpus=settings.worker_cpus,
+        metadata={"farm": settings.name, "version": farm.__version__, "page": settings.page},
         report=lambda worker, cause: print(CANNOT, worker, cause, file=told),
     )
     log.info("connected to Ray at %s", settings.ray_address)

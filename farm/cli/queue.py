@@ -31,7 +31,7 @@ def check(
 ) -> int:
     """Recount every job and compare the queue's indexes with it. Redis does nothing else while it
     counts one job. The exit code is 1 if something was wrong, even if it was repaired."""
-    found = _connect(data).check(repair=repair)
+    found = connect_queue(data).check(repair=repair)
     for line in found:
         if as_json:
             say_json({"finding": line, "repaired": repair})
@@ -55,7 +55,7 @@ def weight(
     data: Data = None,
 ) -> None:
     """Set a tenant's weight: with 2 it gets twice the work of a tenant with 1, in each class."""
-    _connect(data).set_weight(tenant, share)
+    connect_queue(data).set_weight(tenant, share)
     say_error(one_line(f"{tenant} has weight {share:g}"))
 
 
@@ -67,7 +67,7 @@ def drain(
 ) -> None:
     """Give a worker no more work until it is restarted or --undo is given. It finishes what it
     holds and stays."""
-    farm_queue = _connect(data)
+    farm_queue = connect_queue(data)
     sessions = farm_queue.sessions()
     found = [session for session in sessions if session.worker == worker]
     if not found:
@@ -81,7 +81,7 @@ def drain(
     say_error(one_line(f"{worker} {'takes work again' if undo else 'gets no more work'}"))
 
 
-def _connect(data: Path | None) -> "Queue":
+def connect_queue(data: Path | None) -> "Queue":
     """The queue that REDIS_URL and FARM_NAME name, or that of the farm on this machine."""
     try:
         from farm.queue import Queue, connect

@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from farm import logs
 from farm.errors import FarmError
 from farm.paths import SCHEDULER_ALIVE
 
@@ -31,7 +32,7 @@ def scheduler() -> None:
     from farm.settings import load
     from farm.store import open_store
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logs.configure("scheduler")
     settings = load(SchedulerSettings)
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -169,6 +169,7 @@ def _announce(plan: "Plan", dashboard: str | None) -> None:
     if dashboard:
         token = plan.data / "run" / "ray-token"
         console.print(f"Ray's dashboard: {dashboard} (its token: {token})")
+        console.print("farm dashboard prints a link that opens it without the token")
     if plan.data != data_dir():
         console.print(f"in another terminal: export FARM_DATA={plan.data}")
     _say_what_it_draws(plan.checkpoints)

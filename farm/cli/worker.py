@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from farm import logs, tracing
+
 
 def worker(
     name: Annotated[
@@ -25,11 +27,13 @@ def worker(
     from farm_workers.worker.settings import WorkerSettings
     from farm_workers.worker.worker import Worker
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    name = name or socket.gethostname()
+    logs.configure(name)
+    tracing.configure(name)
     settings = load(WorkerSettings)
     check_store(open_store(settings.store_url), single_writer=settings.single_writer)
     crash_reporter = CrashReporter(settings.redis_url, settings.name)
-    running = Worker(settings, name or socket.gethostname(), crash_reporter=crash_reporter)
+    running = Worker(settings, name, crash_reporter=crash_reporter)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: running.stop())
     status = 1

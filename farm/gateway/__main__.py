@@ -5,6 +5,7 @@ import sys
 
 import uvicorn
 
+from farm import logs, tracing
 from farm.errors import FarmError
 from farm.gateway.app import create_app
 from farm.gateway.server import server_config
@@ -17,8 +18,9 @@ log = logging.getLogger(__name__)
 
 
 def main() -> int:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     try:
+        logs.configure("gateway")
+        tracing.configure("gateway")
         settings = load(GatewaySettings)
         app = create_app(settings)
         check_store(open_store(settings.store_url), single_writer=settings.single_writer)

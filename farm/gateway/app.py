@@ -16,7 +16,7 @@ from farm.gateway.auth import Authenticator, KeyFile
 from farm.gateway.body_memory import BodyMemory
 from farm.gateway.dependencies import Dependencies
 from farm.gateway.events import EventHub
-from farm.gateway.metrics import Measure, Metrics
+from farm.gateway.metrics import MeasureRequests, Metrics
 from farm.gateway.middleware import RequestGuard
 from farm.gateway.page.history import History
 from farm.gateway.quotas import QuotaLimits, Quotas
@@ -86,7 +86,7 @@ def create_app(
     exception_handlers.install(app)
     body_memory = app.state.body_memory = BodyMemory(settings.max_body_memory)
     app.add_middleware(RequestGuard, authenticator=deps.authenticator, body_memory=body_memory)
-    app.add_middleware(Measure, metrics=deps.metrics)
+    app.add_middleware(MeasureRequests, metrics=deps.metrics)
     return app
 
 
@@ -125,7 +125,7 @@ def _dependencies(
             linked_store(settings, store), signer, settings.url_seconds, settings.public_url
         ),
         events=EventHub(queue, ingest.note_cancelled),
-        metrics=Metrics(queue.backlog),
+        metrics=Metrics(queue),
         history=History(queue),
         readiness=Readiness(queue, store),
         quotas=quotas,

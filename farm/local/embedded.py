@@ -16,6 +16,7 @@ import time
 import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from importlib import resources
 from pathlib import Path
 from typing import IO
 
@@ -144,7 +145,9 @@ class Embedded:
         self.redis_url = plan.redis_url or self._valkey.url
         self._ray_port = free_port()
         self.ray_address = plan.ray_address or f"127.0.0.1:{self._ray_port}"
-        self.dashboard = "" if plan.ray_address else f"http://127.0.0.1:{free_port(8265)}"
+        self.dashboard = (
+            "" if plan.ray_address else f"http://127.0.0.1:{self._same_port('dashboard', 8265)}"
+        )
         self._loads = LoadCheck(plan.checkpoints)
         self._ray_agent = f"http://127.0.0.1:{free_port()}"
 
@@ -205,6 +208,15 @@ class Embedded:
                 )
         return answers(f"{self.plan.url}/readyz")
 
+    def _same_port(self, name: str, first: int) -> int:
+        """A free port, the one that it was last time if possible, so that bookmarks stay good."""
+        self.plan.data.mkdir(parents=True, exist_ok=True, mode=0o700)
+        kept = self.plan.data / "ports.json"
+        known = json.loads(kept.read_text()) if kept.exists() else {}
+        port = free_port(known.get(name, first))
+        kept.write_text(json.dumps({**known, name: port}) + "\n")
+        return port
+
     @property
     def environment(self) -> dict[str, str]:
         plan = self.plan
@@ -222,6 +234,8 @@ class Embedded:
             "FARM_WORKER_CPUS": "0" if plan.gpus else "1",
             "FARM_THREADS": str(worker_threads(plan.workers)),
             "FARM_RUN_DIR": str(self._run),
+            "FARM_LOG_DIR": str(plan.data / "logs"),
+            "FARM_PAGE": plan.url,
             "FARM_END_WORKERS": "1",
             "RAY_ADDRESS": self.ray_address,
             **direct(),
@@ -237,6 +251,7 @@ class Embedded:
             "RAY_AUTH_TOKEN_PATH": str(self._token()),
             "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_METRICS_GRAFANA_DASHBOARD_OUTPUT_DIR": str(self._run / "grafana"),
             "RAY_worker_niceness": "0",  # a render farm's workers are what the machine is for
         }
 
@@ -246,6 +261,7 @@ class Embedded:
             "raylet": f"{self._ray_agent}/api/local_raylet_healthz",
         }
         (self._run / RAY_FILE).write_text(json.dumps(health) + "\n")
+        self._place_board()
         command = [
             str(Path(sys.executable).with_name("ray")), "start", "--head", "--block",
             "--disable-usage-stats",
@@ -269,6 +285,14 @@ class Embedded:
             healthy=lambda: not silent_parts(health),
             patience=PATIENCE,
         )
+
+    def _place_board(self) -> None:
+        """Where Ray writes its own boards for Grafana. The folder is not of a session of Ray, so a
+        restart of Ray leaves it."""
+        folder = self._run / "grafana"
+        folder.mkdir(exist_ok=True, mode=0o700)
+        board = resources.files("farm.local") / "grafana" / "farm.json"
+        (folder / "farm.json").write_bytes(board.read_bytes())
 
     def _token(self) -> Path:
         path = self._run / "ray-token"

@@ -22,6 +22,7 @@ from farm.queue.messages import (
 )
 from farm.queue.queue import Queue
 from farm.queue.server import ServerFacts, check_server
+from farm.queue.tallies import Tallies
 from farm.queue.why import LaneQueue, WaitsFor, Why
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "ServerFacts",
     "Session",
     "Submitted",
+    "Tallies",
     "Verdict",
     "WaitsFor",
     "Why",

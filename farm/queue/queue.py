@@ -24,6 +24,7 @@ from farm.queue.messages import (
     Session,
 )
 from farm.queue.submissions import Submissions
+from farm.queue.tallies import Tallies
 from farm.queue.why import Why, explain_wait
 from farm.queue.worker_sessions import WorkerSessions
 from farm.spec import Lane
@@ -173,6 +174,10 @@ class Queue(Submissions, WorkerSessions):
             for lane, number, tasks, pictures in self._run("backlog")
         ]
         return sorted(found, key=lambda ready: (ready.priority.rank, ready.lane))
+
+    def tallies(self) -> Tallies:
+        """What has happened since the queue began, for the farm's metrics."""
+        return Tallies.of(self._run("tallies"))
 
     def events(self, after: str, block_ms: int) -> list[Event]:
         """What happened after an event; waits two seconds at most."""

@@ -5,9 +5,11 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import ray
+import ray.job_config
 from ray.exceptions import ActorUnavailableError, RayActorError
 
 from farm.addresses import reachable
@@ -38,6 +40,7 @@ class Placement:
         environment: settings of the workers, on top of their node's environment; an argument
             and not a runtime_env, which the dashboard would show with every secret in it.
         num_gpus, num_cpus: what one worker reserves.
+        metadata: what Ray's dashboard shows of this driver.
         report: called for a worker that cannot run, with its name and the cause in one line.
     """
 
@@ -51,6 +54,7 @@ class Placement:
         *,
         num_gpus: float,
         num_cpus: float,
+        metadata: Mapping[str, str] = MappingProxyType({}),
         report: Callable[[str, str], None] = lambda worker, cause: None,
     ) -> None:
         digest = hashlib.sha256(farm.encode()).hexdigest()[:12]
@@ -59,6 +63,7 @@ class Placement:
             namespace=f"farm-{digest}",
             log_to_driver=False,
             logging_level=logging.ERROR,
+            job_config=ray.job_config.JobConfig(metadata=dict(metadata)),
         )
         self._address = address
         self._node = ray.get_runtime_context().get_node_id()
@@ -141,7 +146,7 @@ class Placement:
         return (
             ray.remote(self._actor)
             .options(
-                name=worker,
+                name=f"farm-{worker}",
                 lifetime="detached",
                 get_if_exists=True,
                 max_restarts=-1,
@@ -178,7 +183,7 @@ class _Place:
 
 def worker_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """What of this process's environment a worker on another node needs as well."""
-    prefixes = ("FARM_", "AWS_", "REDIS_URL")
+    prefixes = ("FARM_", "AWS_", "OTEL_", "REDIS_URL")
     return {name: value for name, value in environment.items() if name.startswith(prefixes)}
 
 

@@ -34,6 +34,7 @@ class SchedulerSettings(FarmSettings):
     workers: int = Field(default=1, ge=0)
     worker_gpus: float = Field(default=0, ge=0)  # that one worker reserves
     worker_cpus: float = Field(default=1, ge=0)
+    page: str = ""  # the farm's page, for those who look at Ray's dashboard
     end_workers: bool = False  # with the scheduler; otherwise they outlive it
 
 

@@ -169,6 +169,7 @@ def test_a_farm_whose_ray_dies_goes_on_by_itself(farm: RunningFarm, tmp_path: Pa
     until(lambda: farm.pid("worker-0") != worker, 120)
     rows = farm.fetch(job, tmp_path / "out")
     assert [row["error"] for row in rows] == [None] * 100
+    assert (farm.data / "run" / "grafana" / "farm.json").exists()
 
 
 def test_everything_listens_on_loopback_only(farm: RunningFarm) -> None:

@@ -14,10 +14,8 @@ from fake_worker import BAD_PROMPT, LOST_PROMPT, FakeWorker
 from harness import INFO, Gateway, Serve, ndjson, png, post, post_lines
 
 from farm.errors import StoreError
-from farm.gateway.metrics import Metrics
-from farm.job import JobOptions, Priority, job_id
-from farm.queue import JobHeader, LaneBacklog
-from farm.spec import Lane, Mode
+from farm.job import JobOptions, job_id
+from farm.queue import JobHeader
 from farm.store import keys
 
 
@@ -278,7 +276,7 @@ def test_metrics_count_by_route_and_not_by_path(http: httpx2.Client) -> None:
     text = http.get("/metrics").text
     assert 'route="/v1/jobs/{job}",status="404"' in text
     assert "j0-01m848b6zxgnjbpp0f506dqmht" not in text
-    assert 'farm_queued_tasks{lane="shapes-64@r1/text2img/64x64",priority="normal"} 1.0' in text
+    assert "farm_queue_up 1.0" in text
 
 
 def test_the_documentation_names_every_address(http: httpx2.Client) -> None:
@@ -305,16 +303,6 @@ def test_invented_methods_do_not_become_labels(http: httpx2.Client) -> None:
     text = http.get("/metrics").text
     assert "INVENTED" not in text
     assert 'method="other",route="/healthz",status="405"} 50' in text
-
-
-def test_many_sizes_do_not_become_many_numbers() -> None:
-    work = [
-        LaneBacklog(Lane("shapes-64@r1", Mode.TEXT2IMG, 8, 8 * side), Priority.NORMAL, 1, side)
-        for side in range(1, 301)
-    ]
-    text = Metrics(lambda: work).text().decode()
-    assert text.count("farm_queued_tasks{") == 101
-    assert 'farm_queued_tasks{lane="others",priority="normal"} 200.0' in text
 
 
 def test_a_page_may_be_longer_than_what_the_queue_gives_at_a_time(gateway: Gateway) -> None:

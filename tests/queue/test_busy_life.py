@@ -12,8 +12,8 @@ from farm.queue import Queue
 # numerics, which grow with what a farm serves and not with what it did.
 LASTING = {
     "asset-bytes", "checkpoint:numbers", "checkpoint:texts", "counters", "events",
-    "fair:#:#", "lanes-of:JOB", "numerics:numbers", "numerics:texts", "server", "tenant:numbers",
-    "tenant:texts", "test-clock", "ticked", "weights", "yielded",
+    "fair:#:#", "lanes-of:JOB", "numerics:numbers", "numerics:texts", "server", "tallies",
+    "tenant:numbers", "tenant:texts", "test-clock", "ticked", "weights", "yielded",
 }  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """One lease of a task: the record that queue session, engine loop and publisher share."""
 
 import itertools
+import time
 from typing import Literal, NamedTuple
 
 from farm.formats.manifest import ManifestRow
@@ -31,6 +32,7 @@ class LeasedTask:
         self.number = next(_numbers)  # of this lease in this process
         self.urgent = lease.priority is Priority.URGENT
         self.pictures = lease.pictures
+        self.since = time.monotonic()
 
         # The lease table.
         self.outcome: Outcome | None = None  # once nothing more of it is rendered
@@ -50,6 +52,11 @@ class LeasedTask:
         self.cut_short = False  # its job was cancelled: it ends with the pictures that it has
         self.stored = 0
         self.failed = 0
+
+    @property
+    def lease_name(self) -> str:
+        """Of this attempt at the task, in traces."""
+        return f"{self.key}/{self.lease.attempt}"
 
     @property
     def to_render(self) -> int:

@@ -2,7 +2,7 @@
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +56,15 @@ class RowPreview(Protocol):
     def confidence(self) -> float: ...
 
 
+class Usage(NamedTuple):
+    """What an engine has done since it was loaded."""
+
+    steps: int = 0  # of tiles
+    busy: int = 0  # half-slots with a row in them, summed over the steps
+    computed: int = 0  # half-slots that were computed, likewise
+    memory: Mapping[str, int] = MappingProxyType({})  # of a GPU, bytes: used, reserved, total
+
+
 class RenderEngine(Protocol):
     """``Engine``, or what stands in for it or around it in tests."""
 
@@ -63,6 +72,9 @@ class RenderEngine(Protocol):
 
     @property
     def idle(self) -> bool: ...
+
+    @property
+    def usage(self) -> Usage: ...
 
     def room(self, lane: Lane) -> int:
         """Rows that can be added now."""

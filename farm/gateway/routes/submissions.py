@@ -1,5 +1,6 @@
 """Submissions over HTTP: a job whole, or opened, filled by pieces and closed."""
 
+import time
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
@@ -7,6 +8,7 @@ from anyio.to_thread import run_sync
 from fastapi import APIRouter, Query, Request
 from starlette.responses import JSONResponse, Response
 
+from farm import tracing
 from farm.errors import InvalidInput, TooLarge
 from farm.gateway.bodies import (
     JSON_TYPES,
@@ -133,6 +135,8 @@ async def _open(request: Request, deps: Dependencies, tenant: str, kind: str) ->
     checked = JobOptions.parse(options | _query_options(request))
     record, created = await run_sync(deps.ingest.open, tenant, checked)
     deps.metrics.jobs.labels("open").inc()
+    if created:
+        tracing.submitted("open", record.job)
     state = (await run_sync(deps.queue.status, record.job, tenant)).state
     return JSONResponse(
         {"id": record.job, "state": str(state), "created": created, "seed": record.seed},
@@ -148,6 +152,7 @@ async def _submitted(
         deps.metrics.jobs.labels("whole").inc()
         deps.metrics.pictures.inc(submission.pictures)
         deps.metrics.rejected.inc(rejected)
+        tracing.submitted("submit", submission.job, pictures=submission.pictures)
     content = {
         **status_view(status),
         "created": submission.created,
@@ -173,12 +178,14 @@ async def put_piece(
         raise InvalidInput("must be from 0 to 49,999", field="piece")
     if content_type(request) not in NDJSON_TYPES:
         raise WrongType("pieces come as application/x-ndjson", field="Content-Type")
+    started = time.monotonic()
     record = await run_sync(deps.ingest.record, check_job_id(job), tenant)
     lines = await one_piece(request)
     await run_sync(deps.quotas.take_work, tenant, lines)
     entries = await keep_pictures(deps.assets, tenant, lines)
     taken = await run_sync(deps.ingest.append, record, piece, first, entries)
     deps.metrics.pictures.inc(taken.pictures)
+    tracing.happened("piece", job, time.monotonic() - started, pictures=taken.pictures)
     deps.metrics.rejected.inc(len(taken.rejected))
     return JSONResponse(
         {

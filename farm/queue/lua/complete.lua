@@ -1,7 +1,8 @@
 #!lua flags=allow-oom
 -- LEASED -> DONE for each task that the session still holds.
 --
--- requires: prelude, job_record, task_record, held_record, receipt, leases, job_lifecycle
+-- requires: prelude, job_record, task_record, held_record, receipt, leases, job_lifecycle,
+-- requires: tallies
 --
 -- ARGV  session, JSON list of {job, task, attempt, pictures done, pictures failed, receipt,
 --       numerics class}
@@ -24,7 +25,7 @@ for at, told in ipairs(cjson.decode(ARGV[2])) do
   if not its then
     its = {head = read_job(job), names = {}, tasks = {}, records = {}, finished = {}, failures = {},
       pictures = 0, done = 0, failed = 0, running_done = 0, running_failed = 0,
-      cancelled = 0}
+      cancelled = 0, row_steps = 0}
     jobs[job] = its
     order[#order + 1] = job
   end
@@ -77,6 +78,7 @@ local function commit(entry, task, held)
   if entry.failed > 0 then its.failures[#its.failures + 1] = entry.name end
   its.done = its.done + entry.done
   its.failed = its.failed + entry.failed
+  its.row_steps = its.row_steps + math.ceil(task.cost * entry.done / task.pictures)
 end
 
 local function complete(entry, held)
@@ -94,6 +96,16 @@ local function complete(entry, held)
   return {'committed', '', ''}
 end
 
+-- What tenants got in this call.
+local got, spent = {}, {}
+
+local function tally_job(its)
+  local tenant = its.head.tenant
+  tally('failed:row', its.failed)
+  got[tenant] = (got[tenant] or 0) + its.done
+  spent[tenant] = (spent[tenant] or 0) + its.row_steps
+end
+
 local outcomes = {}
 for at, entry in ipairs(entries) do outcomes[at] = complete(entry, remembered[at]) end
 if #committed > 0 then forget(session, committed) end
@@ -109,8 +121,11 @@ for _, job in ipairs(order) do
     redis.call('RPUSH', P .. 'finished:' .. job, unpack(its.finished))
     if #its.failures > 0 then redis.call('RPUSH', P .. 'failures:' .. job, unpack(its.failures)) end
     event(job, 'task')
+    tally_job(its)
     finalise_when_ended(job, session)
   end
   if its.finalised then finalise_job(job) end
 end
+for tenant, pictures in pairs(got) do tally('pictures:' .. tenant, pictures) end
+for tenant, row_steps in pairs(spent) do tally('row-steps:' .. tenant, row_steps) end
 return cjson.encode(outcomes)

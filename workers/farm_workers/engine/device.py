@@ -3,7 +3,7 @@
 import contextlib
 import logging
 from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -30,6 +30,17 @@ class Device:
         self._stream: Any = None  # of all captures: the libraries keep a workspace for each stream
         self._pool: Any = None  # of all graphs: what one of them has computed, the next overwrites
         self._queued: deque[Any] = deque()
+
+    @property
+    def memory(self) -> Mapping[str, int]:
+        """Bytes of the GPU: ``used`` by tensors, ``reserved`` by torch, ``total``; {} on a CPU."""
+        if not self.is_cuda:
+            return {}
+        return {
+            "used": torch.cuda.memory_allocated(self.torch),
+            "reserved": torch.cuda.memory_reserved(self.torch),
+            "total": torch.cuda.get_device_properties(self.torch).total_memory,
+        }
 
     @contextlib.contextmanager
     def scope(self) -> Iterator[None]:

@@ -31,6 +31,7 @@ from farm_workers.engine.sampler import mean_confidence, row_error
 from farm_workers.engine.step_policy import StepPolicy
 from farm_workers.engine.tile import FirstStepCache, Model, RowTile, Tile
 from farm_workers.engine.tile_pool import TilePool
+from farm_workers.render_engine import Usage
 
 LOOK_AHEAD = 32  # waiting rows whose prompts may share the work of a row's admission
 FIRST_STEP_BYTES = 1 << 25
@@ -106,6 +107,10 @@ class Engine:
             InvalidInput: it is not an adapter, or not one for this checkpoint.
         """
         return self._model.read_adapter(data)
+
+    @property
+    def usage(self) -> Usage:
+        return self._tiles.usage
 
     @property
     def held(self) -> int:
@@ -343,7 +348,7 @@ class Engine:
 
     def _advance(self, tile: Tile) -> None:
         try:
-            tile.step()
+            self._tiles.step(tile)
         except Exception as error:
             for live in tile.rows:
                 live.error = row_error(error)

@@ -138,6 +138,11 @@ class Tile:
         return sum(len(live.slots) for live in self.rows)
 
     @property
+    def computed(self) -> int:
+        """Half-slots that a step computes."""
+        return self.size
+
+    @property
     def room(self) -> int:
         """Half-slots that are free."""
         return self.size - self.busy
@@ -145,7 +150,7 @@ class Tile:
     @property
     def cost(self) -> float:
         """Of one step, in tokens through the transformer: of all that are computed."""
-        return self.size * self.state.tokens.shape[1]
+        return self.computed * self.state.tokens.shape[1]
 
     def enter(self, live: Live, conditioned: Sequence[Conditioned]) -> None:
         """Take a row; where that raises, nothing of it stays."""
@@ -261,8 +266,8 @@ class RowTile(Tile):
         self._computed: Tensor | None = None  # features of all half-slots
 
     @property
-    def cost(self) -> float:
-        return self.busy * self.state.tokens.shape[1]
+    def computed(self) -> int:
+        return self.busy
 
     def _kind(self, halves: int) -> list[Live]:
         return [live for live in self.rows if len(live.slots) == halves]

@@ -10,6 +10,7 @@ from farm.errors import OutOfMemory
 from farm.spec import Rng
 from farm_workers.engine.row import Pending
 from farm_workers.engine.tile import Model, RowTile, Tile
+from farm_workers.render_engine import Usage
 
 FULL_WIDTH_TOKENS = 1024  # of a row; tiles of larger grids are narrower
 MAX_IDLE = 8  # tiles without rows that are kept; they cost memory, a new one costs time
@@ -29,6 +30,7 @@ class TilePool:
     def __init__(self, model: Model, *, width: int) -> None:
         self._model, self._width = model, width
         self._tiles: dict[Kind, Tile] = {}
+        self._usage = Usage()
 
     def __iter__(self) -> Iterator[Tile]:
         return iter(self._tiles.values())
@@ -36,6 +38,16 @@ class TilePool:
     @property
     def live(self) -> list[Tile]:
         return [tile for tile in self if tile.rows]
+
+    @property
+    def usage(self) -> Usage:
+        return self._usage._replace(memory=self._model.device.memory)
+
+    def step(self, tile: Tile) -> None:
+        """One denoising step of a tile's rows, counted."""
+        steps, busy, computed, _ = self._usage
+        self._usage = Usage(steps + 1, busy + tile.busy, computed + tile.computed)
+        tile.step()
 
     def kind(self, pending: Pending) -> Kind:
         spec = pending.row.spec

@@ -96,6 +96,8 @@ class Stored(NamedTuple):
 
     number: int
     result: ManifestRow | Receipt
+    encode_seconds: float = 0.0  # of a picture
+    upload_seconds: float = 0.0  # of it, with all attempts
 
 
 class NotStored(NamedTuple):

@@ -21,10 +21,9 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from farm import logs
 from farm.errors import FarmError, NotFound, StoreError
 from farm.formats.encoding import encode
-from farm.formats.manifest import ManifestRow
-from farm.job import Receipt
 from farm.sinks.early import forget_early, store_early
 from farm.sinks.parts import store_part
 from farm.sinks.protocol import TaskPlace
@@ -169,7 +168,7 @@ class PublisherProcess:
         try:
             if work.task not in self._held:
                 return None
-            return Stored(work.number, self._do(work, pixels))
+            return self._do(work, pixels)
         except _Dropped:
             return None
         except FarmError as error:
@@ -179,25 +178,28 @@ class PublisherProcess:
             failure = FarmError(f"cannot publish {work.subject}: {type(error).__name__}: {error}")
             return NotStored(work.number, failure.to_dict())
 
-    def _do(self, work: Work, pixels: NDArray[np.uint8] | None) -> ManifestRow | Receipt:
+    def _do(self, work: Work, pixels: NDArray[np.uint8] | None) -> Stored:
         match work:
             case StorePicture(place=place, record=record):
                 sink = self._sinks.get(place.sink)
+                started = time.monotonic()
                 tokens = np.frombuffer(work.tokens, np.uint16).reshape(work.token_shape)
                 data = encode(pixels, record.facts(tokens), record.format)
-                return self._try(work, lambda: sink.store_picture(place, record, data))
+                encoded = time.monotonic()
+                row = self._try(work, lambda: sink.store_picture(place, record, data))
+                return Stored(work.number, row, encoded - started, time.monotonic() - encoded)
             case StoreTask(place=place, rows=rows):
                 sink = self._sinks.get(place.sink)
                 receipt = self._try(
                     work, lambda: store_part(self._store, place, sink.store_task(place, rows))
                 )
                 self._forget_early(work.task)
-                return receipt
+                return Stored(work.number, receipt)
             case StoreSuccess(key=key, document=document):
                 receipt = self._try(work, lambda: store_success(self._store, key, document))
                 with contextlib.suppress(FarmError):  # left over, and it does no harm
                     forget_early(self._store, work.job)
-                return receipt
+                return Stored(work.number, receipt)
 
     def _try(self, work: Work, action: Callable[[], Result]) -> Result:
         """Do it while the lease holds; a store that fails is asked again for a long time."""
@@ -240,7 +242,7 @@ def main() -> None:
     descriptor, parent = map(int, sys.argv[1:])
     _die_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the worker's to handle
-    logging.basicConfig(format="%(asctime)s publisher %(levelname)s %(message)s")
+    logs.configure("publisher", level=logging.WARNING)
     connection: Connection[Any, Any] = Connection(descriptor)
     try:
         begin = connection.recv()

@@ -54,6 +54,9 @@ class Event(NamedTuple):
     kind: Literal["picture", "finished", "failed"]
     receipt: Receipt | None = None  # of a finished task
     error: FarmError | None = None  # why the task failed
+    encode_seconds: float = 0.0  # of a picture
+    upload_seconds: float = 0.0
+    file: str = ""  # its key; a picture in a shard has that of the shard
 
 
 class Publisher:
@@ -275,7 +278,8 @@ class Publisher:
             self._events.put(Event(task, "finished", receipt=answer.result))
         else:
             self._add_row(task, answer.result)
-            self._events.put(Event(task, "picture"))
+            seconds = answer.encode_seconds, answer.upload_seconds
+            self._events.put(Event(task, "picture", None, None, *seconds, answer.result.file or ""))
 
     def _fail(self, task: LeasedTask, error: FarmError) -> None:
         self._close(task)

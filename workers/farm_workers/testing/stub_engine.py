@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from farm.errors import FarmError, InvalidInput
 from farm.spec import CheckpointInfo, Lane, Row
-from farm_workers.render_engine import Adapter
+from farm_workers.render_engine import Adapter, Usage
 
 ROWS = 1024  # held at a time
 TEXTURES = 64  # different pictures; a seed names one, and how far it is turned
@@ -42,10 +42,15 @@ class StubEngine:
         self._info = info
         self._rows = rows or ROWS
         self._live: list[tuple[Hashable, Row]] = []
+        self._steps = self._busy = 0
 
     @property
     def idle(self) -> bool:
         return not self._live
+
+    @property
+    def usage(self) -> Usage:
+        return Usage(self._steps, self._busy, self._busy)
 
     def room(self, lane: Lane) -> int:
         return self._rows - len(self._live)
@@ -62,10 +67,12 @@ class StubEngine:
 
     def step(self) -> list[StubResult]:
         live, self._live = self._live, []
+        self._steps += 1
+        self._busy += sum(row.spec.row_steps for _, row in live)
         return [self._result(key, row) for key, row in live]
 
     def preview(self, key: Hashable, index: int) -> None:
-        """A row has no step between its first and its last."""
+        """None: no row is ever on its way."""
 
     def _result(self, key: Hashable, row: Row) -> StubResult:
         spec, seed = row.spec, row.seed

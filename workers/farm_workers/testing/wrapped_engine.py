@@ -4,7 +4,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 from farm.spec import Lane, Row
-from farm_workers.render_engine import Adapter, RenderEngine, RowPreview, RowResult
+from farm_workers.render_engine import Adapter, RenderEngine, RowPreview, RowResult, Usage
 
 
 class WrappedEngine:
@@ -15,6 +15,10 @@ class WrappedEngine:
     @property
     def idle(self) -> bool:
         return self._engine.idle
+
+    @property
+    def usage(self) -> Usage:
+        return self._engine.usage
 
     def room(self, lane: Lane) -> int:
         return self._engine.room(lane)

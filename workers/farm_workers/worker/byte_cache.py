@@ -15,20 +15,30 @@ class ByteCache(Generic[Value]):
     Args:
         limit: bytes.
         size_of: bytes of a value.
+        told: called with whether a value was there, each time that one is wanted.
     """
 
-    def __init__(self, limit: int, size_of: Callable[[Value], int]) -> None:
+    def __init__(
+        self,
+        limit: int,
+        size_of: Callable[[Value], int],
+        told: Callable[[bool], None] = lambda hit: None,
+    ) -> None:
         self._limit = limit
         self._size_of = size_of
+        self._told = told
         self._values: collections.OrderedDict[Hashable, Value] = collections.OrderedDict()
         self._lock = threading.Lock()
         self.held = 0  # bytes
 
     def get(self, key: Hashable, make: Callable[[], Value]) -> Value:
         with self._lock:
-            if key in self._values:
+            found = self._values.get(key)
+            if found is not None:
                 self._values.move_to_end(key)
-                return self._values[key]
+        self._told(found is not None)
+        if found is not None:
+            return found
         value = make()
         with self._lock:
             if key not in self._values:

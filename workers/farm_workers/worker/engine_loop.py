@@ -3,12 +3,15 @@
 Only this thread touches a device, so a slow server never stops a step.
 """
 
+import collections
 import dataclasses
+import logging
 import queue as queues
 import time
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from farm import tracing
 from farm.errors import FarmError, RenderError
 from farm.job import Format
 from farm.spec import Lane
@@ -16,8 +19,11 @@ from farm_workers.leased_task import Outcome
 from farm_workers.publisher.publisher import Publisher
 from farm_workers.render_engine import CONFIDENCE_DIGITS, RenderEngine, RowResult
 from farm_workers.worker.lease_table import LeaseTable
+from farm_workers.worker.metrics import WorkerMetrics
 from farm_workers.worker.previews import PreviewMaker
 from farm_workers.worker.task_rows import InputFailed, TaskRows
+
+log = logging.getLogger(__name__)
 
 IDLE_SECONDS = 0.05  # longest sleep of the loop; a grant wakes it at once
 URGENT_SHARE = 8  # one of so many rows of an engine is kept free for urgent tasks
@@ -47,6 +53,7 @@ class EngineLoop:
         leases: LeaseTable,
         publisher: Publisher,
         previews: PreviewMaker,
+        metrics: WorkerMetrics,
     ) -> None:
         self.turned_at = time.monotonic()  # the last turn began then
         self._engines = engines
@@ -54,6 +61,7 @@ class EngineLoop:
         self._leases = leases
         self._publisher = publisher
         self._previews = previews
+        self._metrics = metrics
         self._loaded: queues.SimpleQueue[TaskRows] = queues.SimpleQueue()
         self._tasks: dict[str, TaskRows] = {}  # at work, by key, in the order they came
         self._paces: dict[Lane, _Pace] = {}
@@ -66,6 +74,7 @@ class EngineLoop:
     def stats(self) -> Mapping[str, Any]:
         """For people who look at the farm, and for its planner: lanes, and row-steps per second."""
         return {
+            "measures": self._metrics.snapshot(),
             "lanes": sorted({str(rows.lane) for rows in list(self._tasks.values())}),
             "paces": {
                 str(lane): round(pace.row_steps / pace.seconds, 1)
@@ -165,7 +174,7 @@ class EngineLoop:
         except FarmError as error:
             self._picture_failed(rows, ready.render, ready.row.index, error)
         else:
-            rows.running.add((ready.render, ready.row.index))
+            rows.running[ready.render, ready.row.index] = time.monotonic()
         return True
 
     def _announced(self, rows: TaskRows) -> bool:
@@ -189,13 +198,15 @@ class EngineLoop:
         started = time.monotonic()
         results = engine.step()
         seconds = time.monotonic() - started
-        running = {
-            rows.lane
-            for rows in self._tasks.values()
-            if rows.running and self._engines[rows.lane.checkpoint] is engine
-        }
-        for lane in running:
-            self._paces.setdefault(lane, _Pace()).seconds += seconds / len(running)
+        lanes: collections.Counter[Lane] = collections.Counter()
+        tenants: collections.Counter[str] = collections.Counter()
+        for rows in self._tasks.values():
+            if rows.running and self._engines[rows.lane.checkpoint] is engine:
+                lanes[rows.lane] += len(rows.running)
+                tenants[rows.tenant] += len(rows.running)
+        for lane in lanes:
+            self._paces.setdefault(lane, _Pace()).seconds += seconds / len(lanes)
+        self._metrics.stepped(seconds, lanes, tenants)
         for result in results:
             self._row_finished(engine, result)
 
@@ -204,9 +215,13 @@ class EngineLoop:
         rows = self._tasks.get(key)
         if rows is None:  # it was given up in this step
             return
-        rows.running.discard((render, result.index))
+        since = time.monotonic() - rows.running.pop((render, result.index), self.turned_at)
         rows.task.next_row = None
         self._paces.setdefault(rows.lane, _Pace()).row_steps += result.steps
+        self._metrics.row_ended(rows.lane, result.steps, since, failed=result.error is not None)
+        lease = rows.task.lease_name
+        facts = {"render": render, "image": result.index, "steps": result.steps}
+        tracing.in_task("render", rows.task.lease.job, lease, since, **facts)
         if result.error is not None:
             if result.error.retryable and not rows.task.lease.alone:
                 # Alone it may succeed; if it does not, it fails and its neighbours do not.
@@ -227,4 +242,7 @@ class EngineLoop:
 
     def _picture_failed(self, rows: TaskRows, render: int, image: int, error: FarmError) -> None:
         numerics = self._engines[rows.lane.checkpoint].numerics
+        where = f"picture {image} of render {render}"
+        facts = {"job": rows.task.lease.job, "task": rows.task.key}
+        log.warning("task %s: %s failed: %s", rows.task.key, where, error, extra=facts)
         self._publisher.failed_picture(rows.task, rows.record(render, image, numerics), error)

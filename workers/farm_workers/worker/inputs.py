@@ -37,6 +37,7 @@ class InputReader:
 
     One picture is often the input of a whole job, and one adapter too, so both are kept.
     ``read_asset(tenant, asset id)`` gives an asset's bytes; ``engines`` read their adapters.
+    ``told(cache, hit)`` hears of each look into what is kept.
     """
 
     def __init__(
@@ -47,12 +48,17 @@ class InputReader:
         *,
         cache_bytes: int = CACHE_BYTES,
         adapter_bytes: int = ADAPTER_BYTES,
+        told: Callable[[str, bool], None] = lambda cache, hit: None,
     ) -> None:
         self._read_asset = read_asset
         self._infos = infos
         self._engines = engines
-        self._pictures = ByteCache[Decoded](cache_bytes, lambda decoded: decoded.pixels.nbytes)
-        self._adapters = ByteCache[Adapter](adapter_bytes, lambda adapter: adapter.nbytes)
+        self._pictures = ByteCache[Decoded](
+            cache_bytes, lambda decoded: decoded.pixels.nbytes, functools.partial(told, "pictures")
+        )
+        self._adapters = ByteCache[Adapter](
+            adapter_bytes, lambda adapter: adapter.nbytes, functools.partial(told, "adapters")
+        )
 
     def prepare(self, tenant: str, spec: RenderSpec, executor: Executor) -> "Future[Inputs]":
         """The inputs of a render, at once where it needs none, else read by the executor."""

@@ -22,6 +22,7 @@ from farm_workers.publisher.publisher import Publisher
 from farm_workers.render_engine import RenderEngine
 from farm_workers.worker.inputs import InputReader
 from farm_workers.worker.lease_table import LeaseTable
+from farm_workers.worker.metrics import WorkerMetrics
 from farm_workers.worker.task_rows import TaskRows
 
 log = logging.getLogger(__name__)
@@ -50,6 +51,7 @@ class Loader:
         infos: Mapping[str, CheckpointInfo],
         engines: Mapping[str, RenderEngine],
         enqueue: Callable[[TaskRows], None],
+        metrics: WorkerMetrics,
     ) -> None:
         self._store = store
         self._sinks = sinks
@@ -60,7 +62,10 @@ class Loader:
         self._enqueue = enqueue
         self._stopped = threading.Event()
         self._inputs = InputReader(
-            lambda tenant, asset: self._read(keys.asset(tenant, asset)), infos, engines
+            lambda tenant, asset: self._read(keys.asset(tenant, asset)),
+            infos,
+            engines,
+            told=metrics.looked_up,
         )
         # Urgent tasks do not queue behind a dataset's files.
         self._threads = {
@@ -84,7 +89,8 @@ class Loader:
             else:
                 self._load_rows(task)
         except Exception as error:
-            log.warning("task %s cannot be loaded: %s", task.key, error)
+            facts = {"job": task.lease.job, "task": task.key}
+            log.warning("task %s cannot be loaded: %s", task.key, error, extra=facts)
             self._end(task, Outcome(None, "infra", f"its chunk cannot be read: {error}"))
 
     def _load_rows(self, task: LeasedTask) -> None:

@@ -10,9 +10,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
+from farm import tracing
 from farm.awake_clock import Stillness
 from farm.errors import FarmError, InvalidInput, LeaseLost, NotFound, Unavailable
-from farm.job import Lease, Priority
+from farm.job import Lease, Priority, Receipt
 from farm.queue import Queue
 from farm.queue.constants import MAX_ROWS
 from farm.queue.worker_sessions import FIRST_LEASE_MS
@@ -118,8 +119,16 @@ class QueueSession:
         self._last_grant = time.monotonic()
         task = self._leases.add(lease)
         if task is not None:
+            what = f"{lease.pictures} of {lease.lane}" if lease.lane else "finalises its job"
+            log.info("task %s begins: %s", lease.key, what, extra=self._facts(lease))
             self._publisher.lease_until(task, self._lease_end)
             self._on_lease(task)
+
+    def _facts(self, lease: Lease) -> dict[str, str]:
+        """Of a line in the log."""
+        return {
+            "job": lease.job, "task": lease.key, "worker": self._name, "session": self.token,
+        }  # fmt: skip
 
     # Reports and heartbeats.
 
@@ -163,7 +172,7 @@ class QueueSession:
                             self._report([one])
                         return
                     [(task, outcome)] = group
-                    log.error("task %s: %s", task.key, error)
+                    log.error("task %s: %s", task.key, error, extra=self._facts(task.lease))
                     if isinstance(error, InvalidInput) and outcome.receipt is not None:
                         # Still ours: it is tried again, a limited number of times.
                         group = [(task, Outcome(None, "infra", str(error)))]
@@ -173,17 +182,27 @@ class QueueSession:
                 return
 
     def _send(self, group: Ended) -> None:
-        done = [
-            (task.lease, outcome.receipt) for task, outcome in group if outcome.receipt is not None
-        ]
+        done = [(task, outcome.receipt) for task, outcome in group if outcome.receipt is not None]
         if done:
-            answers = self._queue.complete_all(self.token, done)
-            for (lease, _), answer in zip(done, answers, strict=True):
-                log.info("task %s: %s", lease.key, answer.verdict)
+            receipts = [(task.lease, receipt) for task, receipt in done]
+            answers = self._queue.complete_all(self.token, receipts)
+            for (task, receipt), answer in zip(done, answers, strict=True):
+                told = f"{answer.verdict}, {_rate(task, receipt)}"
+                log.info("task %s: %s", task.key, told, extra=self._facts(task.lease))
+                seconds = time.monotonic() - task.since
+                tracing.task_ended(
+                    task.lease.job,
+                    task.lease_name,
+                    seconds,
+                    worker=self._name,
+                    pictures=receipt.done,
+                    failed=receipt.failed,
+                )
             return
         for task, outcome in group:
             self._queue.fail(self.token, task.lease, outcome.kind, outcome.reason)
-            log.warning("task %s: %s, %s", task.key, outcome.kind, outcome.reason)
+            facts = self._facts(task.lease)
+            log.warning("task %s: %s, %s", task.key, outcome.kind, outcome.reason, extra=facts)
 
     def _room(self, *, urgent: bool = False) -> int:
         """Pictures that could be granted now."""
@@ -247,7 +266,11 @@ class QueueSession:
         """The farm has ended this session: drop everything and begin a new one."""
         if self._stopped.is_set():  # the worker itself has just ended it
             return
-        log.warning("session %s was ended by the farm; starting a new one", self.token)
+        log.warning(
+            "session %s was ended by the farm; starting a new one",
+            self.token,
+            extra={"worker": self._name, "session": self.token},
+        )
         for task in self._leases.tasks.values():
             self._drop(task)
         self._draining = False
@@ -272,3 +295,10 @@ class QueueSession:
         except Unavailable as error:
             log.warning("%s: %s; trying again", what, error)
             self._stopped.wait(0.1 + 0.4 * random.random())
+
+
+def _rate(task: LeasedTask, receipt: Receipt) -> str:
+    """For people who read the log: what a task came to."""
+    seconds = max(time.monotonic() - task.since, 0.001)
+    failed = f", {receipt.failed} failed" if receipt.failed else ""
+    return f"{receipt.done} pictures in {seconds:.1f} s ({receipt.done / seconds:.1f}/s){failed}"

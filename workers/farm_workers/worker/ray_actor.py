@@ -6,11 +6,14 @@ import os
 import threading
 from collections.abc import Mapping
 
+from farm import logs, tracing
 from farm.paths import write_pid
 from farm.settings import load
 from farm_workers.worker.crash_reporter import CrashReporter
 from farm_workers.worker.settings import WorkerSettings
 from farm_workers.worker.worker import Worker
+
+TOLD_SECONDS = 5.0  # between two times that Ray hears of the metrics
 
 
 class WorkerActor:
@@ -21,9 +24,12 @@ class WorkerActor:
     """
 
     def __init__(self, worker: str, environment: Mapping[str, str], fingerprint: str) -> None:
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
         os.environ.update(environment)
         settings = load(WorkerSettings)
+        # Ray's dashboard shows what goes to stderr.
+        file = settings.log_dir and settings.log_dir / f"{worker}.log"
+        logs.configure(worker, file=file)
+        tracing.configure(worker)
         self._ended = threading.Event()
         self._worker = Worker(
             settings, worker, crash_reporter=CrashReporter(settings.redis_url, settings.name)
@@ -34,6 +40,7 @@ class WorkerActor:
                 write_pid(settings.run_dir / f"{worker}.pid", os.getpid())
         self._thread = threading.Thread(target=self._work, name="main", daemon=True)
         self._thread.start()
+        threading.Thread(target=self._tell_ray, name="ray-metrics", daemon=True).start()
 
     def _work(self) -> None:
         try:
@@ -43,6 +50,17 @@ class WorkerActor:
             os._exit(1)
         finally:
             self._ended.set()
+
+    def _tell_ray(self) -> None:
+        from farm_workers.worker.ray_metrics import RayMetrics
+
+        metrics = RayMetrics(self._worker.name)
+        while not self._ended.wait(TOLD_SECONDS):
+            metrics.tell(self._worker.measured)
+
+    def __repr__(self) -> str:
+        """What Ray's dashboard says of the actor; it asks once, when this has been loaded."""
+        return f"{self._worker.name}: {self._worker.description}"
 
     def life(self) -> tuple[str, str]:
         """The token of its session, another one after a restart, and what it was placed with."""

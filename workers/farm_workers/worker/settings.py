@@ -22,6 +22,7 @@ class WorkerSettings(FarmSettings):
     lease_ms: int = Field(default=10_000, ge=1_000, le=600_000)
     step_deadline_seconds: float = Field(default=300.0, gt=0)
     run_dir: Path | None = None  # where the pid file goes
+    log_dir: Path | None = None  # where a worker on Ray writes its log too
     trace: Path | None = None  # gets a line for each row that an engine starts, for tests
     faults: Names = ()  # planted in the engines, for tests: see farm_workers.testing.faults
     stub: bool = False  # engines that draw nothing, for measurements: testing.stub_engine

@@ -62,9 +62,9 @@ class TaskRows:
         self.task = task
         self.place = TaskPlace.of(chunk, task.lease.generation)
         self.lane = Lane.parse(chunk.lane)
-        self.running: set[RowId] = set()  # rows in the engine
+        self.running: dict[RowId, float] = {}  # rows in the engine: when they entered it, monotonic
         self.found = found
-        self._tenant = chunk.tenant
+        self.tenant = chunk.tenant
         self._renders = {numbered.render: numbered for numbered in chunk.renders}
         self._notes: dict[int, tuple[str, ...]] = {}  # of renders whose inputs were read
         self._inputs = inputs
@@ -170,5 +170,5 @@ class TaskRows:
             numbered = next(self._next_renders, None)
             if numbered is None:
                 return
-            future = self._inputs.prepare(self._tenant, numbered.spec, self._executor)
+            future = self._inputs.prepare(self.tenant, numbered.spec, self._executor)
             self._ahead.append((numbered, future))

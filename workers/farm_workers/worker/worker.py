@@ -15,6 +15,8 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import farm
+from farm import tracing
 from farm.checkpoints.inspect import Checkpoint, inspect_checkpoint
 from farm.errors import InvalidInput
 from farm.queue import Queue, connect
@@ -32,6 +34,7 @@ from farm_workers.worker.engine_loop import EngineLoop
 from farm_workers.worker.lease_table import LeaseTable
 from farm_workers.worker.load_engine import load_engine
 from farm_workers.worker.loader import Loader
+from farm_workers.worker.metrics import WorkerMetrics
 from farm_workers.worker.previews import PreviewMaker, PreviewSender
 from farm_workers.worker.queue_session import QueueSession
 from farm_workers.worker.settings import WorkerSettings
@@ -72,6 +75,7 @@ class Worker:
                 field="--name",
                 hint="letters, digits, dots, dashes and underscores, as in rack1-gpu0",
             )
+        self.name = name
         self._stopped = threading.Event()
         self._failure: Exception | None = None  # what ended another thread
         found = [inspect_checkpoint(checkpoint) for checkpoint in settings.checkpoints]
@@ -81,19 +85,31 @@ class Worker:
             for checkpoint in found
         }
         rows = {engine: engines[engine].room(_native(infos[engine])) for engine in engines}
+        self.description = " | ".join(engine.numerics for engine in engines.values())
         self._leases = LeaseTable(BUFFERED_ENGINES * sum(rows.values()))
         scratch = settings.data / "scratch" / name
         self._publisher = Publisher(settings.store_url, scratch=scratch)
+        self._metrics = WorkerMetrics(list(engines.values()), lambda: self._publisher.pending_bytes)
         queue = Queue(connect(settings.redis_url), farm=settings.name)
         self._previews = PreviewMaker()
-        self._engine_loop = EngineLoop(engines, rows, self._leases, self._publisher, self._previews)
+        self._engine_loop = EngineLoop(
+            engines, rows, self._leases, self._publisher, self._previews, self._metrics
+        )
         self._preview_sender = PreviewSender(
             queue, self._leases, self._previews, name, self._stopped
         )
         store = open_store(settings.store_url)
         sinks, enqueue = Sinks(store, scratch), self._engine_loop.enqueue
         self._loader = Loader(
-            store, sinks, queue, self._publisher, self._leases, infos, engines, enqueue
+            store,
+            sinks,
+            queue,
+            self._publisher,
+            self._leases,
+            infos,
+            engines,
+            enqueue,
+            self._metrics,
         )
         self._queue_session = QueueSession(
             queue,
@@ -114,6 +130,11 @@ class Worker:
     def session(self) -> str:
         """The token of its session; another one after the farm has ended that."""
         return self._queue_session.token
+
+    @property
+    def measured(self) -> dict[str, list[list[Any]]]:
+        """What its last heartbeat told of its measures."""
+        return self._metrics.latest
 
     def run(self) -> None:
         """Work until ``stop``; returns when what was leased has gone back.
@@ -144,6 +165,7 @@ class Worker:
             finally:
                 self._publisher.close()
                 self._loader.close()
+                tracing.flush()
 
     def stop(self) -> None:
         """Ask the worker to end; its leases go back to the queue unharmed."""
@@ -159,12 +181,19 @@ class Worker:
             self._failure = error
             self.stop()
 
+    def _stored(self, event: Event) -> None:
+        self._metrics.stored(event.encode_seconds, event.upload_seconds)
+        job, lease = event.task.lease.job, event.task.lease_name
+        seconds = event.encode_seconds + event.upload_seconds
+        tracing.in_task("store", job, lease, seconds, object=event.file)
+
     def _collect(self) -> None:
         """Note which tasks the publisher has finished."""
         while not self._stopped.is_set():
             for event in self._publisher.poll(0.5):
                 if event.kind == "picture":
                     self._leases.engines_wanted.set()  # they may wait for the publisher
+                    self._stored(event)
                 else:
                     self._leases.end(event.task, _outcome(event))
 
@@ -182,6 +211,7 @@ def _session_info(
     return {
         "host": socket.gethostname(),
         "pid": os.getpid(),
+        "version": farm.__version__,
         "capacity": capacity,
         "checkpoints": [info.model_dump(mode="json") for info in infos.values()],
         "numerics": {name: engine.numerics for name, engine in engines.items()},

@@ -1,7 +1,7 @@
 -- The grants of one lease call: collected, then written together, because redis.call dominates the
 -- cost.
 --
--- requires: prelude, job_record, task_record, lease_payload
+-- requires: prelude, job_record, task_record, lease_payload, tallies
 
 local function grant_batch(session)
   local keys, held, payloads = {}, {}, {}
@@ -48,6 +48,7 @@ local function grant_batch(session)
     if not its.head.begun then
       redis.call('HSET', P .. 'job:' .. job, 'b', now)
       event(job, 'running')
+      tally_wait(its.head.class, its.head.created)
     end
   end
 
@@ -60,6 +61,7 @@ local function grant_batch(session)
     redis.call('HSET', P .. 'session:' .. session, 'request', request,
       'granted', table.concat(keys, ' '), 'turn', turn)
     for job, its in pairs(jobs) do write_job(job, its) end
+    tally('leases', batch.tasks)
     if room then
       redis.call('HSET', P .. 'session:' .. session, 'room', math.max(0, room - batch.pictures))
     end

@@ -1,6 +1,6 @@
 -- How a job ends: its last task, its finalise task, its deadline.
 --
--- requires: prelude, job_record, task_record, leases, lane_use, ready_index
+-- requires: prelude, job_record, task_record, leases, lane_use, ready_index, tallies
 --
 --   finished:<job>   list: tasks in the order they were done
 --   failures:<job>   list: tasks with failed pictures
@@ -108,6 +108,7 @@ local function expire_job(job, head)
   local pictures = number(h[3]) - number(h[4]) - number(h[5]) - number(h[6])
   redis.call('HSET', P .. 'job:' .. job, 'dx', 1)
   end_retry(job)
+  tally('failed:expired', pictures)
   count(job, {nq = -number(h[1]), nw = -number(h[2]), nx = tasks, ['if'] = pictures,
     ix = pictures})
   redis.call('ZREM', P .. 'deadlines', job)

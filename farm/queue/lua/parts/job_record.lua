@@ -16,14 +16,15 @@
 --     h<lane> the ready task of a lane that runs next   0 the record of the first task
 --   events       stream: what happened to which job
 
--- state, tenant, class, sequence, deadline passed, paused, generation, deadline, begun
+-- state, tenant, class, sequence, deadline passed, paused, generation, deadline, begun, created
 local function read_job(job)
-  local h = redis.call('HMGET', P .. 'job:' .. job, 's', 't', 'p', 'q', 'dx', 'ps', 'g', 'dl', 'b')
+  local h = redis.call('HMGET', P .. 'job:' .. job,
+    's', 't', 'p', 'q', 'dx', 'ps', 'g', 'dl', 'b', 'c')
   if not h[1] then return nil end
   return {
     state = h[1], tenant = h[2], class = tonumber(h[3]), sequence = tonumber(h[4]),
     late = h[5] and true or false, paused = h[6] and true or false, generation = number(h[7]),
-    deadline = tonumber(h[8]), begun = h[9] and true or false,
+    deadline = tonumber(h[8]), begun = h[9] and true or false, created = number(h[10]),
   }
 end
 

@@ -1,6 +1,6 @@
 -- How a session ends.
 --
--- requires: prelude, job_record, task_record, leases, job_lifecycle, task_lifecycle
+-- requires: prelude, job_record, task_record, leases, job_lifecycle, task_lifecycle, tallies
 --
 --   sessions         sorted set: session -> end of its leases (ms)
 --   session:<s>      hash: worker, checkpoints, info, room, seen, stats, command, and of its last
@@ -9,6 +9,10 @@
 -- Everything that the session holds goes back. Returns how many tasks that were.
 local function end_session(session, why)
   local held = redis.call('HGETALL', P .. 'held:' .. session)
+  if redis.call('EXISTS', P .. 'session:' .. session) == 1 then
+    tally('sessions:' .. why, 1)
+    if why ~= 'drain' then tally('leases-lost', #held / 2) end
+  end
   redis.call('DEL', P .. 'inbox:' .. session)
   local kind = ({crash = 'crash', drain = 'release', lost = 'infra'})[why]
   for at = 1, #held, 2 do

@@ -1,7 +1,7 @@
 -- What happens to a task whose lease ends without a receipt.
 --
 -- requires: prelude, job_record, task_record, held_record, crashed_rows, ready_index,
--- requires: job_lifecycle
+-- requires: job_lifecycle, tallies
 --
 --   waiting   sorted set: lease key -> when it is ready again (ms)
 
@@ -11,7 +11,7 @@ local FIRST_WAIT = 500 -- ms, at most; doubles with every attempt that was lost
 local LONGEST_WAIT = 60000
 
 -- Terminal, without a receipt. `from` is the counter that the task leaves.
-local function fail_task(job, name, task, from, reason)
+local function fail_task(job, name, task, from, kind, reason)
   task.state = 'f'
   task.session = ''
   task.rest = reason
@@ -21,6 +21,7 @@ local function fail_task(job, name, task, from, reason)
     return
   end
   count(job, {[from] = -1, nf = 1, ['if'] = task.pictures})
+  tally('failed:' .. kind, task.pictures)
   redis.call('RPUSH', P .. 'failures:' .. job, name)
   event(job, 'task')
 end
@@ -30,6 +31,7 @@ local function expire_task(job, name, task, from)
   task.session = ''
   write_task(job, name, task)
   count(job, {[from] = -1, nx = 1, ['if'] = task.pictures, ix = task.pictures})
+  tally('failed:expired', task.pictures)
   event(job, 'task')
 end
 
@@ -45,27 +47,28 @@ local function give_back(job, head, name, task, kind, row, reason)
   -- A finalise task renders nothing, so a crash of its worker is not its fault.
   if kind == 'crash' and not counted then kind = 'infra' end
   count(job, {lp = -task.pictures})
+  if counted then tally('returned:' .. kind, 1) end
   if kind == 'row' then
-    fail_task(job, name, task, 'nl', reason)
+    fail_task(job, name, task, 'nl', kind, reason)
     return 'f'
   elseif kind == 'crash' and task.alone == BY_ROW and row ~= '' then
     if not blame_row(task, row) then
       task.crashes = MAX_CRASHES
-      fail_task(job, name, task, 'nl',
+      fail_task(job, name, task, 'nl', kind,
         'more than ' .. MAX_SKIPPED .. ' of its pictures crashed their worker: ' .. reason)
       return 'f'
     end
   elseif kind == 'crash' and task.alone == BY_ROW then
     task.crashes = task.crashes + 1
     if task.crashes >= MAX_CRASHES then
-      fail_task(job, name, task, 'nl',
+      fail_task(job, name, task, 'nl', kind,
         'crashed its worker ' .. task.crashes .. ' times while running alone: ' .. reason)
       return 'f'
     end
   elseif kind == 'infra' then
     task.losses = task.losses + 1
     if task.losses >= MAX_LOSSES then
-      fail_task(job, name, task, 'nl', 'lost ' .. task.losses .. ' times: ' .. reason)
+      fail_task(job, name, task, 'nl', kind, 'lost ' .. task.losses .. ' times: ' .. reason)
       return 'f'
     end
     if counted and task.alone == SHARED and task.losses >= MOST_SHARED_LOSSES then

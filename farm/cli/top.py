@@ -1,0 +1,272 @@
+"""``farm top``: for operators; it reads the queue, so it works when the gateway does not."""
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import typer
+
+from farm.cli.output import one_line, say_json
+from farm.cli.queue import connect_queue
+from farm.errors import FarmError
+from farm.measures import ENGINE_SECONDS, PICTURES, ROW_STEPS, Measure, read
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+
+    from farm.queue import LaneBacklog, Queue, Session, Tallies
+
+ROWS = 12  # of each table; the busiest
+
+
+def top(
+    every: Annotated[
+        float, typer.Option(metavar="S", help="Seconds between two looks.", min=0.2, max=60)
+    ] = 2.0,
+    once: Annotated[bool, typer.Option("--once", help="Print one view, and end.")] = False,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="The farm's data directory.", show_default=False)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, a line per look.")] = False,
+) -> None:
+    """Watch the farm: lanes, tenants, workers, rates, ages and failures. Ctrl-C ends it. Like farm
+    queue it needs the queue's address (REDIS_URL), or a farm on this machine."""
+    queue = connect_queue(data)
+    before = look(queue)
+    if once or as_json:
+        while True:
+            time.sleep(every)
+            now = look(queue)
+            view, before = View.between(before, now), now
+            if as_json:
+                say_json(view.as_json())
+            else:
+                _print(view)
+            if once:
+                return
+    _live(queue, before, every)
+
+
+def _print(view: "View") -> None:
+    from rich.console import Console
+
+    Console().print(drawn(view))
+
+
+def _live(queue: "Queue", before: "Look", every: float) -> None:
+    from rich.live import Live
+
+    view: RenderableType = "looking at the queue"
+    with Live(view, screen=True, auto_refresh=False) as live:
+        while True:
+            time.sleep(every)
+            try:
+                now = look(queue)
+                view, before = drawn(View.between(before, now)), now
+            except FarmError as error:
+                view = one_line(f"{error}; trying again")
+            live.update(view, refresh=True)
+
+
+class Look(NamedTuple):
+    """What the queue said at a time."""
+
+    at: float  # of ``time.monotonic``
+    backlog: "tuple[LaneBacklog, ...]"
+    tallies: "Tallies"
+    sessions: "tuple[Session, ...]"
+
+
+def look(queue: "Queue", clock: Callable[[], float] = time.monotonic) -> Look:
+    backlog = tuple(queue.backlog())
+    return Look(clock(), backlog, queue.tallies(), tuple(queue.sessions()))
+
+
+class LaneRow(NamedTuple):
+    lane: str
+    queued: int  # pictures
+    pictures: float  # a second
+    row_steps: float  # a second of engine time
+
+
+class TenantRow(NamedTuple):
+    tenant: str
+    pictures: float  # a second
+    row_steps: float  # a second
+    all_pictures: int
+
+
+class WorkerRow(NamedTuple):
+    worker: str
+    host: str
+    busy: float  # the share of the time that its engine worked
+    pictures: float  # a second
+    tasks: int
+    room: int
+    silent: float  # seconds
+    doing: str
+
+
+class View(NamedTuple):
+    """What happened between two looks."""
+
+    seconds: float
+    lanes: tuple[LaneRow, ...]
+    tenants: tuple[TenantRow, ...]
+    workers: tuple[WorkerRow, ...]
+    oldest: Mapping[str, float]  # by class, seconds
+    failed: Mapping[str, int]  # pictures, since the queue began
+    failing: float  # a second
+    lost: int  # leases, since the queue began
+
+    @classmethod
+    def between(cls, before: Look, now: Look) -> "View":
+        seconds = max(now.at - before.at, 1e-3)
+        failed = sum(now.tallies.failed.values()) - sum(before.tallies.failed.values())
+        return cls(
+            seconds,
+            _lanes(before, now, seconds),
+            _tenants(before, now, seconds),
+            _workers(before, now, seconds),
+            {str(priority): age for priority, age in now.tallies.oldest_seconds.items()},
+            dict(now.tallies.failed),
+            max(failed, 0) / seconds,
+            now.tallies.leases_lost,
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        rows = {name: [row._asdict() for row in getattr(self, name)] for name in _TABLES}
+        return {**self._asdict(), **rows}
+
+
+_TABLES = ("lanes", "tenants", "workers")
+
+
+def _lanes(before: Look, now: Look, seconds: float) -> tuple[LaneRow, ...]:
+    queued: Counter[str] = Counter()
+    for work in now.backlog:
+        queued[str(work.lane)] += work.pictures
+    pictures = _grown(before, now, PICTURES, "lane")
+    row_steps = _grown(before, now, ROW_STEPS, "lane")
+    busy = _grown(before, now, ENGINE_SECONDS, "lane")
+    rows = [
+        LaneRow(
+            lane,
+            queued[lane],
+            pictures[lane] / seconds,
+            row_steps[lane] / busy[lane] if busy[lane] else 0.0,
+        )
+        for lane in queued.keys() | {lane for lane in busy if busy[lane]}
+    ]
+    return tuple(sorted(rows, key=lambda row: (-row.queued, -row.pictures, row.lane)))
+
+
+def _tenants(before: Look, now: Look, seconds: float) -> tuple[TenantRow, ...]:
+    rows = []
+    for name, tenant in now.tallies.tenants.items():
+        old = before.tallies.tenants.get(name)
+        pictures = tenant.pictures - (old.pictures if old else 0)
+        row_steps = tenant.row_steps - (old.row_steps if old else 0)
+        rows.append(TenantRow(name, pictures / seconds, row_steps / seconds, tenant.pictures))
+    return tuple(sorted(rows, key=lambda row: (-row.row_steps, -row.all_pictures, row.tenant)))
+
+
+def _workers(before: Look, now: Look, seconds: float) -> tuple[WorkerRow, ...]:
+    busy = _grown(before, now, ENGINE_SECONDS, "worker")
+    pictures = _grown(before, now, PICTURES, "worker")
+    return tuple(
+        WorkerRow(
+            one.worker,
+            str(one.info.get("host", "")),
+            min(busy[one.worker] / seconds, 1.0),
+            pictures[one.worker] / seconds,
+            one.held,
+            one.room,
+            one.seen_ms / 1000,
+            one.command or ", ".join(one.stats.get("lanes", ())),
+        )
+        for one in sorted(now.sessions, key=lambda one: one.worker)
+    )
+
+
+def _grown(before: Look, now: Look, measure: Measure, label: str) -> dict[str, float]:
+    """By how much a counter of the workers has grown, by a label or by worker.
+
+    A session that was not there before counts from zero.
+    """
+    grown: dict[str, float] = defaultdict(float)
+    living = {one.session for one in now.sessions}
+    for sign, sessions in ((-1, before.sessions), (1, now.sessions)):
+        for one in sessions:
+            if one.session in living:
+                for _, labels, value in read(one.stats, measure):
+                    place = one.worker if label == "worker" else labels[label]
+                    grown[place] += sign * value
+    return grown
+
+
+def drawn(view: View) -> "RenderableType":
+    from rich.console import Group
+    from rich.text import Text
+
+    total = sum(row.pictures for row in view.workers)
+    queued = sum(row.queued for row in view.lanes)
+    oldest = ", ".join(f"{name} {_age(age)}" for name, age in view.oldest.items()) or "none"
+    failed = ", ".join(f"{count:,} {reason}" for reason, count in view.failed.items()) or "none"
+    head = (
+        f"{len(view.workers)} workers, {total:.1f} pictures/s, {queued:,} pictures queued\n"
+        f"oldest ready job: {oldest}\n"
+        f"failed pictures: {failed} ({view.failing:.1f}/s); leases lost: {view.lost:,}\n"
+    )
+    return Group(
+        Text(head),
+        _table(
+            ("lane", "queued", "pictures/s", "row-steps per engine second"),
+            [
+                (row.lane, f"{row.queued:,}", f"{row.pictures:.1f}", f"{row.row_steps:.0f}")
+                for row in view.lanes
+            ],
+        ),
+        _table(
+            ("tenant", "pictures/s", "row-steps/s", "pictures"),
+            [
+                (row.tenant, f"{row.pictures:.1f}", f"{row.row_steps:.0f}", f"{row.all_pictures:,}")
+                for row in view.tenants
+            ],
+        ),
+        _table(
+            ("worker", "busy", "pictures/s", "tasks", "room", "heartbeat", "host", "doing"),
+            [
+                (
+                    row.worker, f"{row.busy:.0%}", f"{row.pictures:.1f}", f"{row.tasks}",
+                    f"{row.room:,}", _age(row.silent), row.host, row.doing or "nothing",
+                )
+                for row in view.workers
+            ],
+        ),
+    )  # fmt: skip
+
+
+def _table(names: tuple[str, ...], rows: list[tuple[str, ...]]) -> "Table":
+    from rich.table import Table
+    from rich.text import Text
+
+    left = {"lane", "tenant", "worker", "host", "doing"}
+    table = Table(box=None, pad_edge=False, expand=False)
+    for name in names:
+        justify = "left" if name in left else "right"
+        table.add_column(name, justify=justify, no_wrap=name != "doing")  # type: ignore[arg-type]
+    for row in rows[:ROWS]:
+        table.add_row(*(Text(one_line(cell)) for cell in row))
+    if len(rows) > ROWS:
+        table.add_row(f"and {len(rows) - ROWS} more")
+    return table
+
+
+def _age(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
