@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo check test lint tests clean lives fuzz graph mutants storm storm-ray damage disk-full full-size bench-queue bench-recovery bench-million kills cluster bench-simulation docs bench-page
+.PHONY: demo check test lint tests clean lives fuzz graph mutants storm storm-ray drains damage disk-full full-size bench-queue bench-recovery bench-million kills cluster bench-simulation docs bench-page
 
 demo: $(INSTALLED)
 	$(BIN)/farm demo
@@ -66,6 +66,10 @@ storm: $(INSTALLED)
 
 storm-ray: $(INSTALLED)
 	$(BIN)/python tests/storm/storm.py --ray --jobs 1655 --kills 20 --server-kills 2
+
+# Ten minutes: a hundred workers get SIGTERM under load; nothing may be lost or made twice.
+drains: $(INSTALLED)
+	FARM_DRAINS=100 $(BIN)/pytest --timeout 0 -k under_load tests/cluster/test_draining.py
 
 # Processes of a farm are killed while it makes data sets for each sink; the sets must not differ.
 kills: $(INSTALLED)

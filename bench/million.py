@@ -59,7 +59,7 @@ def through_farm(
             *("--priority", "bulk", "--height", str(SIZE), "--width", str(SIZE)),
             *("--checkpoint", CHECKPOINT),
         ]
-        started = time.monotonic()
+        before, started = farm.used(), time.monotonic()
         job, seconds, peak = measured(submit, {**os.environ, "FARM_URL": farm.url})
         print(f"submitted {count:,} in {seconds:.1f} s", file=sys.stderr, flush=True)
         with Farm(farm.url) as client:
@@ -74,7 +74,8 @@ def through_farm(
             "client_mb": round(peak / 1e6, 1),
             "peak_mb": {name: round(held / 1e6, 1) for name, held in farm.peaks.items()},
             "cpu_us_per_row": {
-                name: round(used / count * 1e6, 1) for name, used in farm.used().items()
+                name: round((used - before.get(name, 0)) / count * 1e6, 1)
+                for name, used in farm.used().items()
             },
         }
 

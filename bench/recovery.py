@@ -146,23 +146,26 @@ class RayVictim:
 
     def __init__(self, worker: str, environment: dict[str, str], fingerprint: str) -> None:
         self._queue = Queue(connect(environment["REDIS_URL"]))
-        self._session = secrets.token_hex(16)
+        self._session = self._life = secrets.token_hex(16)
         self._fingerprint = fingerprint
         threading.Thread(target=self._hold, args=(worker,), daemon=True).start()
 
     def _hold(self, worker: str) -> None:
         time.sleep(RESTARTED_SECONDS)
-        self._queue.register(self._session, worker, [CHECKPOINT], {"pid": os.getpid()})
+        self._queue.register(
+            self._session, worker, [CHECKPOINT], {"pid": os.getpid(), "life": self._life}
+        )
         while True:
             room = 0 if self._queue.held(self._session) else 1000
             self._queue.heartbeat(self._session, room, {}, {}, LEASE_MS)
             time.sleep(1)
 
-    def life(self) -> tuple[str, str]:
-        return self._session, self._fingerprint
+    def life(self) -> tuple[str, str, str]:
+        return self._life, self._fingerprint, ""
 
-    def join(self, seconds: float) -> None:
+    def join(self, seconds: float) -> bool:
         time.sleep(seconds)
+        return False
 
 
 def after_kills_seen_by_ray(server: ServerProcess, trials: int) -> Iterator[float]:
@@ -175,15 +178,15 @@ def after_kills_seen_by_ray(server: ServerProcess, trials: int) -> Iterator[floa
         import ray
 
         from farm.scheduler.placement import Placement
+        from farm.worker_group import WorkerGroup
 
         placement = Placement(
             RayVictim,
             embedded.ray_address,
             "recovery",
-            1,
+            [WorkerGroup("worker", 1, 1)],
             {"REDIS_URL": server.url},
-            num_gpus=0,
-            num_cpus=1,
+            wanted={"worker": 1},
         )
         queue = Queue(connect(server.url))
         successor = Successor(queue, Scheduler(queue, lease_ms=LEASE_MS, placement=placement))

@@ -58,10 +58,12 @@ def sdk() -> str:
     """The farm, its jobs and pictures first; records and errors follow."""
     first = ("Farm", "Job", "Image", "Preview", "AsyncFarm", "AsyncJob", "AsyncImage")
     found = {name: getattr(farm_client, name) for name in (*first, *farm_client.__all__)}
-    errors = [name for name, kind in found.items() if issubclass(kind, Exception)]
-    records = [name for name in found if name not in (*first, *errors)]
+    classes = {name: kind for name, kind in found.items() if isinstance(kind, type)}
+    errors = [name for name, kind in classes.items() if issubclass(kind, Exception)]
+    records = [name for name in classes if name not in (*first, *errors)]
+    calls = [*first, *(name for name in found if name not in classes)]
     lines = ["# Python SDK", "", "Everything that `farm_client` exports."]
-    for title, names in (("Calls", first), ("Records", records), ("Errors", errors)):
+    for title, names in (("Calls", calls), ("Records", records), ("Errors", errors)):
         lines += ["", f"## {title}"]
         for name in names:
             lines += ["", f"### {name}", "", f"::: {found[name].__module__}.{name}"]
@@ -97,8 +99,6 @@ def http() -> str:
 def alerts() -> str:
     """From the rules for Prometheus."""
     lines = ["# Alerts", "", f"The rules of `{ALERTS.relative_to(ROOT)}`."]
-    if not ALERTS.exists():
-        return "\n".join([*lines[:2], "This version has no alert rules."]) + "\n"
     for rules in yaml.safe_load(ALERTS.read_text("utf-8"))["groups"]:
         for rule in rules["rules"]:
             notes = rule.get("annotations", {})

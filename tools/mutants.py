@@ -25,6 +25,8 @@ TESTS = tuple(
     for name in (
         "lifecycle",
         "sessions",
+        "scheduler",
+        "placer",
         "submission",
         "deadlines",
         "rows",
@@ -54,6 +56,24 @@ class Mutant(NamedTuple):
 
 
 MUTANTS = (
+    Mutant(
+        "an older scheduler places workers while the newest does",
+        "lead.lua",
+        "  if later and tonumber(ends) > now then return 0 end\n",
+        "",
+    ),
+    Mutant(
+        "a scheduler that is gone keeps the workers for ever",
+        "lead.lua",
+        "if later and tonumber(ends) > now then",
+        "if later then",
+    ),
+    Mutant(
+        "a command replaces an operator's",
+        "set_command.lua",
+        "if ARGV[3] and before ~= ARGV[3] then return before == ARGV[2] and 1 or 0 end\n",
+        "",
+    ),
     Mutant(
         "an append forgets its piece",
         "append.lua",
@@ -171,8 +191,8 @@ MUTANTS = (
     Mutant(
         "as many failures as allowed fail the job",
         "parts/job_lifecycle.lua",
-        "if number(h[1]) > allowed then",
-        "if number(h[1]) >= allowed then",
+        "if number(h[1]) <= allowed then",
+        "if number(h[1]) < allowed then",
     ),
     Mutant(
         "a completed task stays held",
@@ -445,6 +465,12 @@ MUTANTS = (
         "",
     ),
     Mutant(
+        "a job whose finalise task has ended stays as it is",
+        "check_job.lua",
+        "      redis.call('HSET', P .. 'job:' .. job, 's', head.state)\n",
+        "",
+    ),
+    Mutant(
         "a task that an earlier farm listed to run alone is never found",
         "lease.lua",
         "      show_listed_task(job)\n",
@@ -542,7 +568,7 @@ MUTANTS = (
     ),
     Mutant(
         "the tick keeps idempotency keys for ever",
-        "tick.lua",
+        "parts/job_removal.lua",
         "    if h[2] then redis.call('HDEL', P .. 'keys:' .. h[1], h[2]) end\n",
         "",
     ),
@@ -938,9 +964,9 @@ MUTANTS = (
     ),
     Mutant(
         "a lane is never forgotten",
-        "tick.lua",
-        "  forgotten = forgotten + forget_lanes(job)\n",
-        "",
+        "parts/job_removal.lua",
+        "  local lanes = forget_lanes(job)\n",
+        "  local lanes = 0\n",
     ),
     Mutant(
         "a lane is forgotten with the first of its jobs",
@@ -987,8 +1013,8 @@ MUTANTS = (
     Mutant(
         "a tick forgets any number of lanes",
         "tick.lua",
-        "  if forgotten > MAX_DROPPED then break end\n",
-        "",
+        "  if forgotten > MAX_DROPPED then break end\n  forgotten = forgotten + forget_job(job)\n",
+        "  forgotten = forgotten + forget_job(job)\n",
     ),
     Mutant(
         "pictures that expire do not count as such",

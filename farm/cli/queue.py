@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from farm.cli.output import one_line, say, say_error, say_json
-from farm.errors import InvalidInput, NotFound
+from farm.errors import InvalidInput
 from farm.paths import DATA_HELP
 
 if TYPE_CHECKING:
     from farm.queue import Queue
 
 queue = typer.Typer(
-    help="Check the queue, set a tenant's share, or drain a worker.",
+    help="Check the queue, or set a tenant's share.",
     add_completion=False,
     rich_markup_mode=None,
     no_args_is_help=False,
@@ -57,28 +57,6 @@ def weight(
     """Set a tenant's weight: with 2 it gets twice the work of a tenant with 1, in each class."""
     connect_queue(data).set_weight(tenant, share)
     say_error(one_line(f"{tenant} has weight {share:g}"))
-
-
-@queue.command("drain")
-def drain(
-    worker: Annotated[str, typer.Argument(metavar="WORKER", show_default=False)],
-    undo: Annotated[bool, typer.Option("--undo", help="Give it work again.")] = False,
-    data: Data = None,
-) -> None:
-    """Give a worker no more work until it is restarted or --undo is given. It finishes what it
-    holds and stays."""
-    farm_queue = connect_queue(data)
-    sessions = farm_queue.sessions()
-    found = [session for session in sessions if session.worker == worker]
-    if not found:
-        names = ", ".join(sorted({session.worker for session in sessions}))
-        raise NotFound(
-            f"unknown worker {worker!r}",
-            hint=f"there are: {names}" if names else "no worker is connected",
-        )
-    for session in found:
-        farm_queue.set_command(session.session, None if undo else "drain")
-    say_error(one_line(f"{worker} {'takes work again' if undo else 'gets no more work'}"))
 
 
 def connect_queue(data: Path | None) -> "Queue":

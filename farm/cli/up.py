@@ -39,7 +39,19 @@ def up(
     port: Annotated[
         int, typer.Option(help="The gateway's port on 127.0.0.1.", min=1, max=65535)
     ] = 8400,
-    workers: Annotated[int, typer.Option(help="0: one per GPU, or one on the CPU.", min=0)] = 0,
+    workers: Annotated[
+        str,
+        typer.Option(
+            help="How many; 0: one per GPU, or one on the CPU. Or groups, such as "
+            "amused-512:4xgpu,shapes-64:1-3xcpu, or a file with them."
+        ),
+    ] = "0",
+    min_workers: Annotated[
+        int | None, typer.Option(help="Fewest workers while there is little to do.", min=0)
+    ] = None,
+    max_workers: Annotated[
+        int | None, typer.Option(help="Most workers while there is much to do.", min=1)
+    ] = None,
     checkpoint: Annotated[
         list[str] | None,
         typer.Option(
@@ -80,7 +92,10 @@ def up(
         plan = Plan(
             data=folder,
             port=port,
-            workers=workers,
+            workers=int(workers) if workers.isdecimal() else 0,
+            groups="" if workers.isdecimal() else workers,
+            min_workers=min_workers,
+            max_workers=max_workers,
             checkpoints=tuple(checkpoint or ()),
             store=store,
             redis_url=redis,

@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import socket
+import threading
 from typing import Annotated
 
 import typer
@@ -18,7 +19,8 @@ def worker(
 ) -> None:
     """Run one worker here; it finds the farm by REDIS_URL and the FARM_ variables.
 
-    SIGTERM and Ctrl-C end it cleanly: what it holds goes back to the queue at once.
+    SIGTERM and Ctrl-C end it cleanly: it takes no more work, finishes what it can in
+    FARM_DRAIN_SECONDS (20) and hands the rest back; a second one ends it at once.
     """
     from farm.settings import load
     from farm.store import open_store
@@ -34,8 +36,19 @@ def worker(
     check_store(open_store(settings.store_url), single_writer=settings.single_writer)
     crash_reporter = CrashReporter(settings.redis_url, settings.name)
     running = Worker(settings, name, crash_reporter=crash_reporter)
+    signals = 0
+
+    def end(*_: object) -> None:
+        nonlocal signals
+        signals += 1
+        # In a thread: the main thread may hold a lock that is needed for it.
+        if signals == 1:
+            threading.Thread(target=running.drain, args=(settings.drain_seconds,)).start()
+        else:
+            threading.Thread(target=running.stop).start()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: running.stop())
+        signal.signal(number, end)
     status = 1
     try:
         running.run()

@@ -20,7 +20,7 @@ from farm.errors import FarmError
 from farm.ingest.job_record import JobRecord
 from farm.job import is_job_id, job_id
 from farm.local.embedded import RAY_FILE, answers, serves, silent_parts
-from farm.queue import JobStatus, Queue, check_server, connect, notice
+from farm.queue import JobStatus, Queue, check_server, connect, notice, placed_workers
 from farm.queue.connection import explain
 from farm.queue.constants import MAX_ROWS
 from farm.settings import KeepingSettings, load
@@ -123,8 +123,10 @@ def amiss(queue: Queue, store: Store) -> list[str]:
         found = queue.check(repair=False)
         if isinstance(store, LocalStore):
             found += _unlike(queue, store)
-    except (FarmError, ValueError) as error:  # of bytes that are not what was written
-        return [f"its records cannot be read: {error}"]
+    except (FarmError, ValueError, LookupError, TypeError) as error:
+        # Of bytes that are not what was written; a missing field says only its name.
+        told = error if isinstance(error, FarmError) else repr(error)
+        return [f"its records cannot be read: {told}"]
     return found
 
 
@@ -175,9 +177,13 @@ def _workers(patient: Patient) -> _Told:
     count, told = len(queue.sessions()), notice.read(queue)
     if told:
         yield (Health.WARN if count else Health.FAIL), told, None
+    placed = placed_workers.read(queue)
+    for worker in placed:
+        if worker.missing:
+            yield Health.WARN, str(worker), None
     if count:
         yield Health.OK, f"{count} at work or ready", None
-    elif not told:
+    elif not told and not placed:
         yield Health.WARN, "none has a session", "farm up or farm scheduler starts them"
 
 

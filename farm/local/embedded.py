@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import redis
 from redis.backoff import NoBackoff
@@ -36,6 +36,7 @@ from farm.paths import SCHEDULER_ALIVE
 from farm.queue import check_server, connect
 from farm.store import open_store
 from farm.store.probing import check_store
+from farm.worker_group import grown, parse_groups
 
 VALKEY_SECONDS = 600.0  # it reads a long append-only file
 RAY_SECONDS = 120.0
@@ -60,6 +61,10 @@ class Plan:
     redis_url: str = ""
     ray_address: str = ""
     single_writer: bool = False
+    groups: str = ""  # of workers, instead of a number: farm.worker_group
+    min_workers: int | None = None
+    max_workers: int | None = None
+    least: int = 1  # workers that there always are
     gpus: int = field(default_factory=count_gpus)
 
     @property
@@ -77,17 +82,11 @@ class Plan:
             check_server(connect(self.redis_url), allow_volatile=True)
         if store:
             check_store(open_store(store, attempts=2), single_writer=self.single_writer)
-        workers = self.workers or max(self.gpus, 1)
-        if self.single_writer and workers > 1:
-            raise InvalidInput(
-                f"{workers} workers would write to the store",
-                field="--single-writer",
-                hint="add --workers 1",
-            )
         names = tuple(
             str(Path(name).absolute()) if Path(name).exists() else name
             for name in self.checkpoints or default_checkpoints(self.data)
         )
+        counted = self._counted(names)
         for name in names:
             if "," in name:
                 raise InvalidCheckpoint(
@@ -95,7 +94,25 @@ class Plan:
                     hint="rename the folder, or give a symbolic link to it",
                 )
             inspect_checkpoint(name)
-        return replace(self, checkpoints=names, store=store, workers=workers)
+        return replace(self, checkpoints=names, store=store, **counted)
+
+    def _counted(self, checkpoints: tuple[str, ...]) -> dict[str, Any]:
+        """How many workers there may be, and what says so."""
+        file = Path(self.groups)
+        groups = str(file.absolute()) if self.groups and file.is_file() else self.groups
+        text = groups or str(self.workers or max(self.gpus, 1))
+        there = parse_groups(text, checkpoints, gpus=1 if self.gpus else 0, cpus=1)
+        if not (self.min_workers is None and self.max_workers is None):
+            there = tuple(grown(group, self.min_workers, self.max_workers) for group in there)
+        workers = sum(group.most for group in there)
+        if self.single_writer and workers > 1:
+            raise InvalidInput(
+                f"{workers} workers would write to the store",
+                field="--single-writer",
+                hint="add --workers 1",
+            )
+        least = sum(group.least for group in there)
+        return {"workers": workers, "groups": text, "least": least}
 
     def _check_reach(self, store: str) -> None:
         """Workers on other machines need a server and a store that they can reach."""
@@ -206,7 +223,7 @@ class Embedded:
                     f"{told.stem} cannot run: {cause}",
                     hint="farm up --checkpoint names the checkpoints that it loads",
                 )
-        return answers(f"{self.plan.url}/readyz")
+        return answers(f"{self.plan.url}/readyz?workers={min(self.plan.least, 1)}")
 
     def _same_port(self, name: str, first: int) -> int:
         """A free port, the one that it was last time if possible, so that bookmarks stay good."""
@@ -229,10 +246,12 @@ class Embedded:
             "FARM_PORT": str(plan.port),
             "FARM_OPEN": "0" if os.environ.get("FARM_KEYS") else "1",
             "FARM_CHECKPOINTS": ",".join(plan.checkpoints),
-            "FARM_WORKERS": str(plan.workers),
+            "FARM_WORKERS": plan.groups or str(plan.workers),
+            **({} if plan.min_workers is None else {"FARM_MIN_WORKERS": str(plan.min_workers)}),
+            **({} if plan.max_workers is None else {"FARM_MAX_WORKERS": str(plan.max_workers)}),
             "FARM_WORKER_GPUS": "1" if plan.gpus else "0",
             "FARM_WORKER_CPUS": "0" if plan.gpus else "1",
-            "FARM_THREADS": str(worker_threads(plan.workers)),
+            "FARM_THREADS": str(worker_threads(max(plan.workers, 1))),
             "FARM_RUN_DIR": str(self._run),
             "FARM_LOG_DIR": str(plan.data / "logs"),
             "FARM_PAGE": plan.url,

@@ -4,6 +4,7 @@ from farm.queue.connection import connect
 from farm.queue.constants import MAX_ROWS
 from farm.queue.messages import (
     MAX_REASON,
+    Command,
     Event,
     Failure,
     Finished,
@@ -28,6 +29,7 @@ from farm.queue.why import LaneQueue, WaitsFor, Why
 __all__ = [
     "MAX_REASON",
     "MAX_ROWS",
+    "Command",
     "Event",
     "Failure",
     "Finished",

@@ -181,6 +181,22 @@ _SERVER_ERRORS = {
 }
 
 
+_ENDED = (ConnectionRefusedError, ConnectionResetError, BrokenPipeError, FileNotFoundError)
+
+
+def cut_off(error: FarmError) -> bool:
+    """Whether a call failed by silence: the server may serve others who reach it. One that refuses
+    connections, closes them or answers with an error serves nobody meanwhile."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, _ENDED):
+            return False
+        if isinstance(cause, refused.TimeoutError | OSError):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
+
+
 def explain(error: refused.RedisError) -> FarmError:
     """The farm's error for one of the client's."""
     message = str(error)

@@ -14,7 +14,6 @@ MAX_REASON = 500  # characters
 
 FailKind = Literal["row", "crash", "infra", "release"]
 EndReason = Literal["crash", "drain", "lost"]
-Command = Literal["drain"]
 
 
 class JobHeader(NamedTuple):
@@ -47,6 +46,26 @@ class Heartbeat(NamedTuple):
     held: set[str]  # lease keys; a worker drops everything else
     cancelled: set[str]  # held until now
     command: str | None
+
+
+class Command(NamedTuple):
+    """What a worker is told by the answers to its heartbeats; while it has one it gets no work."""
+
+    kind: Literal["drain", "share"]
+    # drain: seconds for what it holds, without a number until it is finished; share: how many tasks
+    # that it has not begun it hands back.
+    number: int | None = None
+
+    def __str__(self) -> str:
+        return self.kind if self.number is None else f"{self.kind} {self.number}"
+
+    @classmethod
+    def parse(cls, text: str | None) -> "Command | None":
+        """Of what a heartbeat returned; None for a command of a newer farm, too."""
+        kind, _, number = (text or "").partition(" ")
+        if kind not in ("drain", "share"):
+            return None
+        return cls("drain" if kind == "drain" else "share", int(number) if number else None)
 
 
 class Verdict(enum.StrEnum):

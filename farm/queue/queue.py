@@ -203,6 +203,25 @@ class Queue(Submissions, WorkerSessions):
             raise explain(error) from error
         return str(found[0][0]) if found else "0"
 
+    def lead(self, scheduler: str, started_ms: int, ms: int) -> bool:
+        """Whether this scheduler places workers for so long: the one that started last does.
+
+        Args:
+            scheduler: the caller's name, unique among schedulers.
+            started_ms: when it started, by the server's clock.
+            ms: how long the answer holds; then another one may, if this one says nothing.
+        """
+        return bool(self._run("lead", scheduler, started_ms, ms))
+
+    def now_ms(self) -> int:
+        """The server's clock."""
+        try:
+            found: Any = self.client.time()
+        except RedisError as error:
+            raise explain(error) from error
+        seconds, microseconds = found
+        return int(seconds) * 1000 + int(microseconds) // 1000
+
     def cancelled(self) -> list[str]:
         """Some of the jobs of which the store does not say yet that they were cancelled."""
         try:

@@ -166,12 +166,20 @@ class WorkerSessions(ScriptRunner):
         """End a session; what it held goes back. Returns how many tasks that were."""
         return int(self._run("end_session", session, why))
 
-    def set_command(self, session: str, command: Command | None) -> bool:
+    def set_command(
+        self, session: str, command: Command | str | None, *, instead_of: str | None = None
+    ) -> bool:
         """Tell a worker something with its next heartbeats; until None it gets no work.
 
-        Returns whether the session exists.
+        Args:
+            session: the worker's.
+            command: what to do.
+            instead_of: the only command that this one may replace, empty for none; by default any.
+
+        Returns whether the session exists and has this command now.
         """
-        return bool(self._run("set_command", session, command or ""))
+        only = [] if instead_of is None else [instead_of]
+        return bool(self._run("set_command", session, str(command or ""), *only))
 
     def _leases(self, session: str, keys: Sequence[str]) -> list[Lease]:
         return [encoding.lease(row) for row in json.loads(self._run("held", session, *keys))]

@@ -6,6 +6,7 @@ that may die at any time; the scheduler starts another one as soon as a cluster 
 """
 
 import contextlib
+import json
 import logging
 import subprocess
 import threading
@@ -13,13 +14,16 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from farm.addresses import reachable
+from farm.queue.placed_workers import PlacedWorker, from_json
 
 log = logging.getLogger(__name__)
 
 ALIVE = "alive"  # a line that the process writes at every pass
-DEAD = "dead"  # with the session whose worker died
+DEAD = "dead"  # with the life of the worker that died
+WORKERS = "workers"  # with the states of all of them as JSON
 CANNOT = "cannot"  # with the worker that does not run, and the cause
 RAY = "ray"  # what a report is about, if not a worker
+WANT = "want"  # a line that it is sent: how many workers each group has, as JSON
 CLOSE = "close"  # a line that it is sent: end the workers too
 START_SECONDS = 120.0  # to connect; eleven on a cold machine, many more on a busy one
 SILENT_SECONDS = 20.0  # then a call to Ray does not return
@@ -32,8 +36,8 @@ class ClusterProcess:
     """Starts ``command`` whenever a cluster answers at ``address`` and none of it runs.
 
     Args:
-        command: what to run; it writes ``alive``, ``dead SESSION`` and ``cannot WORKER CAUSE`` as
-            lines, and ends with its standard input.
+        command: what to run; it writes ``alive``, ``dead LIFE``, ``cannot WORKER CAUSE`` and
+            ``workers JSON`` as lines, and ends with its standard input.
         address: of the cluster's head, ``host:port``.
         environment: of the process.
         report: is told why something does not run: the worker's name, or ``ray``, and the cause.
@@ -52,14 +56,23 @@ class ClusterProcess:
         self._environment = dict(environment)
         self._report = report
         self._running: _Running | None = None
+        self._wanted: dict[str, int] = {}
+        self.workers: list[PlacedWorker] = []  # as the process told last
         self._next_start = self._next_word = 0.0
 
     @property
     def pid(self) -> int | None:
         return self._running.process.pid if self._running else None
 
+    def want(self, counts: Mapping[str, int]) -> None:
+        """Set how many workers each group has from now on."""
+        if counts != self._wanted:
+            self._wanted = dict(counts)
+            if self._running is not None:
+                self._running.say(f"{WANT} {json.dumps(self._wanted)}")
+
     def deaths(self) -> list[str]:
-        """Sessions whose process has died since the last call; never blocks."""
+        """Lives of workers that have ended since the last call; never blocks."""
         dead = []
         if self._running is not None:
             lines = self._running.lines()
@@ -68,6 +81,8 @@ class ClusterProcess:
                 if kind == CANNOT:
                     worker, _, cause = text.partition(" ")
                     self._report(worker, cause)
+                elif kind == WORKERS:
+                    self.workers = from_json(text)
             if why := self._running.ended():
                 self._lose(why)
         if self._running is None and time.monotonic() >= self._next_start:
@@ -78,19 +93,17 @@ class ClusterProcess:
         """End the process; without ``end_workers`` they go on, as a restart of it wants."""
         if self._running is None:
             return
-        process = self._running.process
-        assert process.stdin is not None
-        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-            process.stdin.write(f"{CLOSE}\n" if end_workers else "")
-            process.stdin.close()
-            process.wait(CLOSE_SECONDS)
-        self._running.kill()
-        self._running = None
+        if end_workers:
+            self._running.say(CLOSE)
+        self._running.end()
+        self._running, self.workers = None, []
 
     def _start(self) -> None:
         self._next_start = time.monotonic() + RETRY_SECONDS
         if reachable(self._address):
             self._running = _Running(self._command, self._environment)
+            if self._wanted:
+                self._running.say(f"{WANT} {json.dumps(self._wanted)}")
         elif time.monotonic() >= self._next_word:
             self._next_word = time.monotonic() + TELL_SECONDS
             self._report(RAY, f"no cluster answers at {self._address}; trying again")
@@ -98,7 +111,7 @@ class ClusterProcess:
     def _lose(self, why: str) -> None:
         assert self._running is not None
         self._running.kill()
-        self._running = None
+        self._running, self.workers = None, []
         self._next_start = time.monotonic() + RETRY_SECONDS
         self._report(RAY, f"the cluster at {self._address} is lost: {why}; connecting again")
 
@@ -131,6 +144,19 @@ class _Running:
         if status is not None:
             return f"its driver ended with status {status}"
         return "a call to it does not return" if time.monotonic() > self._deadline else None
+
+    def say(self, line: str) -> None:
+        assert self.process.stdin is not None
+        with contextlib.suppress(OSError):  # it has ended
+            self.process.stdin.write(f"{line}\n")
+            self.process.stdin.flush()
+
+    def end(self) -> None:
+        assert self.process.stdin is not None
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            self.process.stdin.close()
+            self.process.wait(CLOSE_SECONDS)
+        self.kill()
 
     def kill(self) -> None:
         self.process.kill()

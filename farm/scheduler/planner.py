@@ -23,6 +23,8 @@ class Room(NamedTuple):
     rows: int
     urgent_rows: int = 0  # of urgent tasks alone: kept free for them, however full it is
     lanes: frozenset[Lane] = frozenset()  # of the tasks it holds
+    held: int = 0  # tasks
+    unbegun: int = 0  # of these, nothing of which has been rendered
 
 
 class Grant(NamedTuple):
@@ -63,6 +65,29 @@ def plan(work: Iterable[Work], rooms: Sequence[Room]) -> list[Grant]:
         if chosen := _take(sorted(_fitting(urgent, room)), room.urgent_rows, urgent):
             grants.append(Grant(room.session, chosen, room.urgent_rows, Priority.URGENT))
     return grants
+
+
+def even_out(rooms: Iterable[Room]) -> dict[str, int]:
+    """How many tasks that they have not begun sessions should hand back, so that idle ones get
+    some: half of what the richest has, for each idle session that can take whatever it may hold.
+
+    For when the queue has nothing for the idle ones.
+    """
+    rooms = list(rooms)
+    left = {room.session: room.unbegun for room in rooms}
+    back: dict[str, int] = {}
+    for idle in rooms:
+        if idle.held or idle.rows <= 0:
+            continue
+        givers = [
+            room for room in rooms if left[room.session] and room.checkpoints <= idle.checkpoints
+        ]
+        if givers:
+            giver = max(givers, key=lambda room: (left[room.session], room.session)).session
+            tasks = (left[giver] + 1) // 2
+            left[giver] -= tasks
+            back[giver] = back.get(giver, 0) + tasks
+    return back
 
 
 def _fitting(waiting: dict[Lane, int], room: Room) -> list[Lane]:

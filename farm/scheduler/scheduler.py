@@ -10,13 +10,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from pydantic import AliasChoices, Field
-
 from farm.errors import LeaseLost, Unavailable
 from farm.job import Priority
-from farm.queue import Queue, Session
-from farm.scheduler.planner import Room, Work, plan
-from farm.settings import FarmSettings
+from farm.queue import Command, Queue, Session
+from farm.scheduler.planner import Room, Work, even_out, plan
 from farm.spec import Lane
 
 log = logging.getLogger(__name__)
@@ -24,22 +21,8 @@ log = logging.getLogger(__name__)
 WAKE_MS = 250  # longest sleep; an event of the farm wakes the loop at once
 
 
-class SchedulerSettings(FarmSettings):
-    """``ray_address`` empty means that workers come by themselves."""
-
-    lease_ms: int = Field(default=10_000, ge=1_000, le=600_000)
-    ray_address: str = Field(
-        default="", validation_alias=AliasChoices("ray_address", "RAY_ADDRESS")
-    )
-    workers: int = Field(default=1, ge=0)
-    worker_gpus: float = Field(default=0, ge=0)  # that one worker reserves
-    worker_cpus: float = Field(default=1, ge=0)
-    page: str = ""  # the farm's page, for those who look at Ray's dashboard
-    end_workers: bool = False  # with the scheduler; otherwise they outlive it
-
-
 class Deaths(Protocol):
-    """Something that can certify that a session's process is gone."""
+    """Something that can certify that workers' processes are gone, by their lives' tokens."""
 
     def deaths(self) -> Iterable[str]: ...
 
@@ -66,33 +49,46 @@ class Scheduler:
         self._lease_ms = lease_ms
         self._placement = placement
         self._seen = ""
-        self._dead: list[str] = []  # sessions that the queue has not been told of
+        self._dead: list[str] = []  # lives that the queue has not been told of
         self._urgent: dict[str, _Granted] = {}
 
     def step(self) -> int:
         """One pass; returns how many tasks were granted."""
         if self._placement is not None:
             self._dead += self._placement.deaths()
-            while self._dead:
-                # Its crash reporter has told of a crash already; Ray does not know the cause.
-                self._queue.end(self._dead[0], "lost")
-                self._dead.pop(0)  # only now: a server that is away must still hear of it
+            self._end_dead()
         self._queue.tick()
         work = [Work(item.lane, item.priority, item.pictures) for item in self._queue.backlog()]
-        if not work:
-            return 0
         sessions = self._queue.sessions()
         self._forget_urgent({session.session for session in sessions})
-        rooms = [
-            Room(
-                session.session,
-                frozenset(session.checkpoints),
-                session.room,
-                self._urgent_room(session),
-                frozenset(Lane.parse(lane) for lane in session.stats.get("lanes", ())),
-            )
-            for session in sessions
-        ]
+        rooms = [self._room(session) for session in sessions]
+        if granted := self._grant(work, rooms):
+            return granted
+        for session, tasks in even_out(rooms).items():
+            self._queue.set_command(session, Command("share", tasks), instead_of="")
+        return 0
+
+    def _end_dead(self) -> None:
+        """A life may have had several sessions, and only the queue knows the last one."""
+        while self._dead:
+            for session in self._queue.sessions():
+                if session.info.get("life") == self._dead[0]:
+                    # Its crash reporter has told of a crash already; Ray does not know the cause.
+                    self._queue.end(session.session, "lost")
+            self._dead.pop(0)  # only now: a server that is away must still hear of it
+
+    def _room(self, session: Session) -> Room:
+        return Room(
+            session.session,
+            frozenset(session.checkpoints),
+            session.room,
+            self._urgent_room(session),
+            frozenset(Lane.parse(lane) for lane in session.stats.get("lanes", ())),
+            session.held,
+            0 if session.command else int(session.stats.get("unbegun", 0)),
+        )
+
+    def _grant(self, work: list[Work], rooms: list[Room]) -> int:
         granted = 0
         for grant in plan(work, rooms):
             try:

@@ -41,6 +41,7 @@ class Processes:
                     "FARM_CHECKPOINTS": "fake",
                     # Longer than any test: nothing here waits for the end of a lease.
                     "FARM_LEASE_MS": "120000",
+                    "FARM_DRAIN_SECONDS": "0",
                     **environment,
                 },
                 stderr=log,

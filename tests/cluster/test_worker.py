@@ -396,7 +396,11 @@ def test_a_picture_that_crashes_its_worker_again_and_again_fails_its_job(farm: F
     assert "crashed its worker twice" in str(row.failure)
 
 
-def test_a_server_that_comes_back_empty_leaves_the_worker_at_work(farm: Farm) -> None:
+def test_a_server_that_comes_back_empty_leaves_the_worker_at_work(
+    farm: Farm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A thread that connects after the loss is refused, and leaves the others its dead connection.
+    monkeypatch.setattr("farm_workers.worker.previews.ASK_SECONDS", 600.0)
     engine = FakeEngine(rows=1)
     engine.gate.clear()
     farm.start(engine=engine)

@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("farm")]
 PAGE = (Path(__file__).parents[2] / "docs" / "datasets.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1000)
 def test_the_blocks_of_the_page_run_as_they_stand_there(farm: RunningFarm, tmp_path: Path) -> None:
     blocks = re.findall(r"^```(bash|python)\n(.*?)^```", PAGE, flags=re.DOTALL | re.MULTILINE)
     quoted = [
@@ -32,7 +32,7 @@ def test_the_blocks_of_the_page_run_as_they_stand_there(farm: RunningFarm, tmp_p
         ["bash", "-euo", "pipefail", "-c", "\n".join(quoted).replace(
             "farm submit", "farm submit --checkpoint shapes-64"
         )],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=500,
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
     assert re.search(r"^\d pictures, loss \d", ended.stdout, flags=re.MULTILINE)

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import httpx2
 import pytest
 from fake_worker import FakeWorker
 from harness import Gateway
@@ -13,7 +14,8 @@ from farm.cli.app import run
 from farm.job import JobOptions, job_id
 from farm.local import doctor as doctor_module
 from farm.local.doctor import Health, Patient, amiss, examine
-from farm.queue import notice
+from farm.queue import notice, placed_workers
+from farm.queue.placed_workers import PlacedWorker, WorkerState
 from farm.store import keys
 from farm.store.local import LocalStore
 
@@ -120,6 +122,23 @@ def test_little_memory_and_what_was_killed_for_it_are_told(
     found, text = health(patient, "workers")
     assert found is Health.FAIL
     assert "memory is short" in text
+
+
+def test_a_worker_that_a_scheduler_wants_and_that_does_not_run_is_told(
+    gateway: Gateway, patient: Patient, fake_worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FARM_NAME", gateway.queue.farm)
+    told = "worker-1 is pending for 40 s: no node of the cluster has 1 GPU"
+    placed_workers.post(
+        gateway.queue,
+        [
+            PlacedWorker("worker-0", WorkerState.RUNNING),
+            PlacedWorker("worker-1", WorkerState.PENDING, "no node of the cluster has 1 GPU", 40),
+        ],
+    )
+    assert health(patient, "workers") == (Health.WARN, f"{told} (None)")
+    ready = httpx2.get(f"{gateway.url}/readyz").json()
+    assert (ready["placed"], ready["missing"]) == (2, [told])
 
 
 def test_a_job_that_the_queue_has_forgotten_for_its_age_is_not_missed(

@@ -189,7 +189,7 @@ def test_pictures_are_seen_before_they_are_finished(
     page.goto(f"/jobs/{job}")
     preview = page.locator("#previews img")
     expect(preview).to_be_visible(timeout=30_000)
-    assert preview.evaluate("image => image.decode().then(() => image.naturalWidth)") == 32
+    expect(preview).to_have_js_property("naturalWidth", 32)
     page.on("dialog", lambda asked: asked.accept())
     page.get_by_role("button", name="Cancel").click()
     expect(page.locator("#previews")).to_have_count(0, timeout=30_000)

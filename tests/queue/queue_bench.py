@@ -70,9 +70,10 @@ class Bench:
         tasks = self.tasks(count, pictures=pictures, cost=cost, lane=lane)
         return self.queue.submit(self.header(tenant, **options), tasks).job
 
-    def session(self, checkpoints: tuple[str, ...] = (CHECKPOINT,)) -> str:
+    def session(self, checkpoints: tuple[str, ...] = (CHECKPOINT,), **info: str) -> str:
         session = secrets.token_hex(16)
-        self.queue.register(session, f"worker-{next(self.numbers)}", checkpoints, {"host": "here"})
+        told = {"host": "here", **info}
+        self.queue.register(session, f"worker-{next(self.numbers)}", checkpoints, told)
         return session
 
     def lease(self, session: str, room: int = 1000, limit: int = 32) -> list[Lease]:

@@ -211,6 +211,21 @@ def test_a_job_without_a_finalise_task_is_found_and_repaired(bench: Bench, queue
     assert queue.status(job, "ann").state is JobState.DONE
 
 
+def test_a_job_that_did_not_end_with_its_finalise_task_is_found_and_repaired(
+    bench: Bench, queue: Queue
+) -> None:
+    """One byte of the append-only file is enough for that."""
+    job, session = bench.submit(1), bench.session()
+    bench.complete(session, bench.lease(session)[0])
+    bench.complete(session, queue.held(session)[0])
+    assert queue.status(job, "ann").state is JobState.DONE
+    bench.submit(1)  # the tenant works in the lane all the same
+    queue.client.hset(f"{{farm}}:job:{job}", "s", "c")
+    assert queue.check() == [f"{job}: the finalise task has ended, but the job has not"]
+    assert queue.status(job, "ann").state is JobState.DONE
+    assert queue.check() == []
+
+
 def test_full_memory_refuses_new_work_and_lets_work_go_on(bench: Bench, queue: Queue) -> None:
     job = bench.submit(3)
     session = bench.session()

@@ -1,13 +1,16 @@
-"""``farm queue``: what operators do to the queue itself."""
+"""``farm queue`` and ``farm workers``: what operators do with the queue itself."""
 
 import json
+import threading
+import time
 
 import pytest
-from queue_bench import Bench
+from queue_bench import CHECKPOINT, MS, Bench
 
 from farm.cli.app import run
 from farm.local.valkey import ServerProcess
-from farm.queue import Queue
+from farm.queue import Command, Queue, placed_workers
+from farm.queue.placed_workers import PlacedWorker, WorkerState
 
 
 @pytest.fixture(autouse=True)
@@ -56,17 +59,56 @@ def test_a_worker_that_is_drained_gets_no_work_until_that_is_undone(
     bench.submit(2)
     session = bench.session()
     [worker] = [found.worker for found in queue.sessions()]
-    assert run(["queue", "drain", worker]) == 0
+    assert run(["workers", "drain", worker, "--no-wait"]) == 0
     assert bench.lease(session) == []
-    assert run(["queue", "drain", worker, "--undo"]) == 0
+    assert run(["workers", "drain", worker, "--undo"]) == 0
     assert len(bench.lease(session)) == 2
+
+
+def test_a_drain_returns_when_the_worker_holds_nothing(
+    bench: Bench, queue: Queue, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench.submit(1)
+    session = bench.session()
+    [lease] = bench.lease(session)
+
+    def finish() -> None:
+        until_told = Command("drain", 60)
+        while Command.parse(queue.heartbeat(session, 0, {}, {}, MS).command) != until_told:
+            time.sleep(0.01)
+        queue.fail(session, lease, "release", "it was handed back")
+
+    worker = threading.Thread(target=finish)
+    worker.start()
+    [name] = [found.worker for found in queue.sessions()]
+    assert run(["workers", "drain", name, "--seconds", "60"]) == 0
+    worker.join()
+    assert capsys.readouterr().err == f"{name}: hold nothing and get no more work\n"
+    assert [found.held for found in queue.sessions()] == [0]
+
+
+def test_workers_are_listed_with_those_that_do_not_run(
+    bench: Bench, queue: Queue, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench.submit(1)
+    bench.lease(bench.session())
+    placed_workers.post(
+        queue,
+        [PlacedWorker("worker-9", WorkerState.PENDING, "no node of the cluster has 1 GPU", 5)],
+    )
+    assert run(["workers", "ls"]) == 0
+    works, missing = capsys.readouterr().out.splitlines()
+    assert works == f"worker-0  here  works  1 task  {CHECKPOINT}"
+    assert missing == "worker-9 is pending for 5 s: no node of the cluster has 1 GPU"
+    assert run(["workers", "ls", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[1])["state"] == "pending"
 
 
 def test_a_worker_that_does_not_exist_is_named_with_those_that_do(
     bench: Bench, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bench.session()
-    assert run(["queue", "drain", "nowhere"]) != 0
+    assert run(["workers", "drain", "nowhere"]) != 0
     assert capsys.readouterr().err == (
         "error[not_found]: unknown worker 'nowhere' (there are: worker-0)\n"
     )

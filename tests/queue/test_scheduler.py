@@ -4,7 +4,7 @@ import pytest
 from queue_bench import MS, Bench
 
 from farm.errors import Unavailable
-from farm.queue import Queue
+from farm.queue import Command, Queue
 from farm.scheduler.scheduler import Scheduler
 
 
@@ -25,10 +25,10 @@ def test_a_certified_death_frees_the_tasks_and_blames_none_of_them(
     certificates = Certificates()
     scheduler = Scheduler(queue, lease_ms=MS, placement=certificates)
     bench.submit(3)
-    first = bench.session()
+    first = bench.session(life="first")
     queue.heartbeat(first, 100, {}, {}, MS)
     assert scheduler.step() == 3
-    certificates.dead = [first]
+    certificates.dead = ["first"]
     scheduler.step()
     assert [session.session for session in queue.sessions()] == []
     second = bench.session()
@@ -44,8 +44,8 @@ def test_a_death_is_told_when_the_server_answers_again(
 ) -> None:
     certificates = Certificates()
     scheduler = Scheduler(queue, lease_ms=MS, placement=certificates)
-    session = bench.session()
-    certificates.dead = [session]
+    bench.session(life="first")
+    certificates.dead = ["first"]
     with monkeypatch.context() as away:
 
         def fail(*_: object) -> int:
@@ -57,6 +57,41 @@ def test_a_death_is_told_when_the_server_answers_again(
     assert len(queue.sessions()) == 1
     scheduler.step()
     assert queue.sessions() == []
+
+
+def test_a_death_ends_the_session_that_the_worker_began_last(bench: Bench, queue: Queue) -> None:
+    certificates = Certificates()
+    scheduler = Scheduler(queue, lease_ms=MS, placement=certificates)
+    for life in ("first", "first", "second"):
+        bench.session(life=life)
+    certificates.dead = ["first"]
+    scheduler.step()
+    assert [session.info["life"] for session in queue.sessions()] == ["second"]
+
+
+def test_tasks_that_were_not_begun_go_to_an_idle_worker(bench: Bench, queue: Queue) -> None:
+    bench.submit(5)
+    rich, idle = bench.session(), bench.session()
+    assert len(bench.lease(rich)) == 5
+    queue.heartbeat(rich, 0, {}, {"unbegun": 4}, MS)
+    queue.heartbeat(idle, 100, {}, {}, MS)
+    scheduler = Scheduler(queue, lease_ms=MS)
+    scheduler.step()
+    told = queue.heartbeat(rich, 0, {}, {"unbegun": 4}, MS).command
+    assert Command.parse(told) == Command("share", 2)
+    scheduler.step()  # it is told once, until it has done so
+    assert queue.heartbeat(rich, 0, {}, {}, MS).command == told
+
+
+def test_a_worker_that_an_operator_drains_is_told_nothing_else(bench: Bench, queue: Queue) -> None:
+    session = bench.session()
+    assert queue.set_command(session, Command("drain"))
+    assert not queue.set_command(session, Command("share", 1), instead_of="")
+    assert queue.heartbeat(session, 0, {}, {}, MS).command == "drain"
+    assert not queue.set_command(session, None, instead_of="share 1")
+    assert queue.heartbeat(session, 0, {}, {}, MS).command == "drain"
+    assert queue.set_command(session, None, instead_of="drain")
+    assert queue.heartbeat(session, 0, {}, {}, MS).command is None
 
 
 def test_two_schedulers_grant_a_task_once(bench: Bench, queue: Queue) -> None:

@@ -1,7 +1,7 @@
 """The planner: a list in, a list out."""
 
 from farm.job import Priority
-from farm.scheduler.planner import Grant, Room, Work, plan
+from farm.scheduler.planner import Grant, Room, Work, even_out, plan
 from farm.spec import Lane, Mode
 
 SMALL = Lane("shapes-64@1", Mode.TEXT2IMG, 64, 64)
@@ -56,3 +56,15 @@ def test_the_emptiest_worker_comes_first() -> None:
 def test_the_plan_does_not_depend_on_the_order_of_the_work() -> None:
     work = [Work(lane, Priority.NORMAL, 5) for lane in (SMALL, SMALL_INPAINT, LARGE)]
     assert plan(work, [room()]) == plan(work[::-1], [room()])
+
+
+def test_idle_workers_get_half_of_what_others_have_not_begun() -> None:
+    def room(session: str, held: int, unbegun: int, *checkpoints: str) -> Room:
+        return Room(session, frozenset(checkpoints or ("a",)), 8, held=held, unbegun=unbegun)
+
+    assert even_out([room("rich", 4, 3), room("idle", 0, 0)]) == {"rich": 2}
+    assert even_out([room("rich", 2, 1), room("idle", 0, 0)]) == {"rich": 1}
+    assert even_out([room("rich", 8, 7), room("one", 0, 0), room("two", 0, 0)]) == {"rich": 6}
+    assert even_out([room("rich", 4, 3), room("poor", 1, 0)]) == {}
+    assert even_out([room("rich", 4, 3, "a", "b"), room("idle", 0, 0, "a")]) == {}
+    assert even_out([room("rich", 4, 3, "a"), room("idle", 0, 0, "a", "b")]) == {"rich": 2}

@@ -15,7 +15,7 @@ class Outcome(NamedTuple):
     """How a lease ended: done if there is a receipt, else failed for ``kind`` and ``reason``."""
 
     receipt: Receipt | None
-    kind: Literal["row", "crash", "infra"] = "infra"
+    kind: Literal["row", "crash", "infra", "release"] = "infra"
     reason: str = ""
 
 
@@ -37,7 +37,11 @@ class LeasedTask:
         # The lease table.
         self.outcome: Outcome | None = None  # once nothing more of it is rendered
 
+        # Who hands it back to the queue.
+        self.halted = False  # nothing more of it is rendered; what is made is still stored
+
         # The engine loop.
+        self.begun = False  # a row of it has been in an engine
         self.place: TaskPlace | None = None  # of its results; None until it is loaded
         self.next_row: int | None = None  # that runs next, of a task whose rows run one by one
         self.announced_row: int | None = None  # the last of those that the queue has heard of
@@ -63,6 +67,11 @@ class LeasedTask:
         """Pictures that are still to be made."""
         over = self.outcome is not None or self.cut_short
         return 0 if over else self.pictures - self.handed_over
+
+    @property
+    def settled(self) -> bool:
+        """Whether it is unfinished, and every picture of it that was made is stored or failed."""
+        return len(self.rows) == self.handed_over < self.pictures
 
     def add_row(self, row: ManifestRow) -> bool:
         """One more picture is stored or failed; returns whether it was the last one."""

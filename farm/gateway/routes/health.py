@@ -9,7 +9,7 @@ import farm
 from farm.errors import FarmError
 from farm.gateway.dependencies import Deps, Reader
 from farm.gateway.metrics import CONTENT_TYPE
-from farm.queue import notice
+from farm.queue import notice, placed_workers
 
 router = APIRouter(tags=["farm"])
 
@@ -23,13 +23,17 @@ async def healthz() -> dict[str, str]:
 @router.get("/readyz")
 def readyz(deps: Deps, workers: int = 1) -> Response:
     """200 when a job would run: queue and store can be written to and there is a worker. With
-    ``?workers=0``, for load balancers, 200 when jobs are accepted."""
+    ``?workers=0``, for load balancers, 200 when jobs are accepted. ``missing`` has a line for each
+    worker that a scheduler wants on its cluster and that does not run."""
     queue, store = deps.readiness.problems()
     found: dict[str, Any] = {"queue": queue or "ok", "store": store or "ok", "workers": 0}
     try:
         found["workers"] = len(deps.queue.sessions())
         if not found["workers"] and (note := notice.read(deps.queue)):
             found["note"] = note
+        if placed := placed_workers.read(deps.queue):
+            found["placed"] = len(placed)
+            found["missing"] = [str(worker) for worker in placed if worker.missing]
     except FarmError as error:
         found["queue"] = str(error)
     ready = found["queue"] == found["store"] == "ok" and found["workers"] >= workers

@@ -182,6 +182,13 @@ if head.state == 'c' and ended and redis.call('HEXISTS', P .. 'job:' .. job, 'rt
       lost = 'the finalise task waits, but is not due at any time'
     end
   end
+  if finalise and (finalise.task.state == 'd' or finalise.task.state == 'f') then
+    find('the finalise task has ended, but the job has not')
+    if repair then
+      head.state = finalise.task.state == 'f' and 'f' or final_state(job)
+      redis.call('HSET', P .. 'job:' .. job, 's', head.state)
+    end
+  end
   if lost then
     find(lost)
     if repair then

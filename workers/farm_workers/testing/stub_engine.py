@@ -13,7 +13,7 @@ from farm.errors import FarmError, InvalidInput
 from farm.spec import CheckpointInfo, Lane, Row
 from farm_workers.render_engine import Adapter, Usage
 
-ROWS = 512  # held at a time
+ROWS = 1024  # held at a time
 TEXTURES = 64  # different pictures; a seed names one, and how far it is turned
 
 

@@ -15,7 +15,7 @@ from farm import tracing
 from farm.errors import FarmError, RenderError
 from farm.job import Format
 from farm.spec import Lane
-from farm_workers.leased_task import Outcome
+from farm_workers.leased_task import LeasedTask, Outcome
 from farm_workers.publisher.publisher import Publisher
 from farm_workers.render_engine import CONFIDENCE_DIGITS, RenderEngine, RowResult
 from farm_workers.worker.lease_table import LeaseTable
@@ -35,11 +35,13 @@ class _Pace:
     """The engine time that a lane has had, and what was done in it."""
 
     row_steps: int = 0
+    pictures: int = 0
     seconds: float = 0.0
 
 
 class EngineLoop:
-    """One thread calls ``turn`` again and again; only ``enqueue`` and ``stats`` are for others.
+    """One thread calls ``turn`` again and again; ``enqueue``, ``stats`` and ``works_on`` are for
+    others.
 
     Args:
         engines: by the name of their checkpoint.
@@ -72,16 +74,26 @@ class EngineLoop:
         self._leases.engines_wanted.set()
 
     def stats(self) -> Mapping[str, Any]:
-        """For people who look at the farm, and for its planner: lanes, and row-steps per second."""
+        """For people who look at the farm, and for its planner: lanes, row-steps per second and
+        row-steps per picture."""
+        paces = {str(lane): pace for lane, pace in dict(self._paces).items() if pace.pictures}
         return {
             "measures": self._metrics.snapshot(),
             "lanes": sorted({str(rows.lane) for rows in list(self._tasks.values())}),
             "paces": {
-                str(lane): round(pace.row_steps / pace.seconds, 1)
-                for lane, pace in dict(self._paces).items()
+                lane: round(pace.row_steps / pace.seconds, 1)
+                for lane, pace in paces.items()
                 if pace.row_steps and pace.seconds
             },
+            "row_steps": {
+                lane: round(pace.row_steps / pace.pictures, 1) for lane, pace in paces.items()
+            },
         }
+
+    def works_on(self, task: LeasedTask) -> bool:
+        """Whether rows of this lease may be in an engine."""
+        rows = self._tasks.get(task.key)
+        return rows is not None and rows.task is task
 
     def turn(self) -> None:
         """One pass: start what was loaded, fill the engines, do one step of each."""
@@ -90,7 +102,8 @@ class EngineLoop:
         self._fill()
         busy = False
         urgent = any(rows.task.urgent for rows in self._tasks.values())
-        if urgent or self._publisher.pending_bytes < PENDING_BYTES:
+        room = urgent or self._publisher.pending_bytes < PENDING_BYTES
+        if room and not self._leases.expired:
             for engine in self._engines.values():
                 if not engine.idle:
                     busy = True
@@ -151,6 +164,8 @@ class EngineLoop:
 
     def _add_next(self, rows: TaskRows) -> bool:
         """Add a task's next row; False if none can start now."""
+        if rows.task.halted:
+            return False
         if rows.task.lease.alone and (rows.running or not self._announced(rows)):
             return False
         try:
@@ -175,6 +190,7 @@ class EngineLoop:
             self._picture_failed(rows, ready.render, ready.row.index, error)
         else:
             rows.running[ready.render, ready.row.index] = time.monotonic()
+            rows.task.begun = True
         return True
 
     def _announced(self, rows: TaskRows) -> bool:
@@ -217,7 +233,9 @@ class EngineLoop:
             return
         since = time.monotonic() - rows.running.pop((render, result.index), self.turned_at)
         rows.task.next_row = None
-        self._paces.setdefault(rows.lane, _Pace()).row_steps += result.steps
+        pace = self._paces.setdefault(rows.lane, _Pace())
+        pace.row_steps += result.steps
+        pace.pictures += 1
         self._metrics.row_ended(rows.lane, result.steps, since, failed=result.error is not None)
         lease = rows.task.lease_name
         facts = {"render": render, "image": result.index, "steps": result.steps}

@@ -1,6 +1,8 @@
 """The leases that a worker holds."""
 
+import math
 import threading
+import time
 from collections.abc import Mapping
 
 from farm.job import Lease
@@ -19,6 +21,8 @@ class LeaseTable:
         self.capacity = capacity
         self.engines_wanted = threading.Event()  # there is news for the engine loop
         self.queue_wanted = threading.Event()  # there is something to tell the queue
+        self.lease_end = math.inf  # of all of them, on the monotonic clock
+        self.server_away = False  # the last call found that the queue's server does not run
         self._lock = threading.Lock()
         self._tasks: dict[str, LeasedTask] = {}
 
@@ -33,7 +37,8 @@ class LeaseTable:
     def holds(self, task: LeasedTask) -> bool:
         """Whether there is still something to do for this lease."""
         with self._lock:
-            return self._holds(task) and task.outcome is None and not task.cut_short
+            over = task.outcome is not None or task.cut_short or task.halted
+            return self._holds(task) and not over
 
     def end(self, task: LeasedTask, outcome: Outcome) -> bool:
         """Nothing more of it is rendered, and the queue has to hear why.
@@ -60,6 +65,20 @@ class LeaseTable:
         if task.next_row != row:
             task.next_row = row
             self.queue_wanted.set()
+
+    @property
+    def expired(self) -> bool:
+        """Whether the leases have run out, so that others may have these tasks.
+
+        A server that does not run ends no lease, and gives each session one more when it is back.
+        """
+        return time.monotonic() > self.lease_end and not self.server_away
+
+    @property
+    def unbegun(self) -> list[LeasedTask]:
+        """Tasks with pictures of which nothing has been rendered here, the newest first."""
+        tasks = reversed(self.tasks.values())
+        return [task for task in tasks if task.pictures and not task.begun and self.holds(task)]
 
     @property
     def tasks(self) -> dict[str, LeasedTask]:
@@ -94,6 +113,12 @@ class LeaseTable:
         for key, task in self.tasks.items():
             if key in progress and progress[key].row is not None:
                 task.announced_row = progress[key].row
+
+    @property
+    def left(self) -> int:
+        """Row-steps that are still to be done, as far as pictures tell."""
+        tasks = [task for task in self.tasks.values() if task.pictures]
+        return sum(task.lease.cost * task.to_render // task.pictures for task in tasks)
 
     def room(self, *, urgent: bool = False) -> int:
         """Pictures that can be granted now; with ``urgent``, to urgent tasks."""

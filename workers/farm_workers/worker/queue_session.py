@@ -2,25 +2,28 @@
 
 import contextlib
 import logging
+import math
 import os
 import random
 import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from farm import tracing
 from farm.awake_clock import Stillness
 from farm.errors import FarmError, InvalidInput, LeaseLost, NotFound, Unavailable
 from farm.job import Lease, Priority, Receipt
-from farm.queue import Queue
+from farm.queue import Command, Queue
+from farm.queue.connection import cut_off
 from farm.queue.constants import MAX_ROWS
 from farm.queue.worker_sessions import FIRST_LEASE_MS
 from farm_workers.leased_task import LeasedTask, Outcome
 from farm_workers.publisher.publisher import Publisher
 from farm_workers.worker.crash_reporter import CrashReporter
 from farm_workers.worker.engine_loop import EngineLoop
+from farm_workers.worker.hand_back import HandBack
 from farm_workers.worker.lease_table import LeaseTable
 
 log = logging.getLogger(__name__)
@@ -28,9 +31,18 @@ log = logging.getLogger(__name__)
 HEARTBEAT_SECONDS = 1.0
 EARLY_HEARTBEAT_SECONDS = 0.1  # if a quarter of the worker has become free since the last one
 HUNGRY_SECONDS = 1.0  # without a grant, then the worker leases for itself
+STORING_SECONDS = 60.0  # at the end of a drain, for what is made and not stored yet
+DRAIN_LOOK_SECONDS = 0.1
 FROZEN_EXIT = 70  # EX_SOFTWARE: what placed the worker starts it again
 
 Ended = list[tuple[LeasedTask, Outcome]]
+
+
+class _Drain(NamedTuple):
+    """The worker takes nothing more."""
+
+    deadline: float  # of ``time.monotonic``; then what is not done goes back
+    ends: bool  # the worker, afterwards; otherwise it stays, until it is told to work again
 
 
 class QueueSession:
@@ -75,11 +87,13 @@ class QueueSession:
         self._stopped = stopped
         self._ended = threading.Event()
         self._unknown: set[str] = set()  # held by the session, not by us, at the last heartbeat
-        self._lease_end = 0.0  # of the session, on the monotonic clock
         self._last_grant = time.monotonic()
         self._heartbeats = 0
         self._room_told = 0
-        self._draining = False
+        self._drain: _Drain | None = None
+        self._sharing: str | None = None  # the command that it obeys
+        self._told_drain = False  # the queue knows that this session gets no more
+        self._hand_back = HandBack(leases, engine_loop, publisher)
         self._still_for = Stillness()  # a container that was frozen did not hang
 
     def register(self) -> None:
@@ -90,7 +104,7 @@ class QueueSession:
             with self._patience("register"):
                 sent = time.monotonic()
                 self._queue.register(self.token, self._name, self._checkpoints, self._info)
-                self._lease_end = sent + FIRST_LEASE_MS / 1000
+                self._leases.lease_end = sent + FIRST_LEASE_MS / 1000
                 return
 
     def leave(self, why: Literal["crash", "drain"]) -> None:
@@ -105,6 +119,11 @@ class QueueSession:
         else:
             if self._crash_reporter is not None:
                 self._crash_reporter.stop()
+
+    def drain(self, seconds: float) -> None:
+        """Take no more work, hand back what is not done in that time, and end the worker."""
+        self._drain = _Drain(time.monotonic() + seconds, ends=True)
+        self._leases.queue_wanted.set()
 
     # Grants.
 
@@ -121,7 +140,7 @@ class QueueSession:
         if task is not None:
             what = f"{lease.pictures} of {lease.lane}" if lease.lane else "finalises its job"
             log.info("task %s begins: %s", lease.key, what, extra=self._facts(lease))
-            self._publisher.lease_until(task, self._lease_end)
+            self._publisher.lease_until(task, self._leases.lease_end)
             self._on_lease(task)
 
     def _facts(self, lease: Lease) -> dict[str, str]:
@@ -136,9 +155,16 @@ class QueueSession:
         """Report and send heartbeats until ``stopped``; then watch the main loop until it ends."""
         next_heartbeat = last_heartbeat = 0.0
         while not self._stopped.is_set():
-            self._leases.queue_wanted.wait(max(next_heartbeat - time.monotonic(), 0.0))
+            handing_back = self._drain is not None or self._hand_back.pending
+            look = DRAIN_LOOK_SECONDS if handing_back else HEARTBEAT_SECONDS
+            self._leases.queue_wanted.wait(min(max(next_heartbeat - time.monotonic(), 0.0), look))
             self._leases.queue_wanted.clear()
+            if self._drain is not None:
+                self._go_on_draining(self._drain)
+            self._hand_back.release()
             self._report_ended()
+            if self._sharing is not None and not self._hand_back.pending:
+                self._end_sharing(self._sharing)
             if self._room() - self._room_told > self._leases.capacity // 4:
                 next_heartbeat = min(next_heartbeat, last_heartbeat + EARLY_HEARTBEAT_SECONDS)
             if time.monotonic() >= next_heartbeat or self._leases.unannounced:
@@ -206,7 +232,7 @@ class QueueSession:
 
     def _room(self, *, urgent: bool = False) -> int:
         """Pictures that could be granted now."""
-        return 0 if self._draining else self._leases.room(urgent=urgent)
+        return 0 if self._drain else self._leases.room(urgent=urgent)
 
     def _heartbeat(self) -> None:
         ours = self._leases.tasks
@@ -218,20 +244,23 @@ class QueueSession:
             **self._engine_loop.stats(),
             "beat": self._heartbeats,
             "urgent_room": urgent_room,
+            "unbegun": len(self._leases.unbegun),
+            "left": self._leases.left,
         }
         sent = time.monotonic()
         answer = self._queue.heartbeat(self.token, room, progress, stats, self._lease_ms)
-        self._lease_end = sent + self._lease_ms / 1000
+        self._leases.lease_end = sent + self._lease_ms / 1000
+        self._leases.server_away = False
         self._leases.announced(progress)
         for key, task in ours.items():
             if key in answer.held or task.cut_short:
-                self._publisher.lease_until(task, self._lease_end)
+                self._publisher.lease_until(task, self._leases.lease_end)
             elif key in answer.cancelled:
                 self._cut_short(task)
             else:
                 self._drop(task)
         self._find_undelivered(answer.held - ours.keys() - answer.cancelled)
-        self._draining = answer.command == "drain"
+        self._obey(answer.command)
         if time.monotonic() - self._last_grant > HUNGRY_SECONDS:
             self._lease_for_itself(room, urgent_room)
 
@@ -250,9 +279,48 @@ class QueueSession:
         elif urgent_room:
             self._queue.lease(self.token, None, urgent_room, self._lease_ms, lowest=Priority.URGENT)
 
+    # Draining.
+
+    def _obey(self, text: str | None) -> None:
+        """Do what the session's command says; without one a worker that drained works again."""
+        command = Command.parse(text)
+        if self._drain is not None and self._drain.ends:
+            return
+        if command is None:
+            self._drain = None
+        elif command.kind == "share":
+            if self._sharing is None:
+                self._sharing = text
+                self._hand_back.stop_unbegun(command.number)
+        elif self._drain is None:
+            seconds = math.inf if command.number is None else command.number
+            self._drain = _Drain(time.monotonic() + seconds, ends=False)
+
+    def _end_sharing(self, command: str) -> None:
+        """The tasks are back; this worker may have work again, others first."""
+        with self._patience("share"):
+            self._queue.set_command(self.token, None, instead_of=command)
+            self._last_grant = time.monotonic()
+            self._sharing = None
+
+    def _go_on_draining(self, drain: _Drain) -> None:
+        if drain.ends and not self._told_drain:
+            with self._patience("drain"):
+                self._told_drain = self._queue.set_command(self.token, Command("drain"))
+        if drain.deadline < math.inf:
+            self._hand_back.stop_unbegun()
+        late = time.monotonic() - drain.deadline
+        if late > 0:
+            self._hand_back.stop_all()
+        if late > STORING_SECONDS:
+            self._hand_back.release(at_once=True)
+        if drain.ends and (not self._leases.tasks or late > STORING_SECONDS):
+            self._stopped.set()
+            self._leases.engines_wanted.set()
+
     def _cut_short(self, task: LeasedTask) -> None:
         """Its job was cancelled: what is made stays, and the queue takes a receipt of that."""
-        self._publisher.lease_until(task, self._lease_end)
+        self._publisher.lease_until(task, self._leases.lease_end)
         if self._publisher.cut_short(task):  # there is nothing of it
             self._leases.remove(task)
         self._leases.engines_wanted.set()
@@ -273,7 +341,9 @@ class QueueSession:
         )
         for task in self._leases.tasks.values():
             self._drop(task)
-        self._draining = False
+        if self._drain is not None and not self._drain.ends:
+            self._drain = None
+        self._told_drain, self._sharing = False, None
         self.token = secrets.token_hex(16)
         self.register()
 
@@ -294,6 +364,7 @@ class QueueSession:
             yield
         except Unavailable as error:
             log.warning("%s: %s; trying again", what, error)
+            self._leases.server_away = not cut_off(error)
             self._stopped.wait(0.1 + 0.4 * random.random())
 
 

@@ -6,6 +6,8 @@ import os
 import threading
 from collections.abc import Mapping
 
+import ray
+
 from farm import logs, tracing
 from farm.paths import write_pid
 from farm.settings import load
@@ -62,14 +64,18 @@ class WorkerActor:
         """What Ray's dashboard says of the actor; it asks once, when this has been loaded."""
         return f"{self._worker.name}: {self._worker.description}"
 
-    def life(self) -> tuple[str, str]:
-        """The token of its session, another one after a restart, and what it was placed with."""
-        return self._worker.session, self._fingerprint
+    def life(self) -> tuple[str, str, str]:
+        """A token that is another one after a restart, what it was placed with, and its node."""
+        return self._worker.life, self._fingerprint, ray.get_runtime_context().get_node_id()
 
-    def join(self, seconds: float) -> None:
-        """Return after so many seconds; the caller asks again.
+    def drain(self, seconds: float) -> None:
+        """Take no more work, finish what can be finished in that time, and end."""
+        self._worker.drain(seconds)
+
+    def join(self, seconds: float) -> bool:
+        """Return after so many seconds, whether the worker has ended; the caller asks again.
 
         A call that never returned would keep one of the actor's threads for every scheduler that
         died while it waited.
         """
-        self._ended.wait(seconds)
+        return self._ended.wait(seconds)

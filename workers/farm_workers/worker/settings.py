@@ -20,6 +20,7 @@ class WorkerSettings(FarmSettings):
     tile: int = Field(default=0, ge=0, le=256)  # rows per tile; 0: the device's default
     threads: int = Field(default=0, ge=0, le=512)  # torch's; 0: all cores but one
     lease_ms: int = Field(default=10_000, ge=1_000, le=600_000)
+    drain_seconds: float = Field(default=20.0, ge=0)  # after SIGTERM, for what can be finished
     step_deadline_seconds: float = Field(default=300.0, gt=0)
     run_dir: Path | None = None  # where the pid file goes
     log_dir: Path | None = None  # where a worker on Ray writes its log too

@@ -10,6 +10,7 @@ way to those who ask.
 import logging
 import os
 import re
+import secrets
 import socket
 import threading
 from collections.abc import Callable, Mapping
@@ -75,6 +76,7 @@ class Worker:
                 field="--name",
                 hint="letters, digits, dots, dashes and underscores, as in rack1-gpu0",
             )
+        self.life = secrets.token_hex(16)  # of this run, whatever sessions it has
         self.name = name
         self._stopped = threading.Event()
         self._failure: Exception | None = None  # what ended another thread
@@ -119,7 +121,7 @@ class Worker:
             self._loader.load,
             name,
             list(infos),
-            _session_info(infos, engines, self._leases.capacity),
+            {"life": self.life, **_session_info(infos, engines, self._leases.capacity)},
             lease_ms=settings.lease_ms,
             step_deadline_seconds=settings.step_deadline_seconds,
             crash_reporter=crash_reporter,
@@ -167,8 +169,13 @@ class Worker:
                 self._loader.close()
                 tracing.flush()
 
+    def drain(self, seconds: float) -> None:
+        """Ask the worker to end within that time and a few seconds more: it takes no more work,
+        finishes what it can and hands the rest back. What is finished is stored and stays."""
+        self._queue_session.drain(seconds)
+
     def stop(self) -> None:
-        """Ask the worker to end; its leases go back to the queue unharmed."""
+        """Ask the worker to end now; its leases go back to the queue unharmed."""
         self._stopped.set()
         self._leases.engines_wanted.set()
 

@@ -51,16 +51,17 @@ local function end_job(job, state, reason)
   event(job, ({d = 'done', f = 'failed', x = 'cancelled'})[state])
 end
 
--- A job whose last task has ended is done, or failed if too many pictures were.
-local function finalise_job(job)
+-- A job whose last task has ended is done, or failed if too many pictures were. Returns the state,
+-- and the reason of the latter.
+local function final_state(job)
   local h = redis.call('HMGET', P .. 'job:' .. job, 'if', 'i', 'o')
   local allowed = cjson.decode(h[3]).max_failed or 0
-  if number(h[1]) > allowed then
-    end_job(job, 'f', h[1] .. ' of ' .. h[2] .. ' pictures failed; at most ' .. allowed
-      .. ' were allowed')
-  else
-    end_job(job, 'd')
-  end
+  if number(h[1]) <= allowed then return 'd' end
+  return 'f', h[1] .. ' of ' .. h[2] .. ' pictures failed; at most ' .. allowed .. ' were allowed'
+end
+
+local function finalise_job(job)
+  end_job(job, final_state(job))
 end
 
 -- CLOSED, all tasks ended: queues the task that finalises the job. It goes to `session`, which

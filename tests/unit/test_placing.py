@@ -1,0 +1,48 @@
+"""What workers are told, and why a cluster does not run them."""
+
+from farm.cli.place_workers import worker_environment
+from farm.queue.placed_workers import PlacedWorker, WorkerState, from_json, to_json
+from farm.scheduler.place import why_no_room
+from farm.worker_group import WorkerGroup
+
+
+def test_workers_get_their_own_settings_and_nothing_of_the_gateway() -> None:
+    told = {
+        "FARM_ROWS": "8",
+        "FARM_STORE": "s3://bucket",
+        "FARM_NAME": "farm",
+        "REDIS_URL": "redis://host",
+        "AWS_ACCESS_KEY_ID": "id",
+    }
+    kept = {
+        "FARM_SECRET": "hush",
+        "FARM_KEYS": "/keys",
+        "FARM_TLS_KEY": "/key",
+        "FARM_WORKERS": "3",
+        "FARM_RETENTION_DAYS": "7",
+        "FARM_PORT": "8400",
+        "RAY_ADDRESS": "head:6379",
+        "REDIS_URL_OLD": "redis://:password@host",
+        "PATH": "/bin",
+    }
+    assert worker_environment({**told, **kept}) == told
+
+
+def test_why_there_is_no_room() -> None:
+    gpu, cpu = WorkerGroup("gpu", 1, 1, gpus=1, cpus=0), WorkerGroup("cpu", 1, 1, gpus=0, cpus=2)
+    nodes = [{"CPU": 2.0, "memory": 1e9}]
+    assert why_no_room(gpu, nodes) == "no node of the cluster has 1 GPU"
+    assert why_no_room(cpu, nodes) == "2 CPU must become free on a node of the cluster"
+    both = WorkerGroup("both", 1, 1, gpus=1, cpus=2)
+    assert why_no_room(both, nodes) == "no node of the cluster has 1 GPU and 2 CPU"
+    assert why_no_room(both, [{"CPU": 8.0}, {"GPU": 8.0}]) == (
+        "no node of the cluster has 1 GPU and 2 CPU"
+    )
+
+
+def test_a_workers_state_is_a_line_for_people() -> None:
+    worker = PlacedWorker("worker-1", WorkerState.PENDING, "no node has 1 GPU", 12.3)
+    assert str(worker) == "worker-1 is pending for 12 s: no node has 1 GPU"
+    assert worker.missing
+    assert from_json(to_json([worker])) == [worker]
+    assert not PlacedWorker("worker-0", WorkerState.RUNNING).missing
