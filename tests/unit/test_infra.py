@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from farm.cli.app import COMMANDS
-from farm.scheduler.scheduler import SchedulerSettings
+from farm.scheduler.settings import SchedulerSettings
 from farm.settings import GatewaySettings
 from farm_workers.worker.settings import WorkerSettings
 
