@@ -17,6 +17,7 @@ from farm.checkpoints.inspect import Checkpoint
 from farm.errors import FarmError
 from farm.settings import load
 from farm.spec import Lane, Row
+from farm_workers.render_engine import Usage
 from farm_workers.worker.crash_reporter import CrashReporter
 from farm_workers.worker.settings import WorkerSettings
 from farm_workers.worker.worker import Worker
@@ -62,6 +63,13 @@ class StubEngine:
     @property
     def idle(self) -> bool:
         return not self._live
+
+    @property
+    def usage(self) -> Usage:
+        return Usage(self._steps)
+
+    def preview(self, key: Hashable, index: int) -> None:
+        """None: its rows have nothing to show."""
 
     def room(self, lane: Lane) -> int:
         return self._rows - len(self._live)
