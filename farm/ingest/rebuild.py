@@ -91,6 +91,9 @@ def rebuild(queue: Queue, store: Store) -> Counter[str]:
             if not acknowledged and not found.removed:
                 continue
             try:
+                if found.removed:
+                    _go_on_removing(queue, store, job)
+                    continue
                 record = JobRecord.model_validate_json(store.get(keys.header(job)))
                 if found.ended and _forgotten(record):
                     continue

@@ -3,7 +3,6 @@
 import json
 import logging
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,19 +11,6 @@ from farm import logs
 from farm.errors import InvalidInput
 
 NASTY = "a dog\n2026-01-01 ERROR forged\x1b[2J\u202e\x00"
-
-
-@pytest.fixture(autouse=True)
-def root() -> Iterator[None]:
-    """The root logger as it was."""
-    logger = logging.getLogger()
-    before, level = list(logger.handlers), logger.level
-    yield
-    for handler in logger.handlers:
-        if handler not in before:
-            handler.close()
-    logger.handlers[:] = before
-    logger.setLevel(level)
 
 
 @pytest.fixture
