@@ -13,7 +13,7 @@ demo: $(INSTALLED)
 
 # Before each commit, in a minute: lint, types, layers, and the tests that need no other process.
 check: lint
-	$(BIN)/pytest tests/unit
+	$(BIN)/pytest tests/unit -m "not slow"
 
 test: lint tests
 

@@ -39,6 +39,7 @@ from farm.store.probing import check_store
 from farm.worker_group import grown, parse_groups
 
 VALKEY_SECONDS = 600.0  # it reads a long append-only file
+GATEWAY_SECONDS = 120.0  # with the check
 RAY_SECONDS = 120.0
 WORKER_SECONDS = 300.0
 PATIENCE = 20  # looks at what may be busy for a while: a slow disk, a cluster without processors
@@ -180,12 +181,14 @@ class Embedded:
                 healthy=lambda: replies(self.redis_url),
                 patience=PATIENCE,
             )
-        # Before Ray, which takes long: it refuses wrong settings.
+        # Before Ray, which takes long and all cores: it refuses wrong settings, and meanwhile the
+        # check of the checkpoints ends.
         yield Service(
             "gateway",
             [sys.executable, "-P", "-m", "farm.gateway"],
-            ready=lambda: answers(f"{self.plan.url}/healthz"),
+            ready=lambda: answers(f"{self.plan.url}/healthz") and self._loads.passed(),
             environment=self.environment,
+            seconds=GATEWAY_SECONDS,
             healthy=lambda: answers(f"{self.plan.url}/healthz"),
         )
         if not self.plan.ray_address:
@@ -203,7 +206,6 @@ class Embedded:
         )
 
     def _ray_ready(self) -> bool:
-        self._loads.passed()  # raises as soon as a checkpoint turns out not to load
         return listens(self._ray_port) and listens(self._dashboard_port)
 
     @property
@@ -213,8 +215,6 @@ class Embedded:
     def _workers_ready(self) -> bool:
         """Raises ``Unavailable`` as soon as a worker has ended at its start, a checkpoint that does
         not load for example: it is placed again and again, and would end again."""
-        if not self._loads.passed():
-            return False  # it says more clearly than a worker what is wrong
         for told in self._run.glob("*.failed"):
             cause = told.read_text("utf-8").strip()
             told.unlink()

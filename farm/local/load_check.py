@@ -1,4 +1,4 @@
-"""Whether a farm's checkpoints would load, found out while its other parts start."""
+"""Whether a farm's checkpoints would load, found out while its first parts start."""
 
 import subprocess
 import sys
@@ -15,8 +15,8 @@ CODE = "error[checkpoint]"
 class LoadCheck:
     """A process that builds the models of checkpoints without their weights.
 
-    It takes the seconds that importing torch takes, so it runs beside the start of the rest; what
-    comes with the workers is known to load.
+    It takes the seconds that importing torch takes, so it runs beside the start of server and
+    gateway; what comes with the workers is known to load.
     """
 
     def __init__(self, checkpoints: Sequence[str]) -> None:
