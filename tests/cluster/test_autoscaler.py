@@ -1,6 +1,6 @@
 """Machines come with the work and go after it: Ray's own autoscaler, with its fake provider.
 
-``make growth`` runs it: Ray takes half a minute for each of three nodes on two busy cores.
+``make growth`` runs it; most of its two minutes are Ray's own starts.
 """
 
 import json
