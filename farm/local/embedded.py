@@ -94,7 +94,7 @@ class Plan:
                     f"{name} has a comma in its path, by which checkpoints are separated",
                     hint="rename the folder, or give a symbolic link to it",
                 )
-            inspect_checkpoint(name)
+            inspect_checkpoint(name, self.data)
         return replace(self, checkpoints=names, store=store, **counted)
 
     def _counted(self, checkpoints: tuple[str, ...]) -> dict[str, Any]:
@@ -166,7 +166,7 @@ class Embedded:
         self.dashboard = (
             "" if plan.ray_address else f"http://127.0.0.1:{self._same_port('dashboard', 8265)}"
         )
-        self._loads = LoadCheck(plan.checkpoints)
+        self._loads = LoadCheck(plan.checkpoints, plan.data)
         self._ray_agent = f"http://127.0.0.1:{free_port()}"
 
     def services(self) -> Iterator[Service]:
