@@ -45,7 +45,13 @@ def to_json(workers: Sequence[PlacedWorker]) -> str:
 
 
 def from_json(text: str) -> list[PlacedWorker]:
-    return [PlacedWorker(**{**one, "state": WorkerState(one["state"])}) for one in json.loads(text)]
+    """Of what a newer scheduler says, as much as is understood here: both may run side by side."""
+    found = [
+        {name: told for name, told in one.items() if name in PlacedWorker._fields}
+        for one in json.loads(text)
+        if one["state"] in set(WorkerState)
+    ]
+    return [PlacedWorker(**{**one, "state": WorkerState(one["state"])}) for one in found]
 
 
 def post(queue: Queue, workers: Sequence[PlacedWorker]) -> None:

@@ -1,5 +1,6 @@
 """What workers are told, and why a cluster does not run them."""
 
+import json
 from types import SimpleNamespace
 
 from farm.cli.place_workers import worker_environment
@@ -61,3 +62,11 @@ def test_a_workers_state_is_a_line_for_people() -> None:
     assert worker.missing
     assert from_json(to_json([worker])) == [worker]
     assert not PlacedWorker("worker-0", WorkerState.RUNNING).missing
+
+
+def test_what_a_newer_scheduler_says_of_workers_is_understood_as_far_as_possible() -> None:
+    told = [
+        {"name": "worker-0", "state": "running", "seconds": 1.0, "mood": "good"},
+        {"name": "worker-1", "state": "dancing"},
+    ]
+    assert from_json(json.dumps(told)) == [PlacedWorker("worker-0", WorkerState.RUNNING, "", 1.0)]
