@@ -137,7 +137,7 @@ def export(
         "--checkpoint": checkpoint or [], "--threads": [threads], "--parallel": [parallel],
         "--certificate": [certificate if sign else None], "--key": [key if sign else None],
     }, sign=sign))  # fmt: skip
-    if store is not None and holds(store, plan):
+    if store is not None and not overwrite and holds(store, plan):
         say_error(f"{output} is whole already")
         say(output)
         return 0
