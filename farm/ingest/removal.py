@@ -102,6 +102,7 @@ class Remover:
             # farm's is not misled.
             self._queue.removed(removal)
             self._store.delete(mark)
+            self._store.prune(keys.prefix(job))
         yield deleted if size is None else Deleted(deleted.objects + 1, deleted.bytes + size)
 
     def _delete_block(

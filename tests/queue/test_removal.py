@@ -65,13 +65,16 @@ def stored(store: Store, job: str) -> set[str]:
     return {one.key for one in store.list(keys.prefix(job))}
 
 
-def test_a_removed_job_is_nowhere(bench: Bench, queue: Queue, store: Store) -> None:
+def test_a_removed_job_is_nowhere(
+    bench: Bench, queue: Queue, store: Store, tmp_path: Path
+) -> None:
     job = ended(bench, idempotency_key="k")
     fill(store, job)
     assert list(Remover(queue, store).remove(job, "ann"))[-1].objects == OBJECTS
     with pytest.raises(NotFound):
         queue.status(job, "ann")
     assert stored(store, job) == set()
+    assert not list((tmp_path / "store").glob(f"*/{job}")), "not even an empty folder"
     assert queue.removals() == []
     assert {key for key in queue.client.scan_iter() if job in key} == set()
     assert queue.submit(bench.header(idempotency_key="k"), bench.tasks(1)).created
