@@ -98,8 +98,8 @@ def test_a_job_is_stored_listed_fetched_and_deleted(
             assert read_facts(data).spec.prompt == one["prompt"]
     assert job.verify().differences == ()
     until(lambda: not list((tmp_path / "worker" / "scratch").glob(f"*/{sink}/*")))
-    Sinks(gateway.store, Path("unused")).get(sink).delete(job.id)
-    assert shards(gateway, job) == {}
+    job.remove()
+    assert list(gateway.store.list(keys.prefix(job.id))) == []
 
 
 def test_a_failed_picture_is_in_the_manifest_alone_and_a_retry_adds_it(
