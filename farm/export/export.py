@@ -185,7 +185,8 @@ def _groups(plan: Plan, pictures: Iterable[FetchedPicture]) -> Iterator[_Group]:
     numbers = dict.fromkeys(plan.splits.names, 0)
     for picture in pictures:
         row = picture.row
-        split = plan.splits.of(json.loads(row.spec)["prompt"] or "")
+        spec = json.loads(row.spec)
+        split = plan.splits.of(spec["prompt"] or spec["embeds"] or "")
         size = row.width * row.height
         held = waiting[split]
         if held and (len(held) == plan.shard_size or pixels[split] + size > SHARD_PIXELS):

@@ -125,11 +125,24 @@ def test_what_an_export_cannot_select_by_is_one_line(
         ("--where", "nsfw < 0.1", "farm score JOB --with nsfw"),
         ("--dedup", "pdq:8", "farm score JOB --with pdq"),
         ("--where", "number > 1000", "no picture is wanted"),
+        ("--where", "number < 'x'", "does not fit the columns"),
         ("--where", "number >", "write it like"),
     ]):  # fmt: skip
         told = cli("export", job.id, "-o", f"set-{number}", "--as", "parquet", flag, value)
         assert told.code == 2
         assert hint in told.err.splitlines()[-1]
+
+
+def test_columns_of_the_user_by_the_names_of_scores_are_not_taken_for_them(
+    farm: Farm, cli: Cli
+) -> None:
+    defaults: Any = {"checkpoint": "fake", "num_inference_steps": 1, "guidance_scale": 1}
+    for metadata in ({"pdq": "mine"}, {"pdq": "0" * 64, "pdq_quality": "good"}):
+        job = farm.submit_many([{"prompt": "p", "metadata": metadata}], defaults=defaults)
+        job.wait(120)
+        told = cli("export", job.id, "-o", job.id, "--as", "parquet", "--dedup", "pdq:8")
+        assert told.code == 2
+        assert "of render 0 is not what farm score adds" in told.err
 
 
 def test_a_scorer_that_is_not_known_is_refused_with_what_is(
