@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,7 +18,9 @@ from farm.errors import InvalidInput
 from farm.formats.picture_file import read_facts
 from farm.ingest.ndjson import Entry
 from farm.job import JobOptions
-from farm_client import Farm, Job
+from farm_client import Farm, Job, job_dataset
+from farm_client.connection import Connection
+from farm_client.models import Picture
 from workers import Workers
 
 PICTURES = 24
@@ -99,6 +103,33 @@ def test_a_reader_given_half_of_the_job_while_it_ran_and_resumed_saw_every_row_o
     resumed.load_state_dict(state)
     assert sorted(first + list(resumed)) == ALL
     assert sorted(resumed) == ALL, "the next epoch starts at the beginning"
+
+
+def test_a_reader_may_take_longer_than_the_addresses_of_pictures_last(
+    gateway: Gateway, workers: Workers, farm: Farm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workers.start()
+    job = submit(gateway, farm, "images")  # one task with all pictures
+    job.wait(120)
+    monkeypatch.setattr(job_dataset, "FRESH_SECONDS", 0.0)
+    fetched, later, signer = threading.Semaphore(0), 0.0, gateway.app_deps.signer
+    monkeypatch.setattr(signer, "_now", lambda: time.time() + later)
+    fetch = job_dataset._row
+
+    def row(connection: Connection, told: Picture) -> dict[str, Any]:
+        made = fetch(connection, told)
+        fetched.release()
+        return made
+
+    monkeypatch.setattr(job_dataset, "_row", row)
+    seen = []
+    for number_ in farm_client.dataset(job, transform=number, parallel=1):
+        if len(seen) % 2 == 0:  # two are fetched ahead, and these are there
+            assert fetched.acquire(timeout=60)
+            assert fetched.acquire(timeout=60)
+            later += 7200
+        seen.append(number_)
+    assert sorted(seen) == ALL
 
 
 def test_ranks_share_the_rows(gateway: Gateway, workers: Workers, farm: Farm) -> None:
