@@ -10,7 +10,8 @@ import pytest
 from harness import Cli, Gateway, until
 from PIL.Image import Image
 
-from farm.errors import InvalidInput
+from farm.errors import InvalidInput, NotFound
+from farm.gateway.routes import scores as routes
 from farm.scoring import scorer as scorers
 from farm.scoring.pdq import Pdq
 from farm.store import keys
@@ -131,6 +132,22 @@ def test_what_an_export_cannot_select_by_is_one_line(
         told = cli("export", job.id, "-o", f"set-{number}", "--as", "parquet", flag, value)
         assert told.code == 2
         assert hint in told.err.splitlines()[-1]
+
+
+def test_scores_that_come_while_their_job_is_removed_leave_nothing(
+    gateway: Gateway, farm: Farm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = submit(gateway, farm)
+    add = routes.add_scores
+
+    def late(*given: Any) -> None:
+        farm.job(job.id).remove()
+        add(*given)
+
+    monkeypatch.setattr(routes, "add_scores", late)
+    with pytest.raises(NotFound):
+        add_scores(job, "pdq", [Score(0, 0, "0" * 64, {"pdq": "0" * 64})])
+    assert list(gateway.store.list(keys.prefix(job.id))) == []
 
 
 def test_columns_of_the_user_by_the_names_of_scores_are_not_taken_for_them(

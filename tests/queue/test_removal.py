@@ -65,9 +65,7 @@ def stored(store: Store, job: str) -> set[str]:
     return {one.key for one in store.list(keys.prefix(job))}
 
 
-def test_a_removed_job_is_nowhere(
-    bench: Bench, queue: Queue, store: Store, tmp_path: Path
-) -> None:
+def test_a_removed_job_is_nowhere(bench: Bench, queue: Queue, store: Store, tmp_path: Path) -> None:
     job = ended(bench, idempotency_key="k")
     fill(store, job)
     assert list(Remover(queue, store).remove(job, "ann"))[-1].objects == OBJECTS

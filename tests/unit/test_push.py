@@ -13,7 +13,6 @@ import pytest
 from farm.cli.app import run
 from farm.export.export import Plan
 
-
 FILES = {
     "data/train-00000.parquet": b"PAR1",
     "README.md": b"# a set\n",
