@@ -156,7 +156,8 @@ def export(plan: Plan, folder: Path, decode: Decode | None, sign: Sign | None = 
         for split, names in done.items():
             _write_lines(folder, split, names, types)
     facts = _write_manifest(folder, done, types)
-    facts.statistics.add_failed(failed_rows(source))
+    for row in failed_rows(source):
+        facts.statistics.add(row)
     write_whole(folder / STATISTICS, facts.statistics.to_json().encode())
     write_card(folder, plan.license, plan.title, facts, counts, target.pattern, types)
     write_whole(folder / WHOLE, plan.to_json().encode())

@@ -8,7 +8,7 @@ exact one all of them.
 import array
 import collections
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -60,10 +60,7 @@ class Statistics:
         rows: of the pictures in it, with their tokens.
         """
         for row in rows:
-            lane = self._lanes[_lane_of(row)]
-            lane.pictures += 1
-            if row.confidence is not None:
-                lane.confidences.append(row.confidence)
+            self.add(row)
         grids = [np.frombuffer(row.tokens or b"", "<u2") for row in rows]
         exact, near = duplicates(grids)
         self.shards.append(
@@ -76,14 +73,20 @@ class Statistics:
             }
         )
 
-    def add_failed(self, rows: Iterable[ManifestRow]) -> None:
-        """Pictures that could not be made."""
-        for row in rows:
-            self._lanes[_lane_of(row)].failed += 1
+    def add(self, row: ManifestRow) -> None:
+        """A picture, or one that could not be made."""
+        lane = self._lanes[_lane_of(row)]
+        lane.pictures += row.error is None
+        lane.failed += row.error is not None
+        if row.confidence is not None:
+            lane.confidences.append(row.confidence)
+
+    def told(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {"lanes": self.lanes, "shards": self.shards}
 
     def to_json(self) -> str:
-        told = {"lanes": self.lanes, "shards": self.shards}
-        return json.dumps(told, indent=1, ensure_ascii=False) + "\n"
+        return json.dumps(self.told(), indent=1, ensure_ascii=False) + "\n"
 
     def summary(self) -> list[str]:
         """Lines of Markdown."""

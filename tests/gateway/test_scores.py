@@ -101,6 +101,24 @@ def test_an_export_has_the_scores_as_columns_and_takes_what_is_wanted(
     assert "holds another export" in other.err
 
 
+def test_stats_of_a_job_and_of_its_data_set_are_the_same_but_for_shards(
+    gateway: Gateway, farm: Farm, cli: Cli
+) -> None:
+    job = submit(gateway, farm)
+    cli("export", job.id, "-o", "set", "--as", "parquet")
+    told = [json.loads(cli("stats", one, "--json").out) for one in (job.id, "set")]
+    assert told[0]["lanes"] == told[1]["lanes"]
+    [(lane, counts)] = told[0]["lanes"].items()
+    assert (counts["pictures"], counts["failed"]) == (PICTURES, 0)
+    shown = cli("stats", "set").out.splitlines()
+    assert shown[1].split()[0] == str(PICTURES)
+    assert shown[1].split()[-1] == lane
+    assert "1 shard, token entropy" in shown[2]
+    other = cli("stats", ".")
+    assert (other.code, other.err.count("\n")) == (2, 1)
+    assert "farm export JOB" in other.err
+
+
 def test_of_pictures_that_look_alike_the_most_confident_stays(
     gateway: Gateway, farm: Farm, cli: Cli, tmp_path: Path
 ) -> None:
