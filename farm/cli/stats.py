@@ -71,7 +71,8 @@ def _columns(texts: Sequence[str]) -> str:
 def _shards(shards: Sequence[Mapping[str, Any]]) -> str:
     entropies = [one["token_entropy"] for one in shards]
     exact, near = (sum(one[f"{kind}_duplicates"] for one in shards) for kind in ("exact", "near"))
+    count = f"{len(shards):,} shard" + ("" if len(shards) == 1 else "s")
     return (
-        f"{len(shards):,} shard{'' if len(shards) == 1 else 's'}, token entropy {min(entropies):.2f} to {max(entropies):.2f} bits; "
+        f"{count}, token entropy {min(entropies):.2f} to {max(entropies):.2f} bits; "
         f"duplicates within a shard: {exact:,} exact, {near:,} near"
     )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -77,7 +78,17 @@ def test_every_row_comes_once_with_its_pixels_and_columns(
     assert list(again) == list(again) == [number(row) for row in rows]
 
 
-def test_a_reader_given_half_of_the_job_while_it_ran_and_resumed_saw_every_row_once(
+READING = """
+import json, sys
+import farm_client
+
+reader = farm_client.dataset(sys.argv[1], transform=lambda row: row["metadata"]["number"])
+for number in reader:  # as a training loop that keeps its position with each step
+    print(json.dumps([number, reader.state_dict()]), flush=True)
+"""
+
+
+def test_a_reader_given_half_of_the_job_while_it_ran_killed_and_resumed_saw_every_row_once(
     gateway: Gateway, workers: Workers, farm: Farm
 ) -> None:
     workers.start()
@@ -91,17 +102,22 @@ def test_a_reader_given_half_of_the_job_while_it_ran_and_resumed_saw_every_row_o
         ingest.append(record, piece, numbers.start, entries)
 
     append(0, range(half))
-    reader = farm_client.dataset(farm.job(record.job), transform=number)
-    rows = iter(reader)
-    first = [next(rows) for _ in range(half - 1)]  # the last shard is not read to its end
+    first = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", READING, record.job],
+        env={**os.environ, "FARM_URL": gateway.url}, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert first.stdout is not None
+    told = [first.stdout.readline() for _ in range(half - 1)]
+    first.kill()  # somewhere in the last shard, or while it waits for more
+    told += first.stdout.readlines()
+    assert first.wait() == -signal.SIGKILL
     assert not farm.job(record.job).status().ended
-    state = json.loads(json.dumps(reader.state_dict()))
-    del rows
     append(1, range(half, PICTURES))
     ingest.close(record, 2)
+    seen, state = zip(*map(json.loads, told), strict=True)
     resumed = farm_client.dataset(farm.job(record.job), transform=number)
-    resumed.load_state_dict(state)
-    assert sorted(first + list(resumed)) == ALL
+    resumed.load_state_dict(state[-1])
+    assert sorted([*seen, *resumed]) == ALL
     assert sorted(resumed) == ALL, "the next epoch starts at the beginning"
 
 
