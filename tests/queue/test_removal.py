@@ -157,6 +157,22 @@ def test_a_job_is_kept_for_as_long_as_it_says(bench: Bench, queue: Queue, store:
     assert stored(store, long) == set()
 
 
+def test_a_cancelled_job_that_is_kept_for_a_short_time_is_removed_when_its_workers_are_done(
+    bench: Bench, queue: Queue, store: Store
+) -> None:
+    job = bench.submit(1, keep="1h")
+    fill(store, job)
+    queue.cancel(job, "ann")
+    bench.advance(3601)
+    queue.tick()
+    with pytest.raises(NotFound):
+        queue.status(job, "ann")
+    assert Remover(queue, store).sweep() == 0, "its workers may store more"
+    bench.advance((SETTLED_HOURS - 1) * 3600)
+    assert Remover(queue, store).sweep() == 1
+    assert stored(store, job) == set()
+
+
 def test_a_retry_starts_the_time_to_be_kept_again(bench: Bench, queue: Queue) -> None:
     job = bench.submit(1, keep="1h", max_failed=4)
     complete(bench, failed=1)
