@@ -39,9 +39,9 @@ from farm_workers.bench.engine import Item, Upstream, draw_with_engine, drawn, m
 from farm_workers.bench.floor import decode_flops, step_flops
 from farm_workers.engine import Engine, Result
 from farm_workers.engine.amused import AmusedModel, load_modules
-from farm_workers.engine.amused.conditioning import PROMPTS, Conditioned
+from farm_workers.engine.amused.conditioning import PROMPTS
 from farm_workers.engine.device import Device
-from farm_workers.engine.row import Live, Pending, start
+from farm_workers.engine.row import Conditioned, Live, Pending, start
 from farm_workers.engine.tile import Tile
 from farm_workers.engine.tile_pool import Kind, TilePool
 from farm_workers.testing.random_weights import random_modules

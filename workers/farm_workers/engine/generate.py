@@ -56,7 +56,7 @@ def generate(
                     try:
                         engine.add(**found)
                     except FarmError as error:
-                        yield _refused(found["key"], found["row"].index, error)
+                        yield Result.failed(found["key"], found["row"].index, error)
                     else:
                         inside[found["key"]] += 1
                 more = found is not None
@@ -78,14 +78,10 @@ def _rows(
         try:
             spec, inputs = _resolve(engine, *given, adapters, derived_seed(seed, number))
         except FarmError as error:
-            yield _refused(number, 0, error)
+            yield Result.failed(number, 0, error)
             continue
         for row in spec.rows():
             yield {"key": number, "row": row, **inputs}
-
-
-def _refused(number: int, index: int, error: FarmError) -> Result:
-    return Result(number, index, None, None, 0.0, 0, error)
 
 
 def _resolve(

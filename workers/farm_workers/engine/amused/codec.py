@@ -97,7 +97,7 @@ class Codec:
 
 def _fused(decoder: nn.Module) -> Any:
     # Here and not above: Triton is made for Linux only.
-    from farm_workers.engine.amused.fused_decoder import fuse
+    from farm_workers.engine.amused.kernels import fuse
 
     return fuse(decoder)
 

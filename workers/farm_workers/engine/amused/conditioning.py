@@ -12,7 +12,7 @@ from farm.spec import CheckpointInfo
 from farm_workers.engine.amused.adapters import RowAdapters, Scaled, hooked
 from farm_workers.engine.amused.transformer import Transformer, sinusoids
 from farm_workers.engine.device import Device, Lru
-from farm_workers.engine.row import Pending
+from farm_workers.engine.row import Conditioned, Pending
 
 PROMPTS = 8  # that a GPU computes together, always as many; a CPU takes them one by one
 
@@ -32,13 +32,6 @@ class Half(NamedTuple):
     text: str
     given: tuple[Any, Any] | None  # embeddings in its place: hidden states, pooled
     micro: tuple[float, ...]
-
-
-class Conditioned(NamedTuple):
-    key: Hashable  # of the prompt and all else that it was made from
-    packed: Tensor  # (size,)
-    truncated: bool
-    adapters: Sequence[Scaled] = ()  # of the steps; they are in ``packed`` already
 
 
 class Conditioning:
