@@ -127,7 +127,7 @@ class Model:
                 torch.cat([text.pooled for text in texts]),
                 torch.zeros(width, conditioning._steps, device=self.device),
             )
-        return self.scoped(lambda: conditioning._condition[width](*given))
+        return self.scoped(lambda: conditioning._condition(*given))
 
     def decoder(self, width: int) -> tuple[Callable[[], object], int]:
         """Decode one tile of pictures; the width that the codec really takes comes with it."""

@@ -50,10 +50,10 @@ def test_norm_residual_and_modulation(
     norm.to(device, dtype)
     x = torch.randn(*rows, tokens, channels, device=device, dtype=dtype)
     delta = torch.randn_like(x) if moved else None
-    layout = Layout.of([("scale", (1, channels)), ("x", (7,)), ("shift", (1, channels))])
+    layout = Layout.of([("before", (1, 7)), ("norm", (1, 2 * channels))])
     packed = torch.randn(*rows, layout.size, device=device, dtype=dtype)
     given = layout.views(packed)
-    scale, shift = (given["scale"], given["shift"]) if modulated else (None, None)
+    scale, shift = given.pieces["norm"] if modulated else (None, None)
     stream = x.clone()
     found = kernels.add_norm(stream, delta, norm, scale, shift)
     summed = x if delta is None else x + delta

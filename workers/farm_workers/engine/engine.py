@@ -289,28 +289,20 @@ class Engine:
             ((picture,),) = Download(pixels).arrays()
         return picture
 
+    @torch.inference_mode()
     def preview(self, key: Hashable, index: int) -> Preview | None:
         """The row's predicted picture after its last step; None when it is not on its way."""
-        for tile in self._tiles:
-            for live in tile.rows:
-                if (live.pending.key, live.pending.row.index) == (key, index) and live.steps_done:
-                    return self._preview(tile, live)
+        inside = ((tile, live) for tile in self._tiles for live in tile.rows)
+        for tile, live in inside:
+            pending, slot = live.pending, live.slots[0]
+            if (pending.key, pending.row.index) == (key, index) and live.steps_done:
+                steps = live.steps_done, live.spec.row_steps
+                with self._model.device.scope():
+                    tokens = tile.state.predicted[slot : slot + 1]
+                    pixels = self._model.decode(tokens, tile.grid, width=1)[0].cpu().numpy()
+                    confidence = mean_confidence(tile.state.probability[slot], live.painted)
+                return Preview(key, index, *steps, pixels, confidence)
         return None
-
-    @torch.inference_mode()
-    def _preview(self, tile: Tile, live: Live) -> Preview:
-        slot = live.slots[0]
-        with self._model.device.scope():
-            tokens = tile.state.predicted[slot : slot + 1]
-            pixels = self._model.decode(tokens, tile.grid, width=1)[0]
-            return Preview(
-                live.pending.key,
-                live.pending.row.index,
-                live.steps_done,
-                live.spec.row_steps,
-                pixels.cpu().numpy(),
-                mean_confidence(tile.state.probability[slot], live.painted),
-            )
 
     def _admit(self, pending: Pending) -> None:
         model = self._model

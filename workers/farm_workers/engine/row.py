@@ -1,6 +1,7 @@
 """A row's way through the engine: waiting, stepping, finished, delivered."""
 
 import functools
+import itertools
 import logging
 import math
 from collections.abc import Hashable, Mapping, Sequence
@@ -308,14 +309,9 @@ def cells(painted: Tensor, grid: tuple[int, int], shape: Sequence[int]) -> Tenso
 
 def fitting(rows: Sequence[Finished], width: int) -> list[Finished]:
     """The first rows whose pictures fill a tile of the decoder and do not overflow it."""
-    found: list[Finished] = []
-    left = width
-    for held in rows:
-        if found and held.pictures > left:
-            break
-        found.append(held)
-        left -= held.pictures
-    return found
+    pictures = itertools.accumulate(held.pictures for held in rows)
+    places = enumerate(zip(rows, pictures, strict=True))
+    return [held for place, (held, count) in places if place == 0 or count <= width]
 
 
 def not_finite() -> RenderError:

@@ -64,7 +64,8 @@ class AmusedModel:
         self.info, self.device, self.dtype = info, device, dtype
         self.masking_schedule = masking_schedule
         self.by_row = not fused
-        self.transformer = _transformer(modules["transformer"], info, fused=fused)
+        ops = _ops(fused=fused)
+        self.transformer = Transformer.of(modules["transformer"], info.text_tokens, ops)
         self.conditioning = Conditioning(
             info, device, modules, self.transformer, cache_bytes=CACHE_BYTES[device.torch.type]
         )
@@ -159,19 +160,13 @@ class AmusedModel:
         )
 
 
-def _transformer(unet: Any, info: CheckpointInfo, *, fused: bool) -> Transformer:
-    ops = Ops()
-    if fused:
-        from farm_workers.engine.amused.kernels import FusedOps
+def _ops(*, fused: bool) -> Ops:
+    if not fused:
+        return Ops()
+    # Here and not above: Triton is made for Linux only.
+    from farm_workers.engine.amused.kernels import FusedOps
 
-        ops = FusedOps()
-    with torch.inference_mode():
-        with torch.device("meta"):
-            transformer = Transformer(unet.config, info.text_tokens)
-        transformer.load_state_dict(unet.state_dict(), assign=True)
-        transformer.eval().requires_grad_(False)
-        transformer.ready(ops)
-    return transformer
+    return FusedOps()
 
 
 def load_modules(
