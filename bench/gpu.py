@@ -35,8 +35,9 @@ import numpy as np
 import torch
 
 from farm.spec import CheckpointInfo, Row
-from farm_workers.bench.engine import Item, Upstream, draw_with_engine, drawn, mixed, uniform
+from farm_workers.bench.engine import Upstream
 from farm_workers.bench.floor import decode_flops, step_flops
+from farm_workers.bench.workloads import Item, draw_with_engine, drawn, mixed, uniform
 from farm_workers.engine import Engine, Result
 from farm_workers.engine.amused import AmusedModel, load_modules
 from farm_workers.engine.amused.conditioning import PROMPTS
