@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 from farm.queue.placed_workers import PlacedWorker, Reason, WorkerState
 from farm.worker_group import WorkerGroup
 
+ACTORS = "farm-"  # before their workers' names, for those who look at Ray's dashboard
 JOIN_SECONDS = 5.0  # of one pending call; the next one follows at once
 FROZEN_SECONDS = 20.0  # that its answer may be late; a process that is stopped never answers
 
@@ -38,7 +39,8 @@ class Place:
         self._since = now
 
     def join(self, now: float) -> None:
-        self.joined = self.actor.join.remote(JOIN_SECONDS)
+        call = self.actor.join.options(name=f"{ACTORS}{self.name}")  # Ray names the process so
+        self.joined = call.remote(JOIN_SECONDS)
         self.answers_by = now + JOIN_SECONDS + FROZEN_SECONDS
 
     def drain(self, seconds: float, now: float, reason: Reason, why: str) -> None:

@@ -18,12 +18,11 @@ from farm.addresses import reachable
 from farm.awake_clock import AwakeClock
 from farm.errors import Unavailable
 from farm.queue.placed_workers import PlacedWorker, Reason, WorkerState
-from farm.scheduler.place import Life, Place, why_no_room
+from farm.scheduler.place import ACTORS, Life, Place, why_no_room
 from farm.worker_group import WorkerGroup
 
 log = logging.getLogger(__name__)
 
-ACTORS = "farm-"  # before their workers' names, for those who look at Ray's dashboard
 NODES_SECONDS = 2.0  # between two looks at the cluster's nodes
 RETRY_SECONDS = 5.0  # before a worker that could not start is placed again
 ACTOR_THREADS = 8  # each may wait for a scheduler that is gone

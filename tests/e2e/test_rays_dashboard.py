@@ -79,7 +79,7 @@ def test_the_timeline_has_a_span_for_each_task(farm: RunningFarm) -> None:
 
     until(lambda: len(spans()) == 2)  # the second one finalises the job
     drawn = next(span for span in spans() if span["args"]["lane"])
-    assert drawn["name"] == f"task {job}/0/0: 3 pictures"
+    assert re.fullmatch(rf"task {job}/0/0: 3 pictures in \d+\.\d s", drawn["name"])
     assert drawn["cat"] == KIND
     assert drawn["args"]["outcome"] == "done"
     assert drawn["dur"] > 0

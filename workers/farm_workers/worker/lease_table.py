@@ -34,7 +34,7 @@ class LeaseTable:
             if lease.key in self._tasks:
                 return None
             task = self._tasks[lease.key] = LeasedTask(lease)
-            self.timeline.began()
+            self.timeline.began(task)
             return task
 
     def holds(self, task: LeasedTask) -> bool:

@@ -27,20 +27,20 @@ class Timeline:
     def __init__(self) -> None:
         self._news = threading.Condition()
         self._ended: collections.deque[Facts] = collections.deque(maxlen=KEPT)
-        self._held = 0
+        self._held: dict[int, str] = {}  # by the number of the lease: the task
         self._over = False
         self._followed = threading.Lock()
 
-    def began(self) -> None:
+    def began(self, task: LeasedTask) -> None:
         """The worker holds one more task."""
         with self._news:
-            self._held += 1
+            self._held[task.number] = task.key
             self._news.notify_all()
 
     def ended(self, task: LeasedTask) -> None:
         """The worker does not hold it any more."""
         with self._news:
-            self._held -= 1
+            self._held.pop(task.number, None)
             self._ended.append(_facts(task))
             self._news.notify_all()
 
@@ -74,9 +74,13 @@ class Timeline:
         with open_span(facts):
             self._wait(lambda: self._ended, deadline)
             with self._news:
-                held = {"name": f"at work on {self._held} task{'' if self._held == 1 else 's'}"}
-                facts |= self._ended.popleft() if self._ended else held
+                facts |= self._ended.popleft() if self._ended else self._at_work()
         return True
+
+    def _at_work(self) -> Facts:
+        tasks = list(self._held.values())
+        more = f" and {len(tasks) - 1} more" if len(tasks) > 1 else ""
+        return {"name": f"at work on {', '.join(tasks[:1])}{more}", "tasks": " ".join(tasks)}
 
     def _wait(self, condition: Callable[[], object], deadline: float) -> None:
         """Until the condition, the deadline or the end of the worker."""
@@ -87,7 +91,9 @@ class Timeline:
 def _facts(task: LeasedTask) -> Facts:
     lease = task.lease
     failed = f", {task.failed} failed" if task.failed else ""
-    what = f"{task.stored} pictures{failed}" if lease.lane else "its job is finalised"
+    seconds = time.monotonic() - task.since
+    drawn = f"{task.stored} pictures in {seconds:.1f} s{failed}"
+    what = drawn if lease.lane else "its job is finalised"
     if task.outcome is None:
         outcome = "cancelled" if task.cut_short else "dropped"
     else:
