@@ -16,6 +16,7 @@ from farm.job import MAX_TASK_PICTURES, Priority, check_job_id
 from farm.queue import placed_workers
 from farm.sinks.protocol import Source
 from farm.spec import PARAMETERS
+from farm.spec.parameters import RenderFields
 
 router = APIRouter(include_in_schema=False)
 
@@ -222,6 +223,7 @@ def new(request: Request, deps: Deps, tenant: Reader) -> HTMLResponse:
         checkpoints=deps.registry.all(),
         adapters=deps.ingest.adapters.all(tenant),
         parameters=PARAMETERS,
+        defaults={name: field.default for name, field in RenderFields.model_fields.items()},
         priorities=list(Priority),
     )
 
