@@ -1,4 +1,4 @@
-"""What a worker shows of its tasks in Ray's timeline, and of its speed in its log."""
+"""What a worker shows of itself: in Ray's timeline and lists, and in its log."""
 
 import logging
 import threading
@@ -13,6 +13,7 @@ from farm_workers.leased_task import Outcome
 from farm_workers.worker.lease_table import LeaseTable
 from farm_workers.worker.throughput import TELL_SECONDS, Throughput
 from farm_workers.worker.timeline import Facts, Timeline
+from farm_workers.worker.worker import describe
 
 RECEIPT = Receipt(done=4, failed=0, size=1, part="part", part_sha256="", numerics="")
 
@@ -105,6 +106,25 @@ def test_spans_that_no_call_records_are_not_kept_for_ever() -> None:
     table.timeline.close()
     calls.join()
     assert len(calls.spans) <= 1001
+
+
+class Engine:
+    """What of an engine is told to people."""
+
+    def __init__(self, device: str, numerics: str) -> None:
+        self.device = device
+        self.numerics = numerics
+
+
+def test_a_worker_says_its_device_first_and_what_its_checkpoints_share_once() -> None:
+    engines = {
+        "a@1": Engine("GPU 3, H200", "a@1; bfloat16; H200; tile 32"),
+        "b@2": Engine("GPU 3, H200", "b@2; bfloat16; H200; tile 32"),
+        "c@3": Engine("GPU 3, H200", "c@3; float32; H200; tile 8"),
+    }
+    assert describe(engines) == (  # type: ignore[arg-type]
+        "GPU 3, H200: a@1, b@2; bfloat16; H200; tile 32 | GPU 3, H200: c@3; float32; H200; tile 8"
+    )
 
 
 def test_the_log_says_how_fast_a_worker_is_while_it_draws(
