@@ -96,6 +96,11 @@ class Engine:
         return cls(model, rows=rows, tile=tile)
 
     @property
+    def device(self) -> str:
+        """For people: ``CPU``, or a GPU's number on its machine and its model."""
+        return self._model.device.label
+
+    @property
     def checkpoint(self) -> CheckpointInfo:
         return self._model.info
 
