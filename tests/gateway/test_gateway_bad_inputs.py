@@ -142,6 +142,7 @@ WRONG_BODIES: list[tuple[bytes, int, str]] = [
     (b'{"renders": [{"prompt": "x", "seed": ' + b"9" * 5000 + b"}]}", 422, "JSON"),
     (b'{"renders": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", 422, "deep"),
     (b'{"a":' * 5000 + b"1" + b"}" * 5000, 422, "deep"),
+    (b'{"renders": [' + b"{}," * 250_000 + b"{}]}", 413, "objects and lists"),
     (b"\xff\xfe{\x00}\x00", 422, "UTF-8"),
     (b'{"renders": ["' + b"x" * (17 << 20) + b'"]}', 413, "16 MiB"),
 ]
