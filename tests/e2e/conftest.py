@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 from running_farm import RunningFarm
 
-from farm.local.embedded import free_port
+from farm.local.ports import free_port
 
 
 @pytest.fixture(scope="package")

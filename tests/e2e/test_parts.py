@@ -14,7 +14,8 @@ import pytest
 from running_farm import FARM, manifest
 from s3_servers import ministack
 
-from farm.local.embedded import answers, free_port
+from farm.local.ports import free_port
+from farm.local.probes import answers
 from farm.local.valkey import ServerProcess
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from running_farm import FARM, RunningFarm
 
-from farm.local.embedded import free_port
+from farm.local.ports import free_port
 
 pytestmark = pytest.mark.slow
 
