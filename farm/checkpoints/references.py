@@ -14,6 +14,8 @@ PUBLISHED: Mapping[str, str] = {
     "amused-512": "amused/amused-512@1ade4d510b58b500dfe820141737322007d17cd8",
 }
 
+HUB_SECONDS = 4.0  # for its first answer
+
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -61,22 +63,36 @@ def resolve(ref: str | Path) -> tuple[Path, tuple[str, str] | None]:
 
 
 def _download(name: str, commit: str) -> Path:
+    """Into the hub client's cache; from there alone if the hub does not answer."""
     try:
-        import huggingface_hub
+        from huggingface_hub import constants, get_session, snapshot_download
     except ImportError:
         raise InvalidCheckpoint(
             "fetching a checkpoint by its hub id needs huggingface-hub",
             hint='install "amused-farm[worker]", or give a directory',
         ) from None
+    silence = None
+    try:
+        # snapshot_download would ask six times, for 25 s.
+        get_session().head(constants.ENDPOINT, timeout=HUB_SECONDS)
+    except Exception as error:  # the hub client raises a dozen unrelated classes
+        silence = _first_line(error)
     try:
         patterns = ["*.json", "*.txt", *(f"*/{stem}*.safetensors" for stem in WEIGHTS.values())]
-        found = huggingface_hub.snapshot_download(
-            name, revision=commit, allow_patterns=patterns, ignore_patterns=["*.fp16.*"]
+        found = snapshot_download(
+            name,
+            revision=commit,
+            allow_patterns=patterns,
+            ignore_patterns=["*.fp16.*"],
+            local_files_only=silence is not None,
         )
-    except Exception as error:  # the hub client raises a dozen unrelated classes
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    except Exception as error:
         raise InvalidCheckpoint(
-            f"{name}@{commit[:12]} cannot be fetched: {reason}",
+            f"{name}@{commit[:12]} cannot be fetched: {silence or _first_line(error)}",
             hint="check the id and the network, or give a local directory",
         ) from None
     return Path(found)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
