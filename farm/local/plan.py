@@ -15,7 +15,7 @@ from farm.machine import count_gpus
 from farm.queue import check_server, connect
 from farm.store import open_store
 from farm.store.probing import check_store
-from farm.worker_group import grown, parse_groups
+from farm.worker_group import grown, groups_file, parse_groups
 
 _NO_RAY = "or unset RAY_ADDRESS: farm up then starts a Ray of its own"
 
@@ -69,8 +69,8 @@ class Plan:
 
     def _counted(self, checkpoints: tuple[str, ...]) -> dict[str, Any]:
         """How many workers there may be, and what says so."""
-        file = Path(self.groups)
-        groups = str(file.absolute()) if self.groups and file.is_file() else self.groups
+        file = groups_file(self.groups)
+        groups = self.groups if file is None else str(file.absolute())
         text = groups or str(self.workers or max(self.gpus, 1))
         there = parse_groups(text, checkpoints, gpus=1 if self.gpus else 0, cpus=1)
         if not (self.min_workers is None and self.max_workers is None):

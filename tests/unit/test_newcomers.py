@@ -107,7 +107,7 @@ def test_a_hub_that_does_not_answer_is_asked_once(
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
         monkeypatch.setattr("huggingface_hub.snapshot_download", download)
         assert references.resolve("amused-256")[0] == tmp_path
-        with pytest.raises(InvalidCheckpoint, match="cannot be fetched: .*refused") as caught:
+        with pytest.raises(InvalidCheckpoint, match=r"cannot be fetched: .*refused") as caught:
             references.resolve("amused-256")
     assert asked == [True, True]
     assert "give a local directory" in str(caught.value.hint)
