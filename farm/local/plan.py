@@ -15,7 +15,7 @@ from farm.machine import count_gpus
 from farm.queue import check_server, connect
 from farm.store import open_store
 from farm.store.probing import check_store
-from farm.worker_group import grown, groups_file, parse_groups
+from farm.worker_group import groups_file, grown, parse_groups
 
 _NO_RAY = "or unset RAY_ADDRESS: farm up then starts a Ray of its own"
 
