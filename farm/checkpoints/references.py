@@ -1,11 +1,11 @@
-"""From a checkpoint's reference to its directory: a path, a built-in name or a hub id."""
+"""From a reference to a directory: a path, a built-in name, a hub id or a checkpoint in a store."""
 
 import importlib.util
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from farm.checkpoints.layout import WEIGHTS
+from farm.checkpoints import hub
 from farm.errors import InvalidCheckpoint
 
 # The authors' checkpoints on the Hugging Face hub, at a commit each.
@@ -13,8 +13,6 @@ PUBLISHED: Mapping[str, str] = {
     "amused-256": "amused/amused-256@1d11dd57b9d3bc9c5b91bb8be8d426f4db90f5c4",
     "amused-512": "amused/amused-512@1ade4d510b58b500dfe820141737322007d17cd8",
 }
-
-HUB_SECONDS = 4.0  # for its first answer
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -38,7 +36,11 @@ def _shipped(pattern: str) -> list[Path]:
 
 
 def resolve(ref: str | Path) -> tuple[Path, tuple[str, str] | None]:
-    """The directory behind a reference and, for one of the hub, its id and commit."""
+    """The directory behind a reference and, for one of the hub or a store, its id and revision."""
+    if "://" in str(ref):
+        from farm.checkpoints import stored
+
+        return stored.fetch(str(ref))
     path = Path(ref)
     if path.is_dir():
         return path.resolve(), None
@@ -59,40 +61,4 @@ def resolve(ref: str | Path) -> tuple[Path, tuple[str, str] | None]:
             f"{text}: no directory of that name; a hub id needs its full commit",
             hint=f"{name}@<40-digit commit>, so that a job always gives the same pictures",
         )
-    return _download(name, commit), (name, commit)
-
-
-def _download(name: str, commit: str) -> Path:
-    """Into the hub client's cache; from there alone if the hub does not answer."""
-    try:
-        from huggingface_hub import constants, get_session, snapshot_download
-    except ImportError:
-        raise InvalidCheckpoint(
-            "fetching a checkpoint by its hub id needs huggingface-hub",
-            hint='install "amused-farm[worker]", or give a directory',
-        ) from None
-    silence = None
-    try:
-        # snapshot_download would ask six times, for 25 s.
-        get_session().head(constants.ENDPOINT, timeout=HUB_SECONDS)
-    except Exception as error:  # the hub client raises a dozen unrelated classes
-        silence = _first_line(error)
-    try:
-        patterns = ["*.json", "*.txt", *(f"*/{stem}*.safetensors" for stem in WEIGHTS.values())]
-        found = snapshot_download(
-            name,
-            revision=commit,
-            allow_patterns=patterns,
-            ignore_patterns=["*.fp16.*"],
-            local_files_only=silence is not None,
-        )
-    except Exception as error:
-        raise InvalidCheckpoint(
-            f"{name}@{commit[:12]} cannot be fetched: {silence or _first_line(error)}",
-            hint="check the id and the network, or give a local directory",
-        ) from None
-    return Path(found)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return hub.fetch(name, commit), (name, commit)

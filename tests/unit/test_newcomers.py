@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from farm.checkpoints import references
 from farm.cli.app import run
@@ -80,7 +81,7 @@ def test_published_checkpoints_have_short_names(
         asked.append((name, commit))
         return tmp_path
 
-    monkeypatch.setattr(references, "_download", download)
+    monkeypatch.setattr(references.hub, "fetch", download)
     for name in ("amused-256", "amused-512"):
         path, hub = references.resolve(name)
         assert (path, hub) == (tmp_path, asked[-1])
@@ -95,18 +96,20 @@ def test_a_hub_that_does_not_answer_is_asked_once(
 ) -> None:
     asked = []
 
-    def download(name: str, **given: Any) -> str:
+    def download(**given: Any) -> str:
         asked.append(given["local_files_only"])
         if len(asked) == 1:
             return str(tmp_path)
-        raise FileNotFoundError("not in the cache")
+        raise LocalEntryNotFoundError("not in the cache")
 
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))  # nothing listens there
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.setattr("huggingface_hub.snapshot_download", download)
         assert references.resolve("amused-256")[0] == tmp_path
+        shutil.rmtree(tmp_path / "cache")  # where it is noted that all hashes are right
         with pytest.raises(InvalidCheckpoint, match=r"cannot be fetched: .*refused") as caught:
             references.resolve("amused-256")
     assert asked == [True, True]
