@@ -227,6 +227,9 @@ def test_a_part_that_makes_no_sense_is_refused(gateway: Gateway) -> None:
             refused = http.post(f"{path}/mine", json={"rows": [good | row]})
             assert refused.status_code in (400, 422)
         mixed = [good, good | {"render": 1, "values": {"x": "text"}}]
+        long = http.post(f"{path}/mine", json={"rows": [{}] * 2000}).json()["error"]
+        assert long["field"] == "rows"
+        assert "1000" in long["message"]
         for rows in ([], mixed):
             assert http.post(f"{path}/mine", json={"rows": rows}).status_code in (400, 422)
         assert http.post(f"{path}/Mine", json={"rows": [good]}).status_code in (400, 422)

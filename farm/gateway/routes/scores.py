@@ -2,15 +2,15 @@
 
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.responses import Response, StreamingResponse
 
 from farm.errors import FarmError, InvalidInput, NotFound
-from farm.formats.scores import PictureScores
+from farm.formats.scores import MAX_SCORES, PictureScores
 from farm.gateway.bodies import read_json
 from farm.gateway.dependencies import Deps, Reader, Writer
 from farm.ingest.scores import add_scores, forget_scores, stored_scores
@@ -25,7 +25,8 @@ _BODY = {"requestBody": {"content": {"application/json": {"schema": {"type": "ob
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    rows: list[PictureScores]
+    # Here, too: pydantic would make an error for each of a million wrong rows.
+    rows: Annotated[list[PictureScores], Field(max_length=MAX_SCORES)]
 
 
 @router.get("/{job}/scores", response_class=StreamingResponse)
