@@ -12,7 +12,7 @@ from farm.errors import FarmError
 from farm.formats.encoding import encode
 from farm.formats.manifest import ManifestRow
 from farm.formats.picture_record import PictureRecord
-from farm.job import Chunk, NumberedSpec
+from farm.job import Chunk, Format, NumberedSpec
 from farm.sinks.parts import rows_of
 from farm.sinks.protocol import RowId, Sink, TaskPlace
 from farm.spec import CheckpointInfo, Row
@@ -149,6 +149,7 @@ class LocalRenderer:
                     latents=inputs.latents,
                     embeds=inputs.embeds,
                     adapters=inputs.adapters,
+                    pixels=self._tasks[numbered.render].place.format is not Format.TOKENS,
                 )
             except FarmError as error:
                 self._row_over(numbered)

@@ -1,5 +1,6 @@
 """A row's way through the engine: waiting, stepping, finished, delivered."""
 
+import itertools
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -62,6 +63,7 @@ class Pending:
     latents: NDArray[Any] | None
     embeds: Any | None
     adapters: Mapping[str, Any] = field(default_factory=dict)  # by the sha256 of their files
+    pixels: bool = True  # whether its picture is wanted, or its tokens alone
     overtaken: int = 0  # rows that went before it because they needed less room
 
     @property
@@ -222,7 +224,7 @@ class Outcome:
 
 @dataclass(frozen=True, eq=False)
 class Finished:
-    """A row that waits to be decoded."""
+    """A row with its last token, which may wait to be decoded."""
 
     live: Live
     grid: tuple[int, int]
@@ -243,7 +245,7 @@ class Finished:
     def cost(self) -> float:
         return 2.0 * len(self.tokens) * self.pictures
 
-    def result(self, pixels: NDArray[np.uint8], numerics: str) -> Result:
+    def result(self, pixels: NDArray[np.uint8] | None, numerics: str) -> Result:
         pending, live = self.live.pending, self.live
         tokens, confidence, bad = self.outcome.of(self.place)
         if bad:
@@ -258,6 +260,25 @@ class Finished:
             truncated=live.truncated,
             numerics=numerics,
         )
+
+
+@dataclass(frozen=True, eq=False)
+class Leaving:
+    """Rows of one tile whose results are on their way to the host."""
+
+    rows: Sequence[Finished]
+    pixels: Download | None = None  # uint8 (rows, height, width, 3); None: only tokens are wanted
+
+    @property
+    def ready(self) -> bool:
+        return (self.pixels or self.rows[0].outcome.download).ready
+
+    def results(self, numerics: str) -> list[Result]:
+        pictures: Any = itertools.repeat(None) if self.pixels is None else self.pixels.arrays()[0]
+        return [
+            held.result(picture, numerics)
+            for held, picture in zip(self.rows, pictures, strict=False)
+        ]
 
 
 def cells(painted: Tensor, grid: tuple[int, int], shape: Sequence[int]) -> Tensor:

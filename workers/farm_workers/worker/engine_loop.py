@@ -185,6 +185,7 @@ class EngineLoop:
                 embeds=ready.inputs.embeds,
                 adapters=ready.inputs.adapters,
                 urgent=rows.task.urgent,
+                pixels=rows.place.format is not Format.TOKENS,
             )
         except FarmError as error:
             self._picture_failed(rows, ready.render, ready.row.index, error)
@@ -255,8 +256,7 @@ class EngineLoop:
             truncated=result.truncated,
             confidence=round(result.confidence, CONFIDENCE_DIGITS),
         )
-        pixels = None if rows.place.format is Format.TOKENS else result.pixels
-        self._publisher.picture(rows.task, record, pixels, result.tokens)
+        self._publisher.picture(rows.task, record, result.pixels, result.tokens)
 
     def _picture_failed(self, rows: TaskRows, render: int, image: int, error: FarmError) -> None:
         numerics = self._engines[rows.lane.checkpoint].numerics
