@@ -92,6 +92,24 @@ class PictureRecord(NamedTuple):
             tokens_sha256=hashlib.sha256(tokens).hexdigest(),
         )
 
+    def tokens_row(self, file: str, tokens: NDArray[np.integer]) -> ManifestRow:
+        """The row of a picture of which only the tokens are kept.
+
+        Args:
+            file: its name in a shard.
+            tokens: (rows, columns).
+        """
+        data = token_bytes(tokens)
+        sha256 = hashlib.sha256(data).hexdigest()
+        return self._row(self.numerics)._replace(
+            confidence=self.confidence,
+            file=file,
+            sha256=sha256,
+            size=len(data),
+            tokens=data,
+            tokens_sha256=sha256,
+        )
+
     def failed_row(self, error: FarmError) -> ManifestRow:
         """The row of a picture that could not be made."""
         return self._row(self.numerics)._replace(error=canonical_json(error.to_dict()))

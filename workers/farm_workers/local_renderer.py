@@ -189,6 +189,9 @@ class LocalRenderer:
         pixels: NDArray[np.uint8] | None,
         tokens: NDArray[np.integer],
     ) -> ManifestRow:
+        row = self._sink.row_alone(record, tokens)
+        if row is not None:
+            return row
         data = encode(pixels, record.facts(tokens), record.format)
         return self._sink.store_picture(self._tasks[record.render].place, record, data)
 

@@ -22,7 +22,7 @@ class StubResult:
     key: Hashable
     index: int
     tokens: NDArray[np.uint16]
-    pixels: NDArray[np.uint8]
+    pixels: NDArray[np.uint8] | None
     steps: int
     error: FarmError | None = None
     confidence: float = 0.5
@@ -41,7 +41,7 @@ class StubEngine:
     def __init__(self, info: CheckpointInfo, rows: int = 0) -> None:
         self._info = info
         self._rows = rows or ROWS
-        self._live: list[tuple[Hashable, Row]] = []
+        self._live: list[tuple[Hashable, Row, bool]] = []  # whether its picture is wanted
         self._steps = self._busy = 0
 
     @property
@@ -55,48 +55,51 @@ class StubEngine:
     def room(self, lane: Lane) -> int:
         return self._rows - len(self._live)
 
-    def add(self, key: Hashable, row: Row, **inputs: Any) -> None:
-        self._live.append((key, row))
+    def add(self, key: Hashable, row: Row, *, pixels: bool = True, **inputs: Any) -> None:
+        self._live.append((key, row, pixels))
 
     def read_adapter(self, data: bytes) -> Adapter:
         raise InvalidInput("the stub engine has no adapters")
 
     def cancel(self, keys: Iterable[Hashable]) -> None:
         gone = set(keys)
-        self._live = [(key, row) for key, row in self._live if key not in gone]
+        self._live = [live for live in self._live if live[0] not in gone]
 
     def step(self) -> list[StubResult]:
         live, self._live = self._live, []
         self._steps += 1
-        self._busy += sum(row.spec.row_steps for _, row in live)
-        return [self._result(key, row) for key, row in live]
+        self._busy += sum(row.spec.row_steps for _, row, _ in live)
+        return [self._result(*one) for one in live]
 
     def preview(self, key: Hashable, index: int) -> None:
         """None: no row is ever on its way."""
 
-    def _result(self, key: Hashable, row: Row) -> StubResult:
-        spec, seed = row.spec, row.seed
-        grid = spec.height // self._info.pixel_factor, spec.width // self._info.pixel_factor
-        tokens, pixels = _texture(seed % TEXTURES, grid, (spec.height, spec.width), self._info)
-        turn = seed // TEXTURES
-        return StubResult(
-            key,
-            row.index,
-            np.roll(tokens, turn % tokens.size),
-            np.roll(pixels, turn % spec.height, axis=0),
-            spec.row_steps,
-        )
+    def _result(self, key: Hashable, row: Row, wanted: bool) -> StubResult:
+        spec, info, seed = row.spec, self._info, row.seed
+        turn, number = divmod(seed, TEXTURES)
+        grid = spec.height // info.pixel_factor, spec.width // info.pixel_factor
+        count = grid[0] * grid[1]
+        pixels = None
+        if wanted:
+            size = spec.height, spec.width
+            pixels = np.roll(_texture(number, size), turn % spec.height, axis=0)
+        tokens, start = _tokens(number, count, info.codebook_size), turn % count
+        drawn = tokens[start : start + count].reshape(grid)
+        return StubResult(key, row.index, drawn, pixels, spec.row_steps)
+
+
+@functools.lru_cache(maxsize=4 * TEXTURES)
+def _tokens(number: int, count: int, codes: int) -> NDArray[np.uint16]:
+    """So many, twice: any stretch of them is a picture's."""
+    return np.tile(np.random.default_rng(number).integers(0, codes, count, dtype=np.uint16), 2)
 
 
 @functools.lru_cache(maxsize=TEXTURES)
-def _texture(
-    number: int, grid: tuple[int, int], size: tuple[int, int], info: CheckpointInfo
-) -> tuple[NDArray[np.uint16], NDArray[np.uint8]]:
-    """Tokens, and pixels that are about as hard to compress as a photograph's."""
+def _texture(number: int, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Pixels that are about as hard to compress as a photograph's."""
     random = np.random.default_rng(number)
-    tokens = random.integers(0, info.codebook_size, grid, dtype=np.uint16)
     waves = random.uniform(0.01, 0.1, (3, 2))
     rows, columns = np.indices(size)
     smooth = [np.sin(rows * down + columns * across) for down, across in waves]
     noise = random.normal(0, 4, (*size, 3))
-    return tokens, np.clip(np.stack(smooth, axis=-1) * 90 + 128 + noise, 0, 255).astype(np.uint8)
+    return np.clip(np.stack(smooth, axis=-1) * 90 + 128 + noise, 0, 255).astype(np.uint8)

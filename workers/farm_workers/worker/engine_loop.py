@@ -133,7 +133,7 @@ class EngineLoop:
         rows.task.place = rows.place
         self._tasks[rows.task.key] = rows
         for found in rows.found:
-            self._publisher.found_picture(rows.task, found)
+            self._publisher.known_picture(rows.task, found)
         for render, image in rows.left_out:
             error = RenderError("it crashed its worker twice while it ran alone")
             self._picture_failed(rows, render, image, error)
