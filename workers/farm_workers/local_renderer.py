@@ -17,7 +17,7 @@ from farm.sinks.parts import rows_of
 from farm.sinks.protocol import RowId, Sink, TaskPlace
 from farm.spec import CheckpointInfo, Row
 from farm_workers.render_engine import CONFIDENCE_DIGITS, RenderEngine
-from farm_workers.worker.inputs import InputReader, Inputs
+from farm_workers.worker.inputs import Awaited, InputReader, Inputs
 
 PREFETCH = 16  # renders whose inputs are read ahead
 WRITERS = 2  # threads that encode and write
@@ -25,7 +25,7 @@ WRITERS = 2  # threads that encode and write
 
 class _Ready(NamedTuple):
     numbered: NumberedSpec
-    inputs: "Future[Inputs]"
+    inputs: Awaited
 
 
 class _OpenTask:
