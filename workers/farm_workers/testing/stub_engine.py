@@ -1,7 +1,10 @@
-"""An engine without a model (``FARM_STUB=1``): rows are finished at once, so that everything around
-it can be measured and killed. The same row gives the same tokens and pixels."""
+"""An engine without a model, so that everything around one can be measured and killed.
+
+The same row gives the same tokens and pixels. With ``FARM_STUB=1`` a worker has it.
+"""
 
 import functools
+import time
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +18,7 @@ from farm_workers.render_engine import Adapter, Usage
 
 ROWS = 1024  # held at a time
 TEXTURES = 64  # different pictures; a seed names one, and how far it is turned
+OTHERS_TURN = 5  # one step of so many is left to rows that are not urgent
 
 
 @dataclass(frozen=True)
@@ -30,19 +34,36 @@ class StubResult:
     numerics: str = "stub"
 
 
+@dataclass(slots=True)
+class _Live:
+    """A row in the engine."""
+
+    key: Hashable
+    row: Row
+    urgent: bool
+    pixels: bool  # whether its picture is wanted
+    left: int  # steps
+
+
 class StubEngine:
-    """Args:
-    info: of the checkpoint that it stands for.
-    rows: how many it holds.
+    """A step takes the same time however many rows share it. Urgent rows have steps of their own,
+    and every fifth one is left to the others, as in the engine for a GPU.
+
+    Args:
+        info: of the checkpoint that it stands for.
+        rows: how many it holds.
+        step_seconds: how long a step takes; with 0 a row takes one step, whatever its spec says.
     """
 
     numerics = "stub"
 
-    def __init__(self, info: CheckpointInfo, rows: int = 0) -> None:
+    def __init__(self, info: CheckpointInfo, rows: int = 0, step_seconds: float = 0.0) -> None:
         self._info = info
         self._rows = rows or ROWS
-        self._live: list[tuple[Hashable, Row, bool]] = []  # whether its picture is wanted
+        self._step_seconds = step_seconds
+        self._live: list[_Live] = []
         self._steps = self._busy = 0
+        self._slept = 0.0
 
     @property
     def idle(self) -> bool:
@@ -52,40 +73,56 @@ class StubEngine:
     def usage(self) -> Usage:
         return Usage(self._steps, self._busy, self._busy)
 
+    @property
+    def measured_seconds(self) -> float:
+        """Of a step: a busy machine wakes a process late."""
+        return self._slept / max(self._steps, 1)
+
     def room(self, lane: Lane) -> int:
         return self._rows - len(self._live)
 
-    def add(self, key: Hashable, row: Row, *, pixels: bool = True, **inputs: Any) -> None:
-        self._live.append((key, row, pixels))
+    def add(
+        self, key: Hashable, row: Row, *, urgent: bool = False, pixels: bool = True, **inputs: Any
+    ) -> None:
+        steps = row.spec.row_steps if self._step_seconds else 1
+        self._live.append(_Live(key, row, urgent, pixels, steps))
 
     def read_adapter(self, data: bytes) -> Adapter:
         raise InvalidInput("the stub engine has no adapters")
 
     def cancel(self, keys: Iterable[Hashable]) -> None:
         gone = set(keys)
-        self._live = [live for live in self._live if live[0] not in gone]
+        self._live = [live for live in self._live if live.key not in gone]
 
     def step(self) -> list[StubResult]:
-        live, self._live = self._live, []
+        began = time.monotonic()
+        time.sleep(self._step_seconds)
+        self._slept += time.monotonic() - began
         self._steps += 1
-        self._busy += sum(row.spec.row_steps for _, row, _ in live)
-        return [self._result(*one) for one in live]
+        classes = {live.urgent for live in self._live}
+        turn = self._steps % OTHERS_TURN > 0 if len(classes) == 2 else classes == {True}
+        moved = [live for live in self._live if live.urgent is turn]
+        self._busy += len(moved)
+        for live in moved:
+            live.left -= 1
+        self._live = [live for live in self._live if live.left]
+        return [self._result(live) for live in moved if not live.left]
 
     def preview(self, key: Hashable, index: int) -> None:
-        """None: no row is ever on its way."""
+        """None: a row on its way has nothing to show."""
 
-    def _result(self, key: Hashable, row: Row, wanted: bool) -> StubResult:
-        spec, info, seed = row.spec, self._info, row.seed
+    def _result(self, live: _Live) -> StubResult:
+        spec, info, seed = live.row.spec, self._info, live.row.seed
         turn, number = divmod(seed, TEXTURES)
         grid = spec.height // info.pixel_factor, spec.width // info.pixel_factor
         count = grid[0] * grid[1]
         pixels = None
-        if wanted:
+        if live.pixels:
             size = spec.height, spec.width
             pixels = np.roll(_texture(number, size), turn % spec.height, axis=0)
         tokens, start = _tokens(number, count, info.codebook_size), turn % count
         drawn = tokens[start : start + count].reshape(grid)
-        return StubResult(key, row.index, drawn, pixels, spec.row_steps)
+        return StubResult(live.key, live.row.index, drawn, pixels, spec.row_steps)
 
 
 @functools.lru_cache(maxsize=4 * TEXTURES)
