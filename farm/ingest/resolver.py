@@ -100,7 +100,7 @@ def _pattern(data: Mapping[str, Any]) -> Hashable | None:
             continue
         kind = type(value)
         if kind is float:
-            value = value  # 0.0 and -0.0 are equal, too
+            value = repr(value)  # 0.0 and -0.0 are equal, too
         elif kind not in (str, int, bool) or name in FILE_FIELDS:
             return None
         found.append((name, kind, value))
