@@ -1,5 +1,6 @@
 """Many renders from a file or an iterable, one line of NDJSON each, in bounded memory."""
 
+import functools
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -283,4 +284,9 @@ def _dump(data: Mapping[str, Any]) -> str:
 
 
 def _key(field: str, text: str) -> re.Match[str] | None:
-    return re.search(rf'"{re.escape(field)}"\s*:', text)
+    return _key_pattern(field).search(text)
+
+
+@functools.lru_cache(256)  # the rows of a file have the same columns
+def _key_pattern(field: str) -> re.Pattern[str]:
+    return re.compile(rf'"{re.escape(field)}"\s*:')
