@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo check test lint tests clean lives fuzz graph mutants storm storm-ray drains damage disk-full full-size bench-queue bench-recovery bench-million kills cluster bench-simulation docs bench-page
+.PHONY: demo check test lint tests clean lives fuzz graph mutants storm storm-ray drains growth damage disk-full full-size bench-queue bench-recovery bench-million kills cluster bench-simulation docs bench-page
 
 demo: $(INSTALLED)
 	$(BIN)/farm demo
@@ -70,6 +70,10 @@ storm-ray: $(INSTALLED)
 # Ten minutes: a hundred workers get SIGTERM under load; nothing may be lost or made twice.
 drains: $(INSTALLED)
 	FARM_DRAINS=100 $(BIN)/pytest --timeout 0 -k under_load tests/cluster/test_draining.py
+
+# Two minutes: Ray's autoscaler, with its fake provider, brings machines for the work and takes them away.
+growth: $(INSTALLED)
+	FARM_GROWTH=1 $(BIN)/pytest --timeout 0 tests/cluster/test_autoscaler.py
 
 # Processes of a farm are killed while it makes data sets for each sink; the sets must not differ.
 kills: $(INSTALLED)

@@ -155,6 +155,23 @@ def test_a_job_is_kept_for_as_long_as_it_says(bench: Bench, queue: Queue, store:
     assert stored(store, long) == set()
 
 
+def test_a_cancelled_job_is_kept_until_its_workers_have_stored_the_last_of_it(
+    bench: Bench, queue: Queue, store: Store
+) -> None:
+    job = bench.submit(1, keep="60s")
+    fill(store, job)
+    queue.cancel(job, "ann")
+    bench.advance(61)
+    queue.tick()
+    with pytest.raises(NotFound):
+        queue.status(job, "ann")
+    assert Remover(queue, store).sweep() == 0
+    store.put(f"{keys.data(job, 0)}late.png", b"late")
+    bench.advance(SETTLED_HOURS * 3600)
+    assert Remover(queue, store).sweep() == 1
+    assert stored(store, job) == set()
+
+
 def test_a_retry_starts_the_time_to_be_kept_again(bench: Bench, queue: Queue) -> None:
     job = bench.submit(1, keep="1h", max_failed=4)
     complete(bench, failed=1)

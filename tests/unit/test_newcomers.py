@@ -78,7 +78,7 @@ def test_published_checkpoints_have_short_names(
         asked.append((name, commit))
         return tmp_path
 
-    monkeypatch.setattr(references, "_download", download)
+    monkeypatch.setattr(references.hub, "fetch", download)
     for name in ("amused-256", "amused-512"):
         path, hub = references.resolve(name)
         assert (path, hub) == (tmp_path, asked[-1])

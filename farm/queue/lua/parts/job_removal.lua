@@ -1,6 +1,6 @@
 -- How an ended job leaves the queue.
 --
--- requires: prelude, paged_set, lane_use, job_lifecycle
+-- requires: constants, prelude, paged_set, lane_use, job_lifecycle
 --
 --   removals   sorted set: job/tenant -> when no worker stores anything of it any more (ms); its
 --              objects are to be deleted from the store
@@ -20,8 +20,15 @@ local function forget_job(job)
   return lanes
 end
 
+-- When workers have stored the last of it (ms): of a cancelled job they may keep what they have.
+local function settled_at(job)
+  local h = redis.call('HMGET', P .. 'job:' .. job, 's', 'e')
+  return h[1] == 'x' and h[2] + SETTLED or now
+end
+
 -- The same, and its objects go as well. A second call changes nothing but the lanes it returns.
-local function remove_job(job, tenant, settled)
+local function remove_job(job, tenant)
+  local settled = settled_at(job)
   redis.call('ZREM', P .. 'keeping', owned_job(job, tenant))
   redis.call('ZADD', P .. 'removals', 'NX', settled, owned_job(job, tenant))
   return forget_job(job)
