@@ -17,9 +17,11 @@ from farm.queue.messages import (
     Progress,
     Removal,
     Restored,
+    Rooms,
     Session,
     Submitted,
     Verdict,
+    WorkerRoom,
 )
 from farm.queue.queue import Queue
 from farm.queue.server import ServerFacts, check_server
@@ -44,6 +46,7 @@ __all__ = [
     "Queue",
     "Removal",
     "Restored",
+    "Rooms",
     "ServerFacts",
     "Session",
     "Submitted",
@@ -51,6 +54,7 @@ __all__ = [
     "Verdict",
     "WaitsFor",
     "Why",
+    "WorkerRoom",
     "check_server",
     "connect",
 ]

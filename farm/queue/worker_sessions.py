@@ -15,6 +15,7 @@ from farm.queue.connection import MAX_BLOCK_SECONDS, explain
 from farm.queue.constants import MAX_ROWS
 from farm.queue.messages import (
     MAX_REASON,
+    PLANNED,
     Command,
     EndReason,
     FailKind,
@@ -116,10 +117,12 @@ class WorkerSessions(ScriptRunner):
             LeaseLost: the session has ended; drop everything and register a new one.
         """
         rows = [value for key, at in progress.items() for value in encoding.progress(key, at)]
-        command, held, cancelled = self._run(
-            "heartbeat", session, ms, room, encoding.to_json(stats), *rows
+        planned = {name: stats[name] for name in PLANNED if name in stats}
+        told = [encoding.to_json(stats), encoding.to_json(planned)]
+        command, held, cancelled, unplanned = self._run(
+            "heartbeat", session, ms, room, *told, *rows
         )
-        return Heartbeat(set(held), set(cancelled), command or None)
+        return Heartbeat(set(held), set(cancelled), command or None, bool(unplanned))
 
     def complete(self, session: str, lease: Lease, receipt: Receipt) -> Outcome:
         """Record that a task is done, if the session still holds it."""

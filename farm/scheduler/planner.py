@@ -6,6 +6,8 @@ from typing import NamedTuple
 from farm.job import Priority
 from farm.spec import Lane
 
+LEAST_SHARE = 8  # a worker's part of scarce work is not below such a part of its room
+
 
 class Work(NamedTuple):
     """Queued tasks of one lane and class."""
@@ -42,26 +44,34 @@ def plan(work: Iterable[Work], rooms: Sequence[Room]) -> list[Grant]:
     Urgent lanes come first and go to the emptiest workers; where every worker is full they go into
     the room that is kept for them, so that a person at a screen does not wait for a dataset. Among
     the others a worker prefers lanes whose grid it already runs, since rows of one token grid share
-    its forward passes; a lane that no busy worker prefers still goes to the one with most room, so
-    affinity starves no lane.
+    its forward passes. Work that does not fill all workers levels what they hold. A lane of each
+    lower class that has work is named as well: the lease gives every class its floor, among the
+    lanes that it is told.
     """
     waiting: dict[Lane, int] = {}
     urgent: dict[Lane, int] = {}
-    rank: dict[Lane, int] = {}
+    classes: dict[Lane, set[int]] = {}
     for item in work:
         waiting[item.lane] = waiting.get(item.lane, 0) + item.pictures
-        rank[item.lane] = min(rank.get(item.lane, len(Priority)), item.priority.rank)
+        classes.setdefault(item.lane, set()).add(item.priority.rank)
         if item.priority is Priority.URGENT:
             urgent[item.lane] = urgent.get(item.lane, 0) + item.pictures
+    rank = {lane: min(ranks) for lane, ranks in classes.items()}
     grants = []
     ordered = sorted(rooms, key=lambda room: (-room.rows, room.session))
-    for room in ordered:
+    roomy = [room for room in ordered if room.rows > 0]
+    level = _level([room.rows for room in roomy], sum(waiting.values()))
+    for room in roomy:
+        if room.rows <= level:
+            break
         grids = {_grid(lane) for lane in room.lanes}
         fitting = _fitting(waiting, room)
         fitting.sort(key=lambda lane: (rank[lane], _grid(lane) not in grids, -waiting[lane], lane))
-        if chosen := _take(fitting, room.rows, waiting, urgent):
-            grants.append(Grant(room.session, chosen, room.rows))
-    for room in ordered:
+        rows = max(room.rows - level, room.rows // LEAST_SHARE, 1)
+        if chosen := _take(fitting, rows, waiting, urgent):
+            lanes = _with_lower_classes(chosen, fitting, classes)
+            grants.append(Grant(room.session, lanes, rows))
+    for room in ordered if urgent else ():
         if chosen := _take(sorted(_fitting(urgent, room)), room.urgent_rows, urgent):
             grants.append(Grant(room.session, chosen, room.urgent_rows, Priority.URGENT))
     return grants
@@ -90,6 +100,22 @@ def even_out(rooms: Iterable[Room]) -> dict[str, int]:
     return back
 
 
+def _level(rooms: Sequence[int], pictures: int) -> int:
+    """Room that so many pictures leave in each worker if they go to those with most.
+
+    Args:
+        rooms: the largest first.
+        pictures: that wait.
+    """
+    together = 0
+    for count, rows in enumerate(rooms, start=1):
+        together += rows
+        following = rooms[count] if count < len(rooms) else 0
+        if together - pictures >= count * following:
+            return max(together - pictures, 0) // count
+    return 0
+
+
 def _fitting(waiting: dict[Lane, int], room: Room) -> list[Lane]:
     return [
         lane for lane, left in waiting.items() if left > 0 and lane.checkpoint in room.checkpoints
@@ -109,6 +135,19 @@ def _take(lanes: list[Lane], rows: int, *waiting: dict[Lane, int]) -> tuple[Lane
                 left[lane] -= taken
         rows -= taken
     return tuple(chosen)
+
+
+def _with_lower_classes(
+    chosen: tuple[Lane, ...], lanes: list[Lane], classes: dict[Lane, set[int]]
+) -> tuple[Lane, ...]:
+    """The first lane of each class that is not in the chosen ones as well."""
+    named = list(chosen)
+    seen = set().union(*(classes[lane] for lane in chosen))
+    for lane in lanes:
+        if not classes[lane] <= seen:
+            named.append(lane)
+            seen |= classes[lane]
+    return tuple(named)
 
 
 def _grid(lane: Lane) -> tuple[str, int, int]:

@@ -1,20 +1,20 @@
 """The queue's own scripts on a real server, with a clock that is handed in."""
 
 import collections
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import redis
 
-from farm.job import Lease, Priority, Receipt
-from farm.queue import MAX_ROWS, LaneBacklog, Outcome, Queue
+from farm.job import Lease, Priority
+from farm.queue import MAX_ROWS, LaneBacklog, Queue
 from farm.queue.scripts import read_scripts
-from farm.spec import Lane
 
 EPOCH_MS = 1_700_000_000_000  # of the virtual clock; scripts expect times like today's
 
 _REAL = "redis.call('TIME')"
 _HANDED_IN = "{math.floor(KEYS[2] / 1000), KEYS[2] % 1000 * 1000}"
+_GRANTING = {"lease", "complete"}  # the last task of a job brings the one that finalises it
 
 
 def with_virtual_clock(scripts: Mapping[str, str]) -> dict[str, str]:
@@ -41,33 +41,15 @@ class VirtualQueue(Queue):
         super().__init__(client, scripts=with_virtual_clock(read_scripts()))
         self._clock = clock
         self.calls: collections.Counter[str] = collections.Counter()
-        self.leased = 0  # tasks
-        self.granted: set[str] = set()  # sessions with something new in their inbox
+        self.granted: set[str] = set()  # sessions that may have something new in their inbox
         self.backlog_until = 0.0  # when work that is not urgent was last seen waiting
+
+    def now_ms(self) -> int:
+        return EPOCH_MS + int(self._clock() * 1000)
 
     @property
     def _keys(self) -> list[Any]:
-        return [self._prefix, EPOCH_MS + int(self._clock() * 1000)]
-
-    def lease(
-        self,
-        session: str,
-        lanes: Sequence[Lane] | None,
-        room: int,
-        ms: int,
-        limit: int = 32,
-        lowest: Priority = Priority.BULK,
-    ) -> list[Lease]:
-        leases = super().lease(session, lanes, room, ms, limit, lowest)
-        if leases:
-            self.granted.add(session)
-            self.leased += len(leases)
-        return leases
-
-    def complete_all(self, session: str, done: Sequence[tuple[Lease, Receipt]]) -> list[Outcome]:
-        outcomes = super().complete_all(session, done)
-        self.granted.add(session)  # the last task of a job brings the one that finalises it
-        return outcomes
+        return [self._prefix, self.now_ms()]
 
     def delivered(self, session: str) -> list[Lease]:
         """What ``inbox`` would return, without waiting."""
@@ -83,4 +65,7 @@ class VirtualQueue(Queue):
 
     def _run(self, name: str, *arguments: Any) -> Any:
         self.calls[name] += 1
-        return super()._run(name, *arguments)
+        reply = super()._run(name, *arguments)
+        if name in _GRANTING and reply != "[]":
+            self.granted.add(arguments[0])
+        return reply

@@ -1,16 +1,19 @@
 """One simulated worker: an engine that takes its time, and the rules of a real worker around it.
 
-The rules are those of ``farm_workers.worker``: ``queue_session.py`` for heartbeats and for what a
-hungry worker does, ``lease_table.py`` for the room, ``engine_loop.py`` and the engine's
-``step_policy.py`` for what runs first.
+The rules are those of ``farm_workers.worker``: ``queue_session.py`` for heartbeats, draining and
+what a worker does without a scheduler, ``hand_back.py`` for what goes back, ``lease_table.py`` for
+the room, ``engine_loop.py`` and the engine's ``step_policy.py`` for what runs first.
 """
 
+import contextlib
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, NamedTuple
 
 from farm.errors import LeaseLost
 from farm.job import Lease, Priority, Receipt
-from farm.queue import Progress, Queue
+from farm.queue import Command, Progress, Queue, Verdict
 from farm.simulation.service import Service
 from farm.simulation.workload import checkpoint_of
 from farm.spec import Lane
@@ -24,6 +27,7 @@ from farm_workers.worker.worker import BUFFERED_ENGINES
 BULK_SHARE = 0.2  # of the engine that bulk rows keep beside urgent ones, as in its step policy
 LOAD_SECONDS = 0.05  # to read a chunk and its inputs
 PUBLISH_SECONDS = 0.2  # from a task's last picture to its receipt
+DRAIN_SECONDS = 20.0  # as FARM_DRAIN_SECONDS has it
 ENOUGH = 1e-9  # seconds of work that are none
 
 
@@ -39,16 +43,28 @@ class HeldTask:
     started_at: float | None = None
 
     @property
+    def begun(self) -> bool:
+        return self.started_at is not None
+
+    @property
     def to_render(self) -> int:
         if self.published_at is not None or not self.work:
             return 0
-        return -int(-self.lease.pictures * self.left / self.work // 1)
+        return min(math.ceil(self.lease.pictures * self.left / self.work), self.lease.pictures)
 
     @property
     def progress(self) -> Progress:
         rendered = self.lease.pictures - self.to_render
         alone = self.lease.alone and rendered < self.lease.pictures
         return Progress(rendered, 0, rendered if alone else None)
+
+
+class Ended(NamedTuple):
+    """A task that the queue has heard of."""
+
+    task: HeldTask
+    at: float  # the queue had its receipt
+    stored: bool  # and took it
 
 
 class SimulatedWorker:
@@ -80,12 +96,14 @@ class SimulatedWorker:
     ) -> None:
         self.queue, self.session = queue, session
         self.held: dict[str, HeldTask] = {}
-        self.done: list[tuple[HeldTask, float]] = []  # and when the queue had its receipt
+        self.done: list[Ended] = []
         self._services, self._steps, self._lease_ms, self._busy = services, steps, lease_ms, busy
         self._capacity = BUFFERED_ENGINES * rows * len(services)
         self._at = self._last_grant = now
         self._last_heartbeat = self._next_heartbeat = now
         self._heartbeats = self._room_told = 0
+        self._drain_until: float | None = None
+        self._paces: dict[str, float] = {}  # by lane, row-steps per second, as an engine measures
         checkpoints = sorted(checkpoint_of(size) for size in services)
         queue.register(session, name, checkpoints, {"capacity": self._capacity})
 
@@ -108,6 +126,7 @@ class SimulatedWorker:
             each = service.alone(lane, self._steps)
         else:
             each = service.bulk(lane, self._steps)
+        self._paces[lease.lane] = round(self._steps / each, 1)
         return each * lease.pictures
 
     # The engine.
@@ -149,6 +168,8 @@ class SimulatedWorker:
     def next_event(self) -> float:
         """When it has to act, if nothing comes in until then."""
         times = [self._next_heartbeat]
+        if self._drain_until is not None:
+            times.append(self._drain_until)
         times += [task.published_at for task in self.held.values() if task.published_at is not None]
         loaded = [task for task in self.held.values() if task.published_at is None]
         times += [task.loaded_at for task in loaded if task.loaded_at > self._at]
@@ -182,12 +203,12 @@ class SimulatedWorker:
         ]
         if not ended:
             return
-        self.queue.complete_all(
+        outcomes = self.queue.complete_all(
             self.session, [(task.lease, _receipt(task.lease)) for task in ended]
         )
-        for task in ended:
+        for task, outcome in zip(ended, outcomes, strict=True):
             del self.held[task.lease.key]
-            self.done.append((task, now))
+            self.done.append(Ended(task, now, outcome.verdict is Verdict.COMMITTED))
 
     def _heartbeat(self, now: float) -> None:
         room, urgent_room = self._room(), self._room(urgent=True)
@@ -196,11 +217,24 @@ class SimulatedWorker:
         at_work = [task for task in self.held.values() if task.published_at is None and task.work]
         progress = {task.lease.key: task.progress for task in at_work}
         lanes = sorted({task.lease.lane for task in at_work})
-        stats = {"lanes": lanes, "beat": self._heartbeats, "urgent_room": urgent_room}
+        stats = {
+            "lanes": lanes,
+            "beat": self._heartbeats,
+            "urgent_room": urgent_room,
+            "unbegun": len(self._unbegun()),
+            "left": sum(task.to_render for task in at_work) * self._steps,
+            "paces": self._paces,
+            "row_steps": dict.fromkeys(self._paces, self._steps),
+        }
         answer = self.queue.heartbeat(self.session, room, progress, stats, self._lease_ms)
         for key in self.held.keys() - answer.held:
             del self.held[key]
-        if now - self._last_grant > HUNGRY_SECONDS:
+        command = Command.parse(answer.command)
+        if command is not None and command.kind == "share":
+            self._hand_back(command.number or 0)
+            self.queue.set_command(self.session, None, instead_of=answer.command)
+            self._last_grant = now
+        elif answer.unplanned and now - self._last_grant > HUNGRY_SECONDS:
             self.queue.tick()
             if room:
                 self.queue.lease(self.session, None, room, self._lease_ms)
@@ -210,6 +244,8 @@ class SimulatedWorker:
                 )
 
     def _room(self, *, urgent: bool = False) -> int:
+        if self._drain_until is not None:
+            return 0
         held = sum(
             task.to_render
             for task in self.held.values()
@@ -217,12 +253,36 @@ class SimulatedWorker:
         )
         return max(self._capacity - held, 0)
 
-    def end(self) -> None:
-        """Its process crashed; the crash reporter tells the queue."""
-        try:
-            self.queue.end(self.session, "crash")
-        except LeaseLost:
-            self.held.clear()
+    # How it ends.
+
+    def drain(self, now: float) -> None:
+        """It takes nothing more; what it has not begun goes back."""
+        if self._drain_until is None:
+            self.advance(now)
+            self._drain_until = now + DRAIN_SECONDS
+            self.queue.set_command(self.session, Command("drain"))
+            self._hand_back(len(self.held))
+
+    @property
+    def drained(self) -> bool:
+        """Whether it can end: it holds nothing, or has no more time for it."""
+        until = self._drain_until
+        return until is not None and (not self.held or self._at >= until)
+
+    def end(self, why: Literal["crash", "drain"]) -> None:
+        """What it holds goes back; the crash reporter tells the queue of a crash."""
+        with contextlib.suppress(LeaseLost):
+            self.queue.end(self.session, why)
+
+    def _unbegun(self) -> list[HeldTask]:
+        """The newest first."""
+        tasks = reversed(self.held.values())
+        return [task for task in tasks if task.work and not task.begun]
+
+    def _hand_back(self, most: int) -> None:
+        for task in self._unbegun()[:most]:
+            self.queue.fail(self.session, task.lease, "release", "the worker hands it back")
+            del self.held[task.lease.key]
 
 
 def _receipt(lease: Lease) -> Receipt:
