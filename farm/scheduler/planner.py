@@ -1,6 +1,6 @@
 """Which lanes go to which worker: pure, so that a test is a list in and a list out."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from farm.job import Priority
@@ -39,42 +39,61 @@ class Grant(NamedTuple):
 
 
 def plan(work: Iterable[Work], rooms: Sequence[Room]) -> list[Grant]:
-    """Match queued lanes with workers that have room.
-
-    Urgent lanes come first and go to the emptiest workers; where every worker is full they go into
-    the room that is kept for them, so that a person at a screen does not wait for a dataset. Among
-    the others a worker prefers lanes whose grid it already runs, since rows of one token grid share
-    its forward passes. Work that does not fill all workers levels what they hold. A lane of each
-    lower class that has work is named as well: the lease gives every class its floor, among the
-    lanes that it is told.
-    """
-    waiting: dict[Lane, int] = {}
+    """Match queued lanes with workers that have room; what is urgent comes first."""
     urgent: dict[Lane, int] = {}
-    classes: dict[Lane, set[int]] = {}
+    waiting: dict[Lane, int] = {}
+    classes: dict[Lane, set[Priority]] = {}
     for item in work:
-        waiting[item.lane] = waiting.get(item.lane, 0) + item.pictures
-        classes.setdefault(item.lane, set()).add(item.priority.rank)
         if item.priority is Priority.URGENT:
             urgent[item.lane] = urgent.get(item.lane, 0) + item.pictures
-    rank = {lane: min(ranks) for lane, ranks in classes.items()}
-    grants = []
+        else:
+            waiting[item.lane] = waiting.get(item.lane, 0) + item.pictures
+            classes.setdefault(item.lane, set()).add(item.priority)
+    return [*_plan_urgent(urgent, rooms), *_plan_others(waiting, classes, rooms)]
+
+
+def _plan_urgent(urgent: dict[Lane, int], rooms: Sequence[Room]) -> Iterator[Grant]:
+    """Divided evenly, and to the emptiest of those with as many urgent rows: beside data sets an
+    urgent row is as quick as in an empty engine, beside other urgent ones it is not. Where every
+    worker is full it goes into the room that is kept for it, so that a person at a screen does not
+    wait for a data set.
+    """
+    if not urgent:
+        return
+    free = {room.session: max(room.urgent_rows, room.rows) for room in rooms}
+    ordered = sorted(rooms, key=lambda room: (-free[room.session], -room.rows, room.session))
+    level = _level([free[room.session] for room in ordered], sum(urgent.values()))
+    for room in ordered:
+        rows = free[room.session] - level
+        if rows <= 0:
+            return
+        if chosen := _take(sorted(_fitting(urgent, room)), rows, urgent):
+            yield Grant(room.session, chosen, rows, Priority.URGENT)
+
+
+def _plan_others(
+    waiting: dict[Lane, int], classes: dict[Lane, set[Priority]], rooms: Sequence[Room]
+) -> Iterator[Grant]:
+    """Work that does not fill all workers levels what they hold.
+
+    A worker prefers lanes of the highest class, then those whose grid it already runs, since rows of
+    one token grid share its forward passes. A lane of each lower class that has work is named as
+    well: the lease gives every class its floor, among the lanes that it is told.
+    """
+    if not waiting:
+        return
+    rank = {lane: min(one.rank for one in its) for lane, its in classes.items()}
     ordered = sorted(rooms, key=lambda room: (-room.rows, room.session))
-    roomy = [room for room in ordered if room.rows > 0]
-    level = _level([room.rows for room in roomy], sum(waiting.values()))
-    for room in roomy:
+    level = _level([room.rows for room in ordered], sum(waiting.values()))
+    for room in ordered:
         if room.rows <= level:
-            break
+            return
         grids = {_grid(lane) for lane in room.lanes}
         fitting = _fitting(waiting, room)
         fitting.sort(key=lambda lane: (rank[lane], _grid(lane) not in grids, -waiting[lane], lane))
         rows = max(room.rows - level, room.rows // LEAST_SHARE, 1)
-        if chosen := _take(fitting, rows, waiting, urgent):
-            lanes = _with_lower_classes(chosen, fitting, classes)
-            grants.append(Grant(room.session, lanes, rows))
-    for room in ordered if urgent else ():
-        if chosen := _take(sorted(_fitting(urgent, room)), room.urgent_rows, urgent):
-            grants.append(Grant(room.session, chosen, room.urgent_rows, Priority.URGENT))
-    return grants
+        if chosen := _take(fitting, rows, waiting):
+            yield Grant(room.session, _with_lower_classes(chosen, fitting, classes), rows)
 
 
 def even_out(rooms: Iterable[Room]) -> dict[str, int]:
@@ -122,29 +141,28 @@ def _fitting(waiting: dict[Lane, int], room: Room) -> list[Lane]:
     ]
 
 
-def _take(lanes: list[Lane], rows: int, *waiting: dict[Lane, int]) -> tuple[Lane, ...]:
+def _take(lanes: list[Lane], rows: int, waiting: dict[Lane, int]) -> tuple[Lane, ...]:
     """The first lanes that fill so many rows; what they take no longer waits."""
     chosen = []
     for lane in lanes:
         if rows <= 0:
             break
         chosen.append(lane)
-        taken = min(rows, waiting[0][lane])
-        for left in waiting:
-            if lane in left:
-                left[lane] -= taken
+        taken = min(rows, waiting[lane])
+        waiting[lane] -= taken
         rows -= taken
     return tuple(chosen)
 
 
 def _with_lower_classes(
-    chosen: tuple[Lane, ...], lanes: list[Lane], classes: dict[Lane, set[int]]
+    chosen: tuple[Lane, ...], lanes: list[Lane], classes: dict[Lane, set[Priority]]
 ) -> tuple[Lane, ...]:
-    """The first lane of each class that is not in the chosen ones as well."""
+    """And the first lane, of the same checkpoints, of each class that is not among the chosen."""
     named = list(chosen)
+    checkpoints = {lane.checkpoint for lane in chosen}
     seen = set().union(*(classes[lane] for lane in chosen))
     for lane in lanes:
-        if not classes[lane] <= seen:
+        if lane.checkpoint in checkpoints and not classes[lane] <= seen:
             named.append(lane)
             seen |= classes[lane]
     return tuple(named)

@@ -17,7 +17,7 @@ def room(session: str = "a", rows: int = 64, **facts: object) -> Room:
 
 def test_a_worker_gets_only_lanes_of_the_checkpoints_it_holds() -> None:
     work = [Work(OTHER, Priority.URGENT, 5), Work(SMALL, Priority.BULK, 5)]
-    assert plan(work, [room()]) == [Grant("a", (SMALL,), 10)]
+    assert plan(work, [room()]) == [Grant("a", (SMALL,), 8)]
 
 
 def test_a_worker_without_room_gets_nothing() -> None:
@@ -26,7 +26,7 @@ def test_a_worker_without_room_gets_nothing() -> None:
 
 def test_urgent_lanes_are_named_before_larger_backlogs() -> None:
     work = [Work(SMALL, Priority.BULK, 1000), Work(LARGE, Priority.URGENT, 1)]
-    assert plan(work, [room()])[0].lanes == (LARGE, SMALL)
+    assert [grant.lanes for grant in plan(work, [room()])] == [(LARGE,), (SMALL,)]
 
 
 def test_a_worker_prefers_the_grid_it_already_runs() -> None:
@@ -57,6 +57,17 @@ def test_scarce_work_levels_what_workers_hold() -> None:
     rooms = [room("a", 64), room("b", 44), room("full", 4)]
     grants = plan([Work(SMALL, Priority.NORMAL, 40)], rooms)
     assert [(grant.session, grant.rows) for grant in grants] == [("a", 30), ("b", 10)]
+
+
+def test_urgent_work_is_divided_by_the_urgent_work_that_workers_hold() -> None:
+    rooms = [
+        room("idle", 62, urgent_rows=62),
+        room("full", 0, urgent_rows=64),
+        room("half", 32, urgent_rows=64),
+    ]
+    grants = plan([Work(SMALL, Priority.URGENT, 3)], rooms)
+    assert [(grant.session, grant.rows) for grant in grants] == [("half", 2), ("full", 2)]
+    assert {grant.lowest for grant in grants} == {Priority.URGENT}
 
 
 def test_ample_work_fills_every_worker() -> None:
