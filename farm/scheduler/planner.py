@@ -76,8 +76,8 @@ def _plan_others(
 ) -> Iterator[Grant]:
     """Work that does not fill all workers levels what they hold.
 
-    A worker prefers lanes of the highest class, then those whose grid it already runs, since rows of
-    one token grid share its forward passes. A lane of each lower class that has work is named as
+    A worker prefers lanes of the highest class, then those whose grid it already runs, since rows
+    of one token grid share its forward passes. A lane of each lower class that has work is named as
     well: the lease gives every class its floor, among the lanes that it is told.
     """
     if not waiting:
