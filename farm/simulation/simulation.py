@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import redis
 
-from farm.errors import LeaseLost, Unavailable
+from farm.errors import FarmError, LeaseLost, Unavailable
 from farm.job import Priority
 from farm.scheduler.growth import SHRINK_SECONDS
 from farm.scheduler.placer import Placer
@@ -18,10 +18,11 @@ from farm.simulation.fleet import Fleet
 from farm.simulation.report import Report, Usage
 from farm.simulation.service import Service
 from farm.simulation.virtual_queue import VirtualQueue
-from farm.simulation.worker import SimulatedWorker
+from farm.simulation.worker import HeldTask, SimulatedWorker, receipt
 from farm.simulation.workload import DataSet, Workload, submit, submit_urgent
 
 LEASE_MS = 10_000
+TURN_SECONDS = 0.02  # within which workers that have something to tell do it together
 MOST_SECONDS = 7 * 86_400.0  # of the virtual clock
 
 
@@ -60,6 +61,7 @@ class Simulation:
         self._workers: dict[int, SimulatedWorker] = {}  # by GPU
         self._by_session: dict[str, int] = {}
         self._wakes: dict[int, float] = {}  # by GPU: the only one of its wakes that counts
+        self._telling: dict[int, SimulatedWorker] = {}  # by GPU: they have something to tell
         self._arrived: dict[str, float] = {}  # urgent jobs, and when they came
         self._passing = False  # the scheduler is in a pass
         self._news = False  # that the scheduler finds when it looks again
@@ -168,12 +170,13 @@ class Simulation:
             self._pass()
 
     def _deliver(self) -> None:
-        granted, self._queue.granted = self._queue.granted, set()
-        for session in sorted(granted):
-            gpu = self._by_session.get(session)
-            if gpu is not None:  # else its worker has died, and the lease will run out
-                self._workers[gpu].take(self._queue.delivered(session), self._events.now)
-                self._plan_wake(gpu)
+        sessions, self._queue.granted = sorted(self._queue.granted), set()
+        # The workers of others have died, and their leases will run out.
+        sessions = [session for session in sessions if session in self._by_session]
+        for session, leases in zip(sessions, self._queue.delivered(sessions), strict=True):
+            gpu = self._by_session[session]
+            self._workers[gpu].take(leases, self._events.now)
+            self._plan_wake(gpu)
 
     def _plan_wake(self, gpu: int) -> None:
         now = self._events.now
@@ -184,16 +187,58 @@ class Simulation:
         worker = self._workers.get(gpu)
         if worker is None or self._wakes[gpu] != at:
             return
-        try:
-            worker.act(self._events.now)
-        except LeaseLost:
-            self.lose_worker(gpu)
-            self.start_worker(gpu)
+        if not worker.act(self._events.now):
+            self._end_or_go_on(gpu)
             return
-        if worker.done:
-            self._note_done(worker)
-            self._wake_scheduler()
+        if not self._telling:
+            self._events.after(TURN_SECONDS, self._tell)
+        self._telling[gpu] = worker
+
+    def _tell(self) -> None:
+        """What several workers have to tell goes to the queue in one round trip."""
+        telling, self._telling = self._telling, {}
+        workers = {gpu: one for gpu, one in telling.items() if self._workers.get(gpu) is one}
+        for worker in workers.values():
+            worker.advance(self._events.now)
+        self._report(workers)
+        self._heartbeat(workers)
         self._deliver()
+        for gpu, worker in workers.items():
+            if self._workers.get(gpu) is worker:
+                self._end_or_go_on(gpu)
+
+    def _report(self, workers: Mapping[int, SimulatedWorker]) -> None:
+        ended = {gpu: one.published for gpu, one in workers.items() if one.published}
+        done = [
+            (workers[gpu].session, [(task.lease, receipt(task.lease)) for task in tasks])
+            for gpu, tasks in ended.items()
+        ]
+        answers = self._queue.completions(done)
+        for (gpu, tasks), outcomes in zip(ended.items(), answers, strict=True):
+            lost = workers[gpu].reported(tasks, outcomes)
+            self.usage.rendered_in_vain += sum(task.lease.pictures for task in lost)
+            for task in tasks:
+                if task not in lost:
+                    self._note_done(task)
+        if ended:
+            self._wake_scheduler()
+
+    def _heartbeat(self, workers: Mapping[int, SimulatedWorker]) -> None:
+        now = self._events.now
+        told = {gpu: one.heartbeat(now) for gpu, one in workers.items()}
+        due = {gpu: arguments for gpu, arguments in told.items() if arguments is not None}
+        answers = self._queue.heartbeats(list(due.values()))
+        for gpu, answer in zip(due, answers, strict=True):
+            if isinstance(answer, LeaseLost):
+                self.lose_worker(gpu)
+                self.start_worker(gpu)
+            elif isinstance(answer, FarmError):
+                raise answer
+            else:
+                workers[gpu].heard(answer, now)
+
+    def _end_or_go_on(self, gpu: int) -> None:
+        worker = self._workers[gpu]
         if worker.drained:
             worker.end("drain")
             self.lose_worker(gpu)
@@ -201,19 +246,15 @@ class Simulation:
         else:
             self._plan_wake(gpu)
 
-    def _note_done(self, worker: SimulatedWorker) -> None:
-        ended, worker.done = worker.done, []
-        for task, at, stored in ended:
-            lease = task.lease
-            if not stored:
-                self.usage.rendered_in_vain += lease.pictures
-            elif lease.finalise:
-                self._left.discard(lease.job)
-            elif lease.priority is not Priority.URGENT:
-                self.usage.rendered += lease.pictures
-            elif (came := self._arrived.pop(lease.job, None)) is not None:
-                self.usage.urgent_started.append((task.started_at or at) - came)
-                self.usage.urgent_stored.append(at - came)
+    def _note_done(self, task: HeldTask) -> None:
+        lease, now = task.lease, self._events.now
+        if lease.finalise:
+            self._left.discard(lease.job)
+        elif lease.priority is not Priority.URGENT:
+            self.usage.rendered += lease.pictures
+        elif (came := self._arrived.pop(lease.job, None)) is not None:
+            self.usage.urgent_started.append((task.started_at or now) - came)
+            self.usage.urgent_stored.append(now - came)
 
     # What users do.
 

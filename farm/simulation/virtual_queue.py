@@ -1,13 +1,17 @@
 """The queue's own scripts on a real server, with a clock that is handed in."""
 
 import collections
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import redis
+from redis.exceptions import RedisError
 
-from farm.job import Lease, Priority
-from farm.queue import MAX_ROWS, LaneBacklog, Queue
+from farm.errors import FarmError
+from farm.job import Lease, Priority, Receipt
+from farm.queue import MAX_ROWS, Heartbeat, LaneBacklog, Outcome, Queue, encoding
+from farm.queue.connection import explain
 from farm.queue.scripts import read_scripts
 
 EPOCH_MS = 1_700_000_000_000  # of the virtual clock; scripts expect times like today's
@@ -39,6 +43,8 @@ class VirtualQueue(Queue):
 
     def __init__(self, client: "redis.Redis", clock: Callable[[], float]) -> None:
         super().__init__(client, scripts=with_virtual_clock(read_scripts()))
+        for name in ("complete", "heartbeat", "held"):  # a pipeline expects them to be there
+            client.script_load(self._scripts[name].script)
         self._clock = clock
         self.calls: collections.Counter[str] = collections.Counter()
         self.granted: set[str] = set()  # sessions that may have something new in their inbox
@@ -51,11 +57,38 @@ class VirtualQueue(Queue):
     def _keys(self) -> list[Any]:
         return [self._prefix, self.now_ms()]
 
-    def delivered(self, session: str) -> list[Lease]:
-        """What ``inbox`` would return, without waiting."""
-        key = f"{self._prefix}inbox:{session}"
-        popped: Any = self.client.lmpop(1, key, direction="LEFT", count=MAX_ROWS)
-        return self._leases(session, popped[1]) if popped else []
+    # What many workers do at the same time, in one round trip.
+
+    def heartbeats(self, calls: Sequence[Sequence[Any]]) -> list[Heartbeat | FarmError]:
+        """``heartbeat`` of each."""
+        replies = self._run_each("heartbeat", calls)
+        return [one if isinstance(one, FarmError) else encoding.heartbeat(one) for one in replies]
+
+    def completions(
+        self, done: Sequence[tuple[str, Sequence[tuple[Lease, Receipt]]]]
+    ) -> list[list[Outcome]]:
+        """``complete_all`` of each session."""
+        calls = [
+            [session, encoding.to_json([encoding.completion(*one) for one in its])]
+            for session, its in done
+        ]
+        return [encoding.outcomes(_result(reply)) for reply in self._run_each("complete", calls)]
+
+    def delivered(self, sessions: Sequence[str]) -> list[list[Lease]]:
+        """What ``inbox`` of each would return, without waiting."""
+        if not sessions:
+            return []
+        together = self.client.pipeline(transaction=False)
+        for session in sessions:
+            key = f"{self._prefix}inbox:{session}"
+            together.lmpop(1, key, direction="LEFT", count=MAX_ROWS)
+        popped: list[Any] = together.execute()
+        keys = [[session, *one[1]] for session, one in zip(sessions, popped, strict=True) if one]
+        held = iter(self._run_each("held", keys))
+        return [
+            [encoding.lease(row) for row in json.loads(_result(next(held)))] if one else []
+            for one in popped
+        ]
 
     def backlog(self) -> list[LaneBacklog]:
         waiting = super().backlog()
@@ -64,8 +97,29 @@ class VirtualQueue(Queue):
         return waiting
 
     def _run(self, name: str, *arguments: Any) -> Any:
-        self.calls[name] += 1
         reply = super()._run(name, *arguments)
+        self._note(name, arguments, reply)
+        return reply
+
+    def _run_each(self, name: str, calls: Sequence[Sequence[Any]]) -> list[Any]:
+        """Replies, or the farm's errors."""
+        if not calls:
+            return []
+        together = self.client.pipeline(transaction=False)
+        for arguments in calls:
+            together.evalsha(self._scripts[name].sha, len(self._keys), *self._keys, *arguments)
+        replies: list[Any] = together.execute(raise_on_error=False)
+        for arguments, reply in zip(calls, replies, strict=True):
+            self._note(name, arguments, reply)
+        return [explain(one) if isinstance(one, RedisError) else one for one in replies]
+
+    def _note(self, name: str, arguments: Sequence[Any], reply: Any) -> None:
+        self.calls[name] += 1
         if name in _GRANTING and reply != "[]":
             self.granted.add(arguments[0])
-        return reply
+
+
+def _result(reply: Any) -> Any:
+    if isinstance(reply, FarmError):
+        raise reply
+    return reply

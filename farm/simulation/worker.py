@@ -9,11 +9,11 @@ import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal
 
 from farm.errors import LeaseLost
 from farm.job import Lease, Priority, Receipt
-from farm.queue import Command, Progress, Queue, Verdict
+from farm.queue import Command, Heartbeat, Outcome, Progress, Queue, Verdict, encoding
 from farm.simulation.service import Service
 from farm.simulation.workload import checkpoint_of
 from farm.spec import Lane
@@ -59,14 +59,6 @@ class HeldTask:
         return Progress(rendered, 0, rendered if alone else None)
 
 
-class Ended(NamedTuple):
-    """A task that the queue has heard of."""
-
-    task: HeldTask
-    at: float  # the queue had its receipt
-    stored: bool  # and took it
-
-
 class SimulatedWorker:
     """A worker with one engine for each checkpoint on one GPU.
 
@@ -96,7 +88,6 @@ class SimulatedWorker:
     ) -> None:
         self.queue, self.session = queue, session
         self.held: dict[str, HeldTask] = {}
-        self.done: list[Ended] = []
         self._services, self._steps, self._lease_ms, self._busy = services, steps, lease_ms, busy
         self._capacity = BUFFERED_ENGINES * rows * len(services)
         self._at = self._last_grant = now
@@ -180,53 +171,54 @@ class SimulatedWorker:
             times.append(self._at + bulk.left)
         return min(times)
 
-    def act(self, now: float) -> None:
-        """Report what is published, and send the heartbeat that is due.
-
-        Raises:
-            LeaseLost: the farm has ended this session.
-        """
+    def act(self, now: float) -> bool:
+        """Whether there is something to tell the queue: what is published, or a heartbeat."""
         self.advance(now)
-        self._report(now)
         if self._room() - self._room_told > self._capacity // 4:
             early = self._last_heartbeat + EARLY_HEARTBEAT_SECONDS
             self._next_heartbeat = min(self._next_heartbeat, early)
-        if now >= self._next_heartbeat:
-            self._last_heartbeat, self._next_heartbeat = now, now + HEARTBEAT_SECONDS
-            self._heartbeat(now)
+        return bool(self.published) or now >= self._next_heartbeat
 
-    def _report(self, now: float) -> None:
-        ended = [
+    @property
+    def published(self) -> list[HeldTask]:
+        return [
             task
             for task in self.held.values()
-            if task.published_at is not None and task.published_at <= now
+            if task.published_at is not None and task.published_at <= self._at
         ]
-        if not ended:
-            return
-        outcomes = self.queue.complete_all(
-            self.session, [(task.lease, _receipt(task.lease)) for task in ended]
-        )
-        for task, outcome in zip(ended, outcomes, strict=True):
-            del self.held[task.lease.key]
-            self.done.append(Ended(task, now, outcome.verdict is Verdict.COMMITTED))
 
-    def _heartbeat(self, now: float) -> None:
-        room, urgent_room = self._room(), self._room(urgent=True)
-        self._room_told = room
+    def reported(self, tasks: Sequence[HeldTask], outcomes: Sequence[Outcome]) -> list[HeldTask]:
+        """The queue has heard of these; returns those that it did not take."""
+        for task in tasks:
+            del self.held[task.lease.key]
+        verdicts = [outcome.verdict for outcome in outcomes]
+        told = zip(tasks, verdicts, strict=True)
+        return [task for task, verdict in told if verdict is not Verdict.COMMITTED]
+
+    def heartbeat(self, now: float) -> list[Any] | None:
+        """What it tells the queue, if that is due."""
+        if now < self._next_heartbeat:
+            return None
+        self._last_heartbeat, self._next_heartbeat = now, now + HEARTBEAT_SECONDS
+        self._room_told = self._room()
         self._heartbeats += 1
         at_work = [task for task in self.held.values() if task.published_at is None and task.work]
         progress = {task.lease.key: task.progress for task in at_work}
-        lanes = sorted({task.lease.lane for task in at_work})
         stats = {
-            "lanes": lanes,
+            "lanes": sorted({task.lease.lane for task in at_work}),
             "beat": self._heartbeats,
-            "urgent_room": urgent_room,
+            "urgent_room": self._room(urgent=True),
             "unbegun": len(self._unbegun()),
             "left": sum(task.to_render for task in at_work) * self._steps,
             "paces": self._paces,
             "row_steps": dict.fromkeys(self._paces, self._steps),
         }
-        answer = self.queue.heartbeat(self.session, room, progress, stats, self._lease_ms)
+        return encoding.heartbeat_arguments(
+            self.session, self._room_told, progress, stats, self._lease_ms
+        )
+
+    def heard(self, answer: Heartbeat, now: float) -> None:
+        """The answer to its heartbeat."""
         for key in self.held.keys() - answer.held:
             del self.held[key]
         command = Command.parse(answer.command)
@@ -235,13 +227,14 @@ class SimulatedWorker:
             self.queue.set_command(self.session, None, instead_of=answer.command)
             self._last_grant = now
         elif answer.unplanned and now - self._last_grant > HUNGRY_SECONDS:
-            self.queue.tick()
-            if room:
-                self.queue.lease(self.session, None, room, self._lease_ms)
-            elif urgent_room:
-                self.queue.lease(
-                    self.session, None, urgent_room, self._lease_ms, lowest=Priority.URGENT
-                )
+            self._lease_for_itself()
+
+    def _lease_for_itself(self) -> None:
+        self.queue.tick()
+        if room := self._room():
+            self.queue.lease(self.session, None, room, self._lease_ms)
+        elif room := self._room(urgent=True):
+            self.queue.lease(self.session, None, room, self._lease_ms, lowest=Priority.URGENT)
 
     def _room(self, *, urgent: bool = False) -> int:
         if self._drain_until is not None:
@@ -285,6 +278,6 @@ class SimulatedWorker:
             del self.held[task.lease.key]
 
 
-def _receipt(lease: Lease) -> Receipt:
+def receipt(lease: Lease) -> Receipt:
     done = 0 if lease.finalise else lease.pictures
     return Receipt(done=done, failed=0, size=1, part="p", part_sha256="0" * 64, numerics="n")
