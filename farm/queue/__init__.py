@@ -20,6 +20,7 @@ from farm.queue.messages import (
     Rooms,
     Session,
     Submitted,
+    Told,
     Verdict,
     WorkerRoom,
 )
@@ -51,6 +52,7 @@ __all__ = [
     "Session",
     "Submitted",
     "Tallies",
+    "Told",
     "Verdict",
     "WaitsFor",
     "Why",

@@ -1,5 +1,6 @@
 """How jobs, tasks and receipts are encoded for the scripts and decoded from their replies."""
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -27,6 +28,7 @@ from farm.queue.messages import (
     Progress,
     Restored,
     TaskCounts,
+    Told,
     Verdict,
 )
 from farm.queue.why import LaneQueue
@@ -169,6 +171,13 @@ def heartbeat_arguments(
 def heartbeat(reply: Sequence[Any]) -> Heartbeat:
     command, held, cancelled, unplanned = reply
     return Heartbeat(set(held), set(cancelled), command or None, bool(unplanned))
+
+
+@functools.lru_cache(32_768)  # most sessions told nothing since the last look
+def told(text: str) -> Told:
+    stats = json.loads(text)
+    numbers = (int(stats.get(name, 0)) for name in ("beat", "urgent_room", "unbegun"))
+    return Told(*numbers, frozenset(map(Lane.parse, stats.get("lanes", ()))))
 
 
 def lane_queue(row: Sequence[Any]) -> LaneQueue:

@@ -136,6 +136,15 @@ class Session(NamedTuple):
     command: str | None
 
 
+class Told(NamedTuple):
+    """What a worker tells a planner: of its stats those in ``PLANNED``."""
+
+    beat: int = 0  # heartbeats so far
+    urgent_room: int = 0  # pictures of urgent tasks, however many others it holds
+    unbegun: int = 0  # tasks that it could hand back
+    lanes: frozenset[Lane] = frozenset()  # of the tasks at work
+
+
 class WorkerRoom(NamedTuple):
     """What a planner needs of a session."""
 
@@ -144,7 +153,7 @@ class WorkerRoom(NamedTuple):
     room: int  # pictures; none for a session that would be granted nothing
     held: int  # tasks
     command: str | None
-    told: Mapping[str, Any]  # of its stats, those in ``PLANNED``
+    told: Told
 
 
 class Rooms(NamedTuple):

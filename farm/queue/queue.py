@@ -1,6 +1,5 @@
 """The queue's operations: one method, one script, one round trip."""
 
-import functools
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -31,9 +30,6 @@ from farm.queue.tallies import Tallies
 from farm.queue.why import Why, explain_wait
 from farm.queue.worker_sessions import WorkerSessions
 from farm.spec import Lane
-
-# Most sessions told nothing since the last look.
-_told = functools.lru_cache(32_768)(json.loads)
 
 CHECKED_LANES = 64  # in a call, with few tenants
 CHECKED_PLACES = 6400  # lanes times tenants, in a call
@@ -184,7 +180,9 @@ class Queue(Submissions, WorkerSessions):
                 named = filter(None, numbers.split(","))
                 served[numbers] = frozenset(texts[number] for number in named)
             found.append(
-                WorkerRoom(session, served[numbers], room, held, command or None, _told(told))
+                WorkerRoom(
+                    session, served[numbers], room, held, command or None, encoding.told(told)
+                )
             )
         return Rooms(finalise, found)
 

@@ -1,5 +1,6 @@
 """Which lanes go to which worker: pure, so that a test is a list in and a list out."""
 
+import heapq
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -58,15 +59,10 @@ def _plan_urgent(urgent: dict[Lane, int], rooms: Sequence[Room]) -> Iterator[Gra
     worker is full it goes into the room that is kept for it, so that a person at a screen does not
     wait for a data set.
     """
-    if not urgent:
-        return
-    free = {room.session: max(room.urgent_rows, room.rows) for room in rooms}
-    ordered = sorted(rooms, key=lambda room: (-free[room.session], -room.rows, room.session))
-    level = _level([free[room.session] for room in ordered], sum(urgent.values()))
-    for room in ordered:
-        rows = free[room.session] - level
-        if rows <= 0:
-            return
+    free = [(max(room.urgent_rows, room.rows), room) for room in rooms]
+    shared = _share(urgent, free)
+    shared.sort(key=lambda share: (-share.free, -share.room.rows, share.room.session))
+    for _, room, rows in shared:
         if chosen := _take(sorted(_fitting(urgent, room)), rows, urgent):
             yield Grant(room.session, chosen, rows, Priority.URGENT)
 
@@ -80,18 +76,14 @@ def _plan_others(
     of one token grid share its forward passes. A lane of each lower class that has work is named as
     well: the lease gives every class its floor, among the lanes that it is told.
     """
-    if not waiting:
-        return
     rank = {lane: min(one.rank for one in its) for lane, its in classes.items()}
-    ordered = sorted(rooms, key=lambda room: (-room.rows, room.session))
-    level = _level([room.rows for room in ordered], sum(waiting.values()))
-    for room in ordered:
-        if room.rows <= level:
-            return
+    shared = _share(waiting, [(room.rows, room) for room in rooms if room.rows > 0])
+    shared.sort(key=lambda share: (-share.free, share.room.session))
+    for free, room, part in shared:
         grids = {_grid(lane) for lane in room.lanes}
         fitting = _fitting(waiting, room)
         fitting.sort(key=lambda lane: (rank[lane], _grid(lane) not in grids, -waiting[lane], lane))
-        rows = max(room.rows - level, room.rows // LEAST_SHARE, 1)
+        rows = max(part, free // LEAST_SHARE)
         if chosen := _take(fitting, rows, waiting):
             yield Grant(room.session, _with_lower_classes(chosen, fitting, classes), rows)
 
@@ -119,17 +111,36 @@ def even_out(rooms: Iterable[Room]) -> dict[str, int]:
     return back
 
 
-def _level(rooms: Sequence[int], pictures: int) -> int:
-    """Room that so many pictures leave in each worker if they go to those with most.
+class _Share(NamedTuple):
+    free: int  # rows
+    room: Room
+    rows: int  # of these, its part of the work
 
-    Args:
-        rooms: the largest first.
-        pictures: that wait.
-    """
+
+def _share(work: dict[Lane, int], free: Sequence[tuple[int, Room]]) -> list[_Share]:
+    """Who takes part in this work, so that afterwards as much room is left in each."""
+    pictures: dict[str, int] = {}
+    for lane, count in work.items():
+        pictures[lane.checkpoint] = pictures.get(lane.checkpoint, 0) + count
+    levels = {
+        checkpoint: _level([rows for rows, room in free if checkpoint in room.checkpoints], count)
+        for checkpoint, count in pictures.items()
+    }
+    shares = []
+    for rows, room in free if levels else ():
+        level = min((levels[one] for one in room.checkpoints if one in levels), default=rows)
+        if rows > level:
+            shares.append(_Share(rows, room, rows - level))
+    return shares
+
+
+def _level(rooms: Sequence[int], pictures: int) -> int:
+    """Room that so many pictures leave in each worker if they go to those with most."""
+    largest = heapq.nlargest(pictures, rooms)  # others do not take part
     together = 0
-    for count, rows in enumerate(rooms, start=1):
+    for count, rows in enumerate(largest, start=1):
         together += rows
-        following = rooms[count] if count < len(rooms) else 0
+        following = largest[count] if count < len(largest) else 0
         if together - pictures >= count * following:
             return max(together - pictures, 0) // count
     return 0

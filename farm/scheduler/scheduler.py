@@ -4,7 +4,6 @@ Kill it and start another: grants are made by one script each, so nothing is hal
 """
 
 import contextlib
-import functools
 import logging
 import random
 import threading
@@ -16,11 +15,8 @@ from farm.errors import LeaseLost, Unavailable
 from farm.job import Lease, Priority
 from farm.queue import Command, Queue, WorkerRoom
 from farm.scheduler.planner import Grant, Room, Work, even_out, plan
-from farm.spec import Lane
 
 log = logging.getLogger(__name__)
-
-_lane = functools.lru_cache(4096)(Lane.parse)
 
 WAKE_MS = 250  # longest sleep; an event of the farm wakes the loop at once
 ALL_LANES_EVERY = 4  # one of so many grants is of all lanes, whatever the planner prefers
@@ -91,9 +87,9 @@ class Scheduler:
             session.checkpoints,
             session.room,
             self._urgent_room(session),
-            frozenset(map(_lane, session.told.get("lanes", ()))),
+            session.told.lanes,
             session.held,
-            0 if session.command else int(session.told.get("unbegun", 0)),
+            0 if session.command else session.told.unbegun,
         )
 
     def _grant(self, work: list[Work], rooms: list[Room]) -> int:
@@ -128,11 +124,10 @@ class Scheduler:
 
     def _urgent_room(self, session: WorkerRoom) -> int:
         """What a worker keeps free for urgent tasks, less what was granted since it said so."""
-        beat = session.told.get("beat", 0)
-        if session.session not in self._urgent or self._urgent[session.session].beat != beat:
-            self._urgent[session.session] = _Granted(beat)
-        told = session.told.get("urgent_room", 0)
-        return max(int(told) - self._urgent[session.session].pictures, 0)
+        granted = self._urgent.get(session.session)
+        if granted is None or granted.beat != session.told.beat:
+            granted = self._urgent[session.session] = _Granted(session.told.beat)
+        return max(session.told.urgent_room - granted.pictures, 0)
 
     def _forget_urgent(self, living: set[str]) -> None:
         self._urgent = {name: held for name, held in self._urgent.items() if name in living}

@@ -22,7 +22,7 @@ from farm.simulation.worker import HeldTask, SimulatedWorker, receipt
 from farm.simulation.workload import DataSet, Workload, submit, submit_urgent
 
 LEASE_MS = 10_000
-TURN_SECONDS = 0.02  # within which workers that have something to tell do it together
+TURN_SECONDS = 0.05  # within which workers that have something to tell do it together
 MOST_SECONDS = 7 * 86_400.0  # of the virtual clock
 
 

@@ -18,6 +18,7 @@ EPOCH_MS = 1_700_000_000_000  # of the virtual clock; scripts expect times like 
 
 _REAL = "redis.call('TIME')"
 _HANDED_IN = "{math.floor(KEYS[2] / 1000), KEYS[2] % 1000 * 1000}"
+_TOGETHER = ("complete", "heartbeat", "held", "tick", "backlog", "rooms")
 _GRANTING = {"lease", "complete"}  # the last task of a job brings the one that finalises it
 
 
@@ -43,10 +44,11 @@ class VirtualQueue(Queue):
 
     def __init__(self, client: "redis.Redis", clock: Callable[[], float]) -> None:
         super().__init__(client, scripts=with_virtual_clock(read_scripts()))
-        for name in ("complete", "heartbeat", "held"):  # a pipeline expects them to be there
+        for name in _TOGETHER:  # a pipeline expects them to be there
             client.script_load(self._scripts[name].script)
         self._clock = clock
         self.calls: collections.Counter[str] = collections.Counter()
+        self._ahead: dict[str, Any] = {}  # replies that came along with an earlier call
         self.granted: set[str] = set()  # sessions that may have something new in their inbox
         self.backlog_until = 0.0  # when work that is not urgent was last seen waiting
 
@@ -57,11 +59,17 @@ class VirtualQueue(Queue):
     def _keys(self) -> list[Any]:
         return [self._prefix, self.now_ms()]
 
+    def tick(self) -> None:
+        """A pass of the scheduler asks for ``backlog`` and ``rooms`` next, so they come along."""
+        names = ("tick", "backlog", "rooms")
+        replies = self._send([(name, ()) for name in names])
+        self._ahead = {name: _result(reply) for name, reply in zip(names, replies, strict=True)}
+
     # What many workers do at the same time, in one round trip.
 
     def heartbeats(self, calls: Sequence[Sequence[Any]]) -> list[Heartbeat | FarmError]:
         """``heartbeat`` of each."""
-        replies = self._run_each("heartbeat", calls)
+        replies = self._send([("heartbeat", arguments) for arguments in calls])
         return [one if isinstance(one, FarmError) else encoding.heartbeat(one) for one in replies]
 
     def completions(
@@ -69,10 +77,10 @@ class VirtualQueue(Queue):
     ) -> list[list[Outcome]]:
         """``complete_all`` of each session."""
         calls = [
-            [session, encoding.to_json([encoding.completion(*one) for one in its])]
+            ("complete", [session, encoding.to_json([encoding.completion(*one) for one in its])])
             for session, its in done
         ]
-        return [encoding.outcomes(_result(reply)) for reply in self._run_each("complete", calls)]
+        return [encoding.outcomes(_result(reply)) for reply in self._send(calls)]
 
     def delivered(self, sessions: Sequence[str]) -> list[list[Lease]]:
         """What ``inbox`` of each would return, without waiting."""
@@ -83,8 +91,8 @@ class VirtualQueue(Queue):
             key = f"{self._prefix}inbox:{session}"
             together.lmpop(1, key, direction="LEFT", count=MAX_ROWS)
         popped: list[Any] = together.execute()
-        keys = [[session, *one[1]] for session, one in zip(sessions, popped, strict=True) if one]
-        held = iter(self._run_each("held", keys))
+        told = zip(sessions, popped, strict=True)
+        held = iter(self._send([("held", [session, *one[1]]) for session, one in told if one]))
         return [
             [encoding.lease(row) for row in json.loads(_result(next(held)))] if one else []
             for one in popped
@@ -97,19 +105,21 @@ class VirtualQueue(Queue):
         return waiting
 
     def _run(self, name: str, *arguments: Any) -> Any:
+        if name in self._ahead:
+            return self._ahead.pop(name)
         reply = super()._run(name, *arguments)
         self._note(name, arguments, reply)
         return reply
 
-    def _run_each(self, name: str, calls: Sequence[Sequence[Any]]) -> list[Any]:
+    def _send(self, calls: Sequence[tuple[str, Sequence[Any]]]) -> list[Any]:
         """Replies, or the farm's errors."""
         if not calls:
             return []
         together = self.client.pipeline(transaction=False)
-        for arguments in calls:
+        for name, arguments in calls:
             together.evalsha(self._scripts[name].sha, len(self._keys), *self._keys, *arguments)
         replies: list[Any] = together.execute(raise_on_error=False)
-        for arguments, reply in zip(calls, replies, strict=True):
+        for (name, arguments), reply in zip(calls, replies, strict=True):
             self._note(name, arguments, reply)
         return [explain(one) if isinstance(one, RedisError) else one for one in replies]
 

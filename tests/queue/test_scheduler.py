@@ -4,7 +4,7 @@ import pytest
 from queue_bench import CHECKPOINT, LANE, MS, Bench
 
 from farm.errors import Unavailable
-from farm.queue import Command, Queue
+from farm.queue import Command, Queue, Told
 from farm.scheduler.scheduler import Scheduler
 from farm.spec import Lane, Mode
 
@@ -206,14 +206,14 @@ def test_who_plans_sees_what_workers_told(bench: Bench, queue: Queue) -> None:
     [room] = queue.rooms().sessions
     assert (room.session, room.room, room.held, room.command) == (session, 7, 0, None)
     assert room.checkpoints == {"one@1", CHECKPOINT}
-    assert room.told == {"beat": 3, "urgent_room": 9}
+    assert room.told == Told(beat=3, urgent_room=9)
 
 
 def test_a_worker_of_an_earlier_version_is_planned_for(bench: Bench, queue: Queue) -> None:
     session = bench.session()
     queue.heartbeat(session, 7, {}, {"beat": 3, "urgent_room": 9}, MS)
     queue.client.hdel(f"{{{queue.farm}}}:session:{session}", "told")
-    assert queue.rooms().sessions[0].told == {"beat": 3, "urgent_room": 9}
+    assert queue.rooms().sessions[0].told == Told(beat=3, urgent_room=9)
 
 
 def test_nothing_is_planned_for_sessions_that_would_get_nothing(bench: Bench, queue: Queue) -> None:

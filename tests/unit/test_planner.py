@@ -70,6 +70,14 @@ def test_urgent_work_is_divided_by_the_urgent_work_that_workers_hold() -> None:
     assert {grant.lowest for grant in grants} == {Priority.URGENT}
 
 
+def test_workers_that_cannot_take_the_work_are_not_counted_on() -> None:
+    other = Room("idle", frozenset({OTHER.checkpoint}), 1000, urgent_rows=1000)
+    busy = room("busy", 10, urgent_rows=20)
+    for priority in (Priority.URGENT, Priority.BULK):
+        [grant] = plan([Work(SMALL, priority, 5)], [other, busy])
+        assert grant.session == "busy"
+
+
 def test_ample_work_fills_every_worker() -> None:
     grants = plan([Work(SMALL, Priority.NORMAL, 1000)], [room("a", 64), room("b", 1)])
     assert [(grant.session, grant.rows) for grant in grants] == [("a", 64), ("b", 1)]
