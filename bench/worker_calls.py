@@ -41,7 +41,7 @@ def during(client: Any, seconds: float, workers: int) -> dict[str, Any]:
             calls[name.lower()] += 1
     took = time.monotonic() - started
     passes = calls["backlog"]
-    calls["tick"] -= passes
+    calls["tick"] = max(calls["tick"] - passes, 0)
     each = {name: calls[name] / took / workers for name in OF_WORKERS}
     return {
         **{name: round(rate, 2) for name, rate in each.items()},

@@ -176,8 +176,12 @@ def heartbeat(reply: Sequence[Any]) -> Heartbeat:
 @functools.lru_cache(32_768)  # most sessions told nothing since the last look
 def told(text: str) -> Told:
     stats = json.loads(text)
-    numbers = (int(stats.get(name, 0)) for name in ("beat", "urgent_room", "unbegun"))
-    return Told(*numbers, frozenset(map(Lane.parse, stats.get("lanes", ()))))
+    return Told(
+        int(stats.get("beat", 0)),
+        int(stats.get("urgent_room", 0)),
+        int(stats.get("unbegun", 0)),
+        frozenset(map(Lane.parse, stats.get("lanes", ()))),
+    )
 
 
 def lane_queue(row: Sequence[Any]) -> LaneQueue:
