@@ -100,6 +100,8 @@ def test_another_tenants_job_is_not_there(bench: Bench, queue: Queue, store: Sto
         with pytest.raises(NotFound):
             Remover(queue, store).remove(job, tenant)
     assert len(stored(store, job)) == OBJECTS
+    with pytest.raises(NotFound):  # whatever the store says
+        queue.remove(job, "bob", stored=True)
 
 
 def test_what_workers_still_store_of_a_cancelled_job_goes_as_well(
