@@ -17,6 +17,8 @@ from farm.checkpoints.layout import WEIGHTS
 from farm.errors import InvalidCheckpoint
 
 ATTEMPTS = 2  # to fetch a file that comes damaged
+ANSWER_SECONDS = 4.0  # for the hub's first answer
+HINT = "check the id and the network, or give a local directory"
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _GIT = re.compile(r"[0-9a-f]{40}")
@@ -49,10 +51,8 @@ def fetch(name: str, commit: str) -> Path:
     except InvalidCheckpoint:
         raise
     except Exception as error:  # the hub client raises a dozen unrelated classes
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InvalidCheckpoint(
-            f"{name}@{commit[:12]} cannot be fetched: {reason}",
-            hint="check the id and the network, or give a local directory",
+            f"{name}@{commit[:12]} cannot be fetched: {_first_line(error)}", hint=HINT
         ) from None
 
 
@@ -85,9 +85,14 @@ def _fetch(hub: ModuleType, asked: dict[str, Any]) -> Path:
 
 
 def _download(hub: ModuleType, asked: dict[str, Any], repository: Path, what: str) -> Path:
+    if silence := _silence(hub):
+        try:  # what is there may be enough
+            return Path(hub.snapshot_download(**asked, local_files_only=True))
+        except hub.errors.LocalEntryNotFoundError:
+            raise InvalidCheckpoint(f"{what} cannot be fetched: {silence}", hint=HINT) from None
     try:
         files = hub.snapshot_download(**asked, dry_run=True)
-    except hub.errors.DryRunError:  # the hub cannot be reached: what is there may be enough
+    except hub.errors.DryRunError:  # it does not answer this: what is there may be enough
         files = []
     needed = sum(file.file_size or 0 for file in files if file.will_download)
     if not needed:
@@ -95,6 +100,19 @@ def _download(hub: ModuleType, asked: dict[str, Any], repository: Path, what: st
     host.check_room(repository.parent, needed, what, "HF_HUB_CACHE")
     with host.told(what, needed, lambda: host.bytes_in(repository / "blobs")):
         return Path(hub.snapshot_download(**asked))
+
+
+def _silence(hub: ModuleType) -> str | None:
+    """Why the hub does not answer; its client would ask six times, for 25 s."""
+    try:
+        hub.get_session().head(hub.constants.ENDPOINT, timeout=ANSWER_SECONDS)
+    except Exception as error:
+        return _first_line(error)
+    return None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _whole(file: Path) -> bool:

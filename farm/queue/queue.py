@@ -21,7 +21,9 @@ from farm.queue.messages import (
     JobStatus,
     LaneBacklog,
     Removal,
+    Rooms,
     Session,
+    WorkerRoom,
 )
 from farm.queue.submissions import Submissions
 from farm.queue.tallies import Tallies
@@ -92,9 +94,9 @@ class Queue(Submissions, WorkerSessions):
         entry, left = self._accept("remove", check_job_id(job), tenant, int(stored))
         return Removal(entry, job, tenant), left <= 0
 
-    def removals(self, limit: int = MAX_ROWS) -> list[Removal]:
-        """Jobs whose objects can be deleted now."""
-        return [Removal(*row) for row in self._run("removals", min(limit, MAX_ROWS))]
+    def removals(self, after: int = 0) -> list[Removal]:
+        """Some of the jobs whose objects can be deleted now, but for the first ``after``."""
+        return [Removal(*row) for row in self._run("removals", after, MAX_ROWS)]
 
     def removed(self, removal: Removal) -> None:
         """Nothing of it is left in the store."""
@@ -165,6 +167,23 @@ class Queue(Submissions, WorkerSessions):
                 "sessions"
             )
         ]
+
+    def rooms(self) -> Rooms:
+        """What a planner needs of workers' sessions; these learn by it that somebody plans."""
+        finalise, pairs, sessions = json.loads(self._run("rooms"))
+        texts = dict(zip(pairs[::2], pairs[1::2], strict=True)) if pairs else {}
+        served: dict[str, frozenset[str]] = {}
+        found = []
+        for session, numbers, room, held, command, told in sessions:
+            if numbers not in served:
+                named = filter(None, numbers.split(","))
+                served[numbers] = frozenset(texts[number] for number in named)
+            found.append(
+                WorkerRoom(
+                    session, served[numbers], room, held, command or None, encoding.told(told)
+                )
+            )
+        return Rooms(finalise, found)
 
     def backlog(self) -> list[LaneBacklog]:
         """What is ready, by lane and class."""

@@ -39,7 +39,10 @@ class Hub(BaseHTTPRequestHandler):
         pass
 
     def do_HEAD(self) -> None:
-        self._file(self.path.partition(f"/resolve/{COMMIT}/")[2], with_body=False)
+        if path := self.path.partition(f"/resolve/{COMMIT}/")[2]:
+            self._file(path, with_body=False)
+        else:
+            self._answer(b"")
 
     def do_GET(self) -> None:
         if "/tree/" in self.path:

@@ -56,6 +56,7 @@ class StubEngine:
     """
 
     numerics = "stub"
+    device = "nothing"
 
     def __init__(self, info: CheckpointInfo, rows: int = 0, step_seconds: float = 0.0) -> None:
         self._info = info
