@@ -5,14 +5,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from farm.cli.output import one_line, say, say_error, say_json
+from farm.cli.output import fetches_told, one_line, say, say_error, say_json
 from farm.errors import InvalidInput
 
 if TYPE_CHECKING:
     from farm.checkpoints.inspect import Checkpoint
 
 checkpoint = typer.Typer(
-    help="Check a checkpoint, or make a tiny one.",
+    help="Check a checkpoint, put it into the store, or make a tiny one.",
     add_completion=False,
     rich_markup_mode=None,
     no_args_is_help=False,
@@ -29,7 +29,8 @@ def inspect(
     """Check that a checkpoint is complete and can be loaded, and describe it."""
     from farm.checkpoints.inspect import inspect_checkpoint
 
-    found = inspect_checkpoint(reference)
+    with fetches_told():
+        found = inspect_checkpoint(reference)
     _check_loads(found)
     facts = {"path": str(found.path), **found.info.model_dump(mode="json")}
     if as_json:
@@ -48,6 +49,28 @@ def _check_loads(found: "Checkpoint") -> None:
         check_loads(found)
     except ImportError as error:
         say_error(f"note: {error.name} is not installed here, so only the files were checked")
+
+
+@checkpoint.command("push")
+def push(
+    reference: Annotated[str, typer.Argument(metavar="DIR|ID@REVISION", show_default=False)],
+    store: Annotated[
+        str,
+        typer.Option(metavar="URL", help="Default: FARM_STORE.", envvar="FARM_STORE"),
+    ] = "",
+) -> None:
+    """Put a checkpoint into the farm's store, for the workers of all hosts; each host fetches it
+    once. Prints what --checkpoint and FARM_CHECKPOINTS then call it."""
+    from farm.checkpoints import stored
+    from farm.checkpoints.inspect import inspect_checkpoint
+
+    if not store:
+        raise InvalidInput(
+            "is not set", field="FARM_STORE", hint="name a store with --store, as s3://bucket/farm"
+        )
+    with fetches_told():
+        found = inspect_checkpoint(reference)
+    say(str(stored.push(store, found.path, found.info.id, found.info.revision)))
 
 
 @checkpoint.command("make-tiny")

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated
 
@@ -19,11 +19,13 @@ import psutil
 import typer
 from rich.console import Console
 
+from farm.cli.output import fetches_told
 from farm.errors import Conflict, FarmError, Unavailable
 from farm.paths import DATA_HELP, client_file, data_dir, make_private
 
 if TYPE_CHECKING:
-    from farm.local.embedded import Embedded, Plan
+    from farm.local.embedded import Embedded
+    from farm.local.plan import Plan
 
 READY_SECONDS = 600.0  # a worker may have to build or load a large checkpoint
 DOWN_SECONDS = 30.0
@@ -47,10 +49,16 @@ def up(
         ),
     ] = "0",
     min_workers: Annotated[
-        int | None, typer.Option(help="Fewest workers while there is little to do.", min=0)
+        int | None,
+        typer.Option(
+            envvar="FARM_MIN_WORKERS", help="Fewest workers while there is little to do.", min=0
+        ),
     ] = None,
     max_workers: Annotated[
-        int | None, typer.Option(help="Most workers while there is much to do.", min=1)
+        int | None,
+        typer.Option(
+            envvar="FARM_MAX_WORKERS", help="Most workers while there is much to do.", min=1
+        ),
     ] = None,
     checkpoint: Annotated[
         list[str] | None,
@@ -78,7 +86,8 @@ def up(
     ] = False,
 ) -> None:
     """Start a farm on this machine: queue, store, Ray, scheduler, gateway and workers."""
-    from farm.local.embedded import Plan, check_port
+    from farm.local.plan import Plan
+    from farm.local.ports import check_port
     from farm.local.supervisor import sweep
 
     folder = (data or data_dir()).expanduser().resolve()
@@ -102,7 +111,9 @@ def up(
             ray_address=ray,
             single_writer=single_writer,
         )
-        _run(plan.complete())
+        with fetches_told():
+            plan = plan.complete()
+        _run(plan)
 
 
 def down(data: Data = None) -> None:
@@ -144,6 +155,9 @@ def _run(plan: "Plan") -> None:
     write_pid(plan.data / "run" / "up.pid", os.getpid())
     try:
         _check_workers_settings(farm)
+        if farm.unheeded:
+            names = ", ".join(farm.unheeded)
+            console.print(f"farm up sets these itself, so yours do not count: {names}")
         for service in farm.services():
             supervisor.start(service)
             if service.name == "valkey":
@@ -187,13 +201,13 @@ def _announce(plan: "Plan", dashboard: str | None) -> None:
         console.print("farm dashboard prints a link that opens it without the token")
     if plan.data != data_dir():
         console.print(f"in another terminal: export FARM_DATA={plan.data}")
-    _say_what_it_draws(plan.checkpoints)
+    _say_what_it_draws(plan)
 
 
-def _say_what_it_draws(checkpoints: Sequence[str]) -> None:
+def _say_what_it_draws(plan: "Plan") -> None:
     from farm.checkpoints.inspect import inspect_checkpoint
 
-    found = [inspect_checkpoint(one) for one in checkpoints]
+    found = [inspect_checkpoint(one, plan.data) for one in plan.checkpoints]
     for one in found:
         if one.description:
             console.print(f"{one.info.id}: {one.description}", markup=False, soft_wrap=True)

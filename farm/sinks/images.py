@@ -4,12 +4,14 @@ import contextlib
 from collections.abc import Collection, Iterable, Iterator, Sequence, Set
 from pathlib import Path, PurePosixPath
 
+import numpy as np
+from numpy.typing import NDArray
+
 from farm.errors import Conflict, NotFound
 from farm.formats.manifest import ManifestRow
 from farm.formats.picture_file import CONTENT_TYPES
 from farm.formats.picture_record import PictureRecord
 from farm.job import Chunk
-from farm.sinks.parts import delete_data
 from farm.sinks.protocol import RowId, Source, StoredObject, TaskPlace
 from farm.store import Store
 
@@ -23,6 +25,9 @@ class Images:
 
     def __init__(self, store: Store, folder: Path) -> None:
         self._store = store
+
+    def row_alone(self, record: PictureRecord, tokens: NDArray[np.integer]) -> None:
+        """None: the store has each picture's file before its row is known."""
 
     def store_picture(self, place: TaskPlace, record: PictureRecord, data: bytes) -> ManifestRow:
         key = place.data + record.file_name
@@ -76,9 +81,6 @@ class Images:
         assert row.file is not None
         assert row.size is not None
         return Source(row.file, PurePosixPath(row.file).name, row.size)
-
-    def delete(self, job: str) -> None:
-        delete_data(self._store, job)
 
 
 def _common(texts: Collection[str]) -> str:

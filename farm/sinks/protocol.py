@@ -7,6 +7,9 @@ package, under ``farm.sinks.registry.GROUP``; nothing else of the farm has to kn
 from collections.abc import Iterable, Sequence, Set
 from typing import NamedTuple, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from farm.formats.manifest import ManifestRow
 from farm.formats.picture_record import PictureRecord
 from farm.job import Chunk, Format
@@ -73,8 +76,9 @@ class Sink(Protocol):
     The folder is the worker's own. It survives the publisher's process and not the worker, need
     not exist yet, and is of use only to a sink that puts several pictures into one object.
 
-    Everything is stored below ``place.data``, create-if-absent: what lies there already counts,
-    whichever process wrote it, and goes into the rows. Calls about one place may be repeated at any
+    Everything is stored below ``place.data``, where a removed job's objects are deleted, and
+    create-if-absent: what lies there already counts, whichever process wrote it, and goes into the
+    rows. Calls about one place may be repeated at any
     time, by other workers too, and must come to the same rows. All methods may be called from
     several threads at once; they raise ``StoreError`` and ``NotFound`` as the store does.
     """
@@ -82,6 +86,13 @@ class Sink(Protocol):
     # Whether a task is one object. Its size is then counted in pictures, so that the same renders
     # are always cut alike, and a picture can be read only when its task is whole.
     sharded: bool
+
+    def row_alone(self, record: PictureRecord, tokens: NDArray[np.integer]) -> ManifestRow | None:
+        """A picture's row, where the row holds all that is kept of it, as in the sink ``tokens``.
+
+        None where its file is to be stored first, by ``store_picture``.
+        """
+        ...
 
     def store_picture(self, place: TaskPlace, record: PictureRecord, data: bytes) -> ManifestRow:
         """Take a picture file and give its row, which ``store_task`` may still change.
@@ -124,8 +135,4 @@ class Sink(Protocol):
 
     def source(self, row: ManifestRow) -> Source:
         """Where a picture that did not fail can be read."""
-        ...
-
-    def delete(self, job: str) -> None:
-        """Remove all pictures of a job from the store."""
         ...

@@ -17,7 +17,7 @@ from farm.errors import InvalidInput
 from farm.formats.manifest import ManifestRow, merge, read_part
 from farm.formats.picture_file import read_facts
 from farm.job import Chunk, JobOptions, JobState, Lease, NumberedSpec, Priority, TaskDraft, job_id
-from farm.queue import JobHeader, Queue, connect
+from farm.queue import JobHeader, Queue, connect, previews
 from farm.scheduler.scheduler import Scheduler
 from farm.spec import Lane, RenderRequest
 from farm.store import Store, keys, open_store
@@ -158,6 +158,20 @@ def test_a_chunk_that_is_not_inline_is_read_from_the_store(farm: Farm) -> None:
     farm.wait(job)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"sink": "tokens"}, {"format": "tokens"}, {"sink": "webdataset", "format": "tokens"}],
+)
+def test_a_job_of_tokens_has_no_picture_drawn(farm: Farm, options: dict[str, object]) -> None:
+    engine = farm.start()
+    job = farm.submit("a", "b", **options)
+    farm.wait(job)
+    assert len(engine.rendered) == 2
+    assert engine.drawn == 0
+    farm.wait(farm.submit("a", "b"))
+    assert engine.drawn == 2
+
+
 def test_a_bad_row_fails_alone(farm: Farm) -> None:
     farm.start()
     job = farm.submit("a", BAD_PROMPT, "c", max_failed=1)
@@ -252,7 +266,7 @@ def test_a_task_that_is_done_when_its_job_is_cancelled_is_listed(
 
 
 def test_progress_counts_pictures_inside_a_task(farm: Farm) -> None:
-    engine = farm.start(engine=FakeEngine(rows=1, step_seconds=0.02))
+    engine = farm.start(engine=FakeEngine(rows=1, step_seconds=0.2))
     job = farm.submit(*(str(number) for number in range(60)))
     until(lambda: 0 < farm.queue.status(job, TENANT).images.running_done < 60)
     engine.step_seconds = 0
@@ -382,6 +396,22 @@ def test_an_error_in_a_thread_ends_the_worker_as_a_crash(farm: Farm) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_what_goes_wrong_with_previews_harms_no_task(
+    farm: Farm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = threading.Event()
+
+    def fail(*_: object) -> set[str]:
+        failed.set()
+        raise RuntimeError("planted")
+
+    monkeypatch.setattr(previews, "asked", fail)
+    farm.start()
+    assert failed.wait(30)
+    farm.wait(farm.submit("a"))
+    assert farm.workers[0][2].is_alive()
+
+
 def test_a_picture_that_crashes_its_worker_again_and_again_fails_its_job(farm: Farm) -> None:
     job = farm.submit("a")
     for life in range(3):  # the first in company, as far as the queue knows; then two alone

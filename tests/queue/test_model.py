@@ -31,9 +31,9 @@ from farm.queue.constants import CLASSES, MAX_ROWS
 from farm.queue.scripts import read_scripts
 from farm.spec import Lane
 
-DEEP = bool(os.environ.get("FARM_DEEP"))  # other lives every time, and twenty times as many
+DEEP = bool(os.environ.get("FARM_DEEP"))  # other lives every time, and thirty times as many
 SHRINK = not os.environ.get("FARM_NO_SHRINK")  # takes minutes
-LIVES = int(os.environ.get("FARM_LIVES", 3000 if DEEP else 150))
+LIVES = int(os.environ.get("FARM_LIVES", 3000 if DEEP else 100))
 STEPS = 50
 OTHER = LANE._replace(checkpoint="other/model@r1")
 LANES = [LANE, LANE._replace(width=512), OTHER]
@@ -441,6 +441,7 @@ class Farm(RuleBasedStateMachine):
         names, busy = self.read_lanes()
         asked: list[tuple[Any, ...]] = [
             ("sessions",),
+            ("rooms",),
             ("backlog",),
             ("check_lanes", 0, *names),
             ("check_sessions", 0),
@@ -451,7 +452,14 @@ class Farm(RuleBasedStateMachine):
             asked.append(("check_job", job.id, 0))
         asked += [("held", session.id) for session in sessions]
         replies = iter(self.queue.ask(asked))
-        assert {row[0] for row in next(replies)} == set(self.model.sessions)
+        told = {row[0]: (row[3], row[4], row[8]) for row in next(replies)}
+        assert told.keys() == self.model.sessions.keys()
+        planned = {row[0]: row[2:5] for row in json.loads(next(replies))[2]}
+        assert planned.keys() == told.keys()
+        for session, (room, held, command) in told.items():
+            # A session that drains for a task that runs alone goes on once there is no such task.
+            assert room in (planned[session][0], 0)
+            assert planned[session][1:] == [held, command]
         self.check_work(next(replies))
         self.check_busy_lanes(names, busy)
         assert next(replies) == [], "a recount finds something"

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from farm import logs
+from farm import garbage, logs
 from farm.errors import FarmError, NotFound, StoreError
 from farm.formats.encoding import encode
 from farm.sinks.early import forget_early, store_early
@@ -241,13 +241,16 @@ def _die_with(parent: int) -> None:
 def main() -> None:
     descriptor, parent = map(int, sys.argv[1:])
     _die_with(parent)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the worker's to handle
+    for number in (signal.SIGINT, signal.SIGTERM):  # told to all, but the worker's to handle
+        signal.signal(number, signal.SIG_IGN)
     logs.configure("publisher", level=logging.WARNING)
     connection: Connection[Any, Any] = Connection(descriptor)
     try:
         begin = connection.recv()
         assert isinstance(begin, Begin)
-        PublisherProcess(connection, begin).run()
+        serving = PublisherProcess(connection, begin)
+        garbage.relax()
+        serving.run()
     except (EOFError, OSError):
         pass
     os._exit(0)  # at once: an upload that goes on would be one without a lease
