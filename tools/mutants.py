@@ -1249,7 +1249,7 @@ MUTANTS = (
     Mutant(
         "a cancelled job is removed while its workers store",
         "parts/job_removal.lua",
-        "h[1] == 'x' and h[2] + SETTLED or now",
+        "h[1] == 'x' and math.max(now, number(h[2]) + SETTLED) or now",
         "now",
     ),
     Mutant(

@@ -3,7 +3,7 @@
 import os
 from collections.abc import AsyncIterator, Callable
 
-from farm_client.fetch import PARALLEL, Fetched
+from farm_client.fetch import PARALLEL, Fetched, Sign
 from farm_client.image import AsyncImage
 from farm_client.job import JobHandle, Progress
 from farm_client.models import Difference, JobStatus, Preview, Removed, Usage, Verified, Why
@@ -72,5 +72,8 @@ class AsyncJob(JobHandle):
         timeout: float | None = None,  # the same word as in Job
         overwrite: bool = False,
         resume: bool = False,
+        sign: Sign | None = None,
     ) -> Fetched:
-        return await self._fetch(folder, follow, parallel, progress, timeout, overwrite, resume)
+        return await self._fetch(
+            folder, follow, parallel, progress, timeout, overwrite, resume, sign
+        )

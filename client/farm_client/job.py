@@ -20,7 +20,7 @@ from farm.errors import (
 from farm.job import TERMINAL_JOBS, JobState
 from farm_client import display
 from farm_client.connection import Connection, path_of
-from farm_client.fetch import PARALLEL, Fetched, Fetcher
+from farm_client.fetch import PARALLEL, Fetched, Fetcher, Sign
 from farm_client.image import Image, ImageFacts
 from farm_client.models import (
     Difference,
@@ -231,6 +231,7 @@ class JobHandle:
         timeout: float | None,
         overwrite: bool,
         resume: bool,
+        sign: Sign | None,
     ) -> Fetched:
         await self._status()  # it is there, and may be read, before the folder is touched
         fetcher = Fetcher(
@@ -241,6 +242,7 @@ class JobHandle:
             progress,
             overwrite=overwrite,
             resume=resume,
+            sign=sign,
         )
         return await fetcher.fetch(
             ImageFacts(self._connection, told) async for told in self._images(follow, timeout)
@@ -347,6 +349,7 @@ class Job(JobHandle):
         timeout: float | None = None,
         overwrite: bool = False,
         resume: bool = False,
+        sign: Sign | None = None,
     ) -> Fetched:
         """All pictures into a folder, with ``manifest.jsonl``; called again it fetches what is
         missing.
@@ -358,8 +361,12 @@ class Job(JobHandle):
             timeout: seconds; then a job that has not ended is no longer followed.
             overwrite: remove another job's pictures from the folder; else they are refused.
             resume: keep pictures there that are right, although nothing says whose they are.
+            sign: adds content credentials to the files, as ``farm.formats.credentials.open_signer``
+                makes it; what the farm has stored stays as it is.
         """
-        return drive(self._fetch(folder, follow, parallel, progress, timeout, overwrite, resume))
+        return drive(
+            self._fetch(folder, follow, parallel, progress, timeout, overwrite, resume, sign)
+        )
 
 
 def check_ended(status: JobStatus) -> None:

@@ -92,9 +92,9 @@ class Queue(Submissions, WorkerSessions):
         entry, left = self._accept("remove", check_job_id(job), tenant, int(stored))
         return Removal(entry, job, tenant), left <= 0
 
-    def removals(self, limit: int = MAX_ROWS) -> list[Removal]:
-        """Jobs whose objects can be deleted now."""
-        return [Removal(*row) for row in self._run("removals", min(limit, MAX_ROWS))]
+    def removals(self, after: int = 0) -> list[Removal]:
+        """Some of the jobs whose objects can be deleted now, but for the first ``after``."""
+        return [Removal(*row) for row in self._run("removals", after, MAX_ROWS)]
 
     def removed(self, removal: Removal) -> None:
         """Nothing of it is left in the store."""

@@ -20,16 +20,17 @@ local function forget_job(job)
   return lanes
 end
 
--- When workers have stored the last of it (ms): of a cancelled job they may keep what they have.
+-- When no worker stores anything of an ended job any more. Those of a cancelled one may do so for a
+-- while.
 local function settled_at(job)
   local h = redis.call('HMGET', P .. 'job:' .. job, 's', 'e')
-  return h[1] == 'x' and h[2] + SETTLED or now
+  return h[1] == 'x' and math.max(now, number(h[2]) + SETTLED) or now
 end
 
--- The same, and its objects go as well. A second call changes nothing but the lanes it returns.
+-- The same as forget_job, and its objects go as well. A second call changes nothing but the lanes it
+-- returns.
 local function remove_job(job, tenant)
-  local settled = settled_at(job)
   redis.call('ZREM', P .. 'keeping', owned_job(job, tenant))
-  redis.call('ZADD', P .. 'removals', 'NX', settled, owned_job(job, tenant))
+  redis.call('ZADD', P .. 'removals', 'NX', settled_at(job), owned_job(job, tenant))
   return forget_job(job)
 end
