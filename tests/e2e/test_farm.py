@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -168,6 +169,9 @@ def test_a_farm_whose_ray_dies_goes_on_by_itself(farm: RunningFarm, tmp_path: Pa
     until(lambda: "no cluster answers" in farm.run("why", job).stdout)
     told = farm.run("doctor", check=False).stdout
     assert "no answer from its gcs_server" in told
+    for page in ("", "/farm", f"/jobs/{job}"):
+        with urllib.request.urlopen(f"{farm.url}/page{page}", timeout=60) as answer:
+            assert "The workers: ray: no cluster answers at " in answer.read().decode()
     until(lambda: farm.pid("worker-0") != worker)
     rows = farm.fetch(job, tmp_path / "out")
     assert [row["error"] for row in rows] == [None] * 100

@@ -375,6 +375,8 @@ class QueueSession:
 
 def _rate(task: LeasedTask, receipt: Receipt) -> str:
     """For people who read the log: what a task came to."""
+    if task.lease.finalise:
+        return "its job is finalised"
     seconds = max(time.monotonic() - task.since, 0.001)
     failed = f", {receipt.failed} failed" if receipt.failed else ""
     return f"{receipt.done} pictures in {seconds:.1f} s ({receipt.done / seconds:.1f}/s){failed}"
