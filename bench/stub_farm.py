@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from farm.local.embedded import free_port
+from farm.local.ports import free_port
 from farm.local.valkey import ServerProcess
 
 CHECKPOINT = "shapes-64"

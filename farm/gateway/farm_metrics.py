@@ -5,6 +5,7 @@ happens to tasks, and here both are read when Prometheus asks. So no worker need
 be reached. Every gateway shows the same figures.
 """
 
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -42,6 +43,7 @@ class FarmMetrics(Collector):
     def __init__(self, queue: Queue, clock: Callable[[], float] = time.monotonic) -> None:
         self._queue = queue
         self._clock = clock
+        self._lock = threading.Lock()
         self._read_at = float("-inf")
         self._figures: _Figures | None = None
 
@@ -59,18 +61,19 @@ class FarmMetrics(Collector):
 
     def _read(self) -> _Figures | None:
         """None if the queue does not answer; the gateway's own numbers are still good."""
-        if self._clock() - self._read_at >= FRESH_SECONDS:
-            self._read_at = self._clock()
-            try:
-                self._figures = _Figures(
-                    self._queue.backlog(),
-                    self._queue.tallies(),
-                    self._queue.sessions(),
-                    placed_workers.read(self._queue),
-                )
-            except FarmError:
-                self._figures = None
-        return self._figures
+        with self._lock:
+            if self._clock() - self._read_at >= FRESH_SECONDS:
+                self._read_at = self._clock()
+                try:
+                    self._figures = _Figures(
+                        self._queue.backlog(),
+                        self._queue.tallies(),
+                        self._queue.sessions(),
+                        placed_workers.read(self._queue),
+                    )
+                except FarmError:
+                    self._figures = None
+            return self._figures
 
 
 def _queued(backlog: Iterable[LaneBacklog]) -> Iterator[Metric]:

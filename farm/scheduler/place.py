@@ -51,13 +51,15 @@ class Place:
             self.show(WorkerState.DRAINING, now, reason, why)
 
     def forget(self) -> str | None:
-        """Ray starts the actor again: wait for its new life; returns the token of the old one."""
+        """Ray starts the actor again: wait for its new life, which has not been asked to end;
+        returns the token of the old one."""
         life, self.life, self.asked, self.joined = self.life, None, None, None
+        self.ends_by = None
         return life.token if life else None
 
     def leave(self, retry_at: float) -> str | None:
         """The actor is no more; if the worker is wanted, another one is placed at that time."""
-        self.actor, self.ends_by, self.retry_at = None, None, retry_at
+        self.actor, self.retry_at = None, retry_at
         return self.forget()
 
     def show(

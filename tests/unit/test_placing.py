@@ -1,8 +1,10 @@
 """What workers are told, and why a cluster does not run them."""
 
+from types import SimpleNamespace
+
 from farm.cli.place_workers import worker_environment
 from farm.queue.placed_workers import PlacedWorker, Reason, WorkerState, from_json, to_json
-from farm.scheduler.place import why_no_room
+from farm.scheduler.place import Place, why_no_room
 from farm.worker_group import WorkerGroup
 
 
@@ -26,6 +28,19 @@ def test_workers_get_their_own_settings_and_nothing_of_the_gateway() -> None:
         "PATH": "/bin",
     }
     assert worker_environment({**told, **kept}) == told
+
+
+def test_a_worker_that_is_started_again_while_it_drains_is_asked_again() -> None:
+    asked: list[float] = []
+    place = Place("worker-0", WorkerGroup("worker", 1, 1), 0.0)
+    place.actor = SimpleNamespace(drain=SimpleNamespace(remote=asked.append))
+    place.drain(120, 0.0, "fewer workers are wanted")
+    place.drain(120, 1.0, "fewer workers are wanted")
+    assert asked == [120]
+    place.forget()
+    place.drain(120, 2.0, "fewer workers are wanted")
+    assert asked == [120, 120]
+    assert place.ends_by == 122
 
 
 def test_why_there_is_no_room() -> None:

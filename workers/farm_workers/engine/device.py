@@ -174,6 +174,27 @@ def _tuple(value: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return value if isinstance(value, tuple) else (value,)
 
 
+class Shaped:
+    """A function of tensors, as CUDA graphs for inputs of the shapes that were captured.
+
+    What a graph returns is overwritten by its next call.
+    """
+
+    def __init__(
+        self, device: Device, function: Callable[..., Tensor | tuple[Tensor, ...]]
+    ) -> None:
+        self._device, self._function = device, function
+        self._graphs: dict[tuple[torch.Size, ...], Callable[..., tuple[Tensor, ...]]] = {}
+
+    def capture(self, *examples: Tensor) -> None:
+        shapes = tuple(one.shape for one in examples)
+        self._graphs[shapes] = self._device.graphed(self._function, *examples)
+
+    def __call__(self, *given: Tensor) -> tuple[Tensor, ...]:
+        graph = self._graphs.get(tuple(one.shape for one in given))
+        return _tuple(self._function(*given)) if graph is None else graph(*given)
+
+
 class Download:
     """Tensors on their way to the host, while the device works on."""
 
