@@ -34,11 +34,11 @@ def test_a_worker_that_is_started_again_while_it_drains_is_asked_again() -> None
     asked: list[float] = []
     place = Place("worker-0", WorkerGroup("worker", 1, 1), 0.0)
     place.actor = SimpleNamespace(drain=SimpleNamespace(remote=asked.append))
-    place.drain(120, 0.0, "fewer workers are wanted")
-    place.drain(120, 1.0, "fewer workers are wanted")
+    place.drain(120, 0.0, Reason.FEWER_WANTED, "fewer workers are wanted")
+    place.drain(120, 1.0, Reason.FEWER_WANTED, "fewer workers are wanted")
     assert asked == [120]
     place.forget()
-    place.drain(120, 2.0, "fewer workers are wanted")
+    place.drain(120, 2.0, Reason.FEWER_WANTED, "fewer workers are wanted")
     assert asked == [120, 120]
     assert place.ends_by == 122
 
