@@ -65,7 +65,7 @@ class Command(NamedTuple):
     def parse(cls, text: str | None) -> "Command | None":
         """Of what a heartbeat returned; None for a command of a newer farm, too."""
         kind, _, number = (text or "").partition(" ")
-        if kind not in ("drain", "share"):
+        if kind not in ("drain", "share") or not (number or "0").isdecimal():
             return None
         return cls("drain" if kind == "drain" else "share", int(number) if number else None)
 
