@@ -11,32 +11,21 @@ import os
 import re
 import secrets
 import shlex
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
 
 import trustme
 from network import Host, Network, wait_until
-
-from farm.local.valkey import find_server
+from services import KEYS, QUEUE_PORT, S3_PORT, server_speaks_tls, start_queue, start_store
+from watch import Watch
 
 ROOT = Path(__file__).parents[2]
 UNITS = ROOT / "infra" / "systemd"
 PROBE = Path(__file__).with_name("probe.py")
-SERVER = "FARM_CLUSTER_SERVER"  # names a Valkey or Redis server that knows TLS
-S3_PORT, GATEWAY_PORT = 9000, 8400
+GATEWAY_PORT = 8400
 WORKER_HOSTS = ("w1", "w2")
-
-
-class Life(NamedTuple):
-    """A worker's session."""
-
-    session: str
-    worker: str
-    held: int  # tasks
 
 
 def unit_command(name: str, environment: Mapping[str, str]) -> list[str]:
@@ -54,28 +43,35 @@ def template() -> dict[str, str]:
 
 
 class Cluster:
-    """The running farm. Its client is on the head."""
+    """The running farm. Its client is on the head.
+
+    Args:
+        folder: for everything that it writes.
+        encrypted: TLS between Ray's processes and to the store too, which is then Ceph's; to the
+            queue it is where the server knows it, to the gateway always.
+        settings: instead of its own.
+    """
 
     def __init__(
         self,
         folder: Path,
         network: Network,
         *,
-        ray_tls: bool = False,
-        settings: Mapping[str, str] = MappingProxyType({}),  # instead of those below
+        encrypted: bool = False,
+        settings: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.folder, self.network, self.hosts = folder, network, network.hosts
         self.trace = folder / "trace.txt"
         self._password, self._key = secrets.token_hex(16), secrets.token_hex(16)
-        self._server = os.environ.get(SERVER)
-        self._ray_tls, self._settings = ray_tls, settings
-        self._probe: subprocess.Popen[str] | None = None
+        self.encrypted, self._settings = encrypted, settings
+        self.watch = Watch((), {})
         self._write_secrets()
 
     @property
-    def tls(self) -> bool:
-        """Whether the queue's server speaks TLS; that of the Python package does not."""
-        return self._server is not None
+    def _endpoint(self) -> str:
+        """The store's."""
+        scheme = "https" if self.encrypted else "http"
+        return f"{scheme}://{self.hosts['data'].address}:{S3_PORT}"
 
     def _write_secrets(self) -> None:
         authority = trustme.CA()
@@ -96,16 +92,17 @@ class Cluster:
     def environment(self, host: Host) -> dict[str, str]:
         """What ``/etc/farm/farm.env`` would say on a host."""
         data, head = self.hosts["data"].address, self.hosts["head"].address
-        queue = f"{data}:6380/0?ssl_ca_certs={self.folder}/ca.pem" if self.tls else f"{data}:6380/0"
+        tls = server_speaks_tls()
+        queue = f"{data}:{QUEUE_PORT}/0" + (f"?ssl_ca_certs={self.folder}/ca.pem" if tls else "")
         settings = {
             **template(),
             "NODE_ADDRESS": host.address,
             "RAY_AUTH_TOKEN_PATH": f"{self.folder}/ray-token",
             "RAY_ADDRESS": f"{head}:6379",
-            "REDIS_URL": f"redis{'s' if self.tls else ''}://farm:{self._password}@{queue}",
-            "FARM_STORE": f"s3://farm/pictures?endpoint_url=http://{data}:{S3_PORT}",
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "testsecret",
+            "REDIS_URL": f"redis{'s' if tls else ''}://farm:{self._password}@{queue}",
+            "FARM_STORE": f"s3://farm/pictures?endpoint_url={self._endpoint}",
+            "AWS_CA_BUNDLE": f"{self.folder}/ca.pem",
+            **KEYS,
             "FARM_WORKERS": str(len(WORKER_HOSTS)),
             "FARM_WORKER_GPUS": "0",
             "FARM_WORKER_CPUS": str(os.cpu_count()),  # all of a host: one worker on each
@@ -115,7 +112,7 @@ class Cluster:
             "FARM_TLS_CERT": f"{self.folder}/head.pem",
             "FARM_TLS_KEY": f"{self.folder}/head.key",
         }
-        tls = {
+        ray_tls = {
             "RAY_USE_TLS": "1",
             "RAY_TLS_SERVER_CERT": f"{self.folder}/{host.name}.pem",
             "RAY_TLS_SERVER_KEY": f"{self.folder}/{host.name}.key",
@@ -123,7 +120,7 @@ class Cluster:
         }
         return {
             **settings,
-            **(tls if self._ray_tls else {}),
+            **(ray_tls if self.encrypted else {}),
             "FARM_DATA": str(host.folder / "data"),
             "FARM_THREADS": "1",
             "FARM_TRACE": str(self.trace),
@@ -144,84 +141,46 @@ class Cluster:
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
         """Start everything, and wait until there is a worker on each of the workers' hosts."""
-        self.start_server()
+        self.start_queue()
         self.start_store()
         head = self.hosts["head"]
         self.keep_unit(head, "farm-ray-head")
-        wait_until(lambda: self.listens(head, 6379), "Ray's head")
+        wait_until(lambda: head.listens(6379), "Ray's head")
         for name in WORKER_HOSTS:
             self.start_node(self.hosts[name])
         self.start_gateway()
         self.keep_unit(head, "farm-scheduler")
-        with self.probing():
-            wait_until(lambda: len(self.workers()) == len(WORKER_HOSTS), "the workers", 300)
+        with self.watching():
+            wait_until(lambda: len(self.watch.lives) == len(WORKER_HOSTS), "the workers", 300)
             yield
 
     @contextlib.contextmanager
-    def probing(self) -> Iterator[None]:
-        """``workers`` can be asked meanwhile."""
+    def watching(self) -> Iterator[None]:
+        """``watch`` sees the workers meanwhile."""
         head = self.hosts["head"]
-        with subprocess.Popen(
-            head.command([sys.executable, str(PROBE)]),
-            env=self.environment(head),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        ) as self._probe:
-            try:
-                yield
-            finally:
-                self._probe.kill()
+        self.watch = Watch(head.command([sys.executable, str(PROBE)]), self.environment(head))
+        with self.watch.watching():
+            yield
 
     def start_gateway(self) -> None:
         head = self.hosts["head"]
         self.keep_unit(head, "farm-gateway")
-        wait_until(lambda: self.listens(head, GATEWAY_PORT), "the gateway")
+        wait_until(lambda: head.listens(GATEWAY_PORT), "the gateway")
 
     def start_node(self, host: Host) -> None:
         """A host joins Ray."""
         self.keep_unit(host, "farm-ray-node")
 
-    def start_server(self) -> None:
-        """The queue's server, on the host ``data``."""
+    def start_queue(self) -> None:
         data = self.hosts["data"]
-        folder = data.folder / "valkey"
-        folder.mkdir()
-        port = ["--port", "0", "--tls-port", "6380"] if self.tls else ["--port", "6380"]
-        pem = str(self.folder / "data")
-        tls = ["--tls-cert-file", f"{pem}.pem", "--tls-key-file", f"{pem}.key",
-               "--tls-ca-cert-file", f"{self.folder}/ca.pem",
-               "--tls-auth-clients", "no"]  # fmt: skip
-        command = [self._server or str(find_server()), *port, *(tls if self.tls else ()),
-                   "--bind", data.address, "--aclfile", f"{self.folder}/users.acl",
-                   "--dir", str(folder), "--appendonly", "yes", "--appendfsync", "always",
-                   "--save", "", "--maxmemory-policy", "noeviction"]  # fmt: skip
-        data.keep("valkey", command, self.environment(data))
-        wait_until(lambda: self.listens(data, 6380), "the queue's server")
+        start_queue(data, self.folder, self.environment(data))
 
     def start_store(self) -> None:
-        """S3, on the same host."""
         data = self.hosts["data"]
-        environment = self.environment(data) | {
-            "BIND_HOST": data.address,
-            "GATEWAY_PORT": str(S3_PORT),
-            "SERVICES": "s3",
-            "IOT_MTLS_ENABLED": "0",
-            "TMPDIR": str(data.folder),
-            "S3_PERSIST": "1",
-            "S3_DATA_DIR": str(data.folder / "s3"),
-        }
-        data.keep("s3", [sys.executable, "-m", "ministack"], environment)
-        wait_until(lambda: self.listens(data, S3_PORT), "the store")
-        make = "import boto3, sys; boto3.client('s3', endpoint_url=sys.argv[1], "
-        make += "region_name='us-east-1').create_bucket(Bucket='farm')"
-        address = f"http://{data.address}:{S3_PORT}"
-        data.run([sys.executable, "-c", make, address], environment)
+        endpoint = self._endpoint
+        start_store(data, self.folder, self.environment(data), endpoint, ceph=self.encrypted)
 
     # What a person or a program there sees.
-
-    def listens(self, host: Host, port: int) -> bool:
-        return any(listening == port for _, listening, _ in host.ports())
 
     def client(self, *words: str) -> str:
         """``farm …`` on the head; what it printed."""
@@ -232,16 +191,6 @@ class Cluster:
             "SSL_CERT_FILE": f"{self.folder}/ca.pem",
         }
         return head.run(["farm", *words], environment)
-
-    def workers(self) -> list[Life]:
-        """The sessions; empty while the queue does not answer."""
-        assert self._probe is not None
-        assert self._probe.stdin is not None
-        assert self._probe.stdout is not None
-        told = json.loads(self._probe.stdout.readline())
-        self._probe.stdin.write("\n")
-        self._probe.stdin.flush()
-        return [Life(*one) for one in told or ()]
 
     def rendered(self) -> int:
         """Rows that any engine has started so far."""

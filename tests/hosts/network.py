@@ -151,6 +151,9 @@ class Host:
             found.append((address, int(port), program))
         return found
 
+    def listens(self, port: int) -> bool:
+        return any(listening == port for _, listening, _ in self.ports())
+
 
 class Network:
     """Hosts by name. The links of those in ``lossy`` can be made to lose and delay."""

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from cluster import GATEWAY_PORT, UNITS, Cluster, unit_command
 from network import Network, wait_until, why_not
+from services import server_speaks_tls
 
 STUB = Path(__file__).parents[2] / "bench" / "stub_worker.py"
 PICTURES = 48
@@ -31,7 +32,7 @@ def cluster() -> Iterator[Cluster]:
         }
         cluster = Cluster(folder, network, settings=settings)
         with network.up():
-            cluster.start_server()
+            cluster.start_queue()
             for worker in ("w1", "w2"):
                 host = cluster.hosts[worker]
                 stub = [sys.executable, str(STUB), worker, "4", "0.05"]
@@ -40,8 +41,8 @@ def cluster() -> Iterator[Cluster]:
                 host.keep("worker", stub, {**environment, "REDIS_URL": least})
             cluster.keep_unit(cluster.hosts["head"], "farm-scheduler")
             cluster.start_gateway()
-            with cluster.probing():
-                wait_until(lambda: len(cluster.workers()) == 2, "the workers")
+            with cluster.watching():
+                wait_until(lambda: len(cluster.watch.lives) == 2, "the workers")
                 yield cluster
 
 
@@ -58,7 +59,7 @@ def test_a_job_survives_a_cut_cable_and_stores_each_picture_once(cluster: Cluste
     wait_until(lambda: held(cluster, "w1") == 0, "w1's tasks are given back")
     cluster.network.mend(victim)
     cluster.client("wait", job, "--timeout", "120")
-    wait_until(lambda: len(cluster.workers()) == 2, "w1 is back")
+    wait_until(lambda: len(cluster.watch.lives) == 2, "w1 is back")
     cluster.client("verify", job)
     out = cluster.folder / "out"
     cluster.client("fetch", job, "-o", str(out))
@@ -88,12 +89,12 @@ def test_a_host_listens_where_it_is_said_and_asks_for_a_secret(cluster: Cluster)
         "    print(error.code)\n"
     )
     url = f"https://{head.address}:{GATEWAY_PORT}/v1/jobs"
-    command = [sys.executable, "-I", "-c", asked, data.address, url, str(cluster.tls)]
+    command = [sys.executable, "-I", "-c", asked, data.address, url, str(server_speaks_tls())]
     assert w1.run(command, cluster.environment(w1)).split() == ["-NOAUTH", "401"]
 
 
 def held(cluster: Cluster, worker: str) -> int:
-    return sum(life.held for life in cluster.workers() if life.worker == worker)
+    return sum(life.held for life in cluster.watch.lives if life.worker == worker)
 
 
 def test_each_unit_runs_a_command_that_exists() -> None:
