@@ -5,41 +5,47 @@ the workers' ``w1`` and ``w2``; see ``network.py``.
 """
 
 import contextlib
-import hashlib
-import json
 import os
 import re
-import secrets
 import shlex
+import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import NamedTuple
 
-import trustme
 from network import Host, Network, wait_until
-from services import KEYS, QUEUE_PORT, S3_PORT, server_speaks_tls, start_queue, start_store
+from services import KEYS, S3_PORT, server_speaks_tls, start_queue, start_store
 from watch import Watch
 
 ROOT = Path(__file__).parents[2]
 UNITS = ROOT / "infra" / "systemd"
+SECRETS = ROOT / "infra" / "make-secrets.sh"
+STATE = "/var/lib/farm"  # the units' own folder, which each host has below its own
 PROBE = Path(__file__).with_name("probe.py")
 GATEWAY_PORT = 8400
+HOSTS = {"data": "10.0.0.10", "head": "10.0.0.11", "w1": "10.0.0.21", "w2": "10.0.0.22"}
 WORKER_HOSTS = ("w1", "w2")
 
 
-def unit_command(name: str, environment: Mapping[str, str]) -> list[str]:
-    """What a unit of ``infra/systemd`` runs, with its variables filled in."""
+class Unit(NamedTuple):
+    """What a unit of ``infra/systemd`` says."""
+
+    command: str
+    environment: Mapping[str, str]
+
+    def words(self, environment: Mapping[str, str]) -> list[str]:
+        """The command line with its variables filled in."""
+        filled = re.sub(r"\$\{(\w+)\}", lambda found: environment[found[1]], self.command)
+        return shlex.split(filled.replace("/opt/farm/bin", str(Path(sys.executable).parent)))
+
+
+def read_unit(name: str) -> Unit:
     text = (UNITS / f"{name}.service").read_text(encoding="utf-8")
-    (line,) = re.findall(r"^ExecStart=(.*)$", text, flags=re.MULTILINE)
-    filled = re.sub(r"\$\{(\w+)\}", lambda found: environment[found[1]], line)
-    return shlex.split(filled.replace("/opt/farm/bin", str(Path(sys.executable).parent)))
-
-
-def template() -> dict[str, str]:
-    """The variables of ``infra/systemd/farm.env``; ``environment`` fills them in."""
-    lines = (UNITS / "farm.env").read_text(encoding="utf-8").splitlines()
-    return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+    (command,) = re.findall(r"^ExecStart=(.*)$", text, flags=re.MULTILINE)
+    told = re.findall(r"^Environment=(\w+)=(.*)$", text, flags=re.MULTILINE)
+    return Unit(command, dict(told))
 
 
 class Cluster:
@@ -62,66 +68,51 @@ class Cluster:
     ) -> None:
         self.folder, self.network, self.hosts = folder, network, network.hosts
         self.trace = folder / "trace.txt"
-        self._password, self._key = secrets.token_hex(16), secrets.token_hex(16)
         self.encrypted, self._settings = encrypted, settings
         self.watch = Watch((), {})
-        self._write_secrets()
+        self._make_secrets()
 
     @property
-    def _endpoint(self) -> str:
+    def endpoint(self) -> str:
         """The store's."""
         scheme = "https" if self.encrypted else "http"
         return f"{scheme}://{self.hosts['data'].address}:{S3_PORT}"
 
-    def _write_secrets(self) -> None:
-        authority = trustme.CA()
-        authority.cert_pem.write_to_path(str(self.folder / "ca.pem"))
-        for host in self.hosts.values():
-            issued = authority.issue_cert(host.address, "127.0.0.1")
-            issued.private_key_pem.write_to_path(str(self.folder / f"{host.name}.key"))
-            for blob in issued.cert_chain_pems:
-                blob.write_to_path(str(self.folder / f"{host.name}.pem"), append=True)
-        (self.folder / "ray-token").write_text(secrets.token_hex(32))
-        (self.folder / "ray-token").chmod(0o600)
-        digest = hashlib.sha256(self._key.encode()).hexdigest()
-        (self.folder / "keys.json").write_text(json.dumps({digest: {"tenant": "ann"}}))
-        users = (ROOT / "infra" / "valkey" / "users.acl").read_text(encoding="utf-8")
-        password = hashlib.sha256(self._password.encode()).hexdigest()
-        (self.folder / "users.acl").write_text(users.replace("PASSWORD_SHA256", password))
+    def _make_secrets(self) -> None:
+        addresses = [host.address for host in self.hosts.values()]
+        subprocess.run(
+            [str(SECRETS), str(self.folder / "secrets"), *addresses],
+            env={
+                **os.environ,
+                **KEYS,
+                "FARM_STORE": f"s3://farm/pictures?endpoint_url={self.endpoint}",
+            },
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
 
-    def environment(self, host: Host) -> dict[str, str]:
-        """What ``/etc/farm/farm.env`` would say on a host."""
-        data, head = self.hosts["data"].address, self.hosts["head"].address
-        tls = server_speaks_tls()
-        queue = f"{data}:{QUEUE_PORT}/0" + (f"?ssl_ca_certs={self.folder}/ca.pem" if tls else "")
-        settings = {
-            **template(),
-            "NODE_ADDRESS": host.address,
-            "RAY_AUTH_TOKEN_PATH": f"{self.folder}/ray-token",
-            "RAY_ADDRESS": f"{head}:6379",
-            "REDIS_URL": f"redis{'s' if tls else ''}://farm:{self._password}@{queue}",
-            "FARM_STORE": f"s3://farm/pictures?endpoint_url={self._endpoint}",
-            "AWS_CA_BUNDLE": f"{self.folder}/ca.pem",
-            **KEYS,
+    def secrets(self, host: Host) -> Path:
+        """What is in ``/etc/farm`` there."""
+        return self.folder / "secrets" / host.address
+
+    def environment(self, host: Host, *, without_ray: bool = False) -> dict[str, str]:
+        """What ``/etc/farm/farm.env`` says on a host, with the queue and Ray as they are here; with
+        ``without-ray.env`` where that is for a host without Ray."""
+        text = (self.secrets(host) / "farm.env").read_text(encoding="utf-8")
+        if without_ray:
+            text += (self.folder / "secrets" / "without-ray.env").read_text(encoding="utf-8")
+        lines = text.replace("/etc/farm", str(self.secrets(host))).splitlines()
+        settings = dict(line.split("=", 1) for line in lines)
+        if not server_speaks_tls() and (url := settings.get("REDIS_URL")):
+            settings["REDIS_URL"] = url.replace("rediss:", "redis:").partition("?")[0]
+        if not self.encrypted:
+            settings["RAY_USE_TLS"] = "0"
+        return {
+            **settings,
+            "FARM_DATA": str(host.folder / "data"),
             "FARM_WORKERS": str(len(WORKER_HOSTS)),
             "FARM_WORKER_GPUS": "0",
             "FARM_WORKER_CPUS": str(os.cpu_count()),  # all of a host: one worker on each
-            "FARM_HOST": head,
-            "FARM_KEYS": f"{self.folder}/keys.json",
-            "FARM_SECRET": "0123456789abcdef" * 2,
-            "FARM_TLS_CERT": f"{self.folder}/head.pem",
-            "FARM_TLS_KEY": f"{self.folder}/head.key",
-        }
-        ray_tls = {
-            "RAY_USE_TLS": "1",
-            "RAY_TLS_SERVER_CERT": f"{self.folder}/{host.name}.pem",
-            "RAY_TLS_SERVER_KEY": f"{self.folder}/{host.name}.key",
-            "RAY_TLS_CA_CERT": f"{self.folder}/ca.pem",
-        }
-        return {
-            **settings,
-            **(ray_tls if self.encrypted else {}),
-            "FARM_DATA": str(host.folder / "data"),
             "FARM_THREADS": "1",
             "FARM_TRACE": str(self.trace),
             "RAY_worker_niceness": "0",
@@ -135,8 +126,12 @@ class Cluster:
 
     def keep_unit(self, host: Host, name: str) -> None:
         """Start a unit of ``infra/systemd`` there."""
-        environment = self.environment(host)
-        host.keep(name, unit_command(name, environment), environment)
+        unit = read_unit(name)
+        state = host.folder / "data"
+        state.mkdir(exist_ok=True)
+        environment = {**unit.environment, **self.environment(host)}
+        here = {key: text.replace(STATE, str(state)) for key, text in environment.items()}
+        host.keep(name, [word.replace(STATE, str(state)) for word in unit.words(here)], here)
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
@@ -173,12 +168,14 @@ class Cluster:
 
     def start_queue(self) -> None:
         data = self.hosts["data"]
-        start_queue(data, self.folder, self.environment(data))
+        start_queue(data, self.secrets(data), self.environment(data))
 
     def start_store(self) -> None:
         data = self.hosts["data"]
-        endpoint = self._endpoint
-        start_store(data, self.folder, self.environment(data), endpoint, ceph=self.encrypted)
+        environment = {**self.environment(data), **KEYS}
+        if self.encrypted:
+            environment["AWS_CA_BUNDLE"] = str(self.secrets(data) / "ca.pem")
+        start_store(data, self.secrets(data), environment, self.endpoint, ceph=self.encrypted)
 
     # What a person or a program there sees.
 
@@ -187,8 +184,8 @@ class Cluster:
         head = self.hosts["head"]
         environment = self.environment(head) | {
             "FARM_URL": f"https://{head.address}:{GATEWAY_PORT}",
-            "FARM_API_KEY": self._key,
-            "SSL_CERT_FILE": f"{self.folder}/ca.pem",
+            "FARM_API_KEY": (self.folder / "secrets" / "api-key").read_text().strip(),
+            "SSL_CERT_FILE": str(self.folder / "secrets" / "ca.pem"),
         }
         return head.run(["farm", *words], environment)
 

@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from cluster import WORKER_HOSTS, Cluster
+from cluster import HOSTS, Cluster
 from network import Host, Network, wait_until, why_not
 from PIL import Image, ImageDraw
 from services import SERVER, ceph_is_installed, server_speaks_tls
@@ -42,7 +42,6 @@ class Fault(NamedTuple):
     harm: Callable[[], None]
     elsewhere_within: float = math.inf  # s from its begin, for the tasks of a lost worker
     back_within: float = math.inf  # s from its begin, for the workers
-    ends_workers: bool = False  # all of them
 
 
 class Outcome(NamedTuple):
@@ -94,8 +93,7 @@ class Storm:
     def suffer(self, fault: Fault, seed: int) -> Outcome:
         """A job runs while it happens."""
         watch, rendered = self._cluster.watch, self._cluster.rendered()
-        before = frozenset(life.session for life in watch.lives)
-        gone = before if fault.ends_workers else frozenset()
+        before = len(watch.lives)
         job = self._submit(seed)
         wait_until(lambda: self._images(job)["done"] > 0, "the first picture", JOB_SECONDS)
         began = time.monotonic()
@@ -107,7 +105,7 @@ class Storm:
         done = time.monotonic() - began
 
         def back() -> float | None:
-            return complete(watch.seen, len(before), healed, gone)
+            return complete(watch.seen, before, healed)
 
         wait_until(lambda: back() is not None, f"{fault.name}: workers", JOB_SECONDS)
         time.sleep(SETTLE_SECONDS)
@@ -200,12 +198,7 @@ def faults(cluster: Cluster, cuts: list[float]) -> list[Fault]:
         Fault("nothing", lambda: None),
         *(cutting(seconds) for seconds in cuts),
         Fault("w2 killed, back after 10 s", kill_host, elsewhere_within=ELSEWHERE_SECONDS),
-        Fault(
-            "Ray's head killed",
-            kill(head, "gcs_server"),
-            back_within=HEAD_SECONDS,
-            ends_workers=True,
-        ),
+        Fault("Ray's head killed", kill(head, "gcs_server"), back_within=HEAD_SECONDS),
         Fault("the scheduler killed", kill(head, "farm scheduler")),
         Fault("the gateway killed", kill(head, "farm.gateway")),
         Fault("the queue's server killed", kill(data, "-server ")),
@@ -231,7 +224,7 @@ def main() -> int:
         log.error("%s names no server, or there is no Ceph (tools/ceph.sh)", SERVER)
         return 1
     with tempfile.TemporaryDirectory(prefix="farm-hosts-") as name:
-        network = Network(Path(name), ["data", "head", *WORKER_HOSTS], lossy=["w2"])
+        network = Network(Path(name), HOSTS, lossy=["w2"])
         with network.up():
             cluster = Cluster(Path(name), network, encrypted=options.encrypted)
             log.info("queue over TLS: %s; all over TLS: %s", server_speaks_tls(), options.encrypted)

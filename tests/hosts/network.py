@@ -158,14 +158,16 @@ class Host:
 class Network:
     """Hosts by name. The links of those in ``lossy`` can be made to lose and delay."""
 
-    def __init__(self, folder: Path, names: Sequence[str], lossy: Sequence[str] = ()) -> None:
+    def __init__(
+        self, folder: Path, addresses: Mapping[str, str], lossy: Sequence[str] = ()
+    ) -> None:
         self._mark = secrets.token_hex(2)
         self._switch = f"f{self._mark}-sw"
         self._links: dict[str, subprocess.Popen[str]] = {}
         self._lossy = lossy
         self.hosts = {
-            name: Host(name, f"f{self._mark}-{name}", f"10.77.0.{number}", folder / name)
-            for number, name in enumerate(names, 10)
+            name: Host(name, f"f{self._mark}-{name}", address, folder / name)
+            for name, address in addresses.items()
         }
 
     @contextlib.contextmanager

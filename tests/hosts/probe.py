@@ -16,10 +16,14 @@ LOOK_SECONDS = 0.1
 
 def look(queue: Queue) -> dict[str, object]:
     """Sessions with the tasks that they hold, and how many workers the scheduler sees running."""
-    lives = [
-        [one.session, one.worker, sorted(lease.key for lease in queue.held(one.session))]
-        for one in queue.sessions()
-    ]
+    before: object = None
+    lives: list[tuple[str, str, list[str]]] = []
+    while before != (sessions := sorted((one.session, one.worker) for one in queue.sessions())):
+        before = sessions  # one may end before it is asked what it holds
+        lives = [
+            (session, worker, sorted(lease.key for lease in queue.held(session)))
+            for session, worker in sessions
+        ]
     placed = [worker.state for worker in placed_workers.read(queue)]
     return {"lives": lives, "running": placed.count(WorkerState.RUNNING)}
 

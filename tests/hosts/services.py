@@ -26,30 +26,29 @@ def ceph_is_installed() -> bool:
     return all(map(shutil.which, ("radosgw", "radosgw-admin", "ceph-mon", "ceph-osd")))
 
 
-def start_queue(data: Host, folder: Path, environment: Mapping[str, str]) -> None:
-    """With the users of ``folder``, and TLS by its certificates if the server knows it."""
+def start_queue(data: Host, secrets: Path, environment: Mapping[str, str]) -> None:
+    """By ``infra/valkey/valkey.conf``, without TLS if the server does not know it."""
     home = data.folder / "valkey"
     home.mkdir()
-    words = ["--port", str(QUEUE_PORT)]
-    if server_speaks_tls():
-        words = ["--port", "0", "--tls-port", str(QUEUE_PORT),
-                 "--tls-cert-file", f"{folder}/data.pem", "--tls-key-file", f"{folder}/data.key",
-                 "--tls-ca-cert-file", f"{folder}/ca.pem", "--tls-auth-clients", "no"]  # fmt: skip
-    words += ["--bind", data.address, "--aclfile", f"{folder}/users.acl", "--dir", str(home),
-              "--appendonly", "yes", "--appendfsync", "always", "--save", "",
-              "--maxmemory-policy", "noeviction"]  # fmt: skip
+    settings = (secrets / "valkey.conf").read_text(encoding="utf-8")
+    settings = settings.replace("/etc/farm", str(secrets)).replace("/var/lib/farm/queue", str(home))
+    if not server_speaks_tls():
+        lines = [line for line in settings.splitlines() if not line.startswith(("port", "tls-"))]
+        settings = "\n".join([*lines, f"port {QUEUE_PORT}"])
+    file = data.folder / "valkey.conf"
+    file.write_text(settings)
     program = os.environ.get(SERVER) or str(find_server())
-    data.keep("valkey", [program, *words], environment)
+    data.keep("valkey", [program, str(file), "--bind", data.address], environment)
     wait_until(lambda: data.listens(QUEUE_PORT), "the queue's server")
 
 
 def start_store(
-    data: Host, folder: Path, environment: Mapping[str, str], endpoint: str, *, ceph: bool
+    data: Host, secrets: Path, environment: Mapping[str, str], endpoint: str, *, ceph: bool
 ) -> None:
     """S3 with an empty bucket: Ceph's object gateway with TLS, or a server in a Python process."""
     if ceph:
         command = [str(CEPH), str(S3_PORT), str(MONITOR_PORT), str(data.folder / "ceph"),
-                   data.address, f"{folder}/data.pem", f"{folder}/data.key"]  # fmt: skip
+                   data.address, f"{secrets}/host.pem", f"{secrets}/host.key"]  # fmt: skip
     else:
         command = [sys.executable, "-m", "ministack"]
     own = {

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cluster import GATEWAY_PORT, UNITS, Cluster, unit_command
+from cluster import GATEWAY_PORT, HOSTS, UNITS, Cluster, read_unit
 from network import Network, wait_until, why_not
 from services import server_speaks_tls
 
@@ -24,7 +24,7 @@ def cluster() -> Iterator[Cluster]:
     folder that all hosts share."""
     with tempfile.TemporaryDirectory(prefix="farm-hosts-") as name:
         folder = Path(name)
-        network = Network(folder, ["data", "head", "w1", "w2"], lossy=["w2"])
+        network = Network(folder, HOSTS, lossy=["w2"])
         settings = {
             "FARM_STORE": str(folder / "store"),
             "FARM_LEASE_MS": "3000",
@@ -36,9 +36,7 @@ def cluster() -> Iterator[Cluster]:
             for worker in ("w1", "w2"):
                 host = cluster.hosts[worker]
                 stub = [sys.executable, str(STUB), worker, "4", "0.05"]
-                environment = cluster.environment(host)
-                least = environment["REDIS_URL"].replace("//farm:", "//worker:")
-                host.keep("worker", stub, {**environment, "REDIS_URL": least})
+                host.keep("worker", stub, cluster.environment(host, without_ray=True))
             cluster.keep_unit(cluster.hosts["head"], "farm-scheduler")
             cluster.start_gateway()
             with cluster.watching():
@@ -100,5 +98,5 @@ def held(cluster: Cluster, worker: str) -> int:
 def test_each_unit_runs_a_command_that_exists() -> None:
     environment = {"NODE_ADDRESS": "10.0.0.11", "RAY_ADDRESS": "10.0.0.11:6379"}
     for unit in UNITS.glob("*.service"):
-        program, *_ = unit_command(unit.stem, environment)
+        program, *_ = read_unit(unit.stem).words(environment)
         assert Path(program).exists(), unit.name

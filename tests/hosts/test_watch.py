@@ -34,4 +34,3 @@ def test_workers_are_complete_when_queue_and_scheduler_say_so_for_good() -> None
     assert complete(SEEN[:3], 2, 2.0) == 4.0  # the queue was silent in between
     assert complete(SEEN[:1], 2, 2.0) == 0.0
     assert complete(SEEN[:5], 2, 2.0) is None
-    assert complete(SEEN, 2, 2.0, gone=frozenset({"w1a"})) is None

@@ -56,15 +56,12 @@ def elsewhere(seen: Sequence[Sighting], since: float) -> float | None:
     return max(taken.values(), default=None)
 
 
-def complete(
-    seen: Sequence[Sighting], count: int, since: float, gone: frozenset[str] = frozenset()
-) -> float | None:
-    """Seconds until there were so many workers for good, those with sessions that are ``gone`` not
-    counted, and the scheduler said so too; None if there are not."""
+def complete(seen: Sequence[Sighting], count: int, since: float) -> float | None:
+    """Seconds until there were so many workers for good, by the queue and by the scheduler; None if
+    there are not."""
     found: float | None = None
     for one in _from(seen, since):
-        living = {life.session for life in one.lives} - gone
-        if one.answered and len(living) == count and one.running == count:
+        if one.answered and len(one.lives) == one.running == count:
             found = max(one.at - since, 0.0) if found is None else found
         else:
             found = None
