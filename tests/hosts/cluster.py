@@ -5,6 +5,7 @@ the workers' ``w1`` and ``w2``; see ``network.py``.
 """
 
 import contextlib
+import json
 import os
 import re
 import shlex
@@ -23,10 +24,23 @@ ROOT = Path(__file__).parents[2]
 UNITS = ROOT / "infra" / "systemd"
 SECRETS = ROOT / "infra" / "make-secrets.sh"
 STATE = "/var/lib/farm"  # the units' own folder, which each host has below its own
-PROBE = Path(__file__).with_name("probe.py")
+PROBE, SCAN = (Path(__file__).with_name(name) for name in ("probe.py", "scan.py"))
 GATEWAY_PORT = 8400
 HOSTS = {"data": "10.0.0.10", "head": "10.0.0.11", "w1": "10.0.0.21", "w2": "10.0.0.22"}
 WORKER_HOSTS = ("w1", "w2")
+
+
+class Listener(NamedTuple):
+    """A port, and what it asks a stranger for; see ``scan.py``."""
+
+    host: str
+    port: int
+    program: str
+    asks_for: str
+
+    @property
+    def open(self) -> bool:
+        return self.asks_for.startswith("OPEN")
 
 
 class Unit(NamedTuple):
@@ -188,6 +202,26 @@ class Cluster:
             "SSL_CERT_FILE": str(self.folder / "secrets" / "ca.pem"),
         }
         return head.run(["farm", *words], environment)
+
+    def scan(self) -> Iterator[Listener]:
+        """What listens on each host and can be reached from another one, and what it asks for."""
+        for host in self.hosts.values():
+            stranger = self.hosts["w1" if host.name != "w1" else "w2"]
+            programs = {port: name for at, port, name in host.ports() if not at.startswith("127.")}
+            if not programs:
+                continue
+            command = [sys.executable, str(SCAN), host.address, *map(str, sorted(programs))]
+            told = stranger.run(
+                command,
+                {
+                    "PATH": "/usr/bin:/bin",
+                    "LD_LIBRARY_PATH": os.environ.get("LD_LIBRARY_PATH", ""),
+                    "SSL_CERT_FILE": str(self.folder / "secrets" / "ca.pem"),
+                },
+            )
+            for line in told.splitlines():
+                port, answer = json.loads(line)
+                yield Listener(host.name, port, programs[port], answer)
 
     def rendered(self) -> int:
         """Rows that any engine has started so far."""

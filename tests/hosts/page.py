@@ -32,7 +32,9 @@ PLACES = {
 PERSON = """
 set -e
 /opt/farm/bin/pip() {{
-  echo 'import site; site.addsitedir("{packages}")' > "$(echo /opt/farm/lib/*/site-packages)/farm.pth"
+  cd /opt/farm/lib/*/site-packages
+  echo 'import site; site.addsitedir("{packages}")' > farm.pth
+  cd {root}
   for name in farm ray; do
     sed "1s#.*#\\#!/opt/farm/bin/python#" {programs}/$name > /opt/farm/bin/$name
     chmod 0755 /opt/farm/bin/$name
