@@ -104,7 +104,8 @@ class Builder:
         """The wheels of all targets, by this environment's pip and its settings."""
         extras = "gateway,cluster,worker"
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--dest", str(self._wheels)]
-        command += ["--constraint", "constraints.txt", f".[{extras}]", "hatchling"]
+        # The last one is for Debian 12, whose Python 3.11.2 redis helps with it.
+        command += ["--constraint", "constraints.txt", f".[{extras}]", "hatchling", "async-timeout"]
         subprocess.run(command, cwd=ROOT, check=True)
 
     def build(self, name: str) -> Image:

@@ -102,7 +102,7 @@ def _replay_notes(client: "redis.Redis", info: Mapping[str, Any]) -> Iterator[st
     if not info.get("aof_enabled") or _numbers(info.get("valkey_version", "")) >= REPLAYS_ALL:
         return
     try:
-        answer = client.execute_command("ACL", "DRYRUN", "default", "SET", "{farm}:", "")
+        answer = client.acl_dryrun("default", "SET", "{farm}:", "")
     except refused.NoPermissionError:
         yield (
             "this user may not ask whether the server's user default keeps its rights, without "
