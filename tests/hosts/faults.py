@@ -4,7 +4,7 @@
 
 A job in three modes runs while each fault happens. A line for each says how long it took until
 a lost worker's tasks were given back, until others held them, until both workers were there again
-as queue and scheduler see it, and until the job was done; how many pictures were lost or stored
+and the scheduler knew it, and until the job was done; how many pictures were lost or stored
 twice, which must be none; and how many were rendered again.
 
 FARM_CLUSTER_SERVER names a Valkey or Redis server that knows TLS. With it and with Ceph's object
@@ -53,7 +53,8 @@ class Outcome(NamedTuple):
     fault: Fault
     given_back: float | None  # None where no session ended
     elsewhere: float | None  # None where nothing was taken over
-    back: float  # as many workers as before, with room in Ray and a session in the queue
+    back: float  # as many workers as before
+    known: float  # the scheduler sees them all
     done: float  # the job
     lost: int
     twice: int
@@ -72,7 +73,8 @@ class Outcome(NamedTuple):
         )
         return (
             f"{self.fault.name:<28} given back {given_back:>7}  elsewhere {elsewhere:>7}  "
-            f"workers {self.back:6.1f} s  job {self.done:6.1f} s  lost {self.lost}  "
+            f"workers {self.back:6.1f} s, known {self.known:6.1f} s  job {self.done:6.1f} s  "
+            f"lost {self.lost}  "
             f"twice {self.twice}  again {self.again / self.pictures:.1%}"
             f"{'  BAD' if self.bad else ''}"
         )
@@ -107,17 +109,18 @@ class Storm:
         )
         done = time.monotonic() - began
 
-        def back() -> float | None:
-            return complete(watch.seen, before, healed)
+        def known() -> float | None:
+            return complete(watch.seen, before, healed, placed=True)
 
-        wait_until(lambda: back() is not None, f"{fault.name}: workers", JOB_SECONDS)
+        wait_until(lambda: known() is not None, f"{fault.name}: workers", JOB_SECONDS)
         time.sleep(SETTLE_SECONDS)
-        wait_until(lambda: back() is not None, f"{fault.name}: workers", JOB_SECONDS)
+        wait_until(lambda: known() is not None, f"{fault.name}: workers", JOB_SECONDS)
         return Outcome(
             fault,
             given_back(watch.seen, began),
             elsewhere(watch.seen, began),
-            (back() or 0.0) + healed - began,
+            (complete(watch.seen, before, healed) or 0.0) + healed - began,
+            (known() or 0.0) + healed - began,
             done,
             *self._stored(job),
             again=self._cluster.rendered() - rendered - self._pictures,

@@ -30,7 +30,8 @@ def test_what_an_ended_session_held_last_counts_when_another_one_holds_it() -> N
 
 
 def test_workers_are_complete_when_queue_and_scheduler_say_so_for_good() -> None:
-    assert complete(SEEN, 2, 2.0) == 9.0
+    assert complete(SEEN, 2, 2.0) == 8.0
+    assert complete(SEEN, 2, 2.0, placed=True) == 9.0
     assert complete(SEEN[:3], 2, 2.0) == 4.0  # the queue was silent in between
     assert complete(SEEN[:1], 2, 2.0) == 0.0
     assert complete(SEEN[:5], 2, 2.0) is None

@@ -56,12 +56,14 @@ def elsewhere(seen: Sequence[Sighting], since: float) -> float | None:
     return max(taken.values(), default=None)
 
 
-def complete(seen: Sequence[Sighting], count: int, since: float) -> float | None:
-    """Seconds until there were so many workers for good, by the queue and by the scheduler; None if
-    there are not."""
+def complete(
+    seen: Sequence[Sighting], count: int, since: float, *, placed: bool = False
+) -> float | None:
+    """Seconds until there were so many sessions for good, and with ``placed`` until the scheduler
+    saw as many workers running, too; None if there are not."""
     found: float | None = None
     for one in _from(seen, since):
-        if one.answered and len(one.lives) == one.running == count:
+        if one.answered and len(one.lives) == count and (one.running == count or not placed):
             found = max(one.at - since, 0.0) if found is None else found
         else:
             found = None
