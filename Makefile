@@ -7,7 +7,7 @@ IMAGE_BASE ?= build/image-base
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo check test lint tests clean lives fuzz graph mutants storm storm-ray drains damage disk-full full-size bench-queue bench-recovery bench-million kills cluster image bench-simulation bench-services docs bench-page
+.PHONY: demo check test lint tests clean lives fuzz graph mutants storm storm-ray drains growth damage disk-full full-size bench-queue bench-recovery bench-million kills cluster image bench-simulation bench-services docs bench-page
 
 demo: $(INSTALLED)
 	$(BIN)/farm demo
@@ -36,9 +36,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev]'
 	touch $@
 
-# Ten minutes: twenty times as many random lives of the queue as in the tests, other ones every time.
+# Ten minutes: thirty times as many random lives of the queue as in the tests, other ones every time;
+# and its file cut at each byte of a transaction.
 lives: $(INSTALLED)
-	FARM_DEEP=1 $(BIN)/pytest --timeout 0 tests/queue/test_model.py
+	FARM_DEEP=1 $(BIN)/pytest --timeout 0 tests/queue/test_model.py tests/queue/test_durability.py
 
 # An hour of random requests to the gateway; a minute of them is a part of every test run.
 fuzz: $(INSTALLED)
@@ -71,6 +72,10 @@ storm-ray: $(INSTALLED)
 # Ten minutes: a hundred workers get SIGTERM under load; nothing may be lost or made twice.
 drains: $(INSTALLED)
 	FARM_DRAINS=100 $(BIN)/pytest --timeout 0 -k under_load tests/cluster/test_draining.py
+
+# Two minutes: Ray's autoscaler, with its fake provider, brings machines for the work and takes them away.
+growth: $(INSTALLED)
+	FARM_GROWTH=1 $(BIN)/pytest --timeout 0 tests/cluster/test_autoscaler.py
 
 # Processes of a farm are killed while it makes data sets for each sink; the sets must not differ.
 kills: $(INSTALLED)

@@ -35,13 +35,14 @@ import numpy as np
 import torch
 
 from farm.spec import CheckpointInfo, Row
-from farm_workers.bench.engine import Item, Upstream, draw_with_engine, drawn, mixed, uniform
+from farm_workers.bench.engine import Upstream
 from farm_workers.bench.floor import decode_flops, step_flops
+from farm_workers.bench.workloads import Item, draw_with_engine, drawn, mixed, uniform
 from farm_workers.engine import Engine, Result
 from farm_workers.engine.amused import AmusedModel, load_modules
-from farm_workers.engine.amused.conditioning import PROMPTS, Conditioned
+from farm_workers.engine.amused.conditioning import PROMPTS
 from farm_workers.engine.device import Device
-from farm_workers.engine.row import Live, Pending, start
+from farm_workers.engine.row import Conditioned, Live, Pending, start
 from farm_workers.engine.tile import Tile
 from farm_workers.engine.tile_pool import Kind, TilePool
 from farm_workers.testing.random_weights import random_modules
@@ -127,7 +128,7 @@ class Model:
                 torch.cat([text.pooled for text in texts]),
                 torch.zeros(width, conditioning._steps, device=self.device),
             )
-        return self.scoped(lambda: conditioning._condition[width](*given))
+        return self.scoped(lambda: conditioning._condition(*given))
 
     def decoder(self, width: int) -> tuple[Callable[[], object], int]:
         """Decode one tile of pictures; the width that the codec really takes comes with it."""

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 
-from farm.local.embedded import free_port
+from farm.local.ports import free_port
 from farm_client import Farm
 
 BULK_PICTURES = 20_000  # more than a round can render; the rest is cancelled

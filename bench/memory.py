@@ -24,7 +24,7 @@ import numpy as np
 import psutil
 
 from farm.spec import CheckpointInfo, Mode, RenderRequest
-from farm_workers.bench.engine import ASSET, Item, drawn
+from farm_workers.bench.workloads import ASSET, Item, drawn
 from farm_workers.engine import Engine, amused
 from farm_workers.testing.tiny import make_tiny
 

@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from farm.local.embedded import free_port
+from farm.local.ports import free_port
 from farm_client import Farm
 
 FARM = [sys.executable, "-m", "farm.cli"]

@@ -25,7 +25,8 @@ from random import Random
 
 from farm.errors import Unavailable
 from farm.job import JobOptions, Lease, TaskDraft, job_id
-from farm.local.embedded import Embedded, Plan
+from farm.local.embedded import Embedded
+from farm.local.plan import Plan
 from farm.local.supervisor import Supervisor
 from farm.local.valkey import ServerProcess
 from farm.queue import JobHeader, Queue, connect

@@ -26,7 +26,7 @@ from typing import Any
 from stub_worker import MEASURED
 
 from farm.addresses import reachable
-from farm.local.embedded import free_port
+from farm.local.ports import free_port
 from farm.local.valkey import ServerProcess
 from farm.queue import connect
 from farm.simulation.fleet import Fleet

@@ -15,7 +15,7 @@ from types import MappingProxyType
 
 import psutil
 
-from farm.local.embedded import free_port
+from farm.local.ports import free_port
 from farm.local.valkey import ServerProcess
 
 CHECKPOINT = "shapes-64"

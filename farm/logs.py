@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
+from typing import Any
 
 from farm.errors import InvalidInput
 
@@ -62,7 +63,7 @@ def request(number: str) -> Iterator[None]:
 
 
 class TextLines(logging.Formatter):
-    """``time level process message``; a traceback keeps its lines."""
+    """``time level process message``; the lines of a traceback follow it, indented."""
 
     def __init__(self, process: str) -> None:
         super().__init__("%(asctime)s %(levelname)s %(process_name)s %(message)s")
@@ -73,6 +74,11 @@ class TextLines(logging.Formatter):
         record.process_name = self._process
         record.message = printable(record.message) + (f" (request {number})" if number else "")
         return super().formatMessage(record)
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802
+        """An error's message may be what a user wrote, too."""
+        lines = super().formatException(ei).split("\n")
+        return "\n".join(f"  {printable(line)}" for line in lines)
 
 
 class JsonLines(logging.Formatter):

@@ -69,3 +69,13 @@ def make_private(data: Path) -> None:
             and folder.stat().st_mode & 0o077
         ):
             folder.chmod(0o700)
+
+
+def short_temp() -> str:
+    """The folder for temporary files; the system's if ``TMPDIR`` is too long for sockets."""
+    given = tempfile.gettempdir()
+    return (
+        given
+        if len(os.fsencode(given)) <= len("/tmp") or not os.access("/tmp", os.W_OK)
+        else "/tmp"
+    )

@@ -23,7 +23,7 @@ class StoredRecord(BaseModel):
     def _known(cls, value: int) -> int:
         if value > STORE_SCHEMA:
             raise NewerRecord(
-                f"a newer version of the farm wrote this job: its {cls.__name__} has schema "
+                f"a newer version of the farm wrote this: its {cls.__name__} has schema "
                 f"{value}, and {STORE_SCHEMA} is the newest that is understood here",
                 hint="install the newer version here as well",
             )

@@ -1,5 +1,6 @@
 """Groups of workers: with which checkpoints, on what, and how many."""
 
+import contextlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -58,9 +59,11 @@ def parse_groups(
     Raises:
         InvalidInput: an entry is not understood, names an unknown checkpoint or is there twice.
     """
-    lines = text
-    if "\n" not in text and Path(text).is_file():
-        lines = Path(text).read_text()
+    file = groups_file(text)
+    try:
+        lines = text if file is None else file.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise _wrong(f"names {text}, which cannot be read: {error}") from None
     bare = [line.partition("#")[0] for line in lines.splitlines()]
     entries = [entry.strip() for line in bare for entry in line.split(",") if entry.strip()]
     groups = [_group(entry, checkpoints, gpus, cpus) for entry in entries]
@@ -71,6 +74,14 @@ def parse_groups(
     if not groups:
         raise _wrong("names no workers")
     return tuple(groups)
+
+
+def groups_file(text: str) -> Path | None:
+    """The file that it names, if it names one."""
+    with contextlib.suppress(OSError):  # entries may be longer than a file's name
+        if "\n" not in text and Path(text).is_file():
+            return Path(text)
+    return None
 
 
 def grown(group: WorkerGroup, least: int | None, most: int | None) -> WorkerGroup:

@@ -61,6 +61,7 @@ class FakeEngine:
     """``gate`` holds every step back while it is not set."""
 
     numerics = "fake"
+    device = "paper"
 
     def __init__(self, rows: int = 8, step_seconds: float = 0.0) -> None:
         self.step_seconds = step_seconds

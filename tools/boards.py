@@ -44,6 +44,8 @@ def quantile(share: float, histogram: str, by: str) -> str:
     return f"histogram_quantile({share}, {rate(f'{histogram}_bucket', f'le, {by}')})"
 
 
+MISSING = 'farm_placed_workers{state=~"wanted|pending|starting"}'
+
 WORKER_PANELS = (
     Panel(
         "Pictures per second, by lane",
@@ -120,6 +122,20 @@ WORKER_PANELS = (
 
 FARM_PANELS = (
     Panel("Workers", "short", once("farm_workers"), "connected"),
+    Panel(
+        "Workers on a cluster, by state",
+        "short",
+        f"sum by (state) ({once('farm_placed_workers')})",
+        "{{state}}",
+        "Wanted: it could not start. Pending: the cluster has no room for it.",
+    ),
+    Panel(
+        "Workers that do not run, by reason",
+        "short",
+        f"sum by (reason) ({once(MISSING)})",
+        "{{reason}}",
+        "Starting ones are among them; farm workers ls says more of each.",
+    ),
     Panel(
         "Pictures queued",
         "short",

@@ -106,9 +106,13 @@ def alerts() -> str:
                 "", f"## {rule['alert']}", "", f"{notes.get('summary', '')}.", "",
                 f"**What to do:** {notes.get('action', '')}", "",
                 "```", " ".join(rule["expr"].split()), "```", "",
-                f"For {rule.get('for', 'no time')}; {rule.get('labels', {}).get('severity', '')}.",
+                f"Fires {_after(rule.get('for'))}; {rule['labels']['severity']}.",
             ]  # fmt: skip
     return "\n".join(lines) + "\n"
+
+
+def _after(duration: str | None) -> str:
+    return f"when it has been so for {duration}" if duration else "at once"
 
 
 def _cell(text: str) -> str:

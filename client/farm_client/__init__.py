@@ -18,10 +18,11 @@ from farm.errors import (
     TooLarge,
     Unavailable,
 )
+from farm_client.async_job import AsyncJob
 from farm_client.farm import AsyncFarm, Farm
 from farm_client.fetch import Fetched
 from farm_client.image import AsyncImage, Image
-from farm_client.job import AsyncJob, Job
+from farm_client.job import Job
 from farm_client.models import (
     Asset,
     Difference,

@@ -13,9 +13,10 @@ from typing import Any, Self, Unpack
 from farm.job import check_job_id
 from farm.spec import CheckpointInfo
 from farm_client.address import find_address
+from farm_client.async_job import AsyncJob
 from farm_client.connection import PATIENCE_SECONDS, Connection, path_of
 from farm_client.inputs import FileInput
-from farm_client.job import AsyncJob, Job
+from farm_client.job import Job
 from farm_client.models import Asset, Estimate, JobStatus, NamedAdapter, Usage
 from farm_client.parameters import BulkOptions, Submission
 from farm_client.streams import read_usage

@@ -1,10 +1,12 @@
 """A job's pictures in a local folder, with a manifest."""
 
+import contextlib
 import hashlib
 import json
 import os
 import secrets
-from collections.abc import AsyncIterator, Callable
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -16,6 +18,8 @@ from farm_client.transport import Wire
 
 PARALLEL = 8
 PART = ".part"
+
+Sign = Callable[[bytes], bytes]  # the bytes of a picture file with content credentials added
 
 
 class Fetched(NamedTuple):
@@ -40,8 +44,20 @@ class _Place(NamedTuple):
     offset: int
 
 
+class _Signed(NamedTuple):
+    """A file that is not what the farm has stored."""
+
+    stored_sha256: str | None  # in the farm
+    sha256: str
+    size: int
+
+
 class Fetcher:
-    """Fetches several pictures at a time; a file that is there with the right bytes stays."""
+    """Fetches several pictures at a time; a file that is there with the right bytes stays.
+
+    Signed files have other bytes every time. What they are stands in the manifest, and in its
+    ``stored_sha256`` what they were before.
+    """
 
     def __init__(
         self,
@@ -53,8 +69,12 @@ class Fetcher:
         *,
         overwrite: bool = False,
         resume: bool = False,
+        sign: Sign | None = None,
     ) -> None:
         self._wire = wire
+        self._sign = sign
+        self._signed: dict[str, _Signed] = {}  # by file
+        self._counting = threading.Lock()
         self._progress = progress
         self._job = job
         self._output = OutputFolder(folder, job)
@@ -66,6 +86,8 @@ class Fetcher:
 
     async def fetch(self, images: AsyncIterator[ImageFacts]) -> Fetched:
         self._output.claim(overwrite=self._overwrite, resume=self._resume)
+        if self._sign is not None:
+            self._signed = dict(_signed_files(self._folder / MANIFEST))
         draft = self._folder / f".{MANIFEST}.{secrets.token_hex(4)}{PART}"
         crew = self._wire.crew(self._parallel)
         try:
@@ -90,15 +112,33 @@ class Fetcher:
     async def _one(self, image: ImageFacts) -> None:
         assert image.file is not None
         path = self._folder / image.file
-        if _matches(path, image.size, image.sha256):
-            self._skipped += 1
-        else:
+        there = self._is_there(path, image)
+        size = 0
+        if not there:
             data = await image.fetch_bytes()
+            size = len(data)
+            if self._sign is not None:
+                data = self._sign(data)
+                sha256 = hashlib.sha256(data).hexdigest()
+                self._signed[image.file] = _Signed(image.sha256, sha256, len(data))
             write_whole(path, data)
-            self._size += len(data)
-        self._pictures += 1
+        with self._counting:
+            self._pictures += 1
+            self._skipped += there
+            self._size += size
+            pictures = self._pictures
         if self._progress is not None:
-            self._progress(self._pictures)
+            self._progress(pictures)
+
+    def _is_there(self, path: Path, image: ImageFacts) -> bool:
+        if self._sign is None:
+            return _matches(path, image.size, image.sha256)
+        known = self._signed.get(path.name)
+        return (
+            known is not None
+            and known.stored_sha256 == image.sha256
+            and _matches(path, known.size, known.sha256)
+        )
 
     def _note(self, image: ImageFacts, lines: IO[bytes]) -> None:
         """A picture that was retried while its job is followed comes twice; a good one counts."""
@@ -115,10 +155,29 @@ class Fetcher:
             with draft.open("wb") as out:
                 for _, place in sorted(self._places.items()):
                     lines.seek(place.offset)
-                    out.write(lines.readline())
+                    out.write(self._told(lines.readline()))
             draft.replace(self._folder / MANIFEST)
         finally:
             draft.unlink(missing_ok=True)
+
+    def _told(self, line: bytes) -> bytes:
+        """A line of the manifest, of a signed file with what it is now."""
+        if self._sign is None:
+            return line
+        told = json.loads(line)
+        signed = self._signed.get(told["file"])
+        if signed is not None:
+            told |= signed._asdict()
+        return json.dumps(told, ensure_ascii=False).encode() + b"\n"
+
+
+def _signed_files(manifest: Path) -> Iterator[tuple[str, _Signed]]:
+    """Those that an earlier fetch has signed."""
+    with contextlib.suppress(OSError), manifest.open("rb") as lines:
+        for line in lines:
+            told = json.loads(line)
+            if "stored_sha256" in told:
+                yield told["file"], _Signed(told["stored_sha256"], told["sha256"], told["size"])
 
 
 def _matches(path: Path, size: int | None, sha256: str | None) -> bool:

@@ -20,8 +20,8 @@ from farm.errors import (
 from farm.job import TERMINAL_JOBS, JobState
 from farm_client import display
 from farm_client.connection import Connection, path_of
-from farm_client.fetch import PARALLEL, Fetched, Fetcher
-from farm_client.image import AsyncImage, Image, ImageFacts
+from farm_client.fetch import PARALLEL, Fetched, Fetcher, Sign
+from farm_client.image import Image, ImageFacts
 from farm_client.models import (
     Difference,
     JobStatus,
@@ -231,6 +231,7 @@ class JobHandle:
         timeout: float | None,
         overwrite: bool,
         resume: bool,
+        sign: Sign | None,
     ) -> Fetched:
         await self._status()  # it is there, and may be read, before the folder is touched
         fetcher = Fetcher(
@@ -241,6 +242,7 @@ class JobHandle:
             progress,
             overwrite=overwrite,
             resume=resume,
+            sign=sign,
         )
         return await fetcher.fetch(
             ImageFacts(self._connection, told) async for told in self._images(follow, timeout)
@@ -347,6 +349,7 @@ class Job(JobHandle):
         timeout: float | None = None,
         overwrite: bool = False,
         resume: bool = False,
+        sign: Sign | None = None,
     ) -> Fetched:
         """All pictures into a folder, with ``manifest.jsonl``; called again it fetches what is
         missing.
@@ -358,75 +361,12 @@ class Job(JobHandle):
             timeout: seconds; then a job that has not ended is no longer followed.
             overwrite: remove another job's pictures from the folder; else they are refused.
             resume: keep pictures there that are right, although nothing says whose they are.
+            sign: adds content credentials to the files, as ``farm.formats.credentials.open_signer``
+                makes it; what the farm has stored stays as it is.
         """
-        return drive(self._fetch(folder, follow, parallel, progress, timeout, overwrite, resume))
-
-
-class AsyncJob(JobHandle):
-    """A job of an ``AsyncFarm``; see ``Job``."""
-
-    async def status(self) -> JobStatus:
-        return await self._status()
-
-    async def wait(
-        self,
-        timeout: float | None = None,
-        *,
-        progress: bool | Progress = False,
-        check: bool = True,
-    ) -> JobStatus:
-        return await self._wait(timeout, progress, check)
-
-    async def images(self, *, follow: bool = True) -> AsyncIterator[AsyncImage]:
-        async for told in self._images(follow):
-            yield AsyncImage(self._connection, told)
-
-    async def previews(self) -> AsyncIterator[Preview]:
-        async for preview in self._previews():
-            yield preview
-
-    async def events(self) -> AsyncIterator[JobStatus]:
-        async for status in self._events():
-            yield status
-
-    async def cancel(self) -> JobStatus:
-        return await self._act("cancel")
-
-    async def pause(self) -> JobStatus:
-        return await self._act("pause")
-
-    async def resume(self) -> JobStatus:
-        return await self._act("resume")
-
-    async def retry(self, reason: str | None = None) -> JobStatus:
-        return await self._act("retry", reason=reason)
-
-    async def remove(self, *, tell: Callable[[Removed], None] | None = None) -> Removed:
-        return await self._remove(tell)
-
-    async def usage(self) -> Usage:
-        return await self._usage()
-
-    async def why(self) -> Why:
-        return await self._why()
-
-    async def verify(
-        self, *, repair: bool = False, tell: Callable[[Difference], None] | None = None
-    ) -> Verified:
-        return await self._verify(repair, tell)
-
-    async def fetch(
-        self,
-        folder: str | os.PathLike[str],
-        *,
-        follow: bool = True,
-        parallel: int = PARALLEL,
-        progress: Callable[[int], None] | None = None,
-        timeout: float | None = None,  # the same word as in Job
-        overwrite: bool = False,
-        resume: bool = False,
-    ) -> Fetched:
-        return await self._fetch(folder, follow, parallel, progress, timeout, overwrite, resume)
+        return drive(
+            self._fetch(folder, follow, parallel, progress, timeout, overwrite, resume, sign)
+        )
 
 
 def check_ended(status: JobStatus) -> None:

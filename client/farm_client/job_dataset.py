@@ -2,7 +2,7 @@
 
 import io
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Any, NamedTuple
@@ -23,6 +23,7 @@ from farm_client.models import Picture
 from farm_client.sync import drive
 from farm_client.transport import BlockingWire
 
+FRESH_SECONDS = 30.0  # addresses expire, and what trains on the rows may be slow
 START = f"0.0.{10**15 - 1}"  # a cursor before all tasks that are done, and behind those that run
 
 Row = dict[str, Any]
@@ -107,13 +108,14 @@ class JobDataset(IterableDataset[Any]):
         try:
             with ThreadPoolExecutor(self._parallel) as pool:
                 for pictures, cursor in self._tasks(connection):
-                    yield from self._rows(connection, pool, self._wanted(pictures))
-                    self._cursor, self._given = cursor, []
+                    whole = yield from self._rows(connection, pool, self._wanted(pictures))
+                    if whole:
+                        self._cursor, self._given = cursor, []
         finally:
             drive(wire.close())
 
     def _tasks(self, connection: Connection) -> Iterator[tuple[list[Picture], str]]:
-        """The pictures of each task, and the cursor behind it."""
+        """The pictures of each task, and the cursor behind it; again until the cursor moves."""
         path, pause = path_of("v1", "jobs", self._job, "images"), FIRST_POLL_SECONDS
         while True:
             query = {"after": self._cursor, "limit": 1}  # tasks are listed whole
@@ -138,15 +140,19 @@ class JobDataset(IterableDataset[Any]):
 
     def _rows(
         self, connection: Connection, pool: ThreadPoolExecutor, wanted: Iterator[Picture]
-    ) -> Iterator[Any]:
-        """Fetched some pictures ahead, and given in their order."""
+    ) -> Generator[Any, None, bool]:
+        """Fetched some pictures ahead, and given in their order, while their addresses are fresh;
+        returns whether that was all of them."""
+        fresh_until = time.monotonic() + FRESH_SECONDS
         ahead = [pool.submit(_row, connection, one) for one in islice(wanted, 2 * self._parallel)]
         while ahead:
             row = ahead.pop(0).result()
-            ahead += [pool.submit(_row, connection, one) for one in islice(wanted, 1)]
+            if time.monotonic() < fresh_until:
+                ahead += [pool.submit(_row, connection, one) for one in islice(wanted, 1)]
             given = row if self._transform is None else self._transform(row)
             self._given.append((row["render"], row["index"]))
             yield given
+        return next(wanted, None) is None
 
 
 def rank_and_ranks() -> tuple[int, int]:

@@ -38,12 +38,13 @@ class Checkpoint:
 
 
 def inspect_checkpoint(ref: str | Path) -> Checkpoint:
-    """Find and check a checkpoint: a directory, a built-in name or ``owner/name@<commit>``.
+    """Find and check a checkpoint: a directory, a built-in name, ``owner/name@<commit>`` or
+    what ``farm checkpoint push`` says.
 
     Raises:
         InvalidCheckpoint: what is missing, damaged or refused, and the way out.
     """
-    path, hub = resolve(ref)
+    path, known = resolve(ref)
     _check_index(path)
     parts = {name: read_json(path / name / file) for name, file in CONFIGS.items()}
     for name, config in parts.items():
@@ -64,11 +65,11 @@ def inspect_checkpoint(ref: str | Path) -> Checkpoint:
                     f"but its config.json says {list(shape)}"
                 )
     notes = read_json(path / "farm.json") if (path / "farm.json").is_file() else {}
-    if hub is None:
+    if known is None:
         name = str(notes.get("name") or path.name)
         identity, revision = re.sub(r"[^\w.-]+", "-", name).strip("-") or "checkpoint", digest(path)
     else:
-        identity, revision = hub
+        identity, revision = known
     info = _info(identity, revision, parts, notes)
     _check_fit(info, parts)
     return Checkpoint(path, info, str(notes.get("description", "")))

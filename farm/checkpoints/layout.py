@@ -137,16 +137,21 @@ def _read_header(file: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
         raise damaged
 
 
+def deciding_files(path: Path) -> list[Path]:
+    """Every file that decides what the checkpoint draws, in the order of their names."""
+    files = [file for name in COMPONENTS for file in (path / name).iterdir()]
+    named = {file for name, stem in WEIGHTS.items() for file in weight_files(path / name, stem)}
+    kept = [file for file in files if file in named or file.suffix in {".json", ".txt"}]
+    return sorted(kept, key=lambda file: file.relative_to(path).as_posix())
+
+
 def digest(path: Path) -> str:
     """First 12 hex digits of a sha256 over every file that decides what the checkpoint draws."""
     total = hashlib.sha256()
-    files = [file for name in COMPONENTS for file in (path / name).iterdir()]
-    named = {file for name, stem in WEIGHTS.items() for file in weight_files(path / name, stem)}
-    for file in sorted(files, key=lambda file: file.relative_to(path).as_posix()):
-        if file in named or file.suffix in {".json", ".txt"}:
-            with file.open("rb") as stream:
-                sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
-            total.update(f"{file.relative_to(path).as_posix()} {sha256}\n".encode())
+    for file in deciding_files(path):
+        with file.open("rb") as stream:
+            sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+        total.update(f"{file.relative_to(path).as_posix()} {sha256}\n".encode())
     return total.hexdigest()[:12]
 
 

@@ -1,11 +1,11 @@
-"""From a checkpoint's reference to its directory: a path, a built-in name or a hub id."""
+"""From a reference to a directory: a path, a built-in name, a hub id or a checkpoint in a store."""
 
 import importlib.util
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from farm.checkpoints.layout import WEIGHTS
+from farm.checkpoints import hub
 from farm.errors import InvalidCheckpoint
 
 # The authors' checkpoints on the Hugging Face hub, at a commit each.
@@ -36,7 +36,11 @@ def _shipped(pattern: str) -> list[Path]:
 
 
 def resolve(ref: str | Path) -> tuple[Path, tuple[str, str] | None]:
-    """The directory behind a reference and, for one of the hub, its id and commit."""
+    """The directory behind a reference and, for one of the hub or a store, its id and revision."""
+    if "://" in str(ref):
+        from farm.checkpoints import stored
+
+        return stored.fetch(str(ref))
     path = Path(ref)
     if path.is_dir():
         return path.resolve(), None
@@ -57,26 +61,4 @@ def resolve(ref: str | Path) -> tuple[Path, tuple[str, str] | None]:
             f"{text}: no directory of that name; a hub id needs its full commit",
             hint=f"{name}@<40-digit commit>, so that a job always gives the same pictures",
         )
-    return _download(name, commit), (name, commit)
-
-
-def _download(name: str, commit: str) -> Path:
-    try:
-        import huggingface_hub
-    except ImportError:
-        raise InvalidCheckpoint(
-            "fetching a checkpoint by its hub id needs huggingface-hub",
-            hint='install "amused-farm[worker]", or give a directory',
-        ) from None
-    try:
-        patterns = ["*.json", "*.txt", *(f"*/{stem}*.safetensors" for stem in WEIGHTS.values())]
-        found = huggingface_hub.snapshot_download(
-            name, revision=commit, allow_patterns=patterns, ignore_patterns=["*.fp16.*"]
-        )
-    except Exception as error:  # the hub client raises a dozen unrelated classes
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InvalidCheckpoint(
-            f"{name}@{commit[:12]} cannot be fetched: {reason}",
-            hint="check the id and the network, or give a local directory",
-        ) from None
-    return Path(found)
+    return hub.fetch(name, commit), (name, commit)

@@ -50,6 +50,7 @@ SECTIONS = {
         "fetch": Place("farm.cli.fetch", "Fetch a job's pictures and its manifest."),
         "export": Place("farm.cli.export", "Write a job's pictures as a data set."),
         "score": Place("farm.cli.score", "Add columns to a job's pictures, for export."),
+        "stats": Place("farm.cli.stats", "Count a job's or a data set's pictures, by kind."),
         "verify": Place("farm.cli.verify", "Compare a job's manifest, queue and store."),
         "push": Place("farm.cli.push", "Upload an exported data set to the Hugging Face hub."),
         "decode": Place("farm.cli.decode", "Make pictures of files of tokens, without a farm."),

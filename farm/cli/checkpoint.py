@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from farm.checkpoints.inspect import Checkpoint
 
 checkpoint = typer.Typer(
-    help="Check a checkpoint, or make a tiny one.",
+    help="Check a checkpoint, put it into the store, or make a tiny one.",
     add_completion=False,
     rich_markup_mode=None,
     no_args_is_help=False,
@@ -48,6 +48,27 @@ def _check_loads(found: "Checkpoint") -> None:
         check_loads(found)
     except ImportError as error:
         say_error(f"note: {error.name} is not installed here, so only the files were checked")
+
+
+@checkpoint.command("push")
+def push(
+    reference: Annotated[str, typer.Argument(metavar="DIR|ID@REVISION", show_default=False)],
+    store: Annotated[
+        str,
+        typer.Option(metavar="URL", help="Default: FARM_STORE.", envvar="FARM_STORE"),
+    ] = "",
+) -> None:
+    """Put a checkpoint into the farm's store, for the workers of all hosts; each host fetches it
+    once. Prints what --checkpoint and FARM_CHECKPOINTS then call it."""
+    from farm.checkpoints import stored
+    from farm.checkpoints.inspect import inspect_checkpoint
+
+    if not store:
+        raise InvalidInput(
+            "is not set", field="FARM_STORE", hint="name a store with --store, as s3://bucket/farm"
+        )
+    found = inspect_checkpoint(reference)
+    say(str(stored.push(store, found.path, found.info.id, found.info.revision)))
 
 
 @checkpoint.command("make-tiny")

@@ -93,7 +93,7 @@ def _render(farm: "Farm", output: Path) -> dict[str, Path]:
 
 @contextlib.contextmanager
 def _farm(data: Path) -> Iterator["Farm"]:
-    from farm.local.embedded import free_port
+    from farm.local.ports import free_port
     from farm_client import Farm
 
     farm = [sys.executable, "-P", "-m", "farm.cli"]

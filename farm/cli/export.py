@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from farm.cli.output import fail, go_on_with, pictures, say, say_error, say_json
+from farm.cli.signing import Certificate, Key, Signing, signer
 from farm.cli.token_decoder import TokenDecoder
 from farm.cli.watch import tell_end
 from farm.errors import InvalidInput
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from farm.export.duplicates import Dedup
     from farm.export.fetched import Decode, FetchedPicture
     from farm.export.where import Where
-    from farm.formats.credentials import Sign
 
 TARGETS = ("webdataset", "parquet", "imagefolder", "tokens")
 
@@ -77,19 +77,9 @@ def export(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace another export in the folder.")
     ] = False,
-    sign: Annotated[
-        bool, typer.Option("--sign", help="Add C2PA content credentials to the pictures.")
-    ] = False,
-    certificate: Annotated[
-        Path | None,
-        typer.Option(
-            envvar="FARM_SIGN_CERTIFICATE", help="PEM chain that --sign uses.", show_default=False
-        ),
-    ] = None,
-    key: Annotated[
-        Path | None,
-        typer.Option(envvar="FARM_SIGN_KEY", help="PEM of its private key.", show_default=False),
-    ] = None,
+    sign: Signing = False,
+    certificate: Certificate = None,
+    key: Key = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON.")] = False,
 ) -> int:
     """Write a job's pictures as a data set, with its manifest, card and splits. Waits for the job;
@@ -110,7 +100,9 @@ def export(
         )
     if format is Format.TOKENS:
         raise InvalidInput("tokens are not a picture", field="--format", hint="--as tokens")
-    signer = _signer(certificate, key, as_) if sign else None
+    if sign and as_ == "tokens":
+        raise InvalidInput("tokens cannot be signed", field="--sign", hint="--as webdataset …")
+    signed = signer(certificate, key) if sign else None
     splits = Splits.parse(split)
     condition = None if where is None else Where.parse(where)
     alike = None if dedup is None else Dedup.parse(dedup)
@@ -137,7 +129,7 @@ def export(
         "--checkpoint": checkpoint or [], "--threads": [threads], "--parallel": [parallel],
         "--certificate": [certificate if sign else None], "--key": [key if sign else None],
     }, sign=sign))  # fmt: skip
-    if store is not None and holds(store, plan):
+    if store is not None and not overwrite and holds(store, plan):
         say_error(f"{output} is whole already")
         say(output)
         return 0
@@ -151,7 +143,7 @@ def export(
         tokens = as_ == "tokens"
         decode = None if tokens else _decoder(fetched_pictures(source), checkpoint or [], threads)
         failed = fetched.failed
-        done = write(plan, folder, decode, signer)
+        done = write(plan, folder, decode, signed)
         if as_json:
             say_json({"folder": output, "pictures": done.pictures, "splits": done.splits})
         say_error(f"{done.pictures:,} pictures in {output}, {failed:,} failed")
@@ -164,20 +156,6 @@ def export(
     if not as_json:
         say(output)
     return tell_end(found.status(), quiet=True) or (1 if failed else 0)
-
-
-def _signer(certificate: Path | None, key: Path | None, kind: str) -> "Sign":
-    from farm.formats.credentials import open_signer
-
-    if kind == "tokens":
-        raise InvalidInput("tokens cannot be signed", field="--sign", hint="--as webdataset …")
-    if certificate is None or key is None:
-        raise InvalidInput(
-            "needs a certificate and its private key",
-            field="--sign",
-            hint="--certificate chain.pem --key key.pem",
-        )
-    return open_signer(certificate, key)
 
 
 def _select(job: Job, folder: Path, where: "Where | None", dedup: "Dedup | None") -> None:

@@ -9,10 +9,11 @@ import typer
 
 from farm.cli.flags import Overwrite, Resume
 from farm.cli.output import fail, pictures, say_error, say_json
+from farm.cli.signing import Certificate, Key, Signing, signer
 from farm.cli.watch import tell_end
 from farm.errors import TimedOut
 from farm_client import Farm, Job
-from farm_client.fetch import PARALLEL
+from farm_client.fetch import PARALLEL, Sign
 
 TELL_SECONDS = 0.2
 
@@ -30,11 +31,15 @@ def fetch(
     parallel: Annotated[int, typer.Option(min=1, max=64, help="Downloads at a time.")] = PARALLEL,
     overwrite: Overwrite = False,
     resume: Resume = False,
+    sign: Signing = False,
+    certificate: Certificate = None,
+    key: Key = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> int:
     """Fetch a job's pictures and manifest.jsonl into a folder, as they finish. Files that are there
     already are not fetched again."""
     found = Farm().job(job)
+    signed = signer(certificate, key) if sign else None
     return fetch_job(
         found,
         output,
@@ -43,6 +48,7 @@ def fetch(
         as_json=as_json,
         overwrite=overwrite,
         resume=resume,
+        sign=signed,
     )
 
 
@@ -56,6 +62,7 @@ def fetch_job(
     timeout: float | None = None,
     overwrite: bool = False,
     resume: bool = False,
+    sign: Sign | None = None,
 ) -> int:
     fetched = job.fetch(
         output,
@@ -65,6 +72,7 @@ def fetch_job(
         timeout=timeout,
         overwrite=overwrite,
         resume=resume,
+        sign=sign,
     )
     status = job.status()
     if as_json:

@@ -73,7 +73,7 @@ def _place(told: TextIO, orders: "_Orders") -> None:
         worker_environment(os.environ),
         wanted=orders.wanted,
         passing=PASSING,
-        metadata={"farm": settings.name, "version": farm.__version__, "page": settings.page},
+        metadata=describe(settings),
         report=lambda worker, cause: print(CANNOT, worker, cause, file=told),
     )
     log.info("connected to Ray at %s", settings.ray_address)
@@ -89,6 +89,12 @@ def _place(told: TextIO, orders: "_Orders") -> None:
         print(ALIVE, file=told)
     if orders.end_workers:
         placement.close()
+
+
+def describe(settings: SchedulerSettings) -> dict[str, str]:
+    """What Ray's dashboard knows of the farm; it shows ``job_name`` in its list of jobs."""
+    told = {"farm": settings.name, "version": farm.__version__, "page": settings.page}
+    return {"job_name": f"amused-farm {settings.page or settings.name}", **told}
 
 
 class _Orders:

@@ -25,8 +25,8 @@ def push(
 ) -> None:
     """Upload an exported data set to the Hugging Face hub, as one commit. The token comes from
     HF_TOKEN or from hf auth login, the hub's address from HF_ENDPOINT. Files that are there
-    already are not sent again."""
-    from farm.export.export import WHOLE
+    already are not sent again, and shards that the data set no longer has are removed."""
+    from farm.export.export import WHOLE, groups_of
 
     found = _PLACE.fullmatch(place)
     if found is None:
@@ -35,18 +35,19 @@ def push(
             field="PLACE",
             hint="write it like hf://datasets/USER/NAME",
         )
-    if not (folder / WHOLE).is_file():
+    groups = groups_of((folder / WHOLE).read_bytes()) if (folder / WHOLE).is_file() else None
+    if groups is None:
         raise InvalidInput(
             f"{folder} is not a whole data set",
             field="FOLDER",
             hint="farm export JOB -o FOLDER --as parquet",
         )
-    say(_upload(folder, found[1], private))
+    say(_upload(folder, found[1], private, [f"{group}/*" for group in groups]))
     say_error(f"{folder} is at {place}")
 
 
-def _upload(folder: Path, repository: str, private: bool) -> str:
-    """The commit's address."""
+def _upload(folder: Path, repository: str, private: bool, shards: list[str]) -> str:
+    """The commit's address; ``shards`` are patterns of files that an earlier one may have left."""
     try:
         from huggingface_hub import HfApi
         from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
@@ -62,6 +63,7 @@ def _upload(folder: Path, repository: str, private: bool) -> str:
             repo_type="dataset",
             folder_path=folder,
             commit_message="Data set of farm export",
+            delete_patterns=shards,
         )
     except LocalTokenNotFoundError:
         raise NotAllowed("the hub wants a token", hint="hf auth login, or set HF_TOKEN") from None

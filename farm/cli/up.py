@@ -23,7 +23,8 @@ from farm.errors import Conflict, FarmError, Unavailable
 from farm.paths import DATA_HELP, client_file, data_dir, make_private
 
 if TYPE_CHECKING:
-    from farm.local.embedded import Embedded, Plan
+    from farm.local.embedded import Embedded
+    from farm.local.plan import Plan
 
 READY_SECONDS = 600.0  # a worker may have to build or load a large checkpoint
 DOWN_SECONDS = 30.0
@@ -47,10 +48,16 @@ def up(
         ),
     ] = "0",
     min_workers: Annotated[
-        int | None, typer.Option(help="Fewest workers while there is little to do.", min=0)
+        int | None,
+        typer.Option(
+            envvar="FARM_MIN_WORKERS", help="Fewest workers while there is little to do.", min=0
+        ),
     ] = None,
     max_workers: Annotated[
-        int | None, typer.Option(help="Most workers while there is much to do.", min=1)
+        int | None,
+        typer.Option(
+            envvar="FARM_MAX_WORKERS", help="Most workers while there is much to do.", min=1
+        ),
     ] = None,
     checkpoint: Annotated[
         list[str] | None,
@@ -78,7 +85,8 @@ def up(
     ] = False,
 ) -> None:
     """Start a farm on this machine: queue, store, Ray, scheduler, gateway and workers."""
-    from farm.local.embedded import Plan, check_port
+    from farm.local.plan import Plan
+    from farm.local.ports import check_port
     from farm.local.supervisor import sweep
 
     folder = (data or data_dir()).expanduser().resolve()
@@ -144,6 +152,9 @@ def _run(plan: "Plan") -> None:
     write_pid(plan.data / "run" / "up.pid", os.getpid())
     try:
         _check_workers_settings(farm)
+        if farm.unheeded:
+            names = ", ".join(farm.unheeded)
+            console.print(f"farm up sets these itself, so yours do not count: {names}")
         for service in farm.services():
             supervisor.start(service)
             if service.name == "valkey":

@@ -156,7 +156,8 @@ def export(plan: Plan, folder: Path, decode: Decode | None, sign: Sign | None = 
         for split, names in done.items():
             _write_lines(folder, split, names, types)
     facts = _write_manifest(folder, done, types)
-    facts.statistics.add_failed(failed_rows(source))
+    for row in failed_rows(source):
+        facts.statistics.add(row)
     write_whole(folder / STATISTICS, facts.statistics.to_json().encode())
     write_card(folder, plan.license, plan.title, facts, counts, target.pattern, types)
     write_whole(folder / WHOLE, plan.to_json().encode())
@@ -185,7 +186,8 @@ def _groups(plan: Plan, pictures: Iterable[FetchedPicture]) -> Iterator[_Group]:
     numbers = dict.fromkeys(plan.splits.names, 0)
     for picture in pictures:
         row = picture.row
-        split = plan.splits.of(json.loads(row.spec)["prompt"] or "")
+        spec = json.loads(row.spec)
+        split = plan.splits.of(spec["prompt"] or spec["embeds"] or "")
         size = row.width * row.height
         held = waiting[split]
         if held and (len(held) == plan.shard_size or pixels[split] + size > SHARD_PIXELS):

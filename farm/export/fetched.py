@@ -121,5 +121,6 @@ def row_of(told: Mapping[str, Any]) -> ManifestRow:
         numerics=told["numerics"],
         notes=tuple(told["notes"]),
         metadata=canonical_json(told["metadata"]) if told["metadata"] else None,
+        error=None if told["error"] is None else canonical_json(told["error"]),
         confidence=told["confidence"],
     )

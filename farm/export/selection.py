@@ -6,6 +6,7 @@ interrupted goes on with the same pictures, whatever was scored meanwhile.
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Set
 from itertools import islice
 from pathlib import Path
@@ -20,6 +21,7 @@ from farm.export.where import Where
 from farm.formats.columns import FIXED, column_types, fixed_columns, metadata_of, typed
 from farm.formats.manifest import ManifestRow
 
+_PDQ = re.compile(r"[0-9a-f]{64}")
 BLOCK = 4096  # rows that are looked at together
 
 Values = Mapping[str, Any]
@@ -107,6 +109,14 @@ def _hashed(rows: _Rows, wanted: Set[int]) -> Iterator[HashedPicture]:
         )
     for place, row in enumerate(rows.rows()):
         told = metadata_of(row)
-        plain = told.get("pdq_quality", MIN_QUALITY) < MIN_QUALITY
-        if place in wanted and "pdq" in told and not plain:
-            yield HashedPicture(1 - (row.confidence or 0), place, int(told["pdq"], 16))
+        if place not in wanted or "pdq" not in told:
+            continue
+        pdq, quality = told["pdq"], told.get("pdq_quality", MIN_QUALITY)
+        if not (isinstance(pdq, str) and _PDQ.fullmatch(pdq) and isinstance(quality, int | float)):
+            raise InvalidInput(
+                f"column 'pdq' or 'pdq_quality' of render {row.render} is not what farm score adds",
+                field="--dedup",
+                hint="the job has columns of its own by these names, which come before scores",
+            )
+        if quality >= MIN_QUALITY:
+            yield HashedPicture(1 - (row.confidence or 0), place, int(pdq, 16))

@@ -5,9 +5,10 @@ shares at least ``NEAR`` of its tokens, place by place, with an earlier picture 
 exact one all of them.
 """
 
+import array
 import collections
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ class _Lane:
     def __init__(self) -> None:
         self.pictures = 0
         self.failed = 0
-        self.confidences: list[float] = []  # eight bytes a picture
+        self.confidences = array.array("d")  # eight bytes a picture
 
     def told(self) -> dict[str, Any]:
         low, middle, high = np.quantile(self.confidences or [np.nan], [0.1, 0.5, 0.9]).tolist()
@@ -59,10 +60,7 @@ class Statistics:
         rows: of the pictures in it, with their tokens.
         """
         for row in rows:
-            lane = self._lanes[_lane_of(row)]
-            lane.pictures += 1
-            if row.confidence is not None:
-                lane.confidences.append(row.confidence)
+            self.add(row)
         grids = [np.frombuffer(row.tokens or b"", "<u2") for row in rows]
         exact, near = duplicates(grids)
         self.shards.append(
@@ -75,14 +73,20 @@ class Statistics:
             }
         )
 
-    def add_failed(self, rows: Iterable[ManifestRow]) -> None:
-        """Pictures that could not be made."""
-        for row in rows:
-            self._lanes[_lane_of(row)].failed += 1
+    def add(self, row: ManifestRow) -> None:
+        """A picture, or one that could not be made."""
+        lane = self._lanes[_lane_of(row)]
+        lane.pictures += row.error is None
+        lane.failed += row.error is not None
+        if row.confidence is not None:
+            lane.confidences.append(row.confidence)
+
+    def told(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {"lanes": self.lanes, "shards": self.shards}
 
     def to_json(self) -> str:
-        told = {"lanes": self.lanes, "shards": self.shards}
-        return json.dumps(told, indent=1, ensure_ascii=False) + "\n"
+        return json.dumps(self.told(), indent=1, ensure_ascii=False) + "\n"
 
     def summary(self) -> list[str]:
         """Lines of Markdown."""

@@ -1,4 +1,9 @@
-"""A data set that lies in a folder, brought to a store: what is there already is compared."""
+"""A data set that lies in a folder, brought to a store: what is there already is compared.
+
+``_UPLOADING`` holds the plan of what is being written, or replaced, until ``_SUCCESS`` is there. So
+a call with ``overwrite`` knows what one that was interrupted has left, and no file of another data
+set stays among its own.
+"""
 
 import hashlib
 from collections.abc import Iterator
@@ -11,6 +16,7 @@ from farm.export.export import WHOLE, Plan, groups_of
 from farm.store import Store
 
 WRITERS = 4  # files at a time; each is held in memory
+UPLOADING = "_UPLOADING"
 
 
 class Uploaded(NamedTuple):
@@ -35,14 +41,21 @@ def upload(folder: Path, store: Store, *, overwrite: bool = False) -> Uploaded:
         overwrite: replace what another export has written there.
 
     Raises:
-        Conflict: something else lies in the place of a file.
+        Conflict: another export is there, or something else in the place of a file.
     """
     names = [name for name in _files(folder) if name != WHOLE]
+    plan = (folder / WHOLE).read_bytes()
     if overwrite:
-        _clear(store, {*names, WHOLE})
+        _clear(store, set(names))
+    known = _plan(store, WHOLE) or _plan(store, UPLOADING)
+    if known not in (None, plan):
+        raise _taken("another export is there")
+    if known is None:
+        store.put(UPLOADING, plan)
     with ThreadPoolExecutor(WRITERS, thread_name_prefix="upload") as pool:
         sent = list(pool.map(lambda name: _send(folder / name, store, name, overwrite), names))
     sent.append(_send(folder / WHOLE, store, WHOLE, overwrite))
+    store.delete(UPLOADING)
     return Uploaded(len(sent), sum(sent))
 
 
@@ -53,16 +66,23 @@ def _files(folder: Path) -> Iterator[str]:
 
 
 def _clear(store: Store, names: set[str]) -> None:
-    """Another export's mark, and its files that this one does not have."""
-    try:
-        groups = groups_of(store.get(WHOLE)) or ()
-    except NotFound:
-        return
-    store.delete(WHOLE)
-    for group in groups:
+    """Remove an export's marks, whole or not, and its files that this one does not have."""
+    plans = [plan for mark in (WHOLE, UPLOADING) if (plan := _plan(store, mark)) is not None]
+    if plans:
+        store.put(UPLOADING, plans[0])
+        store.delete(WHOLE)
+    for group in {name for plan in plans for name in groups_of(plan) or ()}:
         for entry in list(store.list(f"{group}/")):
             if entry.key not in names:
                 store.delete(entry.key)
+    store.delete(UPLOADING)
+
+
+def _plan(store: Store, mark: str) -> bytes | None:
+    try:
+        return store.get(mark)
+    except NotFound:
+        return None
 
 
 def _send(path: Path, store: Store, key: str, overwrite: bool) -> bool:
@@ -75,10 +95,10 @@ def _send(path: Path, store: Store, key: str, overwrite: bool) -> bool:
     if digest.digest() == hashlib.sha256(data).digest():
         return False
     if not overwrite:
-        raise Conflict(
-            f"{key} is there with other bytes",
-            field="--output",
-            hint="name another place, or give --overwrite",
-        )
+        raise _taken(f"{key} is there with other bytes")
     store.delete(key)
     return store.put(key, data)
+
+
+def _taken(message: str) -> Conflict:
+    return Conflict(message, field="--output", hint="name another place, or give --overwrite")

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from typing import Any
 
+from anyio.to_thread import run_sync
 from starlette.requests import Request
 
 from farm import strict_json
@@ -21,6 +22,7 @@ NDJSON_TYPES = (
     "application/x-jsonlines",
 )
 PIECE_BYTES = 8 * 2**20  # of a stream that is cut into pieces here
+MAX_CONTAINERS = 200_000  # objects and lists of a JSON body; in memory each has 80 bytes and more
 
 
 class WrongType(InvalidInput):
@@ -58,6 +60,7 @@ async def read_body(request: Request, limit: int) -> bytes:
 
 
 async def read_json(request: Request, limit: int) -> dict[str, Any]:
+    """The object that is the body. It is parsed in a thread: others are answered meanwhile."""
     body = await read_body(request, limit)
     try:
         text = body.decode("utf-8-sig")
@@ -65,7 +68,9 @@ async def read_json(request: Request, limit: int) -> dict[str, Any]:
         raise InvalidInput(f"the body is not UTF-8 (byte {error.start})", field="json") from None
     if not text.strip():
         raise InvalidInput("the body is empty", field="json", hint='send {"renders": [...]}')
-    data = strict_json.loads(text)
+    if text.count("{") + text.count("[") > MAX_CONTAINERS:
+        raise TooLarge(f"has more than {MAX_CONTAINERS:,} objects and lists", field="json")
+    data = await run_sync(strict_json.loads, text)
     if not isinstance(data, dict):
         raise InvalidInput(
             f"the body is a {type(data).__name__}, not an object",

@@ -5,6 +5,7 @@ happens to tasks, and here both are read when Prometheus asks. So no worker need
 be reached. Every gateway shows the same figures.
 """
 
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -19,7 +20,8 @@ from prometheus_client.registry import Collector
 
 from farm.errors import FarmError
 from farm.measures import MEASURES, OTHERS, Measure, read
-from farm.queue import LaneBacklog, Queue, Session, Tallies
+from farm.queue import LaneBacklog, Queue, Session, Tallies, placed_workers
+from farm.queue.placed_workers import PlacedWorker, Reason, WorkerState
 from farm.queue.tallies import ENDED, FAILED, RETURNED, WAIT_BUCKETS
 
 FRESH_SECONDS = 1.0  # the queue is not asked more often, however many ask here
@@ -32,6 +34,7 @@ class _Figures(NamedTuple):
     backlog: Sequence[LaneBacklog]
     tallies: Tallies
     sessions: Sequence[Session]
+    placed: Sequence[PlacedWorker]
 
 
 class FarmMetrics(Collector):
@@ -40,6 +43,7 @@ class FarmMetrics(Collector):
     def __init__(self, queue: Queue, clock: Callable[[], float] = time.monotonic) -> None:
         self._queue = queue
         self._clock = clock
+        self._lock = threading.Lock()
         self._read_at = float("-inf")
         self._figures: _Figures | None = None
 
@@ -53,18 +57,23 @@ class FarmMetrics(Collector):
             yield from _queued(figures.backlog)
             yield from _tallied(figures.tallies)
             yield from _workers(_living(figures.sessions))
+            yield _placed(figures.placed)
 
     def _read(self) -> _Figures | None:
         """None if the queue does not answer; the gateway's own numbers are still good."""
-        if self._clock() - self._read_at >= FRESH_SECONDS:
-            self._read_at = self._clock()
-            try:
-                self._figures = _Figures(
-                    self._queue.backlog(), self._queue.tallies(), self._queue.sessions()
-                )
-            except FarmError:
-                self._figures = None
-        return self._figures
+        with self._lock:
+            if self._clock() - self._read_at >= FRESH_SECONDS:
+                self._read_at = self._clock()
+                try:
+                    self._figures = _Figures(
+                        self._queue.backlog(),
+                        self._queue.tallies(),
+                        self._queue.sessions(),
+                        placed_workers.read(self._queue),
+                    )
+                except FarmError:
+                    self._figures = None
+            return self._figures
 
 
 def _queued(backlog: Iterable[LaneBacklog]) -> Iterator[Metric]:
@@ -157,6 +166,26 @@ def _workers(sessions: Sequence[Session]) -> Iterator[Metric]:
     yield _by_worker("farm_worker_silent_seconds", "Since a worker's last heartbeat", silent)
     for measure in MEASURES:
         yield _measured(measure, sessions)
+
+
+def _placed(workers: Iterable[PlacedWorker]) -> Metric:
+    """States without workers are told too, so that their lines end at zero; those that are gone
+    are counted where sessions end."""
+    family = GaugeMetricFamily(
+        "farm_placed_workers",
+        "Workers that a scheduler runs on a cluster, or wants to",
+        labels=["state", "reason"],
+    )
+    told = [state for state in WorkerState if state is not WorkerState.GONE]
+    counts: dict[tuple[WorkerState, Reason], int] = dict.fromkeys(
+        ((state, Reason.NONE) for state in told), 0
+    )
+    for worker in workers:
+        label = worker.state, worker.reason
+        counts[label] = counts.get(label, 0) + 1
+    for labels, count in counts.items():
+        family.add_metric(labels, count)
+    return family
 
 
 def _measured(measure: Measure, sessions: Sequence[Session]) -> Metric:

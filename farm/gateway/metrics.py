@@ -2,6 +2,8 @@
 
 import secrets
 import time
+from collections import defaultdict
+from collections.abc import Iterator
 
 from prometheus_client import (
     CollectorRegistry,
@@ -10,11 +12,14 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
+from prometheus_client.core import Metric
+from prometheus_client.samples import Sample
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from farm import logs
 from farm.gateway.farm_metrics import FarmMetrics
+from farm.measures import OTHERS
 from farm.queue import Queue
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -47,8 +52,28 @@ class Metrics:
         self.uploads = Counter("farm_asset_bytes", "Bytes uploaded", registry=self.registry)
         self.registry.register(FarmMetrics(queue))
 
-    def text(self) -> bytes:
-        return generate_latest(self.registry)
+    def text(self, *, tenants: bool = True) -> bytes:
+        """As Prometheus reads it; without the tenants' names, they are counted together."""
+        return generate_latest(self.registry if tenants else _WithoutNames(self.registry))
+
+
+class _WithoutNames(CollectorRegistry):
+    """The same figures with all tenants as one, so that sums stay what they are."""
+
+    def __init__(self, whole: CollectorRegistry) -> None:
+        super().__init__()
+        self._whole = whole
+
+    def collect(self) -> Iterator[Metric]:
+        for family in self._whole.collect():
+            sums: dict[tuple[str, tuple[tuple[str, str], ...]], float] = defaultdict(float)
+            for name, labels, value, *_ in family.samples:
+                shown = {**labels, "tenant": OTHERS} if "tenant" in labels else labels
+                sums[name, tuple(shown.items())] += value
+            family.samples = [
+                Sample(name, dict(labels), value) for (name, labels), value in sums.items()
+            ]
+            yield family
 
 
 class MeasureRequests:

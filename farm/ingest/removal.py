@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import NamedTuple
 
-from farm.errors import FarmError
+from farm.errors import FarmError, StoreError
 from farm.ingest.job_record import RemovedRecord, tenant_of
 from farm.queue import Queue, Removal
 from farm.store import ListedObject, Store, keys
@@ -51,20 +51,36 @@ class Remover:
         return self._delete(removal, settled)
 
     def sweep(self) -> int:
-        """Delete what is left of removed jobs that no worker adds to; returns how many are gone."""
-        count = 0
-        for removal in self._queue.removals():
-            marks = keys.removed(removal.job), keys.header(removal.job)
-            if all(self._store.size(key) is None for key in marks):
-                if removal.entry not in self._elsewhere:
-                    self._elsewhere.add(removal.entry)
-                    log.warning("%s has no job %s to remove", self._store.url, removal.job)
-                continue
-            for deleted in self._delete(removal, settled=True):
-                last = deleted
-            log.info("removed job %s: %d objects, %d bytes", removal.job, *last)
-            count += 1
-        return count
+        """Delete what is left of removed jobs that no worker adds to; returns how many are gone.
+
+        One that cannot be removed keeps none of the others.
+        """
+        gone = stay = 0
+        failed: dict[str, StoreError] = {}  # by job
+        while removals := self._queue.removals(stay):
+            for removal in removals:
+                try:
+                    swept = self._sweep(removal)
+                except StoreError as error:
+                    swept, failed[removal.job] = False, error
+                gone, stay = gone + swept, stay + (not swept)
+        if failed:
+            job, why = next(iter(failed.items()))
+            log.warning("%d removed jobs are not deleted yet, as %s: %s", len(failed), job, why)
+        return gone
+
+    def _sweep(self, removal: Removal) -> bool:
+        """Whether it is gone; a job that this store does not know is left to its own."""
+        marks = keys.removed(removal.job), keys.header(removal.job)
+        if all(self._store.size(key) is None for key in marks):
+            if removal.entry not in self._elsewhere:
+                self._elsewhere.add(removal.entry)
+                log.warning("%s has no job %s to remove", self._store.url, removal.job)
+            return False
+        for deleted in self._delete(removal, settled=True):
+            last = deleted
+        log.info("removed job %s: %d objects, %d bytes", removal.job, *last)
+        return True
 
     def _delete(self, removal: Removal, settled: bool) -> Iterator[Deleted]:
         """``_SUCCESS`` goes first, so that the rest never looks whole, and ``job.json`` last."""
@@ -86,6 +102,7 @@ class Remover:
             # farm's is not misled.
             self._queue.removed(removal)
             self._store.delete(mark)
+            self._store.prune(keys.prefix(job))
         yield deleted if size is None else Deleted(deleted.objects + 1, deleted.bytes + size)
 
     def _delete_block(

@@ -30,6 +30,12 @@ def add_scores(store: Store, job: str, scorer: str, rows: Sequence[PictureScores
     store.put(keys.scores(job, scorer, hashlib.sha256(data).hexdigest()), data)
 
 
+def forget_scores(store: Store, job: str) -> None:
+    """The job is gone."""
+    for entry in store.list(keys.all_scores(job)):
+        store.delete(entry.key)
+
+
 def stored_scores(store: Store, job: str) -> Iterator[tuple[str, list[PictureScores]]]:
     """Each part, and its scorer."""
     for entry in store.list(keys.all_scores(job)):

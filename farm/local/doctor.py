@@ -19,7 +19,8 @@ from farm.checkpoints.inspect import inspect_checkpoint
 from farm.errors import FarmError
 from farm.ingest.job_record import JobRecord
 from farm.job import is_job_id, job_id
-from farm.local.embedded import RAY_FILE, answers, serves, silent_parts
+from farm.local.embedded import RAY_FILE
+from farm.local.probes import answers, serves, silent_parts
 from farm.queue import JobStatus, Queue, check_server, connect, notice, placed_workers
 from farm.queue.connection import explain
 from farm.queue.constants import MAX_ROWS

@@ -1,42 +1,25 @@
 """A whole farm on one machine: which processes it is made of and how each is started."""
 
-import contextlib
-import fcntl
 import json
 import os
-import random
 import re
 import secrets
 import shutil
-import socket
-import subprocess
 import sys
 import tempfile
-import time
-import urllib.request
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
-from typing import IO, Any
 
-import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
-
-from farm.addresses import check_redis_url, reachable
-from farm.checkpoints.inspect import inspect_checkpoint
-from farm.checkpoints.references import built_in
-from farm.errors import InvalidCheckpoint, InvalidInput, Unavailable
+from farm.errors import Unavailable
 from farm.local.load_check import LoadCheck
+from farm.local.plan import Plan
+from farm.local.ports import free_port, kept_port
+from farm.local.probes import answers, fresh, listens, replies, serves, silent_parts
 from farm.local.supervisor import Service
 from farm.local.valkey import ServerProcess, advice
-from farm.machine import cores, count_gpus, worker_threads
-from farm.paths import SCHEDULER_ALIVE
-from farm.queue import check_server, connect
-from farm.store import open_store
-from farm.store.probing import check_store
-from farm.worker_group import grown, parse_groups
+from farm.machine import cores, worker_threads
+from farm.paths import SCHEDULER_ALIVE, short_temp
 
 VALKEY_SECONDS = 600.0  # it reads a long append-only file
 GATEWAY_SECONDS = 120.0  # with the check
@@ -46,106 +29,11 @@ PATIENCE = 20  # looks at what may be busy for a while: a slow disk, a cluster w
 RAY_FILE = "ray.json"  # where its parts answer, for farm doctor
 WAITS = ("farm.errors.Unavailable", "farm.errors.StoreError")  # a worker may well run later
 MAX_SOCKET_PATH = 100  # bytes; the kernel takes 107
+# Options take their defaults from these; of no_proxy the user's part is kept.
+_OPTIONS = ("FARM_DATA", "FARM_STORE", "REDIS_URL", "RAY_ADDRESS", "no_proxy", "NO_PROXY")
 _PLAIN = re.compile(r"[A-Za-z0-9/._-]+")
+DASHBOARD_PORT = 8265  # Ray's own, if it is free
 OBJECT_STORE_BYTES = 80 * 2**20  # Ray's least; pictures never travel through it
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What ``farm up`` was asked for; empty addresses mean that the part is embedded."""
-
-    data: Path
-    port: int
-    workers: int
-    checkpoints: tuple[str, ...]
-    store: str = ""
-    redis_url: str = ""
-    ray_address: str = ""
-    single_writer: bool = False
-    groups: str = ""  # of workers, instead of a number: farm.worker_group
-    min_workers: int | None = None
-    max_workers: int | None = None
-    least: int = 1  # workers that there always are
-    gpus: int = field(default_factory=count_gpus)
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def complete(self) -> "Plan":
-        """The plan with the machine's defaults filled in, and everything it names looked at: what
-        does not answer now is told before anything starts."""
-        store = self.store
-        if store and "://" not in store:
-            store = str(Path(store).absolute())
-        self._check_reach(store)
-        if self.redis_url:
-            check_server(connect(self.redis_url), allow_volatile=True)
-        if store:
-            check_store(open_store(store, attempts=2), single_writer=self.single_writer)
-        names = tuple(
-            str(Path(name).absolute()) if Path(name).exists() else name
-            for name in self.checkpoints or default_checkpoints(self.data)
-        )
-        counted = self._counted(names)
-        for name in names:
-            if "," in name:
-                raise InvalidCheckpoint(
-                    f"{name} has a comma in its path, by which checkpoints are separated",
-                    hint="rename the folder, or give a symbolic link to it",
-                )
-            inspect_checkpoint(name)
-        return replace(self, checkpoints=names, store=store, **counted)
-
-    def _counted(self, checkpoints: tuple[str, ...]) -> dict[str, Any]:
-        """How many workers there may be, and what says so."""
-        file = Path(self.groups)
-        groups = str(file.absolute()) if self.groups and file.is_file() else self.groups
-        text = groups or str(self.workers or max(self.gpus, 1))
-        there = parse_groups(text, checkpoints, gpus=1 if self.gpus else 0, cpus=1)
-        if not (self.min_workers is None and self.max_workers is None):
-            there = tuple(grown(group, self.min_workers, self.max_workers) for group in there)
-        workers = sum(group.most for group in there)
-        if self.single_writer and workers > 1:
-            raise InvalidInput(
-                f"{workers} workers would write to the store",
-                field="--single-writer",
-                hint="add --workers 1",
-            )
-        least = sum(group.least for group in there)
-        return {"workers": workers, "groups": text, "least": least}
-
-    def _check_reach(self, store: str) -> None:
-        """Workers on other machines need a server and a store that they can reach."""
-        if self.ray_address and ":" not in self.ray_address.removeprefix("ray://"):
-            raise InvalidInput(
-                f"{self.ray_address!r} does not name a Ray cluster",
-                field="RAY_ADDRESS",
-                hint="write the host:port of its head, or unset it: farm up then starts a Ray of "
-                "its own",
-            )
-        if self.ray_address and not reachable(self.ray_address.removeprefix("ray://")):
-            raise InvalidInput(
-                f"nothing listens at {self.ray_address}",
-                field="RAY_ADDRESS",
-                hint="start the cluster (ray start --head), or unset it: farm up then starts a Ray "
-                "of its own",
-            )
-        host = self.ray_address.removeprefix("ray://").rsplit(":", 1)[0]
-        if host in ("", "127.0.0.1", "localhost"):
-            return
-        if not self.redis_url or self.redis_url.startswith("unix:"):
-            raise InvalidInput(
-                f"workers on {host} cannot reach a server inside this machine",
-                field="REDIS_URL",
-                hint="name one that they can",
-            )
-        if not store.startswith("s3:"):
-            raise InvalidInput(
-                f"workers on {host} cannot write to a folder of this machine",
-                field="FARM_STORE",
-                hint="s3://bucket/prefix",
-            )
 
 
 class Embedded:
@@ -163,9 +51,7 @@ class Embedded:
         self.redis_url = plan.redis_url or self._valkey.url
         self._ray_port = free_port()
         self.ray_address = plan.ray_address or f"127.0.0.1:{self._ray_port}"
-        self.dashboard = (
-            "" if plan.ray_address else f"http://127.0.0.1:{self._same_port('dashboard', 8265)}"
-        )
+        self.dashboard = "" if plan.ray_address else f"http://127.0.0.1:{self._kept_port()}"
         self._loads = LoadCheck(plan.checkpoints)
         self._ray_agent = f"http://127.0.0.1:{free_port()}"
 
@@ -205,6 +91,9 @@ class Embedded:
             patience=PATIENCE,
         )
 
+    def _kept_port(self) -> int:
+        return kept_port(self.plan.data / "ports.json", "dashboard", DASHBOARD_PORT)
+
     def _ray_ready(self) -> bool:
         return listens(self._ray_port) and listens(self._dashboard_port)
 
@@ -224,15 +113,6 @@ class Embedded:
                     hint="farm up --checkpoint names the checkpoints that it loads",
                 )
         return answers(f"{self.plan.url}/readyz?workers={min(self.plan.least, 1)}")
-
-    def _same_port(self, name: str, first: int) -> int:
-        """A free port, the one that it was last time if possible, so that bookmarks stay good."""
-        self.plan.data.mkdir(parents=True, exist_ok=True, mode=0o700)
-        kept = self.plan.data / "ports.json"
-        known = json.loads(kept.read_text()) if kept.exists() else {}
-        port = free_port(known.get(name, first))
-        kept.write_text(json.dumps({**known, name: port}) + "\n")
-        return port
 
     @property
     def environment(self) -> dict[str, str]:
@@ -260,6 +140,12 @@ class Embedded:
             **direct(),
             **({} if plan.ray_address else self._ray_environment()),
         }
+
+    @property
+    def unheeded(self) -> list[str]:
+        """Variables of the user's that do not count, since the parts get other values."""
+        told = {name: value for name, value in self.environment.items() if name not in _OPTIONS}
+        return [name for name, value in told.items() if os.environ.get(name, value) != value]
 
     def _ray_environment(self) -> dict[str, str]:
         return {
@@ -344,122 +230,3 @@ def direct() -> dict[str, str]:
     names = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
     told = ",".join(filter(None, [names, "127.0.0.1", "localhost", "::1"]))
     return {"no_proxy": told, "NO_PROXY": told}
-
-
-def default_checkpoints(data: Path) -> tuple[str, ...]:
-    """Those that came with the workers; where none did, one with random weights, made once."""
-    if shipped := tuple(built_in()):
-        return shipped
-    tiny = data / "checkpoints" / "tiny"
-    if not tiny.exists():
-        made = data / "checkpoints" / "part" / tiny.name  # its name goes into the checkpoint
-        shutil.rmtree(made, ignore_errors=True)
-        command = [sys.executable, "-P", "-m", "farm.cli", "checkpoint", "make-tiny", str(made)]
-        subprocess.run(command, check=True, capture_output=True)
-        made.rename(tiny)
-    return (str(tiny),)
-
-
-def check_port(port: int) -> None:
-    """Raises ``InvalidInput`` where something else listens on a port that a user asked for."""
-    if listens(port):
-        raise InvalidInput(
-            f"something already listens on 127.0.0.1:{port}",
-            field="--port",
-            hint="give another --port, or end the other program (a farm: farm down)",
-        )
-
-
-PORTS = (20_000, 32_000)  # below those of outgoing connections on Linux and macOS
-_reserved: list[IO[bytes]] = []  # locks on ports, kept until this process ends
-
-
-def free_port(preferred: int = 0) -> int:
-    """A loopback port that no program listens on, the preferred one if it is free.
-
-    It may be seconds until it is listened on. Farms that start at the same time would find the same
-    port free, so it is locked for this process among all farms of this user; and it is not of the
-    range from which the system gives outgoing connections theirs.
-    """
-    while True:
-        port = preferred or random.randrange(*PORTS)
-        preferred = 0
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(("127.0.0.1", port))
-            if _reserve(port):
-                return port
-
-
-def _reserve(port: int) -> bool:
-    """Whether this process now holds the lock on a port, or no lock can be kept."""
-    folder = Path(short_temp()) / f"farm-ports-{os.getuid()}"
-    try:
-        folder.mkdir(mode=0o700, exist_ok=True)
-        file = (folder / str(port)).open("ab")
-    except OSError:  # a full disk, or another user's folder; the port is free all the same
-        return True
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        return False
-    _reserved.append(file)
-    return True
-
-
-def short_temp() -> str:
-    """The folder for temporary files; the system's if ``TMPDIR`` is too long for sockets."""
-    given = tempfile.gettempdir()
-    return (
-        given
-        if len(os.fsencode(given)) <= len("/tmp") or not os.access("/tmp", os.W_OK)
-        else "/tmp"
-    )
-
-
-def serves(redis_url: str) -> bool:
-    """Whether a Redis server answers; asked once."""
-    check_redis_url(redis_url)
-    with contextlib.suppress(redis.RedisError):
-        client = redis.Redis.from_url(redis_url, socket_timeout=1, retry=Retry(NoBackoff(), 0))
-        return bool(client.ping())
-    return False
-
-
-def replies(redis_url: str) -> bool:
-    """Whether something at the address speaks Redis, if only to say that it is busy."""
-    with contextlib.suppress(redis.RedisError):
-        client = redis.Redis.from_url(redis_url, socket_timeout=2, retry=Retry(NoBackoff(), 0))
-        try:
-            return bool(client.ping())
-        except (redis.ResponseError, redis.BusyLoadingError, redis.AuthenticationError):
-            return True
-    return False
-
-
-def silent_parts(health: Mapping[str, str]) -> list[str]:
-    """Those of Ray's parts that do not answer at their addresses for health checks."""
-    return [name for name, url in health.items() if not answers(url)]
-
-
-def fresh(file: Path, seconds: float = 10.0) -> bool:
-    """Whether a file was touched within so many seconds."""
-    return file.exists() and time.time() - file.stat().st_mtime < seconds
-
-
-def listens(port: int) -> bool:
-    return reachable(f"127.0.0.1:{port}")
-
-
-# Loopback is never behind a proxy, whatever http_proxy says.
-_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-
-
-def answers(url: str) -> bool:
-    """Whether a GET gives 200."""
-    try:
-        with _DIRECT.open(url, timeout=2) as response:
-            return bool(response.status == 200)
-    except OSError:
-        return False

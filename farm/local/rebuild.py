@@ -8,8 +8,8 @@ from pathlib import Path
 
 from farm.errors import Conflict
 from farm.ingest.rebuild import rebuild
-from farm.local.embedded import short_temp
 from farm.local.valkey import ServerProcess
+from farm.paths import short_temp
 from farm.queue import Queue, connect
 from farm.store import Store
 

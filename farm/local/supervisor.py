@@ -196,7 +196,7 @@ class Supervisor:
 
     def _last_words(self, service: Service) -> str:
         lines = self._log(service).read_text(errors="replace").strip().splitlines()
-        return lines[-1] if lines else "it wrote nothing"
+        return lines[-1].strip() if lines else "it wrote nothing"
 
 
 @dataclass

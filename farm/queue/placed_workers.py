@@ -22,6 +22,26 @@ class WorkerState(enum.StrEnum):
     GONE = "gone"
 
 
+class Reason(enum.StrEnum):
+    """Why a worker is in its state, for those who count; ``PlacedWorker.why`` says more."""
+
+    NONE = ""
+    CANNOT_RUN = "cannot_run"  # it ended at its start
+    NO_ROOM = "no_room"  # what it needs is taken
+    NO_NODE = "no_node"  # the cluster has no node with what it needs
+    LOADING = "loading"
+    DIED = "died"
+    FROZEN = "frozen"
+    NODE_DRAINED = "node_drained"
+    FEWER_WANTED = "fewer_wanted"
+    SETTINGS_CHANGED = "settings_changed"
+    OTHER = "other"  # of a scheduler of a later version
+
+    @classmethod
+    def _missing_(cls, value: object) -> "Reason":
+        return cls.OTHER
+
+
 class PlacedWorker(NamedTuple):
     """One worker that a cluster runs, or should."""
 
@@ -30,6 +50,7 @@ class PlacedWorker(NamedTuple):
     why: str = ""  # it does not run
     seconds: float = 0.0  # in this state
     node: str = ""  # of the cluster, where it runs
+    reason: Reason = Reason.NONE
 
     @property
     def missing(self) -> bool:
@@ -45,7 +66,17 @@ def to_json(workers: Sequence[PlacedWorker]) -> str:
 
 
 def from_json(text: str) -> list[PlacedWorker]:
-    return [PlacedWorker(**{**one, "state": WorkerState(one["state"])}) for one in json.loads(text)]
+    return [
+        PlacedWorker(
+            one["name"],
+            WorkerState(one["state"]),
+            one["why"],
+            one["seconds"],
+            one["node"],
+            Reason(one.get("reason", "")),
+        )
+        for one in json.loads(text)
+    ]
 
 
 def post(queue: Queue, workers: Sequence[PlacedWorker]) -> None:

@@ -8,7 +8,7 @@ import redis
 from redis.exceptions import RedisError
 
 from farm.errors import InvalidInput
-from farm.job import SETTLED_HOURS, JobState, check_job_id
+from farm.job import JobState, check_job_id
 from farm.queue import encoding
 from farm.queue.connection import MAX_BLOCK_SECONDS, explain
 from farm.queue.constants import CLASSES, MAX_ROWS
@@ -89,13 +89,12 @@ class Queue(Submissions, WorkerSessions):
         Returns:
             It, and whether no worker can still store something of it.
         """
-        settled_ms = int(SETTLED_HOURS * 3_600_000)
-        entry, left = self._accept("remove", check_job_id(job), tenant, settled_ms, int(stored))
+        entry, left = self._accept("remove", check_job_id(job), tenant, int(stored))
         return Removal(entry, job, tenant), left <= 0
 
-    def removals(self, limit: int = MAX_ROWS) -> list[Removal]:
-        """Jobs whose objects can be deleted now."""
-        return [Removal(*row) for row in self._run("removals", min(limit, MAX_ROWS))]
+    def removals(self, after: int = 0) -> list[Removal]:
+        """Some of the jobs whose objects can be deleted now, but for the first ``after``."""
+        return [Removal(*row) for row in self._run("removals", after, MAX_ROWS)]
 
     def removed(self, removal: Removal) -> None:
         """Nothing of it is left in the store."""
@@ -174,6 +173,13 @@ class Queue(Submissions, WorkerSessions):
             for lane, number, tasks, pictures in self._run("backlog")
         ]
         return sorted(found, key=lambda ready: (ready.priority.rank, ready.lane))
+
+    def finalising(self) -> int:
+        """How many tasks that finalise their job no session holds; the backlog leaves them out."""
+        try:
+            return int(self.client.llen(f"{self._prefix}finalise"))
+        except RedisError as error:
+            raise explain(error) from error
 
     def tallies(self) -> Tallies:
         """What has happened since the queue began, for the farm's metrics."""

@@ -17,6 +17,7 @@ from farm.queue.constants import (
     PATIENCE_MS,
     RETENTION_MS,
     SCHEMA,
+    SETTLED_MS,
 )
 
 _REQUIRES = re.compile(r"^-- requires: (.*)$", re.MULTILINE)
@@ -91,6 +92,7 @@ def _constants() -> str:
         "SCHEMA": SCHEMA,
         "RETENTION": RETENTION_MS,
         "PATIENCE": PATIENCE_MS,
+        "SETTLED": SETTLED_MS,
     }
     lines = [f"local {names} = {places}"]
     lines += [f"local {name} = {value}" for name, value in numbers.items()]

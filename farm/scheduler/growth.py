@@ -20,11 +20,15 @@ class Demand(NamedTuple):
 
 
 def demand(
-    checkpoints: frozenset[str], backlog: Iterable[LaneBacklog], sessions: Iterable[Session]
+    checkpoints: frozenset[str],
+    backlog: Iterable[LaneBacklog],
+    sessions: Iterable[Session],
+    *,
+    finalises: bool = False,
 ) -> Demand:
     """What is queued and held of checkpoints with these short names (of all if there are none), by
     what workers have measured: their pace, and the row-steps per picture of lanes, for lanes that
-    none has measured the mean."""
+    none has measured the mean. With ``finalises`` there is a job for them to finalise, too."""
     sessions = [one for one in sessions if _serves(checkpoints, *one.checkpoints)]
     ready = [one for one in backlog if _serves(checkpoints, one.lane.checkpoint)]
     each: dict[str, list[float]] = {}
@@ -39,7 +43,7 @@ def demand(
     held = sum(float(session.stats.get("left", 0)) for session in sessions)
     paces = [_mean(list(_paces(session).values())) for session in sessions if _paces(session)]
     at_work = any(session.held for session in sessions)
-    return Demand(queued + held, _mean(paces), bool(ready) or at_work)
+    return Demand(queued + held, _mean(paces), bool(ready) or at_work or finalises)
 
 
 def workers_for(demand: Demand, *, least: int, most: int, target_seconds: float) -> int:

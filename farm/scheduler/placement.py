@@ -17,13 +17,12 @@ import farm
 from farm.addresses import reachable
 from farm.awake_clock import AwakeClock
 from farm.errors import Unavailable
-from farm.queue.placed_workers import PlacedWorker, WorkerState
-from farm.scheduler.place import Life, Place, why_no_room
+from farm.queue.placed_workers import PlacedWorker, Reason, WorkerState
+from farm.scheduler.place import ACTORS, Life, Place, why_no_room
 from farm.worker_group import WorkerGroup
 
 log = logging.getLogger(__name__)
 
-ACTORS = "farm-"  # before their workers' names, for those who look at Ray's dashboard
 NODES_SECONDS = 2.0  # between two looks at the cluster's nodes
 RETRY_SECONDS = 5.0  # before a worker that could not start is placed again
 ACTOR_THREADS = 8  # each may wait for a scheduler that is gone
@@ -123,7 +122,8 @@ class Placement:
                 died = self._visit(place)
             except ActorUnavailableError:  # Ray is starting it again
                 died = place.forget()
-                place.show(WorkerState.STARTING, self._clock(), "it died, and starts again")
+                why = "it died, and starts again"
+                place.show(WorkerState.STARTING, self._clock(), Reason.DIED, why)
             except RayActorError as error:
                 died = self._lose(place, _cause(error))
             if died is not None:
@@ -183,7 +183,7 @@ class Placement:
         elif now > place.answers_by:
             log.error("%s is frozen: it is ended, and starts again", place.name)
             ray.kill(place.actor, no_restart=False)
-            place.show(WorkerState.STARTING, now, "it was frozen")
+            place.show(WorkerState.STARTING, now, Reason.FROZEN, "it was frozen")
             return place.forget()
         elif place.ends_by is not None and now > place.ends_by + STORING_SECONDS:
             log.error("%s does not end; it is killed", place.name)
@@ -201,21 +201,24 @@ class Placement:
             place.show(WorkerState.RUNNING, now)
             log.info("%s runs, life %s", place.name, place.life.token)
         elif _has_process(place.actor):
-            place.show(WorkerState.STARTING, now, "it loads its checkpoints")
+            place.show(WorkerState.STARTING, now, Reason.LOADING, "it loads its checkpoints")
         elif not place.wanted:
             self._end(place)
         else:
-            place.show(WorkerState.PENDING, now, why_no_room(place.group, self._nodes))
+            place.show(WorkerState.PENDING, now, *why_no_room(place.group, self._nodes))
 
     def _drain(self, place: Place, now: float) -> None:
         """Ask a worker to end that should not go on as it is."""
         assert place.life is not None
         if place.life.node in self._draining:
-            place.drain(self._draining[place.life.node], now, "its node is drained")
+            seconds = self._draining[place.life.node]
+            place.drain(seconds, now, Reason.NODE_DRAINED, "its node is drained")
         elif not place.wanted:
-            place.drain(SURPLUS_SECONDS, now, "fewer workers are wanted")
+            why = "fewer workers are wanted"
+            place.drain(SURPLUS_SECONDS, now, Reason.FEWER_WANTED, why)
         elif place.life.fingerprint != self._fingerprint(place.group) and self._may_replace(place):
-            place.drain(SURPLUS_SECONDS, now, "its settings have changed")
+            why = "its settings have changed"
+            place.drain(SURPLUS_SECONDS, now, Reason.SETTINGS_CHANGED, why)
 
     def _may_replace(self, place: Place) -> bool:
         """One at a time; not while another one cannot start, perhaps for the same reason."""
@@ -238,7 +241,7 @@ class Placement:
         if place.wanted:
             log.error("%s cannot run: %s", place.name, cause)
             self._report(place.name, cause)
-            place.show(WorkerState.WANTED, self._clock(), cause)
+            place.show(WorkerState.WANTED, self._clock(), Reason.CANNOT_RUN, cause)
         return place.leave(retry_at=time.monotonic() + RETRY_SECONDS)
 
     def _fingerprint(self, group: WorkerGroup) -> str:

@@ -94,9 +94,12 @@ class Placer:
         growing = any(group.least < group.most for group in self._groups)
         backlog = self._queue.backlog() if growing else []
         sessions = self._queue.sessions() if growing else []
+        # A job may have nothing left but its end, for which every worker will do.
+        needed = growing and not sessions and self._queue.finalising() > 0
+        finaliser = next((group for group in self._groups if group.most), None) if needed else None
         for group in self._groups:
             wanted = workers_for(
-                demand(group.served, backlog, sessions),
+                demand(group.served, backlog, sessions, finalises=group is finaliser),
                 least=group.least,
                 most=group.most,
                 target_seconds=self._target_seconds,

@@ -74,7 +74,8 @@ def even_out(rooms: Iterable[Room]) -> dict[str, int]:
     For when the queue has nothing for the idle ones.
     """
     rooms = list(rooms)
-    left = {room.session: room.unbegun for room in rooms}
+    # One task stays: where it takes long to read, it would go to and fro between idle workers.
+    left = {room.session: min(room.unbegun, max(room.held - 1, 0)) for room in rooms}
     back: dict[str, int] = {}
     for idle in rooms:
         if idle.held or idle.rows <= 0:

@@ -9,7 +9,6 @@ from farm.formats.manifest import ManifestRow
 from farm.formats.picture_file import CONTENT_TYPES
 from farm.formats.picture_record import PictureRecord
 from farm.job import Chunk
-from farm.sinks.parts import delete_data
 from farm.sinks.protocol import RowId, Source, StoredObject, TaskPlace
 from farm.store import Store
 
@@ -76,9 +75,6 @@ class Images:
         assert row.file is not None
         assert row.size is not None
         return Source(row.file, PurePosixPath(row.file).name, row.size)
-
-    def delete(self, job: str) -> None:
-        delete_data(self._store, job)
 
 
 def _common(texts: Collection[str]) -> str:

@@ -93,9 +93,3 @@ def public_row(row: ManifestRow, sink: Sink) -> dict[str, Any]:
         "file": source and source.name,
         "shard": source and source.shard,
     }
-
-
-def delete_data(store: Store, job: str) -> None:
-    """Remove everything that the generations of a job stored below their places' ``data``."""
-    for entry in store.list(keys.all_data(job)):
-        store.delete(entry.key)

@@ -73,8 +73,9 @@ class Sink(Protocol):
     The folder is the worker's own. It survives the publisher's process and not the worker, need
     not exist yet, and is of use only to a sink that puts several pictures into one object.
 
-    Everything is stored below ``place.data``, create-if-absent: what lies there already counts,
-    whichever process wrote it, and goes into the rows. Calls about one place may be repeated at any
+    Everything is stored below ``place.data``, where a removed job's objects are deleted, and
+    create-if-absent: what lies there already counts, whichever process wrote it, and goes into the
+    rows. Calls about one place may be repeated at any
     time, by other workers too, and must come to the same rows. All methods may be called from
     several threads at once; they raise ``StoreError`` and ``NotFound`` as the store does.
     """
@@ -124,8 +125,4 @@ class Sink(Protocol):
 
     def source(self, row: ManifestRow) -> Source:
         """Where a picture that did not fail can be read."""
-        ...
-
-    def delete(self, job: str) -> None:
-        """Remove all pictures of a job from the store."""
         ...

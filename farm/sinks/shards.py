@@ -13,7 +13,6 @@ from farm.formats.manifest import ManifestRow
 from farm.formats.picture_record import PictureRecord
 from farm.job import Chunk
 from farm.sinks.layout import Layout
-from farm.sinks.parts import delete_data
 from farm.sinks.protocol import RowId, Source, StoredObject, TaskPlace
 from farm.sinks.spool import Spool
 from farm.store import Store
@@ -120,9 +119,6 @@ class Shards:
         spot = Spot.of(row)
         assert row.size is not None
         return Source(spot.key, spot.name, row.size, spot.offset)
-
-    def delete(self, job: str) -> None:
-        delete_data(self._store, job)
 
     def _key(self, place: TaskPlace) -> str:
         return f"{place.data}{place.number:08d}{self._layout.suffix}"

@@ -104,5 +104,15 @@ def adapter_name(key: str) -> str:
     return bytes.fromhex(key.rpartition("/")[2].removesuffix(".json")).decode()
 
 
+def checkpoint(name: str, revision: str) -> str:
+    """Start of the keys of a checkpoint's files."""
+    return f"checkpoints/{name}/{revision}/"
+
+
+def checkpoint_piece(name: str, revision: str, sha256: str) -> str:
+    """Of a piece of one of its files, by its content."""
+    return f"{checkpoint(name, revision)}pieces/{sha256}"
+
+
 def _tenant(tenant: str) -> str:
     return hashlib.sha256(tenant.encode()).hexdigest()[:12]

@@ -105,6 +105,12 @@ class LocalStore:
         with _errors(f"cannot delete {path}"), contextlib.suppress(NotADirectoryError):
             path.unlink(missing_ok=True)
 
+    def prune(self, prefix: str) -> None:
+        check_prefix(prefix)
+        for folder, _, _ in os.walk(self._root / prefix, topdown=False):
+            with contextlib.suppress(OSError):  # it is not empty
+                os.rmdir(folder)
+
     def signed_url(self, key: str, *, seconds: int, filename: str | None = None) -> str | None:
         return None
 

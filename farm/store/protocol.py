@@ -59,6 +59,11 @@ class Store(Protocol):
         """Remove the object, if there is one."""
         ...
 
+    def prune(self, prefix: str) -> None:
+        """Remove the empty folders of a folder's store below a prefix that ends in a slash, where
+        nothing is written any more."""
+        ...
+
     def signed_url(self, key: str, *, seconds: int, filename: str | None = None) -> str | None:
         """A link that reads the object without credentials; None where the store has none."""
         ...

@@ -142,6 +142,9 @@ class S3Store:
         with contextlib.suppress(NotFound), self._errors(f"delete {key} from", key):
             self._client.call("delete_object", Bucket=self._bucket, Key=name)
 
+    def prune(self, prefix: str) -> None:
+        """A bucket has no folders."""
+
     def signed_url(self, key: str, *, seconds: int, filename: str | None = None) -> str | None:
         parameters = {"Bucket": self._bucket, "Key": self._name(key)}
         if filename is not None:

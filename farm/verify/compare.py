@@ -115,6 +115,10 @@ class Comparison:
                 yield from self._stored(number, stored)
         self._pictures |= counted.keys()
 
+    def early(self, rows: Sequence[ManifestRow]) -> None:
+        """Pictures that readers are shown although no part has them; they are not orphans."""
+        self._listed.update(stored.key for stored in self._sink.objects(rows))
+
     def end(self, counted: Counts, *, generation: int, complete: bool) -> Iterator[Difference]:
         """What no task answers for; ``counted`` is what the queue says.
 

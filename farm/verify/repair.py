@@ -12,6 +12,7 @@ from farm.errors import Conflict, FarmError, NotFound
 from farm.formats.manifest import ManifestRow, merge, write_part
 from farm.job import SETTLED_HOURS, TERMINAL_JOBS, Chunk, JobState
 from farm.queue import Finished, JobStatus, Queue
+from farm.sinks.early import early_parts, early_rows
 from farm.sinks.parts import rows_of, task_rows
 from farm.sinks.protocol import TaskPlace
 from farm.sinks.registry import Sinks
@@ -64,6 +65,9 @@ class Verifier:
             yield from comparison.task(number, parts, lost.get(number, 0))
             yield None
         images = self.status.images
+        if self.status.state is JobState.CANCELLED:  # its killed workers wrote no parts
+            for early in early_parts(self._store, job):
+                comparison.early(early_rows(self._store, early))
         # No list names the tasks whose deadline passed, nor those of a retry that was cancelled,
         # whose pictures no longer count as failed: what the parts say is taken as counted.
         cancelled = self.status.state is JobState.CANCELLED

@@ -291,6 +291,31 @@ time.sleep(60)
 """
 
 
+def test_a_signal_to_all_processes_of_a_worker_leaves_it_whole_until_it_has_drained(
+    processes: Processes,
+) -> None:
+    """So systemd stops a unit."""
+    farm = processes.farm
+    worker = processes.start("worker-0", FARM_DRAIN_SECONDS="60")
+    until(lambda: farm.queue.sessions(), 60)
+    children = psutil.Process(worker.pid).children()
+    assert len(children) == 2, "its crash reporter and its publisher"
+    until(lambda: all(map(ignores_sigterm, children)), 60)
+    job = farm.submit(*(str(number) for number in range(40)))
+    until(lambda: farm.queue.status(job, TENANT).tasks.leased == 1, 60)
+    for process in (*children, psutil.Process(worker.pid)):
+        process.send_signal(signal.SIGTERM)
+    assert worker.wait(60) == 0
+    assert farm.queue.status(job, TENANT).images.done == 40
+    assert "ended" not in processes.log()
+
+
+def ignores_sigterm(process: psutil.Process) -> bool:
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    [ignored] = [line for line in status.splitlines() if line.startswith("SigIgn:")]
+    return bool(int(ignored.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
+
+
 def test_a_worker_that_ends_in_order_is_not_reported(processes: Processes) -> None:
     first = processes.start("worker-0")
     until(lambda: processes.farm.queue.sessions(), 60)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ from test_worker import Farm, until
 from farm.queue import Command
 from farm.scheduler.scheduler import Scheduler
 from farm.store import keys
+from farm_workers.worker import queue_session
+from farm_workers.worker.task_rows import ReadyRow, TaskRows
 from farm_workers.worker.worker import Worker
 
 DRAINS = int(os.environ.get("FARM_DRAINS", "3"))
@@ -86,6 +89,53 @@ def test_what_a_drained_worker_had_finished_is_not_rendered_again(farm: Farm) ->
     farm.wait(job)
     assert set(rendered(first, second).values()) == {1}
     assert len(farm.rows(job)) == 60
+
+
+def test_a_task_that_is_handed_back_while_its_first_row_comes_is_rendered_elsewhere_only(
+    farm: Farm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, take = FakeEngine(rows=1), TaskRows.take
+    handed_back = threading.Event()
+
+    def take_and_hand_back(rows: TaskRows) -> ReadyRow | None:
+        ready = take(rows)
+        if ready is not None and not handed_back.is_set():
+            handed_back.set()
+            hand_back = farm.workers[0][0]._queue_session._hand_back
+            hand_back.stop_unbegun()
+            hand_back.release()
+        return ready
+
+    monkeypatch.setattr(TaskRows, "take", take_and_hand_back)
+    job = farm.submit_renders(
+        [{"prompt": "a", "num_inference_steps": 1, "guidance_scale": 0}]  # one step of the engine
+    )
+    farm.start(engine=engine)
+    farm.wait(job)
+    assert handed_back.is_set()
+    assert set(rendered(engine).values()) == {1}
+
+
+def test_a_drain_ends_in_time_although_the_queue_does_not_answer(
+    farm: Farm, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queue_session, "STORING_SECONDS", 0.5)
+    engine = FakeEngine(rows=1)
+    engine.gate.clear()
+    with FaultProxy(Path(urlsplit(redis_url).path)) as proxy:
+        farm.settings = farm.settings.model_copy(update={"redis_url": f"redis://{proxy.address}"})
+        farm.start(engine=engine)
+        farm.submit("a")
+        until(lambda: not engine.idle)
+        worker, _, thread = farm.workers.pop()
+        proxy.refuse()
+        proxy.drop()
+        engine.gate.set()
+        until(lambda: worker._leases.ended)
+        worker.drain(0)
+        thread.join(60)
+        assert not thread.is_alive()
+        proxy.heal()
 
 
 def test_an_operators_drain_leaves_an_idle_worker_that_works_again_when_told(farm: Farm) -> None:

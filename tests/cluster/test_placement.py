@@ -32,18 +32,7 @@ class Cluster:
     """A head with room for one CPU, and a node that comes and goes."""
 
     def __init__(self, folder: Path) -> None:
-        token = folder / "token"
-        token.write_text(secrets.token_hex(32))
-        token.chmod(0o600)
-        self.environment = {
-            **direct(),
-            "PYTHONPATH": f"{HERE}:{HERE.parent}",
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN_PATH": str(token),
-            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # otherwise it binds every interface
-            "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
-            "RAY_USAGE_STATS_ENABLED": "0",
-        }
+        self.environment = self.settings(folder)
         self.process = subprocess.Popen(
             [sys.executable, str(HERE / "ray_cluster.py")],
             env={**os.environ, **self.environment},
@@ -53,6 +42,21 @@ class Cluster:
             start_new_session=True,
         )
         self.address = self._answer()
+
+    def settings(self, folder: Path) -> dict[str, str]:
+        """Of all its processes."""
+        token = folder / "token"
+        token.write_text(secrets.token_hex(32))
+        token.chmod(0o600)
+        return {
+            **direct(),
+            "PYTHONPATH": f"{HERE}:{HERE.parent}",
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(token),
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # otherwise it binds every interface
+            "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+            "RAY_USAGE_STATS_ENABLED": "0",
+        }
 
     def say(self, line: str) -> str:
         assert self.process.stdin is not None

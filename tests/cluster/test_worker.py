@@ -17,7 +17,7 @@ from farm.errors import InvalidInput
 from farm.formats.manifest import ManifestRow, merge, read_part
 from farm.formats.picture_file import read_facts
 from farm.job import Chunk, JobOptions, JobState, Lease, NumberedSpec, Priority, TaskDraft, job_id
-from farm.queue import JobHeader, Queue, connect
+from farm.queue import JobHeader, Queue, connect, previews
 from farm.scheduler.scheduler import Scheduler
 from farm.spec import Lane, RenderRequest
 from farm.store import Store, keys, open_store
@@ -382,6 +382,22 @@ def test_an_error_in_a_thread_ends_the_worker_as_a_crash(farm: Farm) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_what_goes_wrong_with_previews_harms_no_task(
+    farm: Farm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = threading.Event()
+
+    def fail(*_: object) -> set[str]:
+        failed.set()
+        raise RuntimeError("planted")
+
+    monkeypatch.setattr(previews, "asked", fail)
+    farm.start()
+    assert failed.wait(30)
+    farm.wait(farm.submit("a"))
+    assert farm.workers[0][2].is_alive()
+
+
 def test_a_picture_that_crashes_its_worker_again_and_again_fails_its_job(farm: Farm) -> None:
     job = farm.submit("a")
     for life in range(3):  # the first in company, as far as the queue knows; then two alone

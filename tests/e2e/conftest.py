@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import pytest
 from running_farm import RunningFarm
 
-from farm.local.embedded import free_port
+from farm.local.ports import free_port
+from farm_workers.testing.tiny import make_tiny
 
 
 @pytest.fixture(scope="package")
@@ -13,7 +14,7 @@ def farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningFarm]:
     port = free_port()
     running = RunningFarm(tmp_path_factory.mktemp("farm"), f"http://127.0.0.1:{port}")
     try:
-        running.run("checkpoint", "make-tiny", running.data / "tiny")
+        make_tiny(running.data / "tiny")
         served = [running.data / "tiny", "shapes-64", "shapes-128"]
         options = [word for name in served for word in ("--checkpoint", name)]
         running.run("up", "--port", port, *options, "--detach")

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +35,22 @@ class RunningFarm(NamedTuple):
         assert not check or ended.returncode == 0, ended.stderr
         return ended
 
+    def run_in_turn(self, *commands: Sequence[object]) -> None:
+        """Several commands in one process, which loads torch once."""
+        program = (
+            "import json, sys; from farm.cli.app import run;"
+            "sys.exit(max(run(one) for one in json.loads(sys.argv[1])))"
+        )
+        words = json.dumps([[str(word) for word in command] for command in commands])
+        ended = subprocess.run(
+            [sys.executable, "-c", program, words],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+        assert ended.returncode == 0, ended.stderr
+
     def submit(self, *arguments: object) -> str:
         return self.run("submit", *arguments).stdout.strip()
 
@@ -41,9 +58,6 @@ class RunningFarm(NamedTuple):
         """The manifest's lines, when the job has ended."""
         self.run("fetch", job, "-o", folder)
         return manifest(folder)
-
-    def state(self, job: str) -> str:
-        return str(json.loads(self.run("status", job, "--json").stdout)["state"])
 
     def pid(self, name: str) -> int:
         return int((self.data / "run" / f"{name}.pid").read_text())

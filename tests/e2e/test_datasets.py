@@ -63,19 +63,18 @@ def test_tokens_are_decoded_to_the_pictures_that_were_not_stored(
     flags = ["a red circle", "a green star", "--checkpoint", "shapes-64", "--seed", 3]
     jobs = {sink: farm.submit(*flags, "--sink", sink) for sink in ("images", "tokens")}
     pictures = farm.fetch(jobs["images"], tmp_path / "images")
-    farm.run(
+    farm.run("wait", jobs["tokens"])
+    [shard] = farm.data.glob(f"store/*/{jobs['tokens']}/data/0/*")
+    decode = ["decode", shard, "-o", tmp_path / "alone", "--checkpoint", "shapes-64"]
+    export = [
         "export", jobs["tokens"], "-o", tmp_path / "decoded", "--as", "imagefolder",
         "--checkpoint", "shapes-64",
-    )  # fmt: skip
+    ]  # fmt: skip
+    farm.run_in_turn(export, decode, decode)  # what is there already stays
     for row in pictures:
         name = str(row["file"])
         decoded = tmp_path / "decoded" / "train" / "00000" / name
         assert decoded.read_bytes() == (tmp_path / "images" / name).read_bytes()
-    [shard] = farm.data.glob(f"store/*/{jobs['tokens']}/data/0/*")
-    for _ in range(2):  # what is there already stays
-        farm.run("decode", shard, "-o", tmp_path / "alone", "--checkpoint", "shapes-64")
-    for row in pictures:
-        name = str(row["file"])
         assert (tmp_path / "alone" / name).read_bytes() == (tmp_path / "images" / name).read_bytes()
 
 

@@ -5,7 +5,8 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,14 @@ import pytest
 from PIL import Image
 from running_farm import FARM, RunningFarm, manifest
 
+from farm_client import Farm
+
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("farm")]
 
 PROMPT = "a large red circle in the centre on a blue background"
 
 
-def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
+def until(condition: Callable[[], object], seconds: float = 120.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not come true in time"
@@ -34,13 +37,12 @@ def tokens(rows: list[dict[str, object]]) -> dict[object, object]:
     return {row["spec"]["prompt"]: row["tokens_sha256"] for row in rows}  # type: ignore[index]
 
 
-def rendered(farm: RunningFarm, job: str) -> int:
-    """Pictures so far; -1 while what was killed is not back and the farm does not answer."""
-    told = farm.run("status", job, "--json", check=False)
-    if told.returncode:
-        return -1
-    images = json.loads(told.stdout)["images"]
-    return int(images["done"] + images["running_done"])
+@pytest.fixture
+def sdk(farm: RunningFarm) -> Iterator[Farm]:
+    """It waits for what was killed to be back."""
+    with Farm(farm.url, patience=120) as sdk:
+        next(sdk.jobs(1), None)
+        yield sdk
 
 
 def write_renders(path: Path, *, count: int) -> Path:
@@ -112,21 +114,21 @@ def test_watch_goes_on_after_it_was_interrupted(farm: RunningFarm, tmp_path: Pat
 
 
 def test_a_row_gives_the_same_tokens_alone_among_others_and_after_a_kill(
-    farm: RunningFarm, tmp_path: Path
+    farm: RunningFarm, sdk: Farm, tmp_path: Path
 ) -> None:
     renders = write_renders(tmp_path / "renders.jsonl", count=64)
     together = farm.fetch(farm.submit(renders), tmp_path / "together")
     killed_job = farm.submit(renders)
-    until(lambda: farm.state(killed_job) == "running")
+    job = sdk.job(killed_job)
+    until(lambda: job.status().state == "running")
     os.kill(farm.pid("worker-0"), signal.SIGKILL)
-    assert farm.state(killed_job) == "running"
+    assert job.status().state == "running"
     killed = farm.fetch(killed_job, tmp_path / "killed")
     assert tokens(killed) == tokens(together)
     for line in (0, 31, 63):
-        alone = tmp_path / f"alone-{line}.jsonl"
-        alone.write_text(renders.read_text().splitlines()[line] + "\n")
-        (row,) = farm.fetch(farm.submit(alone), tmp_path / f"alone-{line}")
-        assert row["tokens_sha256"] == together[line]["tokens_sha256"]
+        asked = json.loads(renders.read_text().splitlines()[line])
+        (image,) = sdk.submit(**asked).images()
+        assert image.told.tokens_sha256 == together[line]["tokens_sha256"]
 
 
 def test_a_farm_and_a_single_process_make_the_same_files(farm: RunningFarm, tmp_path: Path) -> None:
@@ -139,20 +141,21 @@ def test_a_farm_and_a_single_process_make_the_same_files(farm: RunningFarm, tmp_
     ]
 
 
-def test_a_job_survives_sigkill_of_every_process(farm: RunningFarm, tmp_path: Path) -> None:
-    job = farm.submit(write_renders(tmp_path / "renders.jsonl", count=600))
+def test_a_job_survives_sigkill_of_every_process(
+    farm: RunningFarm, sdk: Farm, tmp_path: Path
+) -> None:
+    job = sdk.job(farm.submit(write_renders(tmp_path / "renders.jsonl", count=600)))
     for name in ("worker-0", "scheduler", "gateway", "valkey"):
-        assert farm.state(job) in ("queued", "running"), "too few renders to kill in the middle"
+        assert not job.status().ended, "too few renders to kill in the middle"
         killed = farm.pid(name)
         os.kill(killed, signal.SIGKILL)
         until(lambda name=name, killed=killed: farm.pid(name) != killed)  # type: ignore[misc]
-        until(lambda: rendered(farm, job) >= 0)
-        before = rendered(farm, job)
+        before = job.status().images.finished
         # After the last kill the job may have ended before it was looked at.
         until(
-            lambda before=before: rendered(farm, job) > before or farm.state(job) == "done"  # type: ignore[misc]
+            lambda before=before: (status := job.status()).images.finished > before or status.ended  # type: ignore[misc]
         )
-    rows = farm.fetch(job, tmp_path / "out")
+    rows = farm.fetch(job.id, tmp_path / "out")
     assert sorted(row["render"] for row in rows) == list(range(600))
     assert all(row["error"] is None for row in rows)
     assert len({row["file"] for row in rows}) == 600
@@ -166,7 +169,10 @@ def test_a_farm_whose_ray_dies_goes_on_by_itself(farm: RunningFarm, tmp_path: Pa
     until(lambda: "no cluster answers" in farm.run("why", job).stdout)
     told = farm.run("doctor", check=False).stdout
     assert "no answer from its gcs_server" in told
-    until(lambda: farm.pid("worker-0") != worker, 120)
+    for page in ("", "/farm", f"/jobs/{job}"):
+        with urllib.request.urlopen(f"{farm.url}/page{page}", timeout=60) as answer:
+            assert "The workers: ray: no cluster answers at " in answer.read().decode()
+    until(lambda: farm.pid("worker-0") != worker)
     rows = farm.fetch(job, tmp_path / "out")
     assert [row["error"] for row in rows] == [None] * 100
     assert (farm.data / "run" / "grafana" / "farm.json").exists()

@@ -14,7 +14,8 @@ import pytest
 from running_farm import FARM, manifest
 from s3_servers import ministack
 
-from farm.local.embedded import answers, free_port
+from farm.local.ports import free_port
+from farm.local.probes import answers
 from farm.local.valkey import ServerProcess
 
 
@@ -34,8 +35,6 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dic
     # The S3 server takes its own environment's secret for the one that signs.
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    tiny = str(tmp_path / "tiny")
-    subprocess.run([*FARM, "checkpoint", "make-tiny", tiny], check=True)
     port = free_port()
     with ServerProcess(tmp_path / "v").serving() as server, ministack(tmp_path) as store:
         environment = {
@@ -44,7 +43,7 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dic
             "REDIS_URL": server.url,
             "FARM_DATA": str(tmp_path / "data"),
             "FARM_STORE": f"s3://farm/prefix?endpoint_url={store}",
-            "FARM_CHECKPOINTS": tiny,
+            "FARM_CHECKPOINTS": "shapes-64",
             "FARM_OPEN": "1",
             "FARM_PORT": str(port),
             "FARM_URL": f"http://127.0.0.1:{port}",

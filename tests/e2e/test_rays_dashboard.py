@@ -11,6 +11,7 @@ import pytest
 from running_farm import RunningFarm
 
 import farm as package
+from farm_workers.worker.timeline import KIND
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("farm")]
 
@@ -41,7 +42,7 @@ def living_worker(farm: RunningFarm) -> dict[str, Any]:
 def test_the_dashboard_names_a_worker_by_what_it_draws_with(farm: RunningFarm) -> None:
     worker = living_worker(farm)
     assert worker["name"] == "farm-worker-0"
-    assert worker["reprName"].startswith("worker-0: tiny@")
+    assert worker["reprName"].startswith("worker-0 on CPU: tiny@")
     assert "float32" in worker["reprName"]
     assert "shapes-128@" in worker["reprName"]
 
@@ -49,7 +50,12 @@ def test_the_dashboard_names_a_worker_by_what_it_draws_with(farm: RunningFarm) -
 def test_the_farms_driver_says_which_farm_it_is(farm: RunningFarm) -> None:
     jobs = [job for job in json.loads(ask(farm, "/api/jobs/")) if job["status"] == "RUNNING"]
     [driver] = [job for job in jobs if "place_workers" in job["entrypoint"]]
-    expected = {"farm": "farm", "version": package.__version__, "page": farm.url}
+    expected = {
+        "job_name": f"amused-farm {farm.url}",
+        "farm": "farm",
+        "version": package.__version__,
+        "page": farm.url,
+    }
     assert driver["metadata"].items() >= expected.items()
 
 
@@ -61,6 +67,22 @@ def test_the_log_view_has_the_lines_of_a_job(farm: RunningFarm) -> None:
     actor = living_worker(farm)["actorId"]
     shown = f"/api/v0/logs/file?actor_id={actor}&suffix=err&lines=-1"
     until(lambda: line.search(ask(farm, shown)))
+
+
+def test_the_timeline_has_a_span_for_each_task(farm: RunningFarm) -> None:
+    job = farm.submit("a white ring", "--num-images", 3)
+    farm.run("wait", job)
+
+    def spans() -> list[dict[str, Any]]:
+        events = json.loads(ask(farm, "/api/v0/tasks/timeline"))
+        return [event for event in events if event.get("args", {}).get("job") == job]
+
+    until(lambda: len(spans()) == 2)  # the second one finalises the job
+    drawn = next(span for span in spans() if span["args"]["lane"])
+    assert re.fullmatch(rf"task {job}/0/0: 3 pictures in \d+\.\d s", drawn["name"])
+    assert drawn["cat"] == KIND
+    assert drawn["args"]["outcome"] == "done"
+    assert drawn["dur"] > 0
 
 
 def test_rays_own_folder_of_boards_has_the_farms(farm: RunningFarm) -> None:

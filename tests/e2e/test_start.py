@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from running_farm import FARM, RunningFarm
 
-from farm.local.embedded import free_port
+from farm.local.ports import free_port
+from farm_workers.testing.tiny import make_tiny
 
 pytestmark = pytest.mark.slow
 
@@ -44,7 +45,7 @@ def test_a_checkpoint_that_would_not_load_is_told_before_the_farm_has_started(
     tmp_path: Path,
 ) -> None:
     farm = RunningFarm(tmp_path / "farm", "")
-    farm.run("checkpoint", "make-tiny", tmp_path / "bad")
+    make_tiny(tmp_path / "bad")
     config = tmp_path / "bad" / "transformer" / "config.json"
     facts = json.loads(config.read_text())
     config.write_text(json.dumps({**facts, "num_attention_heads": 7}))

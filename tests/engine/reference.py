@@ -1,8 +1,8 @@
 """diffusers' own UVit2DModel behind the engine's seam: slower, and the measure of the other."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,14 +10,7 @@ from torch import Tensor
 from farm.checkpoints.inspect import inspect_checkpoint
 from farm_workers.engine.amused import AmusedModel, load_modules
 from farm_workers.engine.device import Device
-from farm_workers.engine.row import Pending
-
-
-class Packed(NamedTuple):
-    key: Any
-    packed: Tensor
-    truncated: bool
-    adapters: tuple[()] = ()
+from farm_workers.engine.row import Conditioned, Pending
 
 
 class ReferenceModel(AmusedModel):
@@ -33,7 +26,7 @@ class ReferenceModel(AmusedModel):
 
     def condition(
         self, pending: Pending, ahead: Iterable[Pending] = (), *, alone: bool = False
-    ) -> Sequence[Packed]:
+    ) -> list[Conditioned]:
         found = []
         for half in self.conditioning._halves(pending, 1):
             if half.given is None:
@@ -41,7 +34,7 @@ class ReferenceModel(AmusedModel):
             else:
                 text = self.conditioning._taken(half.given)
             parts = (text.hidden.flatten(), text.pooled.flatten(), torch.tensor(half.micro))
-            found.append(Packed(half.key, torch.cat(parts), text.truncated))
+            found.append(Conditioned(half.key, torch.cat(parts), text.truncated))
         return found
 
     def bind(self, packed: Tensor) -> Any:

@@ -18,7 +18,7 @@ from farm.checkpoints.inspect import inspect_checkpoint
 from farm.checkpoints.layout import CONFIGS
 from farm.errors import InvalidCheckpoint
 from farm_workers.engine import Engine
-from farm_workers.engine.amused.check import check_loads
+from farm_workers.engine.amused import check_loads
 from farm_workers.testing.tiny import make_tiny
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from random import Random
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,11 +13,11 @@ from torch import Tensor
 from farm.spec import CheckpointInfo, Row
 from farm_workers.engine import Engine
 from farm_workers.engine.device import Device
-from farm_workers.engine.row import Pending
+from farm_workers.engine.row import Conditioned, Pending
 from farm_workers.engine.sampler import TorchSampler
 from farm_workers.engine.tile import RowTile, Tile
 
-PICTURES = 2048
+PICTURES = 32  # for each row of a tile, so that its last steps weigh little
 INFO = CheckpointInfo(
     id="stub",
     revision="0",
@@ -33,13 +33,6 @@ INFO = CheckpointInfo(
     pooled_dim=4,
     hidden_dim=4,
 )
-
-
-class Prompt(NamedTuple):
-    key: Any
-    packed: Tensor
-    truncated: bool
-    adapters: tuple[()] = ()
 
 
 class Slots(list[Any]):
@@ -63,9 +56,9 @@ class StubModel:
 
     def condition(
         self, pending: Pending, ahead: Iterable[Pending] = (), *, alone: bool = False
-    ) -> list[Prompt]:
+    ) -> list[Conditioned]:
         self.alone.append(alone)
-        return [Prompt(half, torch.zeros(1), False) for half in range(pending.halves)]
+        return [Conditioned(half, torch.zeros(1), False) for half in range(pending.halves)]
 
     def read_adapter(self, data: bytes) -> None:
         """It has none."""
@@ -105,10 +98,7 @@ class StubModel:
 @pytest.fixture(autouse=True)
 def _torch_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     """In tiles of fixed shape too: which kernel samples is not the question here."""
-    monkeypatch.setattr(
-        "farm_workers.engine.triton_sampler.TritonSampler",
-        lambda model, state, device: TorchSampler(model, state),
-    )
+    monkeypatch.setattr("farm_workers.engine.triton_sampler.TritonSampler", TorchSampler)
 
 
 def _mixed(random: Random, number: int) -> tuple[Row, dict[str, Any]]:
@@ -135,7 +125,7 @@ def test_mixed_pictures_keep_the_slots_busy(width: int, monkeypatch: pytest.Monk
     busy: list[float] = []
     step = Tile.step
     monkeypatch.setattr(Tile, "step", lambda tile: busy.append(tile.busy / tile.size) or step(tile))
-    waiting = [_mixed(random, number) for number in range(PICTURES)]
+    waiting = [_mixed(random, number) for number in range(PICTURES * width)]
     found = 0
     while waiting or not engine.idle:
         while waiting and engine.room():
@@ -144,7 +134,7 @@ def test_mixed_pictures_keep_the_slots_busy(width: int, monkeypatch: pytest.Monk
         for result in engine.step():
             assert result.error is None
             found += 1
-    assert found == PICTURES
+    assert found == PICTURES * width
     print(f"tile {width}: {sum(busy) / len(busy):.3f} of the slots in {len(busy)} steps")
     assert sum(busy) / len(busy) >= 0.95
 

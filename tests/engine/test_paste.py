@@ -8,22 +8,22 @@ from cases import ASSET, Case, draw, row_of
 
 from farm_workers.engine import Engine
 from farm_workers.engine.amused import AmusedModel
-from farm_workers.engine.amused.codec import Codec
 
 MASKED_ROWS = {"none": 0, "some": 24, "all": 64}  # of the mask's 64 lines of pixels
 
 
 @pytest.fixture
-def tiles(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def tiles(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many pictures were decoded in each tile, in order."""
     found: list[int] = []
-    tile = Codec._tile
+    codec: Any = engine._model.codec  # type: ignore[attr-defined]
+    tile = codec._tile
 
-    def counted(codec: Codec, tokens: Any, grid: tuple[int, int]) -> Any:
+    def counted(tokens: Any) -> Any:
         found.append(len(tokens))
-        return tile(codec, tokens, grid)
+        return tile(tokens)
 
-    monkeypatch.setattr(Codec, "_tile", counted)
+    monkeypatch.setattr(codec, "_tile", counted)
     return found
 
 

@@ -18,7 +18,8 @@ from farm_workers.engine.rng import (
     uniforms,
     unit,
 )
-from farm_workers.engine.sampler import choose, schedule, stay_masked
+from farm_workers.engine.row import schedule
+from farm_workers.engine.sampler import choose, stay_masked
 
 INFO = CheckpointInfo(
     id="x",

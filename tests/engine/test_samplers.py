@@ -4,7 +4,6 @@ Without a GPU the Triton kernels run in Triton's interpreter.
 """
 
 import os
-from collections.abc import Sequence
 from random import Random
 from typing import Any
 
@@ -18,7 +17,7 @@ from farm.errors import RenderError
 from farm_workers.engine import Engine
 from farm_workers.engine.row import Live, Pending, start
 from farm_workers.engine.sampler import State, TorchSampler
-from farm_workers.engine.tile import RowTile, Tile
+from farm_workers.engine.tile import FixedTile, RowTile, Tile
 from farm_workers.engine.tile_pool import Kind, TilePool
 
 TritonSampler = pytest.importorskip(
@@ -29,11 +28,8 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-class ByRow(Tile):
+class ByRow(FixedTile):
     """A tile of fixed shape whose forward pass computes each half-slot by itself."""
-
-    def _reserve(self, adapters: Sequence[Any]) -> None:
-        """No row has one here."""
 
     def _features(self) -> torch.Tensor:
         given = [self._model.bind(half[None, None]) for half in self.packed]
@@ -117,7 +113,7 @@ def test_both_samplers_fix_the_same_tokens(engine: Engine) -> None:
         model, state = Scores(engine), State.empty(4, SEQ_LEN, torch.device("cpu"))
         sampler: Any = TorchSampler(model, state)
         if name == "triton":
-            sampler = TritonSampler(model, state, model.device)
+            sampler = TritonSampler(model, state)
         lives = _lives(engine)
         for live in lives:
             sampler.enter(live, live.start)

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from farm.formats.adapter_file import AdapterLayer
 from farm_workers.engine import Engine
 from farm_workers.engine.amused.adapters import Adapter, LowRank, Scaled, SlotAdapters
 from farm_workers.engine.row import Live, Pending, start
-from farm_workers.engine.tile import Tile
+from farm_workers.engine.tile import FixedTile
 
 CPU = torch.device("cpu")
 QUERY = "transformer_layers.0.attn1.to_q"
@@ -68,12 +68,7 @@ class Asked:
         return y
 
 
-class Conditioned(NamedTuple):
-    packed: Tensor
-    adapters: Sequence[Scaled]
-
-
-class FixedTile(Tile):
+class TwoRows(FixedTile):
     """Of two guided rows, on a CPU."""
 
     def __init__(self, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,7 +84,7 @@ class FixedTile(Tile):
         pending = Pending(0, row_of(self._info), False, None, None, None, None)
         live = start(pending, self._info, None, "cosine")
         halves = self.model.condition(pending)
-        self.enter(live, [Conditioned(half.packed, adapters) for half in halves])  # type: ignore[misc]
+        self.enter(live, [half._replace(adapters=adapters) for half in halves])
         return live
 
     @torch.inference_mode()
@@ -122,7 +117,7 @@ def test_a_row_whose_adapters_do_not_get_in_leaves_nothing_in_the_tile(
     engine: Engine, one_pass: Pass, monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
     """In its first half-slot, or in its second one."""
-    tile, copy, calls = FixedTile(engine, monkeypatch), torch._foreach_copy_, itertools.count()
+    tile, copy, calls = TwoRows(engine, monkeypatch), torch._foreach_copy_, itertools.count()
 
     def copied(targets: list[Tensor], sources: list[Tensor]) -> None:
         copy(targets[:1], sources[:1])
@@ -212,7 +207,7 @@ def test_what_only_the_prompt_s_layers_add_takes_nothing_in_a_step(one_pass: Pas
 def test_a_pass_with_adapters_that_cannot_be_recorded_is_run_as_it_is(
     engine: Engine, one_pass: Pass, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tile, tried = FixedTile(engine, monkeypatch), itertools.count()
+    tile, tried = TwoRows(engine, monkeypatch), itertools.count()
 
     def graphed(_: object) -> None:
         next(tried)
@@ -235,7 +230,7 @@ def test_only_the_last_graphs_of_passes_with_adapters_are_kept(
     engine: Engine, one_pass: Pass, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Adapters of ever higher ranks, and one that comes back."""
-    tile, seen = FixedTile(engine, monkeypatch), []
+    tile, seen = TwoRows(engine, monkeypatch), []
     tile.capture()
     for rank in (*range(8, 160, 16), 8, 24):
         live = tile.admit(one_pass.adapter({QUERY: rank}))

@@ -8,8 +8,8 @@ import pytest
 from cases import MakeCheckpoint, row_of
 
 from farm_workers.engine import Engine
-from farm_workers.engine.step_policy import StepPolicy
 from farm_workers.engine.tile import Tile
+from farm_workers.engine.tile_pool import StepPolicy
 
 
 @dataclass(eq=False)

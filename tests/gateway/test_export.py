@@ -226,6 +226,49 @@ def test_a_signed_export_has_content_credentials_and_the_job_keeps_its_bytes(
     assert "needs a certificate" in capsys.readouterr().err
 
 
+def test_a_signed_fetch_has_content_credentials_and_is_not_repeated(
+    gateway: Gateway,
+    workers: Workers,
+    farm: Farm,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    workers.start()
+    job = submit(gateway, farm)
+    chain, key = signing_pair(tmp_path)
+    out = tmp_path / "out"
+    command = ["fetch", job.id, "-o", str(out), "--json"]
+    flags = ["--sign", "--certificate", str(chain), "--key", str(key)]
+    stored = {image.file: image.sha256 for image in job.images()}
+
+    def fetched(*flags: str) -> tuple[int, list[dict[str, Any]]]:
+        """How many were there already, and the manifest."""
+        assert run([*command, *flags]) == 0
+        skipped = json.loads(capsys.readouterr().out)["skipped"]
+        manifest = (out / "manifest.jsonl").read_text().splitlines()
+        return skipped, [json.loads(line) for line in manifest]
+
+    for skipped in (0, PICTURES):
+        found, lines = fetched(*flags)
+        assert (found, len(lines)) == (skipped, PICTURES)
+        for line in lines:
+            data = (out / line["file"]).read_bytes()
+            assert told_credentials(data) == "valid, signed by signer"
+            assert (hashlib.sha256(data).hexdigest(), len(data)) == (line["sha256"], line["size"])
+            assert line["stored_sha256"] == stored[line["file"]]
+    (out / lines[3]["file"]).write_bytes(b"altered")
+    assert fetched(*flags)[0] == PICTURES - 1
+    found, lines = fetched()
+    assert (found, {line["file"]: line["sha256"] for line in lines}) == (0, stored)
+    assert job.verify().differences == ()
+    assert run([*command, "--sign"]) == InvalidInput.exit_code
+    assert "needs a certificate" in capsys.readouterr().err
+    tokens = submit(gateway, farm, "tokens")
+    told = ["fetch", tokens.id, "-o", str(tmp_path / "tokens"), *flags]
+    assert run(told) == InvalidInput.exit_code
+    assert "only PNG, WebP and JPEG files can be signed" in capsys.readouterr().err
+
+
 def test_an_export_that_was_killed_goes_on_and_gives_the_same_bytes(
     gateway: Gateway, workers: Workers, farm: Farm, tmp_path: Path
 ) -> None:

@@ -1,11 +1,14 @@
 """The farm's figures at /metrics: from heartbeats and the queue's own counts."""
 
 import secrets
+import threading
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
 
 import httpx2
 import pytest
-from harness import INFO, Gateway, post
+from harness import INFO, Gateway, Serve, post, write_keys
 from prometheus_client.parser import text_string_to_metric_families
 
 from farm.gateway.farm_metrics import FarmMetrics
@@ -142,6 +145,45 @@ def test_prompts_and_names_of_jobs_are_not_in_any_label(
     assert found["farm_queued_tasks"] == {(str(LANE), "normal"): 1}
     assert found["farm_queue_oldest_seconds"].keys() == {("normal",)}
     assert found["farm_queue_up"] == {(): 1}
+
+
+def test_tenants_are_named_to_an_admin_and_counted_together_for_others(
+    serve: Serve, tmp_path: Path
+) -> None:
+    keys = {
+        "reads": {"tenant": "ann", "scopes": ["read"]},
+        "admin": {"tenant": "ops", "scopes": ["admin"]},
+    }
+    kept = write_keys(tmp_path / "keys.json", keys)
+    gateway = serve(tmp_path, keys=kept, open=False, name="named-tenants")
+    metrics = WorkerMetrics()
+    metrics.stepped(3.0, {LANE: 3}, {"ann": 2, "bob": 1})
+    connect_worker(gateway.queue, "worker-0", metrics.snapshot())
+    found = {}
+    for key in (None, "unknown", "reads", "admin"):
+        with gateway.client(key) as http:
+            found[key] = samples(http.get("/metrics").text)["farm_worker_tenant_seconds_total"]
+    assert found["admin"] == {("ann", "worker-0"): 2, ("bob", "worker-0"): 1}
+    assert found[None] == found["unknown"] == found["reads"] == {(OTHERS, "worker-0"): 3}
+
+
+def test_those_who_ask_at_once_are_told_the_same(redis_url: str) -> None:
+    asking, answer = threading.Event(), threading.Event()
+
+    class Slow(Queue):
+        def backlog(self) -> list[LaneBacklog]:
+            asking.set()
+            assert answer.wait(30)
+            return super().backlog()
+
+    metrics = FarmMetrics(Slow(connect(redis_url)))
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(lambda: list(metrics.collect()))
+        assert asking.wait(30)
+        second = pool.submit(lambda: next(iter(metrics.collect())))
+        wait([second], timeout=0.2)  # it has come to the figures, in most runs
+        answer.set()
+        assert first.result()[0].samples == second.result().samples
 
 
 def test_the_queue_is_not_asked_again_at_once(redis_url: str) -> None:

@@ -58,6 +58,21 @@ WRONG_RENDERS: list[tuple[Any, str | None, str]] = [
     (OK | {"checkpoint": "amused-9000"}, "checkpoint", "shapes-64"),
     (OK | {"image": "https://example.com/a.png"}, "image", "not fetched"),
     (OK | {"image": "file:///etc/passwd"}, "image", "not fetched"),
+    *(
+        (OK | {"image": address}, "image", "not fetched")
+        for address in (
+            "http://localhost/x.png",
+            "http://127.1/x",
+            "http://0x7f000001/",
+            "http://2130706433/",
+            "http://[::1]/",
+            "http://[::ffff:10.0.0.1]/",
+            "http://169.254.169.254/",
+            "http://user@host/",
+            "http://host:22/",
+            "gopher://x",
+        )
+    ),
     (OK | {"image": "data:image/png;base64,%%%"}, "image", "base64"),
     (OK | {"image": "photo.png"}, "image", "asset"),
     (OK | {"image": "0" * 64}, "image", "unknown asset"),
@@ -142,6 +157,7 @@ WRONG_BODIES: list[tuple[bytes, int, str]] = [
     (b'{"renders": [{"prompt": "x", "seed": ' + b"9" * 5000 + b"}]}", 422, "JSON"),
     (b'{"renders": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", 422, "deep"),
     (b'{"a":' * 5000 + b"1" + b"}" * 5000, 422, "deep"),
+    (b'{"renders": [' + b"{}," * 250_000 + b"{}]}", 413, "objects and lists"),
     (b"\xff\xfe{\x00}\x00", 422, "UTF-8"),
     (b'{"renders": ["' + b"x" * (17 << 20) + b'"]}', 413, "16 MiB"),
 ]

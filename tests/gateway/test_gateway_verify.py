@@ -13,7 +13,10 @@ from picture_key import picture_key
 
 from farm.cli.app import run
 from farm.errors import Conflict
-from farm.job import Format
+from farm.formats.manifest import read_part
+from farm.job import Chunk, Format
+from farm.sinks.early import store_early
+from farm.sinks.protocol import TaskPlace
 from farm.store import keys
 from farm_client import Farm, Job
 
@@ -219,6 +222,29 @@ def test_what_a_worker_may_still_list_is_not_removed(gateway: Gateway, farm: Far
     gateway.queue.client.hset(f"{{test}}:job:{job.id}", "e", int(ended.timestamp() * 1000))
     assert job.verify(repair=True).left == 0
     assert gateway.store.size(picture(job, 0)) is None
+
+
+def test_what_readers_are_shown_of_a_cancelled_job_is_not_removed(
+    gateway: Gateway, farm: Farm, fake_worker: FakeWorker
+) -> None:
+    """Its worker was killed before it wrote the part, and after it had told of its pictures."""
+    made = farm.submit("a boat")
+    made.wait(20)
+    [row] = read_part(gateway.store.get(keys.part(made.id, 0, 0)))
+    fake_worker.stop()
+    job = farm.submit("a boat")
+    job.cancel()
+    chunk = Chunk.model_validate_json(gateway.store.get(keys.chunk(job.id, 0)))
+    for render in (0, 1):
+        gateway.store.put(picture(job, render), gateway.store.get(picture(made, 0)))
+    early = row._replace(job=job.id, file=picture(job, 0))
+    store_early(gateway.store, TaskPlace.of(chunk, 0), 1, [early])
+    ended = int((time.time() - 86400) * 1000)
+    gateway.queue.client.hset(f"{{test}}:job:{job.id}", "e", ended)
+    found = job.verify(repair=True)
+    assert [(one.kind, one.subject) for one in found.differences] == [("orphan", picture(job, 1))]
+    assert [image.bytes() for image in job.images()] == [gateway.store.get(picture(made, 0))]
+    assert job.verify().differences == ()
 
 
 def test_what_can_be_mended_is_mended_where_pictures_cannot_be_made_again(

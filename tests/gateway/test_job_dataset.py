@@ -2,8 +2,11 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,7 +19,9 @@ from farm.errors import InvalidInput
 from farm.formats.picture_file import read_facts
 from farm.ingest.ndjson import Entry
 from farm.job import JobOptions
-from farm_client import Farm, Job
+from farm_client import Farm, Job, job_dataset
+from farm_client.connection import Connection
+from farm_client.models import Picture
 from workers import Workers
 
 PICTURES = 24
@@ -73,7 +78,17 @@ def test_every_row_comes_once_with_its_pixels_and_columns(
     assert list(again) == list(again) == [number(row) for row in rows]
 
 
-def test_a_reader_given_half_of_the_job_while_it_ran_and_resumed_saw_every_row_once(
+READING = """
+import json, sys
+import farm_client
+
+reader = farm_client.dataset(sys.argv[1], transform=lambda row: row["metadata"]["number"])
+for number in reader:  # as a training loop that keeps its position with each step
+    print(json.dumps([number, reader.state_dict()]), flush=True)
+"""
+
+
+def test_a_reader_given_half_of_the_job_while_it_ran_killed_and_resumed_saw_every_row_once(
     gateway: Gateway, workers: Workers, farm: Farm
 ) -> None:
     workers.start()
@@ -87,18 +102,50 @@ def test_a_reader_given_half_of_the_job_while_it_ran_and_resumed_saw_every_row_o
         ingest.append(record, piece, numbers.start, entries)
 
     append(0, range(half))
-    reader = farm_client.dataset(farm.job(record.job), transform=number)
-    rows = iter(reader)
-    first = [next(rows) for _ in range(half - 1)]  # the last shard is not read to its end
+    first = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", READING, record.job],
+        env={**os.environ, "FARM_URL": gateway.url}, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert first.stdout is not None
+    told = [first.stdout.readline() for _ in range(half - 1)]
+    first.kill()  # somewhere in the last shard, or while it waits for more
+    told += first.stdout.readlines()
+    assert first.wait() == -signal.SIGKILL
     assert not farm.job(record.job).status().ended
-    state = json.loads(json.dumps(reader.state_dict()))
-    del rows
     append(1, range(half, PICTURES))
     ingest.close(record, 2)
+    seen, state = zip(*map(json.loads, told), strict=True)
     resumed = farm_client.dataset(farm.job(record.job), transform=number)
-    resumed.load_state_dict(state)
-    assert sorted(first + list(resumed)) == ALL
+    resumed.load_state_dict(state[-1])
+    assert sorted([*seen, *resumed]) == ALL
     assert sorted(resumed) == ALL, "the next epoch starts at the beginning"
+
+
+def test_a_reader_may_take_longer_than_the_addresses_of_pictures_last(
+    gateway: Gateway, workers: Workers, farm: Farm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workers.start()
+    job = submit(gateway, farm, "images")  # one task with all pictures
+    job.wait(120)
+    monkeypatch.setattr(job_dataset, "FRESH_SECONDS", 0.0)
+    fetched, later, signer = threading.Semaphore(0), 0.0, gateway.app_deps.signer
+    monkeypatch.setattr(signer, "_now", lambda: time.time() + later)
+    fetch = job_dataset._row
+
+    def row(connection: Connection, told: Picture) -> dict[str, Any]:
+        made = fetch(connection, told)
+        fetched.release()
+        return made
+
+    monkeypatch.setattr(job_dataset, "_row", row)
+    seen = []
+    for number_ in farm_client.dataset(job, transform=number, parallel=1):
+        if len(seen) % 2 == 0:  # two are fetched ahead, and these are there
+            assert fetched.acquire(timeout=60)
+            assert fetched.acquire(timeout=60)
+            later += 7200
+        seen.append(number_)
+    assert sorted(seen) == ALL
 
 
 def test_ranks_share_the_rows(gateway: Gateway, workers: Workers, farm: Farm) -> None:

@@ -14,8 +14,9 @@ from harness import INFO, Gateway, Serve, post, write_keys
 from farm.gateway.page import rendering, views
 from farm.gateway.page.charts import bar, sparkline
 from farm.job import JobOptions
-from farm.queue import Queue, connect, notice
+from farm.queue import Queue, connect, notice, placed_workers
 from farm.queue.messages import JobHeader
+from farm.queue.placed_workers import PlacedWorker, WorkerState
 
 STATIC = Path(rendering.__file__).parent / "static"
 NASTY = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>"
@@ -90,6 +91,25 @@ def test_it_says_that_no_worker_is_there(gateway: Gateway, http: httpx2.Client) 
         assert "No worker is connected" in http.get(f"/page{page}").text
 
 
+def test_without_its_worker_it_says_so_and_shows_what_there_is(
+    gateway: Gateway, http: httpx2.Client
+) -> None:
+    worker = FakeWorker(gateway.queue, gateway.store, INFO)
+    worker.start()
+    done = post(http, {"prompt": "a finished picture"}, name="before").json()["id"]
+    until_done(http, done)
+    assert "No worker is connected" not in http.get("/page").text
+    worker.stop()
+    waiting = post(http, {"prompt": "a bicycle"}, name="after").json()["id"]
+    jobs = http.get("/page").text
+    assert "No worker is connected" in jobs
+    assert "before" in jobs
+    assert "after" in jobs
+    assert "No worker is connected" in http.get(f"/page/jobs/{waiting}").text
+    [picture] = re.findall(r'<img src="([^"]+)"', http.get(f"/page/jobs/{done}/pictures").text)
+    assert http.get(html.unescape(picture)).status_code == 200
+
+
 def test_it_says_what_a_scheduler_says(
     gateway: Gateway, http: httpx2.Client, fake_worker: FakeWorker
 ) -> None:
@@ -98,6 +118,22 @@ def test_it_says_what_a_scheduler_says(
         text = http.get(f"/page{page}").text
         assert "cluster at head:6379 does not answer &lt;b&gt;" in text
         assert "No worker is connected" not in text
+
+
+def test_it_lists_workers_that_do_not_run_and_why(
+    gateway: Gateway, http: httpx2.Client, fake_worker: FakeWorker
+) -> None:
+    placed_workers.post(
+        gateway.queue,
+        [
+            PlacedWorker("worker-7", WorkerState.PENDING, "no node has <1 GPU>", 90.0),
+            PlacedWorker("worker-8", WorkerState.RUNNING),
+        ],
+    )
+    text = http.get("/page/farm").text
+    assert re.search(r">worker-7</th>.*pending</span> no node has &lt;1 GPU&gt;</td>", text)
+    assert "of 2</small>" in text
+    assert "worker-8" not in text
 
 
 def test_a_server_that_is_gone_is_named(gateway: Gateway, tmp_path: Path) -> None:
@@ -204,4 +240,4 @@ def test_the_newest_pictures_are_the_newest(gateway: Gateway, http: httpx2.Clien
         one["render"]
         for one in http.get(f"/v1/jobs/{job}/images", params={"limit": 1000}).json()["images"]
     ][-1]
-    assert f">picture {last}</p>" in http.get("/page/pictures").text
+    assert f">picture {last}</a></p>" in http.get("/page/pictures").text

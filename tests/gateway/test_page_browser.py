@@ -253,6 +253,15 @@ def test_a_page_that_did_not_come_is_asked_for_again(browser: Browser, gateway: 
     context.close()
 
 
+def test_a_job_that_is_not_there_is_not_waited_for(browser: Browser, gateway: Gateway) -> None:
+    context = browser.new_context(base_url=gateway.url)
+    page = context.new_page()
+    page.goto("/jobs/j0-01m8etmcfb0s3bp8ewcgvwbd15")
+    expect(page.get_by_role("alert")).to_contain_text("there is no job")
+    expect(page.get_by_text("Loading")).to_have_count(0)
+    context.close()
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_can_be_used_by_everybody(
     browser: Browser, gateway: Gateway, fake_worker: FakeWorker, http: httpx2.Client, scheme: str

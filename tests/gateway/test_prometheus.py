@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import alert_cases
 import boards
 import httpx2
 import pytest
@@ -36,10 +37,15 @@ needs_prometheus = pytest.mark.skipif(
 )
 
 
+def rules() -> dict[str, dict[str, Any]]:
+    """By the names of their alerts."""
+    [group] = yaml.safe_load(ALERTS.read_text())["groups"]
+    return {rule["alert"]: rule for rule in group["rules"]}
+
+
 def alerts() -> dict[str, str]:
     """Name → expression."""
-    [group] = yaml.safe_load(ALERTS.read_text())["groups"]
-    return {rule["alert"]: rule["expr"] for rule in group["rules"]}
+    return {name: rule["expr"] for name, rule in rules().items()}
 
 
 def panels(board: Path) -> dict[str, str]:
@@ -84,10 +90,9 @@ def test_every_name_on_rays_board_is_told_to_ray() -> None:
 
 
 def test_every_alert_says_what_to_do() -> None:
-    [group] = yaml.safe_load(ALERTS.read_text())["groups"]
-    for rule in group["rules"]:
-        assert rule["labels"]["severity"] in ("page", "warn"), rule["alert"]
-        assert rule["annotations"].keys() == {"summary", "action"}, rule["alert"]
+    for name, rule in rules().items():
+        assert rule["labels"]["severity"] in ("page", "warn"), name
+        assert rule["annotations"].keys() == {"summary", "action"}, name
 
 
 @needs_prometheus
@@ -96,6 +101,17 @@ def test_promtool_accepts_the_configuration() -> None:
         ["promtool", "check", "config", "prometheus.yml"],
         cwd=INFRA / "prometheus", check=True, capture_output=True,
     )  # fmt: skip
+
+
+@needs_prometheus
+def test_every_alert_fires_when_it_should_and_not_before(tmp_path: Path) -> None:
+    assert [case.alert for case in alert_cases.CASES] == list(alerts())
+    asked = alert_cases.promtool_tests(rules(), str(ALERTS))
+    (tmp_path / "tests.yml").write_text(yaml.safe_dump(asked))
+    done = subprocess.run(
+        ["promtool", "test", "rules", str(tmp_path / "tests.yml")], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ import pytest
 from harness import Cli, Gateway, until
 from PIL.Image import Image
 
-from farm.errors import InvalidInput
+from farm.errors import InvalidInput, NotFound
+from farm.gateway.routes import scores as routes
 from farm.scoring import scorer as scorers
 from farm.scoring.pdq import Pdq
 from farm.store import keys
@@ -100,6 +101,24 @@ def test_an_export_has_the_scores_as_columns_and_takes_what_is_wanted(
     assert "holds another export" in other.err
 
 
+def test_stats_of_a_job_and_of_its_data_set_are_the_same_but_for_shards(
+    gateway: Gateway, farm: Farm, cli: Cli
+) -> None:
+    job = submit(gateway, farm)
+    cli("export", job.id, "-o", "set", "--as", "parquet")
+    told = [json.loads(cli("stats", one, "--json").out) for one in (job.id, "set")]
+    assert told[0]["lanes"] == told[1]["lanes"]
+    [(lane, counts)] = told[0]["lanes"].items()
+    assert (counts["pictures"], counts["failed"]) == (PICTURES, 0)
+    shown = cli("stats", "set").out.splitlines()
+    assert shown[1].split()[0] == str(PICTURES)
+    assert shown[1].split()[-1] == lane
+    assert "1 shard, token entropy" in shown[2]
+    other = cli("stats", ".")
+    assert (other.code, other.err.count("\n")) == (2, 1)
+    assert "farm export JOB" in other.err
+
+
 def test_of_pictures_that_look_alike_the_most_confident_stays(
     gateway: Gateway, farm: Farm, cli: Cli, tmp_path: Path
 ) -> None:
@@ -125,11 +144,40 @@ def test_what_an_export_cannot_select_by_is_one_line(
         ("--where", "nsfw < 0.1", "farm score JOB --with nsfw"),
         ("--dedup", "pdq:8", "farm score JOB --with pdq"),
         ("--where", "number > 1000", "no picture is wanted"),
+        ("--where", "number < 'x'", "does not fit the columns"),
         ("--where", "number >", "write it like"),
     ]):  # fmt: skip
         told = cli("export", job.id, "-o", f"set-{number}", "--as", "parquet", flag, value)
         assert told.code == 2
         assert hint in told.err.splitlines()[-1]
+
+
+def test_scores_that_come_while_their_job_is_removed_leave_nothing(
+    gateway: Gateway, farm: Farm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = submit(gateway, farm)
+    add = routes.add_scores
+
+    def late(*given: Any) -> None:
+        farm.job(job.id).remove()
+        add(*given)
+
+    monkeypatch.setattr(routes, "add_scores", late)
+    with pytest.raises(NotFound):
+        add_scores(job, "pdq", [Score(0, 0, "0" * 64, {"pdq": "0" * 64})])
+    assert list(gateway.store.list(keys.prefix(job.id))) == []
+
+
+def test_columns_of_the_user_by_the_names_of_scores_are_not_taken_for_them(
+    farm: Farm, cli: Cli
+) -> None:
+    defaults: Any = {"checkpoint": "fake", "num_inference_steps": 1, "guidance_scale": 1}
+    for metadata in ({"pdq": "mine"}, {"pdq": "0" * 64, "pdq_quality": "good"}):
+        job = farm.submit_many([{"prompt": "p", "metadata": metadata}], defaults=defaults)
+        job.wait(120)
+        told = cli("export", job.id, "-o", job.id, "--as", "parquet", "--dedup", "pdq:8")
+        assert told.code == 2
+        assert "of render 0 is not what farm score adds" in told.err
 
 
 def test_a_scorer_that_is_not_known_is_refused_with_what_is(
@@ -179,6 +227,9 @@ def test_a_part_that_makes_no_sense_is_refused(gateway: Gateway) -> None:
             refused = http.post(f"{path}/mine", json={"rows": [good | row]})
             assert refused.status_code in (400, 422)
         mixed = [good, good | {"render": 1, "values": {"x": "text"}}]
+        long = http.post(f"{path}/mine", json={"rows": [{}] * 2000}).json()["error"]
+        assert long["field"] == "rows"
+        assert "1000" in long["message"]
         for rows in ([], mixed):
             assert http.post(f"{path}/mine", json={"rows": rows}).status_code in (400, 422)
         assert http.post(f"{path}/Mine", json={"rows": [good]}).status_code in (400, 422)

@@ -22,7 +22,7 @@ from farm.formats.manifest import ManifestRow, read_part
 from farm.formats.picture_file import read_facts
 from farm.formats.picture_record import PictureRecord
 from farm.job import Chunk
-from farm.sinks.parts import delete_data, rows_of
+from farm.sinks.parts import rows_of
 from farm.sinks.protocol import RowId, Source, StoredObject, TaskPlace
 from farm.sinks.registry import Sinks
 from farm.store import Store, keys
@@ -107,9 +107,6 @@ class Bundle:
     def source(self, row: ManifestRow) -> Source:
         spot = Spot.of(row)
         return Source(spot.key, spot.name, row.size or 0, spot.offset)
-
-    def delete(self, job: str) -> None:
-        delete_data(self._store, job)
 
     def _key(self, place: TaskPlace) -> str:
         return f"{place.data}{place.number:08d}.bundle"
@@ -357,7 +354,7 @@ def test_all_pictures_of_a_job_are_deleted_and_no_others(
     jobs = [submit(gateway, farm) for _ in range(2)]
     for job in jobs:
         job.wait(30)
-    Sinks(gateway.store, Path("unused")).get("bundle").delete(jobs[0].id)
+    jobs[0].remove()
     assert objects(gateway, jobs[0]) == {}
     assert list(objects(gateway, jobs[1])) == ["0/00000000.bundle"]
 

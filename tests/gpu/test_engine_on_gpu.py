@@ -59,19 +59,20 @@ def test_a_graph_gives_the_eager_step_s_tokens(engine: Engine, with_adapters: bo
         file = random_file(Random(3), engine)
         cases[1:4] = [adapted(engine, case, (file, 1.0)) for case in cases[1:4]]
     with_graph = draw(engine, *cases)
-    tiles, decoders = list(engine._tiles), engine._model.codec._decoders
+    tiles, decoder = list(engine._tiles), engine._model.codec._tile
     graphs = [tile._replay for tile in tiles]
     assert any(graph is not None for graph in graphs)
+    decoders = decoder._graphs
     assert decoders
     try:
         for tile in tiles:
             tile._replay = None
-        engine._model.codec._decoders = {}
+        decoder._graphs = {}
         eager = draw(engine, *cases)
     finally:
         for tile, graph in zip(tiles, graphs, strict=True):
             tile._replay = graph
-        engine._model.codec._decoders = decoders
+        decoder._graphs = decoders
     for one, other in zip(with_graph, eager, strict=True):
         np.testing.assert_array_equal(one.tokens, other.tokens)
         np.testing.assert_array_equal(one.pixels, other.pixels)

@@ -107,7 +107,7 @@ def test_the_whole_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setattr(Device, "capture", lambda device, function: function)
         model.device.graphs = True
     fused = Engine(model, tile=2)
-    assert model.codec._decoders
+    assert model.codec._tile._graphs
     random = Random(5)
     cases = [
         random_case(random, exact.checkpoint, rng=rng, mode=mode, small=True)

@@ -16,7 +16,7 @@ from farm_workers.engine.sampler import UNSEEN, State, choose, guide, stay_maske
 
 pytest.importorskip("triton", reason="the kernels need Triton")
 from farm_workers.engine import triton_sampler
-from farm_workers.engine.amused import fused_decoder, fused_ops
+from farm_workers.engine.amused import kernels
 
 pytestmark = needs_kernels
 
@@ -50,12 +50,12 @@ def test_norm_residual_and_modulation(
     norm.to(device, dtype)
     x = torch.randn(*rows, tokens, channels, device=device, dtype=dtype)
     delta = torch.randn_like(x) if moved else None
-    layout = Layout.of([("scale", (1, channels)), ("x", (7,)), ("shift", (1, channels))])
+    layout = Layout.of([("before", (1, 7)), ("norm", (1, 2 * channels))])
     packed = torch.randn(*rows, layout.size, device=device, dtype=dtype)
     given = layout.views(packed)
-    scale, shift = (given["scale"], given["shift"]) if modulated else (None, None)
+    scale, shift = given.pieces["norm"] if modulated else (None, None)
     stream = x.clone()
-    found = fused_ops.add_norm(stream, delta, norm, scale, shift)
+    found = kernels.add_norm(stream, delta, norm, scale, shift)
     summed = x if delta is None else x + delta
     expected = norm(summed)
     if scale is not None and shift is not None:
@@ -70,7 +70,7 @@ def test_geglu(device: str, dtype: torch.dtype) -> None:
     x = torch.randn(2, 2, 7, 2 * 88, device=device, dtype=dtype)
     value, gate = x.chunk(2, dim=-1)
     expected = value * nn.functional.gelu(gate)
-    torch.testing.assert_close(fused_ops.geglu(x), expected, **_tolerance(dtype))
+    torch.testing.assert_close(kernels.geglu(x), expected, **_tolerance(dtype))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -85,7 +85,7 @@ def test_depthwise_convolution_and_norm(device: str, dtype: torch.dtype, bias: b
     norm.to(device, dtype)
     x = torch.randn(2, 1, 15, channels, device=device, dtype=dtype)
     taps = conv.weight[:, 0].permute(1, 2, 0).flatten(0, 1).contiguous()
-    found = fused_ops.mix_norm(x, grid, taps, conv.bias, norm)
+    found = kernels.mix_norm(x, grid, taps, conv.bias, norm)
     images = x[:, 0].unflatten(1, grid).permute(0, 3, 1, 2).contiguous()
     expected = norm(conv(images).permute(0, 2, 3, 1).reshape(x.shape))
     torch.testing.assert_close(found, expected, **_tolerance(dtype))
@@ -101,7 +101,7 @@ def test_gelu_and_global_response_norm(device: str, dtype: torch.dtype, tokens: 
     norm.to(device, dtype)
     x = torch.randn(3, 1, tokens, 72, device=device, dtype=dtype)
     expected = norm(F.gelu(x.float()).to(dtype))
-    torch.testing.assert_close(fused_ops.response(x, norm), expected, **_tolerance(dtype))
+    torch.testing.assert_close(kernels.response(x, norm), expected, **_tolerance(dtype))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -115,7 +115,7 @@ def test_group_norm_and_silu(device: str, dtype: torch.dtype, channels: int, bia
     norm.to(device, dtype)
     x = 3 + 2 * torch.randn(2, channels, 9, 21, device=device, dtype=dtype)
     bias = torch.randn(channels, device=device, dtype=dtype) if biased else None
-    found = fused_decoder.GroupNormSilu(norm)(x.to(memory_format=torch.channels_last), bias)
+    found = kernels.GroupNormSilu(norm)(x.to(memory_format=torch.channels_last), bias)
     assert found.is_contiguous(memory_format=torch.channels_last)
     expected = F.silu(norm(x if bias is None else x + bias[:, None, None]))
     torch.testing.assert_close(found.contiguous(), expected, **_tolerance(dtype))
@@ -127,7 +127,7 @@ def test_a_convolution_s_bias_is_added_with_the_residual(device: str, dtype: tor
     x, residual = (torch.randn(2, 96, 9, 21, device=device, dtype=dtype) for _ in range(2))
     bias = torch.randn(96, device=device, dtype=dtype)
     expected = x + bias[:, None, None] + residual
-    found = fused_decoder.add_bias(x.to(memory_format=torch.channels_last), bias, residual)
+    found = kernels.add_bias(x.to(memory_format=torch.channels_last), bias, residual)
     torch.testing.assert_close(found.contiguous(), expected, **_tolerance(dtype))
 
 
@@ -137,7 +137,7 @@ def test_resampling_convolutions_as_products(device: str) -> None:
     down = nn.Conv2d(16, 16, 2, 2, bias=True).to(device)
     up = nn.ConvTranspose2d(16, 16, 2, 2, bias=True).to(device)
     for name, conv in (("halve", down), ("double", up)):
-        found = getattr(fused_ops.FusedOps, name)(x, (4, 6), conv)
+        found = getattr(kernels.FusedOps, name)(x, (4, 6), conv)
         expected = getattr(Ops, name)(x, (4, 6), conv)
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 

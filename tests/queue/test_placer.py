@@ -1,6 +1,7 @@
 """Which scheduler places workers, and how many it asks for."""
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 
 from queue_bench import LANE, MS, Bench
 
@@ -91,6 +92,24 @@ def test_a_group_grows_with_its_work_and_shrinks_after_it(bench: Bench, queue: Q
     placing.look(29)
     assert placing.cluster.wanted == {"worker": 4}
     placing.look(2)
+    assert placing.cluster.wanted == {"worker": 0}
+
+
+def test_a_job_that_has_only_to_be_finalised_gets_a_worker(bench: Bench, queue: Queue) -> None:
+    placing = Placing(queue, 0, 5)
+    deadline = datetime.fromtimestamp(queue.now_ms() / 1000 + 60, UTC).isoformat()
+    job = bench.submit(1, deadline=deadline)
+    bench.advance(61)
+    queue.tick()
+    assert queue.backlog() == []
+    placing.look()
+    assert placing.cluster.wanted == {"worker": 1}
+    session = bench.session()
+    [lease] = bench.lease(session)
+    assert (lease.job, lease.finalise) == (job, True)
+    bench.complete(session, lease)
+    placing.look()
+    placing.look(31)
     assert placing.cluster.wanted == {"worker": 0}
 
 

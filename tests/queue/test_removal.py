@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 from queue_bench import Bench
 
-from farm.errors import Conflict, InvalidInput, NotFound
+from farm.errors import Conflict, InvalidInput, NotFound, StoreError
 from farm.ingest.job_record import JobRecord
 from farm.ingest.rebuild import rebuild
 from farm.ingest.removal import Deleted, Remover
 from farm.job import SETTLED_HOURS, JobOptions, JobState
 from farm.local.valkey import ServerProcess
 from farm.queue import Queue, connect
+from farm.queue import queue as queue_module
 from farm.scheduler import sweeper
 from farm.store import Store, keys, open_store
 
@@ -64,13 +65,14 @@ def stored(store: Store, job: str) -> set[str]:
     return {one.key for one in store.list(keys.prefix(job))}
 
 
-def test_a_removed_job_is_nowhere(bench: Bench, queue: Queue, store: Store) -> None:
+def test_a_removed_job_is_nowhere(bench: Bench, queue: Queue, store: Store, tmp_path: Path) -> None:
     job = ended(bench, idempotency_key="k")
     fill(store, job)
     assert list(Remover(queue, store).remove(job, "ann"))[-1].objects == OBJECTS
     with pytest.raises(NotFound):
         queue.status(job, "ann")
     assert stored(store, job) == set()
+    assert not list((tmp_path / "store").glob(f"*/{job}")), "not even an empty folder"
     assert queue.removals() == []
     assert {key for key in queue.client.scan_iter() if job in key} == set()
     assert queue.submit(bench.header(idempotency_key="k"), bench.tasks(1)).created
@@ -155,6 +157,23 @@ def test_a_job_is_kept_for_as_long_as_it_says(bench: Bench, queue: Queue, store:
     assert stored(store, long) == set()
 
 
+def test_a_cancelled_job_is_kept_until_its_workers_have_stored_the_last_of_it(
+    bench: Bench, queue: Queue, store: Store
+) -> None:
+    job = bench.submit(1, keep="60s")
+    fill(store, job)
+    queue.cancel(job, "ann")
+    bench.advance(61)
+    queue.tick()
+    with pytest.raises(NotFound):
+        queue.status(job, "ann")
+    assert Remover(queue, store).sweep() == 0
+    store.put(f"{keys.data(job, 0)}late.png", b"late")
+    bench.advance(SETTLED_HOURS * 3600)
+    assert Remover(queue, store).sweep() == 1
+    assert stored(store, job) == set()
+
+
 def test_a_retry_starts_the_time_to_be_kept_again(bench: Bench, queue: Queue) -> None:
     job = bench.submit(1, keep="1h", max_failed=4)
     complete(bench, failed=1)
@@ -182,6 +201,33 @@ def test_a_scheduler_with_another_store_deletes_nothing_and_forgets_nothing(
     assert Remover(queue, open_store(str(tmp_path / "other"))).sweep() == 0
     assert Remover(queue, store).sweep() == 1
     assert stored(store, job) == set()
+
+
+def test_a_job_that_cannot_be_removed_keeps_none_of_the_others(
+    bench: Bench, queue: Queue, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store may refuse to delete an object; and a bucket's own rule may have been faster."""
+    monkeypatch.setattr(queue_module, "MAX_ROWS", 2)
+    jobs = [ended(bench, keep=f"{number}h") for number in range(1, 6)]
+    held, expired = jobs[0], jobs[1:3]
+    for job in {*jobs} - {*expired}:
+        fill(store, job)
+    delete = type(store).delete
+
+    def refuse(self: Store, key: str) -> None:
+        if key.startswith(keys.prefix(held)):
+            raise StoreError("the object is locked")
+        delete(self, key)
+
+    monkeypatch.setattr(type(store), "delete", refuse)
+    bench.advance(6 * 3600)
+    queue.tick()
+    assert Remover(queue, store).sweep() == 2
+    assert [stored(store, job) for job in jobs[3:]] == [set(), set()]
+    assert len(stored(store, held)) == OBJECTS + 1, "and the mark"
+    monkeypatch.setattr(type(store), "delete", delete)
+    assert Remover(queue, store).sweep() == 1
+    assert stored(store, held) == set()
 
 
 def test_the_scheduler_deletes_what_an_interrupted_call_has_left(

@@ -4,7 +4,7 @@ import pytest
 from queue_bench import MS, Bench
 
 from farm.job import JobState, Lease, Priority
-from farm.queue import Queue
+from farm.queue import Command, Queue
 
 
 def later(bench: Bench) -> None:
@@ -257,3 +257,18 @@ def test_what_an_earlier_farm_listed_to_run_alone_is_found(bench: Bench, queue: 
     assert bench.lease(session) == [], "it is listed as it is now"
     assert [lease.job for lease in bench.lease(session)] == [job]
     assert queue.check() == []
+
+
+def test_a_worker_that_is_told_to_drain_keeps_no_other_from_tasks_that_run_alone(
+    bench: Bench, queue: Queue
+) -> None:
+    bad = suspects(bench, 1, "bob")
+    queue.pause(bad, "bob")
+    bench.submit(1)
+    told, other = bench.session(), bench.session()
+    assert bench.lease(told)
+    queue.resume(bad, "bob")
+    assert bench.lease(told) == [], "it drains for the task that runs alone"
+    assert bench.lease(other) == []
+    queue.set_command(told, Command("drain"))
+    assert [lease.job for lease in bench.lease(other)] == [bad]

@@ -34,6 +34,29 @@ def test_a_receipt_that_is_sent_again_is_counted_once(bench: Bench, queue: Queue
     assert queue.tallies().tenants == {"ann": Tenant(4, 48)}
 
 
+def test_of_several_receipts_in_one_call_each_is_counted(bench: Bench, queue: Queue) -> None:
+    for pictures in (4, 10):
+        bench.submit(1, pictures=pictures, cost=12 * pictures)
+    session = bench.session()
+    done = [(lease, bench.receipt(lease)) for lease in bench.lease(session)]
+    queue.complete_all(session, done)
+    assert queue.tallies().tenants == {"ann": Tenant(14, 168)}
+
+
+def test_a_task_that_finalises_its_job_does_not_count_as_returned(
+    bench: Bench, queue: Queue
+) -> None:
+    bench.submit(1)
+    session = bench.session()
+    bench.complete(session, bench.lease(session)[0])
+    [final] = queue.held(session)
+    assert final.finalise
+    queue.end(session, "lost")
+    found = queue.tallies()
+    assert found.returned == {}
+    assert found.sessions == {"lost": 1}
+
+
 def test_how_leases_and_sessions_end_is_counted(bench: Bench, queue: Queue) -> None:
     bench.submit(4)
     crashed, drained, lost, kept = (bench.session() for _ in range(4))
@@ -54,7 +77,8 @@ def test_how_leases_and_sessions_end_is_counted(bench: Bench, queue: Queue) -> N
 
 def test_what_comes_too_late_is_counted_as_expired(bench: Bench, queue: Queue) -> None:
     bench.submit(3, deadline=datetime.now(UTC) + timedelta(minutes=1))
-    bench.advance(120)
+    bench.lease(bench.session(), limit=1)
+    bench.advance(120)  # that session's lease is over as well
     queue.tick()
     assert queue.tallies().failed == {"expired": 12}
 

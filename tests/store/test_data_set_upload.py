@@ -1,6 +1,8 @@
 """A data set in a folder that is brought to a store."""
 
+import contextlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import pytest
 from farm.errors import Conflict
 from farm.export.export import WHOLE, Plan
 from farm.export.upload import holds, upload
-from farm.store import Store
+from farm.store import Store, open_store
 
 PLAN = Plan("job", "parquet")
 FILES = {"data/train-00000.parquet": b"one", "data/train-00001.parquet": b"two", "README.md": b"#"}
@@ -58,8 +60,49 @@ def test_another_data_set_is_refused_and_with_overwrite_replaced_as_a_whole(
     fresh = {"data/train-00000.parquet": os.urandom(8), "README.md": b"#"}
     folder = data_set(tmp_path / "new", fresh, plan)
     before = stored(store)
-    with pytest.raises(Conflict, match="train-00000"):
+    with pytest.raises(Conflict, match="another export"):
         upload(folder, store)
     assert stored(store) == before
     upload(folder, store, overwrite=True)
     assert stored(store) == {**fresh, WHOLE: plan.to_json().encode(), "mine.txt": b"mine"}
+    (folder / "README.md").write_bytes(b"other")
+    with pytest.raises(Conflict, match=r"README\.md is there with other bytes"):
+        upload(folder, store)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_nothing_of_a_replaced_data_set_stays_wherever_that_was_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: bool
+) -> None:
+    """``whole``: whether the upload of the replaced one came to its end."""
+    store = open_store(str(tmp_path / "store"))
+    old, plan = data_set(tmp_path / "old", FILES), PLAN._replace(target="imagefolder")
+    fresh = {"train/00000/a.png": b"a", "README.md": b"#"}
+    folder = data_set(tmp_path / "new", fresh, plan)
+    left = 0  # calls that change the store until one is interrupted
+
+    def counted(call: Callable[..., Any]) -> Callable[..., Any]:
+        def counting(*given: Any, **options: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise KeyboardInterrupt
+            return call(*given, **options)
+
+        return counting
+
+    for name in ("put", "delete"):
+        monkeypatch.setattr(type(store), name, counted(getattr(type(store), name)))
+    for steps in range(20):
+        left = 1000 if whole else 3
+        with contextlib.suppress(KeyboardInterrupt):
+            upload(old, store, overwrite=True)
+        left = steps
+        with contextlib.suppress(KeyboardInterrupt):
+            upload(folder, store, overwrite=True)
+        if left >= 0:
+            break
+        left = 1000
+        upload(folder, store, overwrite=True)
+        assert stored(store) == {**fresh, WHOLE: plan.to_json().encode()}
+    assert left >= 0, "at last it was not interrupted any more"

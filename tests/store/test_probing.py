@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from farm.errors import InvalidInput
-from farm.local.embedded import Plan
+from farm.local.plan import Plan
 from farm.store.local import LocalStore
 from farm.store.probing import WritesTwice, check_store
 

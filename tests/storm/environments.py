@@ -14,7 +14,7 @@ from typing import Protocol
 import psutil
 from processes import Member, ProcessGroup, send
 
-from farm.local.embedded import free_port
+from farm.local.ports import free_port
 from farm.local.supervisor import members
 from farm.local.valkey import ServerProcess
 from farm_workers.testing.tiny import make_tiny

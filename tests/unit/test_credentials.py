@@ -2,6 +2,7 @@
 
 import io
 import json
+import socket
 from pathlib import Path
 
 import c2pa
@@ -49,6 +50,24 @@ def test_a_picture_that_was_changed_afterwards_is_found_out(pair: tuple[Path, Pa
     signed = bytearray(open_signer(*pair)(picture("JPEG")))
     signed[-10] ^= 1
     assert told_credentials(bytes(signed)) == "invalid, signed by signer"
+
+
+def test_credentials_that_are_said_to_be_elsewhere_are_not_fetched(pair: tuple[Path, Path]) -> None:
+    chain, key = (path.read_bytes() for path in pair)
+    signer = c2pa.Signer.from_info(c2pa.C2paSignerInfo("es256", chain, key, None))
+    action = {"action": "c2pa.created", "digitalSourceType": GENERATED}
+    told = {"assertions": [{"label": "c2pa.actions", "data": {"actions": [action]}}]}
+    settings = c2pa.Settings.from_dict({"verify": {"verify_after_sign": False}})
+    builder = c2pa.Builder(told, c2pa.Context(settings))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setblocking(False)
+        builder.set_remote_url(f"http://127.0.0.1:{server.getsockname()[1]}/credentials")
+        builder.set_no_embed()
+        out = io.BytesIO()
+        builder.sign(signer, "image/jpeg", io.BytesIO(picture("JPEG")), out)
+        assert told_credentials(out.getvalue() + b"jumb c2pa") is None
+        with pytest.raises(BlockingIOError):  # no one has come
+            server.accept()
 
 
 def test_what_cannot_sign_is_named(pair: tuple[Path, Path], tmp_path: Path) -> None:

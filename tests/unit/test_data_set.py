@@ -107,6 +107,20 @@ def test_a_file_of_another_program_is_not_taken_for_an_export(told: bytes, tmp_p
         begin(Plan("j", "tokens"), out / "_SUCCESS")
 
 
+def test_renders_of_embeddings_have_no_prompt_and_are_split_by_those(tmp_path: Path) -> None:
+    plan = Plan("j", "parquet", Splits.parse("train=0.5,test=0.5"))
+    assert begin(plan, tmp_path)
+    fetch(tmp_path, [{}] * 32)
+    manifest = tmp_path / STATE / FETCHED / MANIFEST
+    lines = [json.loads(line) for line in manifest.read_text().splitlines()]
+    for line in lines:
+        line["spec"] |= {"prompt": None, "embeds": f"{line['render'] % 16:064x}"}
+    manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert all(export(plan, tmp_path, None).splits.values())
+    rows = pq.read_table(tmp_path / "manifest.parquet").to_pylist()
+    assert len({(json.loads(row["spec"])["embeds"], row["split"]) for row in rows}) == 16
+
+
 def test_splits_in_another_order_are_another_export(tmp_path: Path) -> None:
     plans = [Plan("j", "tokens", Splits.parse(text)) for text in ("a=0.9,b=0.1", "b=0.1,a=0.9")]
     assert begin(plans[0], tmp_path / "out")

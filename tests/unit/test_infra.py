@@ -158,6 +158,40 @@ def test_the_parts_of_the_compose_file_belong_together() -> None:
     assert set(compose["volumes"]) <= used
 
 
+def test_grafana_starts_with_the_board_and_the_prometheus_that_it_asks() -> None:
+    """Grafana itself is not needed: what it is told names things that are there."""
+    (compose,) = documents("compose.yaml")
+    services = compose["services"]
+    mounts = dict(volume.split(":")[:2] for volume in services["grafana"]["volumes"])
+    (sources,) = documents("grafana/provisioning/datasources/prometheus.yml")
+    (source,) = sources["datasources"]
+    assert source.keys() <= {"name", "uid", "type", "access", "url", "isDefault", "jsonData"}
+    assert source["isDefault"] is True
+    host, port = source["url"].removeprefix("http://").split(":")
+    assert services["prometheus"]["network_mode"] == f"service:{host}"
+    assert port == "9090"  # where a Prometheus listens unless it is told otherwise
+    (providers,) = documents("grafana/provisioning/dashboards/farm.yml")
+    (provider,) = providers["providers"]
+    assert provider.keys() == {"name", "type", "options"}
+    home = services["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
+    assert mounts["./grafana/farm.json"] == home
+    assert home.startswith(provider["options"]["path"] + "/")
+    assert mounts["./grafana/provisioning"] == "/etc/grafana/provisioning"
+    board = json.loads((INFRA / "grafana" / "farm.json").read_text("utf-8"))
+    (variable,) = board["templating"]["list"]
+    assert variable["type"] == "datasource"
+    assert variable["query"] == source["type"]
+    assert sources["apiVersion"] == providers["apiVersion"] == 1
+
+
+def test_what_the_compose_file_asks_for_is_made_before() -> None:
+    """Every variable without a default is in the README's command."""
+    asked = re.findall(r"\$\{(\w+):\?\}", (INFRA / "compose.yaml").read_text("utf-8"))
+    made = re.search(r"^for name in (.*); do$", (INFRA / "README.md").read_text("utf-8"), re.M)
+    assert made is not None
+    assert set(made[1].split()) == set(asked)
+
+
 def test_every_image_runs_as_a_user_of_its_own() -> None:
     stages = re.split(r"^FROM ", (INFRA / "Dockerfile").read_text("utf-8"), flags=re.M)[2:]
     assert len(stages) == 4

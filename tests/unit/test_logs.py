@@ -30,6 +30,20 @@ def test_what_a_user_wrote_cannot_begin_a_line_or_move_the_cursor(
     assert line.isprintable()
 
 
+def test_a_traceback_begins_no_line_of_its_own(
+    log: logging.Logger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logs.configure("gateway")
+    try:
+        raise ValueError(NASTY)
+    except ValueError:
+        log.exception("it failed")
+    first, *others = capsys.readouterr().err.splitlines()
+    assert first.endswith(" ERROR gateway it failed")
+    assert "  ValueError: a dog" in others
+    assert all(line.startswith("  ") and line.isprintable() for line in others)
+
+
 def test_json_lines_have_what_a_line_is_about(
     log: logging.Logger, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -55,7 +55,7 @@ def test_scripts_and_python_share_the_class_order_and_the_limits() -> None:
     assert read_parts()["constants"] == (
         f"local URGENT, NORMAL, BULK = 0, 1, 2\nlocal MAX_ROWS = {MAX_ROWS}\n"
         f"local MAX_TENANT_LANES = {MAX_TENANT_LANES}\nlocal SCHEMA = {SCHEMA}\n"
-        "local RETENTION = 2592000000\nlocal PATIENCE = 86400000\n"
+        "local RETENTION = 2592000000\nlocal PATIENCE = 86400000\nlocal SETTLED = 7200000\n"
     )
 
 

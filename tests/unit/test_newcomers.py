@@ -3,11 +3,14 @@
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from farm.checkpoints import references
 from farm.cli.app import run
@@ -78,7 +81,7 @@ def test_published_checkpoints_have_short_names(
         asked.append((name, commit))
         return tmp_path
 
-    monkeypatch.setattr(references, "_download", download)
+    monkeypatch.setattr(references.hub, "fetch", download)
     for name in ("amused-256", "amused-512"):
         path, hub = references.resolve(name)
         assert (path, hub) == (tmp_path, asked[-1])
@@ -86,6 +89,31 @@ def test_published_checkpoints_have_short_names(
         assert re.fullmatch(r"[0-9a-f]{40}", asked[-1][1])
     with pytest.raises(InvalidCheckpoint, match="amused-256"):
         references.resolve("amused-1024!")
+
+
+def test_a_hub_that_does_not_answer_is_asked_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def download(**given: Any) -> str:
+        asked.append(given["local_files_only"])
+        if len(asked) == 1:
+            return str(tmp_path)
+        raise LocalEntryNotFoundError("not in the cache")
+
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))  # nothing listens there
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+        assert references.resolve("amused-256")[0] == tmp_path
+        shutil.rmtree(tmp_path / "cache")  # where it is noted that all hashes are right
+        with pytest.raises(InvalidCheckpoint, match=r"cannot be fetched: .*refused") as caught:
+            references.resolve("amused-256")
+    assert asked == [True, True]
+    assert "give a local directory" in str(caught.value.hint)
 
 
 def test_a_folder_of_that_name_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """``farm up`` on machines as people have them: proxies, long paths, odd names, a missing GPU."""
 
+import json
 import os
 import socket
 import subprocess
@@ -14,8 +15,11 @@ import pytest
 
 from farm import machine
 from farm.errors import InvalidCheckpoint, InvalidInput, Unavailable
-from farm.local import embedded
-from farm.local.embedded import Embedded, Plan, answers, free_port
+from farm.local import ports
+from farm.local.embedded import Embedded
+from farm.local.plan import Plan
+from farm.local.ports import free_port, kept_port
+from farm.local.probes import answers
 from farm.paths import make_private
 
 
@@ -86,7 +90,17 @@ def test_a_ray_address_that_names_no_living_cluster_is_told_at_once(
     with pytest.raises(InvalidInput, match=told) as caught:
         plan(tmp_path, ray_address=address).complete()
     assert caught.value.field == "RAY_ADDRESS"
-    assert "unset it" in str(caught.value.hint)
+    assert "unset RAY_ADDRESS" in str(caught.value.hint)
+
+
+def test_what_a_ray_elsewhere_needs_is_told_with_what_named_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("farm.local.plan.reachable", lambda _: True)
+    with pytest.raises(InvalidInput, match=r"RAY_ADDRESS=10\.255\.255\.1:6379") as caught:
+        plan(tmp_path, ray_address="10.255.255.1:6379").complete()
+    assert caught.value.field == "REDIS_URL"
+    assert "unset RAY_ADDRESS" in str(caught.value.hint)
 
 
 def test_a_comma_in_a_checkpoints_path_is_named(tmp_path: Path) -> None:
@@ -168,13 +182,13 @@ def test_a_port_is_found_where_no_lock_can_be_kept(
 ) -> None:
     (tmp_path / "file").touch()
     tries = iter([str(tmp_path / "file")] * 100)  # so that a search without an end fails
-    monkeypatch.setattr(embedded, "short_temp", lambda: next(tries))
-    assert free_port() in range(*embedded.PORTS)
+    monkeypatch.setattr(ports, "short_temp", lambda: next(tries))
+    assert free_port() in range(*ports.PORTS)
 
 
 def test_processes_that_start_at_once_never_reserve_the_same_port() -> None:
     program = (
-        "import sys; from farm.local.embedded import free_port;"
+        "import sys; from farm.local.ports import free_port;"
         "print(*[free_port(8265) for _ in range(20)], flush=True); sys.stdin.read()"
     )
     asked = [
@@ -186,9 +200,31 @@ def test_processes_that_start_at_once_never_reserve_the_same_port() -> None:
         )
         for _ in range(3)
     ]
-    ports = [port for process in asked for port in process.stdout.readline().split()]  # type: ignore[union-attr]
+    found = [port for process in asked for port in process.stdout.readline().split()]  # type: ignore[union-attr]
     for process in asked:
         process.communicate("")
-    assert len(ports) == 60
-    assert len(set(ports)) == 60
-    assert str(free_port()) not in ports
+    assert len(found) == 60
+    assert len(set(found)) == 60
+    assert str(free_port()) not in found
+
+
+def test_a_port_is_kept_and_a_file_that_was_cut_off_stops_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "ports.json"
+    port = kept_port(file, "dashboard", free_port())
+    file.write_text(file.read_text()[:-3])  # as a full disk leaves it
+    assert kept_port(file, "dashboard", free_port()) > 0
+    file.write_text(json.dumps({"dashboard": 1}))  # not for users
+    assert kept_port(file, "dashboard", 0) != port
+    assert kept_port(tmp_path / "no" / "ports.json", "dashboard", 0) > 0
+
+
+def test_a_variable_that_does_not_count_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "run").mkdir()
+    for name in [one for one in os.environ if one.startswith(("FARM_", "RAY_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("FARM_PORT", "1")  # the plan's own
+    assert Embedded(plan(tmp_path)).unheeded == []
+    monkeypatch.setenv("FARM_HOST", "0.0.0.0")
+    assert Embedded(plan(tmp_path)).unheeded == ["FARM_HOST"]

@@ -1,8 +1,10 @@
 """What workers are told, and why a cluster does not run them."""
 
+from types import SimpleNamespace
+
 from farm.cli.place_workers import worker_environment
-from farm.queue.placed_workers import PlacedWorker, WorkerState, from_json, to_json
-from farm.scheduler.place import why_no_room
+from farm.queue.placed_workers import PlacedWorker, Reason, WorkerState, from_json, to_json
+from farm.scheduler.place import Place, why_no_room
 from farm.worker_group import WorkerGroup
 
 
@@ -28,21 +30,41 @@ def test_workers_get_their_own_settings_and_nothing_of_the_gateway() -> None:
     assert worker_environment({**told, **kept}) == told
 
 
+def test_a_worker_that_is_started_again_while_it_drains_is_asked_again() -> None:
+    asked: list[float] = []
+    place = Place("worker-0", WorkerGroup("worker", 1, 1), 0.0)
+    place.actor = SimpleNamespace(drain=SimpleNamespace(remote=asked.append))
+    place.drain(120, 0.0, "fewer workers are wanted")
+    place.drain(120, 1.0, "fewer workers are wanted")
+    assert asked == [120]
+    place.forget()
+    place.drain(120, 2.0, "fewer workers are wanted")
+    assert asked == [120, 120]
+    assert place.ends_by == 122
+
+
 def test_why_there_is_no_room() -> None:
     gpu, cpu = WorkerGroup("gpu", 1, 1, gpus=1, cpus=0), WorkerGroup("cpu", 1, 1, gpus=0, cpus=2)
     nodes = [{"CPU": 2.0, "memory": 1e9}]
-    assert why_no_room(gpu, nodes) == "no node of the cluster has 1 GPU"
-    assert why_no_room(cpu, nodes) == "2 CPU must become free on a node of the cluster"
+    no_node = Reason.NO_NODE
+    assert why_no_room(gpu, nodes) == (no_node, "no node of the cluster has 1 GPU")
+    assert why_no_room(cpu, nodes) == (
+        Reason.NO_ROOM, "2 CPU must become free on a node of the cluster"
+    )  # fmt: skip
     both = WorkerGroup("both", 1, 1, gpus=1, cpus=2)
-    assert why_no_room(both, nodes) == "no node of the cluster has 1 GPU and 2 CPU"
-    assert why_no_room(both, [{"CPU": 8.0}, {"GPU": 8.0}]) == (
-        "no node of the cluster has 1 GPU and 2 CPU"
-    )
+    told = no_node, "no node of the cluster has 1 GPU and 2 CPU"
+    assert why_no_room(both, nodes) == told
+    assert why_no_room(both, [{"CPU": 8.0}, {"GPU": 8.0}]) == told
 
 
 def test_a_workers_state_is_a_line_for_people() -> None:
-    worker = PlacedWorker("worker-1", WorkerState.PENDING, "no node has 1 GPU", 12.3)
+    worker = PlacedWorker(
+        "worker-1", WorkerState.PENDING, "no node has 1 GPU", 12.3, "", Reason.NO_NODE
+    )
     assert str(worker) == "worker-1 is pending for 12 s: no node has 1 GPU"
     assert worker.missing
     assert from_json(to_json([worker])) == [worker]
+    assert from_json(to_json([worker]).replace("no_node", "of a later version")) == [
+        worker._replace(reason=Reason.OTHER)
+    ]
     assert not PlacedWorker("worker-0", WorkerState.RUNNING).missing

@@ -66,5 +66,7 @@ def test_idle_workers_get_half_of_what_others_have_not_begun() -> None:
     assert even_out([room("rich", 2, 1), room("idle", 0, 0)]) == {"rich": 1}
     assert even_out([room("rich", 8, 7), room("one", 0, 0), room("two", 0, 0)]) == {"rich": 6}
     assert even_out([room("rich", 4, 3), room("poor", 1, 0)]) == {}
+    assert even_out([room("loading", 1, 1), room("idle", 0, 0)]) == {}
+    assert even_out([room("loading", 3, 3), room("idle", 0, 0)]) == {"loading": 1}
     assert even_out([room("rich", 4, 3, "a", "b"), room("idle", 0, 0, "a")]) == {}
     assert even_out([room("rich", 4, 3, "a"), room("idle", 0, 0, "a", "b")]) == {"rich": 2}

@@ -11,6 +11,13 @@ from typing import Any
 import pytest
 
 from farm.cli.app import run
+from farm.export.export import Plan
+
+FILES = {
+    "data/train-00000.parquet": b"PAR1",
+    "README.md": b"# a set\n",
+    "_SUCCESS": Plan("job", "parquet").to_json().encode(),
+}
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -23,7 +30,16 @@ class Hub(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        self._answer(200, {"id": "ann/set", "sha": "0" * 40, "siblings": []})
+        repository = self.path.split("/")[3] + "/" + self.path.split("/")[4]
+        if "/tree/" in self.path:
+            files = self.repositories.get(repository, {})
+            tree = [
+                {"type": "file", "path": path, "size": len(data), "oid": "0" * 40}
+                for path, data in files.items()
+            ]
+            self._answer(200, tree)
+        else:
+            self._answer(200, {"id": repository, "sha": "0" * 40, "siblings": []})
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
@@ -51,6 +67,8 @@ class Hub(BaseHTTPRequestHandler):
             if line["key"] == "file":
                 content = base64.b64decode(line["value"]["content"])
                 self.repositories[repository][line["value"]["path"]] = content
+            elif line["key"] == "deletedFile":
+                del self.repositories[repository][line["value"]["path"]]
         url = f"{self._base}/datasets/{repository}/commit/{'1' * 40}"
         self._answer(200, {"commitUrl": url, "commitOid": "1" * 40, "success": True})
 
@@ -58,7 +76,7 @@ class Hub(BaseHTTPRequestHandler):
     def _base(self) -> str:
         return f"http://{self.headers['Host']}"
 
-    def _answer(self, status: int, told: dict[str, Any]) -> None:
+    def _answer(self, status: int, told: Any) -> None:
         data = json.dumps(told).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
@@ -86,8 +104,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[str, d
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    files = {"data/train-00000.parquet": b"PAR1", "README.md": b"# a set\n", "_SUCCESS": b"{}"}
-    for name, data in files.items():
+    for name, data in FILES.items():
         (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "set" / name).write_bytes(data)
     return tmp_path / "set"
@@ -97,12 +114,19 @@ def test_every_file_of_a_data_set_reaches_the_hub(
     hub: dict[str, dict[str, bytes]], folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["push", str(folder), "hf://datasets/ann/set"]) == 0
-    assert hub == {
-        "ann/set": {
-            "data/train-00000.parquet": b"PAR1", "README.md": b"# a set\n", "_SUCCESS": b"{}",
-        }
-    }  # fmt: skip
+    assert hub == {"ann/set": FILES}
     assert "/datasets/ann/set/commit/111" in capsys.readouterr().out
+
+
+def test_no_shard_of_an_earlier_push_stays_among_those_of_a_smaller_data_set(
+    hub: dict[str, dict[str, bytes]], folder: Path
+) -> None:
+    (folder / "data" / "train-00001.parquet").write_bytes(b"PAR1")
+    assert run(["push", str(folder), "hf://datasets/ann/set"]) == 0
+    hub["ann/set"]["notes.md"] = b"mine"
+    (folder / "data" / "train-00001.parquet").unlink()
+    assert run(["push", str(folder), "hf://datasets/ann/set"]) == 0
+    assert hub == {"ann/set": {**FILES, "notes.md": b"mine"}}
 
 
 def test_what_cannot_be_pushed_is_one_line(

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from farm.errors import InvalidInput
-from farm.local.embedded import Embedded, Plan
+from farm.local.embedded import Embedded
+from farm.local.plan import Plan
 from farm.settings import GatewaySettings, load
 
 

@@ -11,13 +11,15 @@ from farm.formats.manifest import ManifestRow
 from farm.formats.picture_file import token_bytes
 
 
-def row(tokens: Any = None, confidence: float | None = None, **spec: Any) -> ManifestRow:
+def row(
+    tokens: Any = None, confidence: float | None = None, error: str | None = None, **spec: Any
+) -> ManifestRow:
     told = {"checkpoint": "c@1", "mode": "text2img", **spec}
     return ManifestRow(
         job="", generation=0, render=0, image=0, file=None, sha256=None, size=None, width=8,
         height=16, seed=0, spec_sha256="", spec=json.dumps(told),
         tokens=None if tokens is None else token_bytes(np.array(tokens)), tokens_sha256=None,
-        numerics="n", confidence=confidence,
+        numerics="n", error=error, confidence=confidence,
     )  # fmt: skip
 
 
@@ -56,7 +58,8 @@ def test_lanes_have_their_failures_and_confidence() -> None:
     statistics = Statistics()
     statistics.add_shard("a", [row([1, 2], 0.2), row([1, 2], 0.4), row([3, 4], None)])
     statistics.add_shard("b", [row([1, 2], 0.6), row([5, 5], 0.9, mode="inpaint")])
-    statistics.add_failed([row(), row(mode="img2img")])
+    for failed in (row(error="{}"), row(mode="img2img", error="{}")):
+        statistics.add(failed)
     told = json.loads(statistics.to_json())
     lane = told["lanes"]["c@1/text2img/16x8"]
     assert (lane["pictures"], lane["failed"], lane["failure_rate"]) == (4, 1, 0.2)

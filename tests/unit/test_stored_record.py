@@ -30,7 +30,7 @@ def test_a_record_says_its_schema_and_one_of_a_newer_schema_is_refused(
     kept = json.loads(record.model_dump_json())
     assert kept["v"] == STORE_SCHEMA
     newer = {**kept, "v": STORE_SCHEMA + 1, "of_the_future": [1]}
-    with pytest.raises(Conflict, match="newer version of the farm wrote this job") as caught:
+    with pytest.raises(Conflict, match="newer version of the farm wrote this") as caught:
         type(record).model_validate_json(json.dumps(newer))
     assert "install" in str(caught.value.hint)
 

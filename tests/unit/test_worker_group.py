@@ -38,6 +38,20 @@ def test_a_file_has_an_entry_on_each_line(tmp_path: Path) -> None:
     assert parse(str(file)) == parse("amused-512:4xgpu,shapes-64:1xcpu")
 
 
+def test_entries_may_be_longer_than_the_name_of_a_file() -> None:
+    text = ",".join(f"{'+'.join(['tiny'] * count)}:1xcpu" for count in range(1, 20))
+    assert len(text) > 255
+    assert len(parse(text)) == 19
+
+
+def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "workers"
+    file.write_bytes(b"\xff\xfe2")
+    with pytest.raises(InvalidInput, match="cannot be read") as caught:
+        parse(str(file))
+    assert str(file) in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [

@@ -71,6 +71,10 @@ class RenderEngine(Protocol):
     numerics: str  # class of its bulk rows
 
     @property
+    def device(self) -> str:
+        """For people: ``CPU``, or a GPU's number and model."""
+
+    @property
     def idle(self) -> bool: ...
 
     @property

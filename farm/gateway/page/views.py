@@ -15,12 +15,12 @@ JOBS_PAGE = 25
 PICTURES_PAGE = 60
 RECENT_JOBS = 12  # looked through for the newest pictures
 MAX_LANES = 50
+MAX_MISSING = 50  # workers that do not run
 MAX_TENANTS = 100
 TENANT_JOBS = 100  # the newest of each
 FAILURES_READ = 1000  # pictures of a job that are grouped by why they failed
 
 _WAITS = {
-    WaitsFor.NOTHING: "Nothing: workers hold what is left of it.",
     WaitsFor.PIECES: "The rest of the submission: its client has not sent everything yet.",
     WaitsFor.RESUME: "It is paused. Resume it to go on.",
     WaitsFor.WORKER: "A worker: none that serves its checkpoint is connected.",
@@ -76,8 +76,9 @@ class Lane(NamedTuple):
     row_steps: float  # a second, of all workers that measured it
 
 
-def waits_for(why: Why) -> str:
-    return _WAITS[why.waits_for]
+def waits_for(why: Why) -> str | None:
+    """None if workers hold what is left of it."""
+    return _WAITS.get(why.waits_for)
 
 
 def is_over(status: JobStatus) -> bool:

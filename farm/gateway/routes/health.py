@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 import farm
-from farm.errors import FarmError
-from farm.gateway.dependencies import Deps, Reader
+from farm.errors import FarmError, NotAllowed
+from farm.gateway.dependencies import Dependencies, Deps, Reader
 from farm.gateway.metrics import CONTENT_TYPE
 from farm.queue import notice, placed_workers
 
@@ -41,9 +41,19 @@ def readyz(deps: Deps, workers: int = 1) -> Response:
 
 
 @router.get("/metrics", response_class=Response)
-def metrics(deps: Deps) -> Response:
-    """For Prometheus."""
-    return Response(deps.metrics.text(), media_type=CONTENT_TYPE)
+def metrics(request: Request, deps: Deps) -> Response:
+    """For Prometheus. Tenants are named to a key with the scope ``admin``; to others they are one,
+    ``others``."""
+    text = deps.metrics.text(tenants=_is_admin(request, deps))
+    return Response(text, media_type=CONTENT_TYPE)
+
+
+def _is_admin(request: Request, deps: Dependencies) -> bool:
+    try:
+        caller = deps.authenticator.caller(request.headers.get("authorization"))
+    except NotAllowed:
+        return False
+    return "admin" in caller.scopes
 
 
 @router.get("/v1/checkpoints")

@@ -13,8 +13,10 @@ from farm.gateway.page.rendering import STATIC, fragment, shell
 from farm.gateway.routes.jobs import MAX_PAGE, Cursor, images, shown_previews
 from farm.gateway.serializers import preview_view
 from farm.job import MAX_TASK_PICTURES, Priority, check_job_id
+from farm.queue import placed_workers
 from farm.sinks.protocol import Source
 from farm.spec import PARAMETERS
+from farm.spec.parameters import RenderFields
 
 router = APIRouter(include_in_schema=False)
 
@@ -177,12 +179,14 @@ def farm(request: Request, deps: Deps, _: Reader) -> HTMLResponse:
     problems = _problems(deps)
     try:
         sessions, backlog = deps.queue.sessions(), deps.queue.backlog()
+        missing = [one for one in placed_workers.read(deps.queue) if one.missing]
     except FarmError:
-        sessions, backlog = [], []  # the problems say it
+        sessions, backlog, missing = [], [], []  # the problems say it
     return fragment(
         request,
         "farm.html",
         problems=problems,
+        missing=missing[: views.MAX_MISSING],
         sessions=sorted(sessions, key=lambda session: session.worker),
         lanes=views.lanes(backlog, sessions),
         samples=deps.history.samples(),
@@ -219,6 +223,7 @@ def new(request: Request, deps: Deps, tenant: Reader) -> HTMLResponse:
         checkpoints=deps.registry.all(),
         adapters=deps.ingest.adapters.all(tenant),
         parameters=PARAMETERS,
+        defaults={name: field.default for name, field in RenderFields.model_fields.items()},
         priorities=list(Priority),
     )
 

@@ -2,18 +2,18 @@
 
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.responses import Response, StreamingResponse
 
-from farm.errors import FarmError, InvalidInput
-from farm.formats.scores import PictureScores
+from farm.errors import FarmError, InvalidInput, NotFound
+from farm.formats.scores import MAX_SCORES, PictureScores
 from farm.gateway.bodies import read_json
 from farm.gateway.dependencies import Deps, Reader, Writer
-from farm.ingest.scores import add_scores, stored_scores
+from farm.ingest.scores import add_scores, forget_scores, stored_scores
 from farm.job import check_job_id
 from farm.store import Store
 
@@ -25,7 +25,8 @@ _BODY = {"requestBody": {"content": {"application/json": {"schema": {"type": "ob
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    rows: list[PictureScores]
+    # Here, too: pydantic would make an error for each of a million wrong rows.
+    rows: Annotated[list[PictureScores], Field(max_length=MAX_SCORES)]
 
 
 @router.get("/{job}/scores", response_class=StreamingResponse)
@@ -52,6 +53,11 @@ async def add(
         where = ".".join(str(part) for part in found["loc"])
         raise InvalidInput(f"{found['msg']}", field=where) from None
     await run_sync(add_scores, deps.store, job, scorer, rows)
+    try:
+        await run_sync(deps.queue.status, job, tenant)
+    except NotFound:  # it was removed meanwhile, and nothing else would delete the part
+        await run_sync(forget_scores, deps.store, job)
+        raise
     return {"scorer": scorer, "rows": len(rows)}
 
 

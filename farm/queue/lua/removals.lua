@@ -3,12 +3,12 @@
 --
 -- requires: prelude
 --
--- ARGV  limit
+-- ARGV  how many to pass over, limit
 --
 -- Returns for each: its entry, job, tenant.
 local found = {}
 for _, entry in ipairs(redis.call('ZRANGE', P .. 'removals', '-inf', now, 'BYSCORE',
-    'LIMIT', 0, ARGV[1])) do
+    'LIMIT', ARGV[1], ARGV[2])) do
   local job, tenant = string.match(entry, '^(.*)/(%d+)$')
   found[#found + 1] = {entry, job, redis.call('HGET', P .. 'tenant:texts', tenant)}
 end

@@ -3,8 +3,7 @@
 --
 -- requires: prelude, interning, job_record, job_lifecycle, job_removal
 --
--- ARGV  job, tenant, how long workers may still store what they have of a cancelled job (ms),
---       1 if the store knows the job as the tenant's
+-- ARGV  job, tenant, 1 if the store knows the job as the tenant's
 --
 -- Returns its entry among the removals, and for how long workers may still store something (ms),
 -- 0 or less if they do not. A job that is listed already stays listed as it was.
@@ -13,15 +12,12 @@ local entry = owned_job(job, tenant_number(tenant) or '')
 local listed = redis.call('ZSCORE', P .. 'removals', entry)
 if listed then return {entry, listed - now} end
 local head, refused = own_job(job, tenant)
-if not head and (ARGV[4] ~= '1' or read_job(job)) then return refused end
+if not head and (ARGV[3] ~= '1' or read_job(job)) then return refused end
 if head and alive(head) then
   return refuse('CONFLICT', 'job ' .. job .. ' has not ended', 'farm cancel ' .. job
     .. ' ends it, farm wait ' .. job .. ' waits for its end')
 end
-local settled = now
-if head and head.state == 'x' then
-  settled = number(redis.call('HGET', P .. 'job:' .. job, 'e')) + ARGV[3]
-end
 local owner = intern('tenant', tenant)
-remove_job(job, owner, settled)
-return {owned_job(job, owner), settled - now}
+remove_job(job, owner)
+entry = owned_job(job, owner)
+return {entry, redis.call('ZSCORE', P .. 'removals', entry) - now}

@@ -1,5 +1,6 @@
 #!lua flags=allow-oom
--- Sets what a session is told by its heartbeats; a session with a command gets no more work.
+-- Sets what a session is told by its heartbeats; a session with a command gets no more work, nor
+-- does it keep others from tasks that run alone by draining for one.
 --
 -- requires: prelude
 --
@@ -14,5 +15,6 @@ if ARGV[2] == '' then
   redis.call('HDEL', P .. 'session:' .. ARGV[1], 'command')
 else
   redis.call('HSET', P .. 'session:' .. ARGV[1], 'command', ARGV[2])
+  redis.call('SREM', P .. 'draining', ARGV[1])
 end
 return 1

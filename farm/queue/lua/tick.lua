@@ -99,7 +99,7 @@ for _, entry in ipairs(redis.call('ZRANGE', P .. 'keeping', '-inf', now, 'BYSCOR
     'LIMIT', 0, FORGOTTEN)) do
   if forgotten > MAX_DROPPED then break end
   local job, tenant = string.match(entry, '^(.*)/(%d+)$')
-  forgotten = forgotten + remove_job(job, tenant, now)
+  forgotten = forgotten + remove_job(job, tenant)
 end
 for _, job in ipairs(redis.call('ZRANGE', P .. 'ended', '-inf', now - retention, 'BYSCORE',
     'LIMIT', 0, FORGOTTEN)) do

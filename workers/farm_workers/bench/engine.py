@@ -1,44 +1,38 @@
 """`farm bench engine`: this engine beside the diffusers pipelines, in one interleaved run."""
 
 import argparse
+import hashlib
 import itertools
 import json
+import multiprocessing
+import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 
 from farm.checkpoints.inspect import inspect_checkpoint
-from farm.spec import CheckpointInfo, Mode, RenderRequest, RenderSpec, Row
+from farm.checkpoints.references import built_in_adapters
+from farm.spec import AdapterScale, CheckpointInfo, Mode, Row
 from farm_workers.bench.floor import decode_flops, step_flops
 from farm_workers.bench.pipelines import make_pipeline
-from farm_workers.engine import Engine, Result
+from farm_workers.bench.workloads import Item, draw_with_engine, mixed, uniform
+from farm_workers.engine import Engine
 from farm_workers.engine.amused import DTYPES, AmusedModel, load_modules
 from farm_workers.engine.device import Device
 from farm_workers.testing.random_weights import CONFIGURATIONS, random_modules
 
-Workload = Callable[[int], list["Item"]]  # its pictures in each round
-Loaded = tuple[CheckpointInfo, dict[str, Any]]
+Workload = Callable[[int], list[Item]]  # its pictures in each round
 
-ASSET = "0" * 64
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
-
-
-@dataclass(frozen=True)
-class Item:
-    """One picture to draw, with what its spec names."""
-
-    spec: RenderSpec
-    image: Any = None
-    mask: Any = None
 
 
 @dataclass
@@ -48,66 +42,6 @@ class System:
     name: str
     draw: Callable[[list[Item]], object]
     seconds: dict[str, list[float]] = field(default_factory=dict)  # per picture, by workload
-
-
-def uniform(info: CheckpointInfo, count: int, take: int = 0, steps: int = 12) -> list[Item]:
-    """Text to image at the checkpoint's own size and guidance.
-
-    Prompts differ from picture to picture and from ``take`` to take, so that none is in a cache.
-    """
-    return [
-        _item(info, prompt=f"a red bicycle, {take}.{n}", seed=n, num_inference_steps=steps)
-        for n in range(count)
-    ]
-
-
-def mixed(info: CheckpointInfo, count: int, take: int = 0) -> list[Item]:
-    """The three modes, 4 to 20 steps, guidance on and off, several strengths."""
-    random, found = Random(0), []
-    noise = np.random.default_rng(0)
-    height, width = info.native_height, info.native_width
-    for n in range(count):
-        mode = list(Mode)[n % 3]
-        request: dict[str, Any] = {
-            "mode": mode,
-            "prompt": f"a bicycle of many colours, {take}.{n}",
-            "num_inference_steps": random.randint(4, 20),
-            "guidance_scale": random.choice([0.0, 4.0, 10.0]),
-            "seed": n,
-        }
-        image = mask = None
-        if mode is not Mode.TEXT2IMG:
-            image = noise.integers(0, 256, (height, width, 3), dtype=np.uint8)
-            request |= {"image": ASSET, "strength": random.choice([0.4, 0.6, 0.9])}
-        if mode is Mode.INPAINT:
-            mask = np.zeros((height, width), dtype=np.uint8)
-            mask[height // 4 :, : width // 2] = 255
-            request["mask_image"] = ASSET
-        found.append(_item(info, (image, mask), **request))
-    return found
-
-
-def _item(info: CheckpointInfo, pictures: tuple[Any, Any] = (None, None), **request: Any) -> Item:
-    return Item(RenderRequest.parse(request).resolve(info, seed=0), *pictures)
-
-
-def drawn(engine: Engine, items: Iterable[Item], *, urgent: bool = False) -> Iterator[Result]:
-    """Pictures as they finish; items are taken as soon as the engine has room for them."""
-    waiting = enumerate(items)
-    while True:
-        for key, item in itertools.islice(waiting, engine.room()):
-            engine.add(key, Row(item.spec, 0), item.image, item.mask, urgent=urgent)
-        if engine.idle:
-            return
-        for done in engine.step():
-            assert done.error is None, done.error
-            yield done
-
-
-def draw_with_engine(engine: Engine, items: list[Item]) -> None:
-    """One picture alone is urgent: it would pay for a whole tile on a GPU."""
-    for _ in drawn(engine, items, urgent=len(items) == 1):
-        pass
 
 
 class Upstream:
@@ -183,12 +117,79 @@ def picture_flops(info: CheckpointInfo, modules: dict[str, Any], steps: int = 12
     return 2 * steps * step + decode_flops(modules["vqvae"], grid)
 
 
-def load(name: str, random: str | None, device: torch.device, dtype: torch.dtype) -> Loaded:
-    """A checkpoint's modules, or random ones of a full-size configuration."""
-    if random:
-        return random_modules(random, device, dtype)
-    checkpoint = inspect_checkpoint(name)
-    return checkpoint.info, load_modules(checkpoint, device, dtype)
+class Source(NamedTuple):
+    """Where each side's modules come from."""
+
+    checkpoint: str
+    random: str | None  # a full-size configuration instead, with random weights
+    device: str
+    dtype: torch.dtype
+
+    def load(self) -> tuple[CheckpointInfo, dict[str, Any]]:
+        device = torch.device(self.device)
+        if self.random:
+            return random_modules(self.random, device, self.dtype)
+        checkpoint = inspect_checkpoint(self.checkpoint)
+        return checkpoint.info, load_modules(checkpoint, device, self.dtype)
+
+    def engine(self, rows: int | None, tile: int) -> Engine:
+        info, modules = self.load()
+        target = Device(self.device)
+        with torch.inference_mode(), target.scope():
+            model = AmusedModel(info, modules, target, self.dtype)
+        return Engine(model, rows=rows, tile=tile)
+
+
+class EnginePerCore:
+    """Engines of one thread, one for each core, in processes of their own; they share the work."""
+
+    _own: Engine  # in such a process
+
+    def __init__(self, source: Source, rows: int | None, tile: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.cores = os.cpu_count() or 1
+        given = (source, rows, tile, context.Barrier(self.cores))
+        self._pool = ProcessPoolExecutor(self.cores, context, self._start, given)
+
+    @classmethod
+    def _start(cls, source: Source, rows: int | None, tile: int, loaded: Any) -> None:
+        torch.set_num_threads(1)
+        cls._own = source.engine(rows, tile)
+        loaded.wait()
+
+    @classmethod
+    def _draw(cls, items: list[Item]) -> None:
+        draw_with_engine(cls._own, items)
+
+    def draw(self, items: list[Item]) -> None:
+        list(self._pool.map(self._draw, [items[core :: self.cores] for core in range(self.cores)]))
+
+
+def adapted(engine: Engine, tile: int, rounds: int, sync: Callable[[], None]) -> dict[str, Any]:
+    """A full tile's step where every row has the checkpoint's own adapter, over one without.
+
+    Every round takes both, one after the other; medians of them.
+    """
+    data = built_in_adapters()["pattern"].read_bytes()
+    sha256, adapter = hashlib.sha256(data).hexdigest(), engine.read_adapter(data)
+    items = uniform(engine.checkpoint, tile, steps=100)
+    seconds: dict[bool, list[float]] = {False: [], True: []}
+    for _, given in itertools.product(range(rounds + 1), seconds):
+        named = {"adapters": (AdapterScale(sha256=sha256, scale=1.0),) if given else ()}
+        for key, item in enumerate(items):
+            row = Row(item.spec.model_copy(update=named), 0)
+            engine.add(key, row, adapters={sha256: adapter} if given else {})
+        for _ in items:  # admissions go first
+            engine.step()
+        taken = [_seconds(engine.step, sync) for _ in range(9)]
+        seconds[given].append(statistics.median(taken))
+        engine.cancel(range(tile))
+    pairs = list(zip(seconds[False], seconds[True], strict=True))[1:]
+    return {
+        "step_seconds": statistics.median(plain for plain, _ in pairs),
+        "step_seconds_with_adapters": statistics.median(changed for _, changed in pairs),
+        "ratio": statistics.median(changed / plain for plain, changed in pairs),
+    }
 
 
 def urgent(engine: Engine, tile: int, rounds: int, sync: Callable[[], None]) -> dict[str, float]:
@@ -270,6 +271,14 @@ def parser() -> argparse.ArgumentParser:
     )
     options.add_argument("--rounds", type=int, default=5)
     options.add_argument("--compile", action="store_true", help="diffusers with torch.compile too")
+    options.add_argument(
+        "--per-core",
+        action="store_true",
+        help="an engine of one thread on each core; diffusers with as many threads",
+    )
+    options.add_argument(
+        "--adapter", action="store_true", help="what the adapter of shapes-64 costs in a step"
+    )
     options.add_argument("--json", action="store_true", help="JSON on stdout, the table on stderr")
     return options
 
@@ -280,16 +289,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     device = torch.device(options.device)
     dtype = options.dtype or ("bfloat16" if device.type == "cuda" else "float32")
     sync = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    source = (options.checkpoint, options.random_weights, device, DTYPES[dtype])
-    info, modules = load(*source)
-    target = Device(device)
-    with torch.inference_mode(), target.scope():
-        model = AmusedModel(info, modules, target, DTYPES[dtype])
-    engine = Engine(model, rows=options.rows, tile=options.tile)
+    if options.threads or options.per_core:
+        torch.set_num_threads(options.threads or os.cpu_count() or 1)
+    source = Source(options.checkpoint, options.random_weights, options.device, DTYPES[dtype])
+    engine = source.engine(options.rows, options.tile)
     # diffusers gets modules of its own: each side may change what it has.
-    info, others = load(*source)
+    info, others = source.load()
     upstream = Upstream(info, others)
     count = options.images or (max(BATCHES) if device.type == "cuda" else 24)
     workloads: dict[str, Workload] = {
@@ -313,6 +318,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         fast = {**others, "transformer": torch.compile(others["transformer"])}
         compiled = Upstream(info, fast)
         systems.append(System("diffusers, torch.compile", lambda items: compiled.draw(items, 1)))
+    if options.per_core:
+        engines = EnginePerCore(source, options.rows, options.tile)
+        systems.insert(0, System(f"{engines.cores} engines of one thread", engines.draw))
     measure(systems, workloads, options.rounds, sync)
     flops = picture_flops(info, others)
     floor = flops / matrix_rate(device, DTYPES[dtype], sync)
@@ -324,6 +332,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "best_batch": batch,
         "workloads": report(systems, workloads),
         "urgent": urgent(engine, options.tile, options.rounds, sync),
+        "adapter": adapted(engine, options.tile, options.rounds, sync) if options.adapter else None,
         "floor": {
             "gflop_per_image": flops / 1e9,
             "seconds_per_image": floor,
@@ -353,6 +362,12 @@ def _print(result: dict[str, Any], out: Any) -> None:
         f"{rush['bulk_step_seconds'] * 1e3:.1f} ms",
         file=out,
     )
+    if adapter := result["adapter"]:
+        print(
+            f"adapter  {adapter['step_seconds_with_adapters'] * 1e3:.1f} ms a step where every row "
+            f"has one: {adapter['ratio']:.2f} x the {adapter['step_seconds'] * 1e3:.1f} ms without",
+            file=out,
+        )
     print(
         f"floor    {floor['gflop_per_image']:.2f} GFLOP per image at the measured matrix rate: "
         f"{floor['seconds_per_image'] * 1e3:.1f} ms; {floor['share_reached']:.0%} reached",

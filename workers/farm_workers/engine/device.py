@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar
@@ -30,6 +31,16 @@ class Device:
         self._stream: Any = None  # of all captures: the libraries keep a workspace for each stream
         self._pool: Any = None  # of all graphs: what one of them has computed, the next overwrites
         self._queued: deque[Any] = deque()
+
+    @property
+    def label(self) -> str:
+        """For people: ``CPU``, or a GPU's number on its machine and its model."""
+        if not self.is_cuda:
+            return "CPU"
+        shown = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")  # Ray gives each worker one
+        index = int(self.torch.index)
+        number = shown[index] if index < len(shown) and shown[index] else str(index)
+        return f"GPU {number}, {torch.cuda.get_device_name(self.torch)}"
 
     @property
     def memory(self) -> Mapping[str, int]:
@@ -161,6 +172,27 @@ class Device:
 
 def _tuple(value: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return value if isinstance(value, tuple) else (value,)
+
+
+class Shaped:
+    """A function of tensors, as CUDA graphs for inputs of the shapes that were captured.
+
+    What a graph returns is overwritten by its next call.
+    """
+
+    def __init__(
+        self, device: Device, function: Callable[..., Tensor | tuple[Tensor, ...]]
+    ) -> None:
+        self._device, self._function = device, function
+        self._graphs: dict[tuple[torch.Size, ...], Callable[..., tuple[Tensor, ...]]] = {}
+
+    def capture(self, *examples: Tensor) -> None:
+        shapes = tuple(one.shape for one in examples)
+        self._graphs[shapes] = self._device.graphed(self._function, *examples)
+
+    def __call__(self, *given: Tensor) -> tuple[Tensor, ...]:
+        graph = self._graphs.get(tuple(one.shape for one in given))
+        return _tuple(self._function(*given)) if graph is None else graph(*given)
 
 
 class Download:

@@ -19,18 +19,17 @@ from farm_workers.engine.generate import Picture, generate
 from farm_workers.engine.row import (
     Finished,
     Live,
-    Outcome,
     Pending,
     Preview,
     Result,
     cells,
     fitting,
+    row_error,
     start,
 )
-from farm_workers.engine.sampler import mean_confidence, row_error
-from farm_workers.engine.step_policy import StepPolicy
+from farm_workers.engine.sampler import mean_confidence
 from farm_workers.engine.tile import FirstStepCache, Model, RowTile, Tile
-from farm_workers.engine.tile_pool import TilePool
+from farm_workers.engine.tile_pool import StepPolicy, TilePool
 from farm_workers.render_engine import Usage
 
 LOOK_AHEAD = 32  # waiting rows whose prompts may share the work of a row's admission
@@ -95,6 +94,11 @@ class Engine:
         with torch.inference_mode(), target.scope():
             model = AmusedModel.load(checkpoint, target, dtype)
         return cls(model, rows=rows, tile=tile)
+
+    @property
+    def device(self) -> str:
+        """For people: ``CPU``, or a GPU's number on its machine and its model."""
+        return self._model.device.label
 
     @property
     def checkpoint(self) -> CheckpointInfo:
@@ -260,19 +264,20 @@ class Engine:
                 found.append(pending)
         return found
 
-    def _decode_width(self, first: Finished) -> int:
-        rows = self._tiles.width_of(first.grid, urgent=first.urgent)
-        return self._model.decode_width(first.grid, rows)
+    def _decode_width(self, grid: tuple[int, int], *, urgent: bool) -> int:
+        return self._model.decode_width(grid, self._tiles.width_of(grid, urgent=urgent))
 
     def _fill_a_tile(self, finished: Sequence[Finished]) -> bool:
-        alike = (held.pictures for held in finished if held.grid == finished[0].grid)
-        return sum(alike) >= self._decode_width(finished[0])
+        """Whether the bulk pictures of the first one's size do."""
+        grid = finished[0].grid
+        pictures = sum(held.pictures for held in finished if held.grid == grid)
+        return pictures >= self._decode_width(grid, urgent=False)
 
     def _with_its_like(self, first: Finished) -> list[Finished]:
         """The picture and others of its size and class that fit into a tile with it."""
         alike = (first.grid, first.urgent)
         same = [held for held in self._finished if (held.grid, held.urgent) == alike]
-        rows = fitting(same, self._decode_width(first))
+        rows = fitting(same, self._decode_width(first.grid, urgent=first.urgent))
         self._finished = [held for held in self._finished if held not in rows]
         return rows
 
@@ -281,9 +286,7 @@ class Engine:
         """The picture (height, width, 3) of finished tokens (rows, columns): the bytes that a bulk
         row with these tokens has in this numerics class, unless it is inpainted."""
         rows, columns = tokens.shape
-        width = self._model.decode_width(
-            (rows, columns), self._tiles.width_of((rows, columns), urgent=False)
-        )
+        width = self._decode_width((rows, columns), urgent=False)
         with self._model.device.scope():
             flat = self._model.device.upload(torch.from_numpy(tokens.astype(np.int64)).view(1, -1))
             pixels = self._model.decode(flat, (rows, columns), width=width)
@@ -291,28 +294,20 @@ class Engine:
             ((picture,),) = Download(pixels).arrays()
         return picture
 
+    @torch.inference_mode()
     def preview(self, key: Hashable, index: int) -> Preview | None:
         """The row's predicted picture after its last step; None when it is not on its way."""
-        for tile in self._tiles:
-            for live in tile.rows:
-                if (live.pending.key, live.pending.row.index) == (key, index) and live.steps_done:
-                    return self._preview(tile, live)
+        inside = ((tile, live) for tile in self._tiles for live in tile.rows)
+        for tile, live in inside:
+            pending, slot = live.pending, live.slots[0]
+            if (pending.key, pending.row.index) == (key, index) and live.steps_done:
+                steps = live.steps_done, live.spec.row_steps
+                with self._model.device.scope():
+                    tokens = tile.state.predicted[slot : slot + 1]
+                    pixels = self._model.decode(tokens, tile.grid, width=1)[0].cpu().numpy()
+                    confidence = mean_confidence(tile.state.probability[slot], live.painted)
+                return Preview(key, index, *steps, pixels, confidence)
         return None
-
-    @torch.inference_mode()
-    def _preview(self, tile: Tile, live: Live) -> Preview:
-        slot = live.slots[0]
-        with self._model.device.scope():
-            tokens = tile.state.predicted[slot : slot + 1]
-            pixels = self._model.decode(tokens, tile.grid, width=1)[0]
-            return Preview(
-                live.pending.key,
-                live.pending.row.index,
-                live.steps_done,
-                live.spec.row_steps,
-                pixels.cpu().numpy(),
-                mean_confidence(tile.state.probability[slot], live.painted),
-            )
 
     def _admit(self, pending: Pending) -> None:
         model = self._model
@@ -328,7 +323,8 @@ class Engine:
             tile = self._tiles.tile(pending)
             tile.enter(live, conditioned)
         except Exception as error:
-            self._results.append(Result.failure(pending, row_error(error)))
+            failed = Result.failed(pending.key, pending.row.index, row_error(error))
+            self._results.append(failed)
             return
         if isinstance(tile, RowTile) and live.painted.all():
             try:
@@ -341,10 +337,8 @@ class Engine:
         """A row without a masked token: it has its picture already."""
         tokens = live.first_tokens(self._model.device)
         facts = torch.tensor([[1.0, 0.0]], device=tokens.device)
-        outcome = Outcome(Download(tokens[None], facts))
-        spec = live.spec
-        grid = self._model.info.grid(spec.height, spec.width)
-        return Finished(live, grid, tokens, outcome, 0)
+        grid = self._model.info.grid(live.spec.height, live.spec.width)
+        return Finished(live, grid, tokens, Download(tokens[None], facts), 0)
 
     def _advance(self, tile: Tile) -> None:
         try:
@@ -359,9 +353,7 @@ class Engine:
 
     def _collect(self, tile: Tile) -> None:
         """Rows that took their last step, or failed, leave their half-slots."""
-        for live in tile.failed():
-            assert live.error is not None
-            self._results.append(Result.failure(live.pending, live.error, live.steps_done))
+        self._results += [live.failure() for live in tile.failed()]
         self._finished += tile.collect()
 
     def _decode(self, rows: Sequence[Finished]) -> None:
@@ -374,21 +366,20 @@ class Engine:
                     self._decode([held])
                 return
             live = rows[0].live
-            self._results.append(Result.failure(live.pending, row_error(error), live.steps_done))
+            live.error = row_error(error)
+            self._results.append(live.failure())
         else:
             self._decoding.append(_Decoding(rows, Download(pixels)))
 
     def _pixels(self, rows: Sequence[Finished]) -> Tensor:
-        grid = rows[0].grid
-        kept = [held.live.kept for held in rows]
-        inputs = [whole for whole in kept if whole is not None]
-        tokens = torch.stack([*(held.tokens for held in rows), *inputs])
-        pixels = self._model.decode(tokens, grid, width=self._decode_width(rows[0]))
-        places = [place for place, whole in enumerate(kept) if whole is not None]
-        for place, whole in zip(places, pixels[len(rows) :], strict=True):
-            shown = cells(rows[place].live.painted, grid, whole.shape)
-            picture = torch.where(self._model.device.upload(shown), pixels[place], whole)
-            pixels[place] = picture
+        grid, urgent = rows[0].grid, rows[0].urgent
+        kept = {place: held.live.kept for place, held in enumerate(rows)}
+        inputs = {place: whole for place, whole in kept.items() if whole is not None}
+        tokens = torch.stack([*(held.tokens for held in rows), *inputs.values()])
+        pixels = self._model.decode(tokens, grid, width=self._decode_width(grid, urgent=urgent))
+        for place, whole in zip(inputs, pixels[len(rows) :], strict=True):
+            shown = self._model.device.upload(cells(rows[place].live.painted, grid, whole.shape))
+            pixels[place] = torch.where(shown, pixels[place], whole)
         return pixels[: len(rows)]
 
     def _delivered(self, decoding: _Decoding) -> list[Result]:

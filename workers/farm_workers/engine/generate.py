@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 Picture = Image.Image | NDArray[np.uint8] | str | Path | bytes
 
 
-_MISSING: Any = object()
-
-
 class _Adapter(NamedTuple):
     sha256: str  # of its file
     loaded: Any  # as ``Engine.add`` takes it
@@ -43,7 +40,8 @@ def generate(
     if not engine.idle:
         raise InvalidInput("the engine has other rows", field="rows", hint="step it until idle")
     files = {name: _adapter(engine, file) for name, file in adapters.items()}
-    rows = _rows(engine, _together(requests, images, masks), files, seed)
+    given = zip(requests, _pictures(images), _pictures(masks), strict=False)
+    rows = _rows(engine, given, files, seed)
     inside: Counter[Hashable] = Counter()  # rows, by the number of their request
     try:
         more = True
@@ -56,7 +54,7 @@ def generate(
                     try:
                         engine.add(**found)
                     except FarmError as error:
-                        yield _refused(found["key"], found["row"].index, error)
+                        yield Result.failed(found["key"], found["row"].index, error)
                     else:
                         inside[found["key"]] += 1
                 more = found is not None
@@ -78,14 +76,10 @@ def _rows(
         try:
             spec, inputs = _resolve(engine, *given, adapters, derived_seed(seed, number))
         except FarmError as error:
-            yield _refused(number, 0, error)
+            yield Result.failed(number, 0, error)
             continue
         for row in spec.rows():
             yield {"key": number, "row": row, **inputs}
-
-
-def _refused(number: int, index: int, error: FarmError) -> Result:
-    return Result(number, index, None, None, 0.0, 0, error)
 
 
 def _resolve(
@@ -125,17 +119,10 @@ def _resolve(
     return spec, inputs
 
 
-def _together(
-    requests: Iterable[RenderRequest | Mapping[str, Any]],
-    *pictures: Iterable[Picture | None] | None,
-) -> Iterator[Any]:
-    """Each request with its pictures, which are read no further than is needed."""
-    sources = [itertools.repeat(None) if given is None else iter(given) for given in pictures]
-    for request in requests:
-        given = [next(source, _MISSING) for source in sources]
-        if any(one is _MISSING for one in given):
-            raise InvalidInput("there are fewer pictures than requests", field="images")
-        yield request, *given
+def _pictures(given: Iterable[Picture | None] | None) -> Iterator[Picture | None]:
+    """One for each request, read no further than is needed."""
+    yield from itertools.repeat(None) if given is None else given
+    raise InvalidInput("there are fewer pictures than requests", field="images")
 
 
 def _adapter(engine: "Engine", file: str | Path | bytes) -> _Adapter:

@@ -1,8 +1,12 @@
 """A row's way through the engine: waiting, stepping, finished, delivered."""
 
+import functools
+import itertools
+import logging
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -10,11 +14,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from farm.errors import FarmError, InvalidInput
+from farm.errors import FarmError, InvalidInput, OutOfMemory, RenderError
 from farm.spec import CheckpointInfo, Mode, RenderSpec, Row
 from farm_workers.engine.device import Device, Download
 from farm_workers.engine.rng import Draws, draws
-from farm_workers.engine.sampler import Schedule, mask_ratio, not_finite, schedule
 
 KEPT = -1  # of starting tokens: the place holds the input picture's own token
 
@@ -34,8 +37,8 @@ class Result:
     numerics: str = ""  # the class of the numbers: in one class, equal rows have equal bytes
 
     @classmethod
-    def failure(cls, pending: "Pending", error: FarmError, steps: int = 0) -> "Result":
-        return cls(pending.key, pending.row.index, None, None, 0.0, steps, error)
+    def failed(cls, key: Hashable, index: int, error: FarmError, steps: int = 0) -> Self:
+        return cls(key, index, None, None, 0.0, steps, error)
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,6 +136,43 @@ def _check_embeds(embeds: Any, info: CheckpointInfo) -> None:
             raise InvalidInput(f"{name} must have the shape {shape}", field="embeds")
 
 
+class Schedule(NamedTuple):
+    """What the host knows of a row's steps before the first one."""
+
+    temperatures: tuple[float, ...]
+    planned: tuple[int, ...]  # tokens that stay masked after each step; 0 after the last
+
+
+def schedule(spec: RenderSpec, seq_len: int, start_masked: int, kind: str) -> Schedule:
+    """Computed as upstream's scheduler does on a CPU, float32 rounding included."""
+    steps = spec.num_inference_steps
+    temperatures = torch.linspace(*spec.temperature, steps).tolist()
+    inpaint = spec.mode is Mode.INPAINT
+    # This row's own share: upstream takes one over the whole batch.
+    share = torch.tensor(start_masked) / seq_len if inpaint else torch.tensor(1.0)
+    ratios = [mask_ratio("linear" if inpaint else kind, step + 1, steps) for step in range(steps)]
+    planned = [max(int((seq_len * (share * ratio)).floor()), 1) for ratio in ratios]
+    planned[-1] = 0
+    return Schedule(tuple(temperatures), tuple(planned))
+
+
+@functools.lru_cache(maxsize=4096)
+def mask_ratio(kind: str, done: int, steps: int) -> Tensor:
+    """Share of the tokens that is masked after ``done`` of ``steps`` steps."""
+    # One number at a time: torch's vector cosine differs from its scalar one in the last bit.
+    ratio = torch.tensor([[done]]) / steps
+    return (torch.cos(ratio * math.pi / 2) if kind == "cosine" else 1 - ratio)[0, 0]
+
+
+class Conditioned(NamedTuple):
+    """A prompt as the model's forward pass takes it."""
+
+    key: Hashable  # equal for equal prompts in equal circumstances
+    packed: Tensor  # (conditioning_size,)
+    truncated: bool
+    adapters: Sequence[Any] = ()  # that the pass adds to its layers; the same in both halves
+
+
 @dataclass(eq=False)
 class Live:
     """A row on its way; the host counts its steps, the tile holds its tokens."""
@@ -159,7 +199,12 @@ class Live:
 
     @property
     def done(self) -> bool:
-        return self.error is not None or self.step >= self.spec.num_inference_steps
+        return self.step >= self.spec.num_inference_steps
+
+    def failure(self) -> Result:
+        assert self.error is not None
+        pending = self.pending
+        return Result.failed(pending.key, pending.row.index, self.error, self.steps_done)
 
     @property
     def kept(self) -> Tensor | None:
@@ -209,26 +254,14 @@ def token_mask(mask: NDArray[np.uint8], grid: tuple[int, int]) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class Outcome:
-    """What rows that finished together leave behind, on its way to the host as one piece."""
-
-    download: Download  # tokens (rows, tokens), then confidence and failure (rows, 2)
-
-    def of(self, place: int) -> tuple[NDArray[np.uint16], float, bool]:
-        tokens, facts = self.download.arrays()
-        confidence, bad = facts[place]
-        return tokens[place].astype(np.uint16), float(confidence), bool(bad)
-
-
-@dataclass(frozen=True, eq=False)
 class Finished:
     """A row that waits to be decoded."""
 
     live: Live
     grid: tuple[int, int]
     tokens: Tensor  # on the device
-    outcome: Outcome
-    place: int  # in the outcome
+    brought: Download  # by it and others: tokens (rows, tokens), confidence and failure (rows, 2)
+    place: int  # among them
 
     @property
     def urgent(self) -> bool:
@@ -244,16 +277,17 @@ class Finished:
         return 2.0 * len(self.tokens) * self.pictures
 
     def result(self, pixels: NDArray[np.uint8], numerics: str) -> Result:
-        pending, live = self.live.pending, self.live
-        tokens, confidence, bad = self.outcome.of(self.place)
-        if bad:
-            return Result.failure(pending, not_finite(), live.steps_done)
+        live, pending = self.live, self.live.pending
+        tokens, facts = (part[self.place] for part in self.brought.arrays())
+        if facts[1]:
+            live.error = not_finite()
+            return live.failure()
         return Result(
             pending.key,
             pending.row.index,
-            tokens.reshape(self.grid),
+            tokens.astype(np.uint16).reshape(self.grid),
             pixels,
-            confidence,
+            float(facts[0]),
             live.steps_done,
             truncated=live.truncated,
             numerics=numerics,
@@ -275,11 +309,32 @@ def cells(painted: Tensor, grid: tuple[int, int], shape: Sequence[int]) -> Tenso
 
 def fitting(rows: Sequence[Finished], width: int) -> list[Finished]:
     """The first rows whose pictures fill a tile of the decoder and do not overflow it."""
-    found: list[Finished] = []
-    left = width
-    for held in rows:
-        if found and held.pictures > left:
-            break
-        found.append(held)
-        left -= held.pictures
-    return found
+    pictures = itertools.accumulate(held.pictures for held in rows)
+    places = enumerate(zip(rows, pictures, strict=True))
+    return [held for place, (held, count) in places if place == 0 or count <= width]
+
+
+def not_finite() -> RenderError:
+    return RenderError(
+        "the model's scores are not finite for this row",
+        hint="check its embeds and the checkpoint; its neighbours are not concerned",
+    )
+
+
+def row_error(error: Exception) -> FarmError:
+    """What becomes of a row that its own arithmetic or admission has failed.
+
+    Raises:
+        AcceleratorError: the device itself has failed, for every row.
+    """
+    if isinstance(error, FarmError):
+        return error
+    if isinstance(error, torch.AcceleratorError):
+        raise error
+    if isinstance(error, torch.OutOfMemoryError):
+        return OutOfMemory("the row did not fit on the GPU", hint="make it or the tile smaller")
+    logging.getLogger(__name__).warning("a row failed", exc_info=error)
+    return RenderError(
+        f"the row failed with {type(error).__name__}: {str(error).partition(chr(10))[0]}",
+        hint="its neighbours are not concerned; the worker's log has the traceback",
+    )

@@ -4,20 +4,13 @@ Two implementations of one contract: here in plain torch, a row at a time and on
 masked; triton_sampler.py moves a whole tile without a word to the host.
 """
 
-import functools
-import logging
-import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from farm.errors import FarmError, OutOfMemory, RenderError
-from farm.spec import Mode, RenderSpec
-
-if TYPE_CHECKING:
-    from farm_workers.engine.row import Live
+from farm_workers.engine.row import Live, not_finite, row_error
 
 TINY = 1e-20  # below it a logarithm is cut off, as upstream does
 UNSEEN = -1.0  # the probability of a token that no step has predicted
@@ -43,13 +36,13 @@ class State(NamedTuple):
 class Sampler(Protocol):
     """Moves the rows of a tile on by a step; what a row gets depends on that row alone."""
 
-    def enter(self, live: "Live", tokens: Tensor) -> None:
+    def enter(self, live: Live, tokens: Tensor) -> None:
         """Set the state of a row's half-slots."""
 
-    def step(self, features: Tensor, rows: Sequence["Live"]) -> None:
+    def step(self, features: Tensor, rows: Sequence[Live]) -> None:
         """After a forward pass: features (half-slots, tokens, channels) of all half-slots."""
 
-    def outcome(self, rows: Sequence["Live"]) -> tuple[Tensor, Tensor, Sequence[int]]:
+    def outcome(self, rows: Sequence[Live]) -> tuple[Tensor, Tensor, Sequence[int]]:
         """Of rows that are done, all in device memory that no later step changes.
 
         Returns tokens (places, tokens), confidence and failure (places, 2), each row's place.
@@ -62,20 +55,20 @@ class TorchSampler:
     def __init__(self, model: Any, state: State) -> None:
         self._model, self._state = model, state
 
-    def enter(self, live: "Live", tokens: Tensor) -> None:
+    def enter(self, live: Live, tokens: Tensor) -> None:
         for slot in live.slots:
             self._state.tokens[slot] = tokens
         self._state.predicted[live.slots[0]] = tokens
         self._state.probability[live.slots[0]] = UNSEEN
 
-    def step(self, features: Tensor, rows: Sequence["Live"]) -> None:
+    def step(self, features: Tensor, rows: Sequence[Live]) -> None:
         for live in rows:
             try:
                 self._step(features, live)
             except Exception as error:
                 live.error = row_error(error)
 
-    def _step(self, features: Tensor, live: "Live") -> None:
+    def _step(self, features: Tensor, live: Live) -> None:
         state, model, slot = self._state, self._model, live.slots[0]
         unknown = state.tokens[slot] == model.info.mask_token_id
         if not bool(unknown.any()):  # equal confidences were all fixed together
@@ -105,7 +98,7 @@ class TorchSampler:
         for half in live.slots:
             state.tokens[half] = tokens
 
-    def outcome(self, rows: Sequence["Live"]) -> tuple[Tensor, Tensor, Sequence[int]]:
+    def outcome(self, rows: Sequence[Live]) -> tuple[Tensor, Tensor, Sequence[int]]:
         slots = [live.slots[0] for live in rows]
         facts = [
             [mean_confidence(self._state.probability[slot], live.painted), 0.0]
@@ -113,32 +106,6 @@ class TorchSampler:
         ]
         confidence = torch.tensor(facts, dtype=torch.float64)
         return self._state.tokens[slots], confidence, range(len(rows))
-
-
-def not_finite() -> RenderError:
-    return RenderError(
-        "the model's scores are not finite for this row",
-        hint="check its embeds and the checkpoint; its neighbours are not concerned",
-    )
-
-
-def row_error(error: Exception) -> FarmError:
-    """What becomes of a row that its own arithmetic or admission has failed.
-
-    Raises:
-        AcceleratorError: the device itself has failed, for every row.
-    """
-    if isinstance(error, FarmError):
-        return error
-    if isinstance(error, torch.AcceleratorError):
-        raise error
-    if isinstance(error, torch.OutOfMemoryError):
-        return OutOfMemory("the row did not fit on the GPU", hint="make it or the tile smaller")
-    logging.getLogger(__name__).warning("a row failed", exc_info=error)
-    return RenderError(
-        f"the row failed with {type(error).__name__}: {str(error).partition(chr(10))[0]}",
-        hint="its neighbours are not concerned; the worker's log has the traceback",
-    )
 
 
 def mean_confidence(probability: Tensor, painted: Tensor) -> float:
@@ -193,31 +160,3 @@ def stay_masked(
     count = torch.where((planned > 0) & (left > 0), count, 0)
     cut_off = confidence.sort(dim=-1).values.gather(-1, count)
     return (confidence < cut_off) & unknown
-
-
-class Schedule(NamedTuple):
-    """What the host knows of a row's steps before the first one."""
-
-    temperatures: tuple[float, ...]
-    planned: tuple[int, ...]  # tokens that stay masked after each step; 0 after the last
-
-
-def schedule(spec: RenderSpec, seq_len: int, start_masked: int, kind: str) -> Schedule:
-    """Computed as upstream's scheduler does on a CPU, float32 rounding included."""
-    steps = spec.num_inference_steps
-    temperatures = torch.linspace(*spec.temperature, steps).tolist()
-    inpaint = spec.mode is Mode.INPAINT
-    # This row's own share: upstream takes one over the whole batch.
-    share = torch.tensor(start_masked) / seq_len if inpaint else torch.tensor(1.0)
-    ratios = [mask_ratio("linear" if inpaint else kind, step + 1, steps) for step in range(steps)]
-    planned = [max(int((seq_len * (share * ratio)).floor()), 1) for ratio in ratios]
-    planned[-1] = 0
-    return Schedule(tuple(temperatures), tuple(planned))
-
-
-@functools.lru_cache(maxsize=4096)
-def mask_ratio(kind: str, done: int, steps: int) -> Tensor:
-    """Share of the tokens that is masked after ``done`` of ``steps`` steps."""
-    # One number at a time: torch's vector cosine differs from its scalar one in the last bit.
-    ratio = torch.tensor([[done]]) / steps
-    return (torch.cos(ratio * math.pi / 2) if kind == "cosine" else 1 - ratio)[0, 0]

@@ -1,7 +1,7 @@
 """Half-slots for rows of one token grid: tensors that stay in place while rows come and go."""
 
 import logging
-from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -11,26 +11,10 @@ from torch import Tensor
 
 from farm.spec import CheckpointInfo
 from farm_workers.engine.device import Device, Download, Lru
-from farm_workers.engine.row import Finished, Live, Outcome, Pending
-from farm_workers.engine.sampler import Sampler, State, TorchSampler, row_error
+from farm_workers.engine.row import Conditioned, Finished, Live, Pending, row_error
+from farm_workers.engine.sampler import Sampler, State, TorchSampler
 
 KEPT_GRAPHS = 4  # of passes with adapters, each with the features of all half-slots
-
-
-class Conditioned(Protocol):
-    """A prompt as the model's forward pass takes it."""
-
-    @property
-    def key(self) -> Hashable:
-        """Equal for equal prompts in equal circumstances."""
-
-    @property
-    def packed(self) -> Tensor: ...  # (conditioning_size,)
-    @property
-    def truncated(self) -> bool: ...
-    @property
-    def adapters(self) -> Sequence[Any]:
-        """What the model adds to the layers of its forward pass; the same in both halves."""
 
 
 class Model(Protocol):
@@ -59,11 +43,10 @@ class Model(Protocol):
         """An adapter's file, checked; from any thread."""
 
     def adapter_slots(self, halves: int) -> Any:
-        """Where half-slots keep their adapters: by number, an empty sequence for none.
+        """Where a tile of fixed shape keeps adapters: by half-slot, an empty sequence for none.
 
-        By row it is a list. In tiles of fixed shape it also has ``reserve(adapters)``, called
-        before they are put in, and ``shape``, which is None while there are none and else equal
-        where the same work is done.
+        Before they are put in, ``reserve(adapters)`` is called. ``shape`` is None while there are
+        none, and else equal where the same work is done.
         """
 
     def forward(
@@ -71,7 +54,7 @@ class Model(Protocol):
     ) -> Tensor:
         """Token ids (rows, tokens) to features (rows, halves, tokens, channels).
 
-        ``adapters`` are those of all half-slots, or by row a sequence with those of each row.
+        ``adapters`` are the slots of a tile of fixed shape, or a sequence with those of each row.
         """
 
     def logits(self, features: Tensor) -> Tensor:
@@ -94,36 +77,16 @@ class Model(Protocol):
 
 
 class Tile:
-    """Rows that step together, in ``2 * width`` half-slots: a guided row takes two, another one.
-
-    All half-slots are computed in every step, with rows in them or not, so that the shapes never
-    change.
-    """
+    """Rows that step together, in ``2 * width`` half-slots: a guided row takes two, another one."""
 
     def __init__(
-        self,
-        model: Model,
-        grid: tuple[int, int],
-        *,
-        width: int,
-        urgent: bool,
-        on_host: bool,
+        self, model: Model, grid: tuple[int, int], *, width: int, urgent: bool, on_host: bool
     ) -> None:
-        self.grid, self.width, self.urgent = grid, width, urgent
+        self.grid, self.width, self.urgent, self.size = grid, width, urgent, 2 * width
         self.rows: list[Live] = []
-        self.size = 2 * width
-        self._model, device = model, model.device.torch
-        self.state = State.empty(self.size, grid[0] * grid[1], device)
-        self.packed = torch.zeros(
-            self.size, model.conditioning_size, dtype=model.dtype, device=device
-        )
-        self.adapters = model.adapter_slots(self.size)
+        self.state = State.empty(self.size, grid[0] * grid[1], model.device.torch)
+        self._model, self._free = model, list(range(self.size))
         self.sampler = self._sampler(on_host)
-        self._free = list(range(self.size))
-        self._replay: Callable[[], object] | None = None
-        # By the adapters' shape. More would be kept for nothing: once there are more buffers,
-        # the graphs that know fewer of them are never used again.
-        self._adapted: Lru[Callable[..., tuple[Tensor, ...]]] = Lru(KEPT_GRAPHS, lambda graph: 1)
 
     def _sampler(self, on_host: bool) -> Sampler:
         if on_host:
@@ -131,7 +94,24 @@ class Tile:
         # Here and not above: Triton is made for Linux only.
         from farm_workers.engine.triton_sampler import TritonSampler
 
-        return TritonSampler(self._model, self.state, self._model.device)
+        return TritonSampler(self._model, self.state)
+
+    def _fill(self, live: Live, conditioned: Sequence[Conditioned]) -> None:
+        """Take what a row's passes read into its half-slots."""
+        raise NotImplementedError
+
+    def _empty(self, live: Live) -> None:
+        """Forget it again, whatever of it has come in."""
+        raise NotImplementedError
+
+    def _features(self) -> Tensor:
+        """(half-slots, tokens, channels) of the forward pass."""
+        raise NotImplementedError
+
+    @property
+    def captured(self) -> bool:
+        """Whether its step is a CUDA graph."""
+        return False
 
     @property
     def busy(self) -> int:
@@ -140,12 +120,12 @@ class Tile:
     @property
     def computed(self) -> int:
         """Half-slots that a step computes."""
-        return self.size
+        return self.busy
 
     @property
     def room(self) -> int:
         """Half-slots that are free."""
-        return self.size - self.busy
+        return len(self._free)
 
     @property
     def cost(self) -> float:
@@ -154,69 +134,28 @@ class Tile:
 
     def enter(self, live: Live, conditioned: Sequence[Conditioned]) -> None:
         """Take a row; where that raises, nothing of it stays."""
-        self._reserve(conditioned[0].adapters)
-        live.slots = self._take(len(conditioned))
+        live.slots = tuple(self._free.pop(0) for _ in conditioned)
         self.rows.append(live)
         try:
+            self._fill(live, conditioned)
             self.sampler.enter(live, live.first_tokens(self._model.device))
-            for slot, given in zip(live.slots, conditioned, strict=True):
-                self.packed[slot].copy_(given.packed)
-                self.adapters[slot] = given.adapters
         except Exception:
             self.leave(live)
             raise
 
-    def _reserve(self, adapters: Sequence[Any]) -> None:
-        self.adapters.reserve(adapters)
-
-    def _take(self, halves: int) -> tuple[int, ...]:
-        return tuple(self._free.pop(0) for _ in range(halves))
-
     def leave(self, live: Live) -> None:
-        """Drop a row before its end."""
-        self._release(live)
-        for slot in live.slots:
-            self.state.tokens[slot].zero_()  # nothing masked: the sampler passes over it
-
-    def _release(self, live: Live) -> None:
+        """Drop a row, before its end or after it."""
+        self._empty(live)
         self.rows.remove(live)
         self._free = sorted((*self._free, *live.slots))
-        for slot in live.slots:
-            self.adapters[slot] = ()
 
     def step(self) -> None:
         """One denoising step of every row."""
-        if self._replay is None:
-            self._advance()
-        elif self.adapters.shape is None:
-            self._replay()
-        else:
-            self._advance_adapted(self.adapters.shape)
+        self._advance()
         self._count(self.rows)
-
-    def _advance_adapted(self, shape: Hashable) -> None:
-        """By a graph of the forward pass alone, recorded when rows need it: the sampler's state
-        must not move while it is.
-        """
-        (features,) = self._adapted.get(shape, self._recorded)()
-        self.sampler.step(features, self.rows)
-
-    def _recorded(self) -> Callable[..., tuple[Tensor, ...]]:
-        """The forward pass as a graph, or as it is where there is no memory to record it in."""
-        try:
-            return self._model.device.graphed(self._features)
-        except torch.OutOfMemoryError:
-            logging.getLogger(__name__).warning("adapters run without a CUDA graph")
-        torch.cuda.empty_cache()  # here and not above, where the error still holds its tensors
-        return lambda: (self._features(),)
 
     def _advance(self) -> None:
         self.sampler.step(self._features(), self.rows)
-
-    def _features(self) -> Tensor:
-        """(half-slots, tokens, channels) of the forward pass."""
-        given = self._model.bind(self.packed[:, None])
-        return self._model.forward(self.state.tokens, given, self.grid, self.adapters)[:, 0]
 
     def _count(self, rows: Iterable[Live]) -> None:
         for live in rows:
@@ -229,11 +168,11 @@ class Tile:
         if not done:
             return []
         tokens, facts, places = self.sampler.outcome(done)
-        outcome = Outcome(Download(tokens, facts))
+        brought = Download(tokens, facts)
         for live in done:
-            self._release(live)
+            self.leave(live)
         return [
-            Finished(live, self.grid, tokens[place], outcome, place)
+            Finished(live, self.grid, tokens[place], brought, place)
             for live, place in zip(done, places, strict=True)
         ]
 
@@ -244,58 +183,89 @@ class Tile:
             self.leave(live)
         return found
 
+
+class FixedTile(Tile):
+    """All half-slots are computed in every step, with rows in them or not, so that the shapes
+    never change, and a CUDA graph holds."""
+
+    def __init__(
+        self, model: Model, grid: tuple[int, int], *, width: int, urgent: bool, on_host: bool
+    ) -> None:
+        super().__init__(model, grid, width=width, urgent=urgent, on_host=on_host)
+        size, device = (self.size, model.conditioning_size), model.device.torch
+        self.packed = torch.zeros(size, dtype=model.dtype, device=device)
+        self.adapters = model.adapter_slots(self.size)
+        self._replay: Callable[[], object] | None = None
+        # By the adapters' shape. More would be kept for nothing: once there are more buffers,
+        # the graphs that know fewer of them are never used again.
+        self._adapted: Lru[Callable[..., tuple[Tensor, ...]]] = Lru(KEPT_GRAPHS, lambda graph: 1)
+
+    @property
+    def computed(self) -> int:
+        return self.size
+
     @property
     def captured(self) -> bool:
         return self._replay is not None
 
     def capture(self) -> None:
         """Record the step as a CUDA graph; called at load, while the tile is empty."""
-        self._replay = self._model.device.capture(self._advance)
+        self._replay = self._model.device.capture(super()._advance)
+
+    def _fill(self, live: Live, conditioned: Sequence[Conditioned]) -> None:
+        self.adapters.reserve(conditioned[0].adapters)
+        for slot, given in zip(live.slots, conditioned, strict=True):
+            self.packed[slot].copy_(given.packed)
+            self.adapters[slot] = given.adapters
+
+    def _empty(self, live: Live) -> None:
+        for slot in live.slots:
+            self.adapters[slot] = ()
+            if not live.done:
+                self.state.tokens[slot].zero_()  # nothing masked: the sampler passes over it
+
+    def _advance(self) -> None:
+        if self._replay is None:
+            super()._advance()
+        elif self.adapters.shape is None:
+            self._replay()
+        else:
+            # By a graph of the forward pass alone, recorded when rows need it: the sampler's
+            # state must not move while it is.
+            (features,) = self._adapted.get(self.adapters.shape, self._recorded)()
+            self.sampler.step(features, self.rows)
+
+    def _recorded(self) -> Callable[..., tuple[Tensor, ...]]:
+        """The forward pass as a graph, or as it is where there is no memory to record it in."""
+        try:
+            return self._model.device.graphed(self._features)
+        except torch.OutOfMemoryError:
+            logging.getLogger(__name__).warning("adapters run without a CUDA graph")
+        torch.cuda.empty_cache()  # here and not above, where the error still holds its tensors
+        return lambda: (self._features(),)
+
+    def _features(self) -> Tensor:
+        given = self._model.bind(self.packed[:, None])
+        return self._model.forward(self.state.tokens, given, self.grid, self.adapters)[:, 0]
 
 
 class RowTile(Tile):
-    """Rows whose bits do not depend on the batch: only what is there is computed.
-
-    Guided rows lie in pairs of half-slots from the lower end, the others in single ones from the
-    upper end, both without gaps, so that each kind is one batch.
-    """
+    """Rows whose bits do not depend on the batch: only what is there is computed, the guided rows
+    as one batch and the others as one."""
 
     def __init__(self, model: Model, grid: tuple[int, int], *, width: int, urgent: bool) -> None:
         super().__init__(model, grid, width=width, urgent=urgent, on_host=True)
-        self._bound: dict[tuple[int, int, int], Any] = {}  # by start, stop and halves
+        self._given: dict[Live, Sequence[Conditioned]] = {}
+        self._bound: dict[tuple[int, ...], Any] = {}  # a batch's, until a row comes or goes
         self._computed: Tensor | None = None  # features of all half-slots
 
-    @property
-    def computed(self) -> int:
-        return self.busy
+    def _fill(self, live: Live, conditioned: Sequence[Conditioned]) -> None:
+        self._given[live] = conditioned
+        self._bound.clear()
 
-    def _kind(self, halves: int) -> list[Live]:
-        return [live for live in self.rows if len(live.slots) == halves]
-
-    def _take(self, halves: int) -> tuple[int, ...]:
-        count = len(self._kind(halves))
-        return (2 * count, 2 * count + 1) if halves == 2 else (self.size - 1 - count,)
-
-    def _reserve(self, adapters: Sequence[Any]) -> None:
-        """There is nothing to make room for."""
-
-    def leave(self, live: Live) -> None:
-        self._release(live)
-
-    def _release(self, live: Live) -> None:
-        """The last row of its kind moves into the gap."""
-        last = max(self._kind(len(live.slots)), key=lambda one: abs(one.slots[0] - self._end(one)))
-        if last is not live:
-            for target, source in zip(live.slots, last.slots, strict=True):
-                for held in (*self.state, self.packed, self.adapters):
-                    held[target] = held[source]
-        for slot in last.slots:
-            self.adapters[slot] = ()
-        last.slots = live.slots
-        self.rows.remove(live)
-
-    def _end(self, live: Live) -> int:
-        return 0 if len(live.slots) == 2 else self.size
+    def _empty(self, live: Live) -> None:
+        self._given.pop(live, None)
+        self._bound.clear()
 
     def _advance(self) -> None:
         try:
@@ -309,44 +279,40 @@ class RowTile(Tile):
         """After a pass that failed: each row for itself, so that only those fail that have to."""
         for live in self.rows:
             try:
-                slots = slice(live.slots[0], live.slots[-1] + 1)
-                self._compute(slots, len(live.slots))
+                features = self._compute([live])
             except Exception as error:
                 live.error = row_error(error)
             else:
-                self.sampler.step(self._all(), [live])
+                self.sampler.step(features, [live])
 
     def _features(self) -> Tensor:
-        guided, plain = len(self._kind(2)), len(self._kind(1))
-        if guided:
-            self._compute(slice(0, 2 * guided), 2)
-        if plain:
-            self._compute(slice(self.size - plain, self.size), 1)
-        return self._all()
+        for halves in (1, 2):
+            alike = [live for live in self.rows if len(live.slots) == halves]
+            if alike:
+                self._compute(alike)
+        assert self._computed is not None
+        return self._computed
 
-    def _compute(self, slots: slice, halves: int) -> None:
-        key = (slots.start, slots.stop, halves)
-        if key not in self._bound:
-            rows = (slots.stop - slots.start) // halves
-            self._bound[key] = self._model.bind(self.packed[slots].unflatten(0, (rows, halves)))
-        tokens = self.state.tokens[slots.start : slots.stop : halves]
-        adapters = self.adapters[slots.start : slots.stop : halves]
-        found = self._model.forward(tokens, self._bound[key], self.grid, adapters)
-        self._place(slots, found.flatten(0, 1))
+    def _compute(self, rows: Sequence[Live]) -> Tensor:
+        """Of rows with as many halves each, beside what is known of the others."""
+        slots = tuple(slot for live in rows for slot in live.slots)
+        if slots not in self._bound:
+            packed = torch.stack([half.packed for live in rows for half in self._given[live]])
+            self._bound[slots] = self._model.bind(packed.unflatten(0, (len(rows), -1)))
+        tokens = self.state.tokens[[live.slots[0] for live in rows]]
+        adapters = [self._given[live][0].adapters for live in rows]
+        found = self._model.forward(tokens, self._bound[slots], self.grid, adapters)
+        return self._put(slots, found.flatten(0, 1))
 
-    def _place(self, slots: slice, features: Tensor) -> None:
+    def _put(self, slots: Sequence[int], features: Tensor) -> Tensor:
         if self._computed is None:
             self._computed = features.new_zeros(self.size, *features.shape[1:])
-        self._computed[slots] = features
-
-    def _all(self) -> Tensor:
-        assert self._computed is not None
+        self._computed[list(slots)] = features
         return self._computed
 
     def first_step(self, live: Live, features: Tensor) -> None:
         """A row's first step from features (halves, tokens, channels) that are known already."""
-        self._place(slice(live.slots[0], live.slots[-1] + 1), features)
-        self.sampler.step(self._all(), [live])
+        self.sampler.step(self._put(live.slots, features), [live])
         self._count([live])
 
 

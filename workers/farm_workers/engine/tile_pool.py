@@ -1,19 +1,20 @@
-"""The tiles of an engine: which row goes into which, and how many are kept."""
+"""The tiles of an engine: which row goes into which, how many are kept, and which runs next."""
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
-from typing import NamedTuple
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 
 from farm.errors import OutOfMemory
 from farm.spec import Rng
 from farm_workers.engine.row import Pending
-from farm_workers.engine.tile import Model, RowTile, Tile
+from farm_workers.engine.tile import FixedTile, Model, RowTile, Tile
 from farm_workers.render_engine import Usage
 
 FULL_WIDTH_TOKENS = 1024  # of a row; tiles of larger grids are narrower
 MAX_IDLE = 8  # tiles without rows that are kept; they cost memory, a new one costs time
+FLOOR = 0.2  # of the work that bulk rows get while urgent ones keep coming
 
 
 class Kind(NamedTuple):
@@ -95,10 +96,11 @@ class TilePool:
             self._drop_idle(keep=MAX_IDLE)
             try:
                 self._tiles[kind] = self._make(kind)
-            except torch.cuda.OutOfMemoryError:
+            except torch.OutOfMemoryError:
                 self._drop_idle(keep=0)
                 torch.cuda.empty_cache()
-                self._tiles[kind] = or_out_of_memory(lambda: self._make(kind), self._width)
+                with self._told():
+                    self._tiles[kind] = self._make(kind)
         return self._tiles[kind]
 
     def _drop_idle(self, *, keep: int) -> None:
@@ -115,7 +117,9 @@ class TilePool:
         width = self.width_of(kind.grid, urgent=kind.urgent)
         if self._model.by_row:
             return RowTile(self._model, kind.grid, width=width, urgent=kind.urgent)
-        return Tile(self._model, kind.grid, width=width, urgent=kind.urgent, on_host=kind.on_host)
+        return FixedTile(
+            self._model, kind.grid, width=width, urgent=kind.urgent, on_host=kind.on_host
+        )
 
     def width_of(self, grid: tuple[int, int], *, urgent: bool) -> int:
         """Guided rows that step together: fewer of a large grid, by a fixed rule.
@@ -139,22 +143,73 @@ class TilePool:
         info = self._model.info
         grid = info.grid(info.native_height, info.native_width)
         for urgent in (False, True):
-            kind = Kind(grid, urgent, on_host=False)
-            self._tiles[kind] = or_out_of_memory(partial(self._captured, kind), self._width)
+            with self._told():
+                kind = Kind(grid, urgent, on_host=False)
+                tile = self._tiles[kind] = self._make(kind)
+                if isinstance(tile, FixedTile) and self._model.device.graphs:
+                    tile.capture()
         self._model.capture(grid, {tile.width for tile in self})
 
-    def _captured(self, kind: Kind) -> Tile:
-        tile = self._make(kind)
-        if self._model.device.graphs:
-            tile.capture()
-        return tile
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """A tile that does not fit on the GPU is told of as the user's affair."""
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            raise OutOfMemory(
+                f"a tile of {self._width} guided rows does not fit on the GPU",
+                hint="load with a smaller tile or fewer rows",
+            ) from None
 
 
-def or_out_of_memory(make: Callable[[], Tile], width: int) -> Tile:
-    try:
-        return make()
-    except torch.cuda.OutOfMemoryError:
-        raise OutOfMemory(
-            f"a tile of {width} guided rows does not fit on the GPU",
-            hint="load with a smaller tile or fewer rows",
-        ) from None
+class Work(Protocol):
+    """A bounded piece of work: admitting a row, a tile's step, decoding a tile."""
+
+    @property
+    def urgent(self) -> bool: ...
+
+    @property
+    def cost(self) -> float:
+        """Tokens through the transformer, as many as are computed."""
+
+
+W = TypeVar("W", bound=Work)
+
+
+class StepPolicy:
+    """Remembers only what each tile has had and how much bulk work is owed."""
+
+    def __init__(self) -> None:
+        self._owed = 0.0  # of bulk work, while urgent work goes first
+        self._spent: dict[int, float] = {}  # of each tile, by identity
+
+    def choose(self, ready: Sequence[W], tiles: Sequence[W]) -> W | None:
+        """The next of the works that are ``ready`` at once or, after them, of the live ``tiles``.
+
+        Works of the first kind fill and empty tiles, so they go before the steps of their class.
+        """
+        urgent = [work for work in (*ready, *tiles) if work.urgent]
+        bulk = [work for work in (*ready, *tiles) if not work.urgent]
+        if not urgent:
+            self._owed = 0.0
+            return self._take(bulk, tiles) if bulk else None
+        if bulk and self._owed >= min(work.cost for work in bulk):
+            chosen = self._take(bulk, tiles)
+            self._owed -= chosen.cost  # below zero after a dearer one
+            return chosen
+        chosen = self._take(urgent, tiles)
+        if bulk:
+            self._owed += chosen.cost * FLOOR / (1 - FLOOR)
+        return chosen
+
+    def _take(self, works: list[W], tiles: Sequence[W]) -> W:
+        """The first work that is no tile, or the tile that has had least."""
+        live = {id(tile) for tile in tiles}
+        if id(works[0]) not in live:
+            return works[0]
+        # A tile that was away starts level with the one that had least, not with a credit.
+        level = min((spent for tile, spent in self._spent.items() if tile in live), default=0.0)
+        self._spent = {tile: self._spent.get(tile, level) - level for tile in live}
+        chosen = min(works, key=lambda work: self._spent[id(work)])
+        self._spent[id(chosen)] += chosen.cost
+        return chosen

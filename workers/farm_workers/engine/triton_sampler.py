@@ -2,7 +2,7 @@
 """The sampler of a GPU: a whole tile in two kernels without a word to the host."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,12 +13,8 @@ from torch import Tensor
 from farm.spec import MAX_STEPS
 from farm_workers.engine import sampler
 from farm_workers.engine.rng import Stream
+from farm_workers.engine.row import Live
 from farm_workers.engine.sampler import UNSEEN, State
-
-if TYPE_CHECKING:
-    from farm_workers.engine.device import Device
-    from farm_workers.engine.row import Live
-    from farm_workers.engine.tile import Model
 
 CODE_BLOCK = 1024
 HEADER = 8  # words of a record: the fields below; then come temperatures and planned counts
@@ -36,15 +32,15 @@ class TritonSampler:
     half-slot of a row it is active and names its partner, whose forward pass sees the prompt.
     """
 
-    def __init__(self, model: "Model", state: State, device: "Device") -> None:
-        self._model, self._state, self._device = model, state, device
+    def __init__(self, model: Any, state: State) -> None:
+        self._model, self._state = model, state
         halves, like = len(state.tokens), state.tokens
         self._records = like.new_zeros(halves, HEADER + 2 * MAX_STEPS, dtype=torch.int32)
         self._outcome = like.new_zeros(halves, 2, dtype=torch.float32)  # confidence, failure
 
-    def enter(self, live: "Live", tokens: Tensor) -> None:
+    def enter(self, live: Live, tokens: Tensor) -> None:
         home, partner = live.slots[0], live.slots[-1]
-        self._records[home].copy_(self._device.upload(record(live)), non_blocking=True)
+        self._records[home].copy_(self._model.device.upload(record(live)), non_blocking=True)
         if partner != home:
             self._records[partner, int(ACTIVE)].zero_()
         for slot in live.slots:
@@ -53,7 +49,7 @@ class TritonSampler:
         self._state.probability[home].fill_(UNSEEN)
         self._outcome[home].zero_()
 
-    def step(self, features: Tensor, rows: Sequence["Live"]) -> None:
+    def step(self, features: Tensor, rows: Sequence[Live]) -> None:
         self.choose(self._model.logits(features))
 
     def choose(self, logits: Tensor) -> None:
@@ -63,13 +59,13 @@ class TritonSampler:
         draw(logits.contiguous(), *arguments)
         settle(*arguments, self._outcome)
 
-    def outcome(self, rows: Sequence["Live"]) -> tuple[Tensor, Tensor, Sequence[int]]:
+    def outcome(self, rows: Sequence[Live]) -> tuple[Tensor, Tensor, Sequence[int]]:
         # The whole tile, in two copies: picking rows would cost the same and an upload more.
         slots = [live.slots[0] for live in rows]
         return self._state.tokens.clone(), self._outcome.clone(), slots
 
 
-def record(live: "Live") -> Tensor:
+def record(live: Live) -> Tensor:
     """A row's schedule and seed as one vector of int32 words."""
     plan, seed = live.schedule, live.pending.row.seed
     words = np.zeros(HEADER + 2 * MAX_STEPS, dtype=np.int32)

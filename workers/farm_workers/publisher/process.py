@@ -241,7 +241,8 @@ def _die_with(parent: int) -> None:
 def main() -> None:
     descriptor, parent = map(int, sys.argv[1:])
     _die_with(parent)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the worker's to handle
+    for number in (signal.SIGINT, signal.SIGTERM):  # told to all, but the worker's to handle
+        signal.signal(number, signal.SIG_IGN)
     logs.configure("publisher", level=logging.WARNING)
     connection: Connection[Any, Any] = Connection(descriptor)
     try:

@@ -37,6 +37,7 @@ class StubEngine:
     """
 
     numerics = "stub"
+    device = "nothing"
 
     def __init__(self, info: CheckpointInfo, rows: int = 0) -> None:
         self._info = info

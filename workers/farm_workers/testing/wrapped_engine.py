@@ -11,6 +11,7 @@ class WrappedEngine:
     def __init__(self, engine: RenderEngine) -> None:
         self._engine = engine
         self.numerics = engine.numerics
+        self.device = engine.device
 
     @property
     def idle(self) -> bool:

@@ -124,6 +124,8 @@ class CrashReporter:
 
 def main() -> int:
     """Read what the worker says until it ends; then tell the queue how it ended."""
+    # systemd sends it to all processes of a unit; the worker drains then, and is watched meanwhile.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     worker = os.getppid()
     queue = json.loads(io.FileIO(sys.stdin.fileno(), closefd=False).readline() or "{}")
     said = lines(sys.stdin.fileno(), queue.get("frozen_seconds", FROZEN_SECONDS))

@@ -175,6 +175,9 @@ class EngineLoop:
             return rows.task.key in self._tasks
         if ready is None:
             return False
+        rows.task.begun = True  # before the look: what hands it back waits for this row from now on
+        if rows.task.halted:
+            return False
         try:
             self._engines[rows.lane.checkpoint].add(
                 (rows.task.key, ready.render),
@@ -190,7 +193,6 @@ class EngineLoop:
             self._picture_failed(rows, ready.render, ready.row.index, error)
         else:
             rows.running[ready.render, ready.row.index] = time.monotonic()
-            rows.task.begun = True
         return True
 
     def _announced(self, rows: TaskRows) -> bool:

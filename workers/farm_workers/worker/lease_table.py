@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from farm.job import Lease
 from farm.queue import Progress
 from farm_workers.leased_task import LeasedTask, Outcome
+from farm_workers.worker.timeline import Timeline
 
 
 class LeaseTable:
@@ -23,6 +24,7 @@ class LeaseTable:
         self.queue_wanted = threading.Event()  # there is something to tell the queue
         self.lease_end = math.inf  # of all of them, on the monotonic clock
         self.server_away = False  # the last call found that the queue's server does not run
+        self.timeline = Timeline()
         self._lock = threading.Lock()
         self._tasks: dict[str, LeasedTask] = {}
 
@@ -32,6 +34,7 @@ class LeaseTable:
             if lease.key in self._tasks:
                 return None
             task = self._tasks[lease.key] = LeasedTask(lease)
+            self.timeline.began(task)
             return task
 
     def holds(self, task: LeasedTask) -> bool:
@@ -58,6 +61,7 @@ class LeaseTable:
         with self._lock:
             if self._holds(task):
                 del self._tasks[task.key]
+                self.timeline.ended(task)
         self.engines_wanted.set()
 
     def announce(self, task: LeasedTask, row: int) -> None:

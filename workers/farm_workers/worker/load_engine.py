@@ -20,7 +20,7 @@ def check_loads(checkpoint: Checkpoint) -> None:
     Raises:
         ImportError: the workers' libraries are not installed.
     """
-    from farm_workers.engine.amused.check import check_loads
+    from farm_workers.engine.amused import check_loads
 
     check_loads(checkpoint)
 

@@ -113,6 +113,10 @@ class PreviewSender:
                 self.send()
             except FarmError as error:
                 log.debug("previews: %s", error)
+            except Exception:
+                log.warning("no more previews", exc_info=True)
+                self._maker.wanted = frozenset()
+                return
 
     def send(self) -> None:
         """Learn who asks, and show them what was made since."""

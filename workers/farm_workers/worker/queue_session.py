@@ -90,7 +90,8 @@ class QueueSession:
         self._last_grant = time.monotonic()
         self._heartbeats = 0
         self._room_told = 0
-        self._drain: _Drain | None = None
+        self._leaving: _Drain | None = None  # set by ``drain``, for good
+        self._ordered: _Drain | None = None  # by the session's command, which may be taken back
         self._sharing: str | None = None  # the command that it obeys
         self._told_drain = False  # the queue knows that this session gets no more
         self._hand_back = HandBack(leases, engine_loop, publisher)
@@ -122,8 +123,12 @@ class QueueSession:
 
     def drain(self, seconds: float) -> None:
         """Take no more work, hand back what is not done in that time, and end the worker."""
-        self._drain = _Drain(time.monotonic() + seconds, ends=True)
+        self._leaving = _Drain(time.monotonic() + seconds, ends=True)
         self._leases.queue_wanted.set()
+
+    @property
+    def _drain(self) -> _Drain | None:
+        return self._leaving or self._ordered
 
     # Grants.
 
@@ -159,8 +164,8 @@ class QueueSession:
             look = DRAIN_LOOK_SECONDS if handing_back else HEARTBEAT_SECONDS
             self._leases.queue_wanted.wait(min(max(next_heartbeat - time.monotonic(), 0.0), look))
             self._leases.queue_wanted.clear()
-            if self._drain is not None:
-                self._go_on_draining(self._drain)
+            if (drain := self._drain) is not None:
+                self._go_on_draining(drain)
             self._hand_back.release()
             self._report_ended()
             if self._sharing is not None and not self._hand_back.pending:
@@ -180,32 +185,33 @@ class QueueSession:
             self._watch()
 
     def _report_ended(self) -> None:
-        """Report done tasks in one call: each call waits for the queue's disk."""
+        """Report done tasks in one call: each call waits for the queue's disk. Where the queue does
+        not answer, the next pass tries again: a drain has a deadline meanwhile."""
         while not self._stopped.is_set() and (ended := self._leases.ended[:MAX_ROWS]):
             done = [(task, outcome) for task, outcome in ended if outcome.receipt is not None]
             failed = [(task, outcome) for task, outcome in ended if outcome.receipt is None]
-            for group in ([done] if done else []) + [[one] for one in failed]:
-                self._report(group)
-
-    def _report(self, group: Ended) -> None:
-        while not self._stopped.is_set():
-            with self._patience("report"):
-                try:
-                    self._send(group)
-                except (NotFound, InvalidInput, LeaseLost) as error:
-                    if len(group) > 1:  # one of them is wrong; the others must not suffer for it
-                        for one in group:
-                            self._report([one])
-                        return
-                    [(task, outcome)] = group
-                    log.error("task %s: %s", task.key, error, extra=self._facts(task.lease))
-                    if isinstance(error, InvalidInput) and outcome.receipt is not None:
-                        # Still ours: it is tried again, a limited number of times.
-                        group = [(task, Outcome(None, "infra", str(error)))]
-                        continue
-                for task, _ in group:
-                    self._leases.remove(task)
+            groups = ([done] if done else []) + [[one] for one in failed]
+            if not all(map(self._report, groups)):
+                self._leases.queue_wanted.set()
                 return
+
+    def _report(self, group: Ended) -> bool:
+        """Whether the queue has answered."""
+        with self._patience("report"):
+            try:
+                self._send(group)
+            except (NotFound, InvalidInput, LeaseLost) as error:
+                if len(group) > 1:  # one of them is wrong; the others must not suffer for it
+                    return all(self._report([one]) for one in group)
+                [(task, outcome)] = group
+                log.error("task %s: %s", task.key, error, extra=self._facts(task.lease))
+                if isinstance(error, InvalidInput) and outcome.receipt is not None:
+                    # Still ours: it is tried again, a limited number of times.
+                    return self._report([(task, Outcome(None, "infra", str(error)))])
+            for task, _ in group:
+                self._leases.remove(task)
+            return True
+        return False
 
     def _send(self, group: Ended) -> None:
         done = [(task, outcome.receipt) for task, outcome in group if outcome.receipt is not None]
@@ -284,17 +290,17 @@ class QueueSession:
     def _obey(self, text: str | None) -> None:
         """Do what the session's command says; without one a worker that drained works again."""
         command = Command.parse(text)
-        if self._drain is not None and self._drain.ends:
+        if self._leaving is not None:
             return
         if command is None:
-            self._drain = None
+            self._ordered = None
         elif command.kind == "share":
             if self._sharing is None:
                 self._sharing = text
                 self._hand_back.stop_unbegun(command.number)
-        elif self._drain is None:
+        elif self._ordered is None:
             seconds = math.inf if command.number is None else command.number
-            self._drain = _Drain(time.monotonic() + seconds, ends=False)
+            self._ordered = _Drain(time.monotonic() + seconds, ends=False)
 
     def _end_sharing(self, command: str) -> None:
         """The tasks are back; this worker may have work again, others first."""
@@ -341,8 +347,7 @@ class QueueSession:
         )
         for task in self._leases.tasks.values():
             self._drop(task)
-        if self._drain is not None and not self._drain.ends:
-            self._drain = None
+        self._ordered = None
         self._told_drain, self._sharing = False, None
         self.token = secrets.token_hex(16)
         self.register()
@@ -370,6 +375,8 @@ class QueueSession:
 
 def _rate(task: LeasedTask, receipt: Receipt) -> str:
     """For people who read the log: what a task came to."""
+    if task.lease.finalise:
+        return "its job is finalised"
     seconds = max(time.monotonic() - task.since, 0.001)
     failed = f", {receipt.failed} failed" if receipt.failed else ""
     return f"{receipt.done} pictures in {seconds:.1f} s ({receipt.done / seconds:.1f}/s){failed}"

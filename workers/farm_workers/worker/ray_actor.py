@@ -5,6 +5,8 @@ import logging
 import os
 import threading
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import ray
 
@@ -13,6 +15,7 @@ from farm.paths import write_pid
 from farm.settings import load
 from farm_workers.worker.crash_reporter import CrashReporter
 from farm_workers.worker.settings import WorkerSettings
+from farm_workers.worker.timeline import KIND, Facts
 from farm_workers.worker.worker import Worker
 
 TOLD_SECONDS = 5.0  # between two times that Ray hears of the metrics
@@ -52,6 +55,7 @@ class WorkerActor:
             os._exit(1)
         finally:
             self._ended.set()
+            self._worker.timeline.close()
 
     def _tell_ray(self) -> None:
         from farm_workers.worker.ray_metrics import RayMetrics
@@ -62,7 +66,7 @@ class WorkerActor:
 
     def __repr__(self) -> str:
         """What Ray's dashboard says of the actor; it asks once, when this has been loaded."""
-        return f"{self._worker.name}: {self._worker.description}"
+        return f"{self._worker.name} on {self._worker.description}"
 
     def life(self) -> tuple[str, str, str]:
         """A token that is another one after a restart, what it was placed with, and its node."""
@@ -76,6 +80,19 @@ class WorkerActor:
         """Return after so many seconds, whether the worker has ended; the caller asks again.
 
         A call that never returned would keep one of the actor's threads for every scheduler that
-        died while it waited.
+        died while it waited. Spans of tasks that end meanwhile are in Ray's timeline.
         """
-        return self._ended.wait(seconds)
+        return self._worker.timeline.follow(seconds, _open_span)
+
+
+def _open_span(facts: Facts) -> AbstractContextManager[object]:
+    """What ``ray._private.profiling.profile`` does where RAY_PROFILING is set. Ray has no public
+    call for it, and with that variable every wait for an object would be a span as well."""
+    try:
+        worker: Any = ray._private.worker.global_worker
+        span: AbstractContextManager[object] = worker.core_worker.profile_event(
+            KIND.encode(), facts
+        )
+    except (AttributeError, TypeError):  # another version of Ray; work goes on without spans
+        return nullcontext()
+    return span

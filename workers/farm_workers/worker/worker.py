@@ -39,6 +39,8 @@ from farm_workers.worker.metrics import WorkerMetrics
 from farm_workers.worker.previews import PreviewMaker, PreviewSender
 from farm_workers.worker.queue_session import QueueSession
 from farm_workers.worker.settings import WorkerSettings
+from farm_workers.worker.throughput import Throughput
+from farm_workers.worker.timeline import Timeline
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +89,8 @@ class Worker:
             for checkpoint in found
         }
         rows = {engine: engines[engine].room(_native(infos[engine])) for engine in engines}
-        self.description = " | ".join(engine.numerics for engine in engines.values())
+        self.description = describe(engines)
+        self._throughput = Throughput()
         self._leases = LeaseTable(BUFFERED_ENGINES * sum(rows.values()))
         scratch = settings.data / "scratch" / name
         self._publisher = Publisher(settings.store_url, scratch=scratch)
@@ -137,6 +140,11 @@ class Worker:
     def measured(self) -> dict[str, list[list[Any]]]:
         """What its last heartbeat told of its measures."""
         return self._metrics.latest
+
+    @property
+    def timeline(self) -> Timeline:
+        """Of its tasks."""
+        return self._leases.timeline
 
     def run(self) -> None:
         """Work until ``stop``; returns when what was leased has gone back.
@@ -190,6 +198,7 @@ class Worker:
 
     def _stored(self, event: Event) -> None:
         self._metrics.stored(event.encode_seconds, event.upload_seconds)
+        self._throughput.stored()
         job, lease = event.task.lease.job, event.task.lease_name
         seconds = event.encode_seconds + event.upload_seconds
         tracing.in_task("store", job, lease, seconds, object=event.file)
@@ -203,6 +212,7 @@ class Worker:
                     self._stored(event)
                 else:
                     self._leases.end(event.task, _outcome(event))
+            self._throughput.tell()
 
 
 def _outcome(event: Event) -> Outcome:
@@ -222,7 +232,20 @@ def _session_info(
         "capacity": capacity,
         "checkpoints": [info.model_dump(mode="json") for info in infos.values()],
         "numerics": {name: engine.numerics for name, engine in engines.items()},
+        "device": ", ".join(sorted({engine.device for engine in engines.values()})),
     }
+
+
+def describe(engines: Mapping[str, RenderEngine]) -> str:
+    """On what a worker draws, with which checkpoints, and the numerics class of each: said once
+    where that differs in the checkpoint alone."""
+    classes: dict[tuple[str, str], list[str]] = {}
+    for name, engine in engines.items():
+        rest = engine.numerics.removeprefix(f"{name}; ")
+        classes.setdefault((engine.device, rest), []).append(name)
+    return " | ".join(
+        f"{device}: {', '.join(names)}; {numerics}" for (device, numerics), names in classes.items()
+    )
 
 
 def _native(info: CheckpointInfo) -> Lane:

@@ -51,6 +51,7 @@ document.addEventListener("htmx:response:error", (event) => {
   const { response, text } = event.detail.ctx;
   if (response.status === 401) askForKey();
   else tell(explain(text, response.status));
+  if (response.status > 401 && response.status < 500) find("#loading")?.remove(); // it will not come
 });
 document.addEventListener("htmx:error", () => tell("The farm does not answer. Trying again …"));
 document.addEventListener("htmx:after:request", (event) => {

@@ -1,6 +1,6 @@
 -- How an ended job leaves the queue.
 --
--- requires: prelude, paged_set, lane_use, job_lifecycle
+-- requires: constants, prelude, paged_set, lane_use, job_lifecycle
 --
 --   removals   sorted set: job/tenant -> when no worker stores anything of it any more (ms); its
 --              objects are to be deleted from the store
@@ -20,9 +20,17 @@ local function forget_job(job)
   return lanes
 end
 
--- The same, and its objects go as well. A second call changes nothing but the lanes it returns.
-local function remove_job(job, tenant, settled)
+-- When no worker stores anything of an ended job any more. Those of a cancelled one may do so for a
+-- while.
+local function settled_at(job)
+  local h = redis.call('HMGET', P .. 'job:' .. job, 's', 'e')
+  return h[1] == 'x' and math.max(now, number(h[2]) + SETTLED) or now
+end
+
+-- The same as forget_job, and its objects go as well. A second call changes nothing but the lanes it
+-- returns.
+local function remove_job(job, tenant)
   redis.call('ZREM', P .. 'keeping', owned_job(job, tenant))
-  redis.call('ZADD', P .. 'removals', 'NX', settled, owned_job(job, tenant))
+  redis.call('ZADD', P .. 'removals', 'NX', settled_at(job), owned_job(job, tenant))
   return forget_job(job)
 end

@@ -6,7 +6,6 @@ import platform
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -16,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from farm.checkpoints.inspect import Checkpoint
-from farm.checkpoints.layout import WEIGHTS
+from farm.checkpoints.layout import WEIGHTS, read_tensors
 from farm.errors import InvalidCheckpoint, InvalidInput
 from farm.formats.adapter_file import adapter_targets
 from farm.spec import CheckpointInfo
@@ -28,11 +27,11 @@ from farm_workers.engine.amused.adapters import (
     read_adapter,
 )
 from farm_workers.engine.amused.codec import Codec
-from farm_workers.engine.amused.conditioning import PROMPTS, Conditioned, Conditioning
+from farm_workers.engine.amused.conditioning import PROMPTS, Conditioning
 from farm_workers.engine.amused.layers import Given, Ops
 from farm_workers.engine.amused.transformer import Transformer
 from farm_workers.engine.device import Device, Lru
-from farm_workers.engine.row import Pending
+from farm_workers.engine.row import Conditioned, Pending
 
 ENGINE_VERSION = 3  # raised when the same row starts to give other tokens or bytes
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -65,13 +64,10 @@ class AmusedModel:
         self.info, self.device, self.dtype = info, device, dtype
         self.masking_schedule = masking_schedule
         self.by_row = not fused
-        self.transformer = _transformer(modules["transformer"], info, fused=fused)
+        ops = _ops(fused=fused)
+        self.transformer = Transformer.of(modules["transformer"], info.text_tokens, ops)
         self.conditioning = Conditioning(
-            info,
-            device,
-            modules,
-            self.transformer,
-            cache_bytes=CACHE_BYTES[device.torch.type],
+            info, device, modules, self.transformer, cache_bytes=CACHE_BYTES[device.torch.type]
         )
         self.codec = Codec(modules["vqvae"], device, dtype, fused=fused)
         self.conditioning_size = self.transformer.layout.size
@@ -98,24 +94,17 @@ class AmusedModel:
     def condition(
         self, pending: Pending, ahead: Iterable[Pending] = (), *, alone: bool = False
     ) -> list[Conditioned]:
-        width = 1 if self.by_row or alone else PROMPTS
-        return self.conditioning.of(pending, ahead, width=width, adapters=self._scaled(pending))
-
-    def _scaled(self, pending: Pending) -> list[Scaled]:
-        """The row's adapters, on the device."""
-        found = []
+        adapters = []
         for one in pending.row.spec.adapters:
-            given = pending.adapters[one.sha256]
-            move = partial(given.to, self.device, self.dtype)
-            found.append(Scaled(self._adapters.get(one.sha256, move), one.scale))
-        return found
+            move = partial(pending.adapters[one.sha256].to, self.device, self.dtype)
+            adapters.append(Scaled(self._adapters.get(one.sha256, move), one.scale))
+        width = 1 if self.by_row or alone else PROMPTS
+        return self.conditioning.of(pending, ahead, width=width, adapters=adapters)
 
     def read_adapter(self, data: bytes) -> Adapter:
         return read_adapter(data, self.adapter_targets)
 
-    def adapter_slots(self, halves: int) -> Any:
-        if self.by_row:
-            return [()] * halves
+    def adapter_slots(self, halves: int) -> SlotAdapters:
         layers = self.transformer.step_layers()
         return SlotAdapters(halves, self.device.torch, self.dtype, layers)
 
@@ -171,87 +160,105 @@ class AmusedModel:
         )
 
 
-def _transformer(unet: Any, info: CheckpointInfo, *, fused: bool) -> Transformer:
-    ops = Ops()
-    if fused:
-        from farm_workers.engine.amused.fused_ops import FusedOps
+def _ops(*, fused: bool) -> Ops:
+    if not fused:
+        return Ops()
+    # Here and not above: Triton is made for Linux only.
+    from farm_workers.engine.amused.kernels import FusedOps
 
-        ops = FusedOps()
-    with torch.inference_mode():
-        with torch.device("meta"):
-            transformer = Transformer(unet.config, info.text_tokens)
-        transformer.load_state_dict(unet.state_dict(), assign=True)
-        transformer.eval().requires_grad_(False)
-        transformer.ready(ops)
-    return transformer
+    return FusedOps()
 
 
 def load_modules(
     checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype
 ) -> dict[str, Any]:
     """Weights go from the safetensors files to the device, tensor by tensor, and nowhere else."""
-    modules: dict[str, Any] = {name: _load(checkpoint, name, device, dtype) for name in WEIGHTS}
-    modules["tokenizer"] = load_tokenizer(checkpoint)
+    modules = empty_modules(checkpoint)
+    for name in WEIGHTS:
+        tensors = dict(_tensors(checkpoint, name, device, dtype))
+        modules[name].load_state_dict(tensors, assign=True)
+        modules[name].to(device)
     return modules
 
 
-def load_tokenizer(checkpoint: Checkpoint) -> Any:
-    from transformers import CLIPTokenizer
-
-    with _named("tokenizer"):
-        return CLIPTokenizer.from_pretrained(checkpoint.path / "tokenizer")
-
-
-def empty_module(checkpoint: Checkpoint, name: str) -> nn.Module:
-    """A component as its config.json says, without weights and on no device.
+def check_loads(checkpoint: Checkpoint) -> None:
+    """Build every part and compare it with the headers of its files; reads no weights.
 
     Raises:
-        InvalidCheckpoint: its class does not take the values.
+        InvalidCheckpoint: the first value, tensor or shape that loading would refuse.
+    """
+    modules = empty_modules(checkpoint)
+    with _named("its parts do not make a model"), torch.inference_mode():
+        AmusedModel(checkpoint.info, modules, Device("meta"), torch.float32)
+
+
+def empty_modules(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The parts as their config.json say, without weights and on no device, and the tokenizer.
+
+    Raises:
+        InvalidCheckpoint: a class does not take its values, or its files have other tensors.
     """
     # Here and not above, because it takes seconds to import them.
     from accelerate import init_empty_weights
     from diffusers import UVit2DModel, VQModel
-    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
     makers: dict[str, Callable[[Any], nn.Module]] = {
         "text_encoder": lambda config: CLIPTextModelWithProjection(CLIPTextConfig(**config)),
         "vqvae": VQModel.from_config,
         "transformer": UVit2DModel.from_config,
     }
-    with _named(f"{name}/config.json"), init_empty_weights():
-        return makers[name](checkpoint.config(name))
+    modules: dict[str, Any] = {}
+    for name in WEIGHTS:
+        with _named(f"{name}/config.json"), init_empty_weights():
+            modules[name] = makers[name](checkpoint.config(name)).eval().requires_grad_(False)
+        _compare(checkpoint, name, modules[name])
+    with _named("tokenizer"):
+        modules["tokenizer"] = CLIPTokenizer.from_pretrained(checkpoint.path / "tokenizer")
+    return modules
 
 
 @contextlib.contextmanager
-def _named(file: str) -> Iterator[None]:
+def _named(what: str) -> Iterator[None]:
     """The libraries raise many unrelated classes for values that they do not take."""
     try:
         yield
     except Exception as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise InvalidCheckpoint(f"{file}: {reason}") from None
+        raise InvalidCheckpoint(f"{what}: {reason}") from None
 
 
-def _load(checkpoint: Checkpoint, name: str, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    from accelerate.utils import set_module_tensor_to_device
+def _compare(checkpoint: Checkpoint, name: str, module: nn.Module) -> None:
+    """The tensors that a part has with those that its files' headers tell of."""
+    wanted = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
+    for key, shape in read_tensors(checkpoint.path / name, WEIGHTS[name]).items():
+        if _is_constant(key):
+            continue
+        expected = wanted.pop(key, None)
+        if expected is None:
+            raise InvalidCheckpoint(f"{name} has a tensor {key!r} of another model")
+        if expected != shape:
+            raise InvalidCheckpoint(
+                f"{name} tensor {key!r} has the shape {list(shape)}, but its config.json says "
+                f"{list(expected)}"
+            )
+    if wanted:
+        raise InvalidCheckpoint(f"{name} has no tensor {sorted(wanted)[0]!r}")
 
-    module = empty_module(checkpoint, name)
-    wanted = {key: tensor.shape for key, tensor in module.state_dict().items()}
+
+def _is_constant(key: str) -> bool:
+    """One that older exports carry, and that the modules make themselves."""
+    return key.endswith("position_ids")
+
+
+def _tensors(
+    checkpoint: Checkpoint, name: str, device: torch.device, dtype: torch.dtype
+) -> Iterator[tuple[str, Tensor]]:
     for file in checkpoint.weights(name):
         try:
             with safe_open(file, framework="pt", device="cpu") as tensors:
                 for key in tensors.keys():  # noqa: SIM118  (no iterator)
-                    if key.endswith("position_ids"):
-                        continue  # a constant that older exports carry
-                    if wanted.pop(key, None) is None:
-                        raise InvalidCheckpoint(f"{name} has a tensor {key!r} of another model")
-                    value = tensors.get_tensor(key)
-                    # Without clear_cache=False it collects garbage after every tensor.
-                    set_module_tensor_to_device(
-                        module, key, device, value=value, dtype=dtype, clear_cache=False
-                    )
+                    if not _is_constant(key):
+                        yield key, tensors.get_tensor(key).to(device, dtype)
         except (SafetensorError, OSError, ValueError) as error:
-            raise InvalidCheckpoint(f"{name}/{Path(file).name}: {error}") from None
-    if wanted:
-        raise InvalidCheckpoint(f"{name} has no tensor {sorted(wanted)[0]!r}")
-    return module.to(device).eval().requires_grad_(False)
+            raise InvalidCheckpoint(f"{name}/{file.name}: {error}") from None

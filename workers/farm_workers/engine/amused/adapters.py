@@ -8,8 +8,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import safetensors.torch
 import torch
@@ -211,7 +210,9 @@ def _steps(layer: LowRank) -> int:
 def hooked(module: nn.Module, adapters: RowAdapters) -> Iterator[None]:
     """Within, the module's layers add what the adapters say; afterwards they are as before."""
     handles = [
-        module.get_submodule(name).register_forward_hook(partial(_added, adapters, name))
+        module.get_submodule(name).register_forward_hook(
+            lambda layer, given, output, name=name: adapters.add(output, given[0], name)
+        )
         for name in adapters.names
     ]
     try:
@@ -219,9 +220,3 @@ def hooked(module: nn.Module, adapters: RowAdapters) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _added(
-    adapters: Adapters, name: str, module: nn.Module, given: tuple[Any, ...], output: Tensor
-) -> Tensor:
-    return adapters.add(output, given[0], name)

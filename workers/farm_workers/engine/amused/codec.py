@@ -1,7 +1,7 @@
 """Pictures to tokens and back, through the VQ model."""
 
 import copy
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -10,9 +10,7 @@ import torch.nn.functional as F  # noqa: N812  (torch's own name for it)
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from farm_workers.engine.device import Device
-
-Graph = Callable[..., tuple[Tensor, ...]]
+from farm_workers.engine.device import Device, Shaped
 
 
 class Codec:
@@ -33,8 +31,7 @@ class Codec:
         self._decode_dtype = torch.float32 if dtype is torch.float16 else dtype
         self._decoder = _as(vqvae.decoder, self._decode_dtype)
         self._post_quant = _as(vqvae.post_quant_conv, self._decode_dtype)
-        self._encoders: dict[tuple[int, ...], Graph] = {}  # by height and width in pixels
-        self._decoders: dict[tuple[int, ...], Graph] = {}  # by grid and number of pictures
+        self._codes, self._tile = Shaped(device, self._encoded), Shaped(device, self._decoded)
         if fused:
             # Its own copy: the norms and the memory format of the caller's model stay as they are.
             own: Any = copy.deepcopy(self._decoder)
@@ -44,10 +41,9 @@ class Codec:
     def encode(self, image: NDArray[np.uint8]) -> Tensor:
         """One picture (height, width, 3) to its token ids (tokens,), on the device."""
         pixels = self._device.upload(torch.from_numpy(np.array(image, dtype=np.float32)))
-        graph = self._encoders.get(image.shape[:2])
-        return self._codes(pixels) if graph is None else graph(pixels)[0].clone()
+        return self._codes(pixels)[0].clone()
 
-    def _codes(self, pixels: Tensor) -> Tensor:
+    def _encoded(self, pixels: Tensor) -> Tensor:
         pixels = (pixels[None] / 255.0).permute(0, 3, 1, 2)
         if self._device.torch.type != "cpu":
             # On a CPU they stay as diffusers' preprocessing leaves them, channels last: the
@@ -63,30 +59,23 @@ class Codec:
 
         ``width`` pictures go through the decoder at a time, copies of the last one if need be.
         """
-        graph = self._decoders.get((*grid, width))
         pictures = []
         for tile in tokens.split(width):
             missing = width - len(tile)
             padded = torch.cat([tile, tile[-1:].expand(missing, -1)]) if missing else tile
-            pixels = self._tile(padded, grid) if graph is None else graph(padded)[0].clone()
-            pictures.append(pixels[: len(tile)])
+            (pixels,) = self._tile(padded.unflatten(1, grid))
+            pictures.append(pixels[: len(tile)].clone())
         return torch.cat(pictures)
 
     def capture(self, grid: tuple[int, int], pixel_factor: int, widths: Collection[int]) -> None:
         """CUDA graphs for pictures of that size: of one to encode, of so many to decode."""
-        device, (rows, columns) = self._device.torch, grid
-        height, width = rows * pixel_factor, columns * pixel_factor
-        self._encoders[height, width] = self._device.graphed(
-            self._codes, torch.zeros(height, width, 3, device=device)
-        )
+        device, (height, width) = self._device.torch, (side * pixel_factor for side in grid)
+        self._codes.capture(torch.zeros(height, width, 3, device=device))
         for count in widths:
-            self._decoders[rows, columns, count] = self._device.graphed(
-                lambda tokens: self._tile(tokens, grid),
-                torch.zeros(count, rows * columns, dtype=torch.int64, device=device),
-            )
+            self._tile.capture(torch.zeros(count, *grid, dtype=torch.int64, device=device))
 
-    def _tile(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-        codes = F.embedding(tokens, self._codebook).unflatten(1, grid).permute(0, 3, 1, 2)
+    def _decoded(self, tokens: Tensor) -> Tensor:
+        codes = F.embedding(tokens, self._codebook).permute(0, 3, 1, 2)
         codes = codes.to(self._decode_dtype)
         if not self._channels_last:
             codes = codes.contiguous()
@@ -97,7 +86,7 @@ class Codec:
 
 def _fused(decoder: nn.Module) -> Any:
     # Here and not above: Triton is made for Linux only.
-    from farm_workers.engine.amused.fused_decoder import fuse
+    from farm_workers.engine.amused.kernels import fuse
 
     return fuse(decoder)
 

@@ -1,7 +1,6 @@
 """Prompts to packed conditioning, each distinct one computed once and kept while there is room."""
 
-from collections import defaultdict
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,8 +10,8 @@ from torch import Tensor
 from farm.spec import CheckpointInfo
 from farm_workers.engine.amused.adapters import RowAdapters, Scaled, hooked
 from farm_workers.engine.amused.transformer import Transformer, sinusoids
-from farm_workers.engine.device import Device, Lru
-from farm_workers.engine.row import Pending
+from farm_workers.engine.device import Device, Lru, Shaped
+from farm_workers.engine.row import Conditioned, Pending
 
 PROMPTS = 8  # that a GPU computes together, always as many; a CPU takes them one by one
 
@@ -34,13 +33,6 @@ class Half(NamedTuple):
     micro: tuple[float, ...]
 
 
-class Conditioned(NamedTuple):
-    key: Hashable  # of the prompt and all else that it was made from
-    packed: Tensor  # (size,)
-    truncated: bool
-    adapters: Sequence[Scaled] = ()  # of the steps; they are in ``packed`` already
-
-
 class Conditioning:
     """Each distinct prompt is computed once while the cache has room for it."""
 
@@ -58,10 +50,8 @@ class Conditioning:
         self._dtype = next(self._encoder.parameters()).dtype
         self._limit = min(self._tokenizer.model_max_length, info.text_tokens)
         self._steps = transformer.config["micro_cond_embed_dim"]
-        self._texts_of: dict[int, Any] = defaultdict(lambda: self._encoded)
-        self._condition: dict[int, Any] = defaultdict(
-            lambda: lambda *given: (transformer.condition(*given),)
-        )
+        self._encoded = Shaped(device, self._hidden_and_pooled)
+        self._condition = Shaped(device, transformer.condition)
         self._empty: dict[int, Text] = {}  # by width; most rows want it, so it always stays
         self._texts: Lru[Text] = Lru(cache_bytes // 4, lambda text: text.hidden.nbytes)
         self._packed: Lru[Conditioned] = Lru(cache_bytes, lambda held: held.packed.nbytes)
@@ -70,15 +60,12 @@ class Conditioning:
         """CUDA graphs of the text encoder and of all that follows, for such batches."""
         for width in widths:
             ids = self._device.upload(self._ids([""], width))
-            encode = self._device.graphed(self._encoded, ids)
-            hidden, pooled = (part.clone() for part in encode(ids.clone()))
+            self._encoded.capture(ids)
+            hidden, pooled = (part.clone() for part in self._encoded(ids.clone()))
             steps = torch.zeros(width, self._steps, device=hidden.device)
-            self._texts_of[width] = encode
-            self._condition[width] = self._device.graphed(
-                self._transformer.condition, hidden, pooled, steps
-            )
+            self._condition.capture(hidden, pooled, steps)
 
-    def _encoded(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+    def _hidden_and_pooled(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         output = self._encoder(ids, return_dict=True, output_hidden_states=True)
         return output.hidden_states[-2], output.text_embeds
 
@@ -137,20 +124,18 @@ class Conditioning:
         made = [
             encoded[half.text] if half.given is None else self._taken(half.given) for half in halves
         ]
-        padding = [0] * (width - len(halves))  # the first one again, which is never read
-        micro = [halves[place].micro for place in (*range(len(halves)), *padding)]
+        micro = [half.micro for half in halves]
+        made += [made[0]] * (width - len(made))  # what fills the batch up is never read
+        micro += [micro[0]] * (width - len(micro))
         numbers = torch.tensor(micro, dtype=self._dtype)
         steps = sinusoids(numbers.flatten(), self._transformer.config["micro_cond_encode_dim"])
         steps = self._device.upload(steps.reshape(width, -1))
-        places = (*range(len(made)), *padding)
-        hidden, pooled = (
-            torch.cat([getattr(made[place], part) for place in places])
-            for part in ("hidden", "pooled")
-        )
+        hidden = torch.cat([text.hidden for text in made])
+        pooled = torch.cat([text.pooled for text in made])
         if adapters:
             packed = self._transformer.condition(hidden, pooled, steps, RowAdapters([adapters]))
         else:
-            (packed,) = self._condition[width](hidden, pooled, steps)
+            (packed,) = self._condition(hidden, pooled, steps)
         found = []
         for half, text, vector in zip(halves, made, packed, strict=False):
             held = Conditioned(half.key, vector.clone(), text.truncated)
@@ -169,8 +154,9 @@ class Conditioning:
     ) -> list[Text]:
         """At most ``width`` texts through the text encoder, unless they are kept from before."""
         changing = [one for one in adapters if one.adapter.text_encoder]
-        if changing:
-            return self._adapted(texts, changing)
+        if texts and changing:  # what is made of these texts is kept, they are not
+            with hooked(self._encoder, RowAdapters([changing], "text_encoder")):
+                return self._encode(texts, width, self._hidden_and_pooled)
         found = {
             text: self._texts.find((text, width)) if text else self._empty.get(width)
             for text in texts
@@ -184,25 +170,17 @@ class Conditioning:
                 self._empty[width] = encoded
         return [found[text] for text in texts]  # type: ignore[misc]
 
-    def _adapted(self, texts: Sequence[str], adapters: Sequence[Scaled]) -> list[Text]:
-        """Through the changed text encoder; what becomes of them is kept, they are not."""
-        with hooked(self._encoder, RowAdapters([adapters], "text_encoder")):
-            return [
-                self._text(text, *self._encoded(self._device.upload(self._ids([text], 1))))
-                for text in texts
-            ]
-
-    def _encode(self, texts: Sequence[str], width: int) -> list[Text]:
-        ids = self._ids(texts, width)
-        hidden, pooled = (part.clone() for part in self._texts_of[width](self._device.upload(ids)))
+    def _encode(
+        self, texts: Sequence[str], width: int, run: Callable[..., Any] | None = None
+    ) -> list[Text]:
+        """By ``run``, which is the text encoder with its graphs unless said."""
+        ids = self._device.upload(self._ids(texts, width))
+        hidden, pooled = (part.clone() for part in (run or self._encoded)(ids))
+        lengths = [len(self._tokenizer(text, verbose=False).input_ids) for text in texts]
         return [
-            self._text(text, hidden[index : index + 1], pooled[index : index + 1])
-            for index, text in enumerate(texts)
+            Text(hidden[index : index + 1], pooled[index : index + 1], length > self._limit)
+            for index, length in enumerate(lengths)
         ]
-
-    def _text(self, text: str, hidden: Tensor, pooled: Tensor) -> Text:
-        truncated = len(self._tokenizer(text, verbose=False).input_ids) > self._limit
-        return Text(hidden, pooled, truncated)
 
     def _ids(self, texts: Sequence[str], width: int) -> Tensor:
         ids: Tensor = self._tokenizer(

@@ -16,16 +16,9 @@ from farm_workers.engine.amused.adapters import Adapters
 class Given:
     """What a pass reads beside the tokens."""
 
-    pieces: Mapping[str, Tensor]  # of the prompts' conditioning, see Layout
+    pieces: Mapping[str, Any]  # what layers have made of the prompts, by their names; see Layout
+    halves: int  # of each row
     adapters: Adapters | None = None  # of the rows, where some row has one
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self.pieces[name]
-
-    @property
-    def halves(self) -> int:
-        """Of each row."""
-        return next(iter(self.pieces.values())).shape[1]
 
 
 class Ops:
@@ -107,13 +100,14 @@ class Ops:
 
 
 class Block(nn.Module):
-    """A part of the transformer that knows how its work is done and where its pieces lie."""
+    """A part of the transformer that knows how its work is done."""
 
     ops = Ops()
-    name = ""  # within the transformer, and of its pieces in ``Given``
 
 
 class Linear(nn.Linear, Block):
+    name = ""  # within the transformer
+
     def forward(self, x: Tensor, adapters: Adapters | None) -> Tensor:  # type: ignore[override]
         output = self.ops.linear(x, self.weight, self.bias)
         return output if adapters is None else adapters.add(output, x, self.name)
@@ -159,11 +153,11 @@ class Attention(nn.Module):
         return heads.transpose(1, 2)
 
 
-class PromptAttention(Attention, Block):
+class PromptAttention(Attention):
     """An attention whose keys and values are the prompt's, computed before the first step."""
 
     def forward(self, x: Tensor, given: Given) -> Tensor:  # type: ignore[override]
-        keys, values = given[f"{self.name}.keys"], given[f"{self.name}.values"]
+        keys, values = given.pieces[self.to_k.name], given.pieces[self.to_v.name]
         queries = self.to_q(x, given.adapters)
         return super().forward(queries, keys, values, given.adapters)
 
@@ -195,8 +189,7 @@ class Modulation(Block):
 
     def forward(self, x: Tensor, delta: Tensor | None, given: Given) -> Tensor:
         """Of the residual stream ``x`` after ``delta`` is added to it in place."""
-        scale, shift = given[f"{self.name}.scale"], given[f"{self.name}.shift"]
-        return self.ops.add_norm(x, delta, self.norm, scale, shift)
+        return self.ops.add_norm(x, delta, self.norm, *given.pieces[self.linear.name])
 
 
 class FeedForward(Block):
@@ -265,8 +258,7 @@ class ResBlock(Block):
         inner = self.channelwise_linear_1(inner, given.adapters)
         inner = self.ops.response(inner, self.channelwise_norm)
         inner = self.channelwise_linear_2(inner, given.adapters)
-        scale, shift = given[f"{self.name}.scale"], given[f"{self.name}.shift"]
-        return self.ops.add_modulate(x, inner, scale, shift)
+        return self.ops.add_modulate(x, inner, *given.pieces[self.cond_embeds_mapper.name])
 
 
 class CrossBlock(Block):
@@ -300,8 +292,11 @@ class ConvBlock(nn.Module):
         self.res_blocks = nn.ModuleList([ResBlock(config) for _ in count])
         self.attention_blocks = nn.ModuleList([CrossBlock(config) for _ in count])
         width, bias = config["block_out_channels"], config["use_bias"]
-        self.downsample = Resample(config, nn.Conv2d(width, width, 2, 2, bias=bias), down)
-        self.upsample = Resample(config, nn.ConvTranspose2d(width, width, 2, 2, bias=bias), up)
+        self.downsample = self.upsample = None
+        if down:
+            self.downsample = Resample(config, nn.Conv2d(width, width, 2, 2, bias=bias))
+        if up:
+            self.upsample = Resample(config, nn.ConvTranspose2d(width, width, 2, 2, bias=bias))
 
     def forward(
         self, x: Tensor, grid: tuple[int, int], given: Given
@@ -311,35 +306,31 @@ class ConvBlock(nn.Module):
         The grid may come out halved or doubled.
         """
         delta: Tensor | None = None
-        if self.downsample.present:
-            x, grid = self.downsample(x, grid, halve=True)
+        if self.downsample is not None:
+            x, grid = self.downsample(x, grid)
         for res_block, cross_block in zip(self.res_blocks, self.attention_blocks, strict=True):
             stream = x if delta is None else x.add_(delta)
             x, delta = cross_block(res_block(stream, grid, given), given)
-        if self.upsample.present:
-            x, grid = self.upsample(x if delta is None else x.add_(delta), grid, halve=False)
+        if self.upsample is not None:
+            x, grid = self.upsample(x if delta is None else x.add_(delta), grid)
             delta = None
         return x, delta, grid
 
 
 class Resample(Block):
-    """Half or twice the token grid; not used where the checkpoint has none."""
+    """Half or, with a transposed convolution, twice the token grid."""
 
-    def __init__(self, config: Mapping[str, Any], conv: nn.Module, present: bool) -> None:
+    def __init__(self, config: Mapping[str, Any], conv: nn.Module) -> None:
         super().__init__()
-        self.present = present
-        if present:
-            eps, affine = config["layer_norm_eps"], config["ln_elementwise_affine"]
-            self.norm = RMSNorm(config["block_out_channels"], eps, affine)
-            self.conv = conv
+        eps, affine = config["layer_norm_eps"], config["ln_elementwise_affine"]
+        self.norm = RMSNorm(config["block_out_channels"], eps, affine)
+        self.conv = conv
 
-    def forward(
-        self, x: Tensor, grid: tuple[int, int], *, halve: bool
-    ) -> tuple[Tensor, tuple[int, int]]:
+    def forward(self, x: Tensor, grid: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
         normed, (height, width) = self.ops.add_norm(x, None, self.norm), grid
-        if halve:
-            return self.ops.halve(normed, grid, self.conv), (height // 2, width // 2)
-        return self.ops.double(normed, grid, self.conv), (2 * height, 2 * width)
+        if isinstance(self.conv, nn.ConvTranspose2d):
+            return self.ops.double(normed, grid, self.conv), (2 * height, 2 * width)
+        return self.ops.halve(normed, grid, self.conv), (height // 2, width // 2)
 
 
 class Embed(nn.Module):

@@ -1,10 +1,9 @@
 """The U-ViT transformer: what depends on the prompt is computed once, the rest every step."""
 
-import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own name for it)
@@ -12,7 +11,6 @@ from torch import Tensor, nn
 
 from farm_workers.engine.amused.adapters import Adapters
 from farm_workers.engine.amused.layers import (
-    Attention,
     Block,
     CondEmbed,
     ConvBlock,
@@ -32,7 +30,7 @@ from farm_workers.engine.amused.layers import (
 
 
 class Piece(NamedTuple):
-    """Where one tensor of the prompt's conditioning lies in a half's packed vector."""
+    """Where what one layer makes of the prompt lies in a half's packed vector."""
 
     start: int
     stop: int
@@ -43,11 +41,12 @@ class Piece(NamedTuple):
 class Layout:
     """The packed vector of everything about a prompt that a step reads: one copy per admission.
 
-    First all scales and shifts, then the keys and values of the transformer's layers, then those
-    of the convolutional blocks: each kind lies together, so that one product computes it.
+    It has a piece for each layer that is computed from the prompt alone: first the modulations,
+    then keys and values of the transformer's layers, then those of the convolutional blocks. Each
+    kind lies together, so that one product computes it.
     """
 
-    pieces: Mapping[str, Piece]
+    pieces: Mapping[str, Piece]  # by the layer's name
     size: int
 
     @classmethod
@@ -61,18 +60,18 @@ class Layout:
             start = (start + 63) // 64 * 64  # attention kernels want aligned rows
         return cls(pieces, start)
 
-    def region(self, packed: Tensor, names: Sequence[str]) -> Tensor:
-        """The pieces of those names, which lie together, in (rows, size)."""
-        return packed[:, self.pieces[names[0]].start : self.pieces[names[-1]].stop]
+    def region(self, packed: Tensor, layers: Sequence[str]) -> Tensor:
+        """The pieces of those layers, which lie together, in (rows, size)."""
+        return packed[:, self.pieces[layers[0]].start : self.pieces[layers[-1]].stop]
 
     def views(self, packed: Tensor) -> Given:
-        """The pieces of (rows, halves, size); keys and values as attention takes them."""
-        found = {}
+        """The pieces of (rows, halves, size), as the blocks take them."""
+        found: dict[str, Any] = {}
         for name, piece in self.pieces.items():
             view = packed[:, :, piece.start : piece.stop].unflatten(2, piece.shape)
-            heads_first = len(piece.shape) == 3  # keys and values
-            found[name] = view.flatten(0, 1).transpose(1, 2) if heads_first else view
-        return Given(found)
+            heads = len(piece.shape) == 3  # of keys or values; else a scale and a shift
+            found[name] = view.flatten(0, 1).transpose(1, 2) if heads else view.chunk(2, -1)
+        return Given(found, packed.shape[1])
 
 
 class Transformer(nn.Module):
@@ -100,50 +99,29 @@ class Transformer(nn.Module):
         self.project_from_hidden = Linear(width, channels, bias=bias)
         self.up_block = ConvBlock(config, down=False, up=config["upsample"])
         self.mlm_layer = Head(config)
-        self._ops = Block.ops
         for name, module in self.named_modules():
-            if isinstance(module, Block):
+            if isinstance(module, Linear):
                 module.name = name
+        crossed = [one for block in self.crossed() for one in block.attentions]
         self.layout = Layout.of(
-            (
-                (f"{name}.{part}", (1, linear.out_features // 2))
-                for name, linear in self.modulations()
-                for part in ("scale", "shift")
-            ),
-            _shapes(self.attentions(), text_tokens),
-            _shapes([one for block in self.crossed() for one in block.attentions], text_tokens),
+            [(layer.name, (1, layer.out_features)) for layer in self.modulations()],
+            _keys_and_values_of(self.attentions(), text_tokens),
+            _keys_and_values_of(crossed, text_tokens),
         )
 
-    def modulations(self) -> Iterator[tuple[str, Linear]]:
-        for name, module in self.named_modules():
-            if isinstance(module, Modulation):
-                yield name, module.linear
-            elif isinstance(module, ResBlock):
-                yield name, module.cond_embeds_mapper
+    @classmethod
+    @torch.inference_mode()
+    def of(cls, unet: Any, text_tokens: int, ops: Ops) -> Self:
+        """Around the weights of a UVit2DModel, ready to run with rows computed by ``ops``."""
+        with torch.device("meta"):
+            model = cls(unet.config, text_tokens)
+        model.load_state_dict(unet.state_dict(), assign=True)
+        model.eval().requires_grad_(False)
+        model._ready(ops)
+        return model
 
-    def attentions(self) -> list[PromptAttention]:
-        """To the prompt, of the transformer's layers."""
-        layers = (layer for layer in self.transformer_layers if isinstance(layer, TransformerLayer))
-        return [layer.attn2 for layer in layers]
-
-    def crossed(self) -> list[CrossBlock]:
-        """The blocks that attend to the prompt beside the convolutions."""
-        return [one for one in self.modules() if isinstance(one, CrossBlock)]
-
-    def step_layers(self) -> frozenset[str]:
-        """Names of the linear layers in ``features``; all others are in ``condition`` alone."""
-        attentions = [
-            *self.attentions(),
-            *(one for block in self.crossed() for one in block.attentions),
-        ]
-        prompt = [self.encoder_proj, self.cond_embed.linear_1, self.cond_embed.linear_2]
-        prompt += [linear for _, linear in self.modulations()] + _keys_and_values(attentions)
-        prompt += [block.kv_mapper for block in self.crossed() if block.kv_mapper is not None]
-        linears = {module.name for module in self.modules() if isinstance(module, Linear)}
-        return frozenset(linears - {linear.name for linear in prompt})
-
-    def ready(self, ops: Ops) -> None:
-        """Called once when the weights are in: fixes how rows are computed, builds the tables."""
+    def _ready(self, ops: Ops) -> None:
+        """Builds the tables."""
         self._ops = ops
         for module in self.modules():
             if isinstance(module, Block):
@@ -157,6 +135,27 @@ class Transformer(nn.Module):
         shared = Products(self, together=True) if ops.together else None
         self._alone = Products(self, together=False)  # after it, which has moved the weights
         self._products = shared or self._alone
+
+    def modulations(self) -> list[Linear]:
+        found = (one for one in self.modules() if isinstance(one, Modulation | ResBlock))
+        return [
+            one.linear if isinstance(one, Modulation) else one.cond_embeds_mapper for one in found
+        ]
+
+    def attentions(self) -> list[PromptAttention]:
+        """To the prompt, of the transformer's layers."""
+        return [one.attn2 for one in self.modules() if isinstance(one, TransformerLayer)]
+
+    def crossed(self) -> list[CrossBlock]:
+        """The blocks that attend to the prompt beside the convolutions."""
+        return [one for one in self.modules() if isinstance(one, CrossBlock)]
+
+    def step_layers(self) -> frozenset[str]:
+        """Names of the linear layers in ``features``; all others are in ``condition`` alone."""
+        before = {"encoder_proj", "cond_embed.linear_1", "cond_embed.linear_2"}
+        before |= {block.kv_mapper.name for block in self.crossed() if block.kv_mapper is not None}
+        linears = {module.name for module in self.modules() if isinstance(module, Linear)}
+        return frozenset(linears - before - self.layout.pieces.keys())
 
     def condition(
         self, text: Tensor, pooled: Tensor, steps: Tensor, adapters: Adapters | None = None
@@ -207,28 +206,16 @@ class Transformer(nn.Module):
         return F.linear(features, head.weight.flatten(1), head.bias)
 
 
-def _shapes(
-    attentions: Sequence[Attention], text_tokens: int
-) -> Iterator[tuple[str, tuple[int, ...]]]:
-    for attention in attentions:
-        for part, layer in (("keys", attention.to_k), ("values", attention.to_v)):
-            heads = attention.heads
-            yield f"{attention.name}.{part}", (text_tokens, heads, layer.out_features // heads)
-
-
 class Group:
-    """Layers whose products are one, and the pieces of the layout that these fill.
+    """Layers whose products are one: their weights become one, each keeps a view of its part."""
 
-    Their weights become one; each layer keeps a view of its part.
-    """
-
-    def __init__(self, layers: Sequence[Linear], pieces: Sequence[str]) -> None:
-        self.pieces, self._layer = pieces, layers[0].name
+    def __init__(self, layers: Sequence[Linear]) -> None:
+        self.layers = [layer.name for layer in layers]
         self.weight, self._bias = _stacked(layers)
 
     def __call__(self, x: Tensor, adapters: Adapters | None) -> Tensor:
         product = F.linear(x, self.weight, self._bias)
-        return product if adapters is None else adapters.add(product, x, self._layer)
+        return product if adapters is None else adapters.add(product, x, self.layers[0])
 
 
 class Products:
@@ -240,41 +227,37 @@ class Products:
 
     def __init__(self, model: Transformer, *, together: bool) -> None:
         self._layout, self._together = model.layout, together
-        pieces = iter(model.layout.pieces)
-        self._modulations = self._groups([one for _, one in model.modulations()], pieces, 2)
+        modulations, blocks = model.modulations(), model.crossed()
         # A scale is one plus what the layer gives.
-        ones = [
-            torch.full(model.layout.pieces[name].shape, name.endswith(".scale"))
-            for group in self._modulations
-            for name in group.pieces
+        halves = [
+            torch.full((1, one.out_features // 2), on) for one in modulations for on in (1, 0)
         ]
-        self._ones = torch.cat(ones, 1).to(self._modulations[0].weight)
-        self._layers = self._groups(_keys_and_values(model.attentions()), pieces)
-        blocks = model.crossed()
-        self._blocks = [self._groups(_keys_and_values(one.attentions), pieces) for one in blocks]
+        self._ones = torch.cat(halves, 1).to(modulations[0].weight)
+        self._modulations = self._groups(modulations)
+        self._layers = self._groups(_keys_and_values(model.attentions()))
+        self._blocks = [self._groups(_keys_and_values(block.attentions)) for block in blocks]
         mappers = [block.kv_mapper for block in blocks if block.kv_mapper is not None]
-        self._mappers = self._groups(mappers, iter(()))
+        self._mappers = self._groups(mappers)
 
-    def _groups(
-        self, layers: Sequence[Linear], pieces: Iterator[str], each: int = 1
-    ) -> list[Group]:
-        """Of layers that fill so many pieces each, which come next."""
+    def _groups(self, layers: Sequence[Linear]) -> list[Group]:
         size = max(len(layers), 1) if self._together else 1
-        parts = [layers[first : first + size] for first in range(0, len(layers), size)]
-        return [Group(part, list(itertools.islice(pieces, each * len(part)))) for part in parts]
+        return [Group(layers[first : first + size]) for first in range(0, len(layers), size)]
 
     def fill(
         self, packed: Tensor, text: Tensor, embedded: Tensor, adapters: Adapters | None
     ) -> None:
         """Write all pieces of ``packed`` (prompts, size)."""
         for group in self._modulations:
-            ones, region = (self._layout.region(one, group.pieces) for one in (self._ones, packed))
+            ones, region = (self._layout.region(one, group.layers) for one in (self._ones, packed))
             torch.add(group(embedded, adapters), ones, out=region)
-        for group in self._layers:
-            self._put(packed, group.pieces, group(text, adapters))
-        for mapped, groups in zip(self._mapped(text, adapters), self._blocks, strict=True):
+        texts = [text, *self._mapped(text, adapters)]
+        for source, groups in zip(texts, (self._layers, *self._blocks), strict=True):
             for group in groups:
-                self._put(packed, group.pieces, group(mapped, adapters))
+                # Keys and values (prompts, text tokens, all their channels), each by itself.
+                product = group(source, adapters).unflatten(-1, (len(group.layers), -1))
+                region = self._layout.region(packed, group.layers)
+                region = region.unflatten(1, (len(group.layers), product.shape[1], -1))
+                region.copy_(product.transpose(1, 2))
 
     def _mapped(self, text: Tensor, adapters: Adapters | None) -> list[Tensor]:
         """The text as each block's keys and values are made of it."""
@@ -285,15 +268,18 @@ class Products:
         # By row each stays as it was made: the product of a strided view may have other bits.
         return mapped if len(mapped) > 1 else list(mapped[0].chunk(len(self._blocks), -1))
 
-    def _put(self, packed: Tensor, pieces: Sequence[str], products: Tensor) -> None:
-        """Keys and values (prompts, text tokens, all their channels), each piece by itself."""
-        region = self._layout.region(packed, pieces)
-        region = region.unflatten(1, (len(pieces), products.shape[1], -1))
-        region.copy_(products.unflatten(-1, (len(pieces), -1)).transpose(1, 2))
 
-
-def _keys_and_values(attentions: Iterable[Attention]) -> list[Linear]:
+def _keys_and_values(attentions: Iterable[PromptAttention]) -> list[Linear]:
     return [layer for one in attentions for layer in (one.to_k, one.to_v)]
+
+
+def _keys_and_values_of(
+    attentions: Iterable[PromptAttention], text_tokens: int
+) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Their layers' names and the shape of a prompt's keys or values."""
+    for attention in attentions:
+        for layer in (attention.to_k, attention.to_v):
+            yield layer.name, (text_tokens, attention.heads, layer.out_features // attention.heads)
 
 
 def _stacked(linears: Sequence[Linear]) -> tuple[Tensor, Tensor | None]:

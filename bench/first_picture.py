@@ -1,0 +1,110 @@
+"""How soon after its making the first picture of a bulk job is on screen.
+
+python bench/first_picture.py [--checkpoint shapes-64] [--rounds 5] [--out FILE]
+
+One farm as ``farm up`` makes it, with one worker. In each round a job of 2,000 pictures comes in. A
+reader waits for its first picture with the SDK, and a browser, where there is one, shows the job's
+page. A picture counts as made when its file is in the store's folder.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from farm.local.embedded import free_port
+from farm_client import Farm, Job
+
+PICTURES = 2000
+STEPS = 40  # so that the page is open before the first picture is made
+SHOWN = "document.querySelector('#pictures img')?.naturalWidth > 0"
+LONGEST_MS = 120_000
+
+Look = Callable[[Job], float]
+
+
+def seen_by_sdk(job: Job) -> float:
+    """When its bytes were there."""
+    assert next(job.images()).bytes()
+    return time.time()
+
+
+@contextlib.contextmanager
+def browser(url: str) -> Iterator[Look | None]:
+    """What gives the time at which the page of a job showed a picture; None without a browser."""
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    if program is None:
+        yield None
+        return
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        page = opened.new_page()
+
+        def look(job: Job) -> float:
+            page.goto(f"{url}/jobs/{job.id}")
+            page.wait_for_function(SHOWN, polling=20, timeout=LONGEST_MS)
+            return time.time()
+
+        yield look
+        opened.close()
+
+
+def one_round(farm: Farm, store: Path, look: Look | None) -> dict[str, float]:
+    """Seconds after the making, by how it was looked at."""
+    renders = (
+        {"prompt": f"a red circle {n}", "num_inference_steps": STEPS} for n in range(PICTURES)
+    )
+    job = farm.submit_many(renders, priority="bulk", seed=0)
+    with ThreadPoolExecutor(1) as pool:
+        sdk = pool.submit(seen_by_sdk, job)
+        seen = {"page": look(job)} if look else {}
+        seen["sdk"] = sdk.result()
+    made = min(path.stat().st_mtime for path in store.glob(f"*/{job.id}/data/0/*.png"))
+    job.cancel()
+    return {name: round(when - made, 3) for name, when in seen.items()}
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--checkpoint", default="shapes-64")
+    options.add_argument("--rounds", type=int, default=5)
+    options.add_argument("--out", type=Path)
+    given = options.parse_args()
+    with tempfile.TemporaryDirectory(prefix="first-picture-") as data:
+        url = f"http://127.0.0.1:{free_port()}"
+        command, environment = [sys.executable, "-m", "farm.cli"], {**os.environ, "FARM_DATA": data}
+        up = ["up", "--port", url.rpartition(":")[2], "--workers", "1", "--detach"]
+        subprocess.run(
+            [*command, *up, "--checkpoint", given.checkpoint], env=environment, check=True
+        )
+        try:
+            with Farm(url) as farm, browser(url) as look:
+                store = Path(data) / "store"
+                rounds = [one_round(farm, store, look) for _ in range(given.rounds)]
+        finally:
+            subprocess.run([*command, "down"], env=environment, check=True)
+    told = {
+        name: {
+            "median": statistics.median(one[name] for one in rounds),
+            "longest": max(one[name] for one in rounds),
+        }
+        for name in rounds[0]
+    }
+    print(json.dumps({"rounds": rounds, "seconds": told}, indent=1))
+    if given.out is not None:
+        given.out.write_text(json.dumps({"rounds": rounds, "seconds": told}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,29 @@
+"""What people are told of the device that an engine draws on."""
+
+import pytest
+import torch
+
+from farm_workers.engine.device import Device
+
+
+def test_a_cpu_has_no_number() -> None:
+    assert Device("cpu").label == "CPU"
+
+
+@pytest.mark.parametrize(
+    ("visible", "index", "told"),
+    [
+        (None, 1, "GPU 1, a card"),
+        ("", 1, "GPU 1, a card"),
+        ("6,3", 1, "GPU 3, a card"),
+        ("5", 0, "GPU 5, a card"),
+    ],
+)
+def test_a_gpu_has_the_number_that_it_has_on_its_machine(
+    visible: str | None, index: int, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a card")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert Device(f"cuda:{index}").label == told
