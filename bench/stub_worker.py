@@ -52,7 +52,7 @@ class StubEngine:
     """A step takes the same time however many rows share it. Urgent rows have steps of their own,
     and every fifth one is left to the others, as in the engine for a GPU."""
 
-    numerics = "stub"
+    numerics, device = "stub", "nothing"
 
     def __init__(self, rows: int, step_seconds: float) -> None:
         self._rows, self._step_seconds = rows, step_seconds
