@@ -89,7 +89,7 @@ bench-million: $(INSTALLED)
 # then four more hosts, on which docs/several-machines.md is done as it says.
 cluster: $(INSTALLED)
 	$(BIN)/python tests/hosts/faults.py
-	$(BIN)/python tests/hosts/page.py
+	$(BIN)/python tests/hosts/follow_page.py
 
 # As root, without Docker: the images' steps are done and a farm runs from them, over a Debian that
 # debootstrap has put into IMAGE_BASE (tools/image.py).

@@ -16,8 +16,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
+from data_host import KEYS, S3_PORT, server_speaks_tls, start_queue, start_store
 from network import Host, Network, wait_until
-from services import KEYS, S3_PORT, server_speaks_tls, start_queue, start_store
 from watch import Watch
 
 ROOT = Path(__file__).parents[2]

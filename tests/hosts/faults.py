@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cluster import HOSTS, Cluster
+from data_host import ceph_is_installed, server_speaks_tls
 from network import Host, Network, wait_until, why_not
 from PIL import Image, ImageDraw
-from services import ceph_is_installed, server_speaks_tls
 from watch import complete, elsewhere, given_back
 
 JOB_SECONDS = 900.0

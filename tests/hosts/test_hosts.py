@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 from cluster import GATEWAY_PORT, HOSTS, UNITS, Cluster, read_unit
+from data_host import QUEUE_PORT, server_speaks_tls
+from follow_page import blocks
 from network import Network, wait_until, why_not
-from services import QUEUE_PORT, server_speaks_tls
 
 STUB = Path(__file__).parents[2] / "bench" / "stub_worker.py"
 PICTURES = 48
@@ -86,3 +87,7 @@ def test_each_unit_runs_a_command_that_exists() -> None:
     for unit in UNITS.glob("*.service"):
         program, *_ = read_unit(unit.stem).words(environment)
         assert Path(program).exists(), unit.name
+
+
+def test_each_block_of_the_page_is_for_known_hosts() -> None:
+    assert {name for block in blocks() for name in block.hosts} == set(HOSTS)

@@ -1,4 +1,4 @@
-"""Does what ``docs/several-machines.md`` says: ``python tests/hosts/page.py``, a part of
+"""Does what ``docs/several-machines.md`` says: ``python tests/hosts/follow_page.py``, a part of
 ``make cluster``.
 
 Every block is run on the hosts that its heading names, as a person would paste it. What a person
@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cluster import HOSTS, WORKER_HOSTS
+from data_host import KEYS, S3_PORT, SERVER, ceph_is_installed, server_speaks_tls, start_store
 from network import Host, Network, why_not
-from services import KEYS, S3_PORT, SERVER, ceph_is_installed, server_speaks_tls, start_store
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "several-machines.md"
