@@ -158,6 +158,7 @@ class Builder:
             "PIP_NO_INDEX": "1",
             "PIP_FIND_LINKS": WHEELS,
             "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+            "PIP_QUIET": "1",
         }
         command = ["sh", "-ec", f"mkdir -p {image.folder} && cd {image.folder} && {text}"]
         outside = {"WHEELHOUSE": str(self._wheels), "PATH": os.environ["PATH"]}
@@ -278,6 +279,7 @@ def _render(url: str, folder: Path) -> None:
             if time.monotonic() > deadline:
                 raise TimeoutError("the images' farm is not ready") from None
             time.sleep(0.5)
+    (folder / "out").mkdir(exist_ok=True)
     with Farm(url) as farm:
         job = farm.submit("a large red circle on a blue background", seed=7)
         paths = [image.save(folder / "out") for image in job.images()]

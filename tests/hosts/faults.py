@@ -16,6 +16,7 @@ import argparse
 import json
 import logging
 import math
+import signal
 import sys
 import tempfile
 import time
@@ -225,6 +226,7 @@ def main() -> int:
         log.error("no cluster: %s", reason)
         return 1
     encrypted = server_speaks_tls() and ceph_is_installed() and not options.plain
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the hosts go as well
     with tempfile.TemporaryDirectory(prefix="farm-hosts-") as name:
         network = Network(Path(name), HOSTS, lossy=["w2"])
         with network.up():

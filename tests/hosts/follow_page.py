@@ -10,6 +10,7 @@ packages are those that this is run with; ``make image`` installs them.
 import logging
 import os
 import re
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -114,14 +115,18 @@ class Person:
 def prepare(host: Host) -> None:
     """A machine with a server for the queue, and with programs that every user may run."""
     server = os.environ[SERVER]
-    libraries = os.environ.get("LD_LIBRARY_PATH", "")
-    shown = {Path(sys.base_prefix), ROOT, Path(sys.executable).parent, Path(server).parent}
+    shown = {Path(sys.base_prefix), ROOT, Path(sys.executable).parent}
     parents = {str(parent) for path in shown for parent in (path, *path.resolve().parents)}
-    program = f'#!/bin/sh\nLD_LIBRARY_PATH={libraries} exec {server} "$@"\n'
+    # Where a unit sees it, which has a /tmp of its own.
+    home = "/usr/local/lib/queue"
+    program = f'#!/bin/sh\nLD_LIBRARY_PATH={home} exec {home}/server "$@"\n'
+    libraries = os.environ.get("LD_LIBRARY_PATH", "")
     script = (
-        f"chmod a+rx {' '.join(sorted(parents))}; "
+        f"chmod a+rx {' '.join(sorted(parents))}; mkdir -p /etc/systemd/system {home}; "
+        f"cp {server} {home}/server; "
+        f"[ -z '{libraries}' ] || cp -L {libraries}/*.so* {home}; "
         f"printf '%s' '{program}' > /usr/local/bin/valkey-server; "
-        "chmod 0755 /usr/local/bin/valkey-server; mkdir -p /etc/systemd/system"
+        "chmod 0755 /usr/local/bin/valkey-server"
     )
     host.run(["sh", "-c", script], {"PATH": "/usr/bin:/bin"})
 
@@ -157,6 +162,7 @@ def main() -> int:
     if not (server_speaks_tls() and ceph_is_installed()):
         log.warning("skipped: %s names no server, or there is no Ceph (tools/ceph.sh)", SERVER)
         return 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the hosts go as well
     with tempfile.TemporaryDirectory(prefix="farm-page-") as name:
         network = Network(Path(name), HOSTS, own_roots=True)
         with network.up():
