@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from farm.local.embedded import free_port
+from farm.local.ports import free_port
 from farm_client import Farm, Job
 
 PICTURES = 2000
