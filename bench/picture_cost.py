@@ -71,7 +71,7 @@ def cost(size: int, count: int) -> dict[str, float]:
         ],
     )
     for name, layout in LAYOUTS.items():
-        contents = [layout.content(row, data) for row, data in zip(rows, files, strict=True)]
+        contents = [row.tokens for row in rows] if layout.tokens_alone else files
         layout.pack(rows, contents)  # imports what it needs
         timed(f"shard, {name}", lambda layout=layout, held=contents: layout.pack(rows, held))
     figures["kilobytes"] = round(sum(map(len, files)) / count / 1000, 1)

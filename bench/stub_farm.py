@@ -25,18 +25,19 @@ SAMPLE_SECONDS = 0.5
 class StubFarm:
     """A Valkey server, a gateway, a scheduler and workers, without Ray.
 
-    ``peaks`` has the most resident memory, in bytes, that each of them has had by now.
+    ``memory`` has their resident memory in bytes, twice a second.
 
     Args:
         folder: for everything that it writes.
         workers: how many.
         store: its URL; by default a folder.
+        rows: that an engine holds; by default as many as the stub takes.
     """
 
-    def __init__(self, folder: Path, workers: int = 1, store: str = "") -> None:
+    def __init__(self, folder: Path, workers: int = 1, store: str = "", *, rows: int = 0) -> None:
         self.url = f"http://127.0.0.1:{free_port()}"
         self.store = store or str(folder / "store")
-        self.peaks: dict[str, int] = {}
+        self.memory: dict[str, list[int]] = {}
         self._folder = folder
         self._names = ["gateway", "scheduler", *(f"worker-{number}" for number in range(workers))]
         self._server = ServerProcess(folder / "valkey")
@@ -52,6 +53,7 @@ class StubFarm:
             "FARM_OPEN": "1",
             "FARM_CHECKPOINTS": CHECKPOINT,
             "FARM_STUB": "1",
+            "FARM_ROWS": str(rows),
         }
 
     @contextlib.contextmanager
@@ -113,7 +115,7 @@ class StubFarm:
             with contextlib.suppress(psutil.Error):
                 for name, family in self._families().items():
                     held = sum(process.memory_info().rss for process in family)
-                    self.peaks[name] = max(held, self.peaks.get(name, 0))
+                    self.memory.setdefault(name, []).append(held)
 
 
 def _seconds(process: psutil.Process) -> float:

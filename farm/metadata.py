@@ -46,7 +46,7 @@ def split_metadata(
         InvalidInput: a key was probably meant to be a parameter.
         TooLarge: the metadata exceed ``MAX_METADATA_BYTES``.
     """
-    if not data.keys() - PARAMETERS.keys():
+    if data.keys() <= PARAMETERS.keys():
         return dict(data), None
     parameters = {name: value for name, value in data.items() if name in KNOWN}
     own = _own(parameters.pop(METADATA, None))

@@ -37,7 +37,7 @@ class FakeDone(NamedTuple):
     key: Hashable
     index: int
     tokens: np.ndarray
-    pixels: np.ndarray
+    pixels: np.ndarray | None
     steps: int
     error: FarmError | None = None
     truncated: bool = False
@@ -73,7 +73,9 @@ class FakeEngine:
         self.rendered: list[tuple[Hashable, int]] = []
         self.cancelled: set[Hashable] = set()
         self._rows = rows
+        self.drawn = 0  # pictures, not tokens alone
         self._live: list[tuple[Hashable, Row, int]] = []
+        self._tokens_alone: set[tuple[Hashable, int]] = set()  # rows whose pictures are not wanted
 
     @property
     def idle(self) -> bool:
@@ -96,6 +98,8 @@ class FakeEngine:
         given = {name: adapter.sha256 for name, adapter in inputs.get("adapters", {}).items()}
         assert given == {one.sha256: one.sha256 for one in row.spec.adapters}
         self._live.append((key, row, row.spec.row_steps))
+        if not inputs.get("pixels", True):
+            self._tokens_alone.add((key, row.index))
 
     def cancel(self, keys: Iterable[Hashable]) -> None:
         gone = set(keys)
@@ -111,7 +115,14 @@ class FakeEngine:
         done = [(key, row) for key, row, left in self._live if left == 0]
         self._live = [live for live in self._live if live[2] > 0]
         self.rendered += [(key, row.index) for key, row in done]
-        return [_picture(key, row, self.healed) for key, row in done]
+        results = [_picture(key, row, self.healed) for key, row in done]
+        return [self._as_wanted(result) for result in results]
+
+    def _as_wanted(self, result: FakeDone) -> FakeDone:
+        if (result.key, result.index) in self._tokens_alone:
+            return result._replace(pixels=None)
+        self.drawn += 1
+        return result
 
     def preview(self, key: Hashable, index: int) -> FakePreview | None:
         for one, row, left in self._live:

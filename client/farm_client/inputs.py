@@ -19,6 +19,7 @@ ASSET_KINDS: Mapping[str, AssetKind] = {
 }
 FILE_FIELDS = tuple(ASSET_KINDS)
 ADAPTERS = "adapters"  # the parameter whose objects may name files
+_MAY_BE_FILES = (*FILE_FIELDS, ADAPTERS)
 _ASSET = re.compile(r"(sha256:)?[0-9a-f]{64}")
 
 
@@ -61,7 +62,7 @@ def is_url(value: object) -> bool:
 
 def has_files(data: Mapping[str, Any]) -> bool:
     """Whether a render may name files that must be uploaded first."""
-    return any(data.get(field) is not None for field in (*FILE_FIELDS, ADAPTERS))
+    return any(data.get(field) is not None for field in _MAY_BE_FILES)
 
 
 def adapter_files(data: Mapping[str, Any]) -> dict[int, Any]:

@@ -1,5 +1,6 @@
 """Many renders from a file or an iterable, one line of NDJSON each, in bounded memory."""
 
+import functools
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -67,6 +68,7 @@ def completed(
 
     ``data`` is left only in lines whose files are still to be uploaded.
     """
+    swept = sweep.names
     for line in lines:
         if line.error is None and line.data is None:
             if not defaults and not sweep and not _may_name_a_file(line.text):
@@ -75,13 +77,13 @@ def completed(
             line = parsed(line)
         if line.error is not None or line.data is None:
             yield line
-        elif clash := sweep.names & line.data.keys():
+        elif clash := swept & line.data.keys():
             field = min(clash)
             wrong = InvalidInput("is set in the row and swept; give it in one place", field=field)
             yield refused(line, wrong, line.place(field))
         else:
             for values in sweep.combinations():
-                yield _written(line._replace(data={**defaults, **line.data, **values}))
+                yield _written(line, {**defaults, **line.data, **values})
 
 
 def parsed(line: Line) -> Line:
@@ -129,11 +131,8 @@ def refused(line: Line, error: FarmError, column: int = 1) -> Line:
     return line._replace(text="null", data=None, error=error.at(line.number, column))
 
 
-def _written(line: Line) -> Line:
-    assert line.data is not None
-    if has_files(line.data):
-        return line._replace(text="")
-    return with_data(line, line.data)
+def _written(line: Line, data: Mapping[str, Any]) -> Line:
+    return line._replace(text="", data=data) if has_files(data) else with_data(line, data)
 
 
 def _not_json(data: Mapping[str, Any]) -> str:
@@ -285,4 +284,9 @@ def _dump(data: Mapping[str, Any]) -> str:
 
 
 def _key(field: str, text: str) -> re.Match[str] | None:
-    return re.search(rf'"{re.escape(field)}"\s*:', text)
+    return _key_pattern(field).search(text)
+
+
+@functools.lru_cache(256)  # the rows of a file have the same columns
+def _key_pattern(field: str) -> re.Pattern[str]:
+    return re.compile(rf'"{re.escape(field)}"\s*:')

@@ -211,7 +211,6 @@ class _Requests:
         self._assets = Assets(store)
         self._adapters = Adapters(store, self._assets, registry)
         self._resolver = Resolver(registry, self._assets, self._adapters)
-        self._names = self._resolver.names(TENANT)
         self.seed = seed
         self._stop = stop  # at the first render that is refused
         self.rejected: list[RejectedRender] = []
@@ -256,14 +255,12 @@ class _Requests:
             first += len(piece)
 
     def _resolved(self, lines: Sequence[Line], first: int) -> Iterator[NumberedSpec]:
+        batch = self._resolver.batch(TENANT, seed=self.seed)
         for render, line in enumerate(lines, first):
             try:
                 if line.error is not None:
                     raise line.error
-                data = self._with_assets(line)
-                numbered = self._resolver.resolve(
-                    TENANT, data, seed=self.seed, render=render, names=self._names
-                )
+                numbered = batch.resolve(self._with_assets(line), render)
             except FarmError as error:
                 error.at(line.number, line.place(error.field))
                 if self._stop:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from farm import logs, tracing
+from farm import garbage, logs, tracing
 
 
 def worker(
@@ -36,6 +36,7 @@ def worker(
     check_store(open_store(settings.store_url), single_writer=settings.single_writer)
     crash_reporter = CrashReporter(settings.redis_url, settings.name)
     running = Worker(settings, name, crash_reporter=crash_reporter)
+    garbage.relax()
     signals = 0
 
     def end(*_: object) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
+from pydantic_core import from_json
 
 from farm.formats.manifest import ManifestRow
 
@@ -40,7 +41,7 @@ MEANINGS: Mapping[str, str] = {name: meaning for name, (_, meaning) in _COLUMNS.
 
 def fixed_columns(row: ManifestRow) -> dict[str, Any]:
     """The values of ``FIXED`` of a picture that is there."""
-    spec = json.loads(row.spec)
+    spec = from_json(row.spec)
     return {
         "render": row.render,
         "index": row.image,
@@ -65,7 +66,7 @@ def fixed_columns(row: ManifestRow) -> dict[str, Any]:
 
 def metadata_of(row: ManifestRow) -> dict[str, Any]:
     """What the user's row said besides the parameters, by column."""
-    told: dict[str, Any] = json.loads(row.metadata or "{}")
+    told: dict[str, Any] = {} if row.metadata is None else json.loads(row.metadata)
     return told
 
 

@@ -82,7 +82,8 @@ class PictureRecord(NamedTuple):
                 hint="two farms may write to one store under the same prefix; give each its own",
             )
         tokens = token_bytes(facts.tokens)
-        return self._row(facts.numerics)._replace(
+        return self._row(
+            numerics=facts.numerics,
             notes=facts.notes,
             confidence=facts.confidence,
             file=file,
@@ -92,27 +93,62 @@ class PictureRecord(NamedTuple):
             tokens_sha256=hashlib.sha256(tokens).hexdigest(),
         )
 
+    def tokens_row(self, file: str, tokens: NDArray[np.integer]) -> ManifestRow:
+        """The row of a picture of which only the tokens are kept.
+
+        Args:
+            file: its name in a shard.
+            tokens: (rows, columns).
+        """
+        data = token_bytes(tokens)
+        sha256 = hashlib.sha256(data).hexdigest()
+        return self._row(
+            numerics=self.numerics,
+            notes=self.notes,
+            confidence=self.confidence,
+            file=file,
+            sha256=sha256,
+            size=len(data),
+            tokens=data,
+            tokens_sha256=sha256,
+        )
+
     def failed_row(self, error: FarmError) -> ManifestRow:
         """The row of a picture that could not be made."""
-        return self._row(self.numerics)._replace(error=canonical_json(error.to_dict()))
+        error_text = canonical_json(error.to_dict())
+        return self._row(numerics=self.numerics, notes=self.notes, error=error_text)
 
-    def _row(self, numerics: str) -> ManifestRow:
+    def _row(
+        self,
+        *,
+        numerics: str,
+        notes: tuple[str, ...],
+        confidence: float | None = None,
+        file: str | None = None,
+        sha256: str | None = None,
+        size: int | None = None,
+        tokens: bytes | None = None,
+        tokens_sha256: str | None = None,
+        error: str | None = None,
+    ) -> ManifestRow:
         return ManifestRow(
             job=self.job,
             generation=self.generation,
             render=self.render,
             image=self.image,
-            file=None,
-            sha256=None,
-            size=None,
+            file=file,
+            sha256=sha256,
+            size=size,
             width=self.spec.width,
             height=self.spec.height,
             seed=Row(self.spec, self.image).seed,
             spec_sha256=self.spec.sha256,
             spec=self.spec.canonical(),
-            tokens=None,
-            tokens_sha256=None,
+            tokens=tokens,
+            tokens_sha256=tokens_sha256,
             numerics=numerics,
-            notes=self.notes,
+            notes=notes,
+            error=error,
             metadata=self.metadata,
+            confidence=confidence,
         )

@@ -5,7 +5,7 @@ import sys
 
 import uvicorn
 
-from farm import logs, tracing
+from farm import garbage, logs, tracing
 from farm.errors import FarmError
 from farm.gateway.app import create_app
 from farm.gateway.server import server_config
@@ -32,6 +32,7 @@ def main() -> int:
     except FarmError as error:
         print(error, file=sys.stderr)
         return error.exit_code
+    garbage.relax()
     uvicorn.Server(server_config(app, settings)).run()
     return 0
 

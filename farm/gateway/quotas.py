@@ -21,6 +21,12 @@ COUNTED_JOBS = 5 * MAX_ROWS  # the newest of a tenant; older ones are nearly alw
 MAX_TENANTS = 10_000  # remembered
 
 
+_DEFAULTS = {
+    name: int(RenderRequest.model_fields[name].default)
+    for name in ("num_images", "num_inference_steps")
+}
+
+
 class QuotaLimits(NamedTuple):
     requests_per_second: int
     pictures: int
@@ -89,9 +95,8 @@ class Quotas:
 
     def take_work(self, tenant: str, entries: Sequence[Entry]) -> None:
         """Before a submission is taken in."""
-        asked = Work()
-        for entry in entries:
-            asked = asked.plus(_asked(entry.data))
+        renders = [_asked(entry.data) for entry in entries]
+        asked = Work(sum(one.pictures for one in renders), sum(one.row_steps for one in renders))
         with self._lock:
             now = self._clock()
             use = self._use(tenant, now)
@@ -192,4 +197,4 @@ def _number(data: Mapping[str, Any], name: str) -> int:
         given = data.get(word)
         if isinstance(given, int | float) and given > 0:  # 7.0 is 7, as in a request
             return int(min(given, parameter.most or given))
-    return int(RenderRequest.model_fields[name].default)
+    return _DEFAULTS[name]

@@ -202,21 +202,14 @@ class Ingest:
     def cut(self, record: JobRecord, number: int, first: int, entries: Sequence[Entry]) -> Piece:
         """Resolve the entries and cut them into tasks, lane by lane. The same input gives the
         same chunks."""
-        names = self._resolver.names(record.tenant)
+        batch = self._resolver.batch(record.tenant, seed=record.seed)
         renders = []
         rejected = []
         for render, entry in enumerate(entries, first):
             try:
                 if entry.error is not None:
                     raise entry.error
-                numbered = self._resolver.resolve(
-                    record.tenant,
-                    entry.data,
-                    seed=record.seed,
-                    render=render,
-                    names=names,
-                    columns=entry.line is not None,
-                )
+                numbered = batch.resolve(entry.data, render, columns=entry.line is not None)
             except Unavailable:  # of the store: the render is not to blame, and may be sent again
                 raise
             except FarmError as error:

@@ -49,13 +49,10 @@ class Layout(Protocol):
 
     suffix: str  # of an object's key
     content_type: str
+    tokens_alone: bool  # whether a picture's tokens are all that is kept of it, and not its file
 
     def file_name(self, record: PictureRecord) -> str:
         """Of one picture, once it is taken out of its shard."""
-        ...
-
-    def content(self, row: ManifestRow, file: bytes) -> bytes:
-        """What of a picture file the shard keeps; it lies in the object in one piece."""
         ...
 
     def pack(self, rows: Sequence[ManifestRow], contents: Sequence[bytes]) -> Packed:
@@ -63,7 +60,8 @@ class Layout(Protocol):
 
         Args:
             rows: of stored pictures, each with ``file`` set to the picture's own name.
-            contents: what ``content`` gave for each.
+            contents: of each the picture file, or the tokens where they are all that is kept. Each
+                lies in the object in one piece.
         """
         ...
 

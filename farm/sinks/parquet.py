@@ -47,11 +47,10 @@ class _Table:
 
 
 class Parquet(_Table):
+    tokens_alone = False
+
     def file_name(self, record: PictureRecord) -> str:
         return record.file_name
-
-    def content(self, row: ManifestRow, file: bytes) -> bytes:
-        return file
 
     def pack(self, rows: Sequence[ManifestRow], contents: Sequence[bytes]) -> Packed:
         columns = [pa.array(contents, pa.binary()), pa.array([row.file for row in rows])]
@@ -71,12 +70,10 @@ class Parquet(_Table):
 
 
 class Tokens(_Table):
+    tokens_alone = True
+
     def file_name(self, record: PictureRecord) -> str:
         return f"{file_name(record.render, record.image, Format.TOKENS).partition('.')[0]}.u16"
-
-    def content(self, row: ManifestRow, file: bytes) -> bytes:
-        assert row.tokens is not None
-        return row.tokens
 
     def pack(self, rows: Sequence[ManifestRow], contents: Sequence[bytes]) -> Packed:
         data = write_table({TOKENS_NAME: pa.array(contents, pa.binary())}, rows, self._types)

@@ -7,6 +7,9 @@ package, under ``farm.sinks.registry.GROUP``; nothing else of the farm has to kn
 from collections.abc import Iterable, Sequence, Set
 from typing import NamedTuple, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from farm.formats.manifest import ManifestRow
 from farm.formats.picture_record import PictureRecord
 from farm.job import Chunk, Format
@@ -83,6 +86,13 @@ class Sink(Protocol):
     # Whether a task is one object. Its size is then counted in pictures, so that the same renders
     # are always cut alike, and a picture can be read only when its task is whole.
     sharded: bool
+
+    def row_alone(self, record: PictureRecord, tokens: NDArray[np.integer]) -> ManifestRow | None:
+        """A picture's row, where the row holds all that is kept of it, as in the sink ``tokens``.
+
+        None where its file is to be stored first, by ``store_picture``.
+        """
+        ...
 
     def store_picture(self, place: TaskPlace, record: PictureRecord, data: bytes) -> ManifestRow:
         """Take a picture file and give its row, which ``store_task`` may still change.

@@ -8,6 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from farm.errors import Conflict, NotFound, RenderError, StoreError
 from farm.formats.manifest import ManifestRow
 from farm.formats.picture_record import PictureRecord
@@ -32,6 +35,11 @@ class Spot(NamedTuple):
     def __str__(self) -> str:
         return json.dumps(self)
 
+    @staticmethod
+    def stands_in(row: ManifestRow) -> bool:
+        """Whether the row's picture lies in a shard; else ``file`` is the picture's own name."""
+        return row.file is not None and row.file.startswith("[")
+
     @classmethod
     def of(cls, row: ManifestRow) -> "Spot":
         assert row.file is not None
@@ -50,13 +58,17 @@ class Shards:
         self._opening = threading.Lock()
         self._spools: dict[str, Spool] = {}
 
+    def row_alone(self, record: PictureRecord, tokens: NDArray[np.integer]) -> ManifestRow | None:
+        if not self._layout.tokens_alone:
+            return None
+        return record.tokens_row(self._layout.file_name(record), tokens)
+
     def store_picture(self, place: TaskPlace, record: PictureRecord, data: bytes) -> ManifestRow:
         name = self._layout.file_name(record)
         row = record.stored_row(name, data)
-        content = self._layout.content(row, data)
         with self._waiting():
-            self._spool(place).add(name, content)
-        return row._replace(sha256=hashlib.sha256(content).hexdigest(), size=len(content))
+            self._spool(place).add(name, data)
+        return row
 
     def store_task(self, place: TaskPlace, rows: Sequence[ManifestRow]) -> Sequence[ManifestRow]:
         failed = [row for row in rows if row.error is not None]
@@ -64,7 +76,7 @@ class Shards:
         if not made:
             return failed
         key = self._key(place)
-        contents = self._spooled(place, made)
+        contents = self._contents(place, made)
         if contents is not None:
             packed = self._layout.pack(made, contents)
             if self._store.put(key, packed.data, content_type=self._layout.content_type):
@@ -132,8 +144,11 @@ class Shards:
     def _spool_name(place: TaskPlace) -> str:
         return f"{place.job}.{place.generation}.{place.number}"
 
-    def _spooled(self, place: TaskPlace, rows: Sequence[ManifestRow]) -> list[bytes] | None:
+    def _contents(self, place: TaskPlace, rows: Sequence[ManifestRow]) -> list[bytes] | None:
         """The rows' contents; None if some came from the store, where the shard then is."""
+        if self._layout.tokens_alone:
+            stored = any(Spot.stands_in(row) for row in rows)
+            return None if stored else [row.tokens or b"" for row in rows]
         with self._waiting():
             found = self._spool(place).read()
         names = [str(row.file) for row in rows]

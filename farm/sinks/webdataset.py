@@ -20,12 +20,10 @@ from farm.spec import canonical_json
 class Webdataset:
     suffix = ".tar"
     content_type = "application/x-tar"
+    tokens_alone = False
 
     def file_name(self, record: PictureRecord) -> str:
         return record.file_name
-
-    def content(self, row: ManifestRow, file: bytes) -> bytes:
-        return file
 
     def pack(self, rows: Sequence[ManifestRow], contents: Sequence[bytes]) -> Packed:
         out = io.BytesIO()

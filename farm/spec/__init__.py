@@ -17,7 +17,7 @@ from farm.spec.render import (
     canonical_json,
     derived_seed,
 )
-from farm.spec.request import RenderRequest
+from farm.spec.request import RenderRequest, accepts_prompt, accepts_seed
 
 __all__ = [
     "MAX_PROMPT_CHARACTERS",
@@ -40,6 +40,8 @@ __all__ = [
     "Row",
     "TextEncoderSizes",
     "TransformerSizes",
+    "accepts_prompt",
+    "accepts_seed",
     "canonical_json",
     "check_adapter_name",
     "derived_seed",

@@ -1,5 +1,6 @@
 """What a checkpoint asks of the renders that are made with it."""
 
+import functools
 import math
 import re
 
@@ -14,6 +15,11 @@ MAX_GRID_TOKENS = 4096  # of one picture: 1024 x 1024 at pixel factor 16
 MAX_WORDS = 8  # that a note names
 
 _WORD = re.compile(r"\w+(?:'\w+)?")
+
+
+@functools.lru_cache(16)
+def _set(words: tuple[str, ...]) -> frozenset[str]:
+    return frozenset(words)
 
 
 class CheckpointInfo(BaseModel):
@@ -64,7 +70,8 @@ class CheckpointInfo(BaseModel):
         if not self.vocabulary:
             return []
         words = dict.fromkeys(_WORD.findall(prompt.lower()))
-        return [word for word in words if word not in self.vocabulary]
+        known = _set(self.vocabulary)
+        return [word for word in words if word not in known]
 
     def check_size(self, height: int, width: int) -> None:
         for field, value in (("height", height), ("width", width)):

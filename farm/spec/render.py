@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
+from pydantic import BaseModel, ConfigDict, Field
 
 SPEC_VERSION: Final = 1
 MAX_SEED = 2**64 - 1
@@ -78,15 +78,9 @@ class RenderSpec(BaseModel):
     micro_conditioning_crop_coord: tuple[int, int]
     adapter_scale: float = 1.0  # in the adapters' own scales; it stays for the sake of old hashes
     rng: Rng
-    adapters: tuple[AdapterScale, ...] = ()  # added in this order
-
-    @model_serializer(mode="wrap")
-    def _without_no_adapters(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A render without adapters keeps the JSON, and so the hash, that it had before any."""
-        told: dict[str, Any] = serialize(self)
-        if not self.adapters:
-            del told["adapters"]
-        return told
+    # Added in this order. A render without any keeps the JSON, and so the hash, that it had before
+    # there were adapters.
+    adapters: tuple[AdapterScale, ...] = Field((), exclude_if=lambda adapters: not adapters)
 
     def __copy__(self) -> Self:
         """Without what is derived: ``model_copy`` changes what it copies."""
@@ -94,6 +88,10 @@ class RenderSpec(BaseModel):
         for name in ("_canonical", "sha256"):
             copied.__dict__.pop(name, None)
         return copied
+
+    def variant(self, prompt: str, seed: int) -> Self:
+        """The same render of another prompt, from another seed."""
+        return self.model_copy(update={"prompt": prompt, "seed": seed})
 
     def canonical(self) -> str:
         """Canonical JSON: keys sorted, no spaces, UTF-8."""
@@ -155,10 +153,13 @@ class Row:
         return (self.spec.seed + self.index) % (MAX_SEED + 1)
 
 
+_CANONICAL = json.JSONEncoder(
+    sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+)
+
+
 def canonical_json(data: Any) -> str:
-    return json.dumps(
-        data, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    )
+    return _CANONICAL.encode(data)
 
 
 def derived_seed(job_seed: int, render: int) -> int:

@@ -13,9 +13,37 @@ from farm.errors import InvalidInput
 from farm.spec.checkpoint import CheckpointInfo
 from farm.spec.explain import explain
 from farm.spec.parameters import MAX_PROMPT_CHARACTERS, PARAMETERS, RenderFields
-from farm.spec.render import AdapterScale, Mode, RenderSpec, Rng
+from farm.spec.render import MAX_SEED, AdapterScale, Mode, RenderSpec, Rng
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+
+
+def _check_text(value: str, *, empty: bool) -> None:
+    if len(value) > MAX_PROMPT_CHARACTERS:
+        raise ValueError(
+            f"has {len(value):,} characters; at most {MAX_PROMPT_CHARACTERS:,} are allowed"
+        )
+    if not empty and not value.strip():
+        raise ValueError("is empty; say what to draw")
+    if found := _CONTROL.search(value):
+        raise ValueError(f"has the control character U+{ord(found[0]):04X}; remove it")
+    if not value.isprintable() and any("\ud800" <= c <= "\udfff" for c in value):
+        raise ValueError("has half a surrogate pair; send valid Unicode")
+
+
+def accepts_prompt(value: Any) -> bool:
+    """Whether a request takes this as its prompt as it is."""
+    try:
+        if type(value) is str:
+            _check_text(value, empty=False)
+    except ValueError:
+        return False
+    return type(value) is str
+
+
+def accepts_seed(value: Any) -> bool:
+    """Whether a request takes this as its seed as it is; None for a derived one."""
+    return value is None or (type(value) is int and 0 <= value <= MAX_SEED)
 
 
 class RenderRequest(RenderFields):
@@ -42,18 +70,8 @@ class RenderRequest(RenderFields):
     @field_validator("prompt", "negative_prompt")
     @classmethod
     def _text(cls, value: str | None, info: Any) -> str | None:
-        if value is None:
-            return None
-        if len(value) > MAX_PROMPT_CHARACTERS:
-            raise ValueError(
-                f"has {len(value):,} characters; at most {MAX_PROMPT_CHARACTERS:,} are allowed"
-            )
-        if info.field_name == "prompt" and not value.strip():
-            raise ValueError("is empty; say what to draw")
-        if found := _CONTROL.search(value):
-            raise ValueError(f"has the control character U+{ord(found[0]):04X}; remove it")
-        if not value.isprintable() and any("\ud800" <= c <= "\udfff" for c in value):
-            raise ValueError("has half a surrogate pair; send valid Unicode")
+        if value is not None:
+            _check_text(value, empty=info.field_name != "prompt")
         return value
 
     @model_validator(mode="before")

@@ -158,6 +158,20 @@ def test_a_chunk_that_is_not_inline_is_read_from_the_store(farm: Farm) -> None:
     farm.wait(job)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"sink": "tokens"}, {"format": "tokens"}, {"sink": "webdataset", "format": "tokens"}],
+)
+def test_a_job_of_tokens_has_no_picture_drawn(farm: Farm, options: dict[str, object]) -> None:
+    engine = farm.start()
+    job = farm.submit("a", "b", **options)
+    farm.wait(job)
+    assert len(engine.rendered) == 2
+    assert engine.drawn == 0
+    farm.wait(farm.submit("a", "b"))
+    assert engine.drawn == 2
+
+
 def test_a_bad_row_fails_alone(farm: Farm) -> None:
     farm.start()
     job = farm.submit("a", BAD_PROMPT, "c", max_failed=1)

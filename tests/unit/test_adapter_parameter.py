@@ -39,8 +39,7 @@ class Place:
 
     def resolve(self, *chosen: object, tenant: str = "alice", **given: object) -> RenderSpec:
         data = {"prompt": "x", "adapters": list(chosen), **given}
-        names = self._resolver.names(tenant)
-        return self._resolver.resolve(tenant, data, seed=0, render=0, names=names).spec
+        return self._resolver.batch(tenant, seed=0).resolve(data, 0).spec
 
 
 @pytest.fixture

@@ -12,12 +12,12 @@ from farm.errors import FarmError
 from farm.formats.encoding import encode
 from farm.formats.manifest import ManifestRow
 from farm.formats.picture_record import PictureRecord
-from farm.job import Chunk, NumberedSpec
+from farm.job import Chunk, Format, NumberedSpec
 from farm.sinks.parts import rows_of
 from farm.sinks.protocol import RowId, Sink, TaskPlace
 from farm.spec import CheckpointInfo, Row
 from farm_workers.render_engine import CONFIDENCE_DIGITS, RenderEngine
-from farm_workers.worker.inputs import InputReader, Inputs
+from farm_workers.worker.inputs import Awaited, InputReader, Inputs
 
 PREFETCH = 16  # renders whose inputs are read ahead
 WRITERS = 2  # threads that encode and write
@@ -25,7 +25,7 @@ WRITERS = 2  # threads that encode and write
 
 class _Ready(NamedTuple):
     numbered: NumberedSpec
-    inputs: "Future[Inputs]"
+    inputs: Awaited
 
 
 class _OpenTask:
@@ -149,6 +149,7 @@ class LocalRenderer:
                     latents=inputs.latents,
                     embeds=inputs.embeds,
                     adapters=inputs.adapters,
+                    pixels=self._tasks[numbered.render].place.format is not Format.TOKENS,
                 )
             except FarmError as error:
                 self._row_over(numbered)
@@ -188,6 +189,9 @@ class LocalRenderer:
         pixels: NDArray[np.uint8] | None,
         tokens: NDArray[np.integer],
     ) -> ManifestRow:
+        row = self._sink.row_alone(record, tokens)
+        if row is not None:
+            return row
         data = encode(pixels, record.facts(tokens), record.format)
         return self._sink.store_picture(self._tasks[record.render].place, record, data)
 

@@ -30,7 +30,7 @@ class RowResult(Protocol):
     @property
     def tokens(self) -> NDArray[np.uint16] | None: ...  # (token rows, columns)
     @property
-    def pixels(self) -> NDArray[np.uint8] | None: ...  # (height, width, 3)
+    def pixels(self) -> NDArray[np.uint8] | None: ...  # (height, width, 3), if wanted
     @property
     def confidence(self) -> float: ...  # mean probability of the tokens, when each was fixed
     @property
@@ -94,10 +94,12 @@ class RenderEngine(Protocol):
         embeds: Any | None = None,
         adapters: Mapping[str, Any] = MappingProxyType({}),
         urgent: bool = False,
+        pixels: bool = True,
     ) -> None:
         """Take a row; raises ``FarmError`` where its inputs do not fit it.
 
-        ``adapters`` are those that the row's spec names, by the sha256 of their files.
+        ``adapters`` are those that the row's spec names, by the sha256 of their files. Without
+        ``pixels`` only the tokens are wanted.
         """
 
     def read_adapter(self, data: bytes) -> Adapter:

@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from farm_workers.engine.device import Device, Download
 from farm_workers.engine.generate import Picture, generate
 from farm_workers.engine.row import (
     Finished,
+    Leaving,
     Live,
     Pending,
     Preview,
@@ -36,13 +37,6 @@ LOOK_AHEAD = 32  # waiting rows whose prompts may share the work of a row's admi
 FIRST_STEP_BYTES = 1 << 25
 
 
-class _Decoding(NamedTuple):
-    """Pictures on their way to the host."""
-
-    rows: Sequence[Finished]
-    pixels: Download
-
-
 class Engine:
     """Renders rows of one checkpoint in all modes; not to be called from two threads at once."""
 
@@ -54,7 +48,7 @@ class Engine:
         self.rows, self.numerics = rows or 8 * tile, model.numerics(tile)
         self._pending: list[Pending] = []
         self._finished: list[Finished] = []
-        self._decoding: deque[_Decoding] = deque()
+        self._leaving: deque[Leaving] = deque()
         self._results: list[Result] = []  # that the next step hands out
         self._policy = StepPolicy()
         self._tiles = TilePool(model, width=tile)
@@ -120,7 +114,7 @@ class Engine:
     def held(self) -> int:
         """Rows inside: waiting, on their way, or waiting for their pictures."""
         waiting = len(self._pending) + len(self._finished) + len(self._results)
-        waiting += sum(len(decoding.rows) for decoding in self._decoding)
+        waiting += sum(len(leaving.rows) for leaving in self._leaving)
         return waiting + sum(len(tile.rows) for tile in self._tiles)
 
     @property
@@ -143,6 +137,7 @@ class Engine:
         embeds: Any | None = None,
         urgent: bool = False,
         adapters: Mapping[str, Any] = MappingProxyType({}),
+        pixels: bool = True,
     ) -> None:
         """Take a row, or all rows of a spec or request; they start with the next step.
 
@@ -153,6 +148,7 @@ class Engine:
             embeds: has the four arrays of ``farm.tensors.Embeds``.
             urgent: goes before all rows that are not.
             adapters: those that the spec names, by sha256, as ``read_adapter`` gives them.
+            pixels: whether the picture is wanted; else nothing is decoded, and the result has None.
 
         Raises:
             InvalidInput: the arrays do not fit the spec, or there is no room.
@@ -170,7 +166,7 @@ class Engine:
                 field="rows",
                 hint=f"it takes {self.rows}; step it until room() is {len(rows)}",
             )
-        given = (image, mask, latents, embeds, adapters)
+        given = (image, mask, latents, embeds, adapters, pixels)
         pending = [Pending(key, one, urgent, *given) for one in rows]
         pending[0].check(self.checkpoint)
         self._pending += pending
@@ -210,11 +206,11 @@ class Engine:
         self._pending = [held for held in self._pending if held.key not in gone]
         self._finished = [held for held in self._finished if held.live.pending.key not in gone]
         self._results = [result for result in self._results if result.key not in gone]
-        for decoding in list(self._decoding):
-            if any(held.live.pending.key in gone for held in decoding.rows):
-                self._decoding.remove(decoding)
+        for leaving in list(self._leaving):
+            if any(held.live.pending.key in gone for held in leaving.rows):
+                self._leaving.remove(leaving)
                 self._results += [
-                    result for result in self._delivered(decoding) if result.key not in gone
+                    result for result in self._delivered(leaving) if result.key not in gone
                 ]
         with self._model.device.scope():
             for tile in self._tiles:
@@ -244,8 +240,8 @@ class Engine:
                     self._decode(self._with_its_like(work))
                     self._model.device.keep_pace()
             nothing_else = work is None and not results
-            while self._decoding and (nothing_else or self._decoding[0].pixels.ready):
-                results += self._delivered(self._decoding.popleft())
+            while self._leaving and (nothing_else or self._leaving[0].ready):
+                results += self._delivered(self._leaving.popleft())
                 nothing_else = False
         return results
 
@@ -318,7 +314,7 @@ class Engine:
             live = start(pending, model.info, before, model.masking_schedule)
             live.truncated = any(given.truncated for given in conditioned)
             if live.done:
-                self._finished.append(self._untouched(live))
+                self._finish([self._untouched(live)])
                 return
             tile = self._tiles.tile(pending)
             tile.enter(live, conditioned)
@@ -354,7 +350,13 @@ class Engine:
     def _collect(self, tile: Tile) -> None:
         """Rows that took their last step, or failed, leave their half-slots."""
         self._results += [live.failure() for live in tile.failed()]
-        self._finished += tile.collect()
+        self._finish(tile.collect())
+
+    def _finish(self, rows: Sequence[Finished]) -> None:
+        """Rows that finished together: those whose pictures are wanted wait to be decoded."""
+        self._finished += [held for held in rows if held.live.pending.pixels]
+        if told := [held for held in rows if not held.live.pending.pixels]:
+            self._leaving.append(Leaving(told))
 
     def _decode(self, rows: Sequence[Finished]) -> None:
         """Pictures of one size and class, as many as go through the decoder together."""
@@ -369,7 +371,7 @@ class Engine:
             live.error = row_error(error)
             self._results.append(live.failure())
         else:
-            self._decoding.append(_Decoding(rows, Download(pixels)))
+            self._leaving.append(Leaving(rows, Download(pixels)))
 
     def _pixels(self, rows: Sequence[Finished]) -> Tensor:
         grid, urgent = rows[0].grid, rows[0].urgent
@@ -382,12 +384,8 @@ class Engine:
             pixels[place] = torch.where(shown, pixels[place], whole)
         return pixels[: len(rows)]
 
-    def _delivered(self, decoding: _Decoding) -> list[Result]:
-        (pictures,) = decoding.pixels.arrays()
+    def _delivered(self, leaving: Leaving) -> list[Result]:
         numerics = self.numerics
-        if decoding.rows[0].urgent:
+        if leaving.rows[0].urgent:
             numerics = numerics.replace(self._model.numerics(self._width), self._model.numerics(1))
-        return [
-            held.result(picture, numerics)
-            for held, picture in zip(decoding.rows, pictures, strict=True)
-        ]
+        return leaving.results(numerics)

@@ -65,6 +65,7 @@ class Pending:
     latents: NDArray[Any] | None
     embeds: Any | None
     adapters: Mapping[str, Any] = field(default_factory=dict)  # by the sha256 of their files
+    pixels: bool = True  # whether its picture is wanted, or its tokens alone
     overtaken: int = 0  # rows that went before it because they needed less room
 
     @property
@@ -255,7 +256,7 @@ def token_mask(mask: NDArray[np.uint8], grid: tuple[int, int]) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Finished:
-    """A row that waits to be decoded."""
+    """A row with its last token, which may wait to be decoded."""
 
     live: Live
     grid: tuple[int, int]
@@ -276,7 +277,7 @@ class Finished:
     def cost(self) -> float:
         return 2.0 * len(self.tokens) * self.pictures
 
-    def result(self, pixels: NDArray[np.uint8], numerics: str) -> Result:
+    def result(self, pixels: NDArray[np.uint8] | None, numerics: str) -> Result:
         live, pending = self.live, self.live.pending
         tokens, facts = (part[self.place] for part in self.brought.arrays())
         if facts[1]:
@@ -292,6 +293,25 @@ class Finished:
             truncated=live.truncated,
             numerics=numerics,
         )
+
+
+@dataclass(frozen=True, eq=False)
+class Leaving:
+    """Rows whose results go to the host together."""
+
+    rows: Sequence[Finished]
+    pixels: Download | None = None  # uint8 (rows, height, width, 3); None: only tokens are wanted
+
+    @property
+    def ready(self) -> bool:
+        return (self.pixels or self.rows[0].brought).ready
+
+    def results(self, numerics: str) -> list[Result]:
+        pictures: Any = [None] * len(self.rows) if self.pixels is None else self.pixels.arrays()[0]
+        return [
+            held.result(picture, numerics)
+            for held, picture in zip(self.rows, pictures, strict=True)
+        ]
 
 
 def cells(painted: Tensor, grid: tuple[int, int], shape: Sequence[int]) -> Tensor:

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from farm import logs
+from farm import garbage, logs
 from farm.errors import FarmError, NotFound, StoreError
 from farm.formats.encoding import encode
 from farm.sinks.early import forget_early, store_early
@@ -248,7 +248,9 @@ def main() -> None:
     try:
         begin = connection.recv()
         assert isinstance(begin, Begin)
-        PublisherProcess(connection, begin).run()
+        serving = PublisherProcess(connection, begin)
+        garbage.relax()
+        serving.run()
     except (EOFError, OSError):
         pass
     os._exit(0)  # at once: an upload that goes on would be one without a lease

@@ -19,6 +19,7 @@ from farm.errors import FarmError, StoreError, from_dict
 from farm.formats.manifest import ManifestRow
 from farm.formats.picture_record import PictureRecord
 from farm.job import Receipt
+from farm.sinks.registry import Sinks
 from farm.store import keys, open_store
 from farm_workers.leased_task import LeasedTask
 from farm_workers.publisher.messages import (
@@ -81,10 +82,12 @@ class Publisher:
         threads: int | None = None,
         patience_seconds: float = PATIENCE_SECONDS,
     ) -> None:
-        url = open_store(store_url).url  # a bad one is refused here, not in the process
+        store = open_store(store_url)  # a bad one is refused here, not in the process
+        url = store.url
         default = S3_THREADS if url.startswith("s3:") else LOCAL_THREADS
         self._scratch = scratch or Path(tempfile.mkdtemp(prefix="farm-publisher-"))
         shutil.rmtree(self._scratch, ignore_errors=True)
+        self._sinks = Sinks(store, self._scratch)  # only asked for rows; the process stores
         self._begin = Begin(url, self._scratch, threads or default, patience_seconds)
         self._events: queues.SimpleQueue[Event] = queues.SimpleQueue()
         self._changed = threading.Condition()
@@ -138,6 +141,11 @@ class Publisher:
             pixels: uint8 (height, width, 3), None where only tokens are stored; like ``tokens``,
                 (token rows, columns), they must not be changed afterwards.
         """
+        assert task.place is not None
+        row = self._sinks.get(task.place.sink).row_alone(record, tokens)
+        if row is not None:
+            self.known_picture(task, row)
+            return
         with self._changed:
             if self._takes(task):
                 task.handed_over += 1
@@ -145,10 +153,11 @@ class Publisher:
 
     def failed_picture(self, task: LeasedTask, record: PictureRecord, error: FarmError) -> None:
         """A picture that could not be made; it goes into the manifest only."""
-        self.found_picture(task, record.failed_row(error))
+        self.known_picture(task, record.failed_row(error))
 
-    def found_picture(self, task: LeasedTask, row: ManifestRow) -> None:
-        """A picture that an earlier attempt at the task has stored."""
+    def known_picture(self, task: LeasedTask, row: ManifestRow) -> None:
+        """A picture of which nothing has to be stored but its row; one that an earlier attempt at
+        the task has stored, too."""
         with self._changed:
             if self._takes(task):
                 task.handed_over += 1

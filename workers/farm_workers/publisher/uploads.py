@@ -10,7 +10,14 @@ from farm.formats.picture_file import token_bytes
 from farm.formats.picture_record import PictureRecord
 from farm.sinks.protocol import TaskPlace
 from farm_workers.leased_task import LeasedTask
-from farm_workers.publisher.messages import Drop, LeaseUntil, Notice, StorePicture, Work
+from farm_workers.publisher.messages import (
+    Drop,
+    LeaseUntil,
+    Notice,
+    StorePicture,
+    StoreTask,
+    Work,
+)
 
 RECORD_BYTES = 4096  # about what a picture takes besides its pixels
 SENT_BYTES = 64 * 2**20  # with the process and not answered; nothing urgent waits behind more
@@ -25,7 +32,8 @@ class PendingUpload:
         self.work = work
         self.urgent = urgent
         self.pixels = pixels
-        self.size = RECORD_BYTES + (pixels.nbytes if pixels is not None else 0)
+        records = len(work.rows) if isinstance(work, StoreTask) else 1
+        self.size = RECORD_BYTES * records + (pixels.nbytes if pixels is not None else 0)
         self.sent: int | None = None  # its place in the order of sending
         self.again = False  # sent to a process that has died since
         self.deaths = 0

@@ -1,7 +1,10 @@
-"""An engine without a model (``FARM_STUB=1``): rows are finished at once, so that everything around
-it can be measured and killed. The same row gives the same tokens and pixels."""
+"""An engine without a model, so that everything around one can be measured and killed.
+
+The same row gives the same tokens and pixels. With ``FARM_STUB=1`` a worker has it.
+"""
 
 import functools
+import time
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +18,7 @@ from farm_workers.render_engine import Adapter, Usage
 
 ROWS = 1024  # held at a time
 TEXTURES = 64  # different pictures; a seed names one, and how far it is turned
+OTHERS_TURN = 5  # one step of so many is left to rows that are not urgent
 
 
 @dataclass(frozen=True)
@@ -22,7 +26,7 @@ class StubResult:
     key: Hashable
     index: int
     tokens: NDArray[np.uint16]
-    pixels: NDArray[np.uint8]
+    pixels: NDArray[np.uint8] | None
     steps: int
     error: FarmError | None = None
     confidence: float = 0.5
@@ -30,20 +34,37 @@ class StubResult:
     numerics: str = "stub"
 
 
+@dataclass(slots=True)
+class _Live:
+    """A row in the engine."""
+
+    key: Hashable
+    row: Row
+    urgent: bool
+    pixels: bool  # whether its picture is wanted
+    left: int  # steps
+
+
 class StubEngine:
-    """Args:
-    info: of the checkpoint that it stands for.
-    rows: how many it holds.
+    """A step takes the same time however many rows share it. Urgent rows have steps of their own,
+    and every fifth one is left to the others, as in the engine for a GPU.
+
+    Args:
+        info: of the checkpoint that it stands for.
+        rows: how many it holds.
+        step_seconds: how long a step takes; with 0 a row takes one step, whatever its spec says.
     """
 
     numerics = "stub"
     device = "nothing"
 
-    def __init__(self, info: CheckpointInfo, rows: int = 0) -> None:
+    def __init__(self, info: CheckpointInfo, rows: int = 0, step_seconds: float = 0.0) -> None:
         self._info = info
         self._rows = rows or ROWS
-        self._live: list[tuple[Hashable, Row]] = []
+        self._step_seconds = step_seconds
+        self._live: list[_Live] = []
         self._steps = self._busy = 0
+        self._slept = 0.0
 
     @property
     def idle(self) -> bool:
@@ -53,51 +74,70 @@ class StubEngine:
     def usage(self) -> Usage:
         return Usage(self._steps, self._busy, self._busy)
 
+    @property
+    def measured_seconds(self) -> float:
+        """Of a step: a busy machine wakes a process late."""
+        return self._slept / max(self._steps, 1)
+
     def room(self, lane: Lane) -> int:
         return self._rows - len(self._live)
 
-    def add(self, key: Hashable, row: Row, **inputs: Any) -> None:
-        self._live.append((key, row))
+    def add(
+        self, key: Hashable, row: Row, *, urgent: bool = False, pixels: bool = True, **inputs: Any
+    ) -> None:
+        steps = row.spec.row_steps if self._step_seconds else 1
+        self._live.append(_Live(key, row, urgent, pixels, steps))
 
     def read_adapter(self, data: bytes) -> Adapter:
         raise InvalidInput("the stub engine has no adapters")
 
     def cancel(self, keys: Iterable[Hashable]) -> None:
         gone = set(keys)
-        self._live = [(key, row) for key, row in self._live if key not in gone]
+        self._live = [live for live in self._live if live.key not in gone]
 
     def step(self) -> list[StubResult]:
-        live, self._live = self._live, []
+        began = time.monotonic()
+        time.sleep(self._step_seconds)
+        self._slept += time.monotonic() - began
         self._steps += 1
-        self._busy += sum(row.spec.row_steps for _, row in live)
-        return [self._result(key, row) for key, row in live]
+        classes = {live.urgent for live in self._live}
+        turn = self._steps % OTHERS_TURN > 0 if len(classes) == 2 else classes == {True}
+        moved = [live for live in self._live if live.urgent is turn]
+        self._busy += len(moved)
+        for live in moved:
+            live.left -= 1
+        self._live = [live for live in self._live if live.left]
+        return [self._result(live) for live in moved if not live.left]
 
     def preview(self, key: Hashable, index: int) -> None:
-        """None: no row is ever on its way."""
+        """None: a row on its way has nothing to show."""
 
-    def _result(self, key: Hashable, row: Row) -> StubResult:
-        spec, seed = row.spec, row.seed
-        grid = spec.height // self._info.pixel_factor, spec.width // self._info.pixel_factor
-        tokens, pixels = _texture(seed % TEXTURES, grid, (spec.height, spec.width), self._info)
-        turn = seed // TEXTURES
-        return StubResult(
-            key,
-            row.index,
-            np.roll(tokens, turn % tokens.size),
-            np.roll(pixels, turn % spec.height, axis=0),
-            spec.row_steps,
-        )
+    def _result(self, live: _Live) -> StubResult:
+        spec, info, seed = live.row.spec, self._info, live.row.seed
+        turn, number = divmod(seed, TEXTURES)
+        grid = spec.height // info.pixel_factor, spec.width // info.pixel_factor
+        count = grid[0] * grid[1]
+        pixels = None
+        if live.pixels:
+            size = spec.height, spec.width
+            pixels = np.roll(_texture(number, size), turn % spec.height, axis=0)
+        tokens, start = _tokens(number, count, info.codebook_size), turn % count
+        drawn = tokens[start : start + count].reshape(grid)
+        return StubResult(live.key, live.row.index, drawn, pixels, spec.row_steps)
+
+
+@functools.lru_cache(maxsize=4 * TEXTURES)
+def _tokens(number: int, count: int, codes: int) -> NDArray[np.uint16]:
+    """So many, twice: any stretch of them is a picture's."""
+    return np.tile(np.random.default_rng(number).integers(0, codes, count, dtype=np.uint16), 2)
 
 
 @functools.lru_cache(maxsize=TEXTURES)
-def _texture(
-    number: int, grid: tuple[int, int], size: tuple[int, int], info: CheckpointInfo
-) -> tuple[NDArray[np.uint16], NDArray[np.uint8]]:
-    """Tokens, and pixels that are about as hard to compress as a photograph's."""
+def _texture(number: int, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Pixels that are about as hard to compress as a photograph's."""
     random = np.random.default_rng(number)
-    tokens = random.integers(0, info.codebook_size, grid, dtype=np.uint16)
     waves = random.uniform(0.01, 0.1, (3, 2))
     rows, columns = np.indices(size)
     smooth = [np.sin(rows * down + columns * across) for down, across in waves]
     noise = random.normal(0, 4, (*size, 3))
-    return tokens, np.clip(np.stack(smooth, axis=-1) * 90 + 128 + noise, 0, 255).astype(np.uint8)
+    return np.clip(np.stack(smooth, axis=-1) * 90 + 128 + noise, 0, 255).astype(np.uint8)

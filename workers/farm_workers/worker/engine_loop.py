@@ -133,7 +133,7 @@ class EngineLoop:
         rows.task.place = rows.place
         self._tasks[rows.task.key] = rows
         for found in rows.found:
-            self._publisher.found_picture(rows.task, found)
+            self._publisher.known_picture(rows.task, found)
         for render, image in rows.left_out:
             error = RenderError("it crashed its worker twice while it ran alone")
             self._picture_failed(rows, render, image, error)
@@ -188,6 +188,7 @@ class EngineLoop:
                 embeds=ready.inputs.embeds,
                 adapters=ready.inputs.adapters,
                 urgent=rows.task.urgent,
+                pixels=rows.place.format is not Format.TOKENS,
             )
         except FarmError as error:
             self._picture_failed(rows, ready.render, ready.row.index, error)
@@ -257,8 +258,7 @@ class EngineLoop:
             truncated=result.truncated,
             confidence=round(result.confidence, CONFIDENCE_DIGITS),
         )
-        pixels = None if rows.place.format is Format.TOKENS else result.pixels
-        self._publisher.picture(rows.task, record, pixels, result.tokens)
+        self._publisher.picture(rows.task, record, result.pixels, result.tokens)
 
     def _picture_failed(self, rows: TaskRows, render: int, image: int, error: FarmError) -> None:
         numerics = self._engines[rows.lane.checkpoint].numerics

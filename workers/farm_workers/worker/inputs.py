@@ -31,6 +31,16 @@ class Inputs(NamedTuple):
     adapters: Mapping[str, Adapter] = MappingProxyType({})  # by the sha256 of their files
     notes: tuple[str, ...] = ()
 
+    def done(self) -> bool:
+        """They need not be read; so it is used like a ``Future``, which takes longer to make."""
+        return True
+
+    def result(self) -> "Inputs":
+        return self
+
+
+Awaited = Inputs | Future[Inputs]
+
 
 class InputReader:
     """Reads and decodes a render's assets, and keeps what it read last.
@@ -60,12 +70,10 @@ class InputReader:
             adapter_bytes, lambda adapter: adapter.nbytes, functools.partial(told, "adapters")
         )
 
-    def prepare(self, tenant: str, spec: RenderSpec, executor: Executor) -> "Future[Inputs]":
+    def prepare(self, tenant: str, spec: RenderSpec, executor: Executor) -> "Awaited":
         """The inputs of a render, at once where it needs none, else read by the executor."""
         if not spec.assets and not spec.adapters:
-            future: Future[Inputs] = Future()
-            future.set_result(Inputs(notes=self._infos[spec.checkpoint].notes(spec)))
-            return future
+            return Inputs(notes=self._infos[spec.checkpoint].notes(spec))
         return executor.submit(self.read, tenant, spec)
 
     def read(self, tenant: str, spec: RenderSpec) -> Inputs:

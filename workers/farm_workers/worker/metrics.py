@@ -42,6 +42,7 @@ class WorkerMetrics:
         self._metrics: dict[str, Any] = {
             measure.name: _metric(measure, self._registry) for measure in MEASURES
         }
+        self._children: dict[tuple[str, tuple[str, ...]], Any] = {}
         self._lanes = _Known(MAX_LANES)
         self._tenants = _Known(MAX_TENANTS)
         self.latest: dict[str, list[list[Any]]] = {}  # snapshot
@@ -102,8 +103,15 @@ class WorkerMetrics:
                 self._metrics[measures.GPU_MEMORY.name].labels(kind).set(size)
 
     def _add(self, measure: Measure, by: float, *labels: str) -> None:
-        metric = self._metrics[measure.name]
-        (metric.labels(*labels) if labels else metric).inc(by)
+        self._child(measure.name, labels).inc(by)
+
+    def _child(self, name: str, labels: tuple[str, ...]) -> Any:
+        """The number of a metric with these labels; looking it up costs more than adding to it."""
+        key = name, labels
+        if key not in self._children:
+            metric = self._metrics[name]
+            self._children[key] = metric.labels(*labels) if labels else metric
+        return self._children[key]
 
 
 class _Known:
@@ -111,17 +119,16 @@ class _Known:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._names: set[str] = set()
+        self._names: dict[object, str] = {}
         self._lock = threading.Lock()
 
     def name(self, of: object) -> str:
-        text = str(of)
         with self._lock:
-            if text not in self._names:
+            if of not in self._names:
                 if len(self._names) == self._limit:
                     return OTHERS
-                self._names.add(text)
-        return text
+                self._names[of] = str(of)
+            return self._names[of]
 
 
 def _metric(measure: Measure, registry: CollectorRegistry) -> Counter | Gauge | Histogram:

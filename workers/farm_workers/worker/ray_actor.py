@@ -10,7 +10,7 @@ from typing import Any
 
 import ray
 
-from farm import logs, tracing
+from farm import garbage, logs, tracing
 from farm.paths import write_pid
 from farm.settings import load
 from farm_workers.worker.crash_reporter import CrashReporter
@@ -39,6 +39,7 @@ class WorkerActor:
         self._worker = Worker(
             settings, worker, crash_reporter=CrashReporter(settings.redis_url, settings.name)
         )
+        garbage.relax()
         self._fingerprint = fingerprint
         if settings.run_dir is not None:
             with contextlib.suppress(OSError):  # the folder is on the machine of ``farm up``

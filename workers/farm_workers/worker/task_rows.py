@@ -2,7 +2,7 @@
 
 import collections
 from collections.abc import Iterator, Sequence, Set
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor
 from typing import NamedTuple
 
 from farm.errors import FarmError, RenderError
@@ -13,7 +13,7 @@ from farm.sinks.parts import rows_of
 from farm.sinks.protocol import RowId, TaskPlace
 from farm.spec import Lane, Row
 from farm_workers.leased_task import LeasedTask
-from farm_workers.worker.inputs import InputReader, Inputs
+from farm_workers.worker.inputs import Awaited, InputReader, Inputs
 
 PREFETCH = 16  # renders whose inputs are read ahead
 
@@ -78,7 +78,7 @@ class TaskRows:
         ]
         self._left = left - set(self.left_out)  # not taken yet
         self._next_renders = iter([numbered for numbered in chunk.renders if self._rows(numbered)])
-        self._ahead: collections.deque[tuple[NumberedSpec, Future[Inputs]]] = collections.deque()
+        self._ahead: collections.deque[tuple[NumberedSpec, Awaited]] = collections.deque()
         self._current: Iterator[ReadyRow] | None = None  # of one render
         if not task.lease.alone:
             self._read_ahead(PREFETCH)
@@ -147,7 +147,7 @@ class TaskRows:
             rows = self._rows(numbered)
             self._current = iter([ReadyRow(numbered.render, row, inputs) for row in rows])
 
-    def _result(self, numbered: NumberedSpec, future: "Future[Inputs]") -> Inputs:
+    def _result(self, numbered: NumberedSpec, future: Awaited) -> Inputs:
         try:
             return future.result()
         except FarmError as error:
