@@ -46,8 +46,8 @@ STUB = [sys.executable, str(Path(__file__).with_name("stub_worker.py"))]
 
 
 @contextlib.contextmanager
-def running_farm(folder: Path, workers: int) -> Iterator[str]:
-    """A farm of separate processes; its address."""
+def running_farm(folder: Path, workers: int) -> Iterator[tuple[str, str]]:
+    """A farm of separate processes; its address and that of its Valkey server."""
     port = free_port()
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(ServerProcess(folder / "valkey").serving())
@@ -70,7 +70,7 @@ def running_farm(folder: Path, workers: int) -> Iterator[str]:
         queue = connect(server.url)
         while not reachable(f"127.0.0.1:{port}") or queue.zcard("{farm}:sessions") < workers:
             time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}"
+        yield f"http://127.0.0.1:{port}", server.url
 
 
 def through_farm(address: str, pictures: int) -> tuple[float, list[float]]:
@@ -103,7 +103,7 @@ def measure(workers: int, pictures: int) -> dict[str, Any]:
     """The real farm; how long a step of its engines took is measured as well."""
     with tempfile.TemporaryDirectory(prefix="farm-sim-") as name:
         folder = Path(name)
-        with running_farm(folder, workers) as address:
+        with running_farm(folder, workers) as (address, _):
             seconds, waits = through_farm(address, pictures)
         steps = [
             float(line.removeprefix(MEASURED))

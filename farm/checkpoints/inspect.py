@@ -37,14 +37,18 @@ class Checkpoint:
         return weight_files(self.path / component, WEIGHTS[component])
 
 
-def inspect_checkpoint(ref: str | Path) -> Checkpoint:
-    """Find and check a checkpoint: a directory, a built-in name, ``owner/name@<commit>`` or
-    what ``farm checkpoint push`` says.
+def inspect_checkpoint(ref: str | Path, data: Path | None = None) -> Checkpoint:
+    """Find and check a checkpoint.
+
+    Args:
+        ref: a directory, a built-in name, ``owner/name@<commit>`` or what ``farm checkpoint push``
+            says.
+        data: the farm's folder, where what is fetched from a store is kept.
 
     Raises:
         InvalidCheckpoint: what is missing, damaged or refused, and the way out.
     """
-    path, known = resolve(ref)
+    path, known = resolve(ref, data)
     _check_index(path)
     parts = {name: read_json(path / name / file) for name, file in CONFIGS.items()}
     for name, config in parts.items():

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from farm.checkpoints import hub
 from farm.errors import InvalidCheckpoint
+from farm.paths import data_dir
 
 # The authors' checkpoints on the Hugging Face hub, at a commit each.
 PUBLISHED: Mapping[str, str] = {
@@ -35,12 +36,12 @@ def _shipped(pattern: str) -> list[Path]:
     return sorted(paths, key=lambda path: (len(path.name), path.name))
 
 
-def resolve(ref: str | Path) -> tuple[Path, tuple[str, str] | None]:
+def resolve(ref: str | Path, data: Path | None = None) -> tuple[Path, tuple[str, str] | None]:
     """The directory behind a reference and, for one of the hub or a store, its id and revision."""
     if "://" in str(ref):
         from farm.checkpoints import stored
 
-        return stored.fetch(str(ref))
+        return stored.fetch(str(ref), data or data_dir())
     path = Path(ref)
     if path.is_dir():
         return path.resolve(), None

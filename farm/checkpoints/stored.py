@@ -16,7 +16,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from farm.checkpoints import host
 from farm.checkpoints.layout import deciding_files, digest
 from farm.errors import InvalidCheckpoint, NotFound, StoreError
-from farm.paths import data_dir
 from farm.store import Store, keys, open_store
 from farm.store.protocol import check_key
 from farm.stored_record import StoredRecord
@@ -104,8 +103,9 @@ def push(
     return Reference(url, name, revision)
 
 
-def fetch(text: str) -> tuple[Path, tuple[str, str]]:
-    """The folder of a checkpoint in a store, fetched once per host; and its name and revision.
+def fetch(text: str, data: Path) -> tuple[Path, tuple[str, str]]:
+    """The folder of a checkpoint in a store, fetched once into the farm's folder on this host; and
+    its name and revision.
 
     Raises:
         InvalidCheckpoint: it is not there, is damaged, or does not fit on the disk.
@@ -113,7 +113,7 @@ def fetch(text: str) -> tuple[Path, tuple[str, str]]:
     """
     reference = Reference.parse(text)
     what = f"{reference.name}@{reference.revision[:12]}"
-    cache = data_dir() / "checkpoints" / "fetched"
+    cache = data / "checkpoints" / "fetched"
     folder = cache / f"{reference.name.replace('/', '--')}@{reference.revision}"
     try:
         with host.alone(cache / f"{folder.name}.lock", what):

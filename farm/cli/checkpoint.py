@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from farm.cli.output import one_line, say, say_error, say_json
+from farm.cli.output import fetches_told, one_line, say, say_error, say_json
 from farm.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -29,7 +29,8 @@ def inspect(
     """Check that a checkpoint is complete and can be loaded, and describe it."""
     from farm.checkpoints.inspect import inspect_checkpoint
 
-    found = inspect_checkpoint(reference)
+    with fetches_told():
+        found = inspect_checkpoint(reference)
     _check_loads(found)
     facts = {"path": str(found.path), **found.info.model_dump(mode="json")}
     if as_json:
@@ -67,7 +68,8 @@ def push(
         raise InvalidInput(
             "is not set", field="FARM_STORE", hint="name a store with --store, as s3://bucket/farm"
         )
-    found = inspect_checkpoint(reference)
+    with fetches_told():
+        found = inspect_checkpoint(reference)
     say(str(stored.push(store, found.path, found.info.id, found.info.revision)))
 
 

@@ -3,10 +3,11 @@
 import contextlib
 import io
 import json
+import logging
 import os
 import shlex
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from farm.errors import FarmError
@@ -33,6 +34,25 @@ def say_error(text: str) -> None:
     """On a full disk the exit code alone has to tell."""
     with contextlib.suppress(OSError):
         print(printable(text), file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def fetches_told() -> Iterator[None]:
+    """Say meanwhile how far checkpoints are that have to be fetched."""
+    log = logging.getLogger("farm.checkpoints")
+    level, told = log.level, _Told()
+    log.setLevel(logging.INFO)
+    log.addHandler(told)
+    try:
+        yield
+    finally:
+        log.removeHandler(told)
+        log.setLevel(level)
+
+
+class _Told(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        say_error(record.getMessage())
 
 
 def say_note(text: str) -> None:

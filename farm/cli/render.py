@@ -16,7 +16,15 @@ from farm.cli.columns import Columns
 from farm.cli.flags import Column, InputFormat, Limit, Overwrite, Resume, Sample, SampleSeed
 from farm.cli.input_files import Reading, read_files
 from farm.cli.job_file import read_job_file
-from farm.cli.output import go_on_also_with, list_rejected, say, say_error, say_json, say_note
+from farm.cli.output import (
+    fetches_told,
+    go_on_also_with,
+    list_rejected,
+    say,
+    say_error,
+    say_json,
+    say_note,
+)
 from farm.cli.selection import Selection
 from farm.errors import FarmError, InvalidInput, RejectedRender
 from farm.job import MAX_PIECE_LINES, OPTIONS, Chunk, Format, JobOptions, NumberedSpec
@@ -205,7 +213,8 @@ class _Requests:
                 field="--checkpoint",
                 hint="farm checkpoint make-tiny makes one",
             )
-        self._checkpoints = [inspect_checkpoint(name) for name in chosen]
+        with fetches_told():
+            self._checkpoints = [inspect_checkpoint(name) for name in chosen]
         self.infos = {checkpoint.info.name: checkpoint.info for checkpoint in self._checkpoints}
         store, registry = open_store(str(scratch)), CheckpointRegistry(self.infos.values())
         self._assets = Assets(store)

@@ -18,6 +18,13 @@ def simulate(
     urgent_per_second: Annotated[
         float, typer.Option(min=0, max=10_000, help="Single pictures that somebody waits for.")
     ] = 50.0,
+    min_gpus: Annotated[
+        int | None,
+        typer.Option(min=0, help="Fewest; the farm then grows and shrinks with its backlog."),
+    ] = None,
+    spread_seconds: Annotated[
+        float, typer.Option(min=0, help="In which the data sets come; by default at the start.")
+    ] = 0.0,
     machine_gpus: Annotated[int, typer.Option(min=1, max=64, help="GPUs of a machine.")] = 8,
     lost_per_hour: Annotated[
         float, typer.Option(min=0, max=10, help="Share of the machines, without a notice.")
@@ -36,6 +43,7 @@ def simulate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Simulate a large farm: the real scheduler, planner and queue on a virtual clock."""
+    from farm.errors import InvalidInput
     from farm.local.valkey import ServerProcess
     from farm.queue import connect
     from farm.simulation.fleet import Fleet
@@ -43,11 +51,19 @@ def simulate(
     from farm.simulation.simulation import Plan, Simulation
     from farm.simulation.workload import Workload
 
+    if min_gpus is not None and min_gpus > gpus:
+        raise InvalidInput(f"{min_gpus:,} are more than {gpus:,}", field="--min-gpus")
     services = read_services(times) if times is not None else H200
     plan = Plan(
-        fleet=Fleet(gpus, machine_gpus, lost_per_hour, crashes_per_hour),
+        fleet=Fleet(gpus, machine_gpus, lost_per_hour, crashes_per_hour, min_gpus),
         services=services,
-        work=Workload.mixed(pictures, services, steps=steps, urgent_per_second=urgent_per_second),
+        work=Workload.mixed(
+            pictures,
+            services,
+            steps=steps,
+            urgent_per_second=urgent_per_second,
+            spread_seconds=spread_seconds,
+        ),
         pass_seconds=pass_seconds,
         seed=seed,
     )
@@ -72,7 +88,8 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         f"{facts['pictures']:,} pictures on {facts['gpus']:,} GPUs in {facts['seconds']:,.0f} s: "
         f"{facts['pictures_per_second']:,.0f} pictures/s",
         f"busy: {facts['busy_share']:.1%} of the GPUs while there was work for all, "
-        f"{facts['busy_share_to_the_end']:.1%} to the last picture",
+        f"{facts['busy_share_to_the_end']:.1%} to the last picture; {facts['gpus_most']:,} GPUs at "
+        f"most, {facts['gpu_hours']:,.1f} GPU-hours",
         f"lost: {facts['machines_lost']} machines, {facts['crashes']} crashes; "
         f"{facts['rendered_again_share']:.2%} of the pictures rendered again",
     ]

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated
 
@@ -19,6 +19,7 @@ import psutil
 import typer
 from rich.console import Console
 
+from farm.cli.output import fetches_told
 from farm.errors import Conflict, FarmError, Unavailable
 from farm.paths import DATA_HELP, client_file, data_dir, make_private
 
@@ -110,7 +111,9 @@ def up(
             ray_address=ray,
             single_writer=single_writer,
         )
-        _run(plan.complete())
+        with fetches_told():
+            plan = plan.complete()
+        _run(plan)
 
 
 def down(data: Data = None) -> None:
@@ -198,13 +201,13 @@ def _announce(plan: "Plan", dashboard: str | None) -> None:
         console.print("farm dashboard prints a link that opens it without the token")
     if plan.data != data_dir():
         console.print(f"in another terminal: export FARM_DATA={plan.data}")
-    _say_what_it_draws(plan.checkpoints)
+    _say_what_it_draws(plan)
 
 
-def _say_what_it_draws(checkpoints: Sequence[str]) -> None:
+def _say_what_it_draws(plan: "Plan") -> None:
     from farm.checkpoints.inspect import inspect_checkpoint
 
-    found = [inspect_checkpoint(one) for one in checkpoints]
+    found = [inspect_checkpoint(one, plan.data) for one in plan.checkpoints]
     for one in found:
         if one.description:
             console.print(f"{one.info.id}: {one.description}", markup=False, soft_wrap=True)

@@ -52,7 +52,7 @@ class Embedded:
         self._ray_port = free_port()
         self.ray_address = plan.ray_address or f"127.0.0.1:{self._ray_port}"
         self.dashboard = "" if plan.ray_address else f"http://127.0.0.1:{self._kept_port()}"
-        self._loads = LoadCheck(plan.checkpoints)
+        self._loads = LoadCheck(plan.checkpoints, plan.data)
         self._ray_agent = f"http://127.0.0.1:{free_port()}"
 
     def services(self) -> Iterator[Service]:

@@ -1,5 +1,6 @@
 """Whether a farm's checkpoints would load, found out while its first parts start."""
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -19,7 +20,7 @@ class LoadCheck:
     gateway; what comes with the workers is known to load.
     """
 
-    def __init__(self, checkpoints: Sequence[str]) -> None:
+    def __init__(self, checkpoints: Sequence[str], data: Path) -> None:
         known = {*built_in(), *map(str, built_in().values())}
         command = [sys.executable, "-P", "-m", "farm.cli", "checkpoint", "inspect"]
         self._running = []
@@ -28,7 +29,11 @@ class LoadCheck:
                 continue
             said = tempfile.TemporaryFile()  # noqa: SIM115  (closed by stop)
             process = subprocess.Popen(
-                [*command, name], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=said
+                [*command, name],
+                env={**os.environ, "FARM_DATA": str(data)},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=said,
             )
             self._running.append((name, process, said))
 

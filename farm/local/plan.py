@@ -64,7 +64,7 @@ class Plan:
                     f"{name} has a comma in its path, by which checkpoints are separated",
                     hint="rename the folder, or give a symbolic link to it",
                 )
-            inspect_checkpoint(name)
+            inspect_checkpoint(name, self.data)
         return replace(self, checkpoints=names, store=store, **counted)
 
     def _counted(self, checkpoints: tuple[str, ...]) -> dict[str, Any]:

@@ -17,9 +17,12 @@ from farm.queue.messages import (
     Progress,
     Removal,
     Restored,
+    Rooms,
     Session,
     Submitted,
+    Told,
     Verdict,
+    WorkerRoom,
 )
 from farm.queue.queue import Queue
 from farm.queue.server import ServerFacts, check_server
@@ -44,13 +47,16 @@ __all__ = [
     "Queue",
     "Removal",
     "Restored",
+    "Rooms",
     "ServerFacts",
     "Session",
     "Submitted",
     "Tallies",
+    "Told",
     "Verdict",
     "WaitsFor",
     "Why",
+    "WorkerRoom",
     "check_server",
     "connect",
 ]

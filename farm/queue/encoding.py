@@ -1,7 +1,8 @@
 """How jobs, tasks and receipts are encoded for the scripts and decoded from their replies."""
 
+import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,13 +18,18 @@ from farm.job import (
 )
 from farm.queue.constants import CLASSES, MAX_ROWS
 from farm.queue.messages import (
+    PLANNED,
     Finished,
+    Heartbeat,
     ImageCounts,
     JobHeader,
     JobStatus,
+    Outcome,
     Progress,
     Restored,
     TaskCounts,
+    Told,
+    Verdict,
 )
 from farm.queue.why import LaneQueue
 from farm.spec import Lane
@@ -150,6 +156,34 @@ def progress(key: str, at: Progress | tuple[int, int]) -> list[Any]:
     return [key, done, failed, "" if row is None else row]
 
 
+def heartbeat_arguments(
+    session: str,
+    room: int,
+    progress_by_key: Mapping[str, Progress | tuple[int, int]],
+    stats: Mapping[str, Any],
+    ms: int,
+) -> list[Any]:
+    planned = {name: stats[name] for name in PLANNED if name in stats}
+    rows = [value for key, at in progress_by_key.items() for value in progress(key, at)]
+    return [session, ms, room, to_json(stats), to_json(planned), *rows]
+
+
+def heartbeat(reply: Sequence[Any]) -> Heartbeat:
+    command, held, cancelled, unplanned = reply
+    return Heartbeat(set(held), set(cancelled), command or None, bool(unplanned))
+
+
+@functools.lru_cache(32_768)  # most sessions told nothing since the last look
+def told(text: str) -> Told:
+    stats = json.loads(text)
+    return Told(
+        int(stats.get("beat", 0)),
+        int(stats.get("urgent_room", 0)),
+        int(stats.get("unbegun", 0)),
+        frozenset(map(Lane.parse, stats.get("lanes", ()))),
+    )
+
+
 def lane_queue(row: Sequence[Any]) -> LaneQueue:
     lane, tasks, pictures, row_steps, position, earlier, higher, weight, weights = row
     return LaneQueue(
@@ -181,6 +215,13 @@ def completion(lease: Lease, receipt: Receipt) -> list[Any]:
         receipt.failed,
         to_json(pack(receipt)),
         receipt.numerics,
+    ]
+
+
+def outcomes(reply: str) -> list[Outcome]:
+    return [
+        Outcome(Verdict(verdict), receipt(winner, numerics) if winner else None)
+        for verdict, winner, numerics in json.loads(reply)
     ]
 
 

@@ -11,6 +11,7 @@ from farm.job import Format, JobOptions, JobState, Priority, Receipt
 from farm.spec import Lane
 
 MAX_REASON = 500  # characters
+PLANNED = ("beat", "urgent_room", "unbegun", "lanes")  # of a worker's stats, what a planner reads
 
 FailKind = Literal["row", "crash", "infra", "release"]
 EndReason = Literal["crash", "drain", "lost"]
@@ -46,6 +47,7 @@ class Heartbeat(NamedTuple):
     held: set[str]  # lease keys; a worker drops everything else
     cancelled: set[str]  # held until now
     command: str | None
+    unplanned: bool = False  # no scheduler looks, and it is this session's turn to lease for itself
 
 
 class Command(NamedTuple):
@@ -63,7 +65,7 @@ class Command(NamedTuple):
     def parse(cls, text: str | None) -> "Command | None":
         """Of what a heartbeat returned; None for a command of a newer farm, too."""
         kind, _, number = (text or "").partition(" ")
-        if kind not in ("drain", "share"):
+        if kind not in ("drain", "share") or not (number or "0").isdecimal():
             return None
         return cls("drain" if kind == "drain" else "share", int(number) if number else None)
 
@@ -132,6 +134,33 @@ class Session(NamedTuple):
     info: Mapping[str, Any]
     stats: Mapping[str, Any]
     command: str | None
+
+
+class Told(NamedTuple):
+    """What a worker tells a planner: of its stats those in ``PLANNED``."""
+
+    beat: int = 0  # heartbeats so far
+    urgent_room: int = 0  # pictures of urgent tasks, however many others it holds
+    unbegun: int = 0  # tasks that it could hand back
+    lanes: frozenset[Lane] = frozenset()  # of the tasks at work
+
+
+class WorkerRoom(NamedTuple):
+    """What a planner needs of a session."""
+
+    session: str
+    checkpoints: frozenset[str]
+    room: int  # pictures; none for a session that would be granted nothing
+    held: int  # tasks
+    command: str | None
+    told: Told
+
+
+class Rooms(NamedTuple):
+    """Of all sessions."""
+
+    finalise: int  # jobs that a worker has to finalise, and none does
+    sessions: list[WorkerRoom]
 
 
 class LaneBacklog(NamedTuple):

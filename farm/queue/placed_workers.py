@@ -66,6 +66,7 @@ def to_json(workers: Sequence[PlacedWorker]) -> str:
 
 
 def from_json(text: str) -> list[PlacedWorker]:
+    """Of what a newer scheduler says, as much as is understood here: both may run side by side."""
     return [
         PlacedWorker(
             one["name"],
@@ -76,6 +77,7 @@ def from_json(text: str) -> list[PlacedWorker]:
             Reason(one.get("reason", "")),
         )
         for one in json.loads(text)
+        if one["state"] in set(WorkerState)
     ]
 
 

@@ -21,7 +21,9 @@ from farm.queue.messages import (
     JobStatus,
     LaneBacklog,
     Removal,
+    Rooms,
     Session,
+    WorkerRoom,
 )
 from farm.queue.submissions import Submissions
 from farm.queue.tallies import Tallies
@@ -165,6 +167,23 @@ class Queue(Submissions, WorkerSessions):
                 "sessions"
             )
         ]
+
+    def rooms(self) -> Rooms:
+        """What a planner needs of workers' sessions; these learn by it that somebody plans."""
+        finalise, pairs, sessions = json.loads(self._run("rooms"))
+        texts = dict(zip(pairs[::2], pairs[1::2], strict=True)) if pairs else {}
+        served: dict[str, frozenset[str]] = {}
+        found = []
+        for session, numbers, room, held, command, told in sessions:
+            if numbers not in served:
+                named = filter(None, numbers.split(","))
+                served[numbers] = frozenset(texts[number] for number in named)
+            found.append(
+                WorkerRoom(
+                    session, served[numbers], room, held, command or None, encoding.told(told)
+                )
+            )
+        return Rooms(finalise, found)
 
     def backlog(self) -> list[LaneBacklog]:
         """What is ready, by lane and class."""

@@ -21,7 +21,6 @@ from farm.queue.messages import (
     Heartbeat,
     Outcome,
     Progress,
-    Verdict,
 )
 from farm.queue.script_runner import ScriptRunner
 from farm.spec import Lane
@@ -115,11 +114,8 @@ class WorkerSessions(ScriptRunner):
         Raises:
             LeaseLost: the session has ended; drop everything and register a new one.
         """
-        rows = [value for key, at in progress.items() for value in encoding.progress(key, at)]
-        command, held, cancelled = self._run(
-            "heartbeat", session, ms, room, encoding.to_json(stats), *rows
-        )
-        return Heartbeat(set(held), set(cancelled), command or None)
+        arguments = encoding.heartbeat_arguments(session, room, progress, stats, ms)
+        return encoding.heartbeat(self._run("heartbeat", *arguments))
 
     def complete(self, session: str, lease: Lease, receipt: Receipt) -> Outcome:
         """Record that a task is done, if the session still holds it."""
@@ -134,11 +130,7 @@ class WorkerSessions(ScriptRunner):
         if len(done) > MAX_ROWS:
             raise InvalidInput(f"{len(done)} receipts; at most {MAX_ROWS} in one call")
         rows = [encoding.completion(lease, receipt) for lease, receipt in done]
-        outcomes = json.loads(self._run("complete", session, encoding.to_json(rows)))
-        return [
-            Outcome(Verdict(verdict), encoding.receipt(winner, numerics) if winner else None)
-            for verdict, winner, numerics in outcomes
-        ]
+        return encoding.outcomes(self._run("complete", session, encoding.to_json(rows)))
 
     def fail(self, session: str, lease: Lease, kind: FailKind, reason: str) -> TaskState:
         """Give up a task that is not done.

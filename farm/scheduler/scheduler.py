@@ -3,6 +3,7 @@
 Kill it and start another: grants are made by one script each, so nothing is half done.
 """
 
+import contextlib
 import logging
 import random
 import threading
@@ -11,14 +12,14 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from farm.errors import LeaseLost, Unavailable
-from farm.job import Priority
-from farm.queue import Command, Queue, Session
-from farm.scheduler.planner import Room, Work, even_out, plan
-from farm.spec import Lane
+from farm.job import Lease, Priority
+from farm.queue import Command, Queue, WorkerRoom
+from farm.scheduler.planner import Grant, Room, Work, even_out, plan
 
 log = logging.getLogger(__name__)
 
 WAKE_MS = 250  # longest sleep; an event of the farm wakes the loop at once
+ALL_LANES_EVERY = 4  # one of so many grants is of all lanes, whatever the planner prefers
 
 
 class Deaths(Protocol):
@@ -51,6 +52,7 @@ class Scheduler:
         self._seen = ""
         self._dead: list[str] = []  # lives that the queue has not been told of
         self._urgent: dict[str, _Granted] = {}
+        self._grants = 0
 
     def step(self) -> int:
         """One pass; returns how many tasks were granted."""
@@ -59,10 +61,12 @@ class Scheduler:
             self._end_dead()
         self._queue.tick()
         work = [Work(item.lane, item.priority, item.pictures) for item in self._queue.backlog()]
-        sessions = self._queue.sessions()
+        finalise, sessions = self._queue.rooms()
         self._forget_urgent({session.session for session in sessions})
         rooms = [self._room(session) for session in sessions]
         if granted := self._grant(work, rooms):
+            return granted
+        if finalise and (granted := self._grant_finalise(rooms)):
             return granted
         for session, tasks in even_out(rooms).items():
             self._queue.set_command(session, Command("share", tasks), instead_of="")
@@ -77,38 +81,53 @@ class Scheduler:
                     self._queue.end(session.session, "lost")
             self._dead.pop(0)  # only now: a server that is away must still hear of it
 
-    def _room(self, session: Session) -> Room:
+    def _room(self, session: WorkerRoom) -> Room:
         return Room(
             session.session,
-            frozenset(session.checkpoints),
+            session.checkpoints,
             session.room,
             self._urgent_room(session),
-            frozenset(Lane.parse(lane) for lane in session.stats.get("lanes", ())),
+            session.told.lanes,
             session.held,
-            0 if session.command else int(session.stats.get("unbegun", 0)),
+            0 if session.command else session.told.unbegun,
         )
 
     def _grant(self, work: list[Work], rooms: list[Room]) -> int:
         granted = 0
         for grant in plan(work, rooms):
-            try:
-                leases = self._queue.lease(
-                    grant.session, grant.lanes, grant.rows, self._lease_ms, lowest=grant.lowest
-                )
-            except LeaseLost:  # it ended since it was listed
-                continue
+            leases = self._lease(grant)
             if grant.lowest is Priority.URGENT:
                 self._urgent[grant.session].pictures += sum(lease.pictures for lease in leases)
             granted += len(leases)
         return granted
 
-    def _urgent_room(self, session: Session) -> int:
+    def _lease(self, grant: Grant) -> list[Lease]:
+        self._grants += 1
+        # The planner knows lanes, not whose turn it is in them: a tenant that has waited in a lane
+        # which no worker prefers gets what it is owed from those grants that name none.
+        everything = grant.lowest is Priority.BULK and self._grants % ALL_LANES_EVERY == 0
+        lanes = None if everything else grant.lanes
+        with contextlib.suppress(LeaseLost):  # it ended since it was listed
+            return self._queue.lease(
+                grant.session, lanes, grant.rows, self._lease_ms, lowest=grant.lowest
+            )
+        return []
+
+    def _grant_finalise(self, rooms: list[Room]) -> int:
+        """Each lease takes jobs to finalise first; where nothing else is ready, one takes only
+        these."""
+        rooms = [room for room in rooms if room.rows or room.urgent_rows]
+        if not rooms:
+            return 0
+        emptiest = max(rooms, key=lambda room: (room.rows, room.session))
+        return len(self._lease(Grant(emptiest.session, (), 0, Priority.URGENT)))
+
+    def _urgent_room(self, session: WorkerRoom) -> int:
         """What a worker keeps free for urgent tasks, less what was granted since it said so."""
-        beat = session.stats.get("beat", 0)
-        if session.session not in self._urgent or self._urgent[session.session].beat != beat:
-            self._urgent[session.session] = _Granted(beat)
-        told = session.stats.get("urgent_room", 0)
-        return max(int(told) - self._urgent[session.session].pictures, 0)
+        granted = self._urgent.get(session.session)
+        if granted is None or granted.beat != session.told.beat:
+            granted = self._urgent[session.session] = _Granted(session.told.beat)
+        return max(session.told.urgent_room - granted.pictures, 0)
 
     def _forget_urgent(self, living: set[str]) -> None:
         self._urgent = {name: held for name, held in self._urgent.items() if name in living}

@@ -11,10 +11,15 @@ HOUR = 3600.0
 class Fleet(NamedTuple):
     """What a farm is made of, and what happens to it."""
 
-    gpus: int
+    gpus: int  # at most
     machine_gpus: int = 8
     lost_per_hour: float = 0.05  # of all machines, without a notice
     crashes_per_hour: float = 0.01  # of all workers' processes
+    least_gpus: int | None = None  # by default as many as at most; otherwise the farm grows
+
+    @property
+    def least(self) -> int:
+        return self.gpus if self.least_gpus is None else self.least_gpus
 
     @property
     def machines(self) -> list[range]:

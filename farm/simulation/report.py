@@ -1,6 +1,7 @@
 """What came out of a simulation, and what it says about one Valkey server."""
 
 import collections
+import itertools
 import math
 import statistics
 from collections.abc import Sequence
@@ -37,9 +38,19 @@ class Usage:
     def gpus_go(self, now: float, count: int) -> None:
         self._gpus.append((now, -count))
 
+    @property
+    def most_gpus(self) -> int:
+        """How many there were at a time."""
+        changes = sorted(self._gpus, key=lambda change: change[0])
+        return max(itertools.accumulate(count for _, count in changes))
+
+    def gpu_seconds(self, until: float) -> float:
+        """Of all GPUs that were there, until a time."""
+        return sum(count * max(until - at, 0.0) for at, count in self._gpus)
+
     def share(self, until: float) -> float:
         """GPU-seconds with work over those of all GPUs that were there, until a time."""
-        present = sum(count * max(until - at, 0.0) for at, count in self._gpus)
+        present = self.gpu_seconds(until)
         whole = sum(seconds for at, seconds in self._busy.items() if at < int(until))
         part = self._busy.get(int(until), 0.0) * (until - int(until))
         return (whole + part) / present if present else 0.0
@@ -90,6 +101,8 @@ class Report(NamedTuple):
             "pictures_per_second": round(usage.rendered / self.seconds, 1),
             "busy_share": round(self.busy, 4),
             "busy_share_to_the_end": round(usage.share(self.seconds), 4),
+            "gpus_most": usage.most_gpus,
+            "gpu_hours": round(usage.gpu_seconds(self.seconds) / 3600, 2),
             "tasks": self.tasks,
             "leases_per_second": round(self.leases / self.seconds, 1),
             "machines_lost": usage.machines_lost,

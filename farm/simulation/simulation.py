@@ -1,26 +1,28 @@
-"""The loop of a simulation: events in the order of their time, and what each of them does."""
+"""A simulated farm: what happens when, and what each event does."""
 
-import collections
-import heapq
-import itertools
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import redis
 
-from farm.errors import LeaseLost, Unavailable
+from farm.errors import FarmError, LeaseLost, Unavailable
 from farm.job import Priority
+from farm.scheduler.growth import SHRINK_SECONDS
+from farm.scheduler.placer import Placer
 from farm.scheduler.scheduler import WAKE_MS, Scheduler
-from farm.simulation.fleet import MACHINE_SECONDS, START_SECONDS, Fleet
+from farm.simulation.cluster import GROUP, SimulatedCluster
+from farm.simulation.events import Events
+from farm.simulation.fleet import Fleet
 from farm.simulation.report import Report, Usage
 from farm.simulation.service import Service
 from farm.simulation.virtual_queue import VirtualQueue
-from farm.simulation.worker import SimulatedWorker
-from farm.simulation.workload import Workload, submit_datasets, submit_urgent
+from farm.simulation.worker import HeldTask, SimulatedWorker, receipt
+from farm.simulation.workload import DataSet, Workload, submit, submit_urgent
 
 LEASE_MS = 10_000
+TURN_SECONDS = 0.05  # within which workers that have something to tell do it together
 MOST_SECONDS = 7 * 86_400.0  # of the virtual clock
 
 
@@ -32,6 +34,8 @@ class Plan(NamedTuple):
     work: Workload
     rows: int = 256  # that an engine holds
     pass_seconds: float = 0.05  # of one pass of the scheduler
+    target_seconds: float = 60.0  # that queued work takes at most, for a farm that grows
+    shrink_seconds: float = SHRINK_SECONDS
     seed: int = 1
 
 
@@ -40,45 +44,53 @@ class Simulation:
 
     def __init__(self, client: "redis.Redis", plan: Plan) -> None:
         self.plan = plan
-        self.now = 0.0
         self.usage = Usage()
-        self._queue = VirtualQueue(client, lambda: self.now)
-        self._scheduler = Scheduler(self._queue, lease_ms=LEASE_MS)
+        self._events = Events()
         self._draw = random.Random(plan.seed)
-        self._events: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
-        self._numbers = itertools.count()
+        self._queue = VirtualQueue(client, lambda: self._events.now)
+        self._cluster = SimulatedCluster(plan.fleet, self._events, self, self.usage, self._draw)
+        placer = Placer(
+            self._queue,
+            self._cluster,
+            [self._cluster.group],
+            target_seconds=plan.target_seconds,
+            shrink_seconds=plan.shrink_seconds,
+            clock=lambda: self._events.now,
+        )
+        self._scheduler = Scheduler(self._queue, lease_ms=LEASE_MS, placement=placer)
         self._workers: dict[int, SimulatedWorker] = {}  # by GPU
         self._by_session: dict[str, int] = {}
         self._wakes: dict[int, float] = {}  # by GPU: the only one of its wakes that counts
-        self._machines: collections.Counter[int] = collections.Counter()  # so many it had, by GPU
+        self._telling: dict[int, SimulatedWorker] = {}  # by GPU: they have something to tell
         self._arrived: dict[str, float] = {}  # urgent jobs, and when they came
         self._passing = False  # the scheduler is in a pass
-        self._left: set[str] = set()  # jobs of data sets that have not ended
+        self._news = False  # that the scheduler finds when it looks again
+        self._to_come = 0  # jobs of data sets
+        self._left: set[str] = set()  # those that have come and have not ended
+        self._tasks = 0
 
     def run(self) -> Report:
-        """Submit the data sets, and go on until their jobs have ended."""
-        plan = self.plan
-        submitted = submit_datasets(self._queue, plan.work)
-        self._left = set(submitted)
-        for number, machine in enumerate(plan.fleet.machines):
-            self._start_machine(number, machine, first=True)
+        """Go on until the last job of a data set has ended."""
+        plan, events = self.plan, self._events
+        for at, data_set in plan.work.arrivals(self._draw):
+            self._to_come += 1
+            events.after(at, self._data_set_comes, data_set)
+        self._cluster.start()
         self._await_person()
-        self._after(0.0, self._pass)
-        self._queue.calls.clear()
+        events.after(0.0, self._pass)
         started, before = time.perf_counter(), self._server_seconds()
-        while self._left:
-            if not self._events or self.now > MOST_SECONDS:
-                raise Unavailable(f"{len(self._left)} jobs are left after {self.now:,.0f} s")
-            self.now, _, act, arguments = heapq.heappop(self._events)
-            act(*arguments)
+        while self._to_come or self._left:
+            if events.now > MOST_SECONDS:
+                raise Unavailable(f"{len(self._left)} jobs are left after {events.now:,.0f} s")
+            events.go_on()
         return Report(
             gpus=plan.fleet.gpus,
-            seconds=self.now,
+            seconds=events.now,
             backlog_until=self._queue.backlog_until,
-            tasks=sum(submitted.values()),
+            tasks=self._tasks,
             submitted=sum(plan.work.lanes.values()),
             usage=self.usage,
-            leases=self._queue.leased,
+            leases=self._queue.tallies().leases,
             calls=dict(self._queue.calls),
             server_seconds=self._server_seconds() - before,
             real_seconds=time.perf_counter() - started,
@@ -88,144 +100,176 @@ class Simulation:
         cpu: Any = self._queue.client.info("cpu")
         return float(cpu["used_cpu_sys"] + cpu["used_cpu_user"])
 
-    def _after(self, seconds: float, act: Callable[..., None], *arguments: Any) -> None:
-        if seconds != float("inf"):
-            event = (self.now + seconds, next(self._numbers), act, arguments)
-            heapq.heappush(self._events, event)
+    # What the cluster does to workers.
 
-    # Machines.
-
-    def _start_machine(self, number: int, gpus: range, *, first: bool = False) -> None:
-        for gpu in gpus:
-            self._machines[gpu] += 1
-            # Workers that all started at once would send their heartbeats at once for ever.
-            seconds = self._draw.random() if first else START_SECONDS
-            self._after(seconds, self._start_worker, gpu, self._machines[gpu])
-            self._await_crash(gpu)
-        self.usage.gpus_come(self.now, len(gpus))
-        self._after(self.plan.fleet.next_loss(self._draw), self._lose_machine, number, gpus)
-
-    def _lose_machine(self, number: int, gpus: range) -> None:
-        self.usage.machines_lost += 1
-        self.usage.gpus_go(self.now, len(gpus))
-        for gpu in gpus:
-            self._machines[gpu] += 1  # what was ahead of this one does not happen
-            self._forget_worker(gpu)
-        self._after(MACHINE_SECONDS, self._start_machine, number, gpus)
-
-    def _start_worker(self, gpu: int, machine: int) -> None:
-        if machine != self._machines[gpu]:
-            return
+    def start_worker(self, gpu: int) -> None:
         plan = self.plan
         worker = SimulatedWorker(
             self._queue,
-            f"gpu-{gpu}",
+            f"{GROUP}-{gpu}",
             f"{self._draw.getrandbits(128):032x}",
             plan.services,
             rows=plan.rows,
             steps=plan.work.steps,
             lease_ms=LEASE_MS,
-            now=self.now,
+            now=self._events.now,
             busy=self.usage.busy,
         )
         self._workers[gpu] = worker
         self._by_session[worker.session] = gpu
         self._plan_wake(gpu)
 
-    def _await_crash(self, gpu: int) -> None:
-        seconds = self.plan.fleet.next_crash(self._draw)
-        self._after(seconds, self._crash, gpu, self._machines[gpu])
-
-    def _crash(self, gpu: int, machine: int) -> None:
-        if machine != self._machines[gpu]:
-            return
-        if gpu in self._workers:
-            self.usage.crashes += 1
-            self._workers[gpu].end()
-            self._forget_worker(gpu)
-            self._after(START_SECONDS, self._start_worker, gpu, machine)
-        self._await_crash(gpu)
-
-    def _forget_worker(self, gpu: int) -> None:
+    def lose_worker(self, gpu: int) -> None:
         worker = self._workers.pop(gpu, None)
         if worker is None:
             return
-        worker.advance(self.now)
+        worker.advance(self._events.now)
         del self._by_session[worker.session]
         for task in worker.held.values():
             self.usage.rendered_in_vain += task.lease.pictures - task.to_render
+
+    def crash_worker(self, gpu: int) -> bool:
+        if gpu not in self._workers:
+            return False
+        self._workers[gpu].end("crash")
+        self.lose_worker(gpu)
+        return True
+
+    def drain_worker(self, gpu: int) -> None:
+        if gpu in self._workers:
+            self._workers[gpu].drain(self._events.now)
+            self._plan_wake(gpu)
 
     # The scheduler and the workers.
 
     def _pass(self) -> None:
         """One pass of the scheduler; its grants are there when it has taken its time."""
-        self._passing = True
+        self._passing, self._news = True, False
         started = time.perf_counter()
         granted = self._scheduler.step()
         self.usage.passes.append(time.perf_counter() - started)
-        self._after(self.plan.pass_seconds, self._passed, granted)
+        self._events.after(self.plan.pass_seconds, self._passed, granted)
 
     def _passed(self, granted: int) -> None:
         self._passing = False
         self._deliver()
-        if granted:
+        if granted or self._news:
             self._pass()
         else:
-            self._after(WAKE_MS / 1000, self._wake_scheduler, len(self.usage.passes))
+            self._events.after(WAKE_MS / 1000, self._slept, len(self.usage.passes))
 
-    def _wake_scheduler(self, passes: int | None = None) -> None:
-        """An event of the queue, or the longest sleep after so many passes, starts the next."""
-        if not self._passing and passes in (None, len(self.usage.passes)):
+    def _slept(self, passes: int) -> None:
+        """The longest sleep, unless something has woken the scheduler meanwhile."""
+        if passes == len(self.usage.passes):
+            self._wake_scheduler()
+
+    def _wake_scheduler(self) -> None:
+        """An event of the queue starts a pass, or is found after the one that runs."""
+        self._news = True
+        if not self._passing:
             self._pass()
 
     def _deliver(self) -> None:
-        granted, self._queue.granted = self._queue.granted, set()
-        for session in granted:
-            gpu = self._by_session.get(session)
-            if gpu is not None:  # else its worker has died, and the lease will run out
-                self._workers[gpu].take(self._queue.delivered(session), self.now)
-                self._plan_wake(gpu)
+        sessions, self._queue.granted = sorted(self._queue.granted), set()
+        # The workers of others have died, and their leases will run out.
+        sessions = [session for session in sessions if session in self._by_session]
+        for session, leases in zip(sessions, self._queue.delivered(sessions), strict=True):
+            gpu = self._by_session[session]
+            self._workers[gpu].take(leases, self._events.now)
+            self._plan_wake(gpu)
 
     def _plan_wake(self, gpu: int) -> None:
-        at = max(self._workers[gpu].next_event(), self.now)
-        self._wakes[gpu] = at
-        self._after(at - self.now, self._wake, gpu, at)
+        now = self._events.now
+        at = self._wakes[gpu] = max(self._workers[gpu].next_event(), now)
+        self._events.after(at - now, self._wake, gpu, at)
 
     def _wake(self, gpu: int, at: float) -> None:
         worker = self._workers.get(gpu)
         if worker is None or self._wakes[gpu] != at:
             return
-        try:
-            worker.act(self.now)
-        except LeaseLost:
-            self._forget_worker(gpu)
-            self._start_worker(gpu, self._machines[gpu])
+        if not worker.act(self._events.now):
+            self._end_or_go_on(gpu)
             return
-        if worker.done:
-            self._note_done(worker)
-            self._wake_scheduler()
-        self._deliver()
-        self._plan_wake(gpu)
+        if not self._telling:
+            self._events.after(TURN_SECONDS, self._tell)
+        self._telling[gpu] = worker
 
-    def _note_done(self, worker: SimulatedWorker) -> None:
-        done, worker.done = worker.done, []
-        for task, at in done:
-            lease = task.lease
-            if lease.finalise:
-                self._left.discard(lease.job)
-                continue
-            if lease.priority is not Priority.URGENT:
-                self.usage.rendered += lease.pictures
-            elif came := self._arrived.pop(lease.job, None):
-                self.usage.urgent_started.append((task.started_at or at) - came)
-                self.usage.urgent_stored.append(at - came)
+    def _tell(self) -> None:
+        """What several workers have to tell goes to the queue in one round trip."""
+        telling, self._telling = self._telling, {}
+        workers = {gpu: one for gpu, one in telling.items() if self._workers.get(gpu) is one}
+        for worker in workers.values():
+            worker.advance(self._events.now)
+        self._report(workers)
+        self._heartbeat(workers)
+        self._deliver()
+        for gpu, worker in workers.items():
+            if self._workers.get(gpu) is worker:
+                self._end_or_go_on(gpu)
+
+    def _report(self, workers: Mapping[int, SimulatedWorker]) -> None:
+        ended = {gpu: one.published for gpu, one in workers.items() if one.published}
+        done = [
+            (workers[gpu].session, [(task.lease, receipt(task.lease)) for task in tasks])
+            for gpu, tasks in ended.items()
+        ]
+        answers = self._queue.completions(done)
+        for (gpu, tasks), outcomes in zip(ended.items(), answers, strict=True):
+            lost = workers[gpu].reported(tasks, outcomes)
+            self.usage.rendered_in_vain += sum(task.lease.pictures for task in lost)
+            for task in tasks:
+                if task not in lost:
+                    self._note_done(task)
+        if ended:
+            self._wake_scheduler()
+
+    def _heartbeat(self, workers: Mapping[int, SimulatedWorker]) -> None:
+        now = self._events.now
+        told = {gpu: one.heartbeat(now) for gpu, one in workers.items()}
+        due = {gpu: arguments for gpu, arguments in told.items() if arguments is not None}
+        answers = self._queue.heartbeats(list(due.values()))
+        for gpu, answer in zip(due, answers, strict=True):
+            if isinstance(answer, LeaseLost):
+                self.lose_worker(gpu)
+                self.start_worker(gpu)
+            elif isinstance(answer, FarmError):
+                raise answer
+            else:
+                workers[gpu].heard(answer, now)
+
+    def _end_or_go_on(self, gpu: int) -> None:
+        worker = self._workers[gpu]
+        if worker.drained:
+            worker.end("drain")
+            self.lose_worker(gpu)
+            self._cluster.worker_ended(gpu)
+        else:
+            self._plan_wake(gpu)
+
+    def _note_done(self, task: HeldTask) -> None:
+        lease, now = task.lease, self._events.now
+        if lease.finalise:
+            self._left.discard(lease.job)
+        elif lease.priority is not Priority.URGENT:
+            self.usage.rendered += lease.pictures
+        elif (came := self._arrived.pop(lease.job, None)) is not None:
+            self.usage.urgent_started.append((task.started_at or now) - came)
+            self.usage.urgent_stored.append(now - came)
+
+    # What users do.
+
+    def _data_set_comes(self, data_set: DataSet) -> None:
+        self._left.add(submit(self._queue, data_set))
+        self._to_come -= 1
+        self._tasks += len(data_set.tasks)
+        self._wake_scheduler()
 
     def _await_person(self) -> None:
         if rate := self.plan.work.urgent_per_second:
-            self._after(self._draw.expovariate(rate), self._person_comes)
+            self._events.after(self._draw.expovariate(rate), self._person_comes)
 
     def _person_comes(self) -> None:
         job = submit_urgent(self._queue, self.plan.work, self._draw)
-        self._arrived[job] = self.now
+        self._arrived[job] = self._events.now
         self._wake_scheduler()
         self._await_person()

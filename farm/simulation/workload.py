@@ -16,8 +16,16 @@ JOB_TASKS = 1000
 PEOPLE = 100  # tenants of urgent pictures
 
 
+class DataSet(NamedTuple):
+    """A job that is not urgent."""
+
+    tenant: str
+    priority: Priority
+    tasks: Sequence[TaskDraft]
+
+
 class Workload(NamedTuple):
-    """Data sets that are there from the start, and people who come meanwhile."""
+    """Data sets, and people who come meanwhile."""
 
     lanes: Mapping[Lane, int]  # pictures of data sets in each
     steps: int = 12  # of every picture
@@ -25,6 +33,7 @@ class Workload(NamedTuple):
     normal_share: float = 0.2  # of the data sets; the rest is bulk
     shard_pictures: int = SHARD_PICTURES  # fewer of large ones
     urgent_per_second: float = 50.0  # single pictures; their times are random
+    spread_seconds: float = 0.0  # in which the data sets come, at random times; 0: at the start
 
     @classmethod
     def mixed(cls, pictures: int, services: Mapping[str, Service], **given: Any) -> "Workload":
@@ -37,23 +46,21 @@ class Workload(NamedTuple):
                 lanes[lane] = round(pictures / len(services) * share)
         return cls(lanes, **given)
 
+    def arrivals(self, draw: random.Random) -> Iterator[tuple[float, DataSet]]:
+        """All data sets, in shards, and when they come."""
+        classes = {Priority.NORMAL: self.normal_share, Priority.BULK: 1 - self.normal_share}
+        for lane, pictures in self.lanes.items():
+            for priority, share in classes.items():
+                whole = round(pictures * share)
+                for tenant in range(self.tenants):
+                    each = whole * (tenant + 1) // self.tenants - whole * tenant // self.tenants
+                    for tasks in _jobs(lane, each, self):
+                        at = draw.random() * self.spread_seconds
+                        yield at, DataSet(f"tenant-{tenant}", priority, tasks)
+
 
 def checkpoint_of(size: str) -> str:
     return f"simulated/{size}@1"
-
-
-def submit_datasets(queue: Queue, work: Workload) -> dict[str, int]:
-    """Submit everything that is not urgent, in shards as data sets are; job → its tasks."""
-    submitted = {}
-    classes = {Priority.NORMAL: work.normal_share, Priority.BULK: 1 - work.normal_share}
-    for lane, pictures in work.lanes.items():
-        for priority, share in classes.items():
-            each = -(-round(pictures * share) // work.tenants)
-            for tenant in range(work.tenants):
-                for tasks in _jobs(lane, each, work):
-                    job = _submit(queue, f"tenant-{tenant}", priority, tasks)
-                    submitted[job] = len(tasks)
-    return submitted
 
 
 def _jobs(lane: Lane, pictures: int, work: Workload) -> Iterator[list[TaskDraft]]:
@@ -66,11 +73,13 @@ def _jobs(lane: Lane, pictures: int, work: Workload) -> Iterator[list[TaskDraft]
         ]
 
 
-def _submit(queue: Queue, tenant: str, priority: Priority, tasks: Sequence[TaskDraft]) -> str:
-    opened = queue.open(_header(tenant, priority))
-    pieces = range(0, len(tasks), MAX_ROWS)
+def submit(queue: Queue, data_set: DataSet) -> str:
+    """In pieces; returns its job."""
+    opened = queue.open(_header(data_set.tenant, data_set.priority))
+    pieces = range(0, len(data_set.tasks), MAX_ROWS)
     for number, first in enumerate(pieces):
-        queue.append(opened.job, number, f"{number:064x}", tasks[first : first + MAX_ROWS])
+        tasks = data_set.tasks[first : first + MAX_ROWS]
+        queue.append(opened.job, number, f"{number:064x}", tasks)
     queue.close(opened.job, len(pieces))
     return opened.job
 

@@ -266,7 +266,7 @@ def test_a_task_that_is_done_when_its_job_is_cancelled_is_listed(
 
 
 def test_progress_counts_pictures_inside_a_task(farm: Farm) -> None:
-    engine = farm.start(engine=FakeEngine(rows=1, step_seconds=0.02))
+    engine = farm.start(engine=FakeEngine(rows=1, step_seconds=0.2))
     job = farm.submit(*(str(number) for number in range(60)))
     until(lambda: 0 < farm.queue.status(job, TENANT).images.running_done < 60)
     engine.step_seconds = 0

@@ -441,6 +441,7 @@ class Farm(RuleBasedStateMachine):
         names, busy = self.read_lanes()
         asked: list[tuple[Any, ...]] = [
             ("sessions",),
+            ("rooms",),
             ("backlog",),
             ("check_lanes", 0, *names),
             ("check_sessions", 0),
@@ -451,7 +452,14 @@ class Farm(RuleBasedStateMachine):
             asked.append(("check_job", job.id, 0))
         asked += [("held", session.id) for session in sessions]
         replies = iter(self.queue.ask(asked))
-        assert {row[0] for row in next(replies)} == set(self.model.sessions)
+        told = {row[0]: (row[3], row[4], row[8]) for row in next(replies)}
+        assert told.keys() == self.model.sessions.keys()
+        planned = {row[0]: row[2:5] for row in json.loads(next(replies))[2]}
+        assert planned.keys() == told.keys()
+        for session, (room, held, command) in told.items():
+            # A session that drains for a task that runs alone goes on once there is no such task.
+            assert room in (planned[session][0], 0)
+            assert planned[session][1:] == [held, command]
         self.check_work(next(replies))
         self.check_busy_lanes(names, busy)
         assert next(replies) == [], "a recount finds something"

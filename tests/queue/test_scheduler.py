@@ -1,11 +1,12 @@
 """The scheduler's loop: what it grants, and what it makes of deaths."""
 
 import pytest
-from queue_bench import MS, Bench
+from queue_bench import CHECKPOINT, LANE, MS, Bench
 
 from farm.errors import Unavailable
-from farm.queue import Command, Queue
+from farm.queue import Command, Queue, Told
 from farm.scheduler.scheduler import Scheduler
+from farm.spec import Lane, Mode
 
 
 class Certificates:
@@ -120,3 +121,106 @@ def test_who_runs_a_suspect_alone_is_not_waited_for(bench: Bench, queue: Queue) 
     bench.submit(1, priority="urgent")
     assert Scheduler(queue, lease_ms=MS).step() == 1
     assert len(queue.held(idle)) == 1
+
+
+def test_a_worker_leases_for_itself_only_while_no_scheduler_looks(
+    bench: Bench, queue: Queue
+) -> None:
+    session = bench.session()
+    assert queue.heartbeat(session, 100, {}, {}, MS).unplanned
+    Scheduler(queue, lease_ms=MS).step()
+    assert not queue.heartbeat(session, 100, {}, {}, MS).unplanned
+    bench.advance(2)
+    assert queue.heartbeat(session, 100, {}, {}, MS).unplanned
+
+
+def test_a_clock_that_was_set_back_hides_no_absent_scheduler(bench: Bench, queue: Queue) -> None:
+    session = bench.session()
+    Scheduler(queue, lease_ms=MS).step()
+    bench.advance(-3600)
+    assert queue.heartbeat(session, 100, {}, {}, MS).unplanned
+    Scheduler(queue, lease_ms=MS).step()
+    assert not queue.heartbeat(session, 100, {}, {}, MS).unplanned
+
+
+def test_of_very_many_workers_a_share_leases_at_a_time(bench: Bench, queue: Queue) -> None:
+    session = bench.session()
+    others, key = {f"{number:032x}": 2**50 for number in range(9999)}, f"{{{queue.farm}}}:sessions"
+    queue.client.zadd(key, others)
+    asked = sum(queue.heartbeat(session, 100, {}, {}, MS).unplanned for _ in range(300))
+    assert asked < 60, "3 are expected: 100 a second of 10,000 sessions"
+    queue.client.zrem(key, *others)
+
+
+def test_a_job_whose_finaliser_was_lost_is_finalised(bench: Bench, queue: Queue) -> None:
+    """No worker asks for it, and nothing else is ready."""
+    bench.submit(1)
+    lost, full = bench.session(), bench.session()
+    [lease] = bench.lease(lost)
+    bench.complete(lost, lease)
+    queue.end(lost, "lost")
+    bench.advance(5)
+    queue.heartbeat(full, 0, {}, {"urgent_room": 100}, MS)
+    scheduler = Scheduler(queue, lease_ms=MS)
+    assert scheduler.step() == 1
+    assert [lease.finalise for lease in queue.held(full)] == [True]
+
+
+def test_a_tenant_waits_in_no_lane_that_other_workers_do_not_prefer(
+    bench: Bench, queue: Queue
+) -> None:
+    small = Lane(CHECKPOINT, Mode.TEXT2IMG, 128, 128)
+    bench.submit(100, tenant="ann")
+    bench.submit(3, tenant="bob", lane=small)
+    session = bench.session()
+    scheduler = Scheduler(queue, lease_ms=MS)
+    done = []
+    for _ in range(12):
+        queue.heartbeat(session, 1, {}, {"lanes": [str(LANE)]}, MS)
+        assert scheduler.step() == 1
+        for lease in queue.held(session):
+            bench.complete(session, lease)
+            done.append(lease.lane)
+    assert done.count(str(small)) == 3
+
+
+def test_bulk_work_in_another_lane_gets_its_floor(bench: Bench, queue: Queue) -> None:
+    small = Lane(CHECKPOINT, Mode.TEXT2IMG, 128, 128)
+    bench.submit(100, priority="normal")
+    bench.submit(100, priority="bulk", lane=small)
+    session = bench.session()
+    scheduler = Scheduler(queue, lease_ms=MS)
+    done = []
+    for _ in range(40):
+        queue.heartbeat(session, 1, {}, {"lanes": [str(LANE)]}, MS)
+        assert scheduler.step() == 1
+        for lease in queue.held(session):
+            bench.complete(session, lease)
+            done.append(lease.lane)
+    assert 3 <= done.count(str(small)) <= 5
+
+
+def test_who_plans_sees_what_workers_told(bench: Bench, queue: Queue) -> None:
+    session = bench.session(("one@1", CHECKPOINT))
+    queue.heartbeat(session, 7, {}, {"beat": 3, "urgent_room": 9, "paces": {"x": 1}}, MS)
+    [room] = queue.rooms().sessions
+    assert (room.session, room.room, room.held, room.command) == (session, 7, 0, None)
+    assert room.checkpoints == {"one@1", CHECKPOINT}
+    assert room.told == Told(beat=3, urgent_room=9)
+
+
+def test_a_worker_of_an_earlier_version_is_planned_for(bench: Bench, queue: Queue) -> None:
+    session = bench.session()
+    queue.heartbeat(session, 7, {}, {"beat": 3, "urgent_room": 9}, MS)
+    queue.client.hdel(f"{{{queue.farm}}}:session:{session}", "told")
+    assert queue.rooms().sessions[0].told == Told(beat=3, urgent_room=9)
+
+
+def test_nothing_is_planned_for_sessions_that_would_get_nothing(bench: Bench, queue: Queue) -> None:
+    for session in (bench.session(), bench.session()):
+        queue.heartbeat(session, 7, {}, {}, MS)
+    assert queue.set_command(session, Command("drain"))
+    told = {room.session: room for room in queue.rooms().sessions}
+    assert told[session].room == 0
+    assert told[session].command == "drain"
+    assert sum(room.room for room in told.values()) == 7

@@ -5,7 +5,7 @@ from queue_bench import CHECKPOINT, LANE, MS, Bench
 
 from farm.errors import InvalidInput, JobCancelled, LeaseLost
 from farm.job import JobState, Priority, TaskState
-from farm.queue import Queue, Verdict
+from farm.queue import Command, Queue, Verdict
 
 
 def test_a_lost_lease_cannot_finish_the_task(bench: Bench, queue: Queue) -> None:
@@ -217,3 +217,10 @@ def test_a_session_whose_lease_has_run_out_gets_no_work(bench: Bench, queue: Que
     assert bench.lease(session) == []
     queue.heartbeat(session, 10, {}, {}, MS)
     assert len(bench.lease(session)) == 1
+
+
+def test_a_command_of_a_newer_farm_is_not_obeyed_and_ends_no_worker() -> None:
+    for told in ("dance", "drain soon", "share 2 now", ""):
+        assert Command.parse(told) is None
+    assert Command.parse("drain") == Command("drain")
+    assert Command.parse("drain 0") == Command("drain", 0)

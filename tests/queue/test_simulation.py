@@ -103,6 +103,22 @@ def test_every_picture_is_stored_although_machines_are_lost_and_workers_crash(
     assert facts["urgent"] > 0
 
 
+@pytest.mark.slow
+def test_a_farm_grows_with_its_backlog_and_ends_what_it_does_not_need(client: Any) -> None:
+    lane = Lane("simulated/64x64@1", Mode.TEXT2IMG, 64, 64)
+    work = Workload(
+        {lane: 2_000}, steps=10, tenants=8, shard_pictures=20, urgent_per_second=0,
+        spread_seconds=400,
+    )  # fmt: skip
+    fleet = Fleet(8, 2, 0, 0, least_gpus=0)
+    plan = Plan(fleet, {"64x64": EVEN}, work, rows=16, target_seconds=30)
+    facts = Simulation(client, plan).run().facts()
+    assert (facts["pictures"], facts["failed"]) == (2_000, 0)
+    assert 2 <= facts["gpus_most"] <= 8
+    assert facts["gpu_hours"] < 8 * facts["seconds"] / 3600 / 2, "200 s of work for one"
+    assert facts["rendered_again_share"] == 0
+
+
 def test_the_same_seed_simulates_the_same(client: Any) -> None:
     work = Workload.mixed(2_000, H200, tenants=2, urgent_per_second=2)
     runs = [simulated(client, Fleet(4, 2), work, seed=7) for _ in range(2)]

@@ -223,6 +223,9 @@ def test_a_pushed_checkpoint_has_the_name_that_the_command_prints(
         assert run(["checkpoint", "push", "shapes-64", "--store", str(tmp_path / "store")]) == 0
     first, second = capsys.readouterr().out.split()
     assert first == second == f"file://{tmp_path}/store/checkpoints/{INFO.name}"
+    assert run(["checkpoint", "inspect", first]) == 0
+    told = capsys.readouterr()
+    assert f"{INFO.name}: fetching 5." in told.err
     assert inspect_checkpoint(first).info == INFO
     missing = first[:-12] + "0" * 12
     assert run(["checkpoint", "inspect", missing]) == 2

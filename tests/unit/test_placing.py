@@ -1,5 +1,6 @@
 """What workers are told, and why a cluster does not run them."""
 
+import json
 from types import SimpleNamespace
 
 from farm.cli.place_workers import worker_environment
@@ -34,11 +35,11 @@ def test_a_worker_that_is_started_again_while_it_drains_is_asked_again() -> None
     asked: list[float] = []
     place = Place("worker-0", WorkerGroup("worker", 1, 1), 0.0)
     place.actor = SimpleNamespace(drain=SimpleNamespace(remote=asked.append))
-    place.drain(120, 0.0, "fewer workers are wanted")
-    place.drain(120, 1.0, "fewer workers are wanted")
+    place.drain(120, 0.0, Reason.FEWER_WANTED, "fewer are wanted")
+    place.drain(120, 1.0, Reason.FEWER_WANTED, "fewer are wanted")
     assert asked == [120]
     place.forget()
-    place.drain(120, 2.0, "fewer workers are wanted")
+    place.drain(120, 2.0, Reason.FEWER_WANTED, "fewer are wanted")
     assert asked == [120, 120]
     assert place.ends_by == 122
 
@@ -68,3 +69,11 @@ def test_a_workers_state_is_a_line_for_people() -> None:
         worker._replace(reason=Reason.OTHER)
     ]
     assert not PlacedWorker("worker-0", WorkerState.RUNNING).missing
+
+
+def test_what_a_newer_scheduler_says_of_workers_is_understood_as_far_as_possible() -> None:
+    told = [
+        {**PlacedWorker("worker-0", WorkerState.RUNNING)._asdict(), "mood": "good"},
+        {**PlacedWorker("worker-1", WorkerState.RUNNING)._asdict(), "state": "dancing"},
+    ]
+    assert from_json(json.dumps(told)) == [PlacedWorker("worker-0", WorkerState.RUNNING)]

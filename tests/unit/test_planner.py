@@ -17,7 +17,7 @@ def room(session: str = "a", rows: int = 64, **facts: object) -> Room:
 
 def test_a_worker_gets_only_lanes_of_the_checkpoints_it_holds() -> None:
     work = [Work(OTHER, Priority.URGENT, 5), Work(SMALL, Priority.BULK, 5)]
-    assert plan(work, [room()]) == [Grant("a", (SMALL,), 64)]
+    assert plan(work, [room()]) == [Grant("a", (SMALL,), 8)]
 
 
 def test_a_worker_without_room_gets_nothing() -> None:
@@ -26,7 +26,7 @@ def test_a_worker_without_room_gets_nothing() -> None:
 
 def test_urgent_lanes_are_named_before_larger_backlogs() -> None:
     work = [Work(SMALL, Priority.BULK, 1000), Work(LARGE, Priority.URGENT, 1)]
-    assert plan(work, [room()])[0].lanes == (LARGE, SMALL)
+    assert [grant.lanes for grant in plan(work, [room()])] == [(LARGE,), (SMALL,)]
 
 
 def test_a_worker_prefers_the_grid_it_already_runs() -> None:
@@ -44,13 +44,52 @@ def test_affinity_never_starves_a_lane_that_no_busy_worker_prefers() -> None:
 
 
 def test_work_is_not_promised_to_two_workers() -> None:
-    grants = plan([Work(SMALL, Priority.NORMAL, 10)], [room("a", 64), room("b", 64)])
+    grants = plan([Work(SMALL, Priority.NORMAL, 8)], [room("a", 64), room("b", 64)])
     assert [grant.session for grant in grants] == ["a"]
 
 
 def test_the_emptiest_worker_comes_first() -> None:
     grants = plan([Work(SMALL, Priority.NORMAL, 10)], [room("full", 1), room("empty", 64)])
     assert [grant.session for grant in grants] == ["empty"]
+
+
+def test_scarce_work_levels_what_workers_hold() -> None:
+    rooms = [room("a", 64), room("b", 44), room("full", 4)]
+    grants = plan([Work(SMALL, Priority.NORMAL, 40)], rooms)
+    assert [(grant.session, grant.rows) for grant in grants] == [("a", 30), ("b", 10)]
+
+
+def test_urgent_work_is_divided_by_the_urgent_work_that_workers_hold() -> None:
+    rooms = [
+        room("idle", 62, urgent_rows=62),
+        room("full", 0, urgent_rows=64),
+        room("half", 32, urgent_rows=64),
+    ]
+    grants = plan([Work(SMALL, Priority.URGENT, 3)], rooms)
+    assert [(grant.session, grant.rows) for grant in grants] == [("half", 2), ("full", 2)]
+    assert {grant.lowest for grant in grants} == {Priority.URGENT}
+
+
+def test_workers_that_cannot_take_the_work_are_not_counted_on() -> None:
+    other = Room("idle", frozenset({OTHER.checkpoint}), 1000, urgent_rows=1000)
+    busy = room("busy", 10, urgent_rows=20)
+    for priority in (Priority.URGENT, Priority.BULK):
+        [grant] = plan([Work(SMALL, priority, 5)], [other, busy])
+        assert grant.session == "busy"
+
+
+def test_ample_work_fills_every_worker() -> None:
+    grants = plan([Work(SMALL, Priority.NORMAL, 1000)], [room("a", 64), room("b", 1)])
+    assert [(grant.session, grant.rows) for grant in grants] == [("a", 64), ("b", 1)]
+
+
+def test_a_lane_of_each_lower_class_is_named_for_its_floor() -> None:
+    work = [
+        Work(SMALL, Priority.NORMAL, 1000),
+        Work(SMALL_INPAINT, Priority.NORMAL, 10),
+        Work(LARGE, Priority.BULK, 10),
+    ]
+    assert plan(work, [room()])[0].lanes == (SMALL, LARGE)
 
 
 def test_the_plan_does_not_depend_on_the_order_of_the_work() -> None:

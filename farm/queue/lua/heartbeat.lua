@@ -3,18 +3,25 @@
 --
 -- requires: prelude, job_record, task_record, held_record, leases
 --
--- ARGV  session, lease (ms), room (pictures), stats as JSON,
+-- ARGV  session, lease (ms), room (pictures), stats as JSON, those that the planner reads as JSON,
 --       then for each task that it works on: lease key, pictures done so far, failed so far,
 --       the row that runs next if it runs row by row, or empty
 --
--- Returns {command or empty, keys held, keys cancelled}. The session no longer holds what was
--- cancelled; a worker drops everything that is not among the keys held.
+-- Returns {command or empty, keys held, keys cancelled, 1 if the session should lease for itself}.
+-- The session no longer holds what was cancelled; a worker drops everything that is not among the
+-- keys held.
+--
+-- Sessions lease for themselves while no scheduler looks (rooms.lua), but so few at a time that a
+-- thousand of them cost the server little.
+local ABSENT = 1000 -- ms since a scheduler looked
+local LOOKS = 100 -- a second, of all sessions together; each sends a heartbeat a second
+
 local session = ARGV[1]
 if redis.call('EXISTS', P .. 'session:' .. session) == 0 then
   return refuse('LEASELOST', 'the session has ended', 'register again and drop everything')
 end
 local progress = {}
-for at = 5, #ARGV, 4 do
+for at = 6, #ARGV, 4 do
   progress[ARGV[at]] = {
     done = tonumber(ARGV[at + 1]), failed = tonumber(ARGV[at + 2]), row = ARGV[at + 3],
   }
@@ -45,5 +52,10 @@ for at = 1, #entries, 2 do
 end
 redis.call('ZADD', P .. 'sessions', now + ARGV[2], session)
 redis.call('HSET', P .. 'session:' .. session, 'seen', now, 'room', math.max(0, room),
-  'stats', ARGV[4])
-return {redis.call('HGET', P .. 'session:' .. session, 'command') or '', held, cancelled}
+  'stats', ARGV[4], 'told', ARGV[5])
+local scheduled = number(redis.call('GET', P .. 'scheduled'))
+local absent = scheduled > now or now - scheduled > ABSENT
+local looks = absent and math.random() * redis.call('ZCARD', P .. 'sessions') < LOOKS
+return {
+  redis.call('HGET', P .. 'session:' .. session, 'command') or '', held, cancelled, looks and 1 or 0,
+}

@@ -16,7 +16,7 @@ from farm.awake_clock import Stillness
 from farm.errors import FarmError, InvalidInput, LeaseLost, NotFound, Unavailable
 from farm.job import Lease, Priority, Receipt
 from farm.queue import Command, Queue
-from farm.queue.connection import cut_off
+from farm.queue.connection import MAX_BLOCK_SECONDS, cut_off
 from farm.queue.constants import MAX_ROWS
 from farm.queue.worker_sessions import FIRST_LEASE_MS
 from farm_workers.leased_task import LeasedTask, Outcome
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 1.0
 EARLY_HEARTBEAT_SECONDS = 0.1  # if a quarter of the worker has become free since the last one
-HUNGRY_SECONDS = 1.0  # without a grant, then the worker leases for itself
+HUNGRY_SECONDS = 1.0  # without a grant, then the worker leases for itself if the queue asks it to
 STORING_SECONDS = 60.0  # at the end of a drain, for what is made and not stored yet
 DRAIN_LOOK_SECONDS = 0.1
 FROZEN_EXIT = 70  # EX_SOFTWARE: what placed the worker starts it again
@@ -136,7 +136,7 @@ class QueueSession:
         """Take what is granted, until ``stopped``."""
         while not self._stopped.is_set():
             with self._patience("inbox"):
-                for lease in self._queue.inbox(self.token, 1.0):
+                for lease in self._queue.inbox(self.token, MAX_BLOCK_SECONDS):
                     self._take(lease)
 
     def _take(self, lease: Lease) -> None:
@@ -267,7 +267,7 @@ class QueueSession:
                 self._drop(task)
         self._find_undelivered(answer.held - ours.keys() - answer.cancelled)
         self._obey(answer.command)
-        if time.monotonic() - self._last_grant > HUNGRY_SECONDS:
+        if answer.unplanned and time.monotonic() - self._last_grant > HUNGRY_SECONDS:
             self._lease_for_itself(room, urgent_room)
 
     def _find_undelivered(self, unknown: set[str]) -> None:
@@ -278,7 +278,7 @@ class QueueSession:
         self._unknown = unknown
 
     def _lease_for_itself(self, room: int, urgent_room: int) -> None:
-        """No scheduler answers, so the worker keeps the queue's time as well."""
+        """No scheduler looks, so the worker keeps the queue's time as well."""
         self._queue.tick()
         if room:
             self._queue.lease(self.token, None, room, self._lease_ms)
