@@ -31,10 +31,19 @@ class StubFarm:
         folder: for everything that it writes.
         workers: how many.
         store: its URL; by default a folder.
-        rows: that an engine holds; by default as many as the stub takes.
+        rows: that an engine holds; by default as many as the engine takes.
+        stub: False has the engines draw after all.
     """
 
-    def __init__(self, folder: Path, workers: int = 1, store: str = "", *, rows: int = 0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        workers: int = 1,
+        store: str = "",
+        *,
+        rows: int = 0,
+        stub: bool = True,
+    ) -> None:
         self.url = f"http://127.0.0.1:{free_port()}"
         self.store = store or str(folder / "store")
         self.memory: dict[str, list[int]] = {}
@@ -52,7 +61,7 @@ class StubFarm:
             "FARM_PORT": self.url.rpartition(":")[2],
             "FARM_OPEN": "1",
             "FARM_CHECKPOINTS": CHECKPOINT,
-            "FARM_STUB": "1",
+            "FARM_STUB": str(int(stub)),
             "FARM_ROWS": str(rows),
         }
 
