@@ -3,10 +3,11 @@
 PYTHON ?= python3
 TEST_PROCESSES ?= 3
 VENV := .venv
+IMAGE_BASE ?= build/image-base
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo check test lint tests clean lives fuzz graph mutants storm storm-ray drains growth damage disk-full full-size bench-queue bench-recovery bench-million kills cluster bench-simulation docs bench-page
+.PHONY: demo check test lint tests clean lives fuzz graph mutants storm storm-ray drains growth damage disk-full full-size bench-queue bench-recovery bench-million kills cluster image bench-simulation bench-services docs bench-page
 
 demo: $(INSTALLED)
 	$(BIN)/farm demo
@@ -84,9 +85,16 @@ kills: $(INSTALLED)
 bench-million: $(INSTALLED)
 	$(BIN)/python bench/million.py --out bench/results/million-cpu.json
 
-# As root, half an hour: a farm with Ray on four hosts made of network namespaces, and what can happen to it.
+# As root, half an hour: a farm with Ray on four hosts made of network namespaces, and what can happen to it;
+# then four more hosts, on which docs/several-machines.md is done as it says.
 cluster: $(INSTALLED)
 	$(BIN)/python tests/hosts/faults.py
+	$(BIN)/python tests/hosts/follow_page.py
+
+# As root, without Docker: the images' steps are done and a farm runs from them, over a Debian that
+# debootstrap has put into IMAGE_BASE (tools/image.py).
+image: $(INSTALLED)
+	$(BIN)/python tools/image.py $(IMAGE_BASE)
 
 # The queue's append-only file is cut and damaged at fifty random places.
 damage: $(INSTALLED)
@@ -98,6 +106,10 @@ disk-full: $(INSTALLED)
 
 bench-recovery: $(INSTALLED)
 	$(BIN)/python bench/recovery.py
+
+# Valkey, a folder and HTTP on this machine, against TCP, TLS and Ceph.
+bench-services: $(INSTALLED)
+	$(BIN)/python bench/services.py
 
 # A small farm, measured and simulated.
 bench-simulation: $(INSTALLED)

@@ -85,7 +85,7 @@ def main() -> None:
     given = options.parse_args()
     with (
         tempfile.TemporaryDirectory(prefix="first-picture-") as folder,
-        StubFarm(Path(folder), stub=False).serving() as served,
+        StubFarm(Path(folder), settings={"FARM_STUB": "0"}).serving() as served,
         Farm(served.url) as farm,
         browser(served.url) as look,
     ):

@@ -11,6 +11,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import psutil
 
@@ -31,8 +32,8 @@ class StubFarm:
         folder: for everything that it writes.
         workers: how many.
         store: its URL; by default a folder.
-        rows: that an engine holds; by default as many as the engine takes.
-        stub: False has the engines draw after all.
+        rows: that an engine holds; by default as many as the stub takes.
+        settings: of the processes, instead of their own; with REDIS_URL no server is started.
     """
 
     def __init__(
@@ -42,33 +43,36 @@ class StubFarm:
         store: str = "",
         *,
         rows: int = 0,
-        stub: bool = True,
+        settings: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        self.url = f"http://127.0.0.1:{free_port()}"
+        scheme = "https" if "FARM_TLS_CERT" in settings else "http"
+        self.url = f"{scheme}://127.0.0.1:{free_port()}"
         self.store = store or str(folder / "store")
         self.memory: dict[str, list[int]] = {}
         self._folder = folder
         self._names = ["gateway", "scheduler", *(f"worker-{number}" for number in range(workers))]
-        self._server = ServerProcess(folder / "valkey")
+        self._server = None if "REDIS_URL" in settings else ServerProcess(folder / "valkey")
         self._processes: dict[str, psutil.Popen] = {}
         self._closed = threading.Event()
         self._environment = {
             **os.environ,
-            "REDIS_URL": self._server.url,
+            "REDIS_URL": self._server.url if self._server else "",
             "FARM_URL": self.url,
             "FARM_DATA": str(folder),
             "FARM_STORE": self.store,
             "FARM_PORT": self.url.rpartition(":")[2],
-            "FARM_OPEN": "1",
+            "FARM_OPEN": "0" if "FARM_KEYS" in settings else "1",
             "FARM_CHECKPOINTS": CHECKPOINT,
-            "FARM_STUB": str(int(stub)),
+            "FARM_STUB": "1",
             "FARM_ROWS": str(rows),
+            **settings,
         }
 
     @contextlib.contextmanager
     def serving(self) -> Iterator["StubFarm"]:
-        """Started and ended."""
-        with self._server.serving():
+        """Started and ended, by SIGTERM as well."""
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+        with self._server.serving() if self._server else contextlib.nullcontext():
             try:
                 for name in self._names:
                     self._start(name)
@@ -112,7 +116,7 @@ class StubFarm:
                 time.sleep(0.1)
 
     def _families(self) -> dict[str, list[psutil.Process]]:
-        found = {"valkey": [psutil.Process(self._server.pid)]}
+        found = {"valkey": [psutil.Process(self._server.pid)]} if self._server else {}
         for name, process in self._processes.items():
             found[name] = [process]
             for child in process.children():

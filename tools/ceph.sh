@@ -2,15 +2,20 @@
 # An S3 server that is not ours, for the tests and measurements of the S3 store: Ceph's object gateway
 # with a monitor and one OSD, all in memory and on loopback.
 #
-#   tools/ceph.sh PORT MONITOR_PORT FOLDER
+#   tools/ceph.sh PORT MONITOR_PORT FOLDER [ADDRESS [CERTIFICATE KEY]]
 #
 # runs until SIGTERM or Ctrl-C. It is ready, after some 15 s, when http://127.0.0.1:PORT answers; the
 # keys are "test" and "testsecret". FOLDER gets the configuration (ceph.conf) and the logs, and can be
-# removed afterwards. Both this and MONITOR_PORT + 1 must be free.
+# removed afterwards. Both this and MONITOR_PORT + 1 must be free. The gateway alone listens at
+# ADDRESS instead, with TLS where there is a certificate; if it dies, it is started again.
 #
 # Debian: apt-get install --no-install-recommends radosgw ceph-mon ceph-osd ceph-common
 set -euo pipefail
 port=${1:?port} monitor_port=${2:?monitor port} folder=$(mkdir -p "${3:?folder}" && cd "$3" && pwd)
+address=${4:-127.0.0.1} endpoint="endpoint=${4:-127.0.0.1}:$port" scheme=http
+if [ -n "${5:-}" ]; then
+  scheme=https endpoint="ssl_endpoint=$address:$port ssl_certificate=$5 ssl_private_key=${6:?key}"
+fi
 mkdir -p "$folder"/{mon,osd,run,rgw}
 fsid=$(cat /proc/sys/kernel/random/uuid)
 cat >"$folder/ceph.conf" <<CONF
@@ -48,16 +53,16 @@ pid file = $folder/run/\$name.pid
 log file = $folder/\$name.log
 keyring = $folder/keyring
 [client.rgw.a]
-rgw frontends = beast endpoint=127.0.0.1:$port
+rgw frontends = beast $endpoint
 rgw data = $folder/rgw
 keyring = $folder/keyring
 rgw enable usage log = false
 CONF
 with=(-c "$folder/ceph.conf")
-pids=()
+pids=() gateway=
 stop() { # in memory: there is nothing that an orderly end would save
   trap - EXIT
-  kill -9 "${pids[@]}" 2>/dev/null || true
+  kill -9 "${pids[@]}" $gateway 2>/dev/null || true
   wait
 }
 trap stop EXIT
@@ -81,7 +86,9 @@ ceph-osd "${with[@]}" -i 0 -f >"$folder/osd.out" 2>&1 &
 pids+=($!)
 timeout 120 radosgw-admin "${with[@]}" -n client.rgw.a user create --uid=test --display-name=test \
   --access-key=test --secret=testsecret >"$folder/user.json"
-radosgw "${with[@]}" -n client.rgw.a -f >"$folder/rgw.out" 2>&1 &
-pids+=($!)
-echo "S3 on http://127.0.0.1:$port"
-wait
+echo "S3 on $scheme://$address:$port"
+while :; do
+  radosgw "${with[@]}" -n client.rgw.a -f >>"$folder/rgw.out" 2>&1 &
+  gateway=$!
+  wait $gateway || sleep 1
+done

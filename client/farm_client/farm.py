@@ -93,7 +93,7 @@ class Farm(FarmHandle):
     ) -> None:
         address = find_address(url, api_key)
         super().__init__(
-            Connection(address, wire or BlockingWire(proxies=not address.local), patience=patience)
+            Connection(address, wire or BlockingWire(address=address), patience=patience)
         )
 
     def submit(
@@ -185,9 +185,7 @@ class AsyncFarm(FarmHandle):
         wire: Wire | None = None,
     ) -> None:
         address = find_address(url, api_key)
-        super().__init__(
-            Connection(address, wire or AsyncWire(proxies=not address.local), patience=patience)
-        )
+        super().__init__(Connection(address, wire or AsyncWire(address=address), patience=patience))
 
     async def submit(
         self, prompt: str | Sequence[str] | None = None, **parameters: Unpack[Submission]

@@ -103,7 +103,7 @@ class JobDataset(IterableDataset[Any]):
             self._cursor, self._given = START, []
         self._resumed = False
         # A process that a DataLoader started must not use its parent's connections.
-        wire = BlockingWire(proxies=not self._address.local)
+        wire = BlockingWire(address=self._address)
         connection = Connection(self._address, wire)
         try:
             with ThreadPoolExecutor(self._parallel) as pool:

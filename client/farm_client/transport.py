@@ -13,6 +13,7 @@ import httpx2
 
 from farm.addresses import masked
 from farm.errors import InvalidInput
+from farm_client.address import Address
 from farm_client.sync import drive
 
 _PROXIES = ("all_proxy", "http_proxy", "https_proxy")
@@ -93,14 +94,23 @@ def _proxy_variable(scheme: str) -> str:
     return "ALL_PROXY"
 
 
+def _surroundings(address: Address | None) -> dict[str, Any]:
+    """No proxy of the environment stands before a farm on this machine; its certificates count
+    where there is TLS."""
+    if address is None or not address.local:
+        return {}
+    no_proxies: dict[str, None] = dict.fromkeys(("all://", "http://", "https://"))
+    return {"trust_env": address.url.startswith("https:"), "mounts": no_proxies}
+
+
 class BlockingWire:
     """For ``Farm``: its coroutines never suspend."""
 
     def __init__(
-        self, transport: httpx2.BaseTransport | None = None, *, proxies: bool = True
+        self, transport: httpx2.BaseTransport | None = None, *, address: Address | None = None
     ) -> None:
         with environment():
-            self._client = httpx2.Client(transport=transport, trust_env=proxies)
+            self._client = httpx2.Client(transport=transport, **_surroundings(address))
 
     @asynccontextmanager
     async def open(self, call: Call) -> AsyncIterator[Opened]:
@@ -160,10 +170,10 @@ class AsyncWire:
     """For ``AsyncFarm``."""
 
     def __init__(
-        self, transport: httpx2.AsyncBaseTransport | None = None, *, proxies: bool = True
+        self, transport: httpx2.AsyncBaseTransport | None = None, *, address: Address | None = None
     ) -> None:
         with environment():
-            self._client = httpx2.AsyncClient(transport=transport, trust_env=proxies)
+            self._client = httpx2.AsyncClient(transport=transport, **_surroundings(address))
 
     @asynccontextmanager
     async def open(self, call: Call) -> AsyncIterator[Opened]:

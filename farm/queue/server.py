@@ -12,6 +12,7 @@ from farm.errors import Unavailable
 from farm.queue.connection import explain
 
 LOWEST_VERSION = (7, 0)
+REPLAYS_ALL = (9, 1, 2)  # Valkey; https://github.com/valkey-io/valkey/issues/3983
 LEAST_MEMORY = 64 * 2**20  # bytes
 REWRITE_SECONDS = 120.0
 POLL_SECONDS = 0.02
@@ -44,14 +45,17 @@ def check_server(client: "redis.Redis", *, allow_volatile: bool = False) -> Serv
     return ServerFacts(
         str(info.get("valkey_version", info["redis_version"])),
         str(info["run_id"]),
-        tuple(_notes(info, settings, allow_volatile)),
+        (*_notes(info, settings, allow_volatile), *_replay_notes(client, info)),
     )
+
+
+def _numbers(version: object) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", str(version))[:3])
 
 
 def _refuse_unsafe(info: Mapping[str, Any]) -> None:
     version = str(info["redis_version"])
-    numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
-    if numbers < LOWEST_VERSION:
+    if _numbers(version)[:2] < LOWEST_VERSION:
         raise Unavailable(
             f"the Redis server has version {version}; the farm needs 7.0 or newer",
             hint="Valkey 8.1 or newer is best",
@@ -90,6 +94,30 @@ def _notes(
         )
     if int(info.get("maxmemory", 0)) == 0:
         yield "no maxmemory: when the machine's memory is full the server may be killed"
+
+
+def _replay_notes(client: "redis.Redis", info: Mapping[str, Any]) -> Iterator[str]:
+    """A server reads its append-only file in the name of the user ``default``, and many versions
+    then leave out, without a word, what a script wrote and that user may not write."""
+    if not info.get("aof_enabled") or _numbers(info.get("valkey_version", "")) >= REPLAYS_ALL:
+        return
+    try:
+        answer = client.acl_dryrun("default", "SET", "{farm}:", "")
+    except refused.NoPermissionError:
+        yield (
+            "this user may not ask whether the server's user default keeps its rights, without "
+            "which a restart loses work; let it, with +acl|dryrun"
+        )
+    except refused.ResponseError:  # a managed service, whose files are its own concern
+        return
+    else:
+        if answer != "OK":
+            raise Unavailable(
+                "the server's user default has no rights, and this version loses what scripts "
+                "wrote when it is restarted",
+                hint="give it its rights, not a login: user default off ~* &* +@all; or take "
+                "Valkey 9.1.2 or newer",
+            )
 
 
 def _settings(client: "redis.Redis") -> dict[str, Any]:

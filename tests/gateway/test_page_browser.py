@@ -23,6 +23,7 @@ from farm.store import keys
 from workers import Workers
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+expect.set_options(timeout=60_000)  # milliseconds; five seconds are few on a machine that is busy
 
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed: apt install chromium"),
@@ -190,11 +191,11 @@ def test_pictures_are_seen_before_they_are_finished(
     job = post(http, slow).json()["id"]
     page.goto(f"/jobs/{job}")
     preview = page.locator("#previews img")
-    expect(preview).to_be_visible(timeout=30_000)
+    expect(preview).to_be_visible()
     expect(preview).to_have_js_property("naturalWidth", 32)
     page.on("dialog", lambda asked: asked.accept())
     page.get_by_role("button", name="Cancel").click()
-    expect(page.locator("#previews")).to_have_count(0, timeout=30_000)
+    expect(page.locator("#previews")).to_have_count(0)
 
 
 def test_a_hidden_tab_asks_for_nothing(page: Page, gateway: Gateway) -> None:
@@ -250,7 +251,7 @@ def test_a_page_that_did_not_come_is_asked_for_again(browser: Browser, gateway: 
     page = context.new_page()
     page.route("**/page", lambda route: route.abort(), times=1)
     page.goto("/")
-    expect(page.locator("h1")).to_have_text("Jobs", timeout=15_000)
+    expect(page.locator("h1")).to_have_text("Jobs")
     expect(page.get_by_role("alert")).to_be_hidden()
     context.close()
 

@@ -1,31 +1,40 @@
 """A farm on four hosts, and what happens to it: ``make cluster``.
 
-    python tests/hosts/faults.py [--pictures 60] [--cuts 5,30,120] [--ray-tls]
+    python tests/hosts/faults.py [--pictures 60] [--cuts 5,30,120] [--plain]
 
 A job in three modes runs while each fault happens. A line for each says how long it took until
-what the lost worker held was given back, until both workers were there again, and until the job was
-done; how many pictures were lost or stored twice, which must be none; and how many were rendered
-again. FARM_CLUSTER_SERVER names a Valkey or Redis server that knows TLS; without it the queue's
-connections are not encrypted.
+a lost worker's tasks were given back, until others held them, until both workers were there again
+and the scheduler knew it, and until the job was done; how many pictures were lost or stored
+twice, which must be none; and how many were rendered again.
+
+FARM_CLUSTER_SERVER names a Valkey or Redis server that knows TLS. With it and with Ceph's object
+gateway (``tools/ceph.sh``) everything is encrypted, and each port must ask for a secret; otherwise
+Ray and the store are spoken to plainly.
 """
 
 import argparse
 import json
 import logging
+import math
+import signal
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from cluster import WORKER_HOSTS, Cluster
+from cluster import HOSTS, Cluster
+from data_host import ceph_is_installed, server_speaks_tls
 from network import Host, Network, wait_until, why_not
 from PIL import Image, ImageDraw
+from watch import complete, elsewhere, given_back
 
 JOB_SECONDS = 900.0
 AWAY_SECONDS = 10.0  # that a killed host is off
+SETTLE_SECONDS = 10.0  # after the workers are back; what Ray ends late, it ends by then
+ELSEWHERE_SECONDS = 15.0  # at most, from a host's death until its tasks are leased by others
+HEAD_SECONDS = 30.0  # at most, from the death of Ray's head until the workers are back
 
 log = logging.getLogger("cluster")
 
@@ -35,26 +44,40 @@ class Fault(NamedTuple):
 
     name: str
     harm: Callable[[], None]
+    elsewhere_within: float = math.inf  # s from its begin, for the tasks of a lost worker
+    back_within: float = math.inf  # s from its begin, for the workers
 
 
 class Outcome(NamedTuple):
-    """What a fault cost."""
+    """What a fault cost; times in seconds from its begin."""
 
-    fault: str
-    given_back: float | None  # s from its begin; None where no session ended
-    workers_back: float  # s from its begin until as many workers as before
-    done: float  # s from its begin until the job's end
+    fault: Fault
+    given_back: float | None  # None where no session ended
+    elsewhere: float | None  # None where nothing was taken over
+    back: float  # as many workers as before
+    known: float  # the scheduler sees them all
+    done: float  # the job
     lost: int
     twice: int
     again: int  # pictures rendered more than once
     pictures: int
 
+    @property
+    def bad(self) -> bool:
+        late = (self.elsewhere or 0) > self.fault.elsewhere_within
+        return bool(self.lost or self.twice or late or self.back > self.fault.back_within)
+
     def __str__(self) -> str:
-        given_back = "-" if self.given_back is None else f"{self.given_back:.1f} s"
+        given_back, elsewhere = (
+            "-" if seconds is None else f"{seconds:.1f} s"
+            for seconds in (self.given_back, self.elsewhere)
+        )
         return (
-            f"{self.fault:<28} given back {given_back:>7}  workers {self.workers_back:6.1f} s  "
-            f"job {self.done:6.1f} s  lost {self.lost}  twice {self.twice}  "
-            f"again {self.again / self.pictures:.1%}"
+            f"{self.fault.name:<28} given back {given_back:>7}  elsewhere {elsewhere:>7}  "
+            f"workers {self.back:6.1f} s, known {self.known:6.1f} s  job {self.done:6.1f} s  "
+            f"lost {self.lost}  "
+            f"twice {self.twice}  again {self.again / self.pictures:.1%}"
+            f"{'  BAD' if self.bad else ''}"
         )
 
 
@@ -75,53 +98,44 @@ class Storm:
 
     def suffer(self, fault: Fault, seed: int) -> Outcome:
         """A job runs while it happens."""
-        before, rendered = self._cluster.workers(), self._cluster.rendered()
+        watch, rendered = self._cluster.watch, self._cluster.rendered()
+        before = len(watch.lives)
         job = self._submit(seed)
         wait_until(lambda: self._images(job)["done"] > 0, "the first picture", JOB_SECONDS)
         began = time.monotonic()
-        harming = _Thread(fault.harm)
-        given_back = workers_back = None
-        state = ""
-        while harming.running or state not in ("done", "failed") or workers_back is None:
-            now = time.monotonic() - began
-            if now > JOB_SECONDS:
-                raise TimeoutError(f"{fault.name}: the job is {state} after {now:.0f} s")
-            workers = self._cluster.workers()
-            if given_back is None and {one.session for one in before} - {
-                one.session for one in workers
-            }:
-                given_back = now if workers else None
-            enough = len(workers) == len(before)
-            workers_back = (workers_back or now) if enough and not harming.running else None
-            state = self._state(job)
-            time.sleep(0.5)
-        return self._outcome(fault, job, rendered, given_back, workers_back, began)
-
-    def _outcome(
-        self,
-        fault: Fault,
-        job: str,
-        rendered: int,
-        given_back: float | None,
-        workers_back: float,
-        began: float,
-    ) -> Outcome:
+        fault.harm()
+        healed = time.monotonic()
+        wait_until(
+            lambda: self._state(job) in ("done", "failed"), f"{fault.name}: job", JOB_SECONDS
+        )
         done = time.monotonic() - began
+
+        def known() -> float | None:
+            return complete(watch.seen, before, healed, placed=True)
+
+        wait_until(lambda: known() is not None, f"{fault.name}: workers", JOB_SECONDS)
+        time.sleep(SETTLE_SECONDS)
+        wait_until(lambda: known() is not None, f"{fault.name}: workers", JOB_SECONDS)
+        return Outcome(
+            fault,
+            given_back(watch.seen, began),
+            elsewhere(watch.seen, began),
+            (complete(watch.seen, before, healed) or 0.0) + healed - began,
+            (known() or 0.0) + healed - began,
+            done,
+            *self._stored(job),
+            again=self._cluster.rendered() - rendered - self._pictures,
+            pictures=self._pictures,
+        )
+
+    def _stored(self, job: str) -> tuple[int, int]:
+        """How many pictures are lost, and how many are there twice."""
         folder = self._cluster.folder / f"out-{job}"
         self._cluster.client("fetch", job, "-o", str(folder))
         rows = [json.loads(line) for line in (folder / "manifest.jsonl").open()]
         stored = [(row["render"], row["image"]) for row in rows if row.get("error") is None]
         self._cluster.client("verify", job)  # fails where store, queue and manifest differ
-        return Outcome(
-            fault.name,
-            given_back,
-            workers_back,
-            done,
-            lost=self._pictures - len(set(stored)),
-            twice=len(stored) - len(set(stored)),
-            again=self._cluster.rendered() - rendered - self._pictures,
-            pictures=self._pictures,
-        )
+        return self._pictures - len(set(stored)), len(stored) - len(set(stored))
 
     def _submit(self, seed: int) -> str:
         picture, mask = str(self._input / "circle.png"), str(self._input / "mask.png")
@@ -165,8 +179,10 @@ def faults(cluster: Cluster, cuts: list[float]) -> list[Fault]:
         network.mend(w2)
 
     def kill_host() -> None:
+        network.cut(w2)  # its kernel says no farewell
         w2.kill()
         time.sleep(AWAY_SECONDS)
+        network.mend(w2)
         w2.boot()
         cluster.start_node(w2)
 
@@ -188,29 +204,14 @@ def faults(cluster: Cluster, cuts: list[float]) -> list[Fault]:
     return [
         Fault("nothing", lambda: None),
         *(cutting(seconds) for seconds in cuts),
-        Fault("w2 killed, back after 10 s", kill_host),
-        Fault("Ray's head killed", kill(head, "gcs_server")),
+        Fault("w2 killed, back after 10 s", kill_host, elsewhere_within=ELSEWHERE_SECONDS),
+        Fault("Ray's head killed", kill(head, "gcs_server"), back_within=HEAD_SECONDS),
         Fault("the scheduler killed", kill(head, "farm scheduler")),
         Fault("the gateway killed", kill(head, "farm.gateway")),
         Fault("the queue's server killed", kill(data, "-server ")),
-        Fault("the store killed", kill(data, "ministack")),
+        Fault("the store killed", kill(data, "radosgw " if cluster.encrypted else "ministack")),
         Fault("w2 loses 5 %, 50 ms late", disturb),
     ]
-
-
-class _Thread:
-    """A fault that happens meanwhile; what it raises is raised where it is waited for."""
-
-    def __init__(self, harm: Callable[[], None]) -> None:
-        self._pool = ThreadPoolExecutor(1)
-        self._future = self._pool.submit(harm)
-
-    @property
-    def running(self) -> bool:
-        if self._future.done():
-            self._future.result()
-            self._pool.shutdown()
-        return not self._future.done()
 
 
 def main() -> int:
@@ -218,27 +219,37 @@ def main() -> int:
     parser.add_argument("--pictures", type=int, default=60)
     parser.add_argument("--cuts", default="5,30,120", help="seconds")
     parser.add_argument("--only", default="", help="faults with one of these in their name")
-    parser.add_argument("--ray-tls", action="store_true", help="TLS between Ray's processes too")
+    parser.add_argument("--plain", action="store_true", help="no TLS to the store and in Ray")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     if reason := why_not():
         log.error("no cluster: %s", reason)
         return 1
-    bad = 0
+    encrypted = server_speaks_tls() and ceph_is_installed() and not options.plain
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the hosts go as well
     with tempfile.TemporaryDirectory(prefix="farm-hosts-") as name:
-        network = Network(Path(name), ["data", "head", *WORKER_HOSTS], lossy=["w2"])
+        network = Network(Path(name), HOSTS, lossy=["w2"])
         with network.up():
-            cluster = Cluster(Path(name), network, ray_tls=options.ray_tls)
-            log.info("queue over TLS: %s; Ray over TLS: %s", cluster.tls, options.ray_tls)
+            cluster = Cluster(Path(name), network, encrypted=encrypted)
+            log.info("queue over TLS: %s; all over TLS: %s", server_speaks_tls(), encrypted)
             with cluster.running():
-                log.info("four hosts, %d workers", len(cluster.workers()))
-                storm = Storm(cluster, options.pictures)
-                cuts = [float(seconds) for seconds in options.cuts.split(",")]
-                for number, fault in enumerate(faults(cluster, cuts), 1):
-                    if any(part in fault.name for part in options.only.split(",")):
-                        outcome = storm.suffer(fault, number)
-                        log.info("%s", outcome)
-                        bad += outcome.lost + outcome.twice
+                log.info("four hosts, %d workers", len(cluster.watch.lives))
+                return _suffer_all(cluster, options)
+
+
+def _suffer_all(cluster: Cluster, options: argparse.Namespace) -> int:
+    """Returns an exit status."""
+    bad = 0
+    for listener in cluster.scan():
+        log.info("%-5s %5d %-16s asks for %s", *listener)
+        bad += listener.open and cluster.encrypted  # the other store takes any signature
+    storm = Storm(cluster, options.pictures)
+    cuts = [float(seconds) for seconds in options.cuts.split(",")]
+    for number, fault in enumerate(faults(cluster, cuts), 1):
+        if any(part in fault.name for part in options.only.split(",")):
+            outcome = storm.suffer(fault, number)
+            log.info("%s", outcome)
+            bad += outcome.bad
     return 1 if bad else 0
 
 

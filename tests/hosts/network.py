@@ -25,6 +25,19 @@ while True:
     except ChildProcessError:
         time.sleep(0.1)
 """
+# A root of its own: this machine's, with what the host writes kept apart. What every user may not
+# read here, the host's users may not read either, so the way to its Python is opened.
+OWN_ROOT = """
+set -e
+mount -t tmpfs disk "$0"
+mkdir "$0/upper" "$0/work" "$0/root"
+mount -t overlay overlay -o "lowerdir=/,upperdir=$0/upper,workdir=$0/work" "$0/root"
+mount -t proc proc "$0/root/proc"
+mount --rbind /dev "$0/root/dev"
+mount --bind /sys "$0/root/sys"
+mount --bind "$3" "$0/root$3"
+exec chroot "$0/root" "$1" -I -S -c "$2"
+"""
 RESTART_SECONDS = 1.0  # of a process that is kept alive, as a service manager does it
 
 
@@ -51,19 +64,31 @@ def wait_until(condition: Callable[[], object], what: str, seconds: float = 120.
 
 
 class Host:
-    """One machine: kill its first process and it is dead; ``boot`` starts it again."""
+    """One machine: kill its first process and it is dead; ``boot`` starts it again.
 
-    def __init__(self, name: str, namespace: str, address: str, folder: Path) -> None:
+    Args:
+        own_root: it may change any file, and nothing of that is seen elsewhere or outlives it,
+            but what is below ``folder``'s parent.
+    """
+
+    def __init__(
+        self, name: str, namespace: str, address: str, folder: Path, *, own_root: bool = False
+    ) -> None:
         self.name, self.namespace, self.address, self.folder = name, namespace, address, folder
+        self._own_root = own_root
         self._init: subprocess.Popen[bytes] | None = None
         (folder / "ray").mkdir(parents=True)
 
     def boot(self) -> None:
+        script, disk = 'mount --bind "$0" /tmp/ray && exec "$1" -I -S -c "$2"', self.folder / "ray"
         Path("/tmp/ray").mkdir(exist_ok=True)  # something to mount over
-        script = 'mount --bind "$0" /tmp/ray && exec "$1" -I -S -c "$2"'
+        if self._own_root:
+            script, disk = OWN_ROOT, self.folder / "disk"
+            disk.mkdir(exist_ok=True)
         self._init = subprocess.Popen(
             ["ip", "netns", "exec", self.namespace, "unshare", "-m", "-p", "-f", "--mount-proc",
-             "--kill-child", "sh", "-c", script, str(self.folder / "ray"), sys.executable, REAPER],
+             "--kill-child", "sh", "-c", script, str(disk), sys.executable, REAPER,
+             str(self.folder.parent)],
             stdin=subprocess.DEVNULL,
         )  # fmt: skip
         wait_until(self._pid, f"{self.name} boots", 20)
@@ -78,13 +103,17 @@ class Host:
         """The command line that runs another one on this host, in the environment of the caller:
         what is in arguments, every user could read."""
         nsenter = shutil.which("nsenter") or "nsenter"
-        return [nsenter, "-t", str(self._pid()), "-n", "-m", "-p", *words]
+        root = ["-r", "--wd=/"] if self._own_root else []
+        return [nsenter, "-t", str(self._pid()), "-n", "-m", "-p", *root, *words]
 
-    def run(self, words: Sequence[str], environment: Mapping[str, str]) -> str:
+    def run(
+        self, words: Sequence[str], environment: Mapping[str, str], seconds: float = 600.0
+    ) -> str:
         """Run a command to its end; returns what it printed.
 
         Raises:
             RuntimeError: it failed.
+            subprocess.TimeoutExpired: it took longer than that.
         """
         ended = subprocess.run(
             self.command(words),
@@ -92,6 +121,7 @@ class Host:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
+            timeout=seconds,
         )
         if ended.returncode:
             raise RuntimeError(f"{words[0]} on {self.name}: {ended.stderr.strip()}")
@@ -151,18 +181,28 @@ class Host:
             found.append((address, int(port), program))
         return found
 
+    def listens(self, port: int) -> bool:
+        return any(listening == port for _, listening, _ in self.ports())
+
 
 class Network:
     """Hosts by name. The links of those in ``lossy`` can be made to lose and delay."""
 
-    def __init__(self, folder: Path, names: Sequence[str], lossy: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        addresses: Mapping[str, str],
+        lossy: Sequence[str] = (),
+        *,
+        own_roots: bool = False,
+    ) -> None:
         self._mark = secrets.token_hex(2)
         self._switch = f"f{self._mark}-sw"
         self._links: dict[str, subprocess.Popen[str]] = {}
         self._lossy = lossy
         self.hosts = {
-            name: Host(name, f"f{self._mark}-{name}", f"10.77.0.{number}", folder / name)
-            for number, name in enumerate(names, 10)
+            name: Host(name, f"f{self._mark}-{name}", address, folder / name, own_root=own_roots)
+            for name, address in addresses.items()
         }
 
     @contextlib.contextmanager

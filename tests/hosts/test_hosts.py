@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cluster import GATEWAY_PORT, UNITS, Cluster, unit_command
+from cluster import GATEWAY_PORT, HOSTS, UNITS, Cluster, read_unit
+from data_host import QUEUE_PORT, server_speaks_tls
+from follow_page import blocks
 from network import Network, wait_until, why_not
 
 STUB = Path(__file__).parents[2] / "bench" / "stub_worker.py"
@@ -23,7 +25,7 @@ def cluster() -> Iterator[Cluster]:
     folder that all hosts share."""
     with tempfile.TemporaryDirectory(prefix="farm-hosts-") as name:
         folder = Path(name)
-        network = Network(folder, ["data", "head", "w1", "w2"], lossy=["w2"])
+        network = Network(folder, HOSTS, lossy=["w2"])
         settings = {
             "FARM_STORE": str(folder / "store"),
             "FARM_LEASE_MS": "3000",
@@ -31,17 +33,15 @@ def cluster() -> Iterator[Cluster]:
         }
         cluster = Cluster(folder, network, settings=settings)
         with network.up():
-            cluster.start_server()
+            cluster.start_queue()
             for worker in ("w1", "w2"):
                 host = cluster.hosts[worker]
                 stub = [sys.executable, str(STUB), worker, "4", "0.05"]
-                environment = cluster.environment(host)
-                least = environment["REDIS_URL"].replace("//farm:", "//worker:")
-                host.keep("worker", stub, {**environment, "REDIS_URL": least})
+                host.keep("worker", stub, cluster.environment(host, without_ray=True))
             cluster.keep_unit(cluster.hosts["head"], "farm-scheduler")
             cluster.start_gateway()
-            with cluster.probing():
-                wait_until(lambda: len(cluster.workers()) == 2, "the workers")
+            with cluster.watching():
+                wait_until(lambda: len(cluster.watch.lives) == 2, "the workers")
                 yield cluster
 
 
@@ -58,7 +58,7 @@ def test_a_job_survives_a_cut_cable_and_stores_each_picture_once(cluster: Cluste
     wait_until(lambda: held(cluster, "w1") == 0, "w1's tasks are given back")
     cluster.network.mend(victim)
     cluster.client("wait", job, "--timeout", "120")
-    wait_until(lambda: len(cluster.workers()) == 2, "w1 is back")
+    wait_until(lambda: len(cluster.watch.lives) == 2, "w1 is back")
     cluster.client("verify", job)
     out = cluster.folder / "out"
     cluster.client("fetch", job, "-o", str(out))
@@ -71,33 +71,23 @@ def test_a_job_survives_a_cut_cable_and_stores_each_picture_once(cluster: Cluste
 @pytest.mark.xdist_group("hosts")
 @needs_hosts
 def test_a_host_listens_where_it_is_said_and_asks_for_a_secret(cluster: Cluster) -> None:
-    listening = {
-        (name, port) for name, host in cluster.hosts.items() for _, port, _ in host.ports()
+    tls = " over TLS" if server_speaks_tls() else ""
+    assert {(one.host, one.port, one.asks_for) for one in cluster.scan()} == {
+        ("data", QUEUE_PORT, f"a password{tls}"),
+        ("head", GATEWAY_PORT, "a key (401) over TLS"),
     }
-    assert listening == {("data", 6380), ("head", GATEWAY_PORT)}
-    data, head, w1 = (cluster.hosts[name] for name in ("data", "head", "w1"))
-    asked = (
-        "import socket, ssl, urllib.request as u, urllib.error as e, sys\n"
-        "s = socket.create_connection((sys.argv[1], 6380))\n"
-        "s = ssl._create_unverified_context().wrap_socket(s) if sys.argv[3] == 'True' else s\n"
-        "s.sendall(b'PING\\r\\n')\n"
-        "print(s.recv(99).split()[0].decode())\n"
-        "try:\n"
-        "    u.urlopen(sys.argv[2], context=ssl._create_unverified_context())\n"
-        "except e.HTTPError as error:\n"
-        "    print(error.code)\n"
-    )
-    url = f"https://{head.address}:{GATEWAY_PORT}/v1/jobs"
-    command = [sys.executable, "-I", "-c", asked, data.address, url, str(cluster.tls)]
-    assert w1.run(command, cluster.environment(w1)).split() == ["-NOAUTH", "401"]
 
 
 def held(cluster: Cluster, worker: str) -> int:
-    return sum(life.held for life in cluster.workers() if life.worker == worker)
+    return sum(life.held for life in cluster.watch.lives if life.worker == worker)
 
 
 def test_each_unit_runs_a_command_that_exists() -> None:
     environment = {"NODE_ADDRESS": "10.0.0.11", "RAY_ADDRESS": "10.0.0.11:6379"}
     for unit in UNITS.glob("*.service"):
-        program, *_ = unit_command(unit.stem, environment)
+        program, *_ = read_unit(unit.stem).words(environment)
         assert Path(program).exists(), unit.name
+
+
+def test_each_block_of_the_page_is_for_known_hosts() -> None:
+    assert {name for block in blocks() for name in block.hosts} == set(HOSTS)

@@ -168,6 +168,29 @@ def test_a_server_that_keeps_its_settings_to_itself_is_taken(serving: Serving) -
         Bench(Queue(client)).submit(1)
 
 
+@pytest.mark.parametrize("told", [{"valkey_version": "9.1.1"}, {"valkey_version": ""}])
+def test_a_server_that_would_leave_scripts_out_at_its_restart_is_refused(
+    serving: Serving, monkeypatch: pytest.MonkeyPatch, told: dict[str, str]
+) -> None:
+    """The server here does not: only its version is made up."""
+    with serving("--maxmemory", "64mb") as server:
+        admin = connect(server.url)
+        rights = ["+@all", "-@dangerous", "+info", "+config|get", "+bgrewriteaof"]
+        admin.acl_setuser("farm", enabled=True, passwords="+x", keys=["{farm}:*"], commands=rights)
+        client = connect(server.url.replace("unix://", "unix://farm:x@"))
+        says(client, monkeypatch, **told)
+        [note] = check_server(client).notes
+        assert "+acl|dryrun" in note
+        admin.acl_setuser("farm", commands=["+acl|dryrun"])
+        assert check_server(client).notes == ()
+        admin.acl_setuser("default", reset=True)
+        error = refusal(client)
+        assert "user default has no rights" in error.message
+        assert "user default off ~* &* +@all" in str(error.hint)
+        says(client, monkeypatch, valkey_version="9.1.2")
+        assert check_server(client).notes == ()
+
+
 def test_a_user_who_may_not_ask_is_named(serving: Serving) -> None:
     with serving() as server:
         connect(server.url).acl_setuser(

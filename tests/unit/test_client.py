@@ -2,12 +2,14 @@
 
 import io
 import json
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
+import trustme
 
 from farm.errors import FarmError, InvalidInput, NotAllowed, OverQuota, TooLarge, Unavailable
 from farm.job import MAX_LINE_BYTES
@@ -343,3 +345,21 @@ def test_an_odd_pause_is_not_believed(after: str) -> None:
         return answers.pop() if answers else reply(201)
 
     assert farm_with(handler).submit("x").id == JOB
+
+
+def test_a_farm_with_tls_on_this_machine_counts_certificates_of_the_environment_but_no_proxy(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "missing.pem"))
+    with pytest.raises(InvalidInput, match="SSL_CERT_FILE"):
+        Farm("https://127.0.0.1:1")
+    with Farm("http://127.0.0.1:1"):  # nothing to trust
+        pass
+    trustme.CA().cert_pem.write_to_path(str(tmp_path / "missing.pem"))
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        proxy.setblocking(False)
+        monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{proxy.getsockname()[1]}")
+        with Farm("https://127.0.0.1:1", patience=0) as farm, pytest.raises(Unavailable):
+            list(farm.jobs())
+        with pytest.raises(BlockingIOError):
+            proxy.accept()

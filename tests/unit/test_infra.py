@@ -85,13 +85,6 @@ def ray_calls(text: str) -> Iterator[list[str]]:
         yield ["ray", found[1], *shlex.split(found[2])]
 
 
-def test_the_page_shows_what_the_units_run() -> None:
-    page = (ROOT / "docs" / "several-machines.md").read_text("utf-8")
-    for unit in (INFRA / "systemd").glob("*.service"):
-        (line,) = re.findall(r"^ExecStart=/opt/farm/bin/(.*)$", unit.read_text("utf-8"), re.M)
-        assert line.replace("%i", "NAME") in page, unit.name
-
-
 def documents(name: str) -> list[Any]:
     return [one for one in yaml.safe_load_all((INFRA / name).read_text("utf-8")) if one]
 
