@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from farm import garbage, logs
 from farm.errors import FarmError, NotFound, StoreError
 from farm.formats.encoding import encode
+from farm.formats.manifest import write_part
 from farm.sinks.early import forget_early, store_early
 from farm.sinks.parts import store_part
 from farm.sinks.protocol import TaskPlace
@@ -80,6 +81,7 @@ class PublisherProcess:
 
     def run(self) -> None:
         """Serve until the worker closes the connection or is gone."""
+        write_part(())  # pyarrow loads pandas, where it is there, with the first table of all
         self._connection.send([Ready()])
         threading.Thread(target=self._show_life, name="alive", daemon=True).start()
         while True:
