@@ -42,6 +42,7 @@ def rate(farm: StubFarm, client: Farm, sink: str, pictures: int, size: int) -> d
     if status.images.done != pictures:
         raise SystemExit(f"{sink}: {status.images.done} of {pictures} are done")
     used = {name: held - before.get(name, 0) for name, held in farm.used().items()}
+    print(f"{farm.store}: {sink}: {pictures / seconds:.1f}/s", file=sys.stderr, flush=True)
     return {
         "pictures_per_second": round(pictures / seconds, 1),
         "cpu_ms_per_picture": {

@@ -70,7 +70,8 @@ class StubFarm:
 
     @contextlib.contextmanager
     def serving(self) -> Iterator["StubFarm"]:
-        """Started and ended."""
+        """Started and ended, by SIGTERM as well."""
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
         with self._server.serving() if self._server else contextlib.nullcontext():
             try:
                 for name in self._names:

@@ -1253,12 +1253,6 @@ MUTANTS = (
         "now",
     ),
     Mutant(
-        "a second removal puts off the first",
-        "parts/job_removal.lua",
-        "P .. 'removals', 'NX', settled",
-        "P .. 'removals', settled",
-    ),
-    Mutant(
         "a removed job is still to be kept",
         "parts/job_removal.lua",
         "  redis.call('ZREM', P .. 'keeping', owned_job(job, tenant))\n",
@@ -1268,12 +1262,6 @@ MUTANTS = (
         "a job that was forgotten is still to be noted as cancelled",
         "parts/job_removal.lua",
         "  redis.call('SREM', P .. 'cancelled', job)\n",
-        "",
-    ),
-    Mutant(
-        "a removal is not found again",
-        "remove.lua",
-        "if listed then return {entry, listed - now} end\n",
         "",
     ),
     Mutant(

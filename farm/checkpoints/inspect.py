@@ -84,6 +84,8 @@ def _check_tokenizer(folder: Path) -> None:
     found = [file for file in files if file.is_file()]
     if not found:
         raise missing(files[-1])
+    if files[0] not in found and not (folder / "merges.txt").is_file():
+        raise missing(folder / "merges.txt")
     for file in found:
         read_json(file)
 

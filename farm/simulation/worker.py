@@ -2,7 +2,7 @@
 
 The rules are those of ``farm_workers.worker``: ``queue_session.py`` for heartbeats, draining and
 what a worker does without a scheduler, ``hand_back.py`` for what goes back, ``lease_table.py`` for
-the room, ``engine_loop.py`` and the engine's ``step_policy.py`` for what runs first.
+the room, ``engine_loop.py`` and the engine's ``tile_pool.py`` for what runs first.
 """
 
 import contextlib

@@ -30,7 +30,7 @@ class RunningFarm(NamedTuple):
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=600,
         )
         assert not check or ended.returncode == 0, ended.stderr
         return ended
@@ -47,7 +47,7 @@ class RunningFarm(NamedTuple):
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=600,
         )
         assert ended.returncode == 0, ended.stderr
 

@@ -13,7 +13,7 @@ from running_farm import RunningFarm, manifest
 from farm.checkpoints.inspect import inspect_checkpoint
 from farm_client import Farm
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("farm")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200), pytest.mark.xdist_group("farm")]
 
 NAMES = ("one", "two", "three")
 SEVERAL = {"one": 1.0, "three": -0.5}

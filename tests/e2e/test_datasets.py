@@ -9,12 +9,11 @@ from pathlib import Path
 import pytest
 from running_farm import RunningFarm
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("farm")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200), pytest.mark.xdist_group("farm")]
 
 PAGE = (Path(__file__).parents[2] / "docs" / "datasets.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.timeout(1000)
 def test_the_blocks_of_the_page_run_as_they_stand_there(farm: RunningFarm, tmp_path: Path) -> None:
     blocks = re.findall(r"^```(bash|python)\n(.*?)^```", PAGE, flags=re.DOTALL | re.MULTILINE)
     quoted = [

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from running_farm import RunningFarm
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("farm")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200), pytest.mark.xdist_group("farm")]
 
 PAGE = (Path(__file__).parents[2] / "docs" / "quickstart.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(sh|python)\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
@@ -26,7 +26,7 @@ def test_the_quickstart_leaves_its_pictures(farm: RunningFarm, tmp_path: Path) -
         command = ["bash", "-euo", "pipefail", "-c"] if kind == "sh" else [sys.executable, "-c"]
         done = subprocess.run(
             [*command, code], cwd=tmp_path, env=environment, capture_output=True, text=True,
-            timeout=240,
+            timeout=600,
         )  # fmt: skip
         assert done.returncode == 0, f"{code}\n{done.stderr}"
     found = {folder.name: len(list(folder.glob("*.png"))) for folder in tmp_path.glob("*/")}

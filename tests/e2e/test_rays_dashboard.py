@@ -13,7 +13,7 @@ from running_farm import RunningFarm
 import farm as package
 from farm_workers.worker.timeline import KIND
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("farm")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200), pytest.mark.xdist_group("farm")]
 
 
 def ask(farm: RunningFarm, path: str) -> str:

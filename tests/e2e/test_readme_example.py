@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from running_farm import RunningFarm
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("farm")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200), pytest.mark.xdist_group("farm")]
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 
@@ -23,6 +23,6 @@ def test_the_sdk_example_leaves_its_pictures(farm: RunningFarm, tmp_path: Path) 
         cwd=tmp_path,
         env={**environment, "FARM_DATA": str(farm.data)},
         check=True,
-        timeout=120,
+        timeout=300,
     )
     assert len(list((tmp_path / "out").iterdir())) == 4

@@ -19,7 +19,7 @@ from caption import prompt
 from judge import Match, judge, matches
 from scene import Pixels, Scene, combinations, draw, place_thing, single
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("farm")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200), pytest.mark.xdist_group("farm")]
 
 SIDES = {"shapes-64": 64, "shapes-128": 128}
 both = pytest.mark.parametrize("checkpoint", SIDES)

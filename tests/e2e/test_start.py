@@ -11,7 +11,7 @@ from running_farm import FARM, RunningFarm
 from farm.local.ports import free_port
 from farm_workers.testing.tiny import make_tiny
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 def test_a_farm_starts_in_an_odd_folder_behind_a_proxy_with_a_gpu_that_is_not_there(
@@ -52,7 +52,7 @@ def test_a_checkpoint_that_would_not_load_is_told_before_the_farm_has_started(
     up = [*FARM, "up", "--port", str(free_port()), "--checkpoint", str(tmp_path / "bad")]
     ended = subprocess.run(
         up, env={**os.environ, "FARM_DATA": str(farm.data)}, capture_output=True, text=True,
-        timeout=150,
+        timeout=600,
     )  # fmt: skip
     assert ended.returncode == 2
     assert "error[checkpoint]: bad: transformer tensor " in ended.stderr.splitlines()[-1]
@@ -69,7 +69,7 @@ def test_a_wrong_setting_is_told_before_ray_is_started(
     up = [*FARM, "up", "--port", str(free_port()), "--checkpoint", "shapes-64"]
     ended = subprocess.run(
         up, env={**os.environ, "FARM_DATA": str(farm.data), name: value}, capture_output=True,
-        text=True, timeout=150,
+        text=True, timeout=600,
     )  # fmt: skip
     assert ended.returncode != 0
     assert f"error[invalid] {name}:" in ended.stderr.splitlines()[-1]

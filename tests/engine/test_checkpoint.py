@@ -66,6 +66,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "no index": (lambda p: (p / "model_index.json").unlink(), "model_index.json is missing"),
     "no part": (lambda p: shutil.rmtree(p / "vqvae"), "vqvae/config.json is missing"),
     "no tokenizer": (lambda p: (p / "tokenizer/vocab.json").unlink(), "vocab.json is missing"),
+    "no merges": (lambda p: (p / "tokenizer/merges.txt").unlink(), "merges.txt is missing"),
     "no weights": (
         lambda p: (p / "text_encoder/model.safetensors").unlink(),
         "model.safetensors is missing",

@@ -91,7 +91,7 @@ def test_a_reader_of_the_api_sees_every_picture_once_among_images(
     after = http.get(path, params={"after": page["next"]}).json()
     assert (after["images"], after["early"], after["next"]) == ([], [], page["next"])
     engine.go_on.set()
-    job.wait(30)
+    job.wait(120)
     seen = []
     while (page := http.get(path, params={"after": page["next"]}).json())["images"]:
         assert page["early"] == []

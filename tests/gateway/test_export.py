@@ -55,7 +55,7 @@ def submit(gateway: Gateway, farm: Farm, sink: str = "images", **options: Any) -
     defaults = {"checkpoint": "fake", "num_inference_steps": 1, "guidance_scale": 1}
     options |= {} if sink == "images" else {"shard_size": 10}
     job = farm.submit_many(renders, sink=sink, seed=1, defaults=defaults, **options)
-    job.wait(30)
+    job.wait(120)
     return job
 
 

@@ -41,7 +41,7 @@ def test_pictures_show_themselves(gateway: Gateway, fake_worker: FakeWorker) -> 
 def test_a_job_shows_its_first_pictures(gateway: Gateway, fake_worker: FakeWorker) -> None:
     with Farm(gateway.url) as farm:
         job = farm.submit([PROMPT, BAD_PROMPT, *["a ring"] * 15], name="<i>")
-        job.wait(60, check=False)
+        job.wait(120, check=False)
         html = job._repr_html_()
         assert "&lt;i&gt;: failed, 17 of 17, 1 failed" in html
         assert html.count("<figure") == 12

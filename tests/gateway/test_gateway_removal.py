@@ -17,7 +17,7 @@ KEYS = {"ann": {"tenant": "ann"}, "bob": {"tenant": "bob"}}
 def done(gateway: Gateway, **options: object) -> Job:
     farm = Farm(gateway.url)
     job = farm.submit(["a", "b", "c"], **options)  # type: ignore[arg-type]
-    job.wait(30)
+    job.wait(120)
     return job
 
 

@@ -197,7 +197,7 @@ def test_a_job_is_stored_listed_read_and_fetched(
 ) -> None:
     workers.start()
     job = submit(gateway, farm)
-    job.wait(30)
+    job.wait(120)
     assert list(objects(gateway, job)) == ["0/00000000.bundle"]
     (finished,) = gateway.queue.finished(job.id)
     rows = read_part(gateway.store.get(finished.receipt.part))
@@ -217,7 +217,7 @@ def test_a_failed_picture_is_in_the_manifest_alone(
 ) -> None:
     workers.start()
     job = submit(gateway, farm, "picture 0", BAD_PROMPT)
-    job.wait(30, check=False)
+    job.wait(120, check=False)
     check_pictures(job, 1)
     assert job.verify().differences == ()
 
@@ -235,7 +235,7 @@ def test_a_killed_publisher_loses_and_doubles_nothing(
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
     engine.gate.set()
-    job.wait(30)
+    job.wait(120)
     assert len(engine.rendered) == 20
     check_pictures(job, 20)
 
@@ -266,9 +266,9 @@ def test_a_killed_worker_leaves_the_bytes_of_an_undisturbed_job(
         victim.wait()
     assert objects(gateway, job) == {}
     workers.start()
-    job.wait(30)
+    job.wait(120)
     undisturbed = submit(gateway, farm, pictures=100)
-    undisturbed.wait(30)
+    undisturbed.wait(120)
     assert objects(gateway, job) == objects(gateway, undisturbed)
     check_pictures(job, 100)
 
@@ -288,7 +288,7 @@ def test_a_worker_killed_between_its_bundle_and_its_receipt_leaves_nothing_to_re
     assert gateway.queue.finished(job.id) == []
     engine = FakeEngine()
     workers.start(engine=engine)
-    job.wait(30)
+    job.wait(120)
     assert engine.rendered == []
     assert objects(gateway, job) == stored
     check_pictures(job, 20)
@@ -299,7 +299,7 @@ def test_a_lost_part_is_written_again_from_the_bundle_alone(
 ) -> None:
     workers.start()
     first = submit(gateway, farm)
-    first.wait(30)
+    first.wait(120)
     (finished,) = gateway.queue.finished(first.id)
     part = gateway.store.get(finished.receipt.part)
     gateway.store.delete(finished.receipt.part)
@@ -320,7 +320,7 @@ def test_a_lost_or_damaged_bundle_is_named_and_its_pictures_are_made_again(
 ) -> None:
     workers.start()
     job = submit(gateway, farm)
-    job.wait(30)
+    job.wait(120)
     before = check_pictures(job)
     key = keys.data(job.id, 0) + "00000000.bundle"
     data = gateway.store.get(key)
@@ -331,7 +331,7 @@ def test_a_lost_or_damaged_bundle_is_named_and_its_pictures_are_made_again(
     kind = "missing" if lost else "wrong-sha256"
     assert [(one.kind, one.subject) for one in found.differences] == [(kind, key)]
     assert (found.left, found.generation) == (0, 1)
-    job.wait(30)
+    job.wait(120)
     assert list(objects(gateway, job).values()) == [data]
     assert check_pictures(job) == before
     assert job.status().images.done == 5
@@ -344,7 +344,7 @@ def test_a_part_of_a_bundle_is_read_with_its_own_signature_only(
 ) -> None:
     workers.start()
     job = submit(gateway, farm)
-    job.wait(30)
+    job.wait(120)
     image = http.get(f"/v1/jobs/{job.id}/images").json()["images"][0]
     assert http.get(image["url"]).status_code == 200
     whole = image["url"].partition("&part=")[0]
@@ -358,7 +358,7 @@ def test_all_pictures_of_a_job_are_deleted_and_no_others(
     workers.start()
     jobs = [submit(gateway, farm) for _ in range(2)]
     for job in jobs:
-        job.wait(30)
+        job.wait(120)
     jobs[0].remove()
     assert objects(gateway, jobs[0]) == {}
     assert list(objects(gateway, jobs[1])) == ["0/00000000.bundle"]

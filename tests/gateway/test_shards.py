@@ -80,7 +80,7 @@ def test_a_job_is_stored_listed_fetched_and_deleted(
 ) -> None:
     workers.start()
     job = submit(gateway, farm, sink)
-    job.wait(30)
+    job.wait(120)
     stored = shards(gateway, job)
     assert list(stored) == [f"0/0000000{number}{SUFFIXES[sink]}" for number in range(3)]
     told = [one for shard in stored.values() for one in columns(sink, shard)]
@@ -110,12 +110,12 @@ def test_a_failed_picture_is_in_the_manifest_alone_and_a_retry_adds_it(
     engine = FakeEngine()
     workers.start(engine=engine)
     job = submit(gateway, farm, sink, 3, BAD_PROMPT)
-    job.wait(30, check=False)
+    job.wait(120, check=False)
     before = shards(gateway, job)
     assert [len(columns(sink, shard)) for shard in before.values()] == [3]
     engine.healed = True
     job.retry()
-    job.wait(30)
+    job.wait(120)
     after = shards(gateway, job)
     assert before.items() < after.items()
     (name,) = after.keys() - before.keys()
@@ -151,8 +151,8 @@ def test_workers_killed_anywhere_leave_the_bytes_of_undisturbed_jobs(
     workers.start()
     undisturbed = [submit(gateway, farm, sink, 100) for sink in SUFFIXES]
     for job, other in zip(jobs, undisturbed, strict=True):
-        job.wait(60)
-        other.wait(60)
+        job.wait(120)
+        other.wait(120)
         assert shards(gateway, job) == shards(gateway, other)
         assert job.verify().differences == ()
 
@@ -162,7 +162,7 @@ def test_one_process_makes_the_same_shards(
 ) -> None:
     workers.start()
     job = submit(gateway, farm, sink)
-    job.wait(30)
+    job.wait(120)
     chunks = [
         Chunk.model_validate_json(gateway.store.get(entry.key)).model_copy(update={"job": "local"})
         for entry in gateway.store.list(keys.prefix(job.id) + "chunks/")
@@ -180,7 +180,7 @@ def test_a_lost_part_is_written_again_from_the_shard_alone(
 ) -> None:
     workers.start()
     job = submit(gateway, farm, sink)
-    job.wait(30)
+    job.wait(120)
     key = keys.part(job.id, 0, 1)
     part = gateway.store.get(key)
     gateway.store.delete(key)
@@ -207,7 +207,7 @@ def test_what_was_deleted_or_altered_is_named_exactly_and_comes_back_with_the_sa
     """A tenth of the objects at random, and three at least."""
     workers.start()
     job = submit(gateway, farm, sink, 80)
-    job.wait(60)
+    job.wait(120)
     before = shards(gateway, job)
     seed = random.randrange(2**32)
     print(f"seed {seed}")
@@ -226,7 +226,7 @@ def test_what_was_deleted_or_altered_is_named_exactly_and_comes_back_with_the_sa
     found = job.verify(repair=True)
     assert {(one.kind, one.subject) for one in found.differences} == expected
     assert (found.left, found.generation) == (0, 1)
-    job.wait(60)
+    job.wait(120)
     after = shards(gateway, job)
     again = {"1" + name[1:] if name in spoilt else name: data for name, data in before.items()}
     assert after == again
@@ -241,7 +241,7 @@ def test_another_attempt_takes_over_the_shard_that_is_there(
     engine = FakeEngine()
     workers.start(engine=engine)
     job = submit(gateway, farm, sink, 3, BAD_PROMPT)
-    job.wait(30, check=False)
+    job.wait(120, check=False)
     chunk = Chunk.model_validate_json(gateway.store.get(keys.chunk(job.id, 0)))
     place = TaskPlace.of(chunk, 0)
     rows = read_part(gateway.store.get(str(place.part)))
@@ -263,7 +263,7 @@ def test_tokens_are_those_of_the_pictures(gateway: Gateway, workers: Workers, fa
     workers.start()
     jobs = {sink: submit(gateway, farm, sink, 5) for sink in ("tokens", "parquet")}
     for job in jobs.values():
-        job.wait(30)
+        job.wait(120)
     tokens = {image.render: image.bytes() for image in jobs["tokens"].images()}
     for image in jobs["parquet"].images():
         assert token_bytes(read_facts(image.bytes()).tokens) == tokens[image.render]

@@ -100,6 +100,8 @@ def test_another_tenants_job_is_not_there(bench: Bench, queue: Queue, store: Sto
         with pytest.raises(NotFound):
             Remover(queue, store).remove(job, tenant)
     assert len(stored(store, job)) == OBJECTS
+    with pytest.raises(NotFound):  # whatever the store says
+        queue.remove(job, "bob", stored=True)
 
 
 def test_what_workers_still_store_of_a_cancelled_job_goes_as_well(
@@ -108,8 +110,10 @@ def test_what_workers_still_store_of_a_cancelled_job_goes_as_well(
     job = bench.submit(1)
     fill(store, job)
     queue.cancel(job, "ann")
+    assert queue.cancelled() == [job]
     remover = Remover(queue, store)
     list(remover.remove(job, "ann"))
+    assert queue.cancelled() == [], "there is nothing left to note"
     assert stored(store, job) == {keys.removed(job)}
     store.put(f"{keys.data(job, 0)}late.png", b"late")
     assert remover.sweep() == 0, "its workers may store more"
@@ -155,6 +159,7 @@ def test_a_job_is_kept_for_as_long_as_it_says(bench: Bench, queue: Queue, store:
     queue.tick()
     assert remover.sweep() == 1
     assert stored(store, long) == set()
+    assert not queue.client.exists("{farm}:keeping", "{farm}:removals")
 
 
 def test_a_cancelled_job_is_kept_until_its_workers_have_stored_the_last_of_it(

@@ -233,6 +233,15 @@ def test_after_a_task_that_ran_alone_others_get_as_much_whatever_became_of_its_w
     assert lease.job == bad
 
 
+def test_a_task_that_runs_alone_waits_for_no_lower_class(bench: Bench, queue: Queue) -> None:
+    bad = suspects(bench, 2, "bob")
+    first = bench.session()
+    assert [lease.job for lease in bench.lease(first)] == [bad]
+    bench.submit(1, priority="bulk", pictures=1)
+    queue.end(first, "lost")
+    assert [lease.job for lease in bench.lease(bench.session())] == [bad]
+
+
 def test_tasks_that_run_alone_get_their_turn_among_endless_others(
     bench: Bench, queue: Queue
 ) -> None:

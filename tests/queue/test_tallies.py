@@ -100,6 +100,13 @@ def test_the_time_until_a_job_begins_is_counted_by_class(bench: Bench, queue: Qu
     assert 20 <= waits.seconds < 60
 
 
+def test_the_oldest_of_a_class_is_found_among_all_tenants(bench: Bench, queue: Queue) -> None:
+    for tenant in ("ann", "bob"):
+        bench.submit(1, tenant=tenant)
+        bench.advance(20)
+    assert queue.tallies().oldest_seconds[Priority.NORMAL] >= 40
+
+
 def test_a_job_that_begins_at_once_is_counted_too(bench: Bench, queue: Queue) -> None:
     queue.client.set("{farm}:test-clock", -3_600_000)  # the server's clock was set back
     bench.submit(1)

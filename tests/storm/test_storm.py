@@ -12,6 +12,7 @@ KILLS = 6
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_nothing_is_lost_or_published_twice_in_a_storm(tmp_path: Path) -> None:
     storm = Storm(
         ProcessEnvironment(tmp_path, FAULTS), tmp_path, JOBS, KILLS, server_kills=1, seed=5

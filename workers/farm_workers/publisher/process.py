@@ -69,6 +69,8 @@ class PublisherProcess:
         self._sinks = Sinks(self._store, begin.scratch)
         self._patience_seconds = begin.patience_seconds
         self._pool = ThreadPoolExecutor(begin.threads, thread_name_prefix="publish")
+        # Behind hundreds of pictures that wait, readers would see the first ones late.
+        self._teller = ThreadPoolExecutor(1, thread_name_prefix="tell")
         self._answering = threading.Lock()
         self._changed = threading.Condition()
         self._deadlines: dict[int, float] = {}
@@ -126,7 +128,7 @@ class PublisherProcess:
         if isinstance(message, Drop):
             self._forget(message.task, message.place)
         elif isinstance(message, TellEarly):
-            self._pool.submit(self._tell_early, message)
+            self._teller.submit(self._tell_early, message)
         elif isinstance(message, Work):
             self._pool.submit(self._serve, [(message, pixels)])
 
