@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 BLOCK_MS = 1500  # redis-py gives up a blocked call after 5 s
 GAP_SECONDS = 0.25  # between two updates of one listener; closer ones are joined
-POLL_SECONDS = 2.0  # progress inside a task makes no event
+POLL_SECONDS = 0.5  # progress inside a task makes no event
 COMMENT_SECONDS = 15.0  # keeps proxies from closing a quiet stream
 
 
@@ -119,7 +119,7 @@ async def updates(hub: EventHub, queue: Queue, job: str, tenant: str) -> AsyncIt
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(woken.wait(), POLL_SECONDS)
             await asyncio.sleep(GAP_SECONDS)
-            quiet += POLL_SECONDS
+            quiet += POLL_SECONDS + GAP_SECONDS
 
 
 def sse(event: str, data: dict[str, Any]) -> bytes:

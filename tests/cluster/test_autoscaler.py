@@ -7,7 +7,6 @@ import json
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE
 from test_placement import SECONDS, Cluster, Schedulers, finished
 from test_worker import Farm, until
 
-from farm.addresses import reachable
+from farm.local.ports import free_port
 from farm.queue.placed_workers import WorkerState
 from farm.worker_group import WorkerGroup
 
@@ -31,23 +30,24 @@ pytestmark = [
 HERE = Path(__file__).parent
 MARK = "FARM_TEST_CLUSTER"
 IDLE_SECONDS = 6
+STARTED = "Ray runtime started"  # as ``ray start`` says it
 
 
 class Autoscaled(Cluster):
     """A head without room for workers; the autoscaler may add three nodes with a CPU each."""
 
     def __init__(self, folder: Path) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
+        port = free_port()
         self.address = f"127.0.0.1:{port}"
         self._mark = secrets.token_hex(16)
         self.environment = {**self.settings(folder), MARK: self._mark}
-        config = folder / "cluster.json"
+        config, log = folder / "cluster.json", folder / "ray.log"
         config.write_text(json.dumps(_config(self.address)))
         self.process = subprocess.Popen(
             [
                 f"{sys.prefix}/bin/ray", "start", "--head", "--block", f"--port={port}",
                 "--node-ip-address=127.0.0.1", "--num-cpus=0", "--include-dashboard=false",
+                f"--dashboard-port={free_port()}",  # otherwise its agent wants that of another Ray
                 f"--object-store-memory={80 * 2**20}", f"--autoscaling-config={config}",
             ],
             env={
@@ -55,13 +55,17 @@ class Autoscaled(Cluster):
                 **self.environment,
                 "AUTOSCALER_UPDATE_INTERVAL_S": "1",
                 "RAY_FAKE_CLUSTER": "1",
+                "RAY_raylet_start_wait_time_s": "180",
                 "RAY_enable_autoscaler_v2": "1",
                 "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
                 "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
             },
+            stdout=log.open("w"),
+            stderr=subprocess.STDOUT,
             start_new_session=True,
         )  # fmt: skip
-        until(lambda: reachable(self.address), SECONDS)
+        until(lambda: self.process.poll() is not None or STARTED in log.read_text(), 240)
+        assert self.process.poll() is None, log.read_text()
 
     @property
     def nodes(self) -> int:

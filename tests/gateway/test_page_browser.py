@@ -4,18 +4,20 @@ import io
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from fake_adapters import adapter_file
-from fake_engine import FakeEngine
+from fake_engine import FakeDone, FakeEngine
 from fake_worker import BAD_PROMPT, LOST_PROMPT, FakeWorker
 from harness import INFO, Gateway, Serve, png, post, write_keys
 from PIL import Image
 from playwright.sync_api import Browser, Page, Request, Route, expect, sync_playwright
 
+from farm.gateway.routes import page as page_routes
 from farm.job import Chunk
 from farm.store import keys
 from workers import Workers
@@ -285,3 +287,31 @@ def test_it_can_be_used_by_everybody(
         ]
         assert found == [], path
     context.close()
+
+
+class HaltingEngine(FakeEngine):
+    """Draws three pictures and no more."""
+
+    def step(self) -> list[FakeDone]:
+        return super().step() if len(self.rendered) < 3 else []
+
+
+def test_pictures_that_can_be_seen_a_moment_after_the_last_status_are_shown(
+    page: Page, workers: Workers, http: httpx2.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = False
+    images = page_routes.images
+
+    def late(*given: Any) -> dict[str, Any]:
+        told = images(*given)
+        return told if seen else {**told, "early": []}
+
+    monkeypatch.setattr(page_routes, "images", late)
+    workers.start(engine=HaltingEngine(rows=1))
+    renders = ({"prompt": f"p {n}", "checkpoint": "fake"} for n in range(9))
+    job = post(http, *renders).json()["id"]
+    page.goto(f"/jobs/{job}")
+    expect(page.locator("#progress rect.running")).to_be_attached(timeout=60_000)
+    page.wait_for_timeout(1000)  # whatever that status has asked for
+    seen = True
+    expect(page.locator("#pictures img").first).to_be_visible(timeout=60_000)

@@ -12,7 +12,7 @@ from farm.gateway.page import views
 from farm.gateway.page.rendering import STATIC, fragment, shell
 from farm.gateway.routes.jobs import MAX_PAGE, Cursor, images, shown_previews
 from farm.gateway.serializers import preview_view
-from farm.job import MAX_TASK_PICTURES, Priority, check_job_id
+from farm.job import MAX_TASK_PICTURES, TERMINAL_JOBS, Priority, check_job_id
 from farm.queue import placed_workers
 from farm.sinks.protocol import Source
 from farm.spec import PARAMETERS
@@ -120,6 +120,7 @@ def job_pictures(
         here=f"after={after}&skip={skip}",
         first=after == "0" and not skip,
         following=following,
+        over=told["state"] in TERMINAL_JOBS,
         job=job,
     )
 

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from farm import garbage, logs
 from farm.errors import FarmError, NotFound, StoreError
 from farm.formats.encoding import encode
+from farm.formats.manifest import write_part
 from farm.sinks.early import forget_early, store_early
 from farm.sinks.parts import store_part
 from farm.sinks.protocol import TaskPlace
@@ -69,6 +70,8 @@ class PublisherProcess:
         self._sinks = Sinks(self._store, begin.scratch)
         self._patience_seconds = begin.patience_seconds
         self._pool = ThreadPoolExecutor(begin.threads, thread_name_prefix="publish")
+        # Behind hundreds of pictures that wait, readers would see the first ones late.
+        self._teller = ThreadPoolExecutor(1, thread_name_prefix="tell")
         self._answering = threading.Lock()
         self._changed = threading.Condition()
         self._deadlines: dict[int, float] = {}
@@ -78,6 +81,7 @@ class PublisherProcess:
 
     def run(self) -> None:
         """Serve until the worker closes the connection or is gone."""
+        write_part(())  # pyarrow loads pandas, where it is there, with the first table of all
         self._connection.send([Ready()])
         threading.Thread(target=self._show_life, name="alive", daemon=True).start()
         while True:
@@ -126,7 +130,7 @@ class PublisherProcess:
         if isinstance(message, Drop):
             self._forget(message.task, message.place)
         elif isinstance(message, TellEarly):
-            self._pool.submit(self._tell_early, message)
+            self._teller.submit(self._tell_early, message)
         elif isinstance(message, Work):
             self._pool.submit(self._serve, [(message, pixels)])
 
