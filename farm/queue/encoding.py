@@ -173,7 +173,7 @@ def heartbeat(reply: Sequence[Any]) -> Heartbeat:
     return Heartbeat(set(held), set(cancelled), command or None, bool(unplanned))
 
 
-@functools.lru_cache(32_768)  # most sessions told nothing since the last look
+@functools.lru_cache(4_096)  # as many as sessions; most told nothing since the last look
 def told(text: str) -> Told:
     stats = json.loads(text)
     return Told(

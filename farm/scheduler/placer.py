@@ -96,7 +96,8 @@ class Placer:
         sessions = self._queue.sessions() if growing else []
         # A job may have nothing left but its end, for which every worker will do.
         needed = growing and not sessions and self._queue.finalising() > 0
-        finaliser = next((group for group in self._groups if group.most), None) if needed else None
+        able = (group for group in self._groups if group.least < group.most)
+        finaliser = next(able) if needed else None
         for group in self._groups:
             wanted = workers_for(
                 demand(group.served, backlog, sessions, finalises=group is finaliser),

@@ -116,8 +116,8 @@ def test_who_runs_a_suspect_alone_is_not_waited_for(bench: Bench, queue: Queue) 
     alone, idle = bench.session(), bench.session()
     queue.heartbeat(alone, 1000, {}, {}, MS)
     assert [lease.alone for lease in bench.lease(alone)] == [True]
-    queue.heartbeat(alone, 1000, {}, {}, MS)
-    queue.heartbeat(idle, 10, {}, {}, MS)
+    queue.heartbeat(alone, 1000, {}, {"urgent_room": 1000}, MS)
+    queue.heartbeat(idle, 10, {}, {"urgent_room": 10}, MS)
     bench.submit(1, priority="urgent")
     assert Scheduler(queue, lease_ms=MS).step() == 1
     assert len(queue.held(idle)) == 1

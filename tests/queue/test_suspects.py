@@ -1,7 +1,7 @@
 """What loses or crashes its workers runs alone, and takes no neighbour with it."""
 
 import pytest
-from queue_bench import MS, Bench
+from queue_bench import LANE, MS, Bench
 
 from farm.job import JobState, Lease, Priority
 from farm.queue import Command, Queue
@@ -99,6 +99,19 @@ def suspects(bench: Bench, count: int, tenant: str) -> str:
     bench.queue.end(session, "crash")
     later(bench)
     return job
+
+
+def test_a_session_that_has_drained_takes_the_task_whatever_lanes_it_is_offered_then(
+    bench: Bench, queue: Queue
+) -> None:
+    alone = suspects(bench, 1, "bob")
+    busy = LANE._replace(height=512)
+    bench.submit(3, lane=busy)
+    session = bench.session()
+    [lease] = queue.lease(session, [busy], 1, MS)
+    assert bench.lease(session) == [], "it begins to drain"
+    bench.complete(session, lease)
+    assert [lease.job for lease in queue.lease(session, [busy], 1000, MS)] == [alone]
 
 
 def test_tasks_of_a_paused_job_that_run_alone_hide_nobody_elses(bench: Bench, queue: Queue) -> None:

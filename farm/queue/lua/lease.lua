@@ -100,11 +100,14 @@ local function sooner(checkpoint)
   return not suspect or (owed[suspect.checkpoint] > 0 and owed[checkpoint] == 0)
 end
 
+local drains = redis.call('SISMEMBER', P .. 'draining', session) == 1
+
 local function find_suspects(checkpoint, job, head)
   local names, records = read_suspects(job, checkpoint)
   for _, name in ipairs(names) do
     local record = records[name]
-    if not wanted or wanted[tostring(unpack_task(record).lane)] then
+    -- A session that drains for such a task takes it whatever lanes it is offered meanwhile.
+    if not wanted or drains or wanted[tostring(unpack_task(record).lane)] then
       suspects = suspects + 1
       if sooner(checkpoint) then
         suspect = {checkpoint = checkpoint, job = job, head = head, name = name, record = record}
@@ -167,7 +170,6 @@ end
 
 local may = false -- this session take part
 if suspect then
-  local drains = redis.call('SISMEMBER', P .. 'draining', session) == 1
   local draining = redis.call('SCARD', P .. 'draining')
   local share = math.max(1, math.floor(redis.call('ZCARD', P .. 'sessions') / QUARANTINE))
   may = drains or (draining < suspects and draining + isolated() < share)

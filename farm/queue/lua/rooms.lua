@@ -10,7 +10,8 @@
 -- worker told}.
 --
 -- A session that would be granted nothing now has no room, so that the planner does not count on
--- it: it holds a task that runs alone, drains for one, or has a command.
+-- it: it holds a task that runs alone, drains for one, or has a command. One that drains is still
+-- granted what is urgent; for the others it is not said what their workers told.
 local MARK = 250 -- ms; each write waits for the disk
 
 local scheduled = number(redis.call('GET', P .. 'scheduled'))
@@ -31,7 +32,7 @@ local draining = suspects and members('draining') or {}
 local isolated = members('isolated') -- not all of them still are
 
 local function takes_nothing(session, held, command)
-  if command or (held > 0 and draining[session]) then return true end
+  if command then return true end
   local only = held == 1 and isolated[session] and redis.call('HVALS', P .. 'held:' .. session)[1]
   return only and unpack_held(only).alone ~= SHARED
 end
@@ -44,9 +45,10 @@ for _, session in ipairs(redis.call('ZRANGE', P .. 'sessions', 0, -1)) do
     local held = redis.call('HLEN', P .. 'held:' .. session)
     -- A worker of an earlier version tells it among its stats.
     local told = s[4] or redis.call('HGET', key, 'stats') or '{}'
+    local closed = takes_nothing(session, held, s[3])
+    local full = closed or (held > 0 and draining[session])
     found[#found + 1] = {
-      session, s[1], takes_nothing(session, held, s[3]) and 0 or number(s[2]), held, s[3] or '',
-      told,
+      session, s[1], full and 0 or number(s[2]), held, s[3] or '', closed and '{}' or told,
     }
   end
 end

@@ -6,8 +6,8 @@
 -- Returns for each session: session, worker, checkpoints' names, room, tasks held, ms since its
 -- last heartbeat, info, stats, command or empty.
 --
--- A session that would be granted nothing now has no room, so that the planner does not count on
--- it: it holds a task that runs alone, drains for one, or has a command.
+-- A session that would be granted nothing now is shown without room: it holds a task that runs
+-- alone, drains for one, or has a command.
 local function takes_nothing(session, held, command)
   if command or (held > 0 and redis.call('SISMEMBER', P .. 'draining', session) == 1) then
     return true
