@@ -5,7 +5,7 @@ package, under ``farm.sinks.registry.GROUP``; nothing else of the farm has to kn
 """
 
 from collections.abc import Iterable, Sequence, Set
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,6 +70,7 @@ class Source(NamedTuple):
         return None if self.offset is None else self.key.rpartition("/")[2]
 
 
+@runtime_checkable
 class Sink(Protocol):
     """Constructed with a ``Store`` and a folder for what waits to be stored.
 

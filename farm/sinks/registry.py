@@ -39,9 +39,12 @@ class Sinks:
         self._open: dict[str, Sink] = {}
 
     def get(self, name: str) -> Sink:
-        """Raises ``InvalidInput`` for a name that is not known here."""
+        """Raises ``InvalidInput`` for a name that is not known here, ``FarmError`` for a package's
+        sink that lacks a method."""
         if name not in self._open:
             sink = _find(name)(self._store, self._folder / name)
+            if not isinstance(sink, Sink):
+                raise FarmError(f"the sink {name!r} does not fit this version of the farm")
             return self._open.setdefault(name, sink)  # another thread may have been faster
         return self._open[name]
 

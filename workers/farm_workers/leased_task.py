@@ -56,6 +56,7 @@ class LeasedTask:
         self.cut_short = False  # its job was cancelled: it ends with the pictures that it has
         self.stored = 0
         self.failed = 0
+        self.rows_alone = 0  # pictures made here of which nothing but the row is stored
 
     @property
     def lease_name(self) -> str:

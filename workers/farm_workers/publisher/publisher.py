@@ -144,6 +144,7 @@ class Publisher:
         assert task.place is not None
         row = self._sinks.get(task.place.sink).row_alone(record, tokens)
         if row is not None:
+            task.rows_alone += 1
             self.known_picture(task, row)
             return
         with self._changed:

@@ -17,9 +17,9 @@ class Throughput:
         self._since = clock()
         self._pictures = 0
 
-    def stored(self) -> None:
-        """A picture has been stored."""
-        self._pictures += 1
+    def stored(self, pictures: int = 1) -> None:
+        """So many more have been stored."""
+        self._pictures += pictures
 
     def tell(self) -> None:
         """Write the line if it is time."""

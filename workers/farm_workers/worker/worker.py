@@ -211,6 +211,8 @@ class Worker:
                     self._leases.engines_wanted.set()  # they may wait for the publisher
                     self._stored(event)
                 else:
+                    if event.receipt is not None:
+                        self._throughput.stored(event.task.rows_alone)
                     self._leases.end(event.task, _outcome(event))
             self._throughput.tell()
 
