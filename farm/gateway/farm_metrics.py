@@ -63,7 +63,6 @@ class FarmMetrics(Collector):
         """None if the queue does not answer; the gateway's own numbers are still good."""
         with self._lock:
             if self._clock() - self._read_at >= FRESH_SECONDS:
-                self._read_at = self._clock()
                 try:
                     self._figures = _Figures(
                         self._queue.backlog(),
@@ -73,6 +72,7 @@ class FarmMetrics(Collector):
                     )
                 except FarmError:
                     self._figures = None
+                self._read_at = self._clock()  # now: those who waited take what was read
             return self._figures
 
 

@@ -30,6 +30,11 @@ def add_scores(store: Store, job: str, scorer: str, rows: Sequence[PictureScores
     store.put(keys.scores(job, scorer, hashlib.sha256(data).hexdigest()), data)
 
 
+def is_removed(store: Store, job: str) -> bool:
+    """Whether the job is being deleted from the store, or was."""
+    return store.size(keys.header(job)) is None or store.size(keys.removed(job)) is not None
+
+
 def forget_scores(store: Store, job: str) -> None:
     """The job is gone."""
     for entry in store.list(keys.all_scores(job)):

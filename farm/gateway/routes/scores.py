@@ -13,7 +13,7 @@ from farm.errors import FarmError, InvalidInput, NotFound
 from farm.formats.scores import MAX_SCORES, PictureScores
 from farm.gateway.bodies import read_json
 from farm.gateway.dependencies import Deps, Reader, Writer
-from farm.ingest.scores import add_scores, forget_scores, stored_scores
+from farm.ingest.scores import add_scores, forget_scores, is_removed, stored_scores
 from farm.job import check_job_id
 from farm.store import Store
 
@@ -56,7 +56,8 @@ async def add(
     try:
         await run_sync(deps.queue.status, job, tenant)
     except NotFound:  # it was removed meanwhile, and nothing else would delete the part
-        await run_sync(forget_scores, deps.store, job)
+        if await run_sync(is_removed, deps.store, job):  # and not only forgotten by the queue
+            await run_sync(forget_scores, deps.store, job)
         raise
     return {"scorer": scorer, "rows": len(rows)}
 
