@@ -48,6 +48,8 @@ def push(
 
 def _upload(folder: Path, repository: str, private: bool, shards: list[str]) -> str:
     """The commit's address; ``shards`` are patterns of files that an earlier one may have left."""
+    from farm.export.export import WHOLE
+
     try:
         from huggingface_hub import HfApi
         from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
@@ -58,12 +60,14 @@ def _upload(folder: Path, repository: str, private: bool, shards: list[str]) -> 
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), library_name="amused-farm")
     try:
         api.create_repo(repository, repo_type="dataset", private=private, exist_ok=True)
+        # Only what an earlier push has left is deleted, not what somebody else keeps there.
+        holds_an_export = WHOLE in api.list_repo_files(repository, repo_type="dataset")
         commit = api.upload_folder(
             repo_id=repository,
             repo_type="dataset",
             folder_path=folder,
             commit_message="Data set of farm export",
-            delete_patterns=shards,
+            delete_patterns=shards if holds_an_export else None,
         )
     except LocalTokenNotFoundError:
         raise NotAllowed("the hub wants a token", hint="hf auth login, or set HF_TOKEN") from None

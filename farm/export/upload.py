@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from farm.errors import Conflict, NotFound
+from farm.export.card import CARD, CROISSANT, MANIFEST
 from farm.export.export import WHOLE, Plan, groups_of
+from farm.export.statistics import STATISTICS
 from farm.store import Store
 
 WRITERS = 4  # files at a time; each is held in memory
@@ -46,7 +48,7 @@ def upload(folder: Path, store: Store, *, overwrite: bool = False) -> Uploaded:
     names = [name for name in _files(folder) if name != WHOLE]
     plan = (folder / WHOLE).read_bytes()
     if overwrite:
-        _clear(store, set(names))
+        _clear(store, plan)
     known = _plan(store, WHOLE) or _plan(store, UPLOADING)
     if known not in (None, plan):
         raise _taken("another export is there")
@@ -65,16 +67,21 @@ def _files(folder: Path) -> Iterator[str]:
             yield path.relative_to(folder).as_posix()
 
 
-def _clear(store: Store, names: set[str]) -> None:
-    """Remove an export's marks, whole or not, and its files that this one does not have."""
+def _clear(store: Store, own: bytes) -> None:
+    """Remove an export's marks, whole or not, and the files of another export than our own.
+
+    All of them, so that a call that goes on, without ``overwrite``, finds nothing in its way.
+    """
     plans = [plan for mark in (WHOLE, UPLOADING) if (plan := _plan(store, mark)) is not None]
     if plans:
         store.put(UPLOADING, plans[0])
         store.delete(WHOLE)
-    for group in {name for plan in plans for name in groups_of(plan) or ()}:
-        for entry in list(store.list(f"{group}/")):
-            if entry.key not in names:
+    if set(plans) - {own}:
+        for group in {name for plan in plans for name in groups_of(plan) or ()}:
+            for entry in list(store.list(f"{group}/")):
                 store.delete(entry.key)
+        for name in (CARD, CROISSANT, MANIFEST, STATISTICS):
+            store.delete(name)
     store.delete(UPLOADING)
 
 

@@ -129,6 +129,14 @@ def test_no_shard_of_an_earlier_push_stays_among_those_of_a_smaller_data_set(
     assert hub == {"ann/set": {**FILES, "notes.md": b"mine"}}
 
 
+def test_a_first_push_deletes_nothing_that_somebody_keeps_there(
+    hub: dict[str, dict[str, bytes]], folder: Path
+) -> None:
+    hub["ann/set"] = {"data/mine.csv": b"1,2"}
+    assert run(["push", str(folder), "hf://datasets/ann/set"]) == 0
+    assert hub == {"ann/set": {**FILES, "data/mine.csv": b"1,2"}}
+
+
 def test_what_cannot_be_pushed_is_one_line(
     hub: dict[str, dict[str, bytes]],
     folder: Path,
