@@ -42,7 +42,10 @@ RAY_TLS_CA_CERT=/etc/farm/ca.pem
 END
 }
 
-if [ -d "$folder" ]; then
+if [ -d "$folder" ] && [ ! -f "$folder/without-ray.env" ]; then
+  echo "$folder is not whole, since an earlier run failed: remove it" >&2
+  exit 1
+elif [ -d "$folder" ]; then
   cd "$folder"
   for worker in "${workers[@]}"; do
     if [ ! -d "$worker" ]; then
