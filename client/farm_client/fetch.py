@@ -18,6 +18,7 @@ from farm_client.transport import Wire
 
 PARALLEL = 8
 PART = ".part"
+SIGNED = ".signed.jsonl"  # files that were signed, until the manifest has them
 
 Sign = Callable[[bytes], bytes]  # the bytes of a picture file with content credentials added
 
@@ -87,7 +88,8 @@ class Fetcher:
     async def fetch(self, images: AsyncIterator[ImageFacts]) -> Fetched:
         self._output.claim(overwrite=self._overwrite, resume=self._resume)
         if self._sign is not None:
-            self._signed = dict(_signed_files(self._folder / MANIFEST))
+            for name in (MANIFEST, SIGNED):
+                self._signed.update(_signed_files(self._folder / name))
         draft = self._folder / f".{MANIFEST}.{secrets.token_hex(4)}{PART}"
         crew = self._wire.crew(self._parallel)
         try:
@@ -98,6 +100,7 @@ class Fetcher:
                         await crew.give(partial(self._one, image))
                 await crew.finish()
                 self._write_manifest(lines)
+                (self._folder / SIGNED).unlink(missing_ok=True)
                 self._output.finish()
         except OSError as error:
             raise InvalidInput(
@@ -122,6 +125,8 @@ class Fetcher:
                 sha256 = hashlib.sha256(data).hexdigest()
                 self._signed[image.file] = _Signed(image.sha256, sha256, len(data))
             write_whole(path, data)
+            if self._sign is not None:
+                self._note_signed(image.file)
         with self._counting:
             self._pictures += 1
             self._skipped += there
@@ -139,6 +144,12 @@ class Fetcher:
             and known.stored_sha256 == image.sha256
             and _matches(path, known.size, known.sha256)
         )
+
+    def _note_signed(self, file: str) -> None:
+        """So that a fetch that was killed goes on: it is told apart by what was signed."""
+        told = {"file": file, **self._signed[file]._asdict()}
+        with self._counting, (self._folder / SIGNED).open("a") as out:
+            out.write(json.dumps(told) + "\n")
 
     def _note(self, image: ImageFacts, lines: IO[bytes]) -> None:
         """A picture that was retried while its job is followed comes twice; a good one counts."""
@@ -175,7 +186,10 @@ def _signed_files(manifest: Path) -> Iterator[tuple[str, _Signed]]:
     """Those that an earlier fetch has signed."""
     with contextlib.suppress(OSError), manifest.open("rb") as lines:
         for line in lines:
-            told = json.loads(line)
+            try:
+                told = json.loads(line)
+            except ValueError:  # the last line of one that was killed
+                continue
             if "stored_sha256" in told:
                 yield told["file"], _Signed(told["stored_sha256"], told["sha256"], told["size"])
 

@@ -1,8 +1,10 @@
 """Jobs as data sets, read by the libraries that others wrote."""
 
+import errno
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -26,6 +28,7 @@ from farm.export.splits import Splits
 from farm.formats.credentials import told_credentials
 from farm.formats.picture_file import read_facts, token_bytes
 from farm_client import Farm, Job
+from farm_client.fetch import Fetcher
 from workers import Workers
 
 PICTURES = 24
@@ -226,12 +229,17 @@ def test_a_signed_export_has_content_credentials_and_the_job_keeps_its_bytes(
     assert "needs a certificate" in capsys.readouterr().err
 
 
+def no_space(*_: Any) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 def test_a_signed_fetch_has_content_credentials_and_is_not_repeated(
     gateway: Gateway,
     workers: Workers,
     farm: Farm,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     workers.start()
     job = submit(gateway, farm)
@@ -258,6 +266,12 @@ def test_a_signed_fetch_has_content_credentials_and_is_not_repeated(
             assert line["stored_sha256"] == stored[line["file"]]
     (out / lines[3]["file"]).write_bytes(b"altered")
     assert fetched(*flags)[0] == PICTURES - 1
+    with monkeypatch.context() as full:
+        full.setattr(Fetcher, "_write_manifest", no_space)
+        shutil.rmtree(out)
+        assert run([*command, *flags]) == InvalidInput.exit_code
+        assert "No space left" in capsys.readouterr().err
+    assert fetched(*flags)[0] == PICTURES, "what was signed is known without the manifest"
     found, lines = fetched()
     assert (found, {line["file"]: line["sha256"] for line in lines}) == (0, stored)
     assert job.verify().differences == ()
