@@ -225,6 +225,8 @@ def _named(what: str) -> Iterator[None]:
         yield
     except Exception as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
+        if isinstance(error, TypeError):
+            reason = f"a value has the wrong type ({reason})"
         raise InvalidCheckpoint(f"{what}: {reason}") from None
 
 
