@@ -151,13 +151,14 @@ class Model:
     @contextlib.contextmanager
     def eager(*tiles: Any) -> Iterator[None]:
         """Steps without their graphs."""
-        graphs = [tile._replay for tile in tiles]
-        for tile in tiles:
+        captured = [tile for tile in tiles if tile.captured]
+        graphs = [tile._replay for tile in captured]
+        for tile in captured:
             tile._replay = None
         try:
             yield
         finally:
-            for tile, graph in zip(tiles, graphs, strict=True):
+            for tile, graph in zip(captured, graphs, strict=True):
                 tile._replay = graph
 
     @staticmethod
