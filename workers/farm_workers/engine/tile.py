@@ -1,6 +1,7 @@
 """Half-slots for rows of one token grid: tensors that stay in place while rows come and go."""
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 from typing import Any, Protocol
@@ -76,7 +77,7 @@ class Model(Protocol):
         """The name of the numbers: in one class the same row has the same tokens and bytes."""
 
 
-class Tile:
+class Tile(ABC):
     """Rows that step together, in ``2 * width`` half-slots: a guided row takes two, another one."""
 
     def __init__(
@@ -96,17 +97,17 @@ class Tile:
 
         return TritonSampler(self._model, self.state)
 
+    @abstractmethod
     def _fill(self, live: Live, conditioned: Sequence[Conditioned]) -> None:
         """Take what a row's passes read into its half-slots."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _empty(self, live: Live) -> None:
         """Forget it again, whatever of it has come in."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _features(self) -> Tensor:
         """(half-slots, tokens, channels) of the forward pass."""
-        raise NotImplementedError
 
     @property
     def captured(self) -> bool:
