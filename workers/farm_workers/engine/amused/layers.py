@@ -30,9 +30,9 @@ def by_row(function: Callable[..., Tensor], x: Tensor, *shared: Tensor | None) -
     A library picks its kernel by the size of the whole. So it is tried whether rows may go through
     it together: once for each shape, with random numbers.
     """
-    shapes = tuple(None if one is None else one.shape for one in shared)
+    shapes = tuple(None if one is None else one.shape for one in (x, *shared))
     place = x.dtype, x.device, torch.get_num_threads()
-    if len(x) == 1 or _alike(function, x.shape, shapes, place):
+    if len(x) == 1 or (x.numel() <= MOST_TOGETHER and _alike(function, shapes, place)):
         return function(x, *shared)
     return torch.cat([function(row, *shared) for row in x.split(1)])
 
@@ -40,26 +40,18 @@ def by_row(function: Callable[..., Tensor], x: Tensor, *shared: Tensor | None) -
 @functools.lru_cache(maxsize=4096)
 def _alike(
     function: Callable[..., Tensor],
-    shape: torch.Size,
-    shared: tuple[torch.Size | None, ...],
+    shapes: tuple[torch.Size | None, ...],
     place: tuple[torch.dtype, torch.device, int],
 ) -> bool:
-    """Whether every row of a batch has the bits that it has by itself.
-
-    What a kernel does follows from the shapes alone, and another order of its sums shows in
-    thousands of random numbers.
-    """
-    if shape.numel() > MOST_TOGETHER:
-        return False
-    dtype, device, _ = place
+    # What a kernel does follows from shapes alone, and another order of its sums shows in
+    # thousands of random numbers.
     generator = torch.Generator().manual_seed(0)
-    x, *others = (
-        None if one is None else torch.randn(one, generator=generator).to(device, dtype)
-        for one in (shape, *shared)
+    x, *shared = (
+        None if one is None else torch.randn(one, generator=generator).to(place[1], place[0])
+        for one in shapes
     )
-    assert x is not None
-    alone = [function(row.clone(), *others) for row in x.split(1)]
-    return torch.equal(function(x, *others), torch.cat(alone))
+    alone = [function(row.clone(), *shared) for row in x.split(1)]  # type: ignore[union-attr]
+    return torch.equal(function(x, *shared), torch.cat(alone))
 
 
 class Ops:
