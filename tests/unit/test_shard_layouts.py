@@ -40,11 +40,12 @@ def made(layout: Layout, count: int = 5, job: str = "j") -> tuple[list[ManifestR
         tokens = random.integers(0, 1024, (4, 8), dtype=np.uint16)
         pixels = random.integers(0, 256, (32, 64, 3), dtype=np.uint8)
         if layout.tokens_alone:
-            rows.append(record.tokens_row(layout.file_name(record), tokens))
+            rows.append(record.tokens_row(tokens))
             contents.append(rows[-1].tokens or b"")
         else:
             contents.append(encode(pixels, record.facts(tokens), kind))
-            rows.append(record.stored_row(layout.file_name(record), contents[-1]))
+            name = layout.file_name(render, 0, kind)
+            rows.append(record.stored_row(name, contents[-1]))
     return rows, contents
 
 
