@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
+from pydantic import ValidationError
+
 from farm.checkpoints.registry import CheckpointRegistry
 from farm.errors import (
     AllRejected,
@@ -39,6 +41,7 @@ from farm.job import (
     job_id,
 )
 from farm.queue import MAX_ROWS, JobHeader, Queue
+from farm.renders import Renders
 from farm.sinks.registry import Sinks
 from farm.spec import Lane, canonical_json
 from farm.store import Store, keys
@@ -216,7 +219,7 @@ class Ingest:
                 rejected.append(RejectedRender(render, placed(error, entry)))
             else:
                 renders.append(numbered)
-        chunks = tuple(_cutter(record).cut(number, renders))
+        chunks = tuple(_cutter(record).cut(number, Renders.of(renders)))
         texts = tuple(chunk.model_dump_json() for chunk in chunks)
         return Piece(chunks, texts, tuple(rejected))
 
@@ -270,7 +273,7 @@ class Ingest:
 
     def _write_chunk(self, chunk: Chunk, text: str) -> None:
         key, data = keys.chunk(chunk.job, chunk.number), text.encode()
-        if not self._store.put(key, data) and self._store.get(key) != data:
+        if not self._store.put(key, data) and not _is_chunk(self._store.get(key), data, chunk):
             raise Conflict(
                 f"this piece of job {chunk.job} came in before with other content", field="piece"
             )
@@ -347,6 +350,17 @@ def _cutter(record: JobRecord) -> Cutter:
         return TaskLimits.by_pace(record.paces.get(str(lane), DEFAULT_ROW_STEPS_PER_SECOND))
 
     return Cutter(record.job, record.tenant, record.sink, record.format, limits)
+
+
+def _is_chunk(stored: bytes, data: bytes, chunk: Chunk) -> bool:
+    """Whether the chunk is stored: its bytes, or as an earlier version of the farm wrote it."""
+    if stored == data:
+        return True
+    try:
+        found = Chunk.model_validate_json(stored)
+    except ValidationError:
+        return False
+    return found.model_copy(update={"v": chunk.v}) == chunk
 
 
 def _header(record: JobRecord, options: JobOptions) -> JobHeader:

@@ -6,8 +6,8 @@ from typing import Any
 from farm.checkpoints.registry import CheckpointRegistry
 from farm.ingest.adapters import AdapterNames, Adapters
 from farm.ingest.assets import FILE_FIELDS, Assets
-from farm.job import NumberedSpec
 from farm.metadata import split_metadata
+from farm.renders import NumberedSpec
 from farm.spec import RenderRequest, RenderSpec, accepts_prompt, accepts_seed, derived_seed
 
 MAX_PATTERNS = 256  # remembered in one batch

@@ -52,7 +52,7 @@ def outcome(resolve: Any, data: Any, render: int) -> Any:
         numbered = resolve(dict(data), render)
     except FarmError as error:
         return type(error), str(error)
-    return numbered.model_dump_json(), numbered.spec.sha256, numbered.spec
+    return numbered.metadata, numbered.spec.model_dump_json(), numbered.spec
 
 
 def test_a_batch_resolves_each_render_as_if_it_came_alone(resolver: Resolver) -> None:

@@ -22,8 +22,9 @@ from farm.ingest.assets import Assets
 from farm.ingest.chunks import TaskLimits, split
 from farm.ingest.ingest import Feed, Ingest
 from farm.ingest.ndjson import Entry, parse_line
-from farm.job import MAX_TASK_PICTURES, Chunk, Format, JobOptions, JobState, NumberedSpec, TaskDraft
+from farm.job import MAX_TASK_PICTURES, Chunk, Format, JobOptions, JobState, TaskDraft
 from farm.queue import MAX_ROWS, JobHeader, Submitted
+from farm.renders import NumberedSpec, Renders
 from farm.spec import CheckpointInfo, Lane, Mode, RenderRequest
 from farm.store import Store, keys, open_store
 
@@ -142,7 +143,7 @@ def test_a_small_job_travels_inline_and_lies_in_the_store(
 
 
 def test_a_larger_job_leaves_its_chunks_in_the_store(ingest: Ingest, queue: FakeQueue) -> None:
-    submission = ingest.submit("t", OPTIONS, entries(100))
+    submission = ingest.submit("t", OPTIONS, entries(500))
     assert {task.inline for task in queue.tasks[submission.job]} == {""}
 
 
@@ -159,15 +160,15 @@ def test_renders_are_grouped_by_lane_and_keep_their_numbers(
     assert queue.rejected[submission.job] == 1
 
 
-def numbered(count: int, **given: Any) -> list[NumberedSpec]:
+def numbered(count: int, **given: Any) -> Renders:
     request = RenderRequest.parse({"prompt": "x"} | given)
-    return [NumberedSpec(render=n, spec=request.resolve(INFO, seed=0)) for n in range(count)]
+    return Renders.of(NumberedSpec(n, request.resolve(INFO, seed=0)) for n in range(count))
 
 
 def test_a_task_holds_so_many_pictures_and_so_much_work() -> None:
     many = TaskLimits(MAX_TASK_PICTURES, 1e9)
     by_pictures = list(split(numbered(40, num_images=64, num_inference_steps=1), many))
-    assert max(sum(one.spec.num_images for one in group) for group in by_pictures) == 960
+    assert max(group.pictures for group in by_pictures) == 960
     assert 15 * 64 <= MAX_TASK_PICTURES < 16 * 64
     little = TaskLimits(MAX_TASK_PICTURES, 100)
     by_work = list(split(numbered(10, num_inference_steps=30), little))
@@ -237,6 +238,30 @@ def test_a_piece_with_other_content_is_a_conflict_and_changes_nothing(
     with pytest.raises(Conflict):
         ingest.append(record, 0, 7, entries(3))
     assert len(queue.tasks[record.job]) == 1
+
+
+def test_a_piece_that_came_in_before_an_upgrade_can_be_sent_again(
+    ingest: Ingest, queue: FakeQueue, store: Store
+) -> None:
+    record, _ = ingest.open("t", OPTIONS)
+    ingest.append(record, 0, 0, entries(3))
+    key = keys.chunk(record.job, 0)
+    older = json.loads(store.get(key)) | {"v": 1}
+    renders = Chunk.model_validate(older).renders
+    older["renders"] = [
+        {"render": one.render, "spec": one.spec.model_dump(mode="json")} for one in renders
+    ]
+    store.delete(key)
+    store.put(key, json.dumps(older).encode())
+    ingest.append(record, 0, 0, entries(3))
+    assert json.loads(store.get(key)) == older
+    queue.pieces[record.job].clear()
+    with pytest.raises(Conflict, match="came in before with other content"):
+        ingest.append(record, 0, 0, entries(3, num_images=2))
+    store.delete(key)
+    store.put(key, b"damaged")
+    with pytest.raises(Conflict, match="came in before with other content"):
+        ingest.append(record, 0, 0, entries(3))
 
 
 def test_too_large_pieces_are_refused(ingest: Ingest) -> None:

@@ -12,7 +12,8 @@ from farm.errors import FarmError
 from farm.formats.encoding import encode
 from farm.formats.manifest import ManifestRow
 from farm.formats.picture_record import PictureRecord
-from farm.job import Chunk, Format, NumberedSpec
+from farm.job import Chunk, Format
+from farm.renders import NumberedSpec
 from farm.sinks.parts import rows_of
 from farm.sinks.protocol import RowId, Sink, TaskPlace
 from farm.spec import CheckpointInfo, Row

@@ -8,7 +8,8 @@ from typing import NamedTuple
 from farm.errors import FarmError, RenderError
 from farm.formats.manifest import ManifestRow
 from farm.formats.picture_record import PictureRecord
-from farm.job import Chunk, NumberedSpec
+from farm.job import Chunk
+from farm.renders import NumberedSpec
 from farm.sinks.parts import rows_of
 from farm.sinks.protocol import RowId, TaskPlace
 from farm.spec import Lane, Row

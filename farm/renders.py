@@ -1,0 +1,120 @@
+"""The renders of a task by columns: what many have in common is written, and worked out, once."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import repeat
+from typing import Annotated, NamedTuple, Self, TypeVar, overload
+
+from pydantic import Field
+
+from farm.spec import RenderSpec
+
+Value = TypeVar("Value")
+
+
+class NumberedSpec(NamedTuple):
+    """A resolved render and its place in the job."""
+
+    render: int  # index in the job, from 0; a refused line keeps its number
+    spec: RenderSpec
+    # Canonical JSON of what the user's row says besides; see ``farm.metadata``.
+    metadata: str | None = None
+
+
+@dataclass(frozen=True)
+class Renders(Sequence[NumberedSpec]):
+    """One value of each render in every column; as a sequence, the renders one by one.
+
+    An item is made when it is asked for, without being checked again.
+    """
+
+    specs: tuple[RenderSpec, ...]  # those that differ in more than prompt and seed, without the two
+    kinds: tuple[int, ...]  # places in ``specs``
+    numbers: tuple[int, ...]  # indices in the job, from 0; a refused line keeps its number
+    prompts: tuple[str | None, ...]
+    seeds: tuple[int, ...]
+    # As in ``NumberedSpec``; empty where no render has any.
+    metadata: Annotated[tuple[str | None, ...], Field(exclude_if=lambda column: not column)] = ()
+
+    def __post_init__(self) -> None:
+        columns = (self.kinds, self.numbers, self.prompts, self.seeds, self.metadata)
+        lengths = {len(column) for column in columns if column is not self.metadata or column}
+        if len(lengths) > 1:
+            raise ValueError("the columns of its renders are not equally long")
+        if self.kinds and not 0 <= min(self.kinds) <= max(self.kinds) < len(self.specs):
+            raise ValueError("a render has a kind that is not there")
+
+    @classmethod
+    def of(cls, renders: Iterable[NumberedSpec]) -> Self:
+        """The columns of these."""
+        found = list(renders)
+        places: dict[str, int] = {}  # by the JSON
+        specs: list[RenderSpec] = []
+        kinds = []
+        for one in found:
+            place = places.setdefault(one.spec.common, len(specs))
+            if place == len(specs):
+                specs.append(one.spec.variant(None, 0))
+            kinds.append(place)
+        metadata = tuple(one.metadata for one in found)
+        return cls(
+            tuple(specs),
+            tuple(kinds),
+            tuple(one.render for one in found),
+            tuple(one.spec.prompt for one in found),
+            tuple(one.spec.seed for one in found),
+            metadata if any(text is not None for text in metadata) else (),
+        )
+
+    def at(self, places: Sequence[int]) -> Self:
+        """Those at the places, with the specs that they need."""
+        kinds = [self.kinds[place] for place in places]
+        used = {kind: number for number, kind in enumerate(dict.fromkeys(kinds))}
+        metadata = [self.metadata[place] for place in places] if self.metadata else []
+        return type(self)(
+            tuple(self.specs[kind] for kind in used),
+            tuple(used[kind] for kind in kinds),
+            tuple(self.numbers[place] for place in places),
+            tuple(self.prompts[place] for place in places),
+            tuple(self.seeds[place] for place in places),
+            tuple(metadata) if any(text is not None for text in metadata) else (),
+        )
+
+    def of_each(self, fact: Callable[[RenderSpec], Value]) -> Iterator[Value]:
+        """A fact that does not follow from prompt and seed, worked out once for each kind."""
+        return map([fact(spec) for spec in self.specs].__getitem__, self.kinds)
+
+    @property
+    def pictures(self) -> int:
+        return sum(self.of_each(lambda spec: spec.num_images))
+
+    @property
+    def cost(self) -> int:
+        """Row-steps."""
+        return sum(self.of_each(lambda spec: spec.cost))
+
+    def __len__(self) -> int:
+        return len(self.kinds)
+
+    def __iter__(self) -> Iterator[NumberedSpec]:
+        columns = (self.kinds, self.numbers, self.prompts, self.seeds)
+        specs = self.specs
+        for (kind, number, prompt, seed), metadata in zip(
+            zip(*columns, strict=True), self.metadata or repeat(None), strict=False
+        ):
+            yield NumberedSpec(number, specs[kind].variant(prompt, seed), metadata)
+
+    @overload
+    def __getitem__(self, place: int) -> NumberedSpec: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> Self: ...
+
+    def __getitem__(self, place: int | slice) -> NumberedSpec | Self:
+        if isinstance(place, slice):
+            return self.at(range(*place.indices(len(self))))
+        return NumberedSpec(
+            self.numbers[place],
+            self.specs[self.kinds[place]].variant(self.prompts[place], self.seeds[place]),
+            self.metadata[place] if self.metadata else None,
+        )
