@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from farm.formats.manifest import ManifestColumns
 from farm.formats.picture_file import token_bytes
 from farm.job import Chunk
-from farm.spec import Row
+from farm.spec import row_seed
 
 
 class TokenPictures:
@@ -61,10 +61,14 @@ class TokenPictures:
 
     def rows(self, generation: int) -> ManifestColumns:
         """Their rows, as ``PictureRecord.tokens_row`` makes them."""
-        renders = {numbered.render: numbered for numbered in self._chunk.renders}
-        numbered = [renders[render] for render, _ in self._pictures]
-        specs = [one.spec for one in numbered]
+        renders = self._chunk.renders
+        places = {number: place for place, number in enumerate(renders.numbers)}
+        at = [places[render] for render, _ in self._pictures]
         images = [image for _, image in self._pictures]
+        widths = list(renders.of_each(lambda spec: spec.width))
+        heights = list(renders.of_each(lambda spec: spec.height))
+        specs = renders.canonical()
+        spec_hashes = [hashlib.sha256(text.encode()).hexdigest() for text in specs]
         hashes = [hashlib.sha256(tokens).hexdigest() for tokens in self._tokens]
         nothing: Sequence[None] = [None] * len(self)
         return ManifestColumns(
@@ -76,17 +80,22 @@ class TokenPictures:
                 "file": nothing,
                 "sha256": hashes,
                 "size": [len(tokens) for tokens in self._tokens],
-                "width": [spec.width for spec in specs],
-                "height": [spec.height for spec in specs],
-                "seed": [Row(spec, image).seed for spec, image in zip(specs, images, strict=True)],
-                "spec_sha256": [spec.sha256 for spec in specs],
-                "spec": [spec.canonical() for spec in specs],
+                "width": [widths[place] for place in at],
+                "height": [heights[place] for place in at],
+                "seed": [
+                    row_seed(renders.seeds[place], image)
+                    for place, image in zip(at, images, strict=True)
+                ],
+                "spec_sha256": [spec_hashes[place] for place in at],
+                "spec": [specs[place] for place in at],
                 "tokens": self._tokens,
                 "tokens_sha256": hashes,
                 "numerics": self._numerics,
                 "notes": self._notes,
                 "error": nothing,
-                "metadata": [one.metadata for one in numbered],
+                "metadata": [renders.metadata[place] for place in at]
+                if renders.metadata
+                else nothing,
                 "confidence": self._confidence,
             }
         )

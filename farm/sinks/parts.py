@@ -19,10 +19,11 @@ CONTENT_TYPE = "application/vnd.apache.parquet"
 
 def rows_of(chunk: Chunk) -> list[RowId]:
     """A row's place in this list is its number in what the queue knows of crashes."""
+    counts = chunk.renders.of_each(lambda spec: spec.num_images)
     return [
-        (numbered.render, image)
-        for numbered in chunk.renders
-        for image in range(numbered.spec.num_images)
+        (render, image)
+        for render, count in zip(chunk.renders.numbers, counts, strict=True)
+        for image in range(count)
     ]
 
 

@@ -14,7 +14,8 @@ from farm.formats.columns import FIXED, fixed_columns
 from farm.formats.manifest import ManifestColumns, ManifestRow, write_part
 from farm.formats.picture_record import PictureRecord
 from farm.formats.token_pictures import TokenPictures
-from farm.job import Chunk, Format, NumberedSpec
+from farm.job import Chunk, Format
+from farm.renders import NumberedSpec, Renders
 from farm.sinks.layout import Packed
 from farm.sinks.shards import Spot
 from farm.spec import MAX_SEED, RenderRequest, RenderSpec
@@ -56,7 +57,7 @@ def test_tokens_by_columns_give_the_rows_that_they_give_one_by_one(
     ]
     chunk = Chunk(
         job="j", number=0, tenant="t", sink="tokens", format=Format.TOKENS,
-        lane=str(BASE.lane), renders=tuple(renders),
+        lane=str(BASE.lane), renders=Renders.of(renders),
     )  # fmt: skip
     first, others = TokenPictures(chunk), TokenPictures(chunk)
     expected = []

@@ -85,7 +85,7 @@ class TaskRows:
         )
         self._next_renders = self._renders_to_make()
         self._ahead: collections.deque[tuple[int, list[Row], Awaited]] = collections.deque()
-        self._current: Iterator[ReadyRow] | None = None  # of one render
+        self._ready: collections.deque[ReadyRow] = collections.deque()  # of one render
         if not task.lease.alone:
             self._read_ahead(PREFETCH)
 
@@ -136,14 +136,9 @@ class TaskRows:
         """
         alone = self.task.lease.alone
         while True:
-            if self._current is not None:
-                ready = next(self._current, None)
-                if ready is not None:
-                    self._numbers.popleft()
-                    return ready
-                self._current = None
-                if alone:
-                    return None  # the next row is announced before its inputs are read
+            if self._ready:
+                self._numbers.popleft()
+                return self._ready.popleft()
             if alone:
                 self._read_ahead(1)
             if not self._ahead or not self._ahead[0][2].done():
@@ -153,7 +148,7 @@ class TaskRows:
                 self._read_ahead(PREFETCH)
             inputs = self._result(render, rows, future)
             self._notes[render] = inputs.notes
-            self._current = iter([ReadyRow(render, row, inputs) for row in rows])
+            self._ready.extend([ReadyRow(render, row, inputs) for row in rows])
 
     def _result(self, render: int, rows: Sequence[Row], future: Awaited) -> Inputs:
         try:
@@ -173,7 +168,9 @@ class TaskRows:
         """Those with rows to make, and these."""
         for numbered in self._renders.values():
             rows = [
-                row for row in numbered.spec.rows() if (numbered.render, row.index) in self._to_make
+                Row(numbered.spec, index)
+                for index in range(numbered.spec.num_images)
+                if (numbered.render, index) in self._to_make
             ]
             if rows:
                 yield numbered, rows
