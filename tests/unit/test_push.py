@@ -48,10 +48,10 @@ class Hub(BaseHTTPRequestHandler):
             self.wfile.write(kept)
 
     def do_GET(self) -> None:
+        repository = "/".join(self.path.split("/")[3:5])
         if "/resolve/" in self.path:
-            return self._file()
-        repository = self.path.split("/")[3] + "/" + self.path.split("/")[4]
-        if "/tree/" in self.path:
+            self._file()
+        elif "/tree/" in self.path:
             files = self.repositories.get(repository, {})
             tree = [
                 {"type": "file", "path": path, "size": len(data), "oid": "0" * 40}
