@@ -17,7 +17,7 @@ from farm.spec.render import (
     canonical_json,
     derived_seed,
 )
-from farm.spec.request import RenderRequest, accepts_prompt, accepts_seed
+from farm.spec.request import RenderRequest, accepts_prompts, accepts_seed
 
 __all__ = [
     "MAX_PROMPT_CHARACTERS",
@@ -40,7 +40,7 @@ __all__ = [
     "Row",
     "TextEncoderSizes",
     "TransformerSizes",
-    "accepts_prompt",
+    "accepts_prompts",
     "accepts_seed",
     "canonical_json",
     "check_adapter_name",
