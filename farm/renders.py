@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import repeat
-from typing import Annotated, NamedTuple, Self, TypeVar, overload
+from typing import Annotated, Any, NamedTuple, Self, TypeVar, overload
 
 from pydantic import Field
 
@@ -19,6 +19,14 @@ class NumberedSpec(NamedTuple):
     spec: RenderSpec
     # Canonical JSON of what the user's row says besides; see ``farm.metadata``.
     metadata: str | None = None
+
+
+# What a render is made of: its number, any variant of it, its prompt, its seed and its metadata.
+VariantRow = tuple[int, RenderSpec, str | None, int, str | None]
+
+
+def variant_row(render: NumberedSpec) -> VariantRow:
+    return (render.render, render.spec, render.spec.prompt, render.spec.seed, render.metadata)
 
 
 @dataclass(frozen=True)
@@ -47,37 +55,37 @@ class Renders(Sequence[NumberedSpec]):
     @classmethod
     def of(cls, renders: Iterable[NumberedSpec]) -> Self:
         """The columns of these."""
-        found = list(renders)
-        places: dict[str, int] = {}  # by the JSON
-        specs: list[RenderSpec] = []
-        kinds = []
-        for one in found:
-            place = places.setdefault(one.spec.common, len(specs))
-            if place == len(specs):
-                specs.append(one.spec.variant(None, 0))
-            kinds.append(place)
-        metadata = tuple(one.metadata for one in found)
+        return cls.of_variants(map(variant_row, renders))
+
+    @classmethod
+    def of_variants(cls, rows: Iterable[VariantRow]) -> Self:
+        """The same of renders that were not made, from what they are made of."""
+        columns: tuple[tuple[Any, ...], ...] = tuple(zip(*rows, strict=True))
+        numbers, specs, prompts, seeds, metadata = columns or ((),) * 5
+        places: dict[str, int] = {}  # by what makes two specs differ
+        kinds = tuple(places.setdefault(spec.common, len(places)) for spec in specs)
+        firsts = dict(zip(reversed(kinds), reversed(specs), strict=True))
         return cls(
-            tuple(specs),
-            tuple(kinds),
-            tuple(one.render for one in found),
-            tuple(one.spec.prompt for one in found),
-            tuple(one.spec.seed for one in found),
-            metadata if any(text is not None for text in metadata) else (),
+            tuple(firsts[kind].variant(None, 0) for kind in range(len(places))),
+            kinds,
+            numbers,
+            prompts,
+            seeds,
+            metadata if any(metadata) else (),
         )
 
     def at(self, places: Sequence[int]) -> Self:
         """Those at the places, with the specs that they need."""
-        kinds = [self.kinds[place] for place in places]
+        kinds = tuple(map(self.kinds.__getitem__, places))
         used = {kind: number for number, kind in enumerate(dict.fromkeys(kinds))}
-        metadata = [self.metadata[place] for place in places] if self.metadata else []
+        metadata = tuple(map(self.metadata.__getitem__, places)) if self.metadata else ()
         return type(self)(
-            tuple(self.specs[kind] for kind in used),
-            tuple(used[kind] for kind in kinds),
-            tuple(self.numbers[place] for place in places),
-            tuple(self.prompts[place] for place in places),
-            tuple(self.seeds[place] for place in places),
-            tuple(metadata) if any(text is not None for text in metadata) else (),
+            tuple(map(self.specs.__getitem__, used)),
+            tuple(map(used.__getitem__, kinds)),
+            tuple(map(self.numbers.__getitem__, places)),
+            tuple(map(self.prompts.__getitem__, places)),
+            tuple(map(self.seeds.__getitem__, places)),
+            metadata if any(metadata) else (),
         )
 
     def of_each(self, fact: Callable[[RenderSpec], Value]) -> Iterator[Value]:

@@ -18,7 +18,7 @@ from farm.spec.render import (
     derived_seed,
     row_seed,
 )
-from farm.spec.request import RenderRequest, accepts_prompt, accepts_seed
+from farm.spec.request import RenderRequest, accepts_prompts, accepts_seed
 
 __all__ = [
     "MAX_PROMPT_CHARACTERS",
@@ -41,7 +41,7 @@ __all__ = [
     "Row",
     "TextEncoderSizes",
     "TransformerSizes",
-    "accepts_prompt",
+    "accepts_prompts",
     "accepts_seed",
     "canonical_json",
     "check_adapter_name",

@@ -121,7 +121,7 @@ class RenderSpec(BaseModel):
     @property
     def common(self) -> str:
         """The canonical JSON without a prompt and a seed: equal for variants of one render."""
-        return "null".join(self._shared.texts)
+        return self._shared.common
 
     @functools.cached_property
     def _shared(self) -> "_Shared":
@@ -166,6 +166,7 @@ class _Shared(NamedTuple):
     """What all variants of a render have in common."""
 
     texts: tuple[str, str, str]  # the canonical JSON before, between and after prompt and seed
+    common: str
     lane: Lane
     assets: tuple[str, ...]
     row_steps: int
@@ -176,9 +177,11 @@ class _Shared(NamedTuple):
         # A quote within a value is escaped, so these stand nowhere else.
         before, prompt, rest = canonical_json(data).partition(',"prompt":')
         between, seed, after = rest.removeprefix("null").partition(',"seed":')
+        texts = before + prompt, between + seed, after.removeprefix("null")
         named = (spec.image, spec.mask_image, spec.latents, spec.embeds)
         return cls(
-            (before + prompt, between + seed, after.removeprefix("null")),
+            texts,
+            "null".join(texts),
             Lane(spec.checkpoint, spec.mode, spec.height, spec.width),
             tuple(asset for asset in named if asset is not None),
             spec.num_inference_steps - spec.first_step,

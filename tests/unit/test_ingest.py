@@ -21,7 +21,7 @@ from farm.errors import (
 from farm.ingest.assets import Assets
 from farm.ingest.chunks import TaskLimits, split
 from farm.ingest.ingest import Feed, Ingest
-from farm.ingest.ndjson import Entry, parse_line
+from farm.ingest.ndjson import Entries, Entry, parse_line
 from farm.job import MAX_TASK_PICTURES, Chunk, Format, JobOptions, JobState, TaskDraft
 from farm.queue import MAX_ROWS, JobHeader, Submitted
 from farm.renders import NumberedSpec, Renders
@@ -121,8 +121,8 @@ def ingest(queue: FakeQueue, store: Store) -> Ingest:
     return make(queue, store)
 
 
-def entries(count: int, **given: Any) -> list[Entry]:
-    return [Entry({"prompt": f"p{number}"} | given) for number in range(count)]
+def entries(count: int, **given: Any) -> Entries:
+    return Entries.of(Entry({"prompt": f"p{number}"} | given) for number in range(count))
 
 
 def chunks(store: Store, job: str) -> list[Chunk]:
@@ -152,7 +152,7 @@ def test_renders_are_grouped_by_lane_and_keep_their_numbers(
 ) -> None:
     mixed = [Entry({"prompt": str(n), "height": 64 if n % 2 else 32}) for n in range(10)]
     mixed[3] = Entry({"prompt": ""})
-    submission = ingest.submit("t", OPTIONS, mixed)
+    submission = ingest.submit("t", OPTIONS, Entries.of(mixed))
     wide, low = sorted(chunks(store, submission.job), key=lambda chunk: "32x64" in chunk.lane)
     assert [one.render for one in low.renders] == [0, 2, 4, 6, 8]
     assert [one.render for one in wide.renders] == [1, 5, 7, 9]
@@ -285,7 +285,7 @@ def test_a_long_job_is_appended_in_calls_that_do_not_hold_redis_up(
 
 def test_nothing_good_is_no_job(ingest: Ingest, queue: FakeQueue, store: Store) -> None:
     with pytest.raises(AllRejected) as error:
-        ingest.submit("t", OPTIONS, [Entry({"prompt": ""}), Entry(7)])
+        ingest.submit("t", OPTIONS, Entries.of([Entry({"prompt": ""}), Entry(7)]))
     assert [one.render for one in error.value.rejected] == [0, 1]
     assert queue.tasks == {}
     assert list(store.list("")) == []
@@ -319,7 +319,7 @@ def test_a_store_that_is_away_for_a_moment_rejects_no_render(
     ingest: Ingest, queue: FakeQueue, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store, "list", fails_at(store.list, 1))
-    renders = [*entries(1, adapters=[{"adapter": "mine", "scale": 1}]), *entries(2)]
+    renders = entries(1, adapters=[{"adapter": "mine", "scale": 1}]) + entries(2)
     with pytest.raises(Unavailable):
         ingest.submit("t", OPTIONS, renders)
     assert queue.tasks == {}
@@ -363,7 +363,7 @@ def fails_at(real: Callable[..., Any], call: int) -> Callable[..., Any]:
 def test_a_seed_comes_from_the_job_and_the_place(ingest: Ingest, store: Store) -> None:
     seeds = []
     for _ in range(2):
-        job = ingest.submit("t", OPTIONS, [*entries(2), Entry({"prompt": "x", "seed": 9})]).job
+        job = ingest.submit("t", OPTIONS, entries(2) + entries(1, seed=9)).job
         (chunk,) = chunks(store, job)
         seeds.append([one.spec.seed for one in chunk.renders])
     assert seeds[0] == seeds[1]
