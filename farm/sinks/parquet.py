@@ -11,6 +11,7 @@ can be read by itself.
 
 import functools
 import io
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -26,7 +27,7 @@ from farm.formats.columns import (
     user_values,
 )
 from farm.formats.manifest import ManifestColumns, ManifestRow
-from farm.formats.picture_file import Facts, file_name, read_facts, token_grid
+from farm.formats.picture_file import Facts, file_name, file_stem, read_facts, token_grid
 from farm.job import Format
 from farm.sinks.layout import Packed, Unpacked, check_content, refuse_damage
 from farm.spec import RenderSpec
@@ -34,6 +35,7 @@ from farm.spec import RenderSpec
 ROW_GROUP = 100  # pictures; readers that shuffle take a group at a time
 TOKEN_ROW_GROUP = 1000  # a picture's tokens are a hundredth of its file
 SEARCHED = 64  # bytes
+PAGE = 2**20  # bytes, about, that Arrow writes as one
 IMAGE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
 TOKENS_NAME = "tokens"
 _PAYLOADS = ("image.bytes", "tokens")  # paths of the columns with the pictures
@@ -75,7 +77,7 @@ class Tokens(_Table):
     tokens_alone = True
 
     def file_name(self, render: int, image: int, picture_format: Format) -> str:
-        return f"{file_name(render, image, picture_format).partition('.')[0]}.u16"
+        return f"{file_stem(render, image)}.u16"
 
     def pack(self, rows: Sequence[ManifestRow], contents: Sequence[bytes]) -> Packed:
         tokens = {TOKENS_NAME: pa.array(contents, pa.binary())}
@@ -177,13 +179,21 @@ def _leaves(schema: pa.Schema) -> list[str]:
 def _offsets(data: bytes, contents: Sequence[bytes]) -> list[int]:
     """Where the contents lie in a file that holds them in this order, as they are.
 
-    Each stands behind its length, in four bytes. Only the start of a picture is searched for:
-    searching for all of it takes longer than writing the file.
+    Each stands behind its length, in four bytes. What fits into a page mostly follows each other at
+    once. Else only the start of a picture is searched for: searching for all of it takes longer
+    than writing the file.
     """
+    lengths = [len(content).to_bytes(4, "little") for content in contents]
+    if sum(map(len, contents)) < PAGE:
+        whole = b"".join(itertools.chain(*zip(lengths, contents, strict=True)))
+        at = data.index(lengths[0] + contents[0][:SEARCHED])
+        if data.startswith(whole, at):
+            sizes = (len(content) + 4 for content in contents[:-1])
+            return list(itertools.accumulate(sizes, initial=at + 4))
     offsets = []
     at = 0
-    for content in contents:
-        start = len(content).to_bytes(4, "little") + content[:SEARCHED]
+    for length, content in zip(lengths, contents, strict=True):
+        start = length + content[:SEARCHED]
         at = data.index(start, at) + 4
         while not data.startswith(content, at):
             at = data.index(start, at) + 4

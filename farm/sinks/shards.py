@@ -17,6 +17,8 @@ from farm.sinks.protocol import RowId, Source, StoredObject, TaskPlace
 from farm.sinks.spool import Spool
 from farm.store import Store
 
+_json = json.JSONEncoder().encode  # as ``json.dumps`` does it
+
 LATE = "it was made after the shard of its task was stored without it; retry the job"
 
 
@@ -42,7 +44,7 @@ class Spot(NamedTuple):
         """The texts of all spots of one shard."""
         start, end = json.dumps(key), f'{len(packed.data)}, "{shard_sha256}"]'
         return [
-            f"[{start}, {offset}, {json.dumps(name)}, {end}"
+            f"[{start}, {offset}, {_json(name)}, {end}"
             for offset, name in zip(packed.offsets, names, strict=True)
         ]
 

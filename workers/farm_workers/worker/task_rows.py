@@ -1,6 +1,7 @@
 """The rows of a leased task that are still to be rendered, each with its inputs."""
 
 import collections
+import itertools
 from collections.abc import Iterator, Sequence, Set
 from concurrent.futures import Executor
 from typing import NamedTuple
@@ -135,10 +136,7 @@ class TaskRows:
             InputFailed: the inputs of a whole render cannot be had.
         """
         alone = self.task.lease.alone
-        while True:
-            if self._ready:
-                self._numbers.popleft()
-                return self._ready.popleft()
+        while not self._ready:
             if alone:
                 self._read_ahead(1)
             if not self._ahead or not self._ahead[0][2].done():
@@ -149,6 +147,8 @@ class TaskRows:
             inputs = self._result(render, rows, future)
             self._notes[render] = inputs.notes
             self._ready.extend([ReadyRow(render, row, inputs) for row in rows])
+        self._numbers.popleft()
+        return self._ready.popleft()
 
     def _result(self, render: int, rows: Sequence[Row], future: Awaited) -> Inputs:
         try:
@@ -176,9 +176,7 @@ class TaskRows:
                 yield numbered, rows
 
     def _read_ahead(self, renders: int) -> None:
-        while len(self._ahead) < renders:
-            numbered, rows = next(self._next_renders, (None, []))
-            if numbered is None:
-                return
+        missing = renders - len(self._ahead)
+        for numbered, rows in itertools.islice(self._next_renders, missing):
             future = self._inputs.prepare(self.tenant, numbered.spec, self._executor)
             self._ahead.append((numbered.render, rows, future))
