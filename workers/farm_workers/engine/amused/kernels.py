@@ -416,7 +416,7 @@ def fuse(decoder: Any) -> Any:
 
 
 class Resnet(nn.Module):
-    """diffusers' ResnetBlock2D without a time embedding.
+    """``Resnet`` of vq.py with its norms and SiLUs in one kernel.
 
     cuDNN adds a convolution's bias in a pass of its own, so the norm that follows adds it, or the
     pass that adds the residual.
@@ -424,11 +424,10 @@ class Resnet(nn.Module):
 
     def __init__(self, given: Any) -> None:
         super().__init__()
-        assert given.output_scale_factor == 1
         self.norm1, self.norm2 = GroupNormSilu(given.norm1), GroupNormSilu(given.norm2)
         self.conv1, self.conv2, self.shortcut = given.conv1, given.conv2, given.conv_shortcut
 
-    def forward(self, x: Tensor, temb: None = None) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         inner = self.norm2(_without_bias(self.conv1, self.norm1(x)), self.conv1.bias)
         inner = _without_bias(self.conv2, inner)
         return add_bias(inner, self.conv2.bias, x if self.shortcut is None else self.shortcut(x))
