@@ -33,10 +33,8 @@ class Codec:
         self._post_quant = _as(vqvae.post_quant_conv, self._decode_dtype)
         self._codes, self._tile = Shaped(device, self._encoded), Shaped(device, self._decoded)
         if fused:
-            # Its own copy: the norms and the memory format of the caller's model stay as they are.
-            own: Any = copy.deepcopy(self._decoder)
-            own = own.to(memory_format=torch.channels_last)
-            self._decoder = _fused(own)
+            self._encoder = _fused(_nhwc(self._encoder))
+            self._decoder = _fused(_nhwc(self._decoder))
 
     def encode(self, image: NDArray[np.uint8]) -> Tensor:
         """One picture (height, width, 3) to its token ids (tokens,), on the device."""
@@ -45,10 +43,8 @@ class Codec:
 
     def _encoded(self, pixels: Tensor) -> Tensor:
         pixels = (pixels[None] / 255.0).permute(0, 3, 1, 2)
-        if self._device.torch.type != "cpu":
-            # On a CPU they stay as diffusers' preprocessing leaves them, channels last: the
-            # convolutions take another way there, and a code near the middle flips.
-            pixels = pixels.contiguous()
+        # They stay as diffusers' preprocessing leaves them, channels last: elsewhere a CPU's
+        # convolutions take another way, and a code near the middle flips.
         with self._device.tf32(self._tf32):
             latents = self._quant(self._encoder(pixels))
         points = latents.permute(0, 2, 3, 1).flatten(0, 2)
@@ -84,11 +80,16 @@ class Codec:
         return pixels.permute(0, 2, 3, 1).contiguous()
 
 
-def _fused(decoder: nn.Module) -> Any:
+def _nhwc(module: Any) -> Any:
+    """A copy: the norms and the memory format of the caller's model stay as they are."""
+    return copy.deepcopy(module).to(memory_format=torch.channels_last)
+
+
+def _fused(half: nn.Module) -> Any:
     # Here and not above: Triton is made for Linux only.
     from farm_workers.engine.amused.kernels import fuse
 
-    return fuse(decoder)
+    return fuse(half)
 
 
 def _as(module: nn.Module, dtype: torch.dtype) -> nn.Module:

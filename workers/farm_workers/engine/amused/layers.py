@@ -130,7 +130,8 @@ class RMSNorm(nn.Module):
 
 def embedding(count: int, width: int) -> nn.Embedding:
     """One whose weights are loaded later: to fill them, torch loads its compiler for a second."""
-    return nn.Embedding.from_pretrained(torch.empty(count, width))
+    made: nn.Embedding = nn.Embedding.from_pretrained(torch.empty(count, width))
+    return made
 
 
 class Attention(nn.Module):
