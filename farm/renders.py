@@ -76,15 +76,17 @@ class Renders(Sequence[NumberedSpec]):
 
     def at(self, places: Sequence[int]) -> Self:
         """Those at the places, with the specs that they need."""
-        kinds = tuple(map(self.kinds.__getitem__, places))
+        return self._part(lambda column: tuple(map(column.__getitem__, places)))
+
+    def _part(self, of: Callable[[tuple[Any, ...]], tuple[Any, ...]]) -> Self:
+        kinds, metadata = of(self.kinds), of(self.metadata) if self.metadata else ()
         used = {kind: number for number, kind in enumerate(dict.fromkeys(kinds))}
-        metadata = tuple(map(self.metadata.__getitem__, places)) if self.metadata else ()
         return type(self)(
             tuple(map(self.specs.__getitem__, used)),
             tuple(map(used.__getitem__, kinds)),
-            tuple(map(self.numbers.__getitem__, places)),
-            tuple(map(self.prompts.__getitem__, places)),
-            tuple(map(self.seeds.__getitem__, places)),
+            of(self.numbers),
+            of(self.prompts),
+            of(self.seeds),
             metadata if any(metadata) else (),
         )
 
@@ -126,7 +128,7 @@ class Renders(Sequence[NumberedSpec]):
 
     def __getitem__(self, place: int | slice) -> NumberedSpec | Self:
         if isinstance(place, slice):
-            return self.at(range(*place.indices(len(self))))
+            return self._part(lambda column: column[place])
         return NumberedSpec(
             self.numbers[place],
             self.specs[self.kinds[place]].variant(self.prompts[place], self.seeds[place]),

@@ -71,10 +71,11 @@ class Cutter(NamedTuple):
         of_kind = [lanes.setdefault(spec.lane, []) for spec in renders.specs]
         for place, kind in enumerate(renders.kinds):
             of_kind[kind].append(place)
+        found = [renders] if len(lanes) == 1 else map(renders.at, lanes.values())
         groups = (
             (lane, group)
-            for lane, places in lanes.items()
-            for group in split(renders.at(places), self.limits(lane))
+            for lane, alike in zip(lanes, found, strict=True)
+            for group in split(alike, self.limits(lane))
         )
         for number, (lane, group) in enumerate(groups, piece * MAX_PIECE_LINES):
             yield Chunk(

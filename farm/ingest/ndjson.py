@@ -12,6 +12,8 @@ from farm import strict_json
 from farm.errors import FarmError, InvalidInput, TooLarge
 from farm.job import MAX_LINE_BYTES
 
+MAX_ALIKE = 10_000  # characters of what rows have in common; longer ones are not compared
+
 
 class Entry(NamedTuple):
     """One render as it came in: its value, or what was wrong with the text already."""
@@ -62,7 +64,9 @@ class Entries(Sequence[Entry]):
                 rest = value.copy()
                 prompt, seed = rest.pop("prompt", None), rest.pop("seed", None)
             # Its text tells 1, 1.0 and true apart, and 0.0 from -0.0, which are equal.
-            place = known.setdefault(repr(rest), len(known))
+            text, place = repr(rest), len(found.values)
+            if len(text) <= MAX_ALIKE:
+                place = known.setdefault(text, place)
             if place == len(found.values):
                 found.values.append(rest)
             found.places.append(place)
