@@ -94,6 +94,12 @@ class Renders(Sequence[NumberedSpec]):
         """A fact that does not follow from prompt and seed, worked out once for each kind."""
         return map([fact(spec) for spec in self.specs].__getitem__, self.kinds)
 
+    def canonical(self) -> list[str]:
+        """The canonical JSON of each spec."""
+        columns = zip(self.kinds, self.prompts, self.seeds, strict=True)
+        texts = [spec.canonical_variant for spec in self.specs]
+        return [texts[kind](prompt, seed) for kind, prompt, seed in columns]
+
     @property
     def pictures(self) -> int:
         return sum(self.of_each(lambda spec: spec.num_images))

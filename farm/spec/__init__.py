@@ -16,6 +16,7 @@ from farm.spec.render import (
     Row,
     canonical_json,
     derived_seed,
+    row_seed,
 )
 from farm.spec.request import RenderRequest, accepts_prompts, accepts_seed
 
@@ -48,4 +49,5 @@ __all__ = [
     "explain",
     "parameters_of",
     "parse_adapters",
+    "row_seed",
 ]

@@ -107,8 +107,12 @@ class RenderSpec(BaseModel):
 
     def canonical(self) -> str:
         """Canonical JSON: keys sorted, no spaces, UTF-8."""
+        return self.canonical_variant(self.prompt, self.seed)
+
+    def canonical_variant(self, prompt: str | None, seed: int) -> str:
+        """The same of ``variant``."""
         before, between, after = self._shared.texts
-        return f"{before}{_CANONICAL.encode(self.prompt)}{between}{self.seed}{after}"
+        return f"{before}{_CANONICAL.encode(prompt)}{between}{seed}{after}"
 
     @functools.cached_property
     def sha256(self) -> str:
@@ -184,6 +188,11 @@ class _Shared(NamedTuple):
         )
 
 
+def row_seed(seed: int, index: int) -> int:
+    """The seed of one picture of a render that has this one."""
+    return (seed + index) % (MAX_SEED + 1)
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """One picture of a render: the engine's unit."""
@@ -193,7 +202,7 @@ class Row:
 
     @property
     def seed(self) -> int:
-        return (self.spec.seed + self.index) % (MAX_SEED + 1)
+        return row_seed(self.spec.seed, self.index)
 
 
 _CANONICAL = json.JSONEncoder(

@@ -190,9 +190,8 @@ class LocalRenderer:
         pixels: NDArray[np.uint8] | None,
         tokens: NDArray[np.integer],
     ) -> ManifestRow:
-        row = self._sink.row_alone(record, tokens)
-        if row is not None:
-            return row
+        if self._sink.tokens_alone:
+            return record.tokens_row(tokens)
         data = encode(pixels, record.facts(tokens), record.format)
         return self._sink.store_picture(self._tasks[record.render].place, record, data)
 

@@ -393,7 +393,7 @@ def _weave(
 
 
 class Upsample(nn.Module):
-    """diffusers' Upsample2D: each pixel becomes 2 x 2 equal ones, then a 3 x 3 convolution.
+    """``Double`` of vq.py: each pixel becomes 2 x 2 equal ones, then a 3 x 3 convolution.
 
     Each of the four sees 2 x 2 pixels of the small image, so one 2 x 2 convolution of it makes all
     four, by 4 of the 9 products and without the large image in between.
@@ -403,8 +403,6 @@ class Upsample(nn.Module):
 
     def __init__(self, given: Any) -> None:
         super().__init__()
-        assert given.use_conv
-        assert given.norm is None
         conv = given.conv
         self.bias = conv.bias
         # Which of the three rows, or columns, of the 3 x 3 fall on the first and on the second of
@@ -420,7 +418,7 @@ class Upsample(nn.Module):
             "weight", weight.contiguous(memory_format=torch.channels_last), persistent=False
         )
 
-    def forward(self, x: Tensor, output_size: None = None) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """(images, channels, height, width) to twice the height and width; NHWC."""
         images, channels, height, width = x.shape
         cells = F.conv2d(x, self.weight, padding=1)
@@ -478,7 +476,7 @@ def fuse(half: Any) -> Any:
     products in them."""
     for block in [module for module in half.modules() if hasattr(module, "resnets")]:
         block.resnets = nn.ModuleList([Resnet(one) for one in block.resnets])
-        if getattr(block, "upsamplers", None):
+        if block.upsamplers:
             block.upsamplers = nn.ModuleList([Upsample(one) for one in block.upsamplers])
     half.conv_norm_out = GroupNormSilu(half.conv_norm_out)
     half.conv_act = nn.Identity()
@@ -486,7 +484,7 @@ def fuse(half: Any) -> Any:
 
 
 class Resnet(nn.Module):
-    """diffusers' ResnetBlock2D without a time embedding.
+    """``Resnet`` of vq.py with its norms and SiLUs in one kernel.
 
     cuDNN adds a convolution's bias in a pass of its own, so the norm that follows adds it, or the
     pass that adds the residual.
@@ -494,11 +492,10 @@ class Resnet(nn.Module):
 
     def __init__(self, given: Any) -> None:
         super().__init__()
-        assert given.output_scale_factor == 1
         self.norm1, self.norm2 = GroupNormSilu(given.norm1), GroupNormSilu(given.norm2)
         self.conv1, self.conv2, self.shortcut = given.conv1, given.conv2, given.conv_shortcut
 
-    def forward(self, x: Tensor, temb: None = None) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         inner = self.norm2(_without_bias(self.conv1, self.norm1(x)), self.conv1.bias)
         inner = _without_bias(self.conv2, inner)
         if self.shortcut is not None:

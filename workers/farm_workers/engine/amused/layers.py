@@ -128,11 +128,19 @@ class RMSNorm(nn.Module):
         return normed.to(self.weight.dtype).mul_(self.weight)
 
 
+def embedding(count: int, width: int) -> nn.Embedding:
+    """One whose weights are loaded later: to fill them, torch loads its compiler for a second."""
+    made: nn.Embedding = nn.Embedding.from_pretrained(torch.empty(count, width))
+    return made
+
+
 class Attention(nn.Module):
     """Projections of one attention."""
 
     def __init__(self, channels: int, source: int, heads: int, bias: bool) -> None:
         super().__init__()
+        if channels % heads:
+            raise ValueError(f"{channels} channels cannot be shared out to {heads} heads")
         self.heads = heads
         self.to_q = Linear(channels, channels, bias=bias)
         self.to_k = Linear(source, channels, bias=bias)
@@ -337,7 +345,7 @@ class Embed(nn.Module):
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__()
         width, bias = config["in_channels"], config["use_bias"]
-        self.embeddings = nn.Embedding(config["vocab_size"], width)
+        self.embeddings = embedding(config["vocab_size"], width)
         self.layer_norm = RMSNorm(width, config["layer_norm_eps"], config["ln_elementwise_affine"])
         self.conv = nn.Conv2d(width, config["block_out_channels"], 1, bias=bias)
 
