@@ -45,9 +45,8 @@ class Renders(Sequence[NumberedSpec]):
     metadata: Annotated[tuple[str | None, ...], Field(exclude_if=lambda column: not column)] = ()
 
     def __post_init__(self) -> None:
-        columns = (self.kinds, self.numbers, self.prompts, self.seeds, self.metadata)
-        lengths = {len(column) for column in columns if column is not self.metadata or column}
-        if len(lengths) > 1:
+        columns = (self.kinds, self.numbers, self.prompts, self.seeds)
+        if len({*map(len, columns), len(self.metadata or self.kinds)}) > 1:
             raise ValueError("the columns of its renders are not equally long")
         if self.kinds and not 0 <= min(self.kinds) <= max(self.kinds) < len(self.specs):
             raise ValueError("a render has a kind that is not there")

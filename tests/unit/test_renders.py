@@ -123,6 +123,8 @@ def test_a_damaged_chunk_is_refused() -> None:
     columns = whole["renders"].keys() - {"specs"}
     damages: list[dict[str, Any]] = [
         *({name: whole["renders"][name][:2]} for name in columns),
+        *({name: []} for name in columns - {"metadata"}),
+        *({name: [], "metadata": []} for name in columns - {"metadata"}),
         {"kinds": [0, 0, 1]},
         {"kinds": [0, -1, 0]},
         {"prompts": ["a", 2, "c"]},
