@@ -88,11 +88,12 @@ def _all_completed(lines: Sequence[Line], defaults: Mapping[str, Any]) -> Iterat
     if values is None:
         values = [{}] * len(lines)
     start = _dump(defaults)[:-1] + ", "
+    size = len(start)
     others = {*defaults, *FILE_FIELDS, ADAPTERS}
     for line, data in zip(lines, values, strict=True):
         if data and others.isdisjoint(data):
             text = start + line.text[1:]
-            yield Line(line.number, text, base=line.base, file=line.file, defaults=len(start))
+            yield Line(line.number, text, None, None, None, line.base, line.file, size)
         else:
             yield from _completed(line, defaults, _NO_SWEEP)
 
@@ -216,7 +217,7 @@ def _file_lines(file: Any, base: Path | None) -> Iterator[Line]:
             column = len(raw[: error.start].decode(errors="replace")) + 1
             yield bad_line(number, InvalidInput("is not UTF-8", field="json"), column)
             continue
-        yield Line(number, text.strip("\r\n"), base=base)
+        yield Line(number, text.strip("\r\n"), None, None, None, base)
 
 
 def _array_lines(raw: bytes) -> Iterator[Line]:

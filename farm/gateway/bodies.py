@@ -98,7 +98,8 @@ async def lines(request: Request) -> AsyncIterator[Entries]:
         if len(held) > MAX_LINE_BYTES:
             dropped += len(held)
             held = bytearray()
-    yield parse_lines(bytes(held), first, before=dropped)
+    if held or dropped:
+        yield parse_lines(bytes(held), first, before=dropped)
 
 
 async def pieces(request: Request) -> AsyncIterator[Entries]:
@@ -128,11 +129,12 @@ def _piece(entries: Entries) -> int:
 async def one_piece(request: Request) -> Entries:
     """The entries of a body that may hold one piece and no more."""
     memory = BodyMemory.of(request)
-    held = Entries.of(())
+    held, size = Entries.of(()), 0
     async for found in lines(request):
         memory.take(request, found.size)
         held += found
-        if len(held) > MAX_PIECE_LINES or held.size > 2 * PIECE_BYTES:
+        size += found.size
+        if len(held) > MAX_PIECE_LINES or size > 2 * PIECE_BYTES:
             raise TooLarge(
                 f"a piece has at most {MAX_PIECE_LINES:,} lines and {2 * PIECE_BYTES:,} bytes",
                 field="piece",

@@ -74,7 +74,7 @@ class Entries(Sequence[Entry]):
             found.seeds.append(seed)
         return found
 
-    @property
+    @functools.cached_property
     def size(self) -> int:
         """Characters of the texts."""
         return sum(map(len, self.texts))
@@ -89,6 +89,8 @@ class Entries(Sequence[Entry]):
         return b"".join([hashlib.sha256(text).digest() for text in encoded])
 
     def __add__(self, more: "Entries") -> "Entries":
+        if not self:
+            return more
         return Entries(
             self.values + more.values,
             self.errors + more.errors,

@@ -10,7 +10,7 @@ from typing import Any
 import httpx2
 import pytest
 import trustme
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from farm.errors import FarmError, InvalidInput, NotAllowed, OverQuota, TooLarge, Unavailable
@@ -300,6 +300,7 @@ LINES = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(LINES, st.booleans())
 def test_a_line_with_defaults_says_what_its_row_and_they_say(texts: list[str], alone: bool) -> None:
     defaults = {"height": 128, "checkpoint": "a"}

@@ -5,19 +5,24 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from farm.ingest.chunks import Cutter, TaskLimits
 from farm.job import Chunk, Format
 from farm.renders import NumberedSpec, Renders
-from farm.spec import MAX_SEED, RenderSpec, canonical_json
+from farm.spec import MAX_SEED, AdapterScale, Mode, RenderSpec, canonical_json
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=30) | st.sampled_from(
     [',"prompt":null', ',"seed":0,', '","prompt":', "\\", '"', "\u2028"]
 )
 SEEDS = st.integers(0, MAX_SEED)
+UNHURRIED = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+SPEC = """{"v":1,"checkpoint":"c@1","mode":"text2img","prompt":"x","negative_prompt":"","height":64,
+"width":64,"num_inference_steps":12,"guidance_scale":4.0,"temperature":[2.0,0.0],"seed":1,
+"num_images":1,"image":null,"mask_image":null,"latents":null,"embeds":null,"strength":null,
+"micro_conditioning_aesthetic_score":6.0,"micro_conditioning_crop_coord":[0,0],"rng":"farm-1"}"""
 
 
 @st.composite
@@ -50,15 +55,26 @@ def specs(draw: st.DrawFn) -> RenderSpec:
     )
 
 
+def spec(**given: Any) -> RenderSpec:
+    return RenderSpec.model_validate_json(SPEC).model_copy(update=given)
+
+
+KINDS = [
+    *(spec(num_images=many, num_inference_steps=steps) for many in (1, 2, 64) for steps in (1, 30)),
+    *(spec(height=height) for height in (8, 16)),
+    *(spec(guidance_scale=scale) for scale in (0.0, -0.0)),
+    spec(adapters=(AdapterScale(sha256="1" * 64, scale=0.5),), mode=Mode.IMG2IMG),
+]
+
+
 @st.composite
 def numbered(draw: st.DrawFn, most: int = 12) -> list[NumberedSpec]:
     """Variants of a few renders, in any order."""
-    kinds = draw(st.lists(specs(), min_size=1, max_size=4))
     metadata = st.sampled_from([None, None, '{"id":7}'])
-    rows = draw(st.lists(st.tuples(st.sampled_from(kinds), TEXTS, SEEDS, metadata), max_size=most))
+    row = st.tuples(st.sampled_from(KINDS), TEXTS, SEEDS, metadata)
     return [
         NumberedSpec(2 * number, kind.variant(prompt, seed), text)
-        for number, (kind, prompt, seed, text) in enumerate(rows)
+        for number, (kind, prompt, seed, text) in enumerate(draw(st.lists(row, max_size=most)))
     ]
 
 
@@ -68,15 +84,16 @@ def chunk(renders: Any) -> Chunk:
     )
 
 
+@UNHURRIED
 @given(specs(), st.none() | TEXTS, SEEDS)
 def test_a_variant_is_the_render_that_its_fields_make(
-    spec: RenderSpec, prompt: str | None, seed: int
+    made: RenderSpec, prompt: str | None, seed: int
 ) -> None:
-    data = {**spec.model_dump(mode="json"), "prompt": prompt, "seed": seed}
-    whole, variant = RenderSpec.model_validate(data), spec.variant(prompt, seed)
+    data = {**made.model_dump(mode="json"), "prompt": prompt, "seed": seed}
+    whole, variant = RenderSpec.model_validate(data), made.variant(prompt, seed)
     assert variant == whole
     assert variant.model_dump_json() == whole.model_dump_json()
-    for one in (variant, whole, variant.model_copy(), spec.model_copy(update=dict(whole))):
+    for one in (variant, whole, variant.model_copy(), made.model_copy(update=dict(whole))):
         text = canonical_json(whole.model_dump(mode="json"))
         assert one.canonical() == text
         assert one.sha256 == hashlib.sha256(text.encode()).hexdigest()
@@ -87,6 +104,7 @@ def test_a_variant_is_the_render_that_its_fields_make(
     assert json.loads(other.canonical())["height"] == 24
 
 
+@UNHURRIED
 @given(numbered())
 def test_columns_hold_the_renders_in_their_order(rows: list[NumberedSpec]) -> None:
     renders = Renders.of(rows)
@@ -99,6 +117,7 @@ def test_columns_hold_the_renders_in_their_order(rows: list[NumberedSpec]) -> No
     assert [one.spec.canonical() for one in renders] == [one.spec.canonical() for one in rows]
 
 
+@UNHURRIED
 @given(numbered())
 def test_a_chunk_is_read_as_it_was_written_and_as_older_farms_wrote_it(
     rows: list[NumberedSpec],
@@ -117,8 +136,7 @@ def test_a_chunk_is_read_as_it_was_written_and_as_older_farms_wrote_it(
 
 
 def test_a_damaged_chunk_is_refused() -> None:
-    spec = RenderSpec.model_validate_json(SPEC)
-    renders = Renders.of(NumberedSpec(n, spec.variant(str(n), n), "{}") for n in range(3))
+    renders = Renders.of(NumberedSpec(n, spec().variant(str(n), n), "{}") for n in range(3))
     whole = json.loads(chunk(renders).model_dump_json())
     columns = whole["renders"].keys() - {"specs"}
     damages: list[dict[str, Any]] = [
@@ -142,12 +160,7 @@ def test_a_damaged_chunk_is_refused() -> None:
             Chunk.model_validate_json(json.dumps(whole | {"renders": less}))
 
 
-SPEC = """{"v":1,"checkpoint":"c@1","mode":"text2img","prompt":"x","negative_prompt":"","height":64,
-"width":64,"num_inference_steps":12,"guidance_scale":4.0,"temperature":[2.0,0.0],"seed":1,
-"num_images":1,"image":null,"mask_image":null,"latents":null,"embeds":null,"strength":null,
-"micro_conditioning_aesthetic_score":6.0,"micro_conditioning_crop_coord":[0,0],"rng":"farm-1"}"""
-
-
+@UNHURRIED
 @given(
     numbered(most=40),
     st.integers(1, 200),
