@@ -37,15 +37,17 @@ import torch
 from farm.spec import CheckpointInfo, Row
 from farm_workers.bench.engine import Upstream
 from farm_workers.bench.floor import decode_flops, step_flops
+from farm_workers.bench.full_size import random_parts
+from farm_workers.bench.pipelines import upstream_modules
 from farm_workers.bench.workloads import Item, draw_with_engine, drawn, mixed, uniform
 from farm_workers.engine import Engine, Result
-from farm_workers.engine.amused import AmusedModel, load_modules
+from farm_workers.engine.amused import AmusedModel
 from farm_workers.engine.amused.conditioning import PROMPTS
+from farm_workers.engine.amused.parts import Parts, load_parts
 from farm_workers.engine.device import Device
 from farm_workers.engine.row import Conditioned, Live, Pending, start
 from farm_workers.engine.tile import Tile
 from farm_workers.engine.tile_pool import Kind, TilePool
-from farm_workers.testing.random_weights import random_modules
 from farm_workers.testing.tiny import make_tiny
 
 ROOT = Path(__file__).parents[1]
@@ -61,18 +63,18 @@ class Model:
     def __init__(self, name: str, device: torch.device, *, tiny: bool, seed: int = 0) -> None:
         torch.manual_seed(seed)
         self.dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-        self.info, self.modules = _modules(name, device, self.dtype, tiny=tiny)
+        self.info, self.parts = _parts(name, device, self.dtype, tiny=tiny)
         self.device = device
-        self.config = dict(self.modules["transformer"].config)
+        self.config = dict(self.parts.transformer.config)
         self.grid = self.info.grid(self.info.native_height, self.info.native_width)
-        self.decode_flops = decode_flops(self.modules["vqvae"], self.grid)
+        self.decode_flops = decode_flops(self.parts.vqvae.config, self.grid)
         self.step_flops = step_flops(self.config, self.info.text_tokens, self.grid)
 
     def join_engine(self, *, graphs: bool = True) -> None:
-        """Make the engine's model; the modules are the engine's own from then on."""
+        """Make the engine's model; the parts are the engine's own from then on."""
         target = Device(self.device, graphs=graphs)
         with target.scope():
-            self.model = AmusedModel(self.info, self.modules, target, self.dtype)
+            self.model = AmusedModel(self.info, self.parts, target, self.dtype)
             if not self.model.by_row:
                 self.model.capture(self.grid, ())
 
@@ -166,17 +168,17 @@ class Model:
         return list(engine._tiles)
 
 
-def _modules(
+def _parts(
     name: str, device: torch.device, dtype: torch.dtype, *, tiny: bool
-) -> tuple[CheckpointInfo, dict[str, Any]]:
+) -> tuple[CheckpointInfo, Parts]:
     if not tiny:
-        return random_modules(name, device, dtype)
+        return random_parts(name, device, dtype)
     from farm.checkpoints.inspect import inspect_checkpoint
 
     with tempfile.TemporaryDirectory() as folder:
         make_tiny(folder, downsample=name == "amused-512", num_hidden_layers=2)
         checkpoint = inspect_checkpoint(folder)
-        return checkpoint.info, load_modules(checkpoint, device, dtype)
+        return checkpoint.info, load_parts(checkpoint, device, dtype)
 
 
 @dataclass
@@ -590,7 +592,7 @@ def diffusers(visit: Visit, found: dict[str, Any], name: str, batches: Sequence[
     visit.models.clear()  # the engine's copy
     visit.clean()
     model = Model(name, visit.device, tiny=visit.rehearse, seed=1)
-    upstream = Upstream(model.info, model.modules)
+    upstream = Upstream(model.info, upstream_modules(model.parts))
     for batch in visit.pick(batches, (1, 2)):
         if visit.left < 8:
             found.setdefault("left_out", []).append(batch)

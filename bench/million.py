@@ -4,8 +4,9 @@
 
 `farm submit` of a file, then the job until it is done; what every process takes, in memory and in
 processor time. Then the rival, ``bench/ray_rival.py``, on the same file and the same machine: Ray
-Data with the same tokens and Parquet files, and none of the farm's promises. With ``--folder`` the
-figures of what is finished stay there, and the same command goes on with the rest.
+Data with the same columns in Parquet files and none of the farm's promises, and once more with
+prompt, seed and tokens alone. With ``--folder`` the figures of what is finished stay there, and the
+same command goes on with the rest.
 """
 
 import argparse
@@ -133,9 +134,9 @@ def through_farm(
         }
 
 
-def through_ray_data(folder: Path, prompts: Path, count: int) -> dict[str, Any]:
+def through_ray_data(folder: Path, prompts: Path, count: int, *form: str) -> dict[str, Any]:
     shutil.rmtree(folder, ignore_errors=True)
-    rival = [sys.executable, str(HERE / "ray_rival.py"), str(prompts), str(folder)]
+    rival = [sys.executable, str(HERE / "ray_rival.py"), str(prompts), str(folder), *form]
     run = Measured(rival, os.environ)
     told = json.loads(next(line for line in run.output.splitlines() if "start_seconds" in line))
     made = sum(pq.read_metadata(file).num_rows for file in folder.glob("*.parquet"))
@@ -176,6 +177,9 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     if not options.alone:
         figures["ray_data"] = kept(
             folder / "ray_data.json", lambda: through_ray_data(rival, prompts, count)
+        )
+        figures["ray_data_bare"] = kept(
+            folder / "ray_data_bare.json", lambda: through_ray_data(rival, prompts, count, "bare")
         )
     return figures
 

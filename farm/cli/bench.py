@@ -2,6 +2,8 @@
 
 import typer
 
+from farm.errors import InvalidInput
+
 bench = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True)
 
 
@@ -20,6 +22,11 @@ def _measurements() -> None:
 )
 def engine(context: typer.Context) -> int:
     """Compare the engine with diffusers on the same work; --help lists the choices."""
-    from farm_workers.bench.engine import main
-
+    try:
+        from farm_workers.bench.engine import main
+    except ImportError as error:
+        raise InvalidInput(
+            f"{error.name} is needed to compare the engine with diffusers",
+            hint='pip install "amused-farm[worker,bench]"',
+        ) from None
     return main(context.args)

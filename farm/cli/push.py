@@ -2,14 +2,18 @@
 
 import os
 import re
+import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import httpx2
 import typer
 
 from farm.cli.output import say, say_error
 from farm.errors import FarmError, InvalidInput, NotAllowed, Unavailable
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
 
 _PLACE = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+)/?")
 
@@ -42,12 +46,12 @@ def push(
             field="FOLDER",
             hint="farm export JOB -o FOLDER --as parquet",
         )
-    say(_upload(folder, found[1], private, [f"{group}/*" for group in groups]))
+    say(_upload(folder, found[1], private, set(groups)))
     say_error(f"{folder} is at {place}")
 
 
-def _upload(folder: Path, repository: str, private: bool, shards: list[str]) -> str:
-    """The commit's address; ``shards`` are patterns of files that an earlier one may have left."""
+def _upload(folder: Path, repository: str, private: bool, groups: set[str]) -> str:
+    """The commit's address; ``groups`` are the folders of the data set's shards."""
     from farm.export.export import WHOLE
 
     try:
@@ -61,13 +65,15 @@ def _upload(folder: Path, repository: str, private: bool, shards: list[str]) -> 
     try:
         api.create_repo(repository, repo_type="dataset", private=private, exist_ok=True)
         # Only what an earlier push has left is deleted, not what somebody else keeps there.
-        holds_an_export = WHOLE in api.list_repo_files(repository, repo_type="dataset")
+        left = set()
+        if WHOLE in api.list_repo_files(repository, repo_type="dataset"):
+            left = groups | _groups_there(api, repository)
         commit = api.upload_folder(
             repo_id=repository,
             repo_type="dataset",
             folder_path=folder,
             commit_message="Data set of farm export",
-            delete_patterns=shards if holds_an_export else None,
+            delete_patterns=sorted(f"{group}/*" for group in left) or None,
         )
     except LocalTokenNotFoundError:
         raise NotAllowed("the hub wants a token", hint="hf auth login, or set HF_TOKEN") from None
@@ -76,6 +82,15 @@ def _upload(folder: Path, repository: str, private: bool, shards: list[str]) -> 
     except (httpx2.HTTPError, OSError) as error:
         raise Unavailable(f"the hub cannot be reached: {error}") from None
     return str(commit.commit_url)
+
+
+def _groups_there(api: "HfApi", repository: str) -> set[str]:
+    """The folders of the shards of the data set that is on the hub; other splits are others."""
+    from farm.export.export import WHOLE, groups_of
+
+    with tempfile.TemporaryDirectory(prefix="farm-push-") as folder:
+        file = api.hf_hub_download(repository, WHOLE, repo_type="dataset", local_dir=folder)
+        return set(groups_of(Path(file).read_bytes()) or ())
 
 
 def _refused(repository: str, status: int) -> FarmError:

@@ -18,10 +18,11 @@ from cases import Case, row_of, run
 from oracle import Pipelines
 
 from farm.spec import CheckpointInfo
+from farm_workers.bench.full_size import CONFIGURATIONS, random_parts
+from farm_workers.bench.pipelines import upstream_modules
 from farm_workers.engine import Engine
 from farm_workers.engine.amused import AmusedModel
 from farm_workers.engine.device import Device
-from farm_workers.testing.random_weights import CONFIGURATIONS, random_modules
 
 ASSET = "0" * 64
 
@@ -52,12 +53,11 @@ def cases(info: CheckpointInfo) -> dict[str, Case]:
 def compare(name: str) -> bool:
     """Whether all tokens of that configuration are diffusers'; tells each mode's count."""
     torch.set_num_threads(1)
-    torch.manual_seed(0)
     device = Device("cpu")
-    info, modules = random_modules(name, device.torch, torch.float32)
+    info, parts = random_parts(name, device.torch, torch.float32)
     with torch.inference_mode():
-        engine = Engine(AmusedModel(info, modules, device, torch.float32), tile=2)
-    oracle, equal = Pipelines(modules, info.mask_token_id), True
+        engine = Engine(AmusedModel(info, parts, device, torch.float32), tile=2)
+    oracle, equal = Pipelines(upstream_modules(parts), info.mask_token_id), True
     wanted = cases(info)
     for mode, case in wanted.items():
         engine.add(mode, case.row, **case.inputs)

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from farm.checkpoints.inspect import inspect_checkpoint
-from farm_workers.engine.amused import AmusedModel, load_modules
+from farm_workers.bench.pipelines import upstream_modules
+from farm_workers.engine.amused import AmusedModel
+from farm_workers.engine.amused.parts import load_parts
 from farm_workers.engine.device import Device
 from farm_workers.engine.row import Conditioned, Pending
 
@@ -18,9 +20,9 @@ class ReferenceModel(AmusedModel):
 
     def __init__(self, path: Path) -> None:
         checkpoint, cpu = inspect_checkpoint(path), Device("cpu")
-        modules = load_modules(checkpoint, cpu.torch, torch.float32)
-        super().__init__(checkpoint.info, modules, cpu, torch.float32)
-        self._unet, info = modules["transformer"], checkpoint.info
+        parts = load_parts(checkpoint, cpu.torch, torch.float32)
+        super().__init__(checkpoint.info, parts, cpu, torch.float32)
+        self._unet, info = upstream_modules(parts)["transformer"], checkpoint.info
         self._sizes = (info.text_tokens * info.hidden_dim, info.pooled_dim, 5)
         self.conditioning_size = sum(self._sizes)
 

@@ -23,8 +23,9 @@ from farm.checkpoints.references import built_in
 from farm.errors import InvalidInput, RenderError
 from farm.formats.adapter_file import AdapterLayer
 from farm_workers.engine import Engine
-from farm_workers.engine.amused import AmusedModel, load_modules
+from farm_workers.engine.amused import AmusedModel
 from farm_workers.engine.amused.adapters import Adapter, LowRank, RowAdapters, Scaled, SlotAdapters
+from farm_workers.engine.amused.parts import load_parts
 from farm_workers.engine.device import Device
 
 CONFIGURATIONS: list[dict[str, Any]] = [
@@ -205,11 +206,11 @@ def test_fifty_adapters_in_turn_leave_as_many_behind_as_there_are_bytes_for(
     checkpoint: Path, loaded: Engine
 ) -> None:
     inspected, cpu = inspect_checkpoint(checkpoint), Device("cpu")
-    modules = load_modules(inspected, cpu.torch, torch.float32)
+    parts = load_parts(inspected, cpu.torch, torch.float32)
     targets = loaded._model.adapter_targets.values()  # type: ignore[attr-defined]
     each = sum(4 * 4 * (inputs + outputs) for inputs, outputs in targets)  # of rank 4, in float32
     engine = Engine(
-        AmusedModel(inspected.info, modules, cpu, torch.float32, adapter_bytes=6 * each - 1)
+        AmusedModel(inspected.info, parts, cpu, torch.float32, adapter_bytes=6 * each - 1)
     )
     moved: list[weakref.ref[Adapter]] = []
     model, random = engine._model, Random(50)

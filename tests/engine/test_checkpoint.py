@@ -232,6 +232,27 @@ def test_what_passes_the_check_also_loads(
         Engine.load(copy, threads=1)
 
 
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        ("vqvae", "norm_type", "spatial"),
+        ("vqvae", "mid_block_add_attention", True),
+        ("vqvae", "up_block_types", ["AttnUpDecoderBlock2D"] * 4),
+        ("text_encoder", "hidden_act", "relu"),
+        ("text_encoder", "eos_token_id", [513]),
+        ("transformer", "num_attention_heads", 7),
+    ],
+)
+def test_a_model_of_another_kind_is_refused_by_the_value_that_says_so(
+    copy: Path, part: str, key: str, value: object
+) -> None:
+    _edit(copy / part / CONFIGS[part], **{key: value})
+    with pytest.raises(InvalidCheckpoint) as refused:
+        check_loads(inspect_checkpoint(copy))
+    assert part in str(refused.value)
+    assert key in str(refused.value) or str(value) in str(refused.value)
+
+
 def test_a_damaged_tokenizer_is_told_before_it_is_used(copy: Path) -> None:
     (copy / "tokenizer/vocab.json").write_text("{}")
     (copy / "tokenizer/merges.txt").write_bytes(b"\xff\x00")

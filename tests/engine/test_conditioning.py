@@ -32,10 +32,14 @@ def test_the_cache_is_bounded_by_bytes_and_forgets_the_oldest() -> None:
 
 def _conditioning(engine: Engine, cache_bytes: int) -> Conditioning:
     given = engine._model.conditioning
-    modules = {"tokenizer": given._tokenizer, "text_encoder": given._encoder}
     model = engine._model
     return Conditioning(
-        model.info, model.device, modules, model.transformer, cache_bytes=cache_bytes
+        model.info,
+        model.device,
+        given._tokenizer,
+        given._encoder,
+        model.transformer,
+        cache_bytes=cache_bytes,
     )
 
 

@@ -9,8 +9,10 @@ from cases import MakeCheckpoint
 from torch import Tensor, nn
 
 from farm.checkpoints.inspect import inspect_checkpoint
-from farm_workers.engine.amused import AmusedModel, load_modules
-from farm_workers.engine.amused.layers import MOST_TOGETHER, by_row
+from farm_workers.bench.pipelines import upstream_modules
+from farm_workers.engine.amused import AmusedModel
+from farm_workers.engine.amused.batch import MOST_TOGETHER, by_row
+from farm_workers.engine.amused.parts import load_parts
 from farm_workers.engine.amused.transformer import sinusoids
 from farm_workers.engine.device import Device
 
@@ -78,10 +80,10 @@ def test_logits_are_uvit2dmodel_s(
     tokens, for which the library's depthwise convolution takes another kernel.
     """
     checkpoint = inspect_checkpoint(make_checkpoint(**arguments))
-    modules = load_modules(checkpoint, CPU.torch, torch.float32)
-    parts = AmusedModel(checkpoint.info, modules, CPU, torch.float32)
-    model, upstream = parts.transformer, modules["transformer"]
-    tokens, text, pooled, micro = _inputs(parts, 3, halves, grid)
+    parts = load_parts(checkpoint, CPU.torch, torch.float32)
+    whole = AmusedModel(checkpoint.info, parts, CPU, torch.float32)
+    model, upstream = whole.transformer, upstream_modules(parts)["transformer"]
+    tokens, text, pooled, micro = _inputs(whole, 3, halves, grid)
     packed = torch.stack(
         [
             torch.cat(
@@ -120,10 +122,9 @@ def test_a_row_s_features_do_not_know_its_neighbours(
     make_checkpoint: MakeCheckpoint, halves: int
 ) -> None:
     checkpoint = inspect_checkpoint(make_checkpoint(downsample=True))
-    modules = load_modules(checkpoint, CPU.torch, torch.float32)
-    parts = AmusedModel(checkpoint.info, modules, CPU, torch.float32)
-    model = parts.transformer
-    tokens = torch.randint(0, parts.info.vocab_size, (9, 6 * 10))
+    parts = load_parts(checkpoint, CPU.torch, torch.float32)
+    model = AmusedModel(checkpoint.info, parts, CPU, torch.float32).transformer
+    tokens = torch.randint(0, checkpoint.info.vocab_size, (9, 6 * 10))
     packed = torch.randn(9, halves, model.layout.size)
     whole = model.features(tokens, model.layout.views(packed), (6, 10))
     for width in (1, 2, 5):

@@ -66,7 +66,10 @@ def test_uvit2dmodel_itself_gives_the_same_tokens(make_checkpoint: MakeCheckpoin
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision_draws_nearly_float32_s_tokens(checkpoint: Path, dtype: str) -> None:
+def test_half_precision_draws_nearly_float32_s_tokens(
+    make_checkpoint: MakeCheckpoint, dtype: str
+) -> None:
+    checkpoint = make_checkpoint(num_hidden_layers=1, seed=1)
     full, half = (Engine.load(checkpoint, threads=1, dtype=name) for name in ("float32", dtype))
     random = Random(3)
     modes = ["text2img", "img2img", "inpaint"] * 3

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from farm.checkpoints.inspect import inspect_checkpoint
 from farm_workers.engine import Engine
-from farm_workers.engine.amused import AmusedModel, load_modules
+from farm_workers.engine.amused import AmusedModel
+from farm_workers.engine.amused.parts import load_parts
 from farm_workers.engine.device import Device
 from farm_workers.engine.row import Pending
 from farm_workers.testing.tiny import make_tiny
@@ -45,9 +46,9 @@ def _device() -> str:
 
 def _model(path: Path, device: str, *, fused: bool) -> AmusedModel:
     checkpoint, target = inspect_checkpoint(path), Device(device)
-    modules = load_modules(checkpoint, target.torch, torch.float32)
+    parts = load_parts(checkpoint, target.torch, torch.float32)
     with torch.inference_mode(), target.scope():
-        return AmusedModel(checkpoint.info, modules, target, torch.float32, fused=fused)
+        return AmusedModel(checkpoint.info, parts, target, torch.float32, fused=fused)
 
 
 def _pending(model: AmusedModel, **request: Any) -> Pending:

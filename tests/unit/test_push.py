@@ -1,7 +1,9 @@
 """``farm push`` with the hub's own client, against an endpoint on this machine."""
 
 import base64
+import hashlib
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,6 +14,7 @@ import pytest
 
 from farm.cli.app import run
 from farm.export.export import Plan
+from farm.export.splits import Splits
 
 FILES = {
     "data/train-00000.parquet": b"PAR1",
@@ -29,9 +32,26 @@ class Hub(BaseHTTPRequestHandler):
     def log_message(self, *_: Any) -> None:
         pass
 
+    def do_HEAD(self) -> None:
+        self._file()
+
+    def _file(self) -> None:
+        """``/datasets/USER/NAME/resolve/COMMIT/PATH``."""
+        user, name, _, _, path = self.path.removeprefix("/datasets/").split("/", 4)
+        kept = self.repositories[f"{user}/{name}"][path]
+        self.send_response(200)
+        self.send_header("ETag", f'"{hashlib.sha1(kept).hexdigest()}"')
+        self.send_header("X-Repo-Commit", "0" * 40)
+        self.send_header("Content-Length", str(len(kept)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(kept)
+
     def do_GET(self) -> None:
-        repository = self.path.split("/")[3] + "/" + self.path.split("/")[4]
-        if "/tree/" in self.path:
+        repository = "/".join(self.path.split("/")[3:5])
+        if "/resolve/" in self.path:
+            self._file()
+        elif "/tree/" in self.path:
             files = self.repositories.get(repository, {})
             tree = [
                 {"type": "file", "path": path, "size": len(data), "oid": "0" * 40}
@@ -96,6 +116,8 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[str, d
     # The client reads it when it is imported, and another test may have been the first to do so.
     monkeypatch.setattr("huggingface_hub.constants.HF_URL_HOSTS", frozenset({"127.0.0.1"}))
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
+    template = f"{endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setenv("HF_TOKEN", Hub.token)
     yield Hub.repositories
     server.shutdown()
@@ -127,6 +149,24 @@ def test_no_shard_of_an_earlier_push_stays_among_those_of_a_smaller_data_set(
     (folder / "data" / "train-00001.parquet").unlink()
     assert run(["push", str(folder), "hf://datasets/ann/set"]) == 0
     assert hub == {"ann/set": {**FILES, "notes.md": b"mine"}}
+
+
+def test_no_shard_of_a_split_that_is_gone_stays(
+    hub: dict[str, dict[str, bytes]], folder: Path
+) -> None:
+    split = Plan("job", "imagefolder", Splits.parse("train=0.5,test=0.5"))
+    (folder / "_SUCCESS").write_bytes(split.to_json().encode())
+    for name in ("train", "test"):
+        (folder / name).mkdir()
+        (folder / name / "0.png").write_bytes(b"PNG")
+    assert run(["push", str(folder), "hf://datasets/ann/set"]) == 0
+    hub["ann/set"]["extra/mine.parquet"] = b"mine"
+    shutil.rmtree(folder)
+    for name, data in FILES.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    assert run(["push", str(folder), "hf://datasets/ann/set"]) == 0
+    assert hub["ann/set"] == {**FILES, "extra/mine.parquet": b"mine"}
 
 
 def test_a_first_push_deletes_nothing_that_somebody_keeps_there(

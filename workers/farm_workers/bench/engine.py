@@ -23,12 +23,13 @@ from farm.checkpoints.inspect import inspect_checkpoint
 from farm.checkpoints.references import built_in_adapters
 from farm.spec import AdapterScale, CheckpointInfo, Mode, Row
 from farm_workers.bench.floor import decode_flops, step_flops
-from farm_workers.bench.pipelines import make_pipeline
+from farm_workers.bench.full_size import CONFIGURATIONS, random_parts
+from farm_workers.bench.pipelines import make_pipeline, upstream_modules
 from farm_workers.bench.workloads import Item, draw_with_engine, mixed, uniform
 from farm_workers.engine import Engine
-from farm_workers.engine.amused import DTYPES, AmusedModel, load_modules
+from farm_workers.engine.amused import DTYPES, AmusedModel
+from farm_workers.engine.amused.parts import Parts, load_parts
 from farm_workers.engine.device import Device
-from farm_workers.testing.random_weights import CONFIGURATIONS, random_modules
 
 Workload = Callable[[int], list[Item]]  # its pictures in each round
 
@@ -110,33 +111,33 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, sync: Callable[[], Non
     return 2 * side**3 / min(_seconds(lambda: left @ right, sync) for _ in range(10))
 
 
-def picture_flops(info: CheckpointInfo, modules: dict[str, Any], steps: int = 12) -> float:
+def picture_flops(info: CheckpointInfo, parts: Parts, steps: int = 12) -> float:
     """FLOPs of one guided picture of the checkpoint's own size."""
     grid = info.grid(info.native_height, info.native_width)
-    step = step_flops(modules["transformer"].config, info.text_tokens, grid)
-    return 2 * steps * step + decode_flops(modules["vqvae"], grid)
+    step = step_flops(parts.transformer.config, info.text_tokens, grid)
+    return 2 * steps * step + decode_flops(parts.vqvae.config, grid)
 
 
 class Source(NamedTuple):
-    """Where each side's modules come from."""
+    """Where each side's parts come from."""
 
     checkpoint: str
     random: str | None  # a full-size configuration instead, with random weights
     device: str
     dtype: torch.dtype
 
-    def load(self) -> tuple[CheckpointInfo, dict[str, Any]]:
+    def load(self) -> tuple[CheckpointInfo, Parts]:
         device = torch.device(self.device)
         if self.random:
-            return random_modules(self.random, device, self.dtype)
+            return random_parts(self.random, device, self.dtype)
         checkpoint = inspect_checkpoint(self.checkpoint)
-        return checkpoint.info, load_modules(checkpoint, device, self.dtype)
+        return checkpoint.info, load_parts(checkpoint, device, self.dtype)
 
     def engine(self, rows: int | None, tile: int) -> Engine:
-        info, modules = self.load()
+        info, parts = self.load()
         target = Device(self.device)
         with torch.inference_mode(), target.scope():
-            model = AmusedModel(info, modules, target, self.dtype)
+            model = AmusedModel(info, parts, target, self.dtype)
         return Engine(model, rows=rows, tile=tile)
 
 
@@ -293,8 +294,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         torch.set_num_threads(options.threads or os.cpu_count() or 1)
     source = Source(options.checkpoint, options.random_weights, options.device, DTYPES[dtype])
     engine = source.engine(options.rows, options.tile)
-    # diffusers gets modules of its own: each side may change what it has.
-    info, others = source.load()
+    # diffusers gets parts of its own: each side may change what it has.
+    info, parts = source.load()
+    others = upstream_modules(parts)
     upstream = Upstream(info, others)
     count = options.images or (max(BATCHES) if device.type == "cuda" else 24)
     workloads: dict[str, Workload] = {
@@ -322,7 +324,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         engines = EnginePerCore(source, options.rows, options.tile)
         systems.insert(0, System(f"{engines.cores} engines of one thread", engines.draw))
     measure(systems, workloads, options.rounds, sync)
-    flops = picture_flops(info, others)
+    flops = picture_flops(info, parts)
     floor = flops / matrix_rate(device, DTYPES[dtype], sync)
     reached = statistics.median(systems[0].seconds["uniform"])
     result = {

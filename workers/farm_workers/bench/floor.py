@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from diffusers import VQModel
 from torch.utils.flop_counter import FlopCounterMode
+
+from farm_workers.engine.amused.vq import VqModel
 
 
 def step_flops(config: Mapping[str, Any], text_tokens: int, grid: tuple[int, int]) -> float:
@@ -34,11 +35,11 @@ def step_flops(config: Mapping[str, Any], text_tokens: int, grid: tuple[int, int
     return float(flops + head)
 
 
-def decode_flops(vqvae: VQModel, grid: tuple[int, int]) -> float:
-    """FLOPs of a VQModel's decoder for one picture of ``grid`` tokens; nothing is computed."""
+def decode_flops(config: Mapping[str, Any], grid: tuple[int, int]) -> float:
+    """FLOPs of a VQ model's decoder for one picture of ``grid`` tokens; nothing is computed."""
     with torch.device("meta"):
-        model = VQModel.from_config(vqvae.config)
-    codes = torch.zeros(1, model.config.latent_channels, *grid, device="meta")
+        model = VqModel(config)
+    codes = torch.zeros(1, config["latent_channels"], *grid, device="meta")
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         model.decoder(model.post_quant_conv(codes))
     return float(counter.get_total_flops())

@@ -1,49 +1,38 @@
-"""Full-size models with random weights, from the configurations that the project ships."""
+"""Random weights for the parts that a configuration describes."""
 
-import json
-from importlib.resources import files
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from diffusers import UVit2DModel, VQModel
-from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+from torch import Tensor
 
-from farm.spec import CheckpointInfo
-from farm_workers.testing.tiny import byte_tokenizer
-
-CONFIGURATIONS = ("amused-256", "amused-512")
+from farm_workers.engine.amused.parts import shapes
 
 
-def random_modules(
-    name: str, device: torch.device, dtype: torch.dtype
-) -> tuple[CheckpointInfo, dict[str, Any]]:
-    """For measurements: the real shapes, no files, pictures of noise."""
-    config = json.loads((files("farm_workers") / "configs" / f"{name}.json").read_text("utf-8"))
-    text = {key: value for key, value in config["text_encoder"].items() if key[0] != "_"}
-    with torch.device(device):
-        modules: dict[str, nn.Module] = {
-            "transformer": UVit2DModel.from_config(config["transformer"]),
-            "vqvae": VQModel.from_config(config["vqvae"]),
-            "text_encoder": CLIPTextModelWithProjection(CLIPTextConfig(**text)),
+def random_tensors(
+    configs: Mapping[str, Mapping[str, Any]],
+    *,
+    seed: int,
+    device: torch.device = torch.device("cpu"),  # noqa: B008  (it has no state)
+) -> dict[str, dict[str, Tensor]]:
+    """Each part's tensors in float32, by its name; the same arguments give the same numbers."""
+    generator = torch.Generator(device).manual_seed(seed)
+    return {
+        name: {
+            key: _lively(key, torch.empty(shape, device=device), generator)
+            for key, shape in shapes(name, config).items()
         }
-    transformer, vqvae = config["transformer"], config["vqvae"]
-    factor = 2 ** (len(vqvae["block_out_channels"]) - 1)
-    native = transformer["sample_size"] * factor
-    info = CheckpointInfo(
-        id=f"random-{name}",
-        revision="0" * 12,
-        pixel_factor=factor,
-        size_multiple=factor * (2 if transformer["downsample"] else 1),
-        native_height=native,
-        native_width=native,
-        default_guidance=10.0 if transformer["downsample"] else 4.0,
-        vocab_size=transformer["vocab_size"],
-        codebook_size=transformer["codebook_size"],
-        mask_token_id=config["scheduler"]["mask_token_id"],
-        text_tokens=text["max_position_embeddings"],
-        pooled_dim=transformer["cond_embed_dim"],
-        hidden_dim=transformer["encoder_hidden_size"],
-    )
-    ready = {key: module.to(dtype).eval() for key, module in modules.items()}
-    return info, {**ready, "tokenizer": byte_tokenizer()}
+        for name, config in configs.items()
+    }
+
+
+def _lively(name: str, tensor: Tensor, generator: torch.Generator) -> Tensor:
+    """Random numbers everywhere, so that no path is a zero or an identity that hides a mistake."""
+    if "quantize" in name:
+        return tensor.normal_(0, 1, generator=generator)
+    if tensor.dim() < 2 or "gamma" in name or "beta" in name:
+        offset = 1.0 if name.endswith("weight") and "norm" in name else 0.0
+        return tensor.normal_(offset, 0.1, generator=generator)
+    if "embedding" in name:
+        return tensor.normal_(0, 0.5, generator=generator)
+    return tensor.normal_(0, (2.0 / tensor[0].numel()) ** 0.5, generator=generator)

@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
+from safetensors.torch import save_file
+
+from farm.checkpoints.layout import WEIGHTS
+from farm_workers.engine.amused.tokenizer import Tokenizer
+from farm_workers.testing.random_weights import random_tensors
 
 
 def make_tiny(
@@ -19,18 +22,18 @@ def make_tiny(
     **transformer: Any,
 ) -> None:
     """Write it; the same arguments give the same bytes. ``transformer`` overrides its config."""
-    from diffusers import AmusedScheduler
-    from transformers.utils import logging
-
     path = Path(path)
-    config = _transformer_config(size, downsample, transformer)
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    for name, module in _modules(config, seed).items():
-        module.save_pretrained(path / name)
-    if shown:
-        logging.enable_progress_bar()
-    AmusedScheduler(mask_token_id=int(config["vocab_size"]) - 1).save_pretrained(path / "scheduler")
+    found = _configs(size, downsample, transformer)
+    tensors = random_tensors(found, seed=seed)
+    for name, config in found.items():
+        _write(path / name / "config.json", config)
+        save_file(tensors[name], path / name / f"{WEIGHTS[name]}.safetensors", {"format": "pt"})
+    scheduler = {
+        "_class_name": "AmusedScheduler",
+        "mask_token_id": int(found["transformer"]["vocab_size"]) - 1,
+        "masking_schedule": "cosine",
+    }
+    _write(path / "scheduler/scheduler_config.json", scheduler)
     _write_tokenizer(path / "tokenizer")
     _write(path / "model_index.json", MODEL_INDEX)
     note = {"name": path.name, "description": f"random weights, seed {seed}; draws noise"}
@@ -40,6 +43,10 @@ def make_tiny(
 def _transformer_config(size: int, downsample: bool, changes: Mapping[str, Any]) -> dict[str, Any]:
     codebook = int(changes.get("codebook_size", 1024))
     return {
+        "_class_name": "UVit2DModel",
+        "use_bias": False,
+        "layer_norm_eps": 1e-6,
+        "ln_elementwise_affine": True,
         "hidden_size": 128,
         "cond_embed_dim": 64,
         "micro_cond_encode_dim": 32,
@@ -61,43 +68,41 @@ def _transformer_config(size: int, downsample: bool, changes: Mapping[str, Any])
     }
 
 
-def _modules(config: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    """The three with weights, by their folders."""
-    from diffusers import UVit2DModel, VQModel
-    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        unet = UVit2DModel(**config)
-        vqvae = VQModel(
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            block_out_channels=(16, 16, 32, 32),
-            layers_per_block=1,
-            latent_channels=16,
-            num_vq_embeddings=int(config["codebook_size"]),
-            norm_num_groups=8,
-            mid_block_add_attention=False,
-            lookup_from_codebook=True,
-            force_upcast=True,
-        )
-        text = CLIPTextModelWithProjection(
-            CLIPTextConfig(
-                vocab_size=514,
-                hidden_size=int(config["encoder_hidden_size"]),
-                projection_dim=int(config["cond_embed_dim"]),
-                intermediate_size=128,
-                num_hidden_layers=3,
-                num_attention_heads=2,
-                max_position_embeddings=77,
-                bos_token_id=512,
-                eos_token_id=513,
-                pad_token_id=513,
-            )
-        )
-        for module in (unet, vqvae, text):
-            _liven(module)
-    return {"transformer": unet, "vqvae": vqvae, "text_encoder": text}
+def _configs(size: int, downsample: bool, changes: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The three with weights, by their folders, as diffusers and transformers read them."""
+    transformer = _transformer_config(size, downsample, changes)
+    vqvae = {
+        "_class_name": "VQModel",
+        "in_channels": 3,
+        "out_channels": 3,
+        "down_block_types": ["DownEncoderBlock2D"] * 4,
+        "up_block_types": ["UpDecoderBlock2D"] * 4,
+        "block_out_channels": [16, 16, 32, 32],
+        "layers_per_block": 1,
+        "latent_channels": 16,
+        "num_vq_embeddings": transformer["codebook_size"],
+        "norm_num_groups": 8,
+        "mid_block_add_attention": False,
+        "lookup_from_codebook": True,
+        "force_upcast": True,
+    }
+    text = {
+        "architectures": ["CLIPTextModelWithProjection"],
+        "model_type": "clip_text_model",
+        "vocab_size": 514,
+        "hidden_size": transformer["encoder_hidden_size"],
+        "projection_dim": transformer["cond_embed_dim"],
+        "intermediate_size": 128,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 77,
+        "hidden_act": "quick_gelu",
+        "layer_norm_eps": 1e-5,
+        "bos_token_id": 512,
+        "eos_token_id": 513,
+        "pad_token_id": 513,
+    }
+    return {"transformer": transformer, "vqvae": vqvae, "text_encoder": text}
 
 
 MODEL_INDEX = {
@@ -108,21 +113,6 @@ MODEL_INDEX = {
     "transformer": ["diffusers", "UVit2DModel"],
     "vqvae": ["diffusers", "VQModel"],
 }
-
-
-def _liven(module: nn.Module) -> None:
-    """Random numbers everywhere, so that no path is a zero or an identity that hides a mistake."""
-    for name, parameter in module.named_parameters():
-        data = parameter.data
-        if "quantize" in name:
-            data.normal_(0, 1)
-        elif data.dim() < 2 or "gamma" in name or "beta" in name:
-            offset = 1.0 if name.endswith("weight") and "norm" in name else 0.0
-            data.normal_(offset, 0.1)
-        elif "embedding" in name:
-            data.normal_(0, 0.5)
-        else:
-            data.normal_(0, (2.0 / data[0].numel()) ** 0.5)
 
 
 def _write_tokenizer(folder: Path) -> None:
@@ -144,13 +134,11 @@ def _write_tokenizer(folder: Path) -> None:
     _write(folder / "tokenizer_config.json", config)
 
 
-def byte_tokenizer() -> Any:
+def byte_tokenizer() -> Tokenizer:
     """The same tokenizer without a checkpoint around it."""
-    from transformers import CLIPTokenizer
-
     with tempfile.TemporaryDirectory() as folder:
         _write_tokenizer(Path(folder))
-        return CLIPTokenizer.from_pretrained(folder)
+        return Tokenizer(Path(folder))
 
 
 def _byte_symbols() -> list[str]:

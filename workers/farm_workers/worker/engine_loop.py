@@ -8,11 +8,13 @@ import dataclasses
 import logging
 import queue as queues
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from farm import tracing
 from farm.errors import FarmError, RenderError
+from farm.formats.picture_file import token_bytes
+from farm.formats.token_pictures import TokenPictures
 from farm.job import Format
 from farm.spec import Lane
 from farm_workers.leased_task import LeasedTask, Outcome
@@ -158,11 +160,12 @@ class EngineLoop:
         """
         for rows in sorted(self._tasks.values(), key=lambda rows: not rows.task.urgent):
             name = rows.lane.checkpoint
+            engine = self._engines[name]
             kept_free = 0 if rows.task.urgent else self._kept_free[name]
-            while self._engines[name].room(rows.lane) > kept_free and self._add_next(rows):
+            while engine.room(rows.lane) > kept_free and self._add_next(engine, rows):
                 pass
 
-    def _add_next(self, rows: TaskRows) -> bool:
+    def _add_next(self, engine: RenderEngine, rows: TaskRows) -> bool:
         """Add a task's next row; False if none can start now."""
         if rows.task.halted:
             return False
@@ -179,7 +182,7 @@ class EngineLoop:
         if rows.task.halted:
             return False
         try:
-            self._engines[rows.lane.checkpoint].add(
+            engine.add(
                 (rows.task.key, ready.render),
                 ready.row,
                 image=ready.inputs.image,
@@ -193,7 +196,7 @@ class EngineLoop:
         except FarmError as error:
             self._picture_failed(rows, ready.render, ready.row.index, error)
         else:
-            rows.running[ready.render, ready.row.index] = time.monotonic()
+            rows.running[ready.render, ready.row.index] = self.turned_at
         return True
 
     def _announced(self, rows: TaskRows) -> bool:
@@ -226,43 +229,77 @@ class EngineLoop:
         for lane in lanes:
             self._paces.setdefault(lane, _Pace()).seconds += seconds / len(lanes)
         self._metrics.stepped(seconds, lanes, tenants)
+        finished: dict[str, list[RowResult]] = {}
         for result in results:
-            self._row_finished(engine, result)
+            finished.setdefault(result.key[0], []).append(result)
+        for key, of_task in finished.items():
+            if key in self._tasks:
+                self._rows_finished(self._tasks[key], of_task)
 
-    def _row_finished(self, engine: RenderEngine, result: RowResult) -> None:
-        key, render = result.key
-        rows = self._tasks.get(key)
-        if rows is None:  # it was given up in this step
-            return
-        since = time.monotonic() - rows.running.pop((render, result.index), self.turned_at)
+    def _rows_finished(self, rows: TaskRows, results: Sequence[RowResult]) -> None:
+        """Rows of one task have left their engine."""
         rows.task.next_row = None
+        self._measure(rows, results)
+        for result in results:
+            if result.error is not None and not self._row_failed(rows, result, result.error):
+                return
+        made = [result for result in results if result.error is None]
+        if not rows.tokens_alone:
+            self._hand_over(rows, made)
+        elif made:
+            self._publisher.tokens(rows.task, _token_pictures(rows, made))
+
+    def _row_failed(self, rows: TaskRows, result: RowResult, error: FarmError) -> bool:
+        """Returns whether its task goes on."""
+        if error.retryable and not rows.task.lease.alone:
+            # Alone it may succeed; if it does not, it fails and its neighbours do not.
+            self._give_up(rows, "crash", str(error))
+            return False
+        self._picture_failed(rows, result.key[1], result.index, error)
+        return True
+
+    def _hand_over(self, rows: TaskRows, made: Sequence[RowResult]) -> None:
+        for result in made:
+            render = result.key[1]
+            notes = rows.notes(render, truncated=result.truncated)
+            confidence = round(result.confidence, CONFIDENCE_DIGITS)
+            record = rows.record(render, result.index, result.numerics, notes, confidence)
+            assert result.tokens is not None
+            self._publisher.picture(rows.task, record, result.pixels, result.tokens)
+
+    def _measure(self, rows: TaskRows, results: Sequence[RowResult]) -> None:
+        now = time.monotonic()
+        seconds = [
+            now - rows.running.pop((result.key[1], result.index), self.turned_at)
+            for result in results
+        ]
+        steps = sum(result.steps for result in results)
+        failed = sum(result.error is not None for result in results)
         pace = self._paces.setdefault(rows.lane, _Pace())
-        pace.row_steps += result.steps
-        pace.pictures += 1
-        self._metrics.row_ended(rows.lane, result.steps, since, failed=result.error is not None)
-        lease = rows.task.lease_name
-        facts = {"render": render, "image": result.index, "steps": result.steps}
-        tracing.in_task("render", rows.task.lease.job, lease, since, **facts)
-        if result.error is not None:
-            if result.error.retryable and not rows.task.lease.alone:
-                # Alone it may succeed; if it does not, it fails and its neighbours do not.
-                self._give_up(rows, "crash", str(result.error))
-            else:
-                self._picture_failed(rows, render, result.index, result.error)
-            return
-        assert result.tokens is not None
-        record = rows.record(
-            render,
-            result.index,
-            result.numerics,
-            truncated=result.truncated,
-            confidence=round(result.confidence, CONFIDENCE_DIGITS),
-        )
-        self._publisher.picture(rows.task, record, result.pixels, result.tokens)
+        pace.row_steps += steps
+        pace.pictures += len(results)
+        self._metrics.rows_ended(rows.lane, steps, seconds, failed)
+        if tracing.active():
+            job, lease = rows.task.lease.job, rows.task.lease_name
+            for result, since in zip(results, seconds, strict=True):
+                facts = {"render": result.key[1], "image": result.index, "steps": result.steps}
+                tracing.in_task("render", job, lease, since, **facts)
 
     def _picture_failed(self, rows: TaskRows, render: int, image: int, error: FarmError) -> None:
         numerics = self._engines[rows.lane.checkpoint].numerics
         where = f"picture {image} of render {render}"
         facts = {"job": rows.task.lease.job, "task": rows.task.key}
         log.warning("task %s: %s failed: %s", rows.task.key, where, error, extra=facts)
-        self._publisher.failed_picture(rows.task, rows.record(render, image, numerics), error)
+        record = rows.record(render, image, numerics, rows.notes(render))
+        self._publisher.failed_picture(rows.task, record, error)
+
+
+def _token_pictures(rows: TaskRows, made: Sequence[RowResult]) -> TokenPictures:
+    return TokenPictures(
+        rows.chunk,
+        pictures=[(one.key[1], one.index) for one in made],
+        tokens=[token_bytes(one.tokens) for one in made if one.tokens is not None],
+        numerics=[one.numerics for one in made],
+        notes=[rows.notes(one.key[1], truncated=one.truncated) for one in made],
+        confidence=[round(one.confidence, CONFIDENCE_DIGITS) for one in made],
+    )

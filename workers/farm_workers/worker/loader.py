@@ -97,7 +97,8 @@ class Loader:
         lease = task.lease
         text = lease.inline or self._read(keys.chunk(lease.job, lease.number)).decode()
         chunk = Chunk.model_validate_json(text)
-        if Lane.parse(chunk.lane).checkpoint not in self._infos:
+        info = self._infos.get(Lane.parse(chunk.lane).checkpoint)
+        if info is None:
             raise InvalidInput(f"this worker does not hold the checkpoint of {chunk.lane}")
         sink = self._sinks.get(chunk.sink)
         found: list[ManifestRow] = []
@@ -112,7 +113,17 @@ class Loader:
             rows = set(rows_of(chunk)) if wanted is None else wanted
             found = self._patiently(lambda: sink.stored_pictures(place, chunk, rows))
         threads = self._threads[task.urgent]
-        self._enqueue(TaskRows(task, chunk, self._inputs, threads, wanted=wanted, found=found))
+        task_rows = TaskRows(
+            task,
+            chunk,
+            info,
+            self._inputs,
+            threads,
+            tokens_alone=sink.tokens_alone,
+            wanted=wanted,
+            found=found,
+        )
+        self._enqueue(task_rows)
 
     def _end(self, task: LeasedTask, outcome: Outcome) -> None:
         self._publisher.drop(task)  # before the queue hears of it and a successor can come

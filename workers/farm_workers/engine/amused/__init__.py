@@ -1,22 +1,18 @@
 """aMUSEd behind the engine's seam: a checked checkpoint's parts in memory, each once."""
 
-import contextlib
-import importlib.metadata
 import platform
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
 from farm.checkpoints.inspect import Checkpoint
-from farm.checkpoints.layout import WEIGHTS, read_tensors
-from farm.errors import InvalidCheckpoint, InvalidInput
+from farm.errors import InvalidInput
 from farm.formats.adapter_file import adapter_targets
 from farm.spec import CheckpointInfo
 from farm_workers.engine.amused.adapters import (
@@ -29,11 +25,14 @@ from farm_workers.engine.amused.adapters import (
 from farm_workers.engine.amused.codec import Codec
 from farm_workers.engine.amused.conditioning import PROMPTS, Conditioning
 from farm_workers.engine.amused.layers import Given, Ops
+from farm_workers.engine.amused.parts import Parts, describe_parts, load_parts, named
+from farm_workers.engine.amused.text_encoder import TextEncoder
 from farm_workers.engine.amused.transformer import Transformer
+from farm_workers.engine.amused.vq import VqModel
 from farm_workers.engine.device import Device, Lru
 from farm_workers.engine.row import Conditioned, Pending
 
-ENGINE_VERSION = 3  # raised when the same row starts to give other tokens or bytes
+ENGINE_VERSION = 4  # raised when the same row starts to give other tokens or bytes
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CACHE_BYTES = {"cpu": 1 << 27, "cuda": 1 << 30, "meta": 0}  # of prompts' conditioning
 ADAPTER_BYTES = {"cpu": 1 << 29, "cuda": 1 << 31, "meta": 0}  # on the device, the last used ones
@@ -46,7 +45,7 @@ class AmusedModel:
     def __init__(
         self,
         info: CheckpointInfo,
-        modules: dict[str, Any],
+        parts: Parts,
         device: Device,
         dtype: torch.dtype,
         *,
@@ -54,7 +53,7 @@ class AmusedModel:
         fused: bool | None = None,
         adapter_bytes: int | None = None,
     ) -> None:
-        """Around loaded modules, whose weights are shared, not copied.
+        """Around loaded parts, whose weights are shared, not copied.
 
         ``fused`` rows share matrix products in tiles of fixed shape, with a kernel for what lies
         between the products: what a GPU does unless said, and a CPU in Triton's interpreter.
@@ -65,15 +64,20 @@ class AmusedModel:
         self.masking_schedule = masking_schedule
         self.by_row = not fused
         ops = _ops(fused=fused)
-        self.transformer = Transformer.of(modules["transformer"], info.text_tokens, ops)
+        kind = partial(Transformer, text_tokens=info.text_tokens)
+        self.transformer = parts.transformer.build(kind)
+        self.transformer.ready(ops)
         self.conditioning = Conditioning(
-            info, device, modules, self.transformer, cache_bytes=CACHE_BYTES[device.torch.type]
+            info,
+            device,
+            parts.tokenizer,
+            parts.text_encoder.build(TextEncoder),
+            self.transformer,
+            cache_bytes=CACHE_BYTES[device.torch.type],
         )
-        self.codec = Codec(modules["vqvae"], device, dtype, fused=fused)
+        self.codec = Codec(parts.vqvae.build(VqModel), device, dtype, fused=fused)
         self.conditioning_size = self.transformer.layout.size
-        self.adapter_targets = adapter_targets(
-            self.transformer.config, modules["text_encoder"].config.to_dict()
-        )
+        self.adapter_targets = adapter_targets(parts.transformer.config, parts.text_encoder.config)
         if adapter_bytes is None:
             adapter_bytes = ADAPTER_BYTES[device.torch.type]
         self._adapters: Lru[Adapter] = Lru(adapter_bytes, lambda adapter: adapter.nbytes)
@@ -85,7 +89,7 @@ class AmusedModel:
             raise InvalidInput(f"{dtype!r} is none of {', '.join(DTYPES)}", field="dtype")
         return cls(
             checkpoint.info,
-            load_modules(checkpoint, device.torch, DTYPES[dtype]),
+            load_parts(checkpoint, device.torch, DTYPES[dtype]),
             device,
             DTYPES[dtype],
             masking_schedule=checkpoint.config("scheduler").get("masking_schedule", "cosine"),
@@ -148,14 +152,10 @@ class AmusedModel:
             machine = f"cpu {platform.machine()} {kind} x{torch.get_num_threads()}"
         else:
             machine = torch.cuda.get_device_name(self.device.torch)
-        versions = ", ".join(
-            f"{name} {importlib.metadata.version(name)}"
-            for name in ("torch", "diffusers", "transformers")
-        )
         dtype = str(self.dtype).removeprefix("torch.")
         shape = "by row" if self.by_row else f"tile {width}"
         return (
-            f"{self.info.name}; {dtype}; {machine}; {versions}; "
+            f"{self.info.name}; {dtype}; {machine}; torch {torch.__version__}; "
             f"engine {ENGINE_VERSION} farm {shape}"
         )
 
@@ -169,98 +169,12 @@ def _ops(*, fused: bool) -> Ops:
     return FusedOps()
 
 
-def load_modules(
-    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype
-) -> dict[str, Any]:
-    """Weights go from the safetensors files to the device, tensor by tensor, and nowhere else."""
-    modules = empty_modules(checkpoint)
-    for name in WEIGHTS:
-        tensors = dict(_tensors(checkpoint, name, device, dtype))
-        modules[name].load_state_dict(tensors, assign=True)
-        modules[name].to(device)
-    return modules
-
-
 def check_loads(checkpoint: Checkpoint) -> None:
     """Build every part and compare it with the headers of its files; reads no weights.
 
     Raises:
         InvalidCheckpoint: the first value, tensor or shape that loading would refuse.
     """
-    modules = empty_modules(checkpoint)
-    with _named("its parts do not make a model"), torch.inference_mode():
-        AmusedModel(checkpoint.info, modules, Device("meta"), torch.float32)
-
-
-def empty_modules(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The parts as their config.json say, without weights and on no device, and the tokenizer.
-
-    Raises:
-        InvalidCheckpoint: a class does not take its values, or its files have other tensors.
-    """
-    # Here and not above, because it takes seconds to import them.
-    from accelerate import init_empty_weights
-    from diffusers import UVit2DModel, VQModel
-    from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
-
-    makers: dict[str, Callable[[Any], nn.Module]] = {
-        "text_encoder": lambda config: CLIPTextModelWithProjection(CLIPTextConfig(**config)),
-        "vqvae": VQModel.from_config,
-        "transformer": UVit2DModel.from_config,
-    }
-    modules: dict[str, Any] = {}
-    for name in WEIGHTS:
-        with _named(f"{name}/config.json"), init_empty_weights():
-            modules[name] = makers[name](checkpoint.config(name)).eval().requires_grad_(False)
-        _compare(checkpoint, name, modules[name])
-    with _named("tokenizer"):
-        modules["tokenizer"] = CLIPTokenizer.from_pretrained(checkpoint.path / "tokenizer")
-    return modules
-
-
-@contextlib.contextmanager
-def _named(what: str) -> Iterator[None]:
-    """The libraries raise many unrelated classes for values that they do not take."""
-    try:
-        yield
-    except Exception as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        if isinstance(error, TypeError):
-            reason = f"a value has the wrong type ({reason})"
-        raise InvalidCheckpoint(f"{what}: {reason}") from None
-
-
-def _compare(checkpoint: Checkpoint, name: str, module: nn.Module) -> None:
-    """The tensors that a part has with those that its files' headers tell of."""
-    wanted = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
-    for key, shape in read_tensors(checkpoint.path / name, WEIGHTS[name]).items():
-        if _is_constant(key):
-            continue
-        expected = wanted.pop(key, None)
-        if expected is None:
-            raise InvalidCheckpoint(f"{name} has a tensor {key!r} of another model")
-        if expected != shape:
-            raise InvalidCheckpoint(
-                f"{name} tensor {key!r} has the shape {list(shape)}, but its config.json says "
-                f"{list(expected)}"
-            )
-    if wanted:
-        raise InvalidCheckpoint(f"{name} has no tensor {sorted(wanted)[0]!r}")
-
-
-def _is_constant(key: str) -> bool:
-    """One that older exports carry, and that the modules make themselves."""
-    return key.endswith("position_ids")
-
-
-def _tensors(
-    checkpoint: Checkpoint, name: str, device: torch.device, dtype: torch.dtype
-) -> Iterator[tuple[str, Tensor]]:
-    for file in checkpoint.weights(name):
-        try:
-            with safe_open(file, framework="pt", device="cpu") as tensors:
-                for key in tensors.keys():  # noqa: SIM118  (no iterator)
-                    if not _is_constant(key):
-                        yield key, tensors.get_tensor(key).to(device, dtype)
-        except (SafetensorError, OSError, ValueError) as error:
-            raise InvalidCheckpoint(f"{name}/{file.name}: {error}") from None
+    parts = describe_parts(checkpoint)
+    with named("its parts do not make a model"), torch.inference_mode():
+        AmusedModel(checkpoint.info, parts, Device("meta"), torch.float32)

@@ -10,15 +10,15 @@ import torch.nn.functional as F  # noqa: N812  (torch's own name for it)
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from farm_workers.engine.amused.vq import VqModel
 from farm_workers.engine.device import Device, Shaped
 
 
 class Codec:
     """Decodes pictures of one size together, always as many on a GPU; one by one on a CPU."""
 
-    def __init__(self, vqvae: Any, device: Device, dtype: torch.dtype, *, fused: bool) -> None:
+    def __init__(self, vqvae: VqModel, device: Device, dtype: torch.dtype, *, fused: bool) -> None:
         self._device = device
-        self._spatial = vqvae.config.norm_type == "spatial"
         self._channels_last = fused
         # A code is a nearest neighbour, so pictures become tokens in float32 whatever the rest
         # runs in, by convolutions in TF32 where the rest has no more precision than that; without
@@ -27,16 +27,14 @@ class Codec:
         self._encoder = _as(vqvae.encoder, torch.float32)
         self._tf32 = dtype is not torch.float32
         self._quant = _as(vqvae.quant_conv, torch.float32)
-        self._codebook = vqvae.quantize.embedding.weight.float()
+        self._codebook = vqvae.codebook.float()
         self._decode_dtype = torch.float32 if dtype is torch.float16 else dtype
         self._decoder = _as(vqvae.decoder, self._decode_dtype)
         self._post_quant = _as(vqvae.post_quant_conv, self._decode_dtype)
         self._codes, self._tile = Shaped(device, self._encoded), Shaped(device, self._decoded)
         if fused:
-            # Its own copy: the norms and the memory format of the caller's model stay as they are.
-            own: Any = copy.deepcopy(self._decoder)
-            own = own.to(memory_format=torch.channels_last)
-            self._decoder = own if self._spatial else _fused(own)
+            self._encoder = _fused(_nhwc(self._encoder))
+            self._decoder = _fused(_nhwc(self._decoder))
 
     def encode(self, image: NDArray[np.uint8]) -> Tensor:
         """One picture (height, width, 3) to its token ids (tokens,), on the device."""
@@ -45,10 +43,8 @@ class Codec:
 
     def _encoded(self, pixels: Tensor) -> Tensor:
         pixels = (pixels[None] / 255.0).permute(0, 3, 1, 2)
-        if self._device.torch.type != "cpu":
-            # On a CPU they stay as diffusers' preprocessing leaves them, channels last: the
-            # convolutions take another way there, and a code near the middle flips.
-            pixels = pixels.contiguous()
+        # They stay as diffusers' preprocessing leaves them, channels last: elsewhere a CPU's
+        # convolutions take another way, and a code near the middle flips.
         with self._device.tf32(self._tf32):
             latents = self._quant(self._encoder(pixels))
         points = latents.permute(0, 2, 3, 1).flatten(0, 2)
@@ -79,16 +75,21 @@ class Codec:
         codes = codes.to(self._decode_dtype)
         if not self._channels_last:
             codes = codes.contiguous()
-        pixels: Tensor = self._decoder(self._post_quant(codes), codes if self._spatial else None)
+        pixels: Tensor = self._decoder(self._post_quant(codes))
         pixels = (pixels.float().clamp(0, 1) * 255).round().to(torch.uint8)
         return pixels.permute(0, 2, 3, 1).contiguous()
 
 
-def _fused(decoder: nn.Module) -> Any:
+def _nhwc(module: Any) -> Any:
+    """A copy: the norms and the memory format of the caller's model stay as they are."""
+    return copy.deepcopy(module).to(memory_format=torch.channels_last)
+
+
+def _fused(half: nn.Module) -> Any:
     # Here and not above: Triton is made for Linux only.
     from farm_workers.engine.amused.kernels import fuse
 
-    return fuse(decoder)
+    return fuse(half)
 
 
 def _as(module: nn.Module, dtype: torch.dtype) -> nn.Module:

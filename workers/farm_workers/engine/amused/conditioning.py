@@ -9,6 +9,8 @@ from torch import Tensor
 
 from farm.spec import CheckpointInfo
 from farm_workers.engine.amused.adapters import RowAdapters, Scaled, hooked
+from farm_workers.engine.amused.text_encoder import TextEncoder
+from farm_workers.engine.amused.tokenizer import Tokenizer
 from farm_workers.engine.amused.transformer import Transformer, sinusoids
 from farm_workers.engine.device import Device, Lru, Shaped
 from farm_workers.engine.row import Conditioned, Pending
@@ -40,17 +42,18 @@ class Conditioning:
         self,
         info: CheckpointInfo,
         device: Device,
-        modules: dict[str, Any],
+        tokenizer: Tokenizer,
+        encoder: TextEncoder,
         transformer: Transformer,
         *,
         cache_bytes: int,
     ) -> None:
         self._info, self._device, self._transformer = info, device, transformer
-        self._tokenizer, self._encoder = modules["tokenizer"], modules["text_encoder"]
+        self._tokenizer, self._encoder = tokenizer, encoder
         self._dtype = next(self._encoder.parameters()).dtype
         self._limit = min(self._tokenizer.model_max_length, info.text_tokens)
         self._steps = transformer.config["micro_cond_embed_dim"]
-        self._encoded = Shaped(device, self._hidden_and_pooled)
+        self._encoded = Shaped(device, encoder)
         self._condition = Shaped(device, transformer.condition)
         self._empty: dict[int, Text] = {}  # by width; most rows want it, so it always stays
         self._texts: Lru[Text] = Lru(cache_bytes // 4, lambda text: text.hidden.nbytes)
@@ -59,15 +62,12 @@ class Conditioning:
     def capture(self, *widths: int) -> None:
         """CUDA graphs of the text encoder and of all that follows, for such batches."""
         for width in widths:
-            ids = self._device.upload(self._ids([""], width))
+            empty = self._tokenizer.encode("", self._limit).ids
+            ids = self._device.upload(torch.tensor([empty] * width))
             self._encoded.capture(ids)
             hidden, pooled = (part.clone() for part in self._encoded(ids.clone()))
             steps = torch.zeros(width, self._steps, device=hidden.device)
             self._condition.capture(hidden, pooled, steps)
-
-    def _hidden_and_pooled(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        output = self._encoder(ids, return_dict=True, output_hidden_states=True)
-        return output.hidden_states[-2], output.text_embeds
 
     def of(
         self,
@@ -156,7 +156,7 @@ class Conditioning:
         changing = [one for one in adapters if one.adapter.text_encoder]
         if texts and changing:  # what is made of these texts is kept, they are not
             with hooked(self._encoder, RowAdapters([changing], "text_encoder")):
-                return self._encode(texts, width, self._hidden_and_pooled)
+                return self._encode(texts, width, self._encoder)
         found = {
             text: self._texts.find((text, width)) if text else self._empty.get(width)
             for text in texts
@@ -174,23 +174,14 @@ class Conditioning:
         self, texts: Sequence[str], width: int, run: Callable[..., Any] | None = None
     ) -> list[Text]:
         """By ``run``, which is the text encoder with its graphs unless said."""
-        ids = self._device.upload(self._ids(texts, width))
+        filled = [*texts, *[""] * (width - len(texts))]
+        encoded = [self._tokenizer.encode(text, self._limit) for text in filled]
+        ids = self._device.upload(torch.tensor([one.ids for one in encoded]))
         hidden, pooled = (part.clone() for part in (run or self._encoded)(ids))
-        lengths = [len(self._tokenizer(text, verbose=False).input_ids) for text in texts]
         return [
-            Text(hidden[index : index + 1], pooled[index : index + 1], length > self._limit)
-            for index, length in enumerate(lengths)
+            Text(hidden[index : index + 1], pooled[index : index + 1], encoded[index].truncated)
+            for index in range(len(texts))
         ]
-
-    def _ids(self, texts: Sequence[str], width: int) -> Tensor:
-        ids: Tensor = self._tokenizer(
-            [*texts, *[""] * (width - len(texts))],
-            return_tensors="pt",
-            padding="max_length",
-            truncation=True,
-            max_length=self._limit,
-        ).input_ids
-        return ids
 
 
 def _given(embeds: Any, half: str) -> tuple[Any, Any] | None:

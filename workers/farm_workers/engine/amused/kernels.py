@@ -371,6 +371,71 @@ def add_bias(x: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
     return x
 
 
+@triton.jit
+def _weave(
+    x_ptr, bias_ptr, out_ptr, height, width, channels, pixels,
+    PIXELS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    pixel = tl.program_id(0).to(tl.int64) * PIXELS + tl.arange(0, PIXELS)
+    at = tl.arange(0, BLOCK)
+    inside = at < channels
+    bias = tl.load(bias_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    image, place = pixel // (4 * height * width), pixel % (4 * height * width)
+    row, column = place // (2 * width), place % (2 * width)
+    low, right = row % 2, column % 2
+    source = (image * (height + 1) + row // 2 + low) * (width + 1) + column // 2 + right
+    source = (source * 4 + low * 2 + right) * channels
+    mask = (pixel[:, None] < pixels) & inside[None, :]
+    x = tl.load(x_ptr + source[:, None] + at[None, :], mask=mask, other=0.0).to(tl.float32)
+    x += bias[None, :]
+    target = out_ptr + pixel[:, None] * channels + at[None, :]
+    tl.store(target, x.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+class Upsample(nn.Module):
+    """``Double`` of vq.py: each pixel becomes 2 x 2 equal ones, then a 3 x 3 convolution.
+
+    Each of the four sees 2 x 2 pixels of the small image, so one 2 x 2 convolution of it makes all
+    four, by 4 of the 9 products and without the large image in between.
+    """
+
+    weight: Tensor  # (4 x channels, channels, 2, 2); the upper left pixels of all channels first
+
+    def __init__(self, given: Any) -> None:
+        super().__init__()
+        conv = given.conv
+        self.bias = conv.bias
+        # Which of the three rows, or columns, of the 3 x 3 fall on the first and on the second of
+        # the two: of an upper (or left) pixel, and of a lower (or right) one.
+        falls = torch.tensor([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]]).to(
+            conv.weight.device
+        )
+        taps = torch.einsum(
+            "aik,bjl,ockl->abocij", falls.float(), falls.float(), conv.weight.float()
+        )
+        weight = taps.flatten(0, 2).to(conv.weight.dtype)
+        self.register_buffer(
+            "weight", weight.contiguous(memory_format=torch.channels_last), persistent=False
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(images, channels, height, width) to twice the height and width; NHWC."""
+        images, channels, height, width = x.shape
+        cells = F.conv2d(x, self.weight, padding=1)
+        cells = cells.contiguous(memory_format=torch.channels_last)
+        output = torch.empty(
+            images, channels, 2 * height, 2 * width,
+            dtype=x.dtype, device=x.device, memory_format=torch.channels_last,
+        )  # fmt: skip
+        block = triton.next_power_of_2(channels)
+        step = max(TILE_VALUES // block, 1)
+        pixels = images * 4 * height * width
+        _weave[(triton.cdiv(pixels, step),)](
+            cells, self.bias, output, height, width, channels, pixels, PIXELS=step, BLOCK=block
+        )
+        return output
+
+
 class GroupNormSilu(nn.Module):
     """A group norm and the SiLU after it, on images whose channels lie together (NHWC)."""
 
@@ -406,17 +471,20 @@ class GroupNormSilu(nn.Module):
         return output
 
 
-def fuse(decoder: Any) -> Any:
-    """The decoder, each group norm and the SiLU after it made one module."""
-    for block in [module for module in decoder.modules() if hasattr(module, "resnets")]:
+def fuse(half: Any) -> Any:
+    """The VQ model's encoder or decoder, with passes of its own between the convolutions and fewer
+    products in them."""
+    for block in [module for module in half.modules() if hasattr(module, "resnets")]:
         block.resnets = nn.ModuleList([Resnet(one) for one in block.resnets])
-    decoder.conv_norm_out = GroupNormSilu(decoder.conv_norm_out)
-    decoder.conv_act = nn.Identity()
-    return decoder
+        if block.upsamplers:
+            block.upsamplers = nn.ModuleList([Upsample(one) for one in block.upsamplers])
+    half.conv_norm_out = GroupNormSilu(half.conv_norm_out)
+    half.conv_act = nn.Identity()
+    return half
 
 
 class Resnet(nn.Module):
-    """diffusers' ResnetBlock2D without a time embedding.
+    """``Resnet`` of vq.py with its norms and SiLUs in one kernel.
 
     cuDNN adds a convolution's bias in a pass of its own, so the norm that follows adds it, or the
     pass that adds the residual.
@@ -424,14 +492,17 @@ class Resnet(nn.Module):
 
     def __init__(self, given: Any) -> None:
         super().__init__()
-        assert given.output_scale_factor == 1
         self.norm1, self.norm2 = GroupNormSilu(given.norm1), GroupNormSilu(given.norm2)
         self.conv1, self.conv2, self.shortcut = given.conv1, given.conv2, given.conv_shortcut
 
-    def forward(self, x: Tensor, temb: None = None) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         inner = self.norm2(_without_bias(self.conv1, self.norm1(x)), self.conv1.bias)
         inner = _without_bias(self.conv2, inner)
-        return add_bias(inner, self.conv2.bias, x if self.shortcut is None else self.shortcut(x))
+        if self.shortcut is not None:
+            # A 1 x 1 convolution is a product, which adds its bias itself.
+            weight, bias = self.shortcut.weight.flatten(1), self.shortcut.bias
+            x = F.linear(x.permute(0, 2, 3, 1), weight, bias).permute(0, 3, 1, 2)
+        return add_bias(inner, self.conv2.bias, x)
 
 
 def _without_bias(conv: nn.Conv2d, x: Tensor) -> Tensor:

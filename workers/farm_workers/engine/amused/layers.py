@@ -1,8 +1,7 @@
 """The blocks of the U-ViT, under UVit2DModel's names, and how their work is done."""
 
-import functools
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +10,7 @@ import torch.nn.functional as F  # noqa: N812  (torch's own name for it)
 from torch import Tensor, nn
 
 from farm_workers.engine.amused.adapters import Adapters
-
-MOST_TOGETHER = 1 << 20  # numbers of a batch; rows of larger ones have work enough by themselves
+from farm_workers.engine.amused.batch import by_row
 
 
 @dataclass(frozen=True)
@@ -22,36 +20,6 @@ class Given:
     pieces: Mapping[str, Any]  # what layers have made of the prompts, by their names; see Layout
     halves: int  # of each row
     adapters: Adapters | None = None  # of the rows, where some row has one
-
-
-def by_row(function: Callable[..., Tensor], x: Tensor, *shared: Tensor | None) -> Tensor:
-    """``function`` of a batch ``x``, of which every row gets the bits that it has by itself.
-
-    A library picks its kernel by the size of the whole. So it is tried whether rows may go through
-    it together: once for each shape, with random numbers.
-    """
-    shapes = tuple(None if one is None else one.shape for one in (x, *shared))
-    place = x.dtype, x.device, torch.get_num_threads()
-    if len(x) == 1 or (x.numel() <= MOST_TOGETHER and _alike(function, shapes, place)):
-        return function(x, *shared)
-    return torch.cat([function(row, *shared) for row in x.split(1)])
-
-
-@functools.lru_cache(maxsize=4096)
-def _alike(
-    function: Callable[..., Tensor],
-    shapes: tuple[torch.Size | None, ...],
-    place: tuple[torch.dtype, torch.device, int],
-) -> bool:
-    # What a kernel does follows from shapes alone, and another order of its sums shows in
-    # thousands of random numbers.
-    generator = torch.Generator().manual_seed(0)
-    x, *shared = (
-        None if one is None else torch.randn(one, generator=generator).to(place[1], place[0])
-        for one in shapes
-    )
-    alone = [function(row.clone(), *shared) for row in x.split(1)]  # type: ignore[union-attr]
-    return torch.equal(function(x, *shared), torch.cat(alone))
 
 
 class Ops:
@@ -153,11 +121,19 @@ class RMSNorm(nn.Module):
         return normed.to(self.weight.dtype).mul_(self.weight)
 
 
+def embedding(count: int, width: int) -> nn.Embedding:
+    """One whose weights are loaded later: to fill them, torch loads its compiler for a second."""
+    made: nn.Embedding = nn.Embedding.from_pretrained(torch.empty(count, width))
+    return made
+
+
 class Attention(nn.Module):
     """Projections of one attention."""
 
     def __init__(self, channels: int, source: int, heads: int, bias: bool) -> None:
         super().__init__()
+        if channels % heads:
+            raise ValueError(f"{channels} channels cannot be shared out to {heads} heads")
         self.heads = heads
         self.to_q = Linear(channels, channels, bias=bias)
         self.to_k = Linear(source, channels, bias=bias)
@@ -364,7 +340,7 @@ class Embed(nn.Module):
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__()
         width, bias = config["in_channels"], config["use_bias"]
-        self.embeddings = nn.Embedding(config["vocab_size"], width)
+        self.embeddings = embedding(config["vocab_size"], width)
         self.layer_norm = RMSNorm(width, config["layer_norm_eps"], config["ln_elementwise_affine"])
         self.conv = nn.Conv2d(width, config["block_out_channels"], 1, bias=bias)
 

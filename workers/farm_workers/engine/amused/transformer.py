@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own name for it)
@@ -109,19 +109,9 @@ class Transformer(nn.Module):
             _keys_and_values_of(crossed, text_tokens),
         )
 
-    @classmethod
     @torch.inference_mode()
-    def of(cls, unet: Any, text_tokens: int, ops: Ops) -> Self:
-        """Around the weights of a UVit2DModel, ready to run with rows computed by ``ops``."""
-        with torch.device("meta"):
-            model = cls(unet.config, text_tokens)
-        model.load_state_dict(unet.state_dict(), assign=True)
-        model.eval().requires_grad_(False)
-        model._ready(ops)
-        return model
-
-    def _ready(self, ops: Ops) -> None:
-        """Builds the tables."""
+    def ready(self, ops: Ops) -> None:
+        """Build the tables of loaded weights; rows are then computed by ``ops``."""
         self._ops = ops
         for module in self.modules():
             if isinstance(module, Block):
