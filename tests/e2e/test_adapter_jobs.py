@@ -40,7 +40,7 @@ def write_renders(path: Path) -> Path:
         {
             "prompt": "a red circle",
             "seed": 7,
-            "num_inference_steps": 40 if 3 <= number < 9 else 6,
+            "num_inference_steps": 100 if 3 <= number < 9 else 6,
             "adapters": [{"adapter": name, "scale": scale} for name, scale in one.items()],
         }
         for number, one in enumerate(chosen)
