@@ -14,13 +14,15 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainSerializer,
+    TypeAdapter,
     ValidationError,
     field_validator,
     model_validator,
 )
 
 from farm.errors import InvalidInput
-from farm.spec import Form, Lane, Parameter, RenderSpec, explain, parameters_of
+from farm.renders import NumberedSpec, Renders
+from farm.spec import Form, Lane, Parameter, explain, parameters_of
 from farm.stored_record import StoredRecord
 
 MAX_NAME = 200  # characters
@@ -233,15 +235,7 @@ class JobOptions(BaseModel):
 OPTIONS: Mapping[str, Parameter] = parameters_of(JobOptions)
 
 
-class NumberedSpec(BaseModel):
-    """A resolved render and its place in the job."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    render: int  # index in the job, from 0; a refused line keeps its number
-    spec: RenderSpec
-    # Canonical JSON of what the user's row says besides; see ``farm.metadata``.
-    metadata: str | None = Field(None, exclude_if=lambda value: value is None)
+_ONE_BY_ONE = TypeAdapter(tuple[NumberedSpec, ...])
 
 
 class Chunk(StoredRecord):
@@ -255,16 +249,24 @@ class Chunk(StoredRecord):
     sink: str
     format: Format
     lane: str
-    renders: tuple[NumberedSpec, ...]
+    renders: Renders
+
+    @field_validator("renders", mode="before")
+    @classmethod
+    def _one_by_one(cls, value: Any) -> Any:
+        """Before schema 2 there was an object for each render."""
+        if isinstance(value, list | tuple):
+            return Renders.of(_ONE_BY_ONE.validate_python(value))
+        return value
 
     @property
     def pictures(self) -> int:
-        return sum(numbered.spec.num_images for numbered in self.renders)
+        return self.renders.pictures
 
     @property
     def cost(self) -> int:
         """Row-steps."""
-        return sum(numbered.spec.cost for numbered in self.renders)
+        return self.renders.cost
 
 
 class TaskDraft(NamedTuple):

@@ -4,7 +4,7 @@ from pydantic import BaseModel, ConfigDict, field_validator
 
 from farm.errors import Conflict
 
-STORE_SCHEMA = 1  # raised where an older farm would misread what this one writes
+STORE_SCHEMA = 2  # raised where an older farm would misread what this one writes
 
 
 class NewerRecord(Conflict):

@@ -1,7 +1,9 @@
 """JSON as it is written down: no NaN, no key twice, no endless nesting; errors say where."""
 
 import json
+import operator
 import re
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from farm.errors import InvalidInput
@@ -86,6 +88,36 @@ def decode(text: str, start: int, *, line: int | None = None) -> tuple[Any, int]
     if openings > MAX_DEPTH and _too_deep(value):
         raise _error(f"is nested more than {MAX_DEPTH} levels deep", text, start, line)
     return value, end
+
+
+def objects(lines: Sequence[str]) -> list[dict[str, Any]] | None:
+    """The values of lines that are one object each, with no object in it; they are read together.
+
+    None says nothing of what is wrong: ``loads`` of each line does. As one array, with a line's end
+    between them, texts could be read that are not good alone. But no string holds a line's end,
+    within an object no ``{`` follows a comma, and within a list it would begin an object in an
+    object. So where every line begins with ``{`` and no object is in another, each line is whole.
+
+    Args:
+        lines: texts without line feeds.
+    """
+    found: list[dict[str, Any]] = []
+
+    def kept(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found.append(_unique(pairs))
+        return found[-1]
+
+    decoder = json.JSONDecoder(object_pairs_hook=kept, parse_constant=_refuse_constant)
+    text = "[" + ",\n".join(lines) + "]"
+    if text.count("\n{") != len(lines) - 1 or not text.startswith("[{"):
+        return None
+    try:
+        values: list[Any] = decoder.decode(text)
+    except (ValueError, RecursionError):
+        return None
+    alone = len(values) == len(found) == len(lines) and all(map(operator.is_, values, found))
+    deep = text.count("[") > MAX_DEPTH and any(map(_too_deep, found))
+    return found if alone and not deep else None
 
 
 def _too_deep(value: Any) -> bool:

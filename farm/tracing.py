@@ -44,6 +44,11 @@ def configure(process: str) -> None:
         ) from None
 
 
+def active() -> bool:
+    """Whether spans are sent anywhere."""
+    return _tracing is not None
+
+
 def submitted(name: str, job: str, **facts: str | int) -> None:
     """The first span of a job: from the moment when its id was made until now."""
     if _tracing is not None:

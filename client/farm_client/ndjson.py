@@ -3,7 +3,8 @@
 import functools
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from farm_client.sweep import Sweep
 
 PIECE_BYTES = 4 * 2**20
 MAX_ARRAY_BYTES = 64 * 2**20  # an array must be read whole
+TOGETHER = 500  # lines that are read together
 _NO_SWEEP = Sweep()
 _FILE_MARKS = tuple(f'"{field}"' for field in (*FILE_FIELDS, ADAPTERS))
 _ENCODER = json.JSONEncoder(allow_nan=False)  # ASCII: half a surrogate pair has no UTF-8
@@ -32,18 +34,23 @@ class Line(NamedTuple):
     data: Mapping[str, Any] | None = None  # set as long as the values may still change
     base: Path | None = None  # where its relative paths are meant from
     file: str | None = None  # its name, where lines of several files go together
+    defaults: int = 0  # characters of the text that stand in the place of its first one
 
     def place(self, field: str | None) -> int:
         if field is None:
             return 1
         if self.columns is not None:
             return self.columns.get(field, 1)
-        found = _key(field, self.text)
+        found = _key(field, "{" + self.text[self.defaults :] if self.defaults else self.text)
         return found.start() + 1 if found else 1
 
 
-def read_lines(source: Any) -> Iterator[Line]:
-    """The lines of a source as they stand there: of an open file, or of an iterable."""
+def read_lines(source: Any, base: Path | None = None) -> Iterator[Line]:
+    """The lines of a source as they stand there: of an open file, or of an iterable.
+
+    Args:
+        base: where a file's relative paths are meant from; by default from its folder.
+    """
     if isinstance(source, str | bytes | Mapping):
         raise InvalidInput(
             "give an open file or a list of renders",
@@ -52,10 +59,9 @@ def read_lines(source: Any) -> Iterator[Line]:
         )
     if hasattr(source, "readline"):
         name = getattr(source, "name", None)
-        base = (
-            Path(name).resolve().parent if isinstance(name, str) and Path(name).is_file() else None
-        )
-        return (line._replace(base=base) for line in _file_lines(source))
+        if base is None and isinstance(name, str) and Path(name).is_file():
+            base = Path(name).resolve().parent
+        return _file_lines(source, base)
     if not isinstance(source, Iterable):
         raise InvalidInput(f"{type(source).__name__} cannot be iterated over", field="requests")
     return _item_lines(source)
@@ -68,22 +74,45 @@ def completed(
 
     ``data`` is left only in lines whose files are still to be uploaded.
     """
-    swept = sweep.names
-    for line in lines:
-        if line.error is None and line.data is None:
-            if not defaults and not sweep and not _may_name_a_file(line.text):
-                yield line
-                continue
-            line = parsed(line)
-        if line.error is not None or line.data is None:
-            yield line
-        elif clash := swept & line.data.keys():
-            field = min(clash)
-            wrong = InvalidInput("is set in the row and swept; give it in one place", field=field)
-            yield refused(line, wrong, line.place(field))
+    if not defaults or sweep or has_files(defaults):
+        return (done for line in lines for done in _completed(line, defaults, sweep))
+    rest = iter(lines)
+    groups = iter(lambda: list(islice(rest, TOGETHER)), [])
+    return (done for group in groups for done in _all_completed(group, defaults))
+
+
+def _all_completed(lines: Sequence[Line], defaults: Mapping[str, Any]) -> Iterator[Line]:
+    """Lines whose text is good get the defaults in front of it; they are not written again."""
+    texts = [line.text for line in lines if line.error is None and line.data is None]
+    values = strict_json.objects(texts) if len(texts) == len(lines) else None
+    if values is None:
+        values = [{}] * len(lines)
+    start = _dump(defaults)[:-1] + ", "
+    size = len(start)
+    others = {*defaults, *FILE_FIELDS, ADAPTERS}
+    for line, data in zip(lines, values, strict=True):
+        if data and others.isdisjoint(data):
+            text = start + line.text[1:]
+            yield Line(line.number, text, None, None, None, line.base, line.file, size)
         else:
-            for values in sweep.combinations():
-                yield _written(line, {**defaults, **line.data, **values})
+            yield from _completed(line, defaults, _NO_SWEEP)
+
+
+def _completed(line: Line, defaults: Mapping[str, Any], sweep: Sweep) -> Iterator[Line]:
+    if line.error is None and line.data is None:
+        if not defaults and not sweep and not _may_name_a_file(line.text):
+            yield line
+            return
+        line = parsed(line)
+    if line.error is not None or line.data is None:
+        yield line
+    elif clash := sweep.names & line.data.keys():
+        field = min(clash)
+        wrong = InvalidInput("is set in the row and swept; give it in one place", field=field)
+        yield refused(line, wrong, line.place(field))
+    else:
+        for values in sweep.combinations():
+            yield _written(line, {**defaults, **line.data, **values})
 
 
 def parsed(line: Line) -> Line:
@@ -164,21 +193,21 @@ def _item_lines(items: Iterable[Any]) -> Iterator[Line]:
             yield bad_line(number, InvalidInput(f"{kind} is not a render", field="render"))
 
 
-def _file_lines(file: Any) -> Iterator[Line]:
+def _file_lines(file: Any, base: Path | None) -> Iterator[Line]:
     """NDJSON line by line; of a line that is too long nothing but its length is kept."""
     file = getattr(file, "buffer", file)  # a text file would stop at the first wrong byte
-    number = 0
-    while (read := _read_line(file)) is not None:
-        raw, size = read
+    read, number = file.readline, 0
+    while part := read(MAX_LINE_BYTES + 2):
+        raw = _bytes(part)
         number += 1
         if number == 1:
             raw = without_mark(raw)
+            if raw.lstrip().startswith(b"["):
+                yield from _array_lines(raw + _bytes(file.read(MAX_ARRAY_BYTES + 1)))
+                return
+        size = len(raw) if len(raw) <= MAX_LINE_BYTES else _whole_length(raw, file)
         if not raw.strip():
             continue
-        if number == 1 and raw.lstrip().startswith(b"["):
-            rest = file.read(MAX_ARRAY_BYTES + 1)
-            yield from _array_lines(raw + b"\n" + _bytes(rest))
-            return
         if size > MAX_LINE_BYTES:
             yield bad_line(number, _long_line(size), MAX_LINE_BYTES + 1)
             continue
@@ -188,7 +217,7 @@ def _file_lines(file: Any) -> Iterator[Line]:
             column = len(raw[: error.start].decode(errors="replace")) + 1
             yield bad_line(number, InvalidInput("is not UTF-8", field="json"), column)
             continue
-        yield Line(number, text.strip("\r\n"))
+        yield Line(number, text.strip("\r\n"), None, None, None, base)
 
 
 def _array_lines(raw: bytes) -> Iterator[Line]:
@@ -243,19 +272,15 @@ def _skip(text: str, at: int) -> int:
     return found.end() if found else at
 
 
-def _read_line(file: Any) -> tuple[bytes, int] | None:
-    """The start of the next line, without its end, and its whole length."""
-    kept = part = _bytes(file.readline(MAX_LINE_BYTES + 2))
-    if not part:
-        return None
+def _whole_length(part: bytes, file: Any) -> int:
+    """Of the line that begins with this part, without its end; the rest of it is passed over."""
     size = 0
     while part:
         size += len(part)
         if part.endswith(b"\n"):
-            size -= 1
-            break
+            return size - 1
         part = _bytes(file.readline(MAX_LINE_BYTES))
-    return kept.rstrip(b"\r\n"), size
+    return size
 
 
 def without_mark(raw: bytes) -> bytes:

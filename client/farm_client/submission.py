@@ -245,6 +245,8 @@ class Submitter:
 
     async def _ready(self, lines: Sequence[Line]) -> list[Line]:
         """Lines with their files uploaded."""
+        if all(line.data is None for line in lines):
+            return list(lines)
         ready = []
         for line in lines:
             if line.data is not None:
@@ -283,7 +285,7 @@ def at_their_lines(
         error = line.error or one.error
         if line.error is not None:
             column = line.error.column or 1
-        elif line.columns is None and (one.error.column or 1) > 1:
+        elif line.columns is None and not line.defaults and (one.error.column or 1) > 1:
             column = one.error.column or 1
         else:
             column = line.place(error.field)

@@ -128,11 +128,13 @@ def _read(name: str, reading: Reading) -> Iterator[Line]:
                 field="file",
                 hint="unpack it; parquet files are compressed inside",
             )
-    lines = _lines(file, name, kind, reading)
-    return (line._replace(base=base) for line in lines)
+    lines = _lines(file, name, kind, reading, base)
+    return (line if line.base is base else line._replace(base=base) for line in lines)
 
 
-def _lines(file: io.BufferedReader, name: str, kind: str, reading: Reading) -> Iterator[Line]:
+def _lines(
+    file: io.BufferedReader, name: str, kind: str, reading: Reading, base: Path
+) -> Iterator[Line]:
     if kind == "parquet":
         whole = _spooled(file) if name == STDIN else file
         return parquet_lines(whole, name, reading.columns, reading.note)
@@ -150,7 +152,7 @@ def _lines(file: io.BufferedReader, name: str, kind: str, reading: Reading) -> I
             shown = ", ".join(title[:40] for title in table.kept.values())
             reading.note(f"{name}: kept as metadata: {shown}")
         return lines
-    lines = _json(file) if kind == "json" else read_lines(file)
+    lines = _json(file) if kind == "json" else read_lines(file, base)
     return _renamed(lines, reading.columns) if reading.columns else lines
 
 

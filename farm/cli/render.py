@@ -27,7 +27,8 @@ from farm.cli.output import (
 )
 from farm.cli.selection import Selection
 from farm.errors import FarmError, InvalidInput, RejectedRender
-from farm.job import MAX_PIECE_LINES, OPTIONS, Chunk, Format, JobOptions, NumberedSpec
+from farm.job import MAX_PIECE_LINES, OPTIONS, Chunk, Format, JobOptions
+from farm.renders import NumberedSpec, Renders
 from farm.spec import Lane
 from farm_client.inputs import (
     ADAPTERS,
@@ -260,7 +261,7 @@ class _Requests:
         cutter = Cutter(JOB, TENANT, options.sink, options.format, limits)
         first = 0
         for number, piece in enumerate(pieces(lines, MAX_PIECE_LINES if shard_size else 1)):
-            yield from cutter.cut(number, self._resolved(piece, first))
+            yield from cutter.cut(number, Renders.of(self._resolved(piece, first)))
             first += len(piece)
 
     def _resolved(self, lines: Sequence[Line], first: int) -> Iterator[NumberedSpec]:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
+from farm import garbage
 from farm.cli.columns import Columns
 from farm.cli.dry_run import tell_estimate
 from farm.cli.fetch import fetch_job
@@ -299,6 +300,7 @@ def _submit(
     farm: Farm, files: list[str], prompts: list[str], reading: Reading, asked: _Asked
 ) -> Job:
     if files or asked.sweep or len(prompts) > 1:
+        garbage.relax()
         requests, options = _renders(files, prompts, reading, asked)
         return farm.submit_many(requests, **options)
     return farm.submit(prompts[0] if prompts else None, **asked.parameters, **asked.keyed())

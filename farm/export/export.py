@@ -7,7 +7,7 @@ finished groups lies in ``.export``, which goes when the data set is whole.
 import json
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -20,7 +20,7 @@ from farm.export.fetched import Decode, FetchedPicture, failed_rows, fetched_pic
 from farm.export.splits import Splits
 from farm.export.statistics import STATISTICS
 from farm.export.targets import ImageFolder, ShardTarget, Target, write_whole
-from farm.formats.columns import FIXED, column_types, fixed_columns, metadata_of, typed
+from farm.formats.columns import FIXED, column_types, fixed_values, typed, user_values
 from farm.formats.credentials import Sign
 from farm.formats.manifest import ManifestRow, read_part, write_part
 from farm.formats.picture_file import token_bytes
@@ -142,7 +142,7 @@ def export(plan: Plan, folder: Path, decode: Decode | None, sign: Sign | None = 
         decode, sign: as ``farm.export.fetched.as_picture`` takes them.
     """
     source = folder / STATE / FETCHED
-    types = column_types(metadata_of(one.row) for one in fetched_pictures(source))
+    types = column_types(user_values(one.row.metadata) for one in fetched_pictures(source))
     types = {name: kind for name, kind in types.items() if name not in _TAKEN}
     target = _target(plan, types, decode, sign)
     done: dict[str, list[str]] = {name: [] for name in plan.splits.names}  # groups
@@ -216,9 +216,13 @@ def _write_group(target: Target, folder: Path, name: str, pictures: list[Fetched
     write_whole(rows, write_part(row._replace(tokens=grid) for row, grid in written))
 
 
-def _columns(row: ManifestRow, types: dict[str, pa.DataType]) -> dict[str, Any]:
-    told = metadata_of(row)
-    return fixed_columns(row) | {name: typed(told.get(name), kind) for name, kind in types.items()}
+def _columns(
+    rows: Sequence[ManifestRow], types: dict[str, pa.DataType]
+) -> Iterator[tuple[ManifestRow, dict[str, Any]]]:
+    """Each row and its columns."""
+    for row, fixed in zip(rows, fixed_values(rows), strict=True):
+        told = user_values(row.metadata)
+        yield row, fixed | {name: typed(told.get(name), kind) for name, kind in types.items()}
 
 
 def _write_lines(folder: Path, split: str, names: list[str], types: dict[str, pa.DataType]) -> None:
@@ -230,8 +234,9 @@ def _write_lines(folder: Path, split: str, names: list[str], types: dict[str, pa
     draft = path.with_name(f".{path.name}.part")
     with draft.open("w", encoding="utf-8") as out:
         for name in names:
-            for row in read_part(_rows_file(folder, name).read_bytes()):
-                line = {"file_name": f"{Path(name).name}/{row.file}", **_columns(row, types)}
+            rows = read_part(_rows_file(folder, name).read_bytes())
+            for row, columns in _columns(rows, types):
+                line = {"file_name": f"{Path(name).name}/{row.file}", **columns}
                 out.write(json.dumps(line, ensure_ascii=False) + "\n")
     draft.replace(path)
 
@@ -250,8 +255,8 @@ def _write_manifest(
                 rows = read_part(_rows_file(folder, name).read_bytes())
                 facts.add(name, rows)
                 columns = [
-                    {"split": split, "shard": name, "file": row.file, **_columns(row, types)}
-                    for row in rows
+                    {"split": split, "shard": name, "file": row.file, **told}
+                    for row, told in _columns(rows, types)
                 ]
                 out.write_table(pa.Table.from_pylist(columns, schema))
     draft.replace(folder / MANIFEST)

@@ -18,7 +18,7 @@ from farm.errors import InvalidInput
 from farm.export.duplicates import MIN_QUALITY, Dedup, HashedPicture, duplicates
 from farm.export.fetched import MANIFEST, SELECTED, read_manifest, row_of
 from farm.export.where import Where
-from farm.formats.columns import FIXED, column_types, fixed_columns, metadata_of, typed
+from farm.formats.columns import FIXED, column_types, fixed_values, typed, user_values
 from farm.formats.manifest import ManifestRow
 
 _PDQ = re.compile(r"[0-9a-f]{64}")
@@ -69,7 +69,7 @@ class _Rows:
     def __init__(self, folder: Path, scores: Scores) -> None:
         self._folder = folder
         self._scores = scores
-        self.types = column_types(metadata_of(row) for row in self.rows())
+        self.types = column_types(user_values(row.metadata) for row in self.rows())
 
     def lines(self) -> Iterator[dict[str, Any]]:
         """A user's own column is not replaced by a score of the same name."""
@@ -92,14 +92,17 @@ def _wanted(rows: _Rows, where: Where | None) -> Iterator[int]:
     schema = pa.schema({name: types[name] for name in where.columns} | {"": pa.int64()})
     numbered = enumerate(rows.rows())
     while block := list(islice(numbered, BLOCK)):
-        columns = [{**_columns(row, rows.types), "": place} for place, row in block]
+        fixed = fixed_values([row for _, row in block])
+        columns = [
+            {**_columns(row, rows.types), **told, "": place}
+            for (place, row), told in zip(block, fixed, strict=True)
+        ]
         yield from where.filter(pa.Table.from_pylist(columns, schema))[""].to_pylist()
 
 
 def _columns(row: ManifestRow, types: Mapping[str, pa.DataType]) -> dict[str, Any]:
-    told = metadata_of(row)
-    own = {name: typed(told.get(name), kind) for name, kind in types.items()}
-    return {**own, **fixed_columns(row)}
+    told = user_values(row.metadata)
+    return {name: typed(told.get(name), kind) for name, kind in types.items()}
 
 
 def _hashed(rows: _Rows, wanted: Set[int]) -> Iterator[HashedPicture]:
@@ -108,7 +111,7 @@ def _hashed(rows: _Rows, wanted: Set[int]) -> Iterator[HashedPicture]:
             "no picture has a column 'pdq'", field="--dedup", hint="farm score JOB --with pdq"
         )
     for place, row in enumerate(rows.rows()):
-        told = metadata_of(row)
+        told = user_values(row.metadata)
         if place not in wanted or "pdq" not in told:
             continue
         pdq, quality = told["pdq"], told.get("pdq_quality", MIN_QUALITY)

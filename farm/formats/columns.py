@@ -5,13 +5,13 @@ same shards in another job, on another farm, and in ``farm render``.
 """
 
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 from pydantic_core import from_json
 
-from farm.formats.manifest import ManifestRow
+from farm.formats.manifest import ManifestColumns, ManifestRow
 
 # No value is null or a list: both can be empty in the first rows of a data set, and readers that
 # guess types from those would guess wrong.
@@ -39,34 +39,66 @@ FIXED: Mapping[str, pa.DataType] = {name: kind for name, (kind, _) in _COLUMNS.i
 MEANINGS: Mapping[str, str] = {name: meaning for name, (_, meaning) in _COLUMNS.items()}
 
 
-def fixed_columns(row: ManifestRow) -> dict[str, Any]:
-    """The values of ``FIXED`` of a picture that is there."""
-    spec = from_json(row.spec)
+def fixed_columns(rows: Sequence[ManifestRow]) -> dict[str, Sequence[Any]]:
+    """The values of ``FIXED`` of pictures that are there, by column."""
+    told = ManifestColumns.of(rows)
+    prompts, specs = _specs(told.column("spec"))
     return {
-        "render": row.render,
-        "index": row.image,
-        "prompt": spec["prompt"] or "",
-        "negative_prompt": spec["negative_prompt"] or "",
-        "checkpoint": spec["checkpoint"],
-        "mode": spec["mode"],
-        "width": row.width,
-        "height": row.height,
-        "seed": row.seed,
-        "num_inference_steps": spec["num_inference_steps"],
-        "guidance_scale": spec["guidance_scale"],
-        "confidence": row.confidence,
-        "numerics": row.numerics,
-        "notes": "\n".join(row.notes),
-        "sha256": row.sha256,
-        "tokens_sha256": row.tokens_sha256,
-        "spec": row.spec,
-        "metadata": row.metadata or "{}",
+        "render": told.column("render"),
+        "index": told.column("image"),
+        "prompt": [prompt or "" for prompt in prompts],
+        "negative_prompt": [spec["negative_prompt"] or "" for spec in specs],
+        "checkpoint": [spec["checkpoint"] for spec in specs],
+        "mode": [spec["mode"] for spec in specs],
+        "width": told.column("width"),
+        "height": told.column("height"),
+        "seed": told.column("seed"),
+        "num_inference_steps": [spec["num_inference_steps"] for spec in specs],
+        "guidance_scale": [spec["guidance_scale"] for spec in specs],
+        "confidence": told.column("confidence"),
+        "numerics": told.column("numerics"),
+        "notes": ["\n".join(notes) for notes in told.column("notes")],
+        "sha256": told.column("sha256"),
+        "tokens_sha256": told.column("tokens_sha256"),
+        "spec": told.column("spec"),
+        "metadata": [metadata or "{}" for metadata in told.column("metadata")],
     }
 
 
-def metadata_of(row: ManifestRow) -> dict[str, Any]:
-    """What the user's row said besides the parameters, by column."""
-    told: dict[str, Any] = {} if row.metadata is None else json.loads(row.metadata)
+def fixed_values(rows: Sequence[ManifestRow]) -> Iterator[dict[str, Any]]:
+    """The same, picture by picture."""
+    columns = fixed_columns(rows)
+    return (
+        dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)
+    )
+
+
+def _specs(texts: Sequence[str]) -> tuple[Sequence[str | None], Sequence[Mapping[str, Any]]]:
+    """The prompts of specs, and what else each says besides its seed.
+
+    Most of the specs of a task differ in these two, so what stands around them is parsed once.
+    Quotes within a value are escaped: what begins with one is found in its place and nowhere else.
+    """
+    prompts, kinds = [], []
+    for text in texts:
+        before, _, rest = text.partition(',"prompt":')
+        prompt, _, rest = rest.partition(',"rng":')
+        prompts.append(prompt)
+        kinds.append((before, rest.partition(',"strength":')[2]))
+    try:
+        told = from_json(f"[{','.join(prompts)}]")
+    except ValueError:
+        told = []
+    if len(told) != len(texts):  # not as this version writes them
+        specs = [from_json(text) for text in texts]
+        return [spec["prompt"] for spec in specs], specs
+    shared = {kind: from_json(text) for kind, text in dict(zip(kinds, texts, strict=True)).items()}
+    return told, [shared[kind] for kind in kinds]
+
+
+def user_values(metadata: str | None) -> dict[str, Any]:
+    """What a user's row said besides the parameters, by column."""
+    told: dict[str, Any] = {} if metadata is None else json.loads(metadata)
     return told
 
 
@@ -82,15 +114,15 @@ def column_types(told: Iterable[Mapping[str, Any]]) -> dict[str, pa.DataType]:
 
 
 def user_columns(
-    rows: Sequence[ManifestRow], types: Mapping[str, pa.DataType], taken: Collection[str]
+    told: Sequence[Mapping[str, Any]], types: Mapping[str, pa.DataType], taken: Collection[str]
 ) -> dict[str, pa.Array]:
     """The users' own columns.
 
     Args:
+        told: what ``user_values`` gives for each row.
         types: of the columns, as ``column_types`` gives them for these rows or for more.
         taken: names that other columns have; such a column is only in ``metadata``.
     """
-    told = [metadata_of(row) for row in rows]
     return {
         name: pa.array([typed(one.get(name), kind) for one in told], kind)
         for name, kind in types.items()

@@ -2,8 +2,8 @@
 
 import io
 import json
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, overload
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -89,13 +89,65 @@ class ManifestRow(NamedTuple):
         }
 
 
+class ManifestColumns(Sequence[ManifestRow]):
+    """Rows that are kept by columns, as files are written; a row is made when it is asked for."""
+
+    def __init__(self, columns: Mapping[str, Sequence[Any]]) -> None:
+        """
+        Args:
+            columns: the values of each field of ``ManifestRow``, all in the order of the rows.
+        """
+        self._columns = {name: columns[name] for name in ManifestRow._fields}
+
+    @classmethod
+    def of(cls, rows: Iterable[ManifestRow]) -> "ManifestColumns":
+        if isinstance(rows, ManifestColumns):
+            return rows
+        columns = list(zip(*rows, strict=True)) or [()] * len(ManifestRow._fields)
+        return cls(dict(zip(ManifestRow._fields, columns, strict=True)))
+
+    def __len__(self) -> int:
+        return len(self.column("render"))
+
+    def __iter__(self) -> Iterator[ManifestRow]:
+        return map(ManifestRow, *self._columns.values())
+
+    @overload
+    def __getitem__(self, wanted: int) -> ManifestRow: ...
+    @overload
+    def __getitem__(self, wanted: slice) -> "ManifestColumns": ...
+    def __getitem__(self, wanted: int | slice) -> "ManifestRow | ManifestColumns":
+        if isinstance(wanted, slice):
+            return self.select(range(*wanted.indices(len(self))))
+        return ManifestRow._make(column[wanted] for column in self._columns.values())
+
+    def column(self, name: str) -> Sequence[Any]:
+        """The values of one field."""
+        return self._columns[name]
+
+    def replace(self, **columns: Sequence[Any]) -> "ManifestColumns":
+        """The same rows with other values in some columns."""
+        return ManifestColumns({**self._columns, **columns})
+
+    def select(self, numbers: Sequence[int]) -> "ManifestColumns":
+        """The rows of these numbers, in their order."""
+        if list(numbers) == list(range(len(self))):
+            return self
+        return ManifestColumns(
+            {name: [column[number] for number in numbers] for name, column in self._columns.items()}
+        )
+
+    def ordered(self) -> "ManifestColumns":
+        """By render and image."""
+        pictures = list(zip(self.column("render"), self.column("image"), strict=True))
+        return self.select(sorted(range(len(self)), key=pictures.__getitem__))
+
+
 def write_part(rows: Iterable[ManifestRow]) -> bytes:
     """The rows, ordered by render and image, as parquet; the same rows give the same bytes."""
-    ordered = sorted(rows, key=lambda row: (row.render, row.image))
-    columns = zip(*ordered, strict=True) if ordered else ((),) * len(_SCHEMA)
+    ordered = ManifestColumns.of(rows).ordered()
     table = pa.Table.from_arrays(
-        [pa.array(column, field.type) for column, field in zip(columns, _SCHEMA, strict=True)],
-        schema=_SCHEMA,
+        [pa.array(ordered.column(field.name), field.type) for field in _SCHEMA], schema=_SCHEMA
     )
     out = io.BytesIO()
     pq.write_table(table, out, compression="zstd", version="2.6")

@@ -110,7 +110,12 @@ class Facts(NamedTuple):
 
 def file_name(render: int, image: int, file_format: Format) -> str:
     """Of a picture in its job, as in ``00000731-02.png``; ``image`` counts in the render."""
-    return f"{render:08d}-{image:02d}.{EXTENSIONS[file_format]}"
+    return f"{file_stem(render, image)}.{EXTENSIONS[file_format]}"
+
+
+def file_stem(render: int, image: int) -> str:
+    """The name without its extension."""
+    return f"{render:08d}-{image:02d}"
 
 
 def token_bytes(tokens: NDArray[Any]) -> bytes:

@@ -93,20 +93,15 @@ class PictureRecord(NamedTuple):
             tokens_sha256=hashlib.sha256(tokens).hexdigest(),
         )
 
-    def tokens_row(self, file: str, tokens: NDArray[np.integer]) -> ManifestRow:
-        """The row of a picture of which only the tokens are kept.
-
-        Args:
-            file: its name in a shard.
-            tokens: (rows, columns).
-        """
+    def tokens_row(self, tokens: NDArray[np.integer]) -> ManifestRow:
+        """The row of a picture of which only the tokens are kept, (rows, columns); its task's
+        sink says where."""
         data = token_bytes(tokens)
         sha256 = hashlib.sha256(data).hexdigest()
         return self._row(
             numerics=self.numerics,
             notes=self.notes,
             confidence=self.confidence,
-            file=file,
             sha256=sha256,
             size=len(data),
             tokens=data,

@@ -1,6 +1,7 @@
 """Request bodies, with a limit on everything that a client could make large."""
 
 from collections.abc import AsyncIterator
+from itertools import accumulate
 from typing import Any
 
 from anyio.to_thread import run_sync
@@ -9,7 +10,7 @@ from starlette.requests import Request
 from farm import strict_json
 from farm.errors import InvalidInput, TooLarge
 from farm.gateway.body_memory import BodyMemory
-from farm.ingest.ndjson import Entry, long_line, parse_line
+from farm.ingest.ndjson import Entries, parse_lines
 from farm.job import MAX_LINE_BYTES, MAX_PIECE_LINES
 
 JSON_TYPES = ("application/json",)
@@ -80,73 +81,66 @@ async def read_json(request: Request, limit: int) -> dict[str, Any]:
     return data
 
 
-async def lines(request: Request) -> AsyncIterator[Entry]:
-    """The lines of an NDJSON body with their numbers; blank ones are skipped.
+async def lines(request: Request) -> AsyncIterator[Entries]:
+    """The lines of an NDJSON body with their numbers, some at a time; blank ones are skipped.
 
-    Only one line is held at a time; of one that is too long, only its size.
+    The start of one line is held, and of one that is too long only its size.
     """
-    number, held, skipped = 0, bytearray(), 0
+    first, held, dropped = 1, bytearray(), 0
     async for part in request.stream():
-        start = 0
-        while (end := part.find(b"\n", start)) >= 0:
-            number += 1
-            held += part[start:end]
-            start = end + 1
-            if skipped or len(held) > MAX_LINE_BYTES:
-                yield long_line(number, skipped + len(held))
-            elif entry := _entry(held, number):
-                yield entry
-            held, skipped = bytearray(), 0
-        held += part[start:]
+        end = part.rfind(b"\n")
+        if end >= 0:
+            held += part[:end]
+            yield parse_lines(bytes(held), first, before=dropped)
+            first += held.count(b"\n") + 1
+            held, dropped, part = bytearray(), 0, part[end + 1 :]
+        held += part
         if len(held) > MAX_LINE_BYTES:
-            skipped += len(held)
+            dropped += len(held)
             held = bytearray()
-    number += 1
-    if skipped or len(held) > MAX_LINE_BYTES:
-        yield long_line(number, skipped + len(held))
-    elif entry := _entry(held, number):
-        yield entry
+    if held or dropped:
+        yield parse_lines(bytes(held), first, before=dropped)
 
 
-def _entry(line: bytearray, number: int) -> Entry | None:
-    if number == 1 and line.startswith(b"\xef\xbb\xbf"):
-        del line[:3]
-    return parse_line(bytes(line), number) if line.strip() else None
-
-
-async def pieces(request: Request) -> AsyncIterator[list[Entry]]:
+async def pieces(request: Request) -> AsyncIterator[Entries]:
     """The entries of an NDJSON body in groups that are cut at the same places every time."""
     memory = BodyMemory.of(request)
-    group: list[Entry] = []
-    size = 0
-    async for entry in lines(request):
-        memory.take(request, len(entry.text))
-        group.append(entry)
-        size += len(entry.text)
-        if len(group) == MAX_PIECE_LINES or size >= PIECE_BYTES:
-            yield group
+    held = Entries.of(())
+    async for found in lines(request):
+        memory.take(request, found.size)
+        held += found
+        while end := _piece(held):
+            yield held[:end]
+            held = held[end:]
             memory.give(request.scope)
-            group, size = [], 0
-    if group:
-        yield group
+            memory.take(request, held.size)
+    if held:
+        yield held
 
 
-async def one_piece(request: Request) -> list[Entry]:
+def _piece(entries: Entries) -> int:
+    """How many of them make a whole piece; 0 if they do not."""
+    if len(entries) < MAX_PIECE_LINES and entries.size < PIECE_BYTES:
+        return 0
+    sizes = enumerate(accumulate(map(len, entries.texts)), 1)
+    return next(end for end, size in sizes if end == MAX_PIECE_LINES or size >= PIECE_BYTES)
+
+
+async def one_piece(request: Request) -> Entries:
     """The entries of a body that may hold one piece and no more."""
     memory = BodyMemory.of(request)
-    group: list[Entry] = []
-    size = 0
-    async for entry in lines(request):
-        memory.take(request, len(entry.text))
-        group.append(entry)
-        size += len(entry.text)
-        if len(group) > MAX_PIECE_LINES or size > 2 * PIECE_BYTES:
+    held, size = Entries.of(()), 0
+    async for found in lines(request):
+        memory.take(request, found.size)
+        held += found
+        size += found.size
+        if len(held) > MAX_PIECE_LINES or size > 2 * PIECE_BYTES:
             raise TooLarge(
                 f"a piece has at most {MAX_PIECE_LINES:,} lines and {2 * PIECE_BYTES:,} bytes",
                 field="piece",
                 hint="send the rest as the next piece",
             )
-    return group
+    return held
 
 
 def _too_large(limit: int) -> TooLarge:

@@ -1,6 +1,5 @@
 """Pictures that stand in a request as data URLs are handled like uploads, within a budget."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import anyio
@@ -8,7 +7,7 @@ from anyio.to_thread import run_sync
 
 from farm.errors import FarmError, TooLarge
 from farm.ingest.assets import PICTURE_FIELDS, Assets
-from farm.ingest.ndjson import Entry
+from farm.ingest.ndjson import Entries, Entry
 
 MAX_PICTURES = 100  # different ones in one body, or in one piece of a long one
 MAX_PIXELS = 2**25  # of all of them: thirty of 1024 x 1024
@@ -16,15 +15,15 @@ MAX_PIXELS = 2**25  # of all of them: thirty of 1024 x 1024
 UPLOADS = anyio.CapacityLimiter(8)  # each may hold an asset's whole size in memory
 
 
-async def keep_pictures(assets: Assets, tenant: str, entries: Sequence[Entry]) -> list[Entry]:
+async def keep_pictures(assets: Assets, tenant: str, entries: Entries) -> Entries:
     """The entries with each data URL replaced by the id of the asset that it has become.
 
     Submissions without pictures never wait for those that have some.
     """
-    if not any(_has_pictures(entry.data) for entry in entries):
-        return list(entries)
+    if not any(map(_has_pictures, entries.kinds.values)):
+        return entries
     budget = _Budget(assets, tenant)
-    return [await budget.keep(entry) for entry in entries]
+    return Entries.of([await budget.keep(entry) for entry in entries])
 
 
 def _has_pictures(data: Any) -> bool:

@@ -2,13 +2,13 @@
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from redis.exceptions import RedisError
 
 from farm.errors import OverQuota
-from farm.ingest.ndjson import Entry
+from farm.ingest.ndjson import Entries
 from farm.job import TERMINAL_JOBS
 from farm.queue import MAX_ROWS, JobStatus, Queue
 from farm.queue.connection import explain
@@ -93,10 +93,14 @@ class Quotas:
                 raise OverQuota(f"more than {rate:,} requests a second", hint="try again later")
             use.requests -= 1
 
-    def take_work(self, tenant: str, entries: Sequence[Entry]) -> None:
+    def take_work(self, tenant: str, entries: Entries) -> None:
         """Before a submission is taken in."""
-        renders = [_asked(entry.data) for entry in entries]
-        asked = Work(sum(one.pictures for one in renders), sum(one.row_steps for one in renders))
+        kinds = entries.kinds
+        each = [_asked(value) for value in kinds.values]
+        asked = Work(
+            sum(each[kind].pictures for kind in kinds.places),
+            sum(each[kind].row_steps for kind in kinds.places),
+        )
         with self._lock:
             now = self._clock()
             use = self._use(tenant, now)

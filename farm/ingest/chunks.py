@@ -1,7 +1,9 @@
 """Resolved renders become chunks, the contents of tasks; the same renders are always cut alike."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from itertools import accumulate
 from typing import NamedTuple
 
 from farm.errors import InvalidInput
@@ -14,8 +16,8 @@ from farm.job import (
     Chunk,
     Format,
     JobOptions,
-    NumberedSpec,
 )
+from farm.renders import Renders
 from farm.sinks.protocol import Sink
 from farm.spec import Lane
 
@@ -63,15 +65,17 @@ class Cutter(NamedTuple):
     format: Format
     limits: Callable[[Lane], TaskLimits]
 
-    def cut(self, piece: int, renders: Iterable[NumberedSpec]) -> Iterator[Chunk]:
+    def cut(self, piece: int, renders: Renders) -> Iterator[Chunk]:
         """The chunks of one piece of the job, lane by lane."""
-        lanes: dict[Lane, list[NumberedSpec]] = {}
-        for numbered in renders:
-            lanes.setdefault(numbered.spec.lane, []).append(numbered)
+        lanes: dict[Lane, list[int]] = {}
+        of_kind = [lanes.setdefault(spec.lane, []) for spec in renders.specs]
+        for place, kind in enumerate(renders.kinds):
+            of_kind[kind].append(place)
+        found = [renders] if len(lanes) == 1 else map(renders.at, lanes.values())
         groups = (
             (lane, group)
-            for lane, found in lanes.items()
-            for group in split(found, self.limits(lane))
+            for lane, alike in zip(lanes, found, strict=True)
+            for group in split(alike, self.limits(lane))
         )
         for number, (lane, group) in enumerate(groups, piece * MAX_PIECE_LINES):
             yield Chunk(
@@ -81,22 +85,19 @@ class Cutter(NamedTuple):
                 sink=self.sink,
                 format=self.format,
                 lane=str(lane),
-                renders=tuple(group),
+                renders=group,
             )
 
 
-def split(renders: Iterable[NumberedSpec], limits: TaskLimits) -> Iterator[list[NumberedSpec]]:
+def split(renders: Renders, limits: TaskLimits) -> Iterator[Renders]:
     """Groups within the limits, in order."""
-    group: list[NumberedSpec] = []
-    pictures = cost = 0
-    for numbered in renders:
-        spec = numbered.spec
-        full = pictures + spec.num_images > limits.pictures or cost + spec.cost > limits.row_steps
-        if group and full:
-            yield group
-            group, pictures, cost = [], 0, 0
-        group.append(numbered)
-        pictures += spec.num_images
-        cost += spec.cost
-    if group:
-        yield group
+    pictures = [0, *accumulate(renders.of_each(lambda spec: spec.num_images))]
+    cost = [0, *accumulate(renders.of_each(lambda spec: spec.cost))]
+    row_steps = int(min(limits.row_steps, cost[-1]))
+    start = 0
+    while start < len(renders):
+        within_pictures = bisect_right(pictures, pictures[start] + limits.pictures) - 1
+        within_cost = bisect_right(cost, cost[start] + row_steps) - 1
+        end = max(min(within_pictures, within_cost), start + 1)
+        yield renders[start:end]
+        start = end

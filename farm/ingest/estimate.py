@@ -27,13 +27,16 @@ class LaneEstimate(NamedTuple):
 
 def estimate_bytes(chunks: Iterable[Chunk]) -> int:
     """About how much the pictures take in the store."""
-    size = 0.0
-    for chunk in chunks:
-        for numbered in chunk.renders:
-            spec = numbered.spec
-            pixels = spec.height * spec.width
-            size += spec.num_images * (_FILE_BYTES + pixels * _BYTES_PER_PIXEL[chunk.format])
-    return int(size)
+    return int(sum(map(_bytes, chunks)))
+
+
+def _bytes(chunk: Chunk) -> float:
+    pixel = _BYTES_PER_PIXEL[chunk.format]
+    return sum(
+        chunk.renders.of_each(
+            lambda spec: spec.num_images * (_FILE_BYTES + spec.height * spec.width * pixel)
+        )
+    )
 
 
 def estimate(piece: Piece, paces: Mapping[str, float]) -> dict[str, Any]:

@@ -2,30 +2,30 @@
 
 import hashlib
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
+from pydantic import ValidationError
+
 from farm.checkpoints.registry import CheckpointRegistry
 from farm.errors import (
     AllRejected,
     Conflict,
-    FarmError,
     InvalidInput,
     NotFound,
     OverQuota,
     QueueFull,
     RejectedRender,
     TooLarge,
-    Unavailable,
 )
 from farm.ingest.adapters import Adapters
 from farm.ingest.assets import Assets
 from farm.ingest.chunks import Cutter, TaskLimits, shard_size_of
 from farm.ingest.job_record import ClosedRecord, JobRecord
-from farm.ingest.ndjson import Entry, content_of, placed
+from farm.ingest.ndjson import Entries, placed
 from farm.ingest.piece import Piece, check_lanes, too_many_lanes
 from farm.ingest.resolver import Resolver
 from farm.job import (
@@ -84,7 +84,7 @@ class Ingest:
         self,
         tenant: str,
         options: JobOptions,
-        entries: Sequence[Entry],
+        entries: Entries,
         all_or_none: bool = False,
     ) -> Submission:
         """A whole job in one call.
@@ -92,16 +92,14 @@ class Ingest:
         Raises:
             AllRejected: none of the entries can be rendered, or one cannot and all were wanted.
         """
-        content = hashlib.sha256()
-        for entry in entries:
-            content.update(content_of(entry))
-        record = self._record(tenant, options, content.hexdigest())
+        content = hashlib.sha256(entries.content()).hexdigest()
+        record = self._record(tenant, options, content)
         piece = self.cut(record, 0, 0, entries)
         if not piece.chunks or (all_or_none and piece.rejected):
             raise AllRejected(piece.rejected[:MAX_LISTED])
         check_lanes(len(piece.lanes))
         if len(piece.chunks) > MAX_ROWS:
-            record, created = self.open(tenant, options, content=content.hexdigest())
+            record, created = self.open(tenant, options, content=content)
             return self._feed(record, created, piece, entries)
         record = record.model_copy(update={"whole": True, "rejected": len(piece.rejected)})
         header = self._writers.submit(self._store_record, record)
@@ -146,7 +144,7 @@ class Ingest:
             raise NotFound(f"there is no job {job}", field="job", hint="farm ls shows yours")
         return record
 
-    def append(self, record: JobRecord, number: int, first: int, entries: Sequence[Entry]) -> Piece:
+    def append(self, record: JobRecord, number: int, first: int, entries: Entries) -> Piece:
         """One piece; sent again unchanged it changes nothing.
 
         Args:
@@ -166,13 +164,9 @@ class Ingest:
             )
         if not self.queue.note_lanes(record.job, piece.lanes, MAX_JOB_LANES):
             raise too_many_lanes()
-        content = hashlib.sha256(f"{first}:".encode())
-        for entry in entries:
-            content.update(content_of(entry))
+        content = hashlib.sha256(f"{first}:".encode() + entries.content()).hexdigest()
         self.write(piece)
-        self.queue.append(
-            record.job, number, content.hexdigest(), piece.drafts(), len(piece.rejected)
-        )
+        self.queue.append(record.job, number, content, piece.drafts(), len(piece.rejected))
         return piece
 
     def close(self, record: JobRecord, pieces: int) -> None:
@@ -193,36 +187,24 @@ class Ingest:
         self._store.put(keys.cancelled(job), b"")
         self.queue.cancellation_noted(job)
 
-    def resolve(
-        self, tenant: str, options: JobOptions, first: int, entries: Sequence[Entry]
-    ) -> Piece:
+    def resolve(self, tenant: str, options: JobOptions, first: int, entries: Entries) -> Piece:
         """What the entries would become in a job of their own; nothing is stored."""
         return self.cut(self._record(tenant, options, "estimate"), 0, first, entries)
 
-    def cut(self, record: JobRecord, number: int, first: int, entries: Sequence[Entry]) -> Piece:
+    def cut(self, record: JobRecord, number: int, first: int, entries: Entries) -> Piece:
         """Resolve the entries and cut them into tasks, lane by lane. The same input gives the
         same chunks."""
         batch = self._resolver.batch(record.tenant, seed=record.seed)
-        renders = []
-        rejected = []
-        for render, entry in enumerate(entries, first):
-            try:
-                if entry.error is not None:
-                    raise entry.error
-                numbered = batch.resolve(entry.data, render, columns=entry.line is not None)
-            except Unavailable:  # of the store: the render is not to blame, and may be sent again
-                raise
-            except FarmError as error:
-                rejected.append(RejectedRender(render, placed(error, entry)))
-            else:
-                renders.append(numbered)
+        renders, refused = batch.resolve_all(entries, first)
+        rejected = tuple(
+            RejectedRender(first + place, placed(error, entries[place]))
+            for place, error in refused.items()
+        )
         chunks = tuple(_cutter(record).cut(number, renders))
         texts = tuple(chunk.model_dump_json() for chunk in chunks)
-        return Piece(chunks, texts, tuple(rejected))
+        return Piece(chunks, texts, rejected)
 
-    def _feed(
-        self, record: JobRecord, created: bool, piece: Piece, entries: Sequence[Entry]
-    ) -> Submission:
+    def _feed(self, record: JobRecord, created: bool, piece: Piece, entries: Entries) -> Submission:
         """Bring a long job in; of one that is known, what an interrupted call may have left."""
         known = Submission(record.job, created, piece.renders, piece.pictures, piece.rejected)
         if not created and self.queue.status(record.job, record.tenant).state is not JobState.OPEN:
@@ -270,7 +252,7 @@ class Ingest:
 
     def _write_chunk(self, chunk: Chunk, text: str) -> None:
         key, data = keys.chunk(chunk.job, chunk.number), text.encode()
-        if not self._store.put(key, data) and self._store.get(key) != data:
+        if not self._store.put(key, data) and not _is_chunk(self._store.get(key), data, chunk):
             raise Conflict(
                 f"this piece of job {chunk.job} came in before with other content", field="piece"
             )
@@ -303,7 +285,7 @@ class Feed:
         self.rejected_count = 0
         self.rejected: list[RejectedRender] = []  # the first ones; memory stays flat
 
-    def add(self, entries: Sequence[Entry]) -> None:
+    def add(self, entries: Entries) -> None:
         piece = self._ingest.cut(self._record, self._cuts, self.lines, entries)
         if self._all_or_none and piece.rejected:
             self._ingest.cancel(self._record.job, self._record.tenant)
@@ -347,6 +329,17 @@ def _cutter(record: JobRecord) -> Cutter:
         return TaskLimits.by_pace(record.paces.get(str(lane), DEFAULT_ROW_STEPS_PER_SECOND))
 
     return Cutter(record.job, record.tenant, record.sink, record.format, limits)
+
+
+def _is_chunk(stored: bytes, data: bytes, chunk: Chunk) -> bool:
+    """Whether the chunk is stored: its bytes, or as an earlier version of the farm wrote it."""
+    if stored == data:
+        return True
+    try:
+        found = Chunk.model_validate_json(stored)
+    except ValidationError:
+        return False
+    return found.model_copy(update={"v": chunk.v}) == chunk
 
 
 def _header(record: JobRecord, options: JobOptions) -> JobHeader:

@@ -4,9 +4,6 @@ import contextlib
 from collections.abc import Collection, Iterable, Iterator, Sequence, Set
 from pathlib import Path, PurePosixPath
 
-import numpy as np
-from numpy.typing import NDArray
-
 from farm.errors import Conflict, NotFound
 from farm.formats.manifest import ManifestRow
 from farm.formats.picture_file import CONTENT_TYPES
@@ -22,12 +19,10 @@ class Images:
     """A row's ``file`` is the picture's key."""
 
     sharded = False
+    tokens_alone = False
 
     def __init__(self, store: Store, folder: Path) -> None:
         self._store = store
-
-    def row_alone(self, record: PictureRecord, tokens: NDArray[np.integer]) -> None:
-        """None: the store has each picture's file before its row is known."""
 
     def store_picture(self, place: TaskPlace, record: PictureRecord, data: bytes) -> ManifestRow:
         key = place.data + record.file_name

@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 from farm.errors import InvalidInput
 from farm.formats.manifest import ManifestRow
 from farm.formats.picture_file import Facts
-from farm.formats.picture_record import PictureRecord
+from farm.job import Format
 
 RowId = tuple[int, int]
 
@@ -51,7 +51,7 @@ class Layout(Protocol):
     content_type: str
     tokens_alone: bool  # whether a picture's tokens are all that is kept of it, and not its file
 
-    def file_name(self, record: PictureRecord) -> str:
+    def file_name(self, render: int, image: int, picture_format: Format) -> str:
         """Of one picture, once it is taken out of its shard."""
         ...
 

@@ -9,7 +9,9 @@ That column is neither compressed nor encoded, so that each value lies in the fi
 can be read by itself.
 """
 
+import functools
 import io
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -21,18 +23,19 @@ from farm.formats.columns import (
     FIXED,
     column_types,
     fixed_columns,
-    metadata_of,
     user_columns,
+    user_values,
 )
-from farm.formats.manifest import ManifestRow
-from farm.formats.picture_file import Facts, file_name, read_facts, token_grid
-from farm.formats.picture_record import PictureRecord
+from farm.formats.manifest import ManifestColumns, ManifestRow
+from farm.formats.picture_file import Facts, file_name, file_stem, read_facts, token_grid
 from farm.job import Format
 from farm.sinks.layout import Packed, Unpacked, check_content, refuse_damage
 from farm.spec import RenderSpec
 
 ROW_GROUP = 100  # pictures; readers that shuffle take a group at a time
+TOKEN_ROW_GROUP = 1000  # a picture's tokens are a hundredth of its file
 SEARCHED = 64  # bytes
+PAGE = 2**20  # bytes, about, that Arrow writes as one
 IMAGE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
 TOKENS_NAME = "tokens"
 _PAYLOADS = ("image.bytes", "tokens")  # paths of the columns with the pictures
@@ -49,13 +52,14 @@ class _Table:
 class Parquet(_Table):
     tokens_alone = False
 
-    def file_name(self, record: PictureRecord) -> str:
-        return record.file_name
+    def file_name(self, render: int, image: int, picture_format: Format) -> str:
+        return file_name(render, image, picture_format)
 
     def pack(self, rows: Sequence[ManifestRow], contents: Sequence[bytes]) -> Packed:
-        columns = [pa.array(contents, pa.binary()), pa.array([row.file for row in rows])]
+        names = ManifestColumns.of(rows).column("file")
+        columns = [pa.array(contents, pa.binary()), pa.array(names, pa.string())]
         images = pa.StructArray.from_arrays(columns, fields=list(IMAGE))
-        data = write_table({"image": images}, rows, self._types)
+        data = write_table({"image": images}, rows, self._types, ROW_GROUP)
         return Packed(data, _offsets(data, contents))
 
     def unpack(self, data: bytes) -> Iterator[Unpacked]:
@@ -72,11 +76,12 @@ class Parquet(_Table):
 class Tokens(_Table):
     tokens_alone = True
 
-    def file_name(self, record: PictureRecord) -> str:
-        return f"{file_name(record.render, record.image, Format.TOKENS).partition('.')[0]}.u16"
+    def file_name(self, render: int, image: int, picture_format: Format) -> str:
+        return f"{file_stem(render, image)}.u16"
 
     def pack(self, rows: Sequence[ManifestRow], contents: Sequence[bytes]) -> Packed:
-        data = write_table({TOKENS_NAME: pa.array(contents, pa.binary())}, rows, self._types)
+        tokens = {TOKENS_NAME: pa.array(contents, pa.binary())}
+        data = write_table(tokens, rows, self._types, TOKEN_ROW_GROUP)
         return Packed(data, _offsets(data, contents))
 
     def unpack(self, data: bytes) -> Iterator[Unpacked]:
@@ -108,23 +113,27 @@ def token_facts(told: Mapping[str, Any]) -> Facts:
 def write_table(
     payload: Mapping[str, pa.Array],
     rows: Sequence[ManifestRow],
-    types: Mapping[str, pa.DataType] | None = None,
+    types: Mapping[str, pa.DataType] | None,
+    row_group: int,
 ) -> bytes:
     """A file with the payload, the fixed columns and the users'; the same rows give the same bytes.
 
     Args:
         payload: the columns that come first.
         rows: one for each value of them.
-        types: of the users' columns; by default what fits these rows.
+        types: of the users' columns; None for what fits these rows.
+        row_group: rows of a group.
     """
+    rows = ManifestColumns.of(rows)
+    told = [user_values(metadata) for metadata in rows.column("metadata")]
     if types is None:
-        types = column_types(metadata_of(row) for row in rows)
-    told = [fixed_columns(row) for row in rows]
+        types = column_types(told)
+    fixed = fixed_columns(rows)
     columns = {
         **payload,
-        **{name: pa.array([one[name] for one in told], kind) for name, kind in FIXED.items()},
+        **{name: pa.array(fixed[name], kind) for name, kind in FIXED.items()},
     }
-    columns |= user_columns(rows, types, columns.keys())
+    columns |= user_columns(told, types, columns.keys())
     table = pa.table(columns)
     table = table.replace_schema_metadata({"huggingface": hugging_face(table.schema)})
     paths = _leaves(table.schema)
@@ -134,7 +143,7 @@ def write_table(
         table,
         out,
         version="2.6",
-        row_group_size=ROW_GROUP,
+        row_group_size=row_group,
         compression={path: "zstd" if path in others else "none" for path in paths},
         use_dictionary=others,
         write_statistics=others,
@@ -158,6 +167,7 @@ def _feature(kind: pa.DataType) -> dict[str, Any]:
     return {"dtype": names.get(kind, str(kind)), "_type": "Value"}
 
 
+@functools.lru_cache(maxsize=32)
 def _leaves(schema: pa.Schema) -> list[str]:
     """Paths of the columns as the file counts them."""
     empty = io.BytesIO()
@@ -169,13 +179,21 @@ def _leaves(schema: pa.Schema) -> list[str]:
 def _offsets(data: bytes, contents: Sequence[bytes]) -> list[int]:
     """Where the contents lie in a file that holds them in this order, as they are.
 
-    Each stands behind its length, in four bytes. Only the start of a picture is searched for:
-    searching for all of it takes longer than writing the file.
+    Each stands behind its length, in four bytes. What fits into a page mostly follows each other at
+    once. Else only the start of a picture is searched for: searching for all of it takes longer
+    than writing the file.
     """
+    lengths = [len(content).to_bytes(4, "little") for content in contents]
+    if sum(map(len, contents)) < PAGE:
+        whole = b"".join(itertools.chain(*zip(lengths, contents, strict=True)))
+        at = data.index(lengths[0] + contents[0][:SEARCHED])
+        if data.startswith(whole, at):
+            sizes = (len(content) + 4 for content in contents[:-1])
+            return list(itertools.accumulate(sizes, initial=at + 4))
     offsets = []
     at = 0
-    for content in contents:
-        start = len(content).to_bytes(4, "little") + content[:SEARCHED]
+    for length, content in zip(lengths, contents, strict=True):
+        start = length + content[:SEARCHED]
         at = data.index(start, at) + 4
         while not data.startswith(content, at):
             at = data.index(start, at) + 4

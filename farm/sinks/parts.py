@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from farm.errors import NotFound
-from farm.formats.manifest import ManifestRow, merge, read_part, write_part
+from farm.formats.manifest import ManifestColumns, ManifestRow, merge, read_part, write_part
 from farm.job import Chunk, Receipt
 from farm.sinks.protocol import RowId, Sink, TaskPlace
 from farm.store import Store, keys
@@ -19,10 +19,11 @@ CONTENT_TYPE = "application/vnd.apache.parquet"
 
 def rows_of(chunk: Chunk) -> list[RowId]:
     """A row's place in this list is its number in what the queue knows of crashes."""
+    counts = chunk.renders.of_each(lambda spec: spec.num_images)
     return [
-        (numbered.render, image)
-        for numbered in chunk.renders
-        for image in range(numbered.spec.num_images)
+        (render, image)
+        for render, count in zip(chunk.renders.numbers, counts, strict=True)
+        for image in range(count)
     ]
 
 
@@ -44,14 +45,15 @@ def part_receipt(part: str, data: bytes, rows: Sequence[ManifestRow]) -> Receipt
         data: its bytes.
         rows: what they hold.
     """
-    failed = sum(row.error is not None for row in rows)
+    told = ManifestColumns.of(rows)
+    done = told.column("error").count(None)
     return Receipt(
-        done=len(rows) - failed,
-        failed=failed,
-        size=sum(row.size or 0 for row in rows),
+        done=done,
+        failed=len(rows) - done,
+        size=sum(size or 0 for size in told.column("size")),
         part=part,
         part_sha256=hashlib.sha256(data).hexdigest(),
-        numerics=" + ".join(sorted({row.numerics for row in rows})),
+        numerics=" + ".join(sorted(set(told.column("numerics")))),
     )
 
 

@@ -7,9 +7,6 @@ package, under ``farm.sinks.registry.GROUP``; nothing else of the farm has to kn
 from collections.abc import Iterable, Sequence, Set
 from typing import NamedTuple, Protocol, runtime_checkable
 
-import numpy as np
-from numpy.typing import NDArray
-
 from farm.formats.manifest import ManifestRow
 from farm.formats.picture_record import PictureRecord
 from farm.job import Chunk, Format
@@ -88,12 +85,9 @@ class Sink(Protocol):
     # are always cut alike, and a picture can be read only when its task is whole.
     sharded: bool
 
-    def row_alone(self, record: PictureRecord, tokens: NDArray[np.integer]) -> ManifestRow | None:
-        """A picture's row, where the row holds all that is kept of it, as in the sink ``tokens``.
-
-        None where its file is to be stored first, by ``store_picture``.
-        """
-        ...
+    # Whether a picture's tokens are all that is kept of it, as in the sink ``tokens``. Its row then
+    # comes to ``store_task`` with them and without a ``file``, and ``store_picture`` is not called.
+    tokens_alone: bool
 
     def store_picture(self, place: TaskPlace, record: PictureRecord, data: bytes) -> ManifestRow:
         """Take a picture file and give its row, which ``store_task`` may still change.

@@ -8,17 +8,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
 from farm.errors import Conflict, NotFound, RenderError, StoreError
-from farm.formats.manifest import ManifestRow
+from farm.formats.manifest import ManifestColumns, ManifestRow
 from farm.formats.picture_record import PictureRecord
 from farm.job import Chunk
-from farm.sinks.layout import Layout
+from farm.sinks.layout import Layout, Packed
 from farm.sinks.protocol import RowId, Source, StoredObject, TaskPlace
 from farm.sinks.spool import Spool
 from farm.store import Store
+
+_json = json.JSONEncoder().encode  # as ``json.dumps`` does it
 
 LATE = "it was made after the shard of its task was stored without it; retry the job"
 
@@ -36,9 +35,18 @@ class Spot(NamedTuple):
         return json.dumps(self)
 
     @staticmethod
-    def stands_in(row: ManifestRow) -> bool:
-        """Whether the row's picture lies in a shard; else ``file`` is the picture's own name."""
-        return row.file is not None and row.file.startswith("[")
+    def stands_in(file: str | None) -> bool:
+        """Whether a row's picture lies in a shard; else ``file`` is the picture's own name."""
+        return file is not None and file.startswith("[")
+
+    @classmethod
+    def texts(cls, key: str, packed: Packed, names: Sequence[str], shard_sha256: str) -> list[str]:
+        """The texts of all spots of one shard."""
+        start, end = json.dumps(key), f'{len(packed.data)}, "{shard_sha256}"]'
+        return [
+            f"[{start}, {offset}, {_json(name)}, {end}"
+            for offset, name in zip(packed.offsets, names, strict=True)
+        ]
 
     @classmethod
     def of(cls, row: ManifestRow) -> "Spot":
@@ -55,39 +63,38 @@ class Shards:
         self._store = store
         self._folder = folder
         self._layout = layout
+        self.tokens_alone = layout.tokens_alone
         self._opening = threading.Lock()
         self._spools: dict[str, Spool] = {}
 
-    def row_alone(self, record: PictureRecord, tokens: NDArray[np.integer]) -> ManifestRow | None:
-        if not self._layout.tokens_alone:
-            return None
-        return record.tokens_row(self._layout.file_name(record), tokens)
-
     def store_picture(self, place: TaskPlace, record: PictureRecord, data: bytes) -> ManifestRow:
-        name = self._layout.file_name(record)
+        name = self._name(record.render, record.image, place)
         row = record.stored_row(name, data)
         with self._waiting():
             self._spool(place).add(name, data)
         return row
 
     def store_task(self, place: TaskPlace, rows: Sequence[ManifestRow]) -> Sequence[ManifestRow]:
-        failed = [row for row in rows if row.error is not None]
-        made = sorted((row for row in rows if row.error is None), key=lambda row: row.picture)
+        told = ManifestColumns.of(rows)
+        errors = list(enumerate(told.column("error")))
+        failed = told.select([number for number, error in errors if error is not None])
+        made = told.select([number for number, error in errors if error is None]).ordered()
         if not made:
             return failed
+        stored = self._store_shard(place, made)
+        return [*failed, *stored] if failed else stored
+
+    def _store_shard(self, place: TaskPlace, made: ManifestColumns) -> Sequence[ManifestRow]:
         key = self._key(place)
         contents = self._contents(place, made)
         if contents is not None:
             packed = self._layout.pack(made, contents)
             if self._store.put(key, packed.data, content_type=self._layout.content_type):
+                pictures = zip(made.column("render"), made.column("image"), strict=True)
+                names = [self._name(*picture, place) for picture in pictures]
                 sha256 = hashlib.sha256(packed.data).hexdigest()
-                return failed + [
-                    row._replace(
-                        file=str(Spot(key, offset, str(row.file), len(packed.data), sha256))
-                    )
-                    for row, offset in zip(made, packed.offsets, strict=True)
-                ]
-        return failed + self._found(place, made, self._store.get(key))
+                return made.replace(file=Spot.texts(key, packed, names, sha256))
+        return self._found(place, made, self._store.get(key))
 
     def forget(self, place: TaskPlace) -> None:
         self._spool(place).remove()
@@ -144,14 +151,18 @@ class Shards:
     def _spool_name(place: TaskPlace) -> str:
         return f"{place.job}.{place.generation}.{place.number}"
 
-    def _contents(self, place: TaskPlace, rows: Sequence[ManifestRow]) -> list[bytes] | None:
+    def _name(self, render: int, image: int, place: TaskPlace) -> str:
+        return self._layout.file_name(render, image, place.format)
+
+    def _contents(self, place: TaskPlace, rows: ManifestColumns) -> Sequence[bytes] | None:
         """The rows' contents; None if some came from the store, where the shard then is."""
-        if self._layout.tokens_alone:
-            stored = any(Spot.stands_in(row) for row in rows)
-            return None if stored else [row.tokens or b"" for row in rows]
+        names = rows.column("file")
+        if any(map(Spot.stands_in, names)):
+            return None
+        if self.tokens_alone:
+            return rows.column("tokens")
         with self._waiting():
             found = self._spool(place).read()
-        names = [str(row.file) for row in rows]
         return [found[name] for name in names] if found.keys() >= set(names) else None
 
     @contextlib.contextmanager
@@ -189,6 +200,6 @@ class Shards:
         for one in self._layout.unpack(data):
             record = records.get(one.picture)
             if record is not None:
-                name = self._layout.file_name(record)
+                name = self._name(*one.picture, place)
                 spot = Spot(key, one.offset, name, len(data), sha256)
                 yield record.row_of(str(spot), one.facts, one.content)

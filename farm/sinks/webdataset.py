@@ -7,12 +7,13 @@ columns of ``farm.formats.columns`` and, as ``metadata``, the user's own.
 import io
 import json
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
-from farm.formats.columns import fixed_columns, metadata_of
+from farm.formats.columns import fixed_values, user_values
 from farm.formats.manifest import ManifestRow
-from farm.formats.picture_file import read_facts
-from farm.formats.picture_record import PictureRecord
+from farm.formats.picture_file import file_name, read_facts
+from farm.job import Format
 from farm.sinks.layout import Packed, Unpacked, check_content, refuse_damage
 from farm.spec import canonical_json
 
@@ -22,18 +23,18 @@ class Webdataset:
     content_type = "application/x-tar"
     tokens_alone = False
 
-    def file_name(self, record: PictureRecord) -> str:
-        return record.file_name
+    def file_name(self, render: int, image: int, picture_format: Format) -> str:
+        return file_name(render, image, picture_format)
 
     def pack(self, rows: Sequence[ManifestRow], contents: Sequence[bytes]) -> Packed:
         out = io.BytesIO()
         offsets = []
         with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-            for row, content in zip(rows, contents, strict=True):
+            for row, content, fixed in zip(rows, contents, fixed_values(rows), strict=True):
                 assert row.file is not None
                 offsets.append(out.tell() + tarfile.BLOCKSIZE)
                 _add(archive, row.file, content)
-                _add(archive, f"{row.file.partition('.')[0]}.json", sidecar(row))
+                _add(archive, f"{row.file.partition('.')[0]}.json", _sidecar(row, fixed))
         return Packed(out.getvalue(), offsets)
 
     def unpack(self, data: bytes) -> Iterator[Unpacked]:
@@ -54,9 +55,9 @@ def _of(member: tarfile.TarInfo, data: bytes) -> bytes:
     return data[member.offset_data : member.offset_data + member.size]
 
 
-def sidecar(row: ManifestRow) -> bytes:
+def _sidecar(row: ManifestRow, fixed: Mapping[str, Any]) -> bytes:
     """The JSON that stands beside a picture."""
-    return canonical_json({**fixed_columns(row), "metadata": metadata_of(row)}).encode()
+    return canonical_json({**fixed, "metadata": user_values(row.metadata)}).encode()
 
 
 def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:

@@ -16,8 +16,9 @@ from farm.spec.render import (
     Row,
     canonical_json,
     derived_seed,
+    row_seed,
 )
-from farm.spec.request import RenderRequest, accepts_prompt, accepts_seed
+from farm.spec.request import RenderRequest, accepts_prompts, accepts_seed
 
 __all__ = [
     "MAX_PROMPT_CHARACTERS",
@@ -40,7 +41,7 @@ __all__ = [
     "Row",
     "TextEncoderSizes",
     "TransformerSizes",
-    "accepts_prompt",
+    "accepts_prompts",
     "accepts_seed",
     "canonical_json",
     "check_adapter_name",
@@ -48,4 +49,5 @@ __all__ = [
     "explain",
     "parameters_of",
     "parse_adapters",
+    "row_seed",
 ]

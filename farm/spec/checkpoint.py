@@ -69,9 +69,9 @@ class CheckpointInfo(BaseModel):
         """Those that are not in the vocabulary, each once, in their order."""
         if not self.vocabulary:
             return []
-        words = dict.fromkeys(_WORD.findall(prompt.lower()))
         known = _set(self.vocabulary)
-        return [word for word in words if word not in known]
+        unknown = [word for word in _WORD.findall(prompt.lower()) if word not in known]
+        return list(dict.fromkeys(unknown))
 
     def check_size(self, height: int, width: int) -> None:
         for field, value in (("height", height), ("width", width)):

@@ -2,8 +2,9 @@
 
 import difflib
 import enum
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Self
 
@@ -39,6 +40,18 @@ def accepts_prompt(value: Any) -> bool:
     except ValueError:
         return False
     return type(value) is str
+
+
+def accepts_prompts(values: Sequence[Any]) -> list[bool]:
+    """What ``accepts_prompt`` says of each; of ordinary ones together, in a tenth of the time."""
+    try:
+        text = "".join(values)
+    except TypeError:  # one of them is no text
+        text = "\n"
+    longest = max(map(len, values), default=0) if text.isprintable() else math.inf
+    if longest <= MAX_PROMPT_CHARACTERS and all(map(str.strip, values)):
+        return [True] * len(values)
+    return [accepts_prompt(value) for value in values]
 
 
 def accepts_seed(value: Any) -> bool:

@@ -16,8 +16,9 @@ from farm.checkpoints.inspect import Checkpoint
 from farm.errors import InvalidInput
 from farm.formats.manifest import ManifestRow, merge, read_part
 from farm.formats.picture_file import read_facts
-from farm.job import Chunk, JobOptions, JobState, Lease, NumberedSpec, Priority, TaskDraft, job_id
+from farm.job import Chunk, JobOptions, JobState, Lease, Priority, TaskDraft, job_id
 from farm.queue import JobHeader, Queue, connect, previews
+from farm.renders import NumberedSpec, Renders
 from farm.scheduler.scheduler import Scheduler
 from farm.spec import Lane, RenderRequest
 from farm.store import Store, keys, open_store
@@ -88,9 +89,7 @@ class Farm:
             sink=chosen.sink,
             format=chosen.format,
             lane=str(specs[0].lane),
-            renders=tuple(
-                NumberedSpec(render=number, spec=spec) for number, spec in enumerate(specs)
-            ),
+            renders=Renders.of(NumberedSpec(number, spec) for number, spec in enumerate(specs)),
         )
         text = chunk.model_dump_json()
         self.store.put(keys.chunk(job, 0), text.encode())

@@ -59,8 +59,8 @@ def test_what_a_worker_measures_arrives_at_prometheus(gateway: Gateway) -> None:
     usage = {"steps": 10, "busy": 30, "computed": 40, "memory": {"used": 5, "total": 80}}
     metrics = WorkerMetrics([Engine(**usage)], lambda: 1000)  # type: ignore[list-item]
     metrics.stepped(2.0, {LANE: 3}, {"ann": 2, "bob": 1})
-    metrics.row_ended(LANE, 12, 0.5, failed=False)
-    metrics.row_ended(LANE, 4, 40.0, failed=True)
+    metrics.rows_ended(LANE, 12, [0.5])
+    metrics.rows_ended(LANE, 4, [40.0], failed=1)
     metrics.stored(0.02, 0.2)
     metrics.looked_up("adapters", True)
     connect_worker(gateway.queue, "worker-0", metrics.snapshot())
@@ -98,7 +98,7 @@ def test_what_was_measured_before_is_not_counted_twice() -> None:
 
 def test_a_worker_that_came_back_is_there_once(gateway: Gateway) -> None:
     lost = WorkerMetrics()
-    lost.row_ended(LANE, 12, 0.5, failed=False)
+    lost.rows_ended(LANE, 12, [0.5])
     connect_worker(gateway.queue, "worker-0", lost.snapshot())
     back = WorkerMetrics()
     session = connect_worker(gateway.queue, "worker-0", back.snapshot())
@@ -126,7 +126,7 @@ def test_the_number_of_lanes_and_tenants_of_a_worker_is_bounded() -> None:
     metrics = WorkerMetrics()
     for side in range(1, 200):
         lane = LANE._replace(width=8 * side)
-        metrics.row_ended(lane, 1, 0.1, failed=False)
+        metrics.rows_ended(lane, 1, [0.1])
         metrics.stepped(1.0, {lane: 1}, {f"tenant-{side}": 1})
     told = metrics.snapshot()
     lanes = {labels[0]: value for _, labels, value in told["farm_worker_row_steps"]}

@@ -18,7 +18,7 @@ from starlette.routing import Route
 
 from farm.gateway.app import create_app
 from farm.gateway.auth import LOCAL_TENANT
-from farm.ingest.ndjson import Entry
+from farm.ingest.ndjson import Entries, Entry
 from farm.job import JobOptions
 from farm.settings import GatewaySettings
 
@@ -185,7 +185,7 @@ def things(app: FastAPI, tenant: str) -> dict[str, str]:
     """A job and a file of the tenant."""
     deps = app.state.deps
     options = JobOptions.parse({})
-    job = deps.ingest.submit(tenant, options, [Entry({"prompt": "x"})]).job
+    job = deps.ingest.submit(tenant, options, Entries.of([Entry({"prompt": "x"})])).job
     deps.queue.cancel(job, tenant)
     asset = deps.assets.add(tenant, png())
     names = {

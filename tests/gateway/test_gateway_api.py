@@ -45,7 +45,7 @@ def test_a_job_is_in_the_store_before_it_is_acknowledged(gateway: Gateway) -> No
     record = json.loads(gateway.store.get(keys.header(told["id"])))
     chunk = json.loads(gateway.store.get(keys.chunk(told["id"], 0)))
     assert (record["tenant"], record["options"]["name"]) == ("local", "mine")
-    assert chunk["renders"][0]["spec"]["prompt"] == "x"
+    assert chunk["renders"]["prompts"] == ["x"]
     assert told["images"] == {
         "total": 3, "done": 0, "failed": 0, "expired": 0, "running_done": 0,
     }  # fmt: skip
@@ -251,7 +251,7 @@ def test_an_asset_is_known_by_its_content(http: httpx2.Client) -> None:
 def test_a_picture_gives_a_render_its_size(http: httpx2.Client, gateway: Gateway) -> None:
     asset = http.put("/v1/assets", content=png(41, 24)).json()["id"]
     job = post(http, {"prompt": "x", "image": asset}).json()["id"]
-    spec = json.loads(gateway.store.get(keys.chunk(job, 0)))["renders"][0]["spec"]
+    spec = json.loads(gateway.store.get(keys.chunk(job, 0)))["renders"]["specs"][0]
     assert (spec["mode"], spec["width"], spec["height"]) == ("img2img", 40, 24)
 
 

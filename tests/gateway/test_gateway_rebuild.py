@@ -14,13 +14,14 @@ from harness import INFO, Gateway, Serve, ndjson, post, until
 
 from farm.errors import Conflict, JobFailed
 from farm.gateway.app import create_app
-from farm.ingest.ndjson import Entry
+from farm.ingest.ndjson import Entries, Entry
 from farm.ingest.rebuild import rebuild
 from farm.job import JobOptions, JobState
 from farm.local.rebuild import rebuild_embedded
 from farm.queue import JobStatus
 from farm.settings import GatewaySettings
 from farm.store import keys
+from farm.stored_record import STORE_SCHEMA
 from farm_client import Farm, Job
 
 
@@ -186,7 +187,7 @@ def test_a_store_of_a_newer_farm_is_not_rebuilt_by_an_older_one(kept: Gateway, f
     job = farm.submit("a boat")
     record = json.loads(kept.store.get(keys.header(job.id)))
     kept.store.delete(keys.header(job.id))
-    kept.store.put(keys.header(job.id), json.dumps({**record, "v": 2}).encode())
+    kept.store.put(keys.header(job.id), json.dumps({**record, "v": STORE_SCHEMA + 1}).encode())
     lose(kept)
     with pytest.raises(Conflict, match="newer version of the farm"):
         rebuild(kept.queue, kept.store)
@@ -196,7 +197,7 @@ def test_a_job_that_was_left_open_stays_cancelled(kept: Gateway) -> None:
     """The queue ends it by itself; the gateway hears of it, and notes it in the store."""
     ingest = kept.app_deps.ingest
     record, _ = ingest.open("local", JobOptions())
-    ingest.append(record, 0, 0, [Entry({"prompt": "a boat"})])
+    ingest.append(record, 0, 0, Entries.of([Entry({"prompt": "a boat"})]))
     kept.queue.client.zadd(f"{{{kept.queue.farm}}}:opened", {record.job: 1})
     kept.queue.tick()
     until(lambda: kept.store.size(keys.cancelled(record.job)) is not None)

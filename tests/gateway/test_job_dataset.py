@@ -17,7 +17,7 @@ from harness import Gateway, until
 import farm_client
 from farm.errors import InvalidInput
 from farm.formats.picture_file import read_facts
-from farm.ingest.ndjson import Entry
+from farm.ingest.ndjson import Entries, Entry
 from farm.job import JobOptions
 from farm_client import Farm, Job, job_dataset
 from farm_client.connection import Connection
@@ -98,7 +98,7 @@ def test_a_reader_given_half_of_the_job_while_it_ran_killed_and_resumed_saw_ever
     record, _ = ingest.open("local", options)
 
     def append(piece: int, numbers: range) -> None:
-        entries = [Entry({**DEFAULTS, **one}) for one in renders(numbers)]
+        entries = Entries.of(Entry({**DEFAULTS, **one}) for one in renders(numbers))
         ingest.append(record, piece, numbers.start, entries)
 
     append(0, range(half))

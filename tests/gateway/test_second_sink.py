@@ -13,11 +13,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import httpx2
-import numpy as np
 import pytest
 from fake_engine import BAD_PROMPT, FakeEngine
 from harness import Gateway, post, until
-from numpy.typing import NDArray
 
 from farm.errors import Conflict, NotFound
 from farm.formats.manifest import ManifestRow, read_part
@@ -56,13 +54,11 @@ class Bundle:
     """All pictures of a task in one object: a JSON line with name and size, then the file."""
 
     sharded = True
+    tokens_alone = False
 
     def __init__(self, store: Store, folder: Path) -> None:
         self._store = store
         self._folder = folder
-
-    def row_alone(self, record: PictureRecord, tokens: NDArray[np.integer]) -> None:
-        """None: the bundle has the picture's file."""
 
     def store_picture(self, place: TaskPlace, record: PictureRecord, data: bytes) -> ManifestRow:
         spool = self._spool(place)

@@ -20,7 +20,7 @@ from farm.checkpoints.registry import CheckpointRegistry
 from farm.errors import FarmError
 from farm.ingest.assets import Assets
 from farm.ingest.ingest import Ingest
-from farm.ingest.ndjson import Entry
+from farm.ingest.ndjson import Entries, Entry
 from farm.job import JobOptions
 from farm.local.doctor import amiss
 from farm.local.rebuild import rebuild_embedded
@@ -53,7 +53,7 @@ def fill(data: Path) -> dict[str, Any]:
             prompts = [f"{number}-{at}" for at in range(1 + number % 4)]
             if number % 7 == 3:
                 prompts.append(BAD_PROMPT)
-            entries = [Entry({"prompt": prompt}) for prompt in prompts]
+            entries = Entries.of(Entry({"prompt": prompt}) for prompt in prompts)
             return ingest.submit("ann", JobOptions(seed=number), entries).job
 
         for number in range(25):

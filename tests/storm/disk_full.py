@@ -30,7 +30,7 @@ from farm.checkpoints.registry import CheckpointRegistry
 from farm.errors import FarmError
 from farm.ingest.assets import Assets
 from farm.ingest.ingest import Ingest
-from farm.ingest.ndjson import Entry
+from farm.ingest.ndjson import Entries, Entry
 from farm.job import JobOptions
 from farm.local.supervisor import Service, Supervisor, sweep
 from farm.local.valkey import ServerProcess
@@ -74,7 +74,8 @@ class Client:
         while not self._stopped.wait(0.02):
             number += 1
             try:
-                job = self._ingest.submit("ann", JobOptions(seed=number), [entry(number)]).job
+                entries = Entries.of([entry(number)])
+                job = self._ingest.submit("ann", JobOptions(seed=number), entries).job
             except FarmError:
                 self.refused += 1
             else:

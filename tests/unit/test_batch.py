@@ -7,13 +7,17 @@ from typing import Any
 
 import pytest
 from fake_engine import INFO
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from farm.checkpoints.registry import CheckpointRegistry
-from farm.errors import FarmError
+from farm.errors import FarmError, InvalidInput
 from farm.ingest.adapters import Adapters
 from farm.ingest.assets import Assets
+from farm.ingest.ndjson import Entries, Entry
 from farm.ingest.resolver import MAX_PATTERNS, Resolver
-from farm.spec import RenderSpec
+from farm.renders import NumberedSpec, Renders
+from farm.spec import RenderRequest, RenderSpec, accepts_prompts
 from farm.store import open_store
 
 # Values of which many are equal to one another, not the same, or wrong.
@@ -52,7 +56,7 @@ def outcome(resolve: Any, data: Any, render: int) -> Any:
         numbered = resolve(dict(data), render)
     except FarmError as error:
         return type(error), str(error)
-    return numbered.model_dump_json(), numbered.spec.sha256, numbered.spec
+    return numbered.metadata, numbered.spec.model_dump_json(), numbered.spec
 
 
 def test_a_batch_resolves_each_render_as_if_it_came_alone(resolver: Resolver) -> None:
@@ -70,6 +74,54 @@ def test_a_batch_resolves_each_render_as_if_it_came_alone(resolver: Resolver) ->
             accepted += 1
             assert json.loads(alone[-1].canonical())["prompt"] == data["prompt"]
     assert 1000 < accepted < 3500
+
+
+def test_rows_that_come_in_together_are_what_each_is_alone(resolver: Resolver) -> None:
+    chance = random.Random(6)
+    rows: list[Any] = []
+    for _ in range(1500):
+        names = chance.sample(sorted(VALUES.keys() - {"prompt"}), chance.choice([0, 0, 1, 1, 2]))
+        data = {name: chance.choice(VALUES[name]) for name in names}
+        rows.append(data | {"prompt": chance.choice(VALUES["prompt"][: chance.choice([3, 3, 12])])})
+    wrong = InvalidInput("is not JSON", field="json")
+    odd = [Entry(None), Entry([1]), Entry(error=wrong, line=3), Entry({"seed": 5}), Entry("{}")]
+    for line in (None, 1):
+        entries = [*(Entry(data, line=line) for data in rows), *odd]
+        chance.shuffle(entries)
+        renders, refused = resolver.batch("ann", seed=7).resolve_all(Entries.of(entries), 40)
+        alone = resolver.batch("ann", seed=7)
+        found: list[NumberedSpec] = []
+        errors: dict[int, str] = {}
+        for place, entry in enumerate(entries):
+            try:
+                if entry.error is not None:
+                    raise entry.error
+                columns = entry.line is not None
+                found.append(alone.resolve(entry.data, 40 + place, columns=columns))
+            except FarmError as error:
+                errors[place] = str(error)
+        assert {place: str(error) for place, error in refused.items()} == errors
+        assert list(refused) == list(errors)
+        assert renders == Renders.of(found)
+        assert len(found) > 400
+
+
+def test_the_quick_look_at_prompts_says_what_the_slow_one_says() -> None:
+    some = st.sampled_from(VALUES["prompt"])
+
+    @settings(deadline=None)
+    @given(st.lists(some | st.text(max_size=3) | st.integers(), max_size=4))
+    def compare(values: list[Any]) -> None:
+        one_by_one = []
+        for value in values:
+            try:
+                RenderRequest.parse({"prompt": value})
+                one_by_one.append(True)
+            except FarmError:
+                one_by_one.append(False)
+        assert accepts_prompts(values) == one_by_one
+
+    compare()
 
 
 def test_a_batch_of_ever_new_values_keeps_few_of_them(resolver: Resolver) -> None:

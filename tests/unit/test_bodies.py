@@ -10,7 +10,7 @@ from starlette.requests import Request
 
 from farm.gateway.bodies import lines, pieces
 from farm.gateway.body_memory import BodyMemory
-from farm.job import MAX_PIECE_LINES
+from farm.job import MAX_LINE_BYTES, MAX_PIECE_LINES
 
 
 class Body:
@@ -37,7 +37,11 @@ def test_lines_do_not_depend_on_how_the_body_was_cut() -> None:
             for start in range(0, len(text), size):
                 yield text[start : start + size]
 
-        return [(e.data, e.line, e.error is None) async for e in lines(request(parts()))]
+        return [
+            (entry.data, entry.line, entry.error is None)
+            async for entries in lines(request(parts()))
+            for entry in entries
+        ]
 
     found = [asyncio.run(read(size)) for size in (1, 5, 1000)]
     assert found[0] == found[1] == found[2]
@@ -71,3 +75,20 @@ def test_a_long_body_is_read_in_flat_memory() -> None:
         tracemalloc.stop()
     assert (count, most, bad) == (30_501, MAX_PIECE_LINES, 1)
     assert peak < 12 * 2**20
+
+
+def test_pieces_are_cut_at_the_same_lines_however_the_body_came() -> None:
+    sizes = [10, 3 * 2**20, MAX_LINE_BYTES - 20, MAX_LINE_BYTES + 1, *([2**17] * 80), *([9] * 4500)]
+    text = b"\n".join(b'{"prompt": "%s"}' % (b"x" * min(size, 2**20)) for size in sizes)
+
+    async def read(size: int) -> list[tuple[int, int | None]]:
+        async def parts() -> AsyncIterator[bytes]:
+            for start in range(0, len(text), size):
+                yield text[start : start + size]
+
+        return [(len(group), group[0].line) async for group in pieces(request(parts()))]
+
+    found = [asyncio.run(read(size)) for size in (2**12, 2**16, 2**20 + 7, len(text))]
+    assert found[0] == found[1] == found[2] == found[3]
+    assert sum(count for count, _ in found[0]) == len(sizes)
+    assert len(found[0]) == 4

@@ -10,13 +10,15 @@ from typing import Any
 import httpx2
 import pytest
 import trustme
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from farm.errors import FarmError, InvalidInput, NotAllowed, OverQuota, TooLarge, Unavailable
 from farm.job import MAX_LINE_BYTES
 from farm_client import Farm
 from farm_client.address import find_address
 from farm_client.inputs import read_input
-from farm_client.ndjson import Line, completed, pieces, read_lines
+from farm_client.ndjson import Line, completed, parsed, pieces, read_lines
 from farm_client.output_folder import MARK
 from farm_client.streams import read_events
 from farm_client.sync import drive, iterate
@@ -271,6 +273,53 @@ def test_an_array_is_read_element_by_element() -> None:
     for bad in ('[{"prompt": "a"},]', '[{"prompt": "a"}', "[1 2]", "[] x", "["):
         with pytest.raises(InvalidInput):
             read(io.StringIO(bad))
+
+
+def test_an_array_may_stand_in_one_line() -> None:
+    array = [{"prompt": "a" * 1000} for _ in range(1200)]
+    found = read(io.BytesIO(json.dumps(array).encode()))
+    assert [json.loads(line.text) for line in found] == array
+
+
+LINES = st.lists(
+    st.sampled_from(
+        [
+            *('{"prompt": "a"}', ' {"prompt":"b","seed":7} ', '{"prompt": "\\u00e9", "prompt": 1}'),
+            *(
+                '{"prompt": "é {", "width": 16}',
+                '{"seed": {"a": 1}, "prompt": "x"}',
+                "{}",
+                "7",
+                "{",
+            ),
+            *('{"prompt": "x", "height": 8}', '{"prompt": "x", "image": "a.png"}', '{"a": NaN}'),
+            *('{"prompt": "\\"height\\": 1", "id": [1, 2]}', '{"p" : "prompt", "prompt":"y"}'),
+        ]
+    ),
+    max_size=8,
+)
+
+
+@settings(deadline=None)
+@given(LINES, st.booleans())
+def test_a_line_with_defaults_says_what_its_row_and_they_say(texts: list[str], alone: bool) -> None:
+    defaults = {"height": 128, "checkpoint": "a"}
+    body = "\n".join(texts).encode()
+    if alone:
+        found = [line for text in texts for line in read(io.BytesIO(text.encode()), **defaults)]
+    else:
+        found = read(io.BytesIO(body), **defaults)
+    assert len(found) == len(texts)
+    for line, text in zip(found, texts, strict=True):
+        row = parsed(Line(line.number, text))
+        for field in (*defaults, "prompt", "seed", "width", "id", "p", "image", None):
+            assert line.place(field) == row.place(field)
+        if row.data is None:
+            assert line.text == text
+        else:
+            sent = line.data or json.loads(line.text)
+            assert list(sent.items()) == list({**defaults, **row.data}.items())
+            assert (line.data is not None) == ("image" in row.data)
 
 
 def test_items_of_any_kind_become_lines() -> None:

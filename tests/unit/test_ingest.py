@@ -21,9 +21,10 @@ from farm.errors import (
 from farm.ingest.assets import Assets
 from farm.ingest.chunks import TaskLimits, split
 from farm.ingest.ingest import Feed, Ingest
-from farm.ingest.ndjson import Entry, parse_line
-from farm.job import MAX_TASK_PICTURES, Chunk, Format, JobOptions, JobState, NumberedSpec, TaskDraft
+from farm.ingest.ndjson import Entries, Entry, parse_line
+from farm.job import MAX_TASK_PICTURES, Chunk, Format, JobOptions, JobState, TaskDraft
 from farm.queue import MAX_ROWS, JobHeader, Submitted
+from farm.renders import NumberedSpec, Renders
 from farm.spec import CheckpointInfo, Lane, Mode, RenderRequest
 from farm.store import Store, keys, open_store
 
@@ -120,8 +121,8 @@ def ingest(queue: FakeQueue, store: Store) -> Ingest:
     return make(queue, store)
 
 
-def entries(count: int, **given: Any) -> list[Entry]:
-    return [Entry({"prompt": f"p{number}"} | given) for number in range(count)]
+def entries(count: int, **given: Any) -> Entries:
+    return Entries.of(Entry({"prompt": f"p{number}"} | given) for number in range(count))
 
 
 def chunks(store: Store, job: str) -> list[Chunk]:
@@ -142,7 +143,7 @@ def test_a_small_job_travels_inline_and_lies_in_the_store(
 
 
 def test_a_larger_job_leaves_its_chunks_in_the_store(ingest: Ingest, queue: FakeQueue) -> None:
-    submission = ingest.submit("t", OPTIONS, entries(100))
+    submission = ingest.submit("t", OPTIONS, entries(500))
     assert {task.inline for task in queue.tasks[submission.job]} == {""}
 
 
@@ -151,7 +152,7 @@ def test_renders_are_grouped_by_lane_and_keep_their_numbers(
 ) -> None:
     mixed = [Entry({"prompt": str(n), "height": 64 if n % 2 else 32}) for n in range(10)]
     mixed[3] = Entry({"prompt": ""})
-    submission = ingest.submit("t", OPTIONS, mixed)
+    submission = ingest.submit("t", OPTIONS, Entries.of(mixed))
     wide, low = sorted(chunks(store, submission.job), key=lambda chunk: "32x64" in chunk.lane)
     assert [one.render for one in low.renders] == [0, 2, 4, 6, 8]
     assert [one.render for one in wide.renders] == [1, 5, 7, 9]
@@ -159,15 +160,15 @@ def test_renders_are_grouped_by_lane_and_keep_their_numbers(
     assert queue.rejected[submission.job] == 1
 
 
-def numbered(count: int, **given: Any) -> list[NumberedSpec]:
+def numbered(count: int, **given: Any) -> Renders:
     request = RenderRequest.parse({"prompt": "x"} | given)
-    return [NumberedSpec(render=n, spec=request.resolve(INFO, seed=0)) for n in range(count)]
+    return Renders.of(NumberedSpec(n, request.resolve(INFO, seed=0)) for n in range(count))
 
 
 def test_a_task_holds_so_many_pictures_and_so_much_work() -> None:
     many = TaskLimits(MAX_TASK_PICTURES, 1e9)
     by_pictures = list(split(numbered(40, num_images=64, num_inference_steps=1), many))
-    assert max(sum(one.spec.num_images for one in group) for group in by_pictures) == 960
+    assert max(group.pictures for group in by_pictures) == 960
     assert 15 * 64 <= MAX_TASK_PICTURES < 16 * 64
     little = TaskLimits(MAX_TASK_PICTURES, 100)
     by_work = list(split(numbered(10, num_inference_steps=30), little))
@@ -239,6 +240,30 @@ def test_a_piece_with_other_content_is_a_conflict_and_changes_nothing(
     assert len(queue.tasks[record.job]) == 1
 
 
+def test_a_piece_that_came_in_before_an_upgrade_can_be_sent_again(
+    ingest: Ingest, queue: FakeQueue, store: Store
+) -> None:
+    record, _ = ingest.open("t", OPTIONS)
+    ingest.append(record, 0, 0, entries(3))
+    key = keys.chunk(record.job, 0)
+    older = json.loads(store.get(key)) | {"v": 1}
+    renders = Chunk.model_validate(older).renders
+    older["renders"] = [
+        {"render": one.render, "spec": one.spec.model_dump(mode="json")} for one in renders
+    ]
+    store.delete(key)
+    store.put(key, json.dumps(older).encode())
+    ingest.append(record, 0, 0, entries(3))
+    assert json.loads(store.get(key)) == older
+    queue.pieces[record.job].clear()
+    with pytest.raises(Conflict, match="came in before with other content"):
+        ingest.append(record, 0, 0, entries(3, num_images=2))
+    store.delete(key)
+    store.put(key, b"damaged")
+    with pytest.raises(Conflict, match="came in before with other content"):
+        ingest.append(record, 0, 0, entries(3))
+
+
 def test_too_large_pieces_are_refused(ingest: Ingest) -> None:
     record, _ = ingest.open("t", OPTIONS)
     for piece in (entries(2001), entries(201, num_images=64, num_inference_steps=100)):
@@ -260,7 +285,7 @@ def test_a_long_job_is_appended_in_calls_that_do_not_hold_redis_up(
 
 def test_nothing_good_is_no_job(ingest: Ingest, queue: FakeQueue, store: Store) -> None:
     with pytest.raises(AllRejected) as error:
-        ingest.submit("t", OPTIONS, [Entry({"prompt": ""}), Entry(7)])
+        ingest.submit("t", OPTIONS, Entries.of([Entry({"prompt": ""}), Entry(7)]))
     assert [one.render for one in error.value.rejected] == [0, 1]
     assert queue.tasks == {}
     assert list(store.list("")) == []
@@ -294,7 +319,7 @@ def test_a_store_that_is_away_for_a_moment_rejects_no_render(
     ingest: Ingest, queue: FakeQueue, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store, "list", fails_at(store.list, 1))
-    renders = [*entries(1, adapters=[{"adapter": "mine", "scale": 1}]), *entries(2)]
+    renders = entries(1, adapters=[{"adapter": "mine", "scale": 1}]) + entries(2)
     with pytest.raises(Unavailable):
         ingest.submit("t", OPTIONS, renders)
     assert queue.tasks == {}
@@ -338,7 +363,7 @@ def fails_at(real: Callable[..., Any], call: int) -> Callable[..., Any]:
 def test_a_seed_comes_from_the_job_and_the_place(ingest: Ingest, store: Store) -> None:
     seeds = []
     for _ in range(2):
-        job = ingest.submit("t", OPTIONS, [*entries(2), Entry({"prompt": "x", "seed": 9})]).job
+        job = ingest.submit("t", OPTIONS, entries(2) + entries(1, seed=9)).job
         (chunk,) = chunks(store, job)
         seeds.append([one.spec.seed for one in chunk.renders])
     assert seeds[0] == seeds[1]

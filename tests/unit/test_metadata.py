@@ -4,10 +4,9 @@ import json
 from typing import Any
 
 import pytest
-from fake_engine import INFO
 
 from farm.errors import InvalidInput, TooLarge
-from farm.job import OPTIONS, NumberedSpec
+from farm.job import OPTIONS
 from farm.metadata import MAX_METADATA_BYTES, split_metadata
 from farm.spec import RenderRequest
 
@@ -110,14 +109,6 @@ def test_without_a_prompt_the_columns_are_named() -> None:
         split_metadata({"caption": "a star", "id": 1})
     assert refused.value.field == "prompt"
     assert "--column" in (refused.value.hint or "")
-
-
-def test_a_chunk_without_metadata_is_written_as_before() -> None:
-    spec = RenderRequest(prompt="x").resolve(INFO, seed=0)
-    plain = NumberedSpec(render=0, spec=spec)
-    assert "metadata" not in plain.model_dump_json()
-    marked = NumberedSpec(render=0, spec=spec, metadata='{"id":7}')
-    assert NumberedSpec.model_validate_json(marked.model_dump_json()) == marked
 
 
 def test_in_a_single_call_only_an_id_and_metadata_are_kept() -> None:

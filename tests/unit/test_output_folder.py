@@ -7,7 +7,8 @@ import pytest
 from fake_engine import INFO, FakeEngine
 
 from farm.errors import InvalidInput
-from farm.job import Chunk, Format, NumberedSpec
+from farm.job import Chunk, Format
+from farm.renders import NumberedSpec, Renders
 from farm.sinks.registry import Sinks
 from farm.spec import RenderRequest
 from farm.store.local import ReplacingStore
@@ -117,7 +118,7 @@ def chunks(count: int, size: int, sink: str) -> list[Chunk]:
     return [
         Chunk(
             job="local", number=start, tenant="local", sink=sink, format=Format.PNG,
-            lane=str(specs[0].spec.lane), renders=tuple(specs[start : start + size]),
+            lane=str(specs[0].spec.lane), renders=Renders.of(specs[start : start + size]),
         )
         for start in range(0, count, size)
     ]  # fmt: skip

@@ -11,14 +11,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from fake_engine import INFO
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from farm.formats.columns import column_types, typed
 from farm.formats.encoding import encode
 from farm.formats.manifest import ManifestRow
 from farm.formats.picture_record import PictureRecord
 from farm.job import Format
+from farm.sinks import parquet
 from farm.sinks.layout import Layout
-from farm.sinks.parquet import Parquet, Tokens
+from farm.sinks.parquet import Parquet, Tokens, _offsets
 from farm.sinks.webdataset import Webdataset
 from farm.spec import RenderRequest
 
@@ -40,11 +43,12 @@ def made(layout: Layout, count: int = 5, job: str = "j") -> tuple[list[ManifestR
         tokens = random.integers(0, 1024, (4, 8), dtype=np.uint16)
         pixels = random.integers(0, 256, (32, 64, 3), dtype=np.uint8)
         if layout.tokens_alone:
-            rows.append(record.tokens_row(layout.file_name(record), tokens))
+            rows.append(record.tokens_row(tokens))
             contents.append(rows[-1].tokens or b"")
         else:
             contents.append(encode(pixels, record.facts(tokens), kind))
-            rows.append(record.stored_row(layout.file_name(record), contents[-1]))
+            name = layout.file_name(render, 0, kind)
+            rows.append(record.stored_row(name, contents[-1]))
     return rows, contents
 
 
@@ -114,6 +118,22 @@ def test_equal_pictures_are_told_apart() -> None:
     assert len(set(packed.offsets)) == 3
 
 
+@settings(deadline=None, max_examples=50)
+@given(
+    st.binary(max_size=9), st.lists(st.binary(max_size=3), min_size=1, max_size=5), st.booleans()
+)
+def test_contents_in_one_page_are_found_where_they_are_found_one_by_one(
+    before: bytes, contents: list[bytes], apart: bool
+) -> None:
+    stored = [len(one).to_bytes(4, "little") + one for one in contents]
+    data = before + (b"gap" if apart else b"").join(stored)
+    found = _offsets(data, contents)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parquet, "PAGE", 0)
+        assert _offsets(data, contents) == found
+    assert [data[at:][: len(one)] for at, one in zip(found, contents, strict=True)] == contents
+
+
 def test_a_tar_is_one_of_nobody_in_the_order_of_the_pictures() -> None:
     layout = Webdataset()
     with tarfile.open(fileobj=io.BytesIO(layout.pack(*made(layout, 2)).data)) as archive:
@@ -133,6 +153,11 @@ def test_a_parquet_shard_has_row_groups_a_page_index_and_an_image_as_it_is() -> 
     assert (pictures.path_in_schema, pictures.compression) == ("image.bytes", "UNCOMPRESSED")
     assert file.metadata.row_group(0).column(2).has_offset_index
     assert file.schema_arrow.field("image").type.names == ["bytes", "path"]
+
+
+def test_a_shard_of_tokens_has_one_row_group() -> None:
+    file = pq.ParquetFile(io.BytesIO(Tokens().pack(*made(Tokens(), 250)).data))
+    assert file.metadata.num_row_groups == 1
 
 
 def test_tokens_take_two_bytes_each() -> None:

@@ -8,12 +8,13 @@ import pytest
 from farm.errors import Conflict
 from farm.ingest.ingest import ClosedRecord, JobRecord
 from farm.job import Chunk
+from farm.renders import Renders
 from farm.stored_record import STORE_SCHEMA, StoredRecord
 
 RECORDS: list[StoredRecord] = [
     Chunk(
         job="j", number=0, tenant="t", sink="images", format="png", lane="c@r/text2img/8x8",
-        renders=(),
+        renders=Renders.of(()),
     ),
     JobRecord(
         job="j", tenant="t", options={}, seed=1, sink="images", format="png", fingerprint="f",

@@ -6,11 +6,11 @@ import time
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from farm.errors import InvalidInput
-from farm.strict_json import MAX_DEPTH, loads
+from farm.strict_json import MAX_DEPTH, loads, objects
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
@@ -20,6 +20,7 @@ VALUES = st.recursive(
 )  # fmt: skip
 
 
+@settings(deadline=None)
 @given(VALUES, st.sampled_from([None, 1, " "]))
 def test_good_json_is_read_as_usual(value: Any, indent: Any) -> None:
     text = json.dumps(value, indent=indent)
@@ -66,6 +67,83 @@ def test_a_hostile_text_costs_no_more_than_its_length() -> None:
     assert time.monotonic() - started < 5
 
 
+# Pieces of which good lines are made, and lines that are good only together with others.
+PIECES = st.sampled_from(
+    [
+        *(
+            "{",
+            "}",
+            "[",
+            "]",
+            ",",
+            ":",
+            '"',
+            " ",
+            "\r",
+            "\\",
+            "1",
+            "NaN",
+            "{}",
+            "[]",
+            '"a"',
+            '"a":',
+        ),
+        *('{"a":', '{"a":1}', '{"a":1,"a":2}', '{"a":[1,[2]]}', '{"a":{"b":1}}'),
+        *('{"a":[{}', "{}]}", "{},{}"),
+    ]
+)
+LINES = st.lists(st.lists(PIECES, max_size=6).map("".join), max_size=5)
+FLAT = st.dictionaries(st.text(), st.text() | st.integers() | st.lists(st.integers(), max_size=2))
+
+
+def each(lines: list[str]) -> list[Any] | None:
+    """What ``objects`` must find, by reading line by line."""
+    try:
+        values = [loads(line) for line in lines]
+    except InvalidInput:
+        return None
+    flat = all(isinstance(value, dict) and "{" not in str([*value.values()]) for value in values)
+    return values if flat else None
+
+
+@settings(deadline=None)
+@given(LINES)
+def test_lines_read_together_are_what_each_of_them_is(lines: list[str]) -> None:
+    found = objects(lines)
+    assert found is None or found == each(lines)
+
+
+@settings(deadline=None)
+@given(st.lists(FLAT, min_size=1, max_size=5), st.sampled_from(["", " ", "\r"]))
+def test_plain_lines_can_be_read_together(values: list[dict[str, Any]], end: str) -> None:
+    assert objects([json.dumps(value) + end for value in values]) == values
+    assert objects([json.dumps(value, ensure_ascii=False) for value in values]) == values
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ['{"a":[{}', "{}]}", "{},{}"],
+        ['{"a":1', '"b":2}', "{},{}"],
+        ['{"a":"b', 'c"}', "{},{}"],
+        ["{}", "{}]", "[{}"],
+        ["{}", ""],
+        ["{}", " {}"],
+        ["{}", "7"],
+        ['{"a":1,"a":2}'],
+        ['{"a":NaN}'],
+        ['{"a":{}}'],
+        ['{"a":' + "[" * 32 + "]" * 32 + "}"],
+        ['{"a":' + "[" * 100_000],
+        ['{"a":' + "9" * 5000 + "}"],
+        [],
+    ],
+)
+def test_lines_that_are_not_plain_are_left_to_be_read_one_by_one(lines: list[str]) -> None:
+    assert objects(lines) is None
+
+
+@settings(deadline=None)
 @given(st.text())
 def test_no_text_does_more_than_be_refused(text: str) -> None:
     with contextlib.suppress(InvalidInput):

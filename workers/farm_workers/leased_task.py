@@ -5,6 +5,7 @@ import time
 from typing import Literal, NamedTuple
 
 from farm.formats.manifest import ManifestRow
+from farm.formats.token_pictures import TokenPictures
 from farm.job import Lease, Priority, Receipt
 from farm.sinks.protocol import TaskPlace
 
@@ -51,12 +52,12 @@ class LeasedTask:
         self.deadline: float | None = None  # of ``time.monotonic``; nothing is written after it
         self.handed_over = 0  # pictures given to the publisher, failed ones included
         self.rows: list[ManifestRow] = []  # of the pictures that are stored or failed
+        self.tokens: TokenPictures | None = None  # those of which nothing else is kept
         self.told = 0  # rows that readers can see before the task ends
         self.tell_at: float | None = None  # of ``time.monotonic``: when they get the others
         self.cut_short = False  # its job was cancelled: it ends with the pictures that it has
         self.stored = 0
         self.failed = 0
-        self.rows_alone = 0  # pictures made here of which nothing but the row is stored
 
     @property
     def lease_name(self) -> str:
@@ -72,13 +73,29 @@ class LeasedTask:
     @property
     def settled(self) -> bool:
         """Whether it is unfinished, and every picture of it that was made is stored or failed."""
-        return len(self.rows) == self.handed_over < self.pictures
+        return self._ended == self.handed_over < self.pictures
 
-    def add_row(self, row: ManifestRow) -> bool:
-        """One more picture is stored or failed; returns whether it was the last one."""
+    @property
+    def whole(self) -> bool:
+        """Whether all of its pictures are stored or failed."""
+        return self._ended == self.pictures
+
+    @property
+    def _ended(self) -> int:
+        return len(self.rows) + len(self.tokens or ())
+
+    def add_tokens(self, made: TokenPictures) -> None:
+        """More pictures, of which nothing but the tokens is kept."""
+        self.stored += len(made)
+        if self.tokens is None:
+            self.tokens = made
+        else:
+            self.tokens.extend(made)
+
+    def add_row(self, row: ManifestRow) -> None:
+        """One more picture is stored or failed."""
         self.rows.append(row)
         if row.error is None:
             self.stored += 1
         else:
             self.failed += 1
-        return len(self.rows) == self.pictures

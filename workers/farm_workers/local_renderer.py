@@ -12,7 +12,8 @@ from farm.errors import FarmError
 from farm.formats.encoding import encode
 from farm.formats.manifest import ManifestRow
 from farm.formats.picture_record import PictureRecord
-from farm.job import Chunk, Format, NumberedSpec
+from farm.job import Chunk, Format
+from farm.renders import NumberedSpec
 from farm.sinks.parts import rows_of
 from farm.sinks.protocol import RowId, Sink, TaskPlace
 from farm.spec import CheckpointInfo, Row
@@ -189,9 +190,8 @@ class LocalRenderer:
         pixels: NDArray[np.uint8] | None,
         tokens: NDArray[np.integer],
     ) -> ManifestRow:
-        row = self._sink.row_alone(record, tokens)
-        if row is not None:
-            return row
+        if self._sink.tokens_alone:
+            return record.tokens_row(tokens)
         data = encode(pixels, record.facts(tokens), record.format)
         return self._sink.store_picture(self._tasks[record.render].place, record, data)
 

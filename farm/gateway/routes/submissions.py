@@ -23,7 +23,7 @@ from farm.gateway.dependencies import Dependencies, Deps, Writer
 from farm.gateway.inline_pictures import keep_pictures
 from farm.gateway.serializers import rejected_view, status_view
 from farm.ingest.ingest import Feed, Submission
-from farm.ingest.ndjson import Entry
+from farm.ingest.ndjson import Entries, Entry
 from farm.job import MAX_PIECE_LINES, OPTIONS, JobOptions, check_job_id
 from farm.spec import Form
 
@@ -81,7 +81,7 @@ async def submit(request: Request, deps: Deps, tenant: Writer) -> Response:
             hint="send them as NDJSON, a render a line",
         )
     options = JobOptions.parse(body | _query_options(request))
-    entries = await keep_pictures(deps.assets, tenant, [Entry(data) for data in renders])
+    entries = await keep_pictures(deps.assets, tenant, Entries.of(map(Entry, renders)))
     await run_sync(deps.quotas.take_work, tenant, entries)
     submission = await run_sync(deps.ingest.submit, tenant, options, entries, _all_or_none(request))
     return await _submitted(deps, tenant, submission, len(submission.rejected))
@@ -115,8 +115,8 @@ async def _submit_lines(request: Request, deps: Dependencies, tenant: str) -> Re
 
 
 async def _kept(
-    groups: AsyncIterator[list[Entry]], deps: Dependencies, tenant: str
-) -> AsyncIterator[list[Entry]]:
+    groups: AsyncIterator[Entries], deps: Dependencies, tenant: str
+) -> AsyncIterator[Entries]:
     async for group in groups:
         await run_sync(deps.quotas.take_work, tenant, group)
         yield await keep_pictures(deps.assets, tenant, group)

@@ -1,10 +1,12 @@
 """What a worker and its publisher process say to each other."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from farm.formats.manifest import ManifestRow
 from farm.formats.picture_record import PictureRecord
+from farm.formats.token_pictures import TokenPictures
 from farm.job import Receipt
 from farm.sinks.protocol import TaskPlace
 
@@ -73,10 +75,19 @@ class StoreTask(NamedTuple):
     task: int
     place: TaskPlace
     rows: tuple[ManifestRow, ...]
+    tokens: TokenPictures | None  # the pictures that have no row yet
 
     @property
     def subject(self) -> str:
         return str(self.place.part)
+
+    @property
+    def pictures(self) -> int:
+        return len(self.rows) + len(self.tokens or ())
+
+    def all_rows(self) -> Sequence[ManifestRow]:
+        made = self.tokens.rows(self.place.generation) if self.tokens else ()
+        return [*self.rows, *made] if self.rows else made
 
 
 class StoreSuccess(NamedTuple):

@@ -147,7 +147,7 @@ class PublisherProcess:
     def _tell_early(self, told: TellEarly) -> None:
         """Whether it succeeds is of no consequence: the task's own part will say the same."""
         try:
-            if told.task in self._held and not self._sinks.get(told.place.sink).sharded:
+            if told.task in self._held:
                 key = store_early(self._store, told.place, told.attempt, told.rows)
                 self._early.setdefault(told.task, []).append(key)
                 if told.task in self._whole or told.task not in self._held:
@@ -192,8 +192,8 @@ class PublisherProcess:
                 encoded = time.monotonic()
                 row = self._try(work, lambda: sink.store_picture(place, record, data))
                 return Stored(work.number, row, encoded - started, time.monotonic() - encoded)
-            case StoreTask(place=place, rows=rows):
-                sink = self._sinks.get(place.sink)
+            case StoreTask(place=place):
+                sink, rows = self._sinks.get(place.sink), work.all_rows()
                 receipt = self._try(
                     work, lambda: store_part(self._store, place, sink.store_task(place, rows))
                 )

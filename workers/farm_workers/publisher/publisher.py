@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from farm.errors import FarmError, StoreError, from_dict
 from farm.formats.manifest import ManifestRow
 from farm.formats.picture_record import PictureRecord
+from farm.formats.token_pictures import TokenPictures
 from farm.job import Receipt
 from farm.sinks.registry import Sinks
 from farm.store import keys, open_store
@@ -87,7 +88,7 @@ class Publisher:
         default = S3_THREADS if url.startswith("s3:") else LOCAL_THREADS
         self._scratch = scratch or Path(tempfile.mkdtemp(prefix="farm-publisher-"))
         shutil.rmtree(self._scratch, ignore_errors=True)
-        self._sinks = Sinks(store, self._scratch)  # only asked for rows; the process stores
+        self._sinks = Sinks(store, self._scratch)  # only asked of what kind they are
         self._begin = Begin(url, self._scratch, threads or default, patience_seconds)
         self._events: queues.SimpleQueue[Event] = queues.SimpleQueue()
         self._changed = threading.Condition()
@@ -133,7 +134,7 @@ class Publisher:
         pixels: NDArray[np.uint8] | None,
         tokens: NDArray[np.integer],
     ) -> None:
-        """Queue one picture of a task that has its place.
+        """Queue one picture of a task that has its place, in a sink that stores its file.
 
         After the last one the task is stored as a whole.
 
@@ -141,16 +142,19 @@ class Publisher:
             pixels: uint8 (height, width, 3), None where only tokens are stored; like ``tokens``,
                 (token rows, columns), they must not be changed afterwards.
         """
-        assert task.place is not None
-        row = self._sinks.get(task.place.sink).row_alone(record, tokens)
-        if row is not None:
-            task.rows_alone += 1
-            self.known_picture(task, row)
-            return
         with self._changed:
             if self._takes(task):
                 task.handed_over += 1
                 self._upload(picture_upload(next(self._numbers), task, record, pixels, tokens))
+
+    def tokens(self, task: LeasedTask, made: TokenPictures) -> None:
+        """Pictures of a task in a sink that keeps nothing but their tokens."""
+        with self._changed:
+            if self._takes(task):
+                task.handed_over += len(made)
+                task.add_tokens(made)
+                if task.whole:
+                    self._store_task(task)
 
     def failed_picture(self, task: LeasedTask, record: PictureRecord, error: FarmError) -> None:
         """A picture that could not be made; it goes into the manifest only."""
@@ -186,11 +190,11 @@ class Publisher:
             known, task.cut_short = task.cut_short, True
             if known or not self._open(task):  # one that has ended is reported as it is
                 return False
-            whole = len(task.rows) == task.pictures  # it is on its way already
+            stored = task.whole  # it is on its way already
             task.pictures = task.handed_over
             if not task.pictures:
                 self._close(task)
-            elif not whole and len(task.rows) == task.pictures:
+            elif not stored and task.whole:
                 self._store_task(task)
             return not task.pictures
 
@@ -248,15 +252,18 @@ class Publisher:
         self._changed.notify_all()
 
     def _add_row(self, task: LeasedTask, row: ManifestRow) -> None:
-        if task.add_row(row):
+        assert task.place is not None
+        task.add_row(row)
+        if task.whole:
             self._store_task(task)
-        elif task.tell_at is None:
+        elif task.tell_at is None and not self._sinks.get(task.place.sink).sharded:
             task.tell_at = time.monotonic() + (TOLD_SECONDS if task.told else FIRST_TOLD_SECONDS)
             self._changed.notify_all()
 
     def _store_task(self, task: LeasedTask) -> None:
         assert task.place is not None
-        work = StoreTask(next(self._numbers), task.number, task.place, tuple(task.rows))
+        number, rows = next(self._numbers), tuple(task.rows)
+        work = StoreTask(number, task.number, task.place, rows, task.tokens)
         self._upload(PendingUpload(work, urgent=task.urgent))
         task.tell_at = None
 

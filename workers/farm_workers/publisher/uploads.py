@@ -32,7 +32,7 @@ class PendingUpload:
         self.work = work
         self.urgent = urgent
         self.pixels = pixels
-        records = len(work.rows) if isinstance(work, StoreTask) else 1
+        records = work.pictures if isinstance(work, StoreTask) else 1
         self.size = RECORD_BYTES * records + (pixels.nbytes if pixels is not None else 0)
         self.sent: int | None = None  # its place in the order of sending
         self.again = False  # sent to a process that has died since

@@ -21,7 +21,7 @@ TEXTURES = 64  # different pictures; a seed names one, and how far it is turned
 OTHERS_TURN = 5  # one step of so many is left to rows that are not urgent
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class StubResult:
     key: Hashable
     index: int

@@ -8,11 +8,12 @@ import dataclasses
 import logging
 import queue as queues
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from farm import tracing
 from farm.errors import FarmError, RenderError
+from farm.formats.token_pictures import TokenPictures
 from farm.job import Format
 from farm.spec import Lane
 from farm_workers.leased_task import LeasedTask, Outcome
@@ -193,7 +194,7 @@ class EngineLoop:
         except FarmError as error:
             self._picture_failed(rows, ready.render, ready.row.index, error)
         else:
-            rows.running[ready.render, ready.row.index] = time.monotonic()
+            rows.running[ready.render, ready.row.index] = self.turned_at
         return True
 
     def _announced(self, rows: TaskRows) -> bool:
@@ -226,43 +227,61 @@ class EngineLoop:
         for lane in lanes:
             self._paces.setdefault(lane, _Pace()).seconds += seconds / len(lanes)
         self._metrics.stepped(seconds, lanes, tenants)
+        finished: dict[str, list[RowResult]] = {}
         for result in results:
-            self._row_finished(engine, result)
+            finished.setdefault(result.key[0], []).append(result)
+        for key, of_task in finished.items():
+            if key in self._tasks:
+                self._rows_finished(self._tasks[key], of_task)
 
-    def _row_finished(self, engine: RenderEngine, result: RowResult) -> None:
-        key, render = result.key
-        rows = self._tasks.get(key)
-        if rows is None:  # it was given up in this step
-            return
-        since = time.monotonic() - rows.running.pop((render, result.index), self.turned_at)
+    def _rows_finished(self, rows: TaskRows, results: Sequence[RowResult]) -> None:
+        """Rows of one task have left their engine."""
         rows.task.next_row = None
-        pace = self._paces.setdefault(rows.lane, _Pace())
-        pace.row_steps += result.steps
-        pace.pictures += 1
-        self._metrics.row_ended(rows.lane, result.steps, since, failed=result.error is not None)
-        lease = rows.task.lease_name
-        facts = {"render": render, "image": result.index, "steps": result.steps}
-        tracing.in_task("render", rows.task.lease.job, lease, since, **facts)
-        if result.error is not None:
-            if result.error.retryable and not rows.task.lease.alone:
-                # Alone it may succeed; if it does not, it fails and its neighbours do not.
-                self._give_up(rows, "crash", str(result.error))
-            else:
+        self._measure(rows, results)
+        made = TokenPictures(rows.chunk)
+        for result in results:
+            render = result.key[1]
+            if result.error is not None:
+                if result.error.retryable and not rows.task.lease.alone:
+                    # Alone it may succeed; if it does not, it fails and its neighbours do not.
+                    self._give_up(rows, "crash", str(result.error))
+                    return
                 self._picture_failed(rows, render, result.index, result.error)
-            return
-        assert result.tokens is not None
-        record = rows.record(
-            render,
-            result.index,
-            result.numerics,
-            truncated=result.truncated,
-            confidence=round(result.confidence, CONFIDENCE_DIGITS),
-        )
-        self._publisher.picture(rows.task, record, result.pixels, result.tokens)
+                continue
+            assert result.tokens is not None
+            notes = rows.notes(render, truncated=result.truncated)
+            confidence = round(result.confidence, CONFIDENCE_DIGITS)
+            if rows.tokens_alone:
+                picture = render, result.index
+                made.add(picture, result.tokens, result.numerics, notes, confidence)
+            else:
+                record = rows.record(render, result.index, result.numerics, notes, confidence)
+                self._publisher.picture(rows.task, record, result.pixels, result.tokens)
+        if made:
+            self._publisher.tokens(rows.task, made)
+
+    def _measure(self, rows: TaskRows, results: Sequence[RowResult]) -> None:
+        now = time.monotonic()
+        seconds = [
+            now - rows.running.pop((result.key[1], result.index), self.turned_at)
+            for result in results
+        ]
+        steps = sum(result.steps for result in results)
+        failed = sum(result.error is not None for result in results)
+        pace = self._paces.setdefault(rows.lane, _Pace())
+        pace.row_steps += steps
+        pace.pictures += len(results)
+        self._metrics.rows_ended(rows.lane, steps, seconds, failed)
+        if tracing.active():
+            job, lease = rows.task.lease.job, rows.task.lease_name
+            for result, since in zip(results, seconds, strict=True):
+                facts = {"render": result.key[1], "image": result.index, "steps": result.steps}
+                tracing.in_task("render", job, lease, since, **facts)
 
     def _picture_failed(self, rows: TaskRows, render: int, image: int, error: FarmError) -> None:
         numerics = self._engines[rows.lane.checkpoint].numerics
         where = f"picture {image} of render {render}"
         facts = {"job": rows.task.lease.job, "task": rows.task.key}
         log.warning("task %s: %s failed: %s", rows.task.key, where, error, extra=facts)
-        self._publisher.failed_picture(rows.task, rows.record(render, image, numerics), error)
+        record = rows.record(render, image, numerics, rows.notes(render))
+        self._publisher.failed_picture(rows.task, record, error)

@@ -112,7 +112,16 @@ class Loader:
             rows = set(rows_of(chunk)) if wanted is None else wanted
             found = self._patiently(lambda: sink.stored_pictures(place, chunk, rows))
         threads = self._threads[task.urgent]
-        self._enqueue(TaskRows(task, chunk, self._inputs, threads, wanted=wanted, found=found))
+        task_rows = TaskRows(
+            task,
+            chunk,
+            self._inputs,
+            threads,
+            tokens_alone=sink.tokens_alone,
+            wanted=wanted,
+            found=found,
+        )
+        self._enqueue(task_rows)
 
     def _end(self, task: LeasedTask, outcome: Outcome) -> None:
         self._publisher.drop(task)  # before the queue hears of it and a successor can come

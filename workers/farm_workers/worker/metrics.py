@@ -1,16 +1,18 @@
 """What a worker has measured since its start, for its heartbeats."""
 
+import bisect
+import itertools
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from prometheus_client import (
     CollectorRegistry,
     Counter,
     Gauge,
-    Histogram,
     disable_created_metrics,
 )
+from prometheus_client.core import HistogramMetricFamily
 
 from farm import measures
 from farm.measures import MAX_LANES, MEASURES, OTHERS, SECONDS, Measure
@@ -59,12 +61,20 @@ class WorkerMetrics:
             share = seconds * its_rows / rows
             self._add(measures.TENANT_SECONDS, share, self._tenants.name(tenant))
 
-    def row_ended(self, lane: Lane, steps: int, seconds: float, *, failed: bool) -> None:
-        """A row has left an engine, so long after it entered it."""
+    def rows_ended(self, lane: Lane, steps: int, seconds: Sequence[float], failed: int = 0) -> None:
+        """Rows have left an engine.
+
+        Args:
+            steps: of all of them.
+            seconds: since each entered it.
+            failed: how many of them failed.
+        """
         name = self._lanes.name(lane)
-        self._add(measures.PICTURES, 1, name, "failed" if failed else "done")
+        for outcome, rows in (("done", len(seconds) - failed), ("failed", failed)):
+            if rows:
+                self._add(measures.PICTURES, rows, name, outcome)
         self._add(measures.ROW_STEPS, steps, name)
-        self._metrics[measures.RENDER_SECONDS.name].observe(seconds)
+        self._metrics[measures.RENDER_SECONDS.name].observe(*seconds)
 
     def stored(self, encode_seconds: float, upload_seconds: float) -> None:
         """A picture has been stored."""
@@ -131,10 +141,36 @@ class _Known:
             return self._names[of]
 
 
-def _metric(measure: Measure, registry: CollectorRegistry) -> Counter | Gauge | Histogram:
-    if measure.kind == "histogram":
-        return Histogram(
-            measure.name, measure.help, measure.labels, buckets=SECONDS, registry=registry
+class _Histogram:
+    """What ``prometheus_client.Histogram`` is, for many values at a time."""
+
+    def __init__(self, measure: Measure, registry: CollectorRegistry) -> None:
+        self._measure = measure
+        self._counts = [0] * (len(SECONDS) + 1)
+        self._sum = 0.0
+        self._lock = threading.Lock()
+        registry.register(self)
+
+    def observe(self, *values: float) -> None:
+        with self._lock:
+            self._sum += sum(values)
+            for value in values:
+                self._counts[bisect.bisect_left(SECONDS, value)] += 1
+
+    def collect(self) -> Iterator[HistogramMetricFamily]:
+        with self._lock:
+            counts, total = itertools.accumulate(self._counts), self._sum
+        bounds = [*map(str, SECONDS), "+Inf"]
+        yield HistogramMetricFamily(
+            self._measure.name,
+            self._measure.help,
+            buckets=list(zip(bounds, counts, strict=True)),
+            sum_value=total,
         )
+
+
+def _metric(measure: Measure, registry: CollectorRegistry) -> Counter | Gauge | _Histogram:
+    if measure.kind == "histogram":
+        return _Histogram(measure, registry)
     kind = Counter if measure.kind == "counter" else Gauge
     return kind(measure.name, measure.help, measure.labels, registry=registry)

@@ -1,6 +1,7 @@
 """The rows of a leased task that are still to be rendered, each with its inputs."""
 
 import collections
+import itertools
 from collections.abc import Iterator, Sequence, Set
 from concurrent.futures import Executor
 from typing import NamedTuple
@@ -8,7 +9,8 @@ from typing import NamedTuple
 from farm.errors import FarmError, RenderError
 from farm.formats.manifest import ManifestRow
 from farm.formats.picture_record import PictureRecord
-from farm.job import Chunk, NumberedSpec
+from farm.job import Chunk
+from farm.renders import NumberedSpec
 from farm.sinks.parts import rows_of
 from farm.sinks.protocol import RowId, TaskPlace
 from farm.spec import Lane, Row
@@ -49,6 +51,7 @@ class TaskRows:
         inputs: InputReader,
         executor: Executor,
         *,
+        tokens_alone: bool,
         wanted: Set[RowId] | None = None,
         found: Sequence[ManifestRow] = (),
     ) -> None:
@@ -56,10 +59,13 @@ class TaskRows:
         Args:
             task, chunk: what is to be rendered.
             inputs, executor: read what its renders need.
+            tokens_alone: see ``Sink``.
             wanted: the rows that the lease is about; None for all of its chunk's.
             found: those of them whose pictures are stored already.
         """
         self.task = task
+        self.chunk = chunk
+        self.tokens_alone = tokens_alone
         self.place = TaskPlace.of(chunk, task.lease.generation)
         self.lane = Lane.parse(chunk.lane)
         self.running: dict[RowId, float] = {}  # rows in the engine: when they entered it, monotonic
@@ -69,17 +75,18 @@ class TaskRows:
         self._notes: dict[int, tuple[str, ...]] = {}  # of renders whose inputs were read
         self._inputs = inputs
         self._executor = executor
-        self._numbers = {row: number for number, row in enumerate(rows_of(chunk))}
-        left = set(self._numbers if wanted is None else wanted) - {row.picture for row in found}
-        self.left_out = [  # they crashed their worker, and are not tried again
-            row
-            for row, number in self._numbers.items()
-            if number in task.lease.skip and row in left
-        ]
-        self._left = left - set(self.left_out)  # not taken yet
-        self._next_renders = iter([numbered for numbered in chunk.renders if self._rows(numbered)])
-        self._ahead: collections.deque[tuple[NumberedSpec, Awaited]] = collections.deque()
-        self._current: Iterator[ReadyRow] | None = None  # of one render
+        rows = rows_of(chunk)
+        to_make = set(rows if wanted is None else wanted) - {row.picture for row in found}
+        skipped = {rows[number] for number in task.lease.skip}
+        # They crashed their worker, and are not tried again.
+        self.left_out = [row for row in rows if row in skipped & to_make]
+        self._to_make = to_make - skipped
+        self._numbers = collections.deque(  # in the chunk, of the rows that were not taken yet
+            number for number, row in enumerate(rows) if row in self._to_make
+        )
+        self._next_renders = self._renders_to_make()
+        self._ahead: collections.deque[tuple[int, list[Row], Awaited]] = collections.deque()
+        self._ready: collections.deque[ReadyRow] = collections.deque()  # of one render
         if not task.lease.alone:
             self._read_ahead(PREFETCH)
 
@@ -91,19 +98,22 @@ class TaskRows:
     @property
     def next_number(self) -> int | None:
         """Of the row that ``take`` gives next, in the order of the chunk; None after the last."""
-        return min((self._numbers[row] for row in self._left), default=None)
+        return self._numbers[0] if self._numbers else None
+
+    def notes(self, render: int, *, truncated: bool = False) -> tuple[str, ...]:
+        """What the user should know of a render's pictures."""
+        notes = self._notes.get(render, ())
+        return (*notes, "prompt_truncated") if truncated else notes
 
     def record(
         self,
         render: int,
         image: int,
         numerics: str,
-        *,
-        truncated: bool = False,
+        notes: tuple[str, ...],
         confidence: float | None = None,
     ) -> PictureRecord:
         """What is known of a picture besides its pixels and tokens."""
-        notes = self._notes.get(render, ())
         return PictureRecord(
             job=self.place.job,
             generation=self.place.generation,
@@ -112,7 +122,7 @@ class TaskRows:
             spec=self._renders[render].spec,
             numerics=numerics,
             format=self.place.format,
-            notes=(*notes, "prompt_truncated") if truncated else notes,
+            notes=notes,
             metadata=self._renders[render].metadata,
             confidence=confidence,
         )
@@ -126,49 +136,47 @@ class TaskRows:
             InputFailed: the inputs of a whole render cannot be had.
         """
         alone = self.task.lease.alone
-        while True:
-            if self._current is not None:
-                ready = next(self._current, None)
-                if ready is not None:
-                    self._left.discard((ready.render, ready.row.index))
-                    return ready
-                self._current = None
-                if alone:
-                    return None  # the next row is announced before its inputs are read
+        while not self._ready:
             if alone:
                 self._read_ahead(1)
-            if not self._ahead or not self._ahead[0][1].done():
+            if not self._ahead or not self._ahead[0][2].done():
                 return None
-            numbered, future = self._ahead.popleft()
+            render, rows, future = self._ahead.popleft()
             if not alone:
                 self._read_ahead(PREFETCH)
-            inputs = self._result(numbered, future)
-            self._notes[numbered.render] = inputs.notes
-            rows = self._rows(numbered)
-            self._current = iter([ReadyRow(numbered.render, row, inputs) for row in rows])
+            inputs = self._result(render, rows, future)
+            self._notes[render] = inputs.notes
+            self._ready.extend([ReadyRow(render, row, inputs) for row in rows])
+        self._numbers.popleft()
+        return self._ready.popleft()
 
-    def _result(self, numbered: NumberedSpec, future: Awaited) -> Inputs:
+    def _result(self, render: int, rows: Sequence[Row], future: Awaited) -> Inputs:
         try:
             return future.result()
         except FarmError as error:
-            raise self._failed(numbered, error) from None
+            raise self._failed(render, rows, error) from None
         except Exception as error:  # of a library that met a file it cannot take
             failure = RenderError(f"its inputs cannot be read: {error!r}")
-            raise self._failed(numbered, failure) from error
+            raise self._failed(render, rows, failure) from error
 
-    def _failed(self, numbered: NumberedSpec, error: FarmError) -> InputFailed:
-        rows = self._rows(numbered)
-        self._left -= {(numbered.render, row.index) for row in rows}
-        return InputFailed(numbered.render, rows, error)
+    def _failed(self, render: int, rows: Sequence[Row], error: FarmError) -> InputFailed:
+        for _ in rows:
+            self._numbers.popleft()
+        return InputFailed(render, rows, error)
 
-    def _rows(self, numbered: NumberedSpec) -> list[Row]:
-        """Those of a render that are still to be made."""
-        return [row for row in numbered.spec.rows() if (numbered.render, row.index) in self._left]
+    def _renders_to_make(self) -> Iterator[tuple[NumberedSpec, list[Row]]]:
+        """Those with rows to make, and these."""
+        for numbered in self._renders.values():
+            rows = [
+                Row(numbered.spec, index)
+                for index in range(numbered.spec.num_images)
+                if (numbered.render, index) in self._to_make
+            ]
+            if rows:
+                yield numbered, rows
 
     def _read_ahead(self, renders: int) -> None:
-        while len(self._ahead) < renders:
-            numbered = next(self._next_renders, None)
-            if numbered is None:
-                return
+        missing = renders - len(self._ahead)
+        for numbered, rows in itertools.islice(self._next_renders, missing):
             future = self._inputs.prepare(self.tenant, numbered.spec, self._executor)
-            self._ahead.append((numbered, future))
+            self._ahead.append((numbered.render, rows, future))

@@ -212,7 +212,7 @@ class Worker:
                     self._stored(event)
                 else:
                     if event.receipt is not None:
-                        self._throughput.stored(event.task.rows_alone)
+                        self._throughput.stored(len(event.task.tokens or ()))
                     self._leases.end(event.task, _outcome(event))
             self._throughput.tell()
 
