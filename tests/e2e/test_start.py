@@ -28,7 +28,8 @@ def test_a_checkpoint_that_would_not_load_is_told_before_the_farm_has_started(
         timeout=600,
     )  # fmt: skip
     assert ended.returncode == 2
-    assert "error[checkpoint]: bad: transformer tensor " in ended.stderr.splitlines()[-1]
+    told = "error[checkpoint]: bad: transformer/config.json: 128 channels cannot"
+    assert told in ended.stderr.splitlines()[-1]
     assert farm.processes() == []
 
 
