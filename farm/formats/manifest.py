@@ -1,6 +1,5 @@
 """The manifest: one row per picture, kept as one parquet file per task."""
 
-import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, overload
@@ -149,9 +148,10 @@ def write_part(rows: Iterable[ManifestRow]) -> bytes:
     table = pa.Table.from_arrays(
         [pa.array(ordered.column(field.name), field.type) for field in _SCHEMA], schema=_SCHEMA
     )
-    out = io.BytesIO()
+    out = pa.BufferOutputStream()
     pq.write_table(table, out, compression="zstd", version="2.6")
-    return out.getvalue()
+    data: bytes = out.getvalue().to_pybytes()
+    return data
 
 
 def read_part(data: bytes) -> list[ManifestRow]:

@@ -138,7 +138,7 @@ def write_table(
     table = table.replace_schema_metadata({"huggingface": hugging_face(table.schema)})
     paths = _leaves(table.schema)
     others = [path for path in paths if path not in _PAYLOADS]
-    out = io.BytesIO()
+    out = pa.BufferOutputStream()
     pq.write_table(
         table,
         out,
@@ -149,7 +149,8 @@ def write_table(
         write_statistics=others,
         write_page_index=True,
     )
-    return out.getvalue()
+    data: bytes = out.getvalue().to_pybytes()
+    return data
 
 
 def hugging_face(schema: pa.Schema) -> str:

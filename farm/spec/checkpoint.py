@@ -1,8 +1,8 @@
 """What a checkpoint asks of the renders that are made with it."""
 
-import functools
 import math
 import re
+from collections.abc import Callable, Set
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -17,9 +17,9 @@ MAX_WORDS = 8  # that a note names
 _WORD = re.compile(r"\w+(?:'\w+)?")
 
 
-@functools.lru_cache(16)
-def _set(words: tuple[str, ...]) -> frozenset[str]:
-    return frozenset(words)
+def _unknown_words(prompt: str | None, known: Set[str]) -> list[str]:
+    words = _WORD.findall((prompt or "").lower())
+    return list(dict.fromkeys([word for word in words if word not in known]))
 
 
 class CheckpointInfo(BaseModel):
@@ -56,22 +56,29 @@ class CheckpointInfo(BaseModel):
     def notes(self, spec: RenderSpec) -> tuple[str, ...]:
         """What a render asks for that the checkpoint was not made for: a size or words. It is
         drawn all the same."""
-        found = []
-        if unknown := [] if spec.adapters else self.unknown_words(spec.prompt or ""):
-            found.append(
-                f"prompt: {self.id} was not trained with: {', '.join(unknown[:MAX_WORDS])}"
-            )
+        return self.notes_by_prompt(spec)(spec.prompt)
+
+    def notes_by_prompt(self, spec: RenderSpec) -> Callable[[str | None], tuple[str, ...]]:
+        """The same of variants of a render."""
+        size: tuple[str, ...] = ()
         if (spec.height, spec.width) != (self.native_height, self.native_width):
-            found.append(f"size: {self.id} is made for {self.native_width} x {self.native_height}")
-        return tuple(found)
+            size = (f"size: {self.id} is made for {self.native_width} x {self.native_height}",)
+        known = frozenset(self.vocabulary)
+        if spec.adapters or not known:
+            return lambda prompt: size
+
+        def notes(prompt: str | None) -> tuple[str, ...]:
+            unknown = _unknown_words(prompt, known)
+            if not unknown:
+                return size
+            words = ", ".join(unknown[:MAX_WORDS])
+            return f"prompt: {self.id} was not trained with: {words}", *size
+
+        return notes
 
     def unknown_words(self, prompt: str) -> list[str]:
         """Those that are not in the vocabulary, each once, in their order."""
-        if not self.vocabulary:
-            return []
-        known = _set(self.vocabulary)
-        unknown = [word for word in _WORD.findall(prompt.lower()) if word not in known]
-        return list(dict.fromkeys(unknown))
+        return _unknown_words(prompt, frozenset(self.vocabulary)) if self.vocabulary else []
 
     def check_size(self, height: int, width: int) -> None:
         for field, value in (("height", height), ("width", width)):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from farm.formats.columns import FIXED, fixed_columns
 from farm.formats.manifest import ManifestColumns, ManifestRow, write_part
+from farm.formats.picture_file import token_bytes
 from farm.formats.picture_record import PictureRecord
 from farm.formats.token_pictures import TokenPictures
 from farm.job import Chunk, Format
@@ -60,19 +61,21 @@ def test_tokens_by_columns_give_the_rows_that_they_give_one_by_one(
         job="j", number=0, tenant="t", sink="tokens", format=Format.TOKENS,
         lane=str(BASE.lane), renders=Renders.of(renders),
     )  # fmt: skip
-    first, others = TokenPictures(chunk), TokenPictures(chunk)
+    first, others = (TokenPictures(chunk, [], [], [], [], []) for _ in range(2))
     expected = []
     for one in reversed(renders):
         for image in range(2):
             tokens = np.random.default_rng(one.render).integers(0, 99, (2, 3), dtype=np.uint16)
             numerics, notes = f"n{image}", ("a note", "another")[:image]
-            made = (one.render, image), tokens + image, numerics, notes, 0.5
-            (others if expected else first).add(*made)
+            made = TokenPictures(
+                chunk, [(one.render, image)], [token_bytes(tokens)], [numerics], [notes], [0.5]
+            )
+            (others if expected else first).extend(made)
             record = PictureRecord(
                 "j", 1, one.render, image, one.spec, numerics, Format.TOKENS,
                 notes, one.metadata, 0.5,
             )  # fmt: skip
-            expected.append(record.tokens_row(tokens + image))
+            expected.append(record.tokens_row(tokens))
     first.extend(others)
     rows = first.rows(1)
     assert list(rows) == expected

@@ -1,7 +1,6 @@
 """What people are told to draw can be drawn, and what cannot is noted in the result."""
 
 import re
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -9,7 +8,6 @@ import pytest
 from farm.checkpoints.inspect import inspect_checkpoint
 from farm.cli import demo
 from farm.spec import CheckpointInfo, RenderRequest
-from farm_workers.worker.inputs import InputReader
 
 ROOT = Path(__file__).parents[2]
 PLACES = [
@@ -65,12 +63,9 @@ def test_the_vocabulary_is_that_of_the_captions(
 
 def test_a_result_notes_what_its_checkpoint_was_not_made_for() -> None:
     info = inspect_checkpoint("shapes-64").info
-    reader = InputReader(lambda *_: b"", {info.name: info}, {})
 
     def notes(**given: object) -> tuple[str, ...]:
-        spec = RenderRequest.parse(given).resolve(info, seed=1)
-        with ThreadPoolExecutor(1) as executor:
-            return reader.prepare("alice", spec, executor).result().notes
+        return info.notes(RenderRequest.parse(given).resolve(info, seed=1))
 
     assert notes(prompt="a large red circle, on a Blue background") == ()
     assert notes(prompt="a cat on a cat's mat", width=128, height=64) == (

@@ -59,6 +59,7 @@ class LocalRenderer:
         resume: bool = False,
     ) -> None:
         self._engines = engines
+        self._infos = infos
         self._sink = sink
         self._resume = resume
         self._loaders = ThreadPoolExecutor(2, thread_name_prefix="load")
@@ -130,7 +131,8 @@ class LocalRenderer:
                 self._fail(numbered, row.index, error)
             return
         left = self._rows_left(numbered)
-        self._notes[numbered.render] = inputs.notes
+        notes = self._infos[numbered.spec.checkpoint].notes(numbered.spec)
+        self._notes[numbered.render] = (*inputs.notes, *notes)
         self._left[numbered.render] = len(left)
         rows.extend((numbered, row, inputs) for row in left)
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from farm import tracing
 from farm.errors import FarmError, RenderError
+from farm.formats.picture_file import token_bytes
 from farm.formats.token_pictures import TokenPictures
 from farm.job import Format
 from farm.spec import Lane
@@ -159,11 +160,12 @@ class EngineLoop:
         """
         for rows in sorted(self._tasks.values(), key=lambda rows: not rows.task.urgent):
             name = rows.lane.checkpoint
+            engine = self._engines[name]
             kept_free = 0 if rows.task.urgent else self._kept_free[name]
-            while self._engines[name].room(rows.lane) > kept_free and self._add_next(rows):
+            while engine.room(rows.lane) > kept_free and self._add_next(engine, rows):
                 pass
 
-    def _add_next(self, rows: TaskRows) -> bool:
+    def _add_next(self, engine: RenderEngine, rows: TaskRows) -> bool:
         """Add a task's next row; False if none can start now."""
         if rows.task.halted:
             return False
@@ -180,7 +182,7 @@ class EngineLoop:
         if rows.task.halted:
             return False
         try:
-            self._engines[rows.lane.checkpoint].add(
+            engine.add(
                 (rows.task.key, ready.render),
                 ready.row,
                 image=ready.inputs.image,
@@ -238,27 +240,32 @@ class EngineLoop:
         """Rows of one task have left their engine."""
         rows.task.next_row = None
         self._measure(rows, results)
-        made = TokenPictures(rows.chunk)
         for result in results:
+            if result.error is not None and not self._row_failed(rows, result, result.error):
+                return
+        made = [result for result in results if result.error is None]
+        if not rows.tokens_alone:
+            self._hand_over(rows, made)
+        elif made:
+            self._publisher.tokens(rows.task, _token_pictures(rows, made))
+
+    def _row_failed(self, rows: TaskRows, result: RowResult, error: FarmError) -> bool:
+        """Returns whether its task goes on."""
+        if error.retryable and not rows.task.lease.alone:
+            # Alone it may succeed; if it does not, it fails and its neighbours do not.
+            self._give_up(rows, "crash", str(error))
+            return False
+        self._picture_failed(rows, result.key[1], result.index, error)
+        return True
+
+    def _hand_over(self, rows: TaskRows, made: Sequence[RowResult]) -> None:
+        for result in made:
             render = result.key[1]
-            if result.error is not None:
-                if result.error.retryable and not rows.task.lease.alone:
-                    # Alone it may succeed; if it does not, it fails and its neighbours do not.
-                    self._give_up(rows, "crash", str(result.error))
-                    return
-                self._picture_failed(rows, render, result.index, result.error)
-                continue
-            assert result.tokens is not None
             notes = rows.notes(render, truncated=result.truncated)
             confidence = round(result.confidence, CONFIDENCE_DIGITS)
-            if rows.tokens_alone:
-                picture = render, result.index
-                made.add(picture, result.tokens, result.numerics, notes, confidence)
-            else:
-                record = rows.record(render, result.index, result.numerics, notes, confidence)
-                self._publisher.picture(rows.task, record, result.pixels, result.tokens)
-        if made:
-            self._publisher.tokens(rows.task, made)
+            record = rows.record(render, result.index, result.numerics, notes, confidence)
+            assert result.tokens is not None
+            self._publisher.picture(rows.task, record, result.pixels, result.tokens)
 
     def _measure(self, rows: TaskRows, results: Sequence[RowResult]) -> None:
         now = time.monotonic()
@@ -285,3 +292,14 @@ class EngineLoop:
         log.warning("task %s: %s failed: %s", rows.task.key, where, error, extra=facts)
         record = rows.record(render, image, numerics, rows.notes(render))
         self._publisher.failed_picture(rows.task, record, error)
+
+
+def _token_pictures(rows: TaskRows, made: Sequence[RowResult]) -> TokenPictures:
+    return TokenPictures(
+        rows.chunk,
+        pictures=[(one.key[1], one.index) for one in made],
+        tokens=[token_bytes(one.tokens) for one in made if one.tokens is not None],
+        numerics=[one.numerics for one in made],
+        notes=[rows.notes(one.key[1], truncated=one.truncated) for one in made],
+        confidence=[round(one.confidence, CONFIDENCE_DIGITS) for one in made],
+    )

@@ -21,8 +21,7 @@ ADAPTER_BYTES = 512 * 2**20
 
 
 class Inputs(NamedTuple):
-    """Decoded inputs of one render, shared by its rows; ``notes`` say what was converted,
-    and what its checkpoint was not made for."""
+    """Decoded inputs of one render, shared by its rows; ``notes`` say what was converted."""
 
     image: np.ndarray | None = None  # uint8 (height, width, 3)
     mask: np.ndarray | None = None  # uint8 (height, width), 255 is repainted
@@ -40,6 +39,8 @@ class Inputs(NamedTuple):
 
 
 Awaited = Inputs | Future[Inputs]
+
+NOTHING = Inputs()
 
 
 class InputReader:
@@ -73,7 +74,7 @@ class InputReader:
     def prepare(self, tenant: str, spec: RenderSpec, executor: Executor) -> "Awaited":
         """The inputs of a render, at once where it needs none, else read by the executor."""
         if not spec.assets and not spec.adapters:
-            return Inputs(notes=self._infos[spec.checkpoint].notes(spec))
+            return NOTHING
         return executor.submit(self.read, tenant, spec)
 
     def read(self, tenant: str, spec: RenderSpec) -> Inputs:
@@ -96,7 +97,7 @@ class InputReader:
         if spec.embeds is not None:
             embeds = read_embeds(self._read_asset(tenant, spec.embeds), info)
         adapters = {one.sha256: self._adapter(tenant, spec, one.sha256) for one in spec.adapters}
-        return Inputs(image, mask, latents, embeds, adapters, (*notes, *info.notes(spec)))
+        return Inputs(image, mask, latents, embeds, adapters, tuple(notes))
 
     def _kept(
         self, read: Callable[..., Decoded], tenant: str, asset: str, size: tuple[int, int]

@@ -97,7 +97,8 @@ class Loader:
         lease = task.lease
         text = lease.inline or self._read(keys.chunk(lease.job, lease.number)).decode()
         chunk = Chunk.model_validate_json(text)
-        if Lane.parse(chunk.lane).checkpoint not in self._infos:
+        info = self._infos.get(Lane.parse(chunk.lane).checkpoint)
+        if info is None:
             raise InvalidInput(f"this worker does not hold the checkpoint of {chunk.lane}")
         sink = self._sinks.get(chunk.sink)
         found: list[ManifestRow] = []
@@ -115,6 +116,7 @@ class Loader:
         task_rows = TaskRows(
             task,
             chunk,
+            info,
             self._inputs,
             threads,
             tokens_alone=sink.tokens_alone,

@@ -13,7 +13,7 @@ from farm.job import Chunk
 from farm.renders import NumberedSpec
 from farm.sinks.parts import rows_of
 from farm.sinks.protocol import RowId, TaskPlace
-from farm.spec import Lane, Row
+from farm.spec import CheckpointInfo, Lane, Row
 from farm_workers.leased_task import LeasedTask
 from farm_workers.worker.inputs import Awaited, InputReader, Inputs
 
@@ -48,6 +48,7 @@ class TaskRows:
         self,
         task: LeasedTask,
         chunk: Chunk,
+        info: CheckpointInfo,
         inputs: InputReader,
         executor: Executor,
         *,
@@ -58,6 +59,7 @@ class TaskRows:
         """
         Args:
             task, chunk: what is to be rendered.
+            info: of its checkpoint.
             inputs, executor: read what its renders need.
             tokens_alone: see ``Sink``.
             wanted: the rows that the lease is about; None for all of its chunk's.
@@ -72,7 +74,10 @@ class TaskRows:
         self.found = found
         self.tenant = chunk.tenant
         self._renders = {numbered.render: numbered for numbered in chunk.renders}
-        self._notes: dict[int, tuple[str, ...]] = {}  # of renders whose inputs were read
+        notes = chunk.renders.of_each(info.notes_by_prompt)
+        prompts = zip(chunk.renders.numbers, notes, chunk.renders.prompts, strict=True)
+        self._notes = {render: of_prompt(prompt) for render, of_prompt, prompt in prompts}
+        self._read: dict[int, tuple[str, ...]] = {}  # the notes of inputs that were read
         self._inputs = inputs
         self._executor = executor
         rows = rows_of(chunk)
@@ -101,8 +106,11 @@ class TaskRows:
         return self._numbers[0] if self._numbers else None
 
     def notes(self, render: int, *, truncated: bool = False) -> tuple[str, ...]:
-        """What the user should know of a render's pictures."""
-        notes = self._notes.get(render, ())
+        """What the user should know of a render's pictures, if its inputs were read."""
+        read = self._read.get(render)
+        if read is None:
+            return ()
+        notes = (*read, *self._notes[render]) if read else self._notes[render]
         return (*notes, "prompt_truncated") if truncated else notes
 
     def record(
@@ -145,7 +153,7 @@ class TaskRows:
             if not alone:
                 self._read_ahead(PREFETCH)
             inputs = self._result(render, rows, future)
-            self._notes[render] = inputs.notes
+            self._read[render] = inputs.notes
             self._ready.extend([ReadyRow(render, row, inputs) for row in rows])
         self._numbers.popleft()
         return self._ready.popleft()
