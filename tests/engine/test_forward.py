@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from farm.checkpoints.inspect import inspect_checkpoint
 from farm_workers.bench.pipelines import upstream_modules
 from farm_workers.engine.amused import AmusedModel
+from farm_workers.engine.amused.batch import MOST_TOGETHER, by_row
 from farm_workers.engine.amused.parts import load_parts
 from farm_workers.engine.amused.transformer import sinusoids
 from farm_workers.engine.device import Device
@@ -131,3 +132,42 @@ def test_a_row_s_features_do_not_know_its_neighbours(
             some = slice(row, row + width)
             views = model.layout.views(packed[some])
             assert torch.equal(model.features(tokens[some], views, (6, 10)), whole[some])
+
+
+@pytest.mark.parametrize("lines", [1, 5, 63, 64, 81])
+@pytest.mark.parametrize(("inputs", "outputs"), [(24, 40), (64, 1024), (256, 128), (700, 48)])
+def test_a_product_by_row_has_the_bits_of_each_row_alone(
+    lines: int, inputs: int, outputs: int
+) -> None:
+    noise = torch.Generator().manual_seed(lines)
+    weight = torch.randn(outputs, inputs, generator=noise)
+    for bias in (None, torch.randn(outputs, generator=noise)):
+        for rows in (2, 3, 8):
+            x = torch.randn(rows, 2, lines, inputs, generator=noise)
+            found = by_row(F.linear, x, weight, bias)
+            for row, own in zip(x.split(1), found.split(1), strict=True):
+                assert torch.equal(F.linear(row.clone(), weight, bias), own)
+
+
+@pytest.mark.parametrize(("channels", "together"), [(4, True), (MOST_TOGETHER, False)])
+def test_rows_share_a_call_where_that_leaves_their_bits_and_they_are_small(
+    channels: int, together: bool
+) -> None:
+    calls = []
+
+    def doubled(x: Tensor) -> Tensor:
+        calls.append(len(x))
+        return x * 2
+
+    x = torch.rand(4, channels)
+    first, second = by_row(doubled, x), by_row(doubled, x)
+    assert torch.equal(first, x * 2)
+    assert torch.equal(second, x * 2)
+    tried = [1, 1, 1, 1, 4] if together else []
+    assert calls == tried + (2 * [4] if together else 8 * [1])
+
+
+def test_rows_do_not_share_a_call_whose_bits_follow_from_their_number() -> None:
+    x = torch.rand(3, 5)
+    found = by_row(lambda part: part + 1e-6 * len(part), x)
+    assert torch.equal(found, x + 1e-6)

@@ -6,11 +6,11 @@ the neighbours. A GPU computes the same words inside triton_sampler.py.
 """
 
 import enum
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 from torch import Tensor
 
 from farm.spec import Rng, Row
@@ -60,14 +60,15 @@ def exponentials(seed: int, tokens: NDArray[np.int64], step: int, codes: int) ->
 
     Code c is word c mod 4 of the counter's word c div 4.
     """
-    words = race_words(seed, tokens, step, codes)
-    return exponential(torch.from_numpy(words.view(np.int64)))
+    return exponential(torch.from_numpy(race_words(seed, tokens, step, codes, np.float32)))
 
 
-def race_words(seed: int, tokens: NDArray[np.int64], step: int, codes: int) -> Words:
-    """The integers of a race, (tokens, codes)."""
+def race_words(
+    seed: int, tokens: NDArray[np.int64], step: int, codes: int, dtype: DTypeLike = np.uint64
+) -> NDArray[Any]:
+    """The integers of a race, (tokens, codes), as numbers of that type."""
     quads = (codes + 3) // 4
-    words = np.empty((len(tokens), quads, 4), dtype=np.uint64)
+    words = np.empty((len(tokens), quads, 4), dtype=dtype)
     block, stream = max(CACHED // quads, 1), _part([Stream.CODES])
     for start in range(0, len(tokens), block):
         part = slice(start, start + block)

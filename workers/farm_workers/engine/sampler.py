@@ -4,6 +4,7 @@ Two implementations of one contract: here in plain torch, a row at a time and on
 masked; triton_sampler.py moves a whole tile without a word to the host.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -70,33 +71,33 @@ class TorchSampler:
 
     def _step(self, features: Tensor, live: Live) -> None:
         state, model, slot = self._state, self._model, live.slots[0]
-        unknown = state.tokens[slot] == model.info.mask_token_id
-        if not bool(unknown.any()):  # equal confidences were all fixed together
+        tokens, predicted, probability = (part[slot] for part in state)
+        unknown = tokens == model.info.mask_token_id
+        places = unknown.nonzero()[:, 0]
+        if not len(places):  # equal confidences were all fixed together
             return
-        logits = model.logits(features[list(live.slots)][:, unknown]).float()
-        if len(live.slots) == 2:
-            scores = guide(logits[0], logits[1], logits.new_tensor(live.spec.guidance_scale))
-        else:
-            scores = logits[0]
+        logits = model.logits(features[list(live.slots)][:, places]).float()
+        scores = logits[0]
+        if len(logits) == 2:
+            scores = guide(scores, logits[1], live.spec.guidance_scale)
         race = live.draws.race(live.step, unknown.cpu(), model.info.codebook_size)
         codes, chosen = choose(scores, race.to(scores.device))
-        if not bool(torch.isfinite(chosen).all()):
+        if not math.isfinite(chosen.sum()):
             raise not_finite()
-        state.predicted[slot, unknown] = codes
-        state.probability[slot, unknown] = chosen
-        tokens = state.predicted[slot]
-        planned = live.schedule.planned[live.step]
-        if planned:
+        predicted[places] = codes
+        probability[places] = chosen
+        settled = predicted
+        if planned := live.schedule.planned[live.step]:
             stay = stay_masked(
-                state.probability[slot][None],
-                unknown[None],
-                live.draws.order(live.step, len(unknown))[None].to(unknown.device),
-                state.probability.new_tensor(live.schedule.temperatures[live.step]),
-                state.tokens.new_tensor([[planned]]),
-            )[0]
-            tokens = torch.where(stay, model.info.mask_token_id, tokens)
+                probability,
+                unknown,
+                live.draws.order(live.step, len(unknown)).to(unknown.device),
+                live.schedule.temperatures[live.step],
+                planned,
+            )
+            settled = predicted.masked_fill(stay, model.info.mask_token_id)
         for half in live.slots:
-            state.tokens[half] = tokens
+            state.tokens[half] = settled
 
     def outcome(self, rows: Sequence[Live]) -> tuple[Tensor, Tensor, Sequence[int]]:
         slots = [live.slots[0] for live in rows]
@@ -133,7 +134,7 @@ def first_largest(scores: Tensor) -> Tensor:
     return scores.argmax(-1)
 
 
-def guide(uncond: Tensor, cond: Tensor, scale: Tensor) -> Tensor:
+def guide(uncond: Tensor, cond: Tensor, scale: Tensor | float) -> Tensor:
     return (cond - uncond).mul_(scale).add_(uncond)
 
 
@@ -141,10 +142,10 @@ def stay_masked(
     probability: Tensor,
     unknown: Tensor,
     uniform: Tensor,
-    temperature: Tensor,
-    planned: Tensor,
+    temperature: Tensor | float,
+    planned: Tensor | int,
 ) -> Tensor:
-    """Which tokens of each row, (rows, tokens), remain masked: the least confident ones.
+    """Which tokens of each row, (..., tokens), remain masked: the least confident ones.
 
     ``planned`` is how many the schedule wants; 0 on the last step. At least one token is fixed in
     a step and, before the last, at least one stays masked, unless the least confident ones are
@@ -154,9 +155,9 @@ def stay_masked(
     noise = -torch.log((-torch.log(uniform.clamp(TINY))).clamp(TINY))
     confidence = torch.log(probability.clamp(TINY)) + temperature * noise
     # Tokens that are fixed are out of the contest, whatever the noise says.
-    confidence = torch.where(unknown, confidence, torch.inf)
+    confidence.masked_fill_(~unknown, torch.inf)
     left = unknown.sum(-1, keepdim=True)
-    count = torch.minimum(left - 1, planned).clamp_min(1).clamp_max(unknown.shape[-1] - 1)
-    count = torch.where((planned > 0) & (left > 0), count, 0)
+    count = (left - 1).clamp_max(planned).clamp_(1, unknown.shape[-1] - 1)
+    count = torch.where((left > 0) & (planned > 0), count, 0)
     cut_off = confidence.sort(dim=-1).values.gather(-1, count)
     return (confidence < cut_off) & unknown

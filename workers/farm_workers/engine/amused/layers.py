@@ -10,6 +10,7 @@ import torch.nn.functional as F  # noqa: N812  (torch's own name for it)
 from torch import Tensor, nn
 
 from farm_workers.engine.amused.adapters import Adapters
+from farm_workers.engine.amused.batch import by_row
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,7 @@ class Given:
 class Ops:
     """The work of a step, over (rows, halves, tokens, channels), in plain torch.
 
-    A row's bits do not depend on its neighbours, and are UVit2DModel's at batch 1: on a CPU the
-    library picks its matrix kernel by the number of lines, so each row is a product by itself.
+    A row's bits do not depend on its neighbours, and are UVit2DModel's at batch 1; see ``by_row``.
     A guided row has two halves, without the prompt and with it. In a tile of fixed shape, which
     is the work of FusedOps, every half-slot is a row of one half.
     """
@@ -34,16 +34,7 @@ class Ops:
 
     @staticmethod
     def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if len(x) == 1:
-            return F.linear(x, weight, bias)
-        lines, weight = x.reshape(len(x), -1, x.shape[-1]), weight.t()
-        output = x.new_empty(*lines.shape[:2], weight.shape[1])
-        for row, target in zip(lines.unbind(), output.unbind(), strict=True):
-            if bias is None:
-                torch.mm(row, weight, out=target)
-            else:
-                torch.addmm(bias, row, weight, out=target)
-        return output.view(*x.shape[:-1], -1)
+        return by_row(F.linear, x, weight, bias)
 
     @staticmethod
     def add_norm(
@@ -59,11 +50,7 @@ class Ops:
 
     @staticmethod
     def geglu(x: Tensor) -> Tensor:
-        gated = x.new_empty(*x.shape[:-1], x.shape[-1] // 2)
-        for row, target in zip(x, gated, strict=True):
-            value, gate = row.chunk(2, dim=-1)
-            torch.mul(value, F.gelu(gate), out=target)
-        return gated
+        return by_row(_geglu, x)
 
     @staticmethod
     def mix_norm(
@@ -82,8 +69,8 @@ class Ops:
 
     @staticmethod
     def response(x: Tensor, norm: nn.Module) -> Tensor:
-        """GELU, row by row because a batch's width would change its bits, then ``norm``."""
-        normed: Tensor = norm(torch.cat([F.gelu(row) for row in x.split(1)]))
+        """GELU, then ``norm``."""
+        normed: Tensor = norm(by_row(F.gelu, x))
         return normed
 
     @staticmethod
@@ -97,6 +84,11 @@ class Ops:
         return torch.stack(images).flatten(2, 3).contiguous()
 
     double = halve  # the same with a transposed convolution
+
+
+def _geglu(x: Tensor) -> Tensor:
+    value, gate = x.chunk(2, dim=-1)
+    return F.gelu(gate).mul_(value)
 
 
 class Block(nn.Module):
@@ -121,8 +113,9 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """In float32 inside, with UVit2DModel's order of rounding."""
-        variance = x.float().pow(2).mean(-1, keepdim=True)
-        normed = x * torch.rsqrt(variance + self.eps)
+        normed = x.float().pow(2)
+        scale = normed.mean(-1, keepdim=True).add_(self.eps).rsqrt_()
+        torch.mul(x, scale, out=normed)  # fresh memory costs as much as the arithmetic
         if self.weight is None:
             return normed.to(x.dtype)
         return normed.to(self.weight.dtype).mul_(self.weight)
@@ -241,9 +234,11 @@ class GlobalResponseNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(rows, halves, tokens, channels)."""
-        strength = (x * x).sum(2, keepdim=True).sqrt()
+        normed = x * x
+        strength = normed.sum(2, keepdim=True).sqrt_()
         relative = strength / (strength.mean(dim=-1, keepdim=True) + 1e-6)
-        return (x * relative).mul_(self.gamma).add_(self.beta).add_(x)
+        torch.mul(x, relative, out=normed)
+        return normed.mul_(self.gamma).add_(self.beta).add_(x)
 
 
 class ResBlock(Block):
