@@ -41,7 +41,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 lives: $(INSTALLED)
 	FARM_DEEP=1 $(BIN)/pytest --timeout 0 tests/queue/test_model.py tests/queue/test_durability.py
 
-# An hour of random requests to the gateway; a minute of them is a part of every test run.
+# An hour of random requests to the gateway; twenty seconds of them are a part of every test run.
 fuzz: $(INSTALLED)
 	FARM_FUZZ_SECONDS=3600 $(BIN)/pytest -s tests/gateway/test_gateway_fuzz.py
 

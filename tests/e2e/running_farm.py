@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,10 +18,11 @@ FARM = [sys.executable, "-m", "farm.cli"]
 class RunningFarm(NamedTuple):
     data: Path
     url: str
+    surroundings: Mapping[str, str] = {}  # of its commands, beside this process's environment
 
     @property
     def environment(self) -> dict[str, str]:
-        return {**os.environ, "FARM_DATA": str(self.data)}
+        return {**os.environ, **self.surroundings, "FARM_DATA": str(self.data)}
 
     def run(self, *arguments: object, check: bool = True) -> "subprocess.CompletedProcess[str]":
         """One command of the CLI."""

@@ -136,12 +136,12 @@ def test_a_negative_prompt_turns_pictures_away_from_it(farm: RunningFarm, tmp_pa
         ("open", "a circle", ()),
         ("negative", "a circle", ("--negative-prompt", "red background")),
     ):
-        options = (*options, "--checkpoint", "shapes-64", "-n", 32, "--seed", 11)
+        options = (*options, "--checkpoint", "shapes-64", "-n", 16, "--seed", 11)
         folder = tmp_path / name
         job = farm.submit(words, *options)
         rows = farm.fetch(job, folder)
         seen = [judge(pixels_of(folder, row)).background for row in rows]
         shares[name] = seen.count("red")
-    assert shares["asked"] >= 30
+    assert shares["asked"] >= 15
     assert shares["negative"] <= shares["open"] < shares["asked"]
     assert shares["negative"] <= 1

@@ -1,4 +1,4 @@
-"""``farm up`` where the machine or a checkpoint is not as it should be."""
+"""``farm up`` where a checkpoint or a setting is not as it should be."""
 
 import json
 import os
@@ -12,33 +12,6 @@ from farm.local.ports import free_port
 from farm_workers.testing.tiny import make_tiny
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
-
-
-def test_a_farm_starts_in_an_odd_folder_behind_a_proxy_with_a_gpu_that_is_not_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("http_proxy", "https_proxy"):
-        monkeypatch.setenv(name, "http://127.0.0.1:1")
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
-    data = tmp_path / "é a#b?c%20"
-    data.mkdir(mode=0o755)
-    farm = RunningFarm(data, f"http://127.0.0.1:{free_port()}")
-    try:
-        port = farm.url.rsplit(":", 1)[1]
-        told = farm.run("up", "--port", port, "--checkpoint", "shapes-64", "--detach").stderr
-        # The mark of readiness is written after the lines that tell of it.
-        assert f"ready: {farm.url} with shapes-64" in told
-        assert "try: farm submit" in told
-        assert farm.fetch(farm.submit("a red circle"), tmp_path / "out")[0]["error"] is None
-        assert farm.run("doctor", "--json", check=False).stdout.count('"fail"') == 0
-        modes = {file: file.stat().st_mode & 0o077 for file in (data / "store").rglob("*")}
-        assert modes
-        assert not any(modes.values())
-    finally:
-        farm.run("down")
-    assert farm.processes() == []
-    kept = farm.run("doctor", "--rebuild", "--json")
-    assert json.loads(kept.stdout)["done"] == 1
 
 
 def test_a_checkpoint_that_would_not_load_is_told_before_the_farm_has_started(
@@ -55,7 +28,8 @@ def test_a_checkpoint_that_would_not_load_is_told_before_the_farm_has_started(
         timeout=600,
     )  # fmt: skip
     assert ended.returncode == 2
-    assert "error[checkpoint]: bad: transformer tensor " in ended.stderr.splitlines()[-1]
+    told = "error[checkpoint]: bad: transformer/config.json: 128 channels cannot"
+    assert told in ended.stderr.splitlines()[-1]
     assert farm.processes() == []
 
 

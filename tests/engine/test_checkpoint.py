@@ -18,8 +18,8 @@ from farm.checkpoints.inspect import inspect_checkpoint
 from farm.checkpoints.layout import CONFIGS
 from farm.errors import InvalidCheckpoint
 from farm_workers.engine import Engine
-from farm_workers.engine.amused import check_loads
 from farm_workers.testing.tiny import make_tiny
+from farm_workers.worker.load_engine import check_loads
 
 
 @pytest.fixture
@@ -241,6 +241,8 @@ def test_what_passes_the_check_also_loads(
         ("text_encoder", "hidden_act", "relu"),
         ("text_encoder", "eos_token_id", [513]),
         ("transformer", "num_attention_heads", 7),
+        ("transformer", "layer_norm_eps", "small"),
+        ("text_encoder", "layer_norm_eps", "small"),
     ],
 )
 def test_a_model_of_another_kind_is_refused_by_the_value_that_says_so(

@@ -1,6 +1,6 @@
 """Random requests, made from the API's own description and beyond it: none is a failure inside.
 
-A minute in every test run; ``make fuzz`` goes on for an hour.
+Twenty seconds in every test run; ``make fuzz`` goes on for an hour.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
 from hypothesis.errors import Unsatisfiable
 from schemathesis.generation import GenerationMode
 
-SECONDS = float(os.environ.get("FARM_FUZZ_SECONDS", "60"))
+SECONDS = float(os.environ.get("FARM_FUZZ_SECONDS", "20"))
 EXAMPLES = 20  # of an address before the next one has its turn
 MOST_GROWTH = 100 * 2**20  # bytes of the gateway's memory, however long it goes on
 STREAMS = "/events"  # of a job that goes on they do not end
@@ -108,6 +108,6 @@ def test_no_request_whatever_makes_the_gateway_fail(redis_url: str, tmp_path: Pa
             held = held or process.memory_info().rss  # after the first round all is loaded
         grown = process.memory_info().rss - held
         print(f"{told.total():,} requests in {rounds} rounds, {dict(told)}, {grown >> 20} MiB more")
-    assert told.total() > 500
+    assert told.total() > 200
     assert grown < MOST_GROWTH
     assert "Traceback" not in (tmp_path / "gateway.log").read_text()

@@ -84,6 +84,7 @@ def test_scores(models: tuple[AmusedModel, AmusedModel], grid: tuple[int, int]) 
     torch.testing.assert_close(scores(fused), scores(exact), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("models", [0], indirect=True)  # they have the same VQ model
 @torch.inference_mode()
 def test_pictures(models: tuple[AmusedModel, AmusedModel]) -> None:
     exact, fused = models
@@ -109,7 +110,7 @@ def test_the_whole_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         model.device.graphs = True
     fused = Engine(model, tile=2)
     assert model.codec._tile._graphs
-    random = Random(5)
+    random = Random(31)  # small pictures of few steps: kernels are slow without a GPU
     cases = [
         random_case(random, exact.checkpoint, rng=rng, mode=mode, small=True)
         for rng, mode in (

@@ -20,9 +20,9 @@ def check_loads(checkpoint: Checkpoint) -> None:
     Raises:
         ImportError: the workers' libraries are not installed.
     """
-    from farm_workers.engine.amused import check_loads
+    from farm_workers.engine.amused.parts import describe_parts
 
-    check_loads(checkpoint)
+    describe_parts(checkpoint)
 
 
 def load_engine(

@@ -25,7 +25,7 @@ from farm_workers.engine.amused.adapters import (
 from farm_workers.engine.amused.codec import Codec
 from farm_workers.engine.amused.conditioning import PROMPTS, Conditioning
 from farm_workers.engine.amused.layers import Given, Ops
-from farm_workers.engine.amused.parts import Parts, describe_parts, load_parts, named
+from farm_workers.engine.amused.parts import Parts, load_parts
 from farm_workers.engine.amused.text_encoder import TextEncoder
 from farm_workers.engine.amused.transformer import Transformer
 from farm_workers.engine.amused.vq import VqModel
@@ -34,8 +34,8 @@ from farm_workers.engine.row import Conditioned, Pending
 
 ENGINE_VERSION = 4  # raised when the same row starts to give other tokens or bytes
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-CACHE_BYTES = {"cpu": 1 << 27, "cuda": 1 << 30, "meta": 0}  # of prompts' conditioning
-ADAPTER_BYTES = {"cpu": 1 << 29, "cuda": 1 << 31, "meta": 0}  # on the device, the last used ones
+CACHE_BYTES = {"cpu": 1 << 27, "cuda": 1 << 30}  # of prompts' conditioning
+ADAPTER_BYTES = {"cpu": 1 << 29, "cuda": 1 << 31}  # on the device, the last used ones
 DECODED_TOKENS = 8192  # that are decoded together at most: the pictures' memory grows with them
 
 
@@ -167,14 +167,3 @@ def _ops(*, fused: bool) -> Ops:
     from farm_workers.engine.amused.kernels import FusedOps
 
     return FusedOps()
-
-
-def check_loads(checkpoint: Checkpoint) -> None:
-    """Build every part and compare it with the headers of its files; reads no weights.
-
-    Raises:
-        InvalidCheckpoint: the first value, tensor or shape that loading would refuse.
-    """
-    parts = describe_parts(checkpoint)
-    with named("its parts do not make a model"), torch.inference_mode():
-        AmusedModel(checkpoint.info, parts, Device("meta"), torch.float32)

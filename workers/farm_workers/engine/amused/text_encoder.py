@@ -55,7 +55,7 @@ class TextModel(nn.Module):
         self.embeddings = Embeddings(config["vocab_size"], config["max_position_embeddings"], width)
         layers = [Layer(config) for _ in range(config["num_hidden_layers"])]
         self.encoder = nn.ModuleDict({"layers": nn.ModuleList(layers)})
-        self.final_layer_norm = nn.LayerNorm(width, config.get("layer_norm_eps", LAYER_NORM_EPS))
+        self.final_layer_norm = nn.LayerNorm(width, _eps(config))
 
     def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """What the last layer is given, and the normed states after it."""
@@ -63,6 +63,10 @@ class TextModel(nn.Module):
         for layer in self.encoder["layers"].children():
             before, x = x, layer(x)
         return before, self.final_layer_norm(x)
+
+
+def _eps(config: Mapping[str, Any]) -> float:
+    return float(config.get("layer_norm_eps", LAYER_NORM_EPS))
 
 
 class Embeddings(nn.Module):
@@ -80,15 +84,14 @@ class Layer(nn.Module):
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__()
         width, inner = config["hidden_size"], config["intermediate_size"]
-        eps = config.get("layer_norm_eps", LAYER_NORM_EPS)
         act = config.get("hidden_act", HIDDEN_ACT)
         if act not in ACTIVATIONS:
             raise ValueError(f"hidden_act is {act!r}; CLIP has {' or '.join(ACTIVATIONS)}")
         self._act = ACTIVATIONS[act]
         self.self_attn = CausalAttention(width, config["num_attention_heads"])
-        self.layer_norm1 = nn.LayerNorm(width, eps)
+        self.layer_norm1 = nn.LayerNorm(width, _eps(config))
         self.mlp = nn.ModuleDict({"fc1": nn.Linear(width, inner), "fc2": nn.Linear(inner, width)})
-        self.layer_norm2 = nn.LayerNorm(width, eps)
+        self.layer_norm2 = nn.LayerNorm(width, _eps(config))
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.self_attn(self.layer_norm1(x))

@@ -81,7 +81,7 @@ class Transformer(nn.Module):
 
     def __init__(self, config: Mapping[str, Any], text_tokens: int) -> None:
         super().__init__()
-        self.config = dict(config)
+        config = self.config = {**config, "layer_norm_eps": float(config["layer_norm_eps"])}
         width, channels = config["hidden_size"], config["block_out_channels"]
         bias, eps = config["use_bias"], config["layer_norm_eps"]
         affine = config["ln_elementwise_affine"]
