@@ -147,6 +147,7 @@ def test_a_server_that_is_gone_is_named(gateway: Gateway, tmp_path: Path) -> Non
     assert told_once.startswith("The queue does not answer: ")
 
 
+@pytest.mark.usefixtures("gateway")  # for a queue without jobs
 def test_those_who_may_see_how_much_each_tenant_uses(serve: Serve, tmp_path: Path) -> None:
     keys = write_keys(
         tmp_path / "keys.json",

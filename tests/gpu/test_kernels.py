@@ -1,5 +1,6 @@
 """Each Triton kernel beside the plain torch that it replaces."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -19,6 +20,13 @@ from farm_workers.engine import triton_sampler
 from farm_workers.engine.amused import kernels
 
 pytestmark = needs_kernels
+
+
+@pytest.fixture(autouse=True)
+def without_gradients() -> Iterator[None]:
+    with torch.inference_mode():
+        yield
+
 
 SEED_LOW, SEED_HIGH, STEP, SCALE, PARTNER, ACTIVE = range(6)
 HEADER = triton_sampler.HEADER

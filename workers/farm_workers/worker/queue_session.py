@@ -89,7 +89,7 @@ class QueueSession:
         self._unknown: set[str] = set()  # held by the session, not by us, at the last heartbeat
         self._last_grant = time.monotonic()
         self._heartbeats = 0
-        self._room_told = 0
+        self._room_told = 0  # pictures, less what was granted since: what the queue knows
         self._leaving: _Drain | None = None  # set by ``drain``, for good
         self._ordered: _Drain | None = None  # by the session's command, which may be taken back
         self._sharing: str | None = None  # the command that it obeys
@@ -141,6 +141,7 @@ class QueueSession:
 
     def _take(self, lease: Lease) -> None:
         self._last_grant = time.monotonic()
+        self._room_told -= lease.pictures
         task = self._leases.add(lease)
         if task is not None:
             what = f"{lease.pictures} of {lease.lane}" if lease.lane else "finalises its job"
