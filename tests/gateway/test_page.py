@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import httpx2
+import pytest
 from fake_worker import BAD_PROMPT, FakeWorker
 from harness import INFO, Gateway, Serve, post, write_keys
 
