@@ -425,6 +425,26 @@ def test_a_picture_that_crashes_its_worker_again_and_again_fails_its_job(farm: F
     assert "crashed its worker twice" in str(row.failure)
 
 
+def test_room_that_was_granted_and_is_free_again_is_told_at_once(
+    farm: Farm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not with the next heartbeat that is due."""
+    monkeypatch.setattr("farm_workers.worker.queue_session.HEARTBEAT_SECONDS", 600.0)
+    farm.settings = farm.settings.model_copy(update={"lease_ms": 300_000})
+    farm.start(engine=FakeEngine(rows=1))  # three may be granted to it
+    jobs = [farm.submit(str(number)) for number in range(12)]
+    stopped = threading.Event()
+    scheduler = Scheduler(farm.queue, lease_ms=300_000)
+    thread = threading.Thread(target=scheduler.run, args=[stopped])
+    thread.start()
+    try:
+        for job in jobs:
+            farm.wait(job)
+    finally:
+        stopped.set()
+        thread.join()
+
+
 def test_a_server_that_comes_back_empty_leaves_the_worker_at_work(
     farm: Farm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -433,6 +453,9 @@ def test_a_server_that_comes_back_empty_leaves_the_worker_at_work(
     engine = FakeEngine(rows=1)
     engine.gate.clear()
     farm.start(engine=engine)
+    pool = farm.workers[0][0]._queue_session._queue.client.connection_pool
+    for connection in [pool.get_connection() for _ in range(8)]:  # one for each thread
+        pool.release(connection)
     farm.submit("lost with the server")
     until(lambda: not engine.idle)
     farm.queue.client.flushall()
