@@ -434,7 +434,7 @@ def test_room_that_was_granted_and_is_free_again_is_told_at_once(
     farm.start(engine=FakeEngine(rows=1))  # three may be granted to it
     jobs = [farm.submit(str(number)) for number in range(12)]
     stopped = threading.Event()
-    scheduler = Scheduler(farm.queue, lease_ms=300_000)
+    scheduler = Scheduler(Queue(connect(farm.settings.redis_url)), lease_ms=300_000)
     thread = threading.Thread(target=scheduler.run, args=[stopped])
     thread.start()
     try:
