@@ -8,10 +8,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from cases import draw, random_case
 from safetensors.torch import load_file, save_file
 
 from farm.checkpoints.inspect import inspect_checkpoint
@@ -285,3 +288,19 @@ def test_looking_at_a_checkpoint_needs_no_torch(checkpoint: Path) -> None:
         "print(inspect_checkpoint(sys.argv[1]))"
     )
     subprocess.run([sys.executable, "-c", code, str(checkpoint)], check=True, timeout=60)
+
+
+def test_a_checkpoint_that_diffusers_has_saved_draws_the_same(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    """Its configurations name every value, and the tokenizer is one file."""
+    from diffusers import AmusedPipeline
+
+    AmusedPipeline.from_pretrained(checkpoint).save_pretrained(tmp_path / "saved")
+    engines = [Engine.load(path, threads=1) for path in (checkpoint, tmp_path / "saved")]
+    first, second = (
+        draw(engine, random_case(Random(4), engine.checkpoint, rng="farm-1", mode="img2img"))[0]
+        for engine in engines
+    )
+    assert np.array_equal(first.tokens, second.tokens)
+    assert np.array_equal(first.pixels, second.pixels)
