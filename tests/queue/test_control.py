@@ -331,3 +331,22 @@ def test_each_refusal_of_redis_is_named(folder: Path) -> None:
         server.kill()
         assert "does not answer" in error().message
         assert error().retryable
+
+
+def test_a_dead_worker_s_lease_ends_however_often_the_server_is_restarted(
+    bench: Bench, queue: Queue
+) -> None:
+    """Each restart gives every session one more lease, of its own length."""
+    session = bench.session()
+    job = bench.submit(1)
+    assert bench.lease(session)
+    queue.heartbeat(session, 0, {}, {}, 10_000)
+    for number in range(5):
+        bench.advance(4)
+        queue.client.hset("{farm}:server", "run_id", f"run {number}")
+        queue.tick()
+        assert [one.session for one in queue.sessions()] == [session]
+    bench.advance(11)
+    queue.tick()
+    assert queue.sessions() == []
+    assert queue.status(job, "ann").tasks.leased == 0

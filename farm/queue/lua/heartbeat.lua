@@ -52,7 +52,7 @@ for at = 1, #entries, 2 do
 end
 redis.call('ZADD', P .. 'sessions', now + ARGV[2], session)
 redis.call('HSET', P .. 'session:' .. session, 'seen', now, 'room', math.max(0, room),
-  'stats', ARGV[4], 'told', ARGV[5])
+  'lease', ARGV[2], 'stats', ARGV[4], 'told', ARGV[5])
 local scheduled = number(redis.call('GET', P .. 'scheduled'))
 local absent = scheduled > now or now - scheduled > ABSENT
 local looks = absent and math.random() * redis.call('ZCARD', P .. 'sessions') < LOOKS

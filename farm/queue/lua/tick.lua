@@ -41,8 +41,10 @@ if before ~= run_id then
   -- No worker could send a heartbeat while the server was away: each session gets one more lease.
   local ends = before and redis.call('ZRANGE', P .. 'sessions', 0, -1, 'WITHSCORES') or {}
   for at = 1, #ends, 2 do
-    local seen = number(redis.call('HGET', P .. 'session:' .. ends[at], 'seen'))
-    redis.call('ZADD', P .. 'sessions', 'GT', now + ends[at + 1] - seen, ends[at])
+    local told = redis.call('HMGET', P .. 'session:' .. ends[at], 'lease', 'seen')
+    -- One of an earlier version has not told how long its lease is.
+    local lease = tonumber(told[1]) or ends[at + 1] - number(told[2])
+    redis.call('ZADD', P .. 'sessions', 'GT', now + lease, ends[at])
   end
 end
 

@@ -3,8 +3,8 @@
 -- requires: prelude, job_record, task_record, leases, job_lifecycle, task_lifecycle, tallies
 --
 --   sessions         sorted set: session -> end of its leases (ms)
---   session:<s>      hash: worker, checkpoints, info, room, seen, stats, told, command, and of its
---                    last lease: request, granted, turn
+--   session:<s>      hash: worker, checkpoints, info, room, seen, lease (ms), stats, told,
+--                    command, and of its last lease: request, granted, turn
 
 -- Everything that the session holds goes back. Returns how many tasks that were.
 local function end_session(session, why)
