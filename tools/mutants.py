@@ -541,8 +541,14 @@ MUTANTS = (
     Mutant(
         "the tick gives sessions up at once after a restart",
         "tick.lua",
-        "    redis.call('ZADD', P .. 'sessions', 'GT', now + ends[at + 1] - seen, ends[at])\n",
+        "    redis.call('ZADD', P .. 'sessions', 'GT', now + lease, ends[at])\n",
         "",
+    ),
+    Mutant(
+        "a lease grows with each restart of the server",
+        "tick.lua",
+        "tonumber(told[1]) or ends[at + 1]",
+        "ends[at + 1]",
     ),
     Mutant(
         "the tick gives no session up",
