@@ -85,7 +85,7 @@ class StubEngine:
     def add(
         self, key: Hashable, row: Row, *, urgent: bool = False, pixels: bool = True, **inputs: Any
     ) -> None:
-        steps = row.spec.row_steps if self._step_seconds else 1
+        steps = row.kind.row_steps if self._step_seconds else 1
         self._live.append(_Live(key, row, urgent, pixels, steps))
 
     def read_adapter(self, data: bytes) -> Adapter:
@@ -113,7 +113,7 @@ class StubEngine:
         """None: a row on its way has nothing to show."""
 
     def _result(self, live: _Live) -> StubResult:
-        spec, info, seed = live.row.spec, self._info, live.row.seed
+        spec, info, seed = live.row.kind, self._info, live.row.seed
         turn, number = divmod(seed, TEXTURES)
         grid = spec.height // info.pixel_factor, spec.width // info.pixel_factor
         count = grid[0] * grid[1]
