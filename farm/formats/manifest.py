@@ -34,6 +34,17 @@ _SCHEMA = pa.schema(
 )
 
 
+# A dictionary is of no use where every value differs, and hashes cannot be compressed.
+_HASHES = ("sha256", "spec_sha256", "tokens_sha256")
+_UNIQUE = ("render", "file", "seed", "spec", "tokens", *_HASHES)
+_PATHS = ["notes.list.element" if name == "notes" else name for name in _SCHEMA.names]
+_WRITING: Mapping[str, Any] = {
+    "version": "2.6",
+    "compression": {path: "none" if path in _HASHES else "zstd" for path in _PATHS},
+    "use_dictionary": [path for path in _PATHS if path not in _UNIQUE],
+}
+
+
 class ManifestRow(NamedTuple):
     """What is known of one picture; ``file`` to ``tokens_sha256`` are None where it failed."""
 
@@ -49,8 +60,9 @@ class ManifestRow(NamedTuple):
     seed: int
     spec_sha256: str
     spec: str  # canonical JSON
-    tokens: bytes | None  # uint16, little endian, row by row
-    tokens_sha256: str | None  # of exactly those bytes
+    # uint16, little endian, row by row; in a part, None where they are all that the sink keeps.
+    tokens: bytes | None
+    tokens_sha256: str | None  # of those bytes
     numerics: str
     notes: tuple[str, ...] = ()
     error: str | None = None  # JSON of ``FarmError.to_dict``
@@ -149,7 +161,7 @@ def write_part(rows: Iterable[ManifestRow]) -> bytes:
         [pa.array(ordered.column(field.name), field.type) for field in _SCHEMA], schema=_SCHEMA
     )
     out = pa.BufferOutputStream()
-    pq.write_table(table, out, compression="zstd", version="2.6")
+    pq.write_table(table, out, **_WRITING)
     data: bytes = out.getvalue().to_pybytes()
     return data
 
