@@ -93,8 +93,7 @@ class Shards:
                 pictures = zip(made.column("render"), made.column("image"), strict=True)
                 names = [self._name(*picture, place) for picture in pictures]
                 sha256 = hashlib.sha256(packed.data).hexdigest()
-                stored = made.replace(file=Spot.texts(key, packed, names, sha256))
-                return stored.replace(tokens=[None] * len(made)) if self.tokens_alone else stored
+                return made.replace(file=Spot.texts(key, packed, names, sha256))
         return self._found(place, made, self._store.get(key))
 
     def forget(self, place: TaskPlace) -> None:
@@ -203,5 +202,4 @@ class Shards:
             if record is not None:
                 name = self._name(*one.picture, place)
                 spot = Spot(key, one.offset, name, len(data), sha256)
-                row = record.row_of(str(spot), one.facts, one.content)
-                yield row._replace(tokens=None) if self.tokens_alone else row
+                yield record.row_of(str(spot), one.facts, one.content)
