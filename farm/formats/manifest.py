@@ -156,10 +156,7 @@ class ManifestColumns(Sequence[ManifestRow]):
         if list(numbers) == list(range(len(self))):
             return self
         return ManifestColumns(
-            {
-                name: list(map(column.__getitem__, numbers))
-                for name, column in self._columns.items()
-            }
+            {name: list(map(column.__getitem__, numbers)) for name, column in self._columns.items()}
         )
 
     def ordered(self) -> "ManifestColumns":
