@@ -75,8 +75,8 @@ class TaskRows:
         self.found = found
         self.tenant = chunk.tenant
         self._places = {render: place for place, render in enumerate(chunk.renders.numbers)}
-        self._notes = [info.notes_by_prompt(spec) for spec in chunk.renders.specs]
-        self._read: dict[int, tuple[str, ...]] = {}  # the notes of inputs that were read
+        self._notes_by_prompt = [info.notes_by_prompt(spec) for spec in chunk.renders.specs]
+        self._notes: dict[int, tuple[str, ...]] = {}  # of renders whose inputs were read
         self._inputs = inputs
         self._executor = executor
         rows = rows_of(chunk)
@@ -106,11 +106,7 @@ class TaskRows:
 
     def notes(self, render: int, *, truncated: bool = False) -> tuple[str, ...]:
         """What the user should know of a render's pictures, if its inputs were read."""
-        read = self._read.get(render)
-        if read is None:
-            return ()
-        renders, place = self.chunk.renders, self._places[render]
-        notes = read + self._notes[renders.kinds[place]](renders.prompts[place])
+        notes = self._notes.get(render, ())
         return (*notes, "prompt_truncated") if truncated else notes
 
     def record(
@@ -155,12 +151,19 @@ class TaskRows:
             if not alone:
                 self._read_ahead(PREFETCH)
             self._ready = ReadyRows(rows, self._result(rows, future))
-            self._read |= dict.fromkeys([render for render, _ in rows], self._ready.inputs.notes)
+            self._note(self._ready)
         rows, inputs = self._ready
         self._ready = ReadyRows(rows[most:], inputs)
         taken = ReadyRows(rows[:most], inputs)
         self._taken += len(taken.rows)
         return taken
+
+    def _note(self, ready: ReadyRows) -> None:
+        kinds, places, read = self.chunk.renders.kinds, self._places, ready.inputs.notes
+        self._notes |= {
+            render: read + self._notes_by_prompt[kinds[places[render]]](row.prompt)
+            for render, row in ready.rows
+        }
 
     def _result(self, rows: Sequence[NumberedRow], future: Awaited) -> Inputs:
         try:
