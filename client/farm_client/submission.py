@@ -285,8 +285,8 @@ def at_their_lines(
         error = line.error or one.error
         if line.error is not None:
             column = line.error.column or 1
-        elif line.columns is None and not line.defaults and (one.error.column or 1) > 1:
-            column = one.error.column or 1
+        elif line.columns is None and (one.error.column or 1) > max(line.defaults, 1):
+            column = (one.error.column or 1) - max(line.defaults - 1, 0)
         else:
             column = line.place(error.field)
         found.append(RejectedRender(one.render, error.at(line.number, column), line.file))

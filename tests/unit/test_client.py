@@ -13,7 +13,16 @@ import trustme
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from farm.errors import FarmError, InvalidInput, NotAllowed, OverQuota, TooLarge, Unavailable
+from farm import strict_json
+from farm.errors import (
+    FarmError,
+    InvalidInput,
+    NotAllowed,
+    OverQuota,
+    RejectedRender,
+    TooLarge,
+    Unavailable,
+)
 from farm.job import MAX_LINE_BYTES
 from farm_client import Farm
 from farm_client.address import find_address
@@ -21,6 +30,7 @@ from farm_client.inputs import read_input
 from farm_client.ndjson import Line, completed, parsed, pieces, read_lines
 from farm_client.output_folder import MARK
 from farm_client.streams import read_events
+from farm_client.submission import at_their_lines
 from farm_client.sync import drive, iterate
 from farm_client.transport import BlockingWire
 
@@ -291,13 +301,31 @@ LINES = st.lists(
                 "{}",
                 "7",
                 "{",
+                '{"prompt": "a" "height": 8',
+                '{"heigh\\u0074": 8, "prompt": "a"}',
             ),
-            *('{"prompt": "x", "height": 8}', '{"prompt": "x", "image": "a.png"}', '{"a": NaN}'),
+            *(
+                '{"prompt": "height"}',
+                '{"prompt":"a","seed":1,}',
+                '{"prompt": "x", "height": 8}',
+                '{"prompt": "x", "image": "a.png"}',
+                '{"a": NaN}',
+            ),
             *('{"prompt": "\\"height\\": 1", "id": [1, 2]}', '{"p" : "prompt", "prompt":"y"}'),
         ]
     ),
     max_size=8,
 )
+
+
+def refusal(line: Line, sent: str) -> list[str]:
+    """What the user is told of a line that the farm refuses as it was sent."""
+    try:
+        value = strict_json.loads(sent, line=1)
+    except InvalidInput as error:
+        told = at_their_lines([RejectedRender(0, error)], [line], 0)
+        return [str(one.error.to_dict()) for one in told]
+    return [repr(value)]
 
 
 @settings(deadline=None)
@@ -315,7 +343,7 @@ def test_a_line_with_defaults_says_what_its_row_and_they_say(texts: list[str], a
         for field in (*defaults, "prompt", "seed", "width", "id", "p", "image", None):
             assert line.place(field) == row.place(field)
         if row.data is None:
-            assert line.text == text
+            assert refusal(line, line.text) == refusal(Line(line.number, text), text)
         else:
             sent = line.data or json.loads(line.text)
             assert list(sent.items()) == list({**defaults, **row.data}.items())
