@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from farm import strict_json
 from farm.errors import FarmError, InvalidInput, TooLarge
-from farm.job import MAX_LINE_BYTES, MAX_PIECE_LINES
+from farm.job import MAX_CALL_PIECES, MAX_LINE_BYTES, MAX_PIECE_LINES
 from farm.spec import RenderRequest
 from farm_client.inputs import ADAPTERS, FILE_FIELDS, has_files
 from farm_client.sweep import Sweep
@@ -138,6 +138,23 @@ def pieces(lines: Iterator[Line], limit: int = MAX_PIECE_LINES) -> Iterator[list
             group, size = [], 0
     if group:
         yield group
+
+
+def together(groups: Iterable[list[Line]]) -> Iterator[list[Line]]:
+    """Pieces that go in one call: whole ones, and the last may be shorter."""
+    held: list[Line] = []
+    size = 0
+    for group in groups:
+        more = sum(len(line.text) for line in group)
+        if held and size + more > PIECE_BYTES:
+            yield held
+            held, size = [], 0
+        held, size = held + group, size + more
+        if len(group) < MAX_PIECE_LINES or len(held) == MAX_CALL_PIECES * MAX_PIECE_LINES:
+            yield held
+            held, size = [], 0
+    if held:
+        yield held
 
 
 def with_data(line: Line, data: Mapping[str, Any]) -> Line:

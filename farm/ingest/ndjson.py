@@ -3,16 +3,16 @@
 import functools
 import hashlib
 import json
-import operator
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, NamedTuple, overload
 
 from farm import strict_json
 from farm.errors import FarmError, InvalidInput, TooLarge
 from farm.ingest.kinds import Kind, rows_of, rows_of_lines
-from farm.job import MAX_LINE_BYTES
+from farm.job import MAX_LINE_BYTES, MAX_PIECE_LINES
 
 
 class Entry(NamedTuple):
@@ -53,10 +53,20 @@ class Entries(Sequence[Entry]):
             *rows_of(values),
         )
 
+    @classmethod
+    def joined(cls, parts: "Sequence[Entries]") -> "Entries":
+        columns = zip(*(part._columns() for part in parts), strict=True)
+        return cls(*([*chain.from_iterable(column)] for column in columns)) if parts else cls.of(())
+
     @functools.cached_property
     def size(self) -> int:
         """Characters of the texts."""
         return sum(map(len, self.texts))
+
+    def pieces(self) -> "list[Entries]":
+        """Whole pieces of a job, and what is left; one without entries where there are none."""
+        starts = range(0, max(len(self), 1), MAX_PIECE_LINES)
+        return [self[start : start + MAX_PIECE_LINES] for start in starts]
 
     def content(self) -> bytes:
         """The hashes of all, one after the other."""
@@ -66,11 +76,6 @@ class Entries(Sequence[Entry]):
             texts = [text or json.dumps(value, sort_keys=True) for text, value in pairs]
         encoded = [text.encode(errors="surrogatepass") for text in texts]
         return b"".join([hashlib.sha256(text).digest() for text in encoded])
-
-    def __add__(self, more: "Entries") -> "Entries":
-        if not self:
-            return more
-        return Entries(*map(operator.add, self._columns(), more._columns()))
 
     def __len__(self) -> int:
         return len(self.values)
