@@ -4,7 +4,7 @@ import enum
 import functools
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Final, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -223,5 +223,15 @@ def canonical_json(data: Any) -> str:
 
 def derived_seed(job_seed: int, render: int) -> int:
     """The seed of a render that names none; below 2**48, so that every JSON reader keeps it."""
-    digest = hashlib.sha256(f"{job_seed}:{render}".encode()).digest()
-    return int.from_bytes(digest[:6], "big")
+    return derived_seeds(job_seed, (render,))[0]
+
+
+def derived_seeds(job_seed: int, renders: Iterable[int]) -> list[int]:
+    """The seed of each; what the hashes have in common is hashed once."""
+    copy, number = hashlib.sha256(b"%d:" % job_seed).copy, int.from_bytes
+    found = []
+    for render in renders:
+        digest = copy()
+        digest.update(b"%d" % render)
+        found.append(number(digest.digest()[:6], "big"))
+    return found
