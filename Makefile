@@ -7,6 +7,9 @@ IMAGE_BASE ?= build/image-base
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
+# Without its cache Python would compile the farm's modules in each of the processes that tests start.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: demo check test lint tests clean lives fuzz graph mutants storm storm-ray drains growth damage disk-full full-size bench-queue bench-recovery bench-million kills cluster image bench-simulation bench-services docs bench-page
 
 demo: $(INSTALLED)
@@ -41,7 +44,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 lives: $(INSTALLED)
 	FARM_DEEP=1 $(BIN)/pytest --timeout 0 tests/queue/test_model.py tests/queue/test_durability.py
 
-# An hour of random requests to the gateway; twenty seconds of them are a part of every test run.
+# An hour of random requests to the gateway; ten seconds of them are a part of every test run.
 fuzz: $(INSTALLED)
 	FARM_FUZZ_SECONDS=3600 $(BIN)/pytest -s tests/gateway/test_gateway_fuzz.py
 

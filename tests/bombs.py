@@ -27,11 +27,18 @@ def _chunk(name: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
 
+def _zipped_zeros(zeros: bytes, times: int) -> bytes:
+    """Many zeros, packed once: after a full flush the same bytes may come again."""
+    packer = zlib.compressobj(9, wbits=-zlib.MAX_WBITS)
+    block = packer.compress(zeros) + packer.flush(zlib.Z_FULL_FLUSH)
+    checksum = len(zeros) * times % 65521 << 16 | 1  # Adler-32 of zeros
+    return b"\x78\xda" + block * times + packer.flush() + struct.pack(">I", checksum)
+
+
 def _png(width: int, height: int, depth: int, colour: int, *extra: bytes) -> bytes:
     channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
-    line = bytes(1 + (width * channels * depth + 7) // 8)
-    packer = zlib.compressobj(9)
-    packed = b"".join(packer.compress(line * 64) for _ in range(height // 64)) + packer.flush()
+    lines = bytes(1 + (width * channels * depth + 7) // 8) * 64
+    packed = _zipped_zeros(lines, height // 64)
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     return b"".join(
         [
@@ -74,13 +81,25 @@ def _frames(kind: str, side: int, frames: int) -> bytes:
     return _save(first, kind, save_all=True, append_images=others)
 
 
+def _gif(side: int, frames: int) -> bytes:
+    """The second frame again and again, which does not say where it stands."""
+    one, two = _frames("GIF", side, 1), _frames("GIF", side, 2)
+    second = two[len(one) - 1 : -1]
+    return two[:-1] + second * (frames - 2) + two[-1:]
+
+
+def _webp(mode: str, side: int) -> bytes:
+    """Of one colour, whose pixels take no bits: only the 14 bits of each side are to be changed."""
+    data = bytearray(_save(Image.new(mode, (8, 8)), "WEBP", lossless=True, method=0))
+    at = data.index(b"\x2f") + 1
+    [bits] = struct.unpack_from("<I", data, at)
+    struct.pack_into("<I", data, at, bits >> 28 << 28 | side - 1 << 14 | side - 1)
+    return bytes(data)
+
+
 BOMBS: Mapping[str, Bomb] = {
-    "webp of 8192 x 8192": Bomb(
-        lambda: _save(Image.new("RGB", (SIDE, SIDE)), "WEBP", lossless=True, method=0), True
-    ),
-    "webp of 4096 x 4096": Bomb(
-        lambda: _save(Image.new("RGBA", (4096, 4096)), "WEBP", lossless=True, method=0), False
-    ),
+    "webp of 8192 x 8192": Bomb(lambda: _webp("RGB", SIDE), True),
+    "webp of 4096 x 4096": Bomb(lambda: _webp("RGBA", HALF), False),
     "16-bit grey with a transparent value": Bomb(
         lambda: _png(SIDE, HALF, 16, 0, _chunk(b"tRNS", b"\0\0")), False
     ),
@@ -116,7 +135,7 @@ BOMBS: Mapping[str, Bomb] = {
     "gif of 65535 x 65535": Bomb(
         lambda: b"GIF89a\xff\xff\xff\xff" + _frames("GIF", 8, 1)[10:], True
     ),
-    "gif of 500 frames": Bomb(lambda: _frames("GIF", 1024, 500), False),
+    "gif of 500 frames": Bomb(lambda: _gif(1024, 500), False),
     "webp of 200 frames": Bomb(lambda: _frames("WEBP", 256, 200), False),
     "deflated tiff": Bomb(lambda: _tiff("tiff_adobe_deflate", SIDE), False),
     "lzw tiff": Bomb(lambda: _tiff("tiff_lzw", SIDE), False),

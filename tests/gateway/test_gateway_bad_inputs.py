@@ -163,7 +163,9 @@ WRONG_BODIES: list[tuple[bytes, int, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("body", "status", "words"), WRONG_BODIES)
+@pytest.mark.parametrize(
+    ("body", "status", "words"), WRONG_BODIES, ids=[words for _, _, words in WRONG_BODIES]
+)
 def test_a_wrong_body_is_refused(http: httpx2.Client, body: bytes, status: int, words: str) -> None:
     answer = http.post("/v1/jobs", content=body, headers={"Content-Type": "application/json"})
     assert answer.status_code == status, answer.text
