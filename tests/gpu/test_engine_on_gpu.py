@@ -60,18 +60,18 @@ def test_a_graph_gives_the_eager_step_s_tokens(engine: Engine, with_adapters: bo
         cases[1:4] = [adapted(engine, case, (file, 1.0)) for case in cases[1:4]]
     with_graph = draw(engine, *cases)
     tiles, decoder = list(engine._tiles), engine._model.codec._tile
-    graphs = [tile._replay for tile in tiles]
-    assert any(graph is not None for graph in graphs)
+    graphs = [tile._replays for tile in tiles]
+    assert any(graphs)
     decoders = decoder._graphs
     assert decoders
     try:
         for tile in tiles:
-            tile._replay = None
+            tile._replays = {}
         decoder._graphs = {}
         eager = draw(engine, *cases)
     finally:
         for tile, graph in zip(tiles, graphs, strict=True):
-            tile._replay = graph
+            tile._replays = graph
         decoder._graphs = decoders
     for one, other in zip(with_graph, eager, strict=True):
         np.testing.assert_array_equal(one.tokens, other.tokens)

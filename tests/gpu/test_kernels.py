@@ -28,7 +28,7 @@ def without_gradients() -> Iterator[None]:
         yield
 
 
-SEED_LOW, SEED_HIGH, STEP, SCALE, PARTNER, ACTIVE = range(6)
+SEED_LOW, SEED_HIGH, STEP, SCALE, PARTNER, ACTIVE, PLACE = range(7)
 HEADER = triton_sampler.HEADER
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -163,6 +163,7 @@ class Tile:
             words[SEED_LOW] = (seed & 0xFFFFFFFF) - 2**32 * ((seed >> 31) & 1)
             words[SEED_HIGH] = seed >> 32
             words[STEP], words[PARTNER], words[ACTIVE] = step, partner, active
+            words[PLACE] = facts["places"][place] if "places" in facts else place
             words.view(torch.float32)[SCALE] = 1.5 + place
         self.records = self.records.to(device)
         self.state = State.empty(halves, seq_len, torch.device(device))
@@ -172,30 +173,58 @@ class Tile:
 MASK = 9999
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_guidance_of_features(device: str, dtype: torch.dtype) -> None:
+    """Two guided rows and one without guidance in scattered half-slots and places."""
+    torch.manual_seed(0)
+    features = torch.randn(6, 9, 72, device=device, dtype=dtype)
+    unknown = torch.rand(6, 9) < 0.7
+    tile = Tile(
+        device,
+        unknown,
+        seeds=[0] * 6,
+        steps=[0] * 6,
+        partners=[3, 1, 4, 3, 4, 5],
+        active=[1, 1, 1, 0, 0, 0],
+        places=[2, 0, 4, 0, 0, 0],
+    )
+    found = triton_sampler.guide(features, 6, tile.records, tile.state, MASK)
+    for slot, partner, place in ((0, 3, 2), (1, 1, 0), (2, 4, 4)):
+        plain, prompted = features[slot].float(), features[partner].float()
+        expected = guide(plain, prompted, 1.5 + slot).to(dtype)
+        masked = unknown[slot].to(device)
+        torch.testing.assert_close(found[place][masked], expected[masked], **_tolerance(dtype))
+
+
 @pytest.mark.parametrize("codes", [300, 2048, 8192])
 def test_sampling_draws_what_plain_torch_draws(device: str, codes: int) -> None:
-    """Two guided rows in scattered half-slots, one without guidance, one that is not there."""
+    """Three rows in scattered half-slots, in two groups; two that are not there."""
     torch.manual_seed(codes)
-    tokens, partners, active = 9, [3, 1, 4, 3, 4, 5], [1, 1, 1, 0, 0, 0]
-    seeds, steps = [7, -(2**62) - 3, 2**31 + 5, 0, 0, 0], [0, 11, 999, 0, 0, 0]
-    logits = 2 * torch.randn(6, tokens, codes, device=device)
-    unknown = torch.rand(6, tokens) < 0.7
-    tile = Tile(device, unknown, seeds=seeds, steps=steps, partners=partners, active=active)
-    triton_sampler.draw(logits, tile.records, tile.state, MASK)
-    scores = logits.cpu()
-    for place in range(3):
-        masked, seed = unknown[place], seeds[place] % 2**64
-        guided = scores[place, masked]
-        if partners[place] != place:
-            prompted = scores[partners[place], masked]
-            guided = guide(guided, prompted, torch.tensor(1.5 + place))
-        race = exponentials(seed, masked.numpy().nonzero()[0], steps[place], codes)
-        expected, probability = choose(guided, race)
-        assert torch.equal(tile.state.predicted[place].cpu()[masked], expected)
-        found = tile.state.probability[place].cpu()
+    tokens, active, places = 9, [1, 0, 1, 1, 0], [1, 0, 3, 0, 2]
+    seeds, steps = [7, 0, -(2**62) - 3, 2**31 + 5, 0], [0, 0, 11, 999, 0]
+    logits = 2 * torch.randn(4, tokens, codes, device=device)
+    unknown = torch.rand(5, tokens) < 0.7
+    tile = Tile(
+        device,
+        unknown,
+        seeds=seeds,
+        steps=steps,
+        partners=range(5),
+        active=active,
+        places=places,
+    )
+    for first in (0, 2):
+        scores = logits[first : first + 2].contiguous()
+        triton_sampler.draw(scores, first, tile.records, tile.state, MASK)
+    for slot in (0, 2, 3):
+        masked, seed = unknown[slot], seeds[slot] % 2**64
+        race = exponentials(seed, masked.numpy().nonzero()[0], steps[slot], codes)
+        expected, probability = choose(logits[places[slot]].cpu()[masked], race)
+        assert torch.equal(tile.state.predicted[slot].cpu()[masked], expected)
+        found = tile.state.probability[slot].cpu()
         torch.testing.assert_close(found[masked], probability, rtol=1e-4, atol=1e-6)
         assert bool((found[~masked] == UNSEEN).all())
-    assert bool((tile.state.probability[3:] == UNSEEN).all())
+    assert bool((tile.state.probability[[1, 4]] == UNSEEN).all())
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -204,7 +233,7 @@ def test_scores_that_are_not_finite_are_seen(device: str, value: float) -> None:
     logits[0, 2, 5] = value
     unknown = torch.ones(1, 4, dtype=torch.bool)
     tile = Tile(device, unknown, seeds=[1], steps=[1], partners=[0], active=[1])
-    triton_sampler.draw(logits, tile.records, tile.state, MASK)
+    triton_sampler.draw(logits, 0, tile.records, tile.state, MASK)
     chosen, codes = tile.state.probability[0], tile.state.predicted[0]
     assert torch.isfinite(chosen).tolist() == [True, True, False, True]
     assert bool(((codes >= 0) & (codes < 64)).all())

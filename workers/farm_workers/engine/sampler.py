@@ -40,8 +40,18 @@ class Sampler(Protocol):
     def enter(self, live: Live, tokens: Tensor) -> None:
         """Set the state of a row's half-slots."""
 
-    def step(self, features: Tensor, rows: Sequence[Live]) -> None:
-        """After a forward pass: features (half-slots, tokens, channels) of all half-slots."""
+    def leave(self, live: Live) -> None:
+        """Forget a row, whether it has entered or not."""
+
+    @property
+    def groups(self) -> int:
+        """Groups of rows that the next step moves on one after the other."""
+
+    def step(self, features: Tensor, rows: Sequence[Live], groups: int | None = None) -> None:
+        """After a forward pass: features (half-slots, tokens, channels) of all half-slots.
+
+        ``groups`` are said where a graph is recorded, before the rows are there.
+        """
 
     def outcome(self, rows: Sequence[Live]) -> tuple[Tensor, Tensor, Sequence[int]]:
         """Of rows that are done, all in device memory that no later step changes.
@@ -53,6 +63,8 @@ class Sampler(Protocol):
 class TorchSampler:
     """Every shape follows from one row alone, and so does every bit."""
 
+    groups = 1
+
     def __init__(self, model: Any, state: State) -> None:
         self._model, self._state = model, state
 
@@ -62,7 +74,10 @@ class TorchSampler:
         self._state.predicted[live.slots[0]] = tokens
         self._state.probability[live.slots[0]] = UNSEEN
 
-    def step(self, features: Tensor, rows: Sequence[Live]) -> None:
+    def leave(self, live: Live) -> None:
+        """Nothing of it is kept."""
+
+    def step(self, features: Tensor, rows: Sequence[Live], groups: int | None = None) -> None:
         for live in rows:
             try:
                 self._step(features, live)

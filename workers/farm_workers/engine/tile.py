@@ -147,6 +147,7 @@ class Tile(ABC):
     def leave(self, live: Live) -> None:
         """Drop a row, before its end or after it."""
         self._empty(live)
+        self.sampler.leave(live)
         self.rows.remove(live)
         self._free = sorted((*self._free, *live.slots))
 
@@ -196,7 +197,7 @@ class FixedTile(Tile):
         size, device = (self.size, model.conditioning_size), model.device.torch
         self.packed = torch.zeros(size, dtype=model.dtype, device=device)
         self.adapters = model.adapter_slots(self.size)
-        self._replay: Callable[[], object] | None = None
+        self._replays: dict[int, Callable[[], object]] = {}  # of a step, by the sampler's groups
         # By the adapters' shape. More would be kept for nothing: once there are more buffers,
         # the graphs that know fewer of them are never used again.
         self._adapted: Lru[Callable[..., tuple[Tensor, ...]]] = Lru(KEPT_GRAPHS, lambda graph: 1)
@@ -207,11 +208,15 @@ class FixedTile(Tile):
 
     @property
     def captured(self) -> bool:
-        return self._replay is not None
+        return bool(self._replays)
 
     def capture(self) -> None:
-        """Record the step as a CUDA graph; called at load, while the tile is empty."""
-        self._replay = self._model.device.capture(super()._advance)
+        """Record the step as CUDA graphs; called at load, while the tile is empty."""
+        for groups in (1, 2):
+            self._replays[groups] = self._model.device.capture(partial(self._pass, groups))
+
+    def _pass(self, groups: int) -> None:
+        self.sampler.step(self._features(), self.rows, groups)
 
     def _fill(self, live: Live, conditioned: Sequence[Conditioned]) -> None:
         self.adapters.reserve(conditioned[0].adapters)
@@ -226,10 +231,10 @@ class FixedTile(Tile):
                 self.state.tokens[slot].zero_()  # nothing masked: the sampler passes over it
 
     def _advance(self) -> None:
-        if self._replay is None:
+        if not self._replays:
             super()._advance()
         elif self.adapters.shape is None:
-            self._replay()
+            self._replays[self.sampler.groups]()
         else:
             # By a graph of the forward pass alone, recorded when rows need it: the sampler's
             # state must not move while it is.

@@ -1,6 +1,7 @@
 # ruff: noqa: N803  (Triton writes compile-time constants in capitals)
 """The sampler of a GPU: a whole tile in two kernels without a word to the host."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from farm_workers.engine.sampler import UNSEEN, State
 
 CODE_BLOCK = 1024
 HEADER = 8  # words of a record: the fields below; then come temperatures and planned counts
-SEED_LOW, SEED_HIGH, STEP, SCALE, PARTNER, ACTIVE = map(tl.constexpr, range(6))
+SEED_LOW, SEED_HIGH, STEP, SCALE, PARTNER, ACTIVE, PLACE = map(tl.constexpr, range(7))
 TEMPERATURES, PLANNED = tl.constexpr(HEADER), tl.constexpr(HEADER + MAX_STEPS)
 LAST_STEP = tl.constexpr(MAX_STEPS - 1)
 CODES_STREAM, ORDER_STREAM = tl.constexpr(int(Stream.CODES)), tl.constexpr(int(Stream.ORDER))
@@ -30,6 +31,10 @@ class TritonSampler:
 
     Each half-slot has a record of int32 words, some of them the bits of a float. In the first
     half-slot of a row it is active and names its partner, whose forward pass sees the prompt.
+
+    Guidance comes before the scores, which are linear in the features, so a row needs the scores
+    of one half. They are made of a group of rows at a time, always as many: a guided row takes two
+    half-slots and one place in a group, so one group is enough where all rows are guided.
     """
 
     def __init__(self, model: Any, state: State) -> None:
@@ -37,10 +42,19 @@ class TritonSampler:
         halves, like = len(state.tokens), state.tokens
         self._records = like.new_zeros(halves, HEADER + 2 * MAX_STEPS, dtype=torch.int32)
         self._outcome = like.new_zeros(halves, 2, dtype=torch.float32)  # confidence, failure
+        self._group = max(halves // 2, 1)
+        self._places: dict[int, int] = {}  # of rows in the groups, by their first half-slots
+
+    @property
+    def groups(self) -> int:
+        return max(self._places.values(), default=0) // self._group + 1
 
     def enter(self, live: Live, tokens: Tensor) -> None:
         home, partner = live.slots[0], live.slots[-1]
-        self._records[home].copy_(self._model.device.upload(record(live)), non_blocking=True)
+        taken = set(self._places.values())
+        place = self._places[home] = next(n for n in itertools.count() if n not in taken)
+        words = self._model.device.upload(record(live, place))
+        self._records[home].copy_(words, non_blocking=True)
         if partner != home:
             self._records[partner, int(ACTIVE)].zero_()
         for slot in live.slots:
@@ -49,14 +63,16 @@ class TritonSampler:
         self._state.probability[home].fill_(UNSEEN)
         self._outcome[home].zero_()
 
-    def step(self, features: Tensor, rows: Sequence[Live]) -> None:
-        self.choose(self._model.logits(features))
+    def leave(self, live: Live) -> None:
+        self._places.pop(live.slots[0], None)
 
-    def choose(self, logits: Tensor) -> None:
-        """From scores (half-slots, tokens, codes)."""
-        mask_id = self._model.info.mask_token_id
-        arguments = (self._records, self._state, mask_id)
-        draw(logits.contiguous(), *arguments)
+    def step(self, features: Tensor, rows: Sequence[Live], groups: int | None = None) -> None:
+        arguments = (self._records, self._state, self._model.info.mask_token_id)
+        groups = groups or self.groups
+        guided = guide(features.contiguous(), groups * self._group, *arguments)
+        for number, group in enumerate(guided.split(self._group)):
+            scores = self._model.logits(group)
+            draw(scores.contiguous(), number * self._group, *arguments)
         settle(*arguments, self._outcome)
 
     def outcome(self, rows: Sequence[Live]) -> tuple[Tensor, Tensor, Sequence[int]]:
@@ -65,14 +81,14 @@ class TritonSampler:
         return self._state.tokens.clone(), self._outcome.clone(), slots
 
 
-def record(live: Live) -> Tensor:
-    """A row's schedule and seed as one vector of int32 words."""
+def record(live: Live, place: int) -> Tensor:
+    """A row's schedule, seed and place in the groups as one vector of int32 words."""
     plan, seed = live.schedule, live.pending.row.seed
     words = np.zeros(HEADER + 2 * MAX_STEPS, dtype=np.int32)
     unsigned, numbers = words.view(np.uint32), words.view(np.float32)
     unsigned[SEED_LOW], unsigned[SEED_HIGH] = seed & 0xFFFFFFFF, seed >> 32
     words[STEP], numbers[SCALE] = live.step, live.spec.guidance_scale
-    words[PARTNER], words[ACTIVE] = live.slots[-1], 1
+    words[PARTNER], words[ACTIVE], words[PLACE] = live.slots[-1], 1, place
     numbers[TEMPERATURES : TEMPERATURES + len(plan.temperatures)] = plan.temperatures
     words[PLANNED : PLANNED + len(plan.planned)] = plan.planned
     return torch.from_numpy(words)
@@ -94,23 +110,61 @@ def _exponential(word):
 
 
 @triton.jit
+def _wanted(record, token_ptr, first, count, mask_id):
+    """Whether a token is masked and its row has one of the places."""
+    place = tl.load(record + PLACE) - first
+    inside = (place >= 0) & (place < count) & (tl.load(record + ACTIVE) != 0)
+    return inside & (tl.load(token_ptr) == mask_id)
+
+
+@triton.jit
+def _guide(
+    features_ptr, record_ptr, tokens_ptr, out_ptr, seq_len, channels, record_stride, count, mask_id,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    line = tl.program_id(0).to(tl.int64)
+    half, token = line // seq_len, line % seq_len
+    record = record_ptr + half * record_stride
+    if _wanted(record, tokens_ptr + line, 0, count, mask_id):
+        at = tl.arange(0, BLOCK)
+        inside = at < channels
+        x = tl.load(features_ptr + line * channels + at, mask=inside, other=0.0).to(tl.float32)
+        partner = tl.load(record + PARTNER).to(tl.int64)
+        if partner != half:
+            scale = tl.load(record + SCALE).to(tl.float32, bitcast=True)
+            prompted = features_ptr + (partner * seq_len + token) * channels
+            x += scale * (tl.load(prompted + at, mask=inside, other=0.0).to(tl.float32) - x)
+        target = out_ptr + (tl.load(record + PLACE).to(tl.int64) * seq_len + token) * channels
+        tl.store(target + at, x.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+def guide(features: Tensor, places: int, records: Tensor, state: State, mask_id: int) -> Tensor:
+    """Guided features (places, tokens, channels) of those of all half-slots; only what belongs to
+    masked tokens is written."""
+    halves, seq_len, channels = features.shape
+    assert features.is_contiguous()
+    guided = features.new_empty(places, seq_len, channels)
+    _guide[(halves * seq_len,)](
+        features, records, state.tokens, guided, seq_len, channels, records.stride(0), places,
+        mask_id, BLOCK=triton.next_power_of_2(channels),
+    )  # fmt: skip
+    return guided
+
+
+@triton.jit
 def _draw(
     logits_ptr, record_ptr, tokens_ptr, predicted_ptr, probability_ptr,
-    seq_len, codes, record_stride, mask_id,
+    seq_len, codes, record_stride, first_place, count, mask_id,
     QUADS: tl.constexpr,
 ):  # fmt: skip
     place = tl.program_id(0).to(tl.int64)
     half, token = place // seq_len, place % seq_len
     record = record_ptr + half * record_stride
-    unknown = tl.load(tokens_ptr + place) == mask_id
-    if unknown & (tl.load(record + ACTIVE) != 0):
+    if _wanted(record, tokens_ptr + place, first_place, count, mask_id):
         seed = _seed(record)
         step = tl.load(record + STEP)
-        scale = tl.load(record + SCALE).to(tl.float32, bitcast=True)
-        partner = tl.load(record + PARTNER).to(tl.int64)
-        line = logits_ptr + place * codes
-        prompted = logits_ptr + (partner * seq_len + token) * codes
-        guided = partner != half
+        row = (tl.load(record + PLACE) - first_place).to(tl.int64)
+        line = logits_ptr + (row * seq_len + token) * codes
         top, total = float("-inf"), 0.0
         best, best_logit, best_code = float("-inf"), 0.0, 0
         for first in range(0, codes, 4 * QUADS):
@@ -118,9 +172,6 @@ def _draw(
             at = first + tl.arange(0, 4 * QUADS)
             inside = at < codes
             logit = tl.load(line + at, mask=inside, other=float("-inf")).to(tl.float32)
-            if guided:
-                cond = tl.load(prompted + at, mask=inside, other=0.0).to(tl.float32)
-                logit = tl.where(inside, logit + scale * (cond - logit), float("-inf"))
             zero = quad * 0
             w0, w1, w2, w3 = tl.philox(
                 seed, quad, zero + token.to(tl.int32), zero + step, zero + CODES_STREAM
@@ -148,17 +199,18 @@ def _seed(record):
     return (tl.load(record + SEED_HIGH).to(tl.int64) << 32) | low
 
 
-def draw(logits: Tensor, records: Tensor, state: State, mask_id: int) -> None:
-    """Guidance, softmax and the race of every masked token of a tile, in one pass over the scores.
+def draw(logits: Tensor, first: int, records: Tensor, state: State, mask_id: int) -> None:
+    """Softmax and the race of every masked token of a group, in one pass over the scores.
 
-    Writes codes and their probabilities; no noise touches memory. ``logits`` are (half-slots,
-    tokens, codes), ``records`` those of TritonSampler.
+    Writes codes and their probabilities; no noise touches memory. ``logits`` are (places, tokens,
+    codes) of the rows with places from ``first`` on, ``records`` those of TritonSampler.
     """
-    halves, seq_len, codes = logits.shape
+    count, seq_len, codes = logits.shape
     assert logits.is_contiguous()
-    _draw[(halves * seq_len,)](
-        logits, records, *state, seq_len, codes, records.stride(0), mask_id, QUADS=CODE_BLOCK // 4
-    )
+    _draw[(state.tokens.numel(),)](
+        logits, records, *state, seq_len, codes, records.stride(0), first, count, mask_id,
+        QUADS=CODE_BLOCK // 4,
+    )  # fmt: skip
 
 
 @triton.jit

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
+from torch import Tensor
 
 from farm.checkpoints.layout import WEIGHTS
 from farm_workers.engine.amused.tokenizer import Tokenizer
@@ -22,22 +23,30 @@ def make_tiny(
     **transformer: Any,
 ) -> None:
     """Write it; the same arguments give the same bytes. ``transformer`` overrides its config."""
-    path = Path(path)
     found = _configs(size, downsample, transformer)
     tensors = random_tensors(found, seed=seed)
-    for name, config in found.items():
+    write_checkpoint(Path(path), found, tensors, f"random weights, seed {seed}; draws noise")
+
+
+def write_checkpoint(
+    path: Path,
+    configs: Mapping[str, Mapping[str, Any]],
+    tensors: Mapping[str, dict[str, Tensor]],
+    description: str,
+) -> None:
+    """Parts with these configurations and weights, and a tokenizer of bytes."""
+    for name, config in configs.items():
         _write(path / name / "config.json", config)
         save_file(tensors[name], path / name / f"{WEIGHTS[name]}.safetensors", {"format": "pt"})
     scheduler = {
         "_class_name": "AmusedScheduler",
-        "mask_token_id": int(found["transformer"]["vocab_size"]) - 1,
+        "mask_token_id": int(configs["transformer"]["vocab_size"]) - 1,
         "masking_schedule": "cosine",
     }
     _write(path / "scheduler/scheduler_config.json", scheduler)
     _write_tokenizer(path / "tokenizer")
     _write(path / "model_index.json", MODEL_INDEX)
-    note = {"name": path.name, "description": f"random weights, seed {seed}; draws noise"}
-    _write(path / "farm.json", note)
+    _write(path / "farm.json", {"name": path.name, "description": description})
 
 
 def _transformer_config(size: int, downsample: bool, changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -148,6 +157,6 @@ def _byte_symbols() -> list[str]:
     return [chr(byte) for byte in kept] + [chr(256 + index) for index in range(len(rest))]
 
 
-def _write(file: Path, data: dict[str, Any]) -> None:
+def _write(file: Path, data: Mapping[str, Any]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", "utf-8")

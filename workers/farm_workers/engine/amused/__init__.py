@@ -32,7 +32,7 @@ from farm_workers.engine.amused.vq import VqModel
 from farm_workers.engine.device import Device, Lru
 from farm_workers.engine.row import Conditioned, Pending
 
-ENGINE_VERSION = 4  # raised when the same row starts to give other tokens or bytes
+ENGINE_VERSION = 5  # raised when the same row starts to give other tokens or bytes
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CACHE_BYTES = {"cpu": 1 << 27, "cuda": 1 << 30}  # of prompts' conditioning
 ADAPTER_BYTES = {"cpu": 1 << 29, "cuda": 1 << 31}  # on the device, the last used ones

@@ -37,6 +37,11 @@ class Ops:
         return by_row(F.linear, x, weight, bias)
 
     @staticmethod
+    def onto(stream: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+        """Add a product to the residual stream, in place; False where nothing has been done."""
+        return False  # UVit2DModel rounds it before
+
+    @staticmethod
     def add_norm(
         x: Tensor,
         delta: Tensor | None,
@@ -104,6 +109,14 @@ class Linear(nn.Linear, Block):
         output = self.ops.linear(x, self.weight, self.bias)
         return output if adapters is None else adapters.add(output, x, self.name)
 
+    def onto(self, stream: Tensor, x: Tensor, adapters: Adapters | None) -> Tensor | None:
+        """What is still to be added to the residual ``stream``: its output, or None."""
+        if not self.ops.onto(stream, x, self.weight, self.bias):
+            return self(x, adapters)  # type: ignore[no-any-return]
+        if adapters is not None:
+            adapters.add(stream, x, self.name)
+        return None
+
 
 class RMSNorm(nn.Module):
     def __init__(self, channels: int, eps: float, affine: bool = True) -> None:
@@ -140,13 +153,22 @@ class Attention(nn.Module):
         self.to_v = Linear(source, channels, bias=bias)
         self.to_out = nn.ModuleList([Linear(channels, channels, bias=bias)])
 
-    def forward(
-        self, queries: Tensor, keys: Tensor, values: Tensor, adapters: Adapters | None
-    ) -> Tensor:
-        """Of queries (rows, halves, tokens, channels); keys and values are split into heads."""
+    def _mixed(
+        self,
+        stream: Tensor,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        adapters: Adapters | None,
+    ) -> Tensor | None:
+        """Of queries (rows, halves, tokens, channels); keys and values are split into heads.
+
+        Returns what is still to be added to the residual ``stream``.
+        """
         mixed = F.scaled_dot_product_attention(self.split(queries), keys, values)
-        out: Tensor = self.to_out[0](mixed.transpose(1, 2).reshape(queries.shape), adapters)
-        return out
+        mixed = mixed.transpose(1, 2).reshape(queries.shape)
+        delta: Tensor | None = self.to_out[0].onto(stream, mixed, adapters)  # type: ignore[operator]
+        return delta
 
     def split(self, x: Tensor) -> Tensor:
         """(rows, halves, tokens, channels) to (rows x halves, heads, tokens, channels of each)."""
@@ -157,10 +179,10 @@ class Attention(nn.Module):
 class PromptAttention(Attention):
     """An attention whose keys and values are the prompt's, computed before the first step."""
 
-    def forward(self, x: Tensor, given: Given) -> Tensor:  # type: ignore[override]
+    def forward(self, stream: Tensor, x: Tensor, given: Given) -> Tensor | None:
         keys, values = given.pieces[self.to_k.name], given.pieces[self.to_v.name]
         queries = self.to_q(x, given.adapters)
-        return super().forward(queries, keys, values, given.adapters)
+        return self._mixed(stream, queries, keys, values, given.adapters)
 
 
 class SelfAttention(Attention):
@@ -168,7 +190,7 @@ class SelfAttention(Attention):
 
     merged: tuple[Tensor, Tensor | None] | None = None
 
-    def forward(self, x: Tensor, adapters: Adapters | None) -> Tensor:  # type: ignore[override]
+    def forward(self, stream: Tensor, x: Tensor, adapters: Adapters | None) -> Tensor | None:
         layers = (self.to_q, self.to_k, self.to_v)
         if self.merged is None:
             queries, keys, values = (layer(x, adapters) for layer in layers)
@@ -177,7 +199,7 @@ class SelfAttention(Attention):
             if adapters is not None:
                 for layer, output in zip(layers, (queries, keys, values), strict=True):
                     adapters.add(output, x, layer.name)
-        return super().forward(queries, self.split(keys), self.split(values), adapters)
+        return self._mixed(stream, queries, self.split(keys), self.split(values), adapters)
 
 
 class Modulation(Block):
@@ -199,10 +221,10 @@ class FeedForward(Block):
         gate = nn.ModuleDict({"proj": Linear(channels, 2 * inner, bias=bias)})
         self.net: Any = nn.ModuleList([gate, nn.Identity(), Linear(inner, channels, bias=bias)])
 
-    def forward(self, x: Tensor, adapters: Adapters | None) -> Tensor:
+    def forward(self, stream: Tensor, x: Tensor, adapters: Adapters | None) -> Tensor | None:
         gated = self.ops.geglu(self.net[0]["proj"](x, adapters))
-        out: Tensor = self.net[2](gated, adapters)
-        return out
+        delta: Tensor | None = self.net[2].onto(stream, gated, adapters)
+        return delta
 
 
 class TransformerLayer(nn.Module):
@@ -219,11 +241,12 @@ class TransformerLayer(nn.Module):
         self.norm3 = Modulation(width, width, layer_norm, bias)
         self.ff = FeedForward(width, config["intermediate_size"], bias)
 
-    def forward(self, x: Tensor, delta: Tensor | None, given: Given) -> tuple[Tensor, Tensor]:
-        """The residual stream and what the next norm has to add to it."""
-        mixed = self.attn1(self.norm1(x, delta, given), given.adapters)
-        normed = self.norm2(x, mixed, given)
-        return x, self.ff(self.norm3(x, self.attn2(normed, given), given), given.adapters)
+    def forward(self, x: Tensor, delta: Tensor | None, given: Given) -> Tensor | None:
+        """Of the residual stream ``x``, moved on in place; what the next norm has to add to it."""
+        delta = self.attn1(x, self.norm1(x, delta, given), given.adapters)
+        delta = self.attn2(x, self.norm2(x, delta, given), given)
+        out: Tensor | None = self.ff(x, self.norm3(x, delta, given), given.adapters)
+        return out
 
 
 class GlobalResponseNorm(nn.Module):
@@ -281,9 +304,11 @@ class CrossBlock(Block):
     def attentions(self) -> tuple[PromptAttention, PromptAttention]:
         return self.attn1, self.attn2
 
-    def forward(self, x: Tensor, given: Given) -> tuple[Tensor, Tensor]:
-        mixed = self.attn1(self.ops.add_norm(x, None, self.norm1), given)
-        return x, self.attn2(self.ops.add_norm(x, mixed, self.norm2), given)
+    def forward(self, x: Tensor, given: Given) -> Tensor | None:
+        """Of the residual stream ``x``, moved on in place; what is still to be added to it."""
+        delta = self.attn1(x, self.ops.add_norm(x, None, self.norm1), given)
+        out: Tensor | None = self.attn2(x, self.ops.add_norm(x, delta, self.norm2), given)
+        return out
 
 
 class ConvBlock(nn.Module):
@@ -313,7 +338,8 @@ class ConvBlock(nn.Module):
             x, grid = self.downsample(x, grid)
         for res_block, cross_block in zip(self.res_blocks, self.attention_blocks, strict=True):
             stream = x if delta is None else x.add_(delta)
-            x, delta = cross_block(res_block(stream, grid, given), given)
+            x = res_block(stream, grid, given)
+            delta = cross_block(x, given)
         if self.upsample is not None:
             x, grid = self.upsample(x if delta is None else x.add_(delta), grid)
             delta = None

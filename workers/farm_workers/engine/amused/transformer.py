@@ -181,7 +181,7 @@ class Transformer(nn.Module):
         x = self.project_to_hidden(x, given.adapters)
         delta = None
         for layer in self.transformer_layers:
-            x, delta = layer(x, delta, given)
+            delta = layer(x, delta, given)
         x = ops.add_norm(x, delta, self.project_from_hidden_norm)
         x = self.project_from_hidden(x, given.adapters)
         x, delta, grid = self.up_block(x, grid, given)
