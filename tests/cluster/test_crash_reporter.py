@@ -133,9 +133,12 @@ def test_a_worker_whose_crash_reporter_was_killed_gets_another(processes: Proces
     reporter = reporter_of(first.pid)
     assert reporter
     os.kill(reporter, signal.SIGKILL)
-    until(lambda: reporter_of(first.pid) not in (0, reporter), 20)
+    until(lambda: reporter_of(first.pid) not in (0, reporter), 60)
+    seen = time.monotonic()
+    # The heartbeat after its start: by then it has been told of the session.
+    until(lambda: farm.queue.sessions()[0].seen_ms < 1000 * (time.monotonic() - seen) - 10, 60)
     first.kill()
-    until(lambda: not farm.queue.sessions(), 20)
+    until(lambda: not farm.queue.sessions(), 60)
 
 
 def test_a_worker_whose_crash_reporter_dies_again_and_again_works_on(redis_url: str) -> None:
