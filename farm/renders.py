@@ -62,7 +62,11 @@ class Renders(Sequence[NumberedSpec]):
         columns: tuple[tuple[Any, ...], ...] = tuple(zip(*rows, strict=True))
         numbers, specs, prompts, seeds, metadata = columns or ((),) * 5
         places: dict[str, int] = {}  # by what makes two specs differ
-        kinds = tuple(places.setdefault(spec.common, len(places)) for spec in specs)
+        objects = {id(spec): spec for spec in specs}
+        of_object = {
+            name: places.setdefault(spec.common, len(places)) for name, spec in objects.items()
+        }
+        kinds = tuple(map(of_object.__getitem__, map(id, specs)))
         firsts = dict(zip(reversed(kinds), reversed(specs), strict=True))
         return cls(
             tuple(firsts[kind].variant(None, 0) for kind in range(len(places))),

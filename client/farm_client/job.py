@@ -36,7 +36,7 @@ from farm_client.progress import print_progress
 from farm_client.streams import LINE_SECONDS, read_events, read_lines, read_usage
 from farm_client.sync import drive, iterate
 
-FIRST_POLL_SECONDS, MAX_POLL_SECONDS = 0.1, 1.0
+FIRST_POLL_SECONDS, MAX_POLL_SECONDS = 0.1, 0.4
 SHOWN = 12  # pictures of a job in a notebook
 PREVIEW_SECONDS = 0.4  # as often as a worker sends them
 QUIET_SECONDS = 45.0  # the farm sends a sign of life every 15

@@ -3,24 +3,23 @@
 import functools
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from farm import strict_json
 from farm.errors import FarmError, InvalidInput, TooLarge
-from farm.job import MAX_LINE_BYTES, MAX_PIECE_LINES
+from farm.job import MAX_CALL_PIECES, MAX_LINE_BYTES, MAX_PIECE_LINES
 from farm.spec import RenderRequest
 from farm_client.inputs import ADAPTERS, FILE_FIELDS, has_files
 from farm_client.sweep import Sweep
 
 PIECE_BYTES = 4 * 2**20
 MAX_ARRAY_BYTES = 64 * 2**20  # an array must be read whole
-TOGETHER = 500  # lines that are read together
 _NO_SWEEP = Sweep()
 _FILE_MARKS = tuple(f'"{field}"' for field in (*FILE_FIELDS, ADAPTERS))
 _ENCODER = json.JSONEncoder(allow_nan=False)  # ASCII: half a surrogate pair has no UTF-8
+_ESCAPED_KEY = re.compile(r'\\u[^"]*"\s*:')
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 
@@ -76,24 +75,24 @@ def completed(
     """
     if not defaults or sweep or has_files(defaults):
         return (done for line in lines for done in _completed(line, defaults, sweep))
-    rest = iter(lines)
-    groups = iter(lambda: list(islice(rest, TOGETHER)), [])
-    return (done for group in groups for done in _all_completed(group, defaults))
+    return _behind(lines, defaults)
 
 
-def _all_completed(lines: Sequence[Line], defaults: Mapping[str, Any]) -> Iterator[Line]:
-    """Lines whose text is good get the defaults in front of it; they are not written again."""
-    texts = [line.text for line in lines if line.error is None and line.data is None]
-    values = strict_json.objects(texts) if len(texts) == len(lines) else None
-    if values is None:
-        values = [{}] * len(lines)
+def _behind(lines: Iterable[Line], defaults: Mapping[str, Any]) -> Iterator[Line]:
+    """The defaults stand in front of what a line says, without a look at its values.
+
+    Not if it may name one of them, or a file: the name in quotes is in its text then, or an escaped
+    key. What is wrong with such a line is the same with the defaults in front of it.
+    """
+    names = "|".join(map(re.escape, (*defaults, *FILE_FIELDS, ADAPTERS)))
+    named = re.compile(rf'"(?:{names})"').search
     start = _dump(defaults)[:-1] + ", "
     size = len(start)
-    others = {*defaults, *FILE_FIELDS, ADAPTERS}
-    for line, data in zip(lines, values, strict=True):
-        if data and others.isdisjoint(data):
-            text = start + line.text[1:]
-            yield Line(line.number, text, None, None, None, line.base, line.file, size)
+    for line in lines:
+        number, text, error, _, data, base, file, _ = line
+        plain = error is None and data is None and text.startswith('{"')
+        if plain and not named(text) and not ("\\u" in text and _ESCAPED_KEY.search(text)):
+            yield Line(number, start + text[1:], None, None, None, base, file, size)
         else:
             yield from _completed(line, defaults, _NO_SWEEP)
 
@@ -139,6 +138,23 @@ def pieces(lines: Iterator[Line], limit: int = MAX_PIECE_LINES) -> Iterator[list
             group, size = [], 0
     if group:
         yield group
+
+
+def together(groups: Iterable[list[Line]]) -> Iterator[list[Line]]:
+    """Pieces that go in one call: whole ones, and the last may be shorter."""
+    held: list[Line] = []
+    size = 0
+    for group in groups:
+        more = sum(len(line.text) for line in group)
+        if held and size + more > PIECE_BYTES:
+            yield held
+            held, size = [], 0
+        held, size = held + group, size + more
+        if len(group) < MAX_PIECE_LINES or len(held) == MAX_CALL_PIECES * MAX_PIECE_LINES:
+            yield held
+            held, size = [], 0
+    if held:
+        yield held
 
 
 def with_data(line: Line, data: Mapping[str, Any]) -> Line:

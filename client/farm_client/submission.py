@@ -8,16 +8,17 @@ from itertools import chain
 from typing import Any
 
 from farm.errors import AllRejected, Conflict, FarmError, InvalidInput, RejectedRender, TooLarge
-from farm.job import JobState
+from farm.job import MAX_PIECE_LINES, JobState
 from farm_client.connection import Connection, path_of
 from farm_client.models import Estimate, LaneEstimate
-from farm_client.ndjson import Line, completed, pieces, read_lines, refused, with_data
+from farm_client.ndjson import Line, completed, pieces, read_lines, refused, together, with_data
 from farm_client.parameters import OnError, check_on_error, check_options, split_options
 from farm_client.sweep import Sweep
 from farm_client.uploads import Uploads
 
 NDJSON = "application/x-ndjson"
-SMALL_PIECE_LINES = 200  # for renders so large or so different that each makes its own task
+# Lines of a call: one piece, and for renders so large or so different that each makes its own task.
+SMALLER = (MAX_PIECE_LINES, 200)
 MAX_SAME = 100  # submissions of the same content, of which the last can be gone on with
 MAX_KEPT = 10_000  # refused lines; of more, only their number is known
 
@@ -213,25 +214,29 @@ class Submitter:
     async def _feed(self, taken: Taken, groups: Iterator[list[Line]], on_error: OnError) -> int:
         """Send everything, and count the pieces."""
         number = sent = 0
-        for group in groups:
+        for group in together(groups):
             lines = await self._ready(group)
-            parts = [lines]
-            try:
-                taken.add(await self._put(taken.id, number, sent, lines), lines, sent)
-            except TooLarge as error:
-                if error.field != "piece" or len(lines) <= SMALL_PIECE_LINES:
-                    raise
-                step = SMALL_PIECE_LINES
-                parts = [lines[start : start + step] for start in range(0, len(lines), step)]
-                at = sent
-                for offset, part in enumerate(parts):
-                    taken.add(await self._put(taken.id, number + offset, at, part), part, at)
-                    at += len(part)
-            number += len(parts)
+            number += await self._deliver(taken, number, sent, lines)
             sent += len(lines)
             if on_error == "stop" and taken.rejected:
                 raise none_taken(taken.rejected, sent)
         return number
+
+    async def _deliver(self, taken: Taken, number: int, sent: int, lines: list[Line]) -> int:
+        """Send lines in one call, or in smaller ones if the farm asks for that, and count the
+        pieces."""
+        try:
+            taken.add(await self._put(taken.id, number, sent, lines), lines, sent)
+            return -(-len(lines) // MAX_PIECE_LINES)
+        except TooLarge as error:
+            step = next((size for size in SMALLER if size < len(lines)), 0)
+            if error.field != "piece" or not step:
+                raise
+        count = 0
+        for start in range(0, len(lines), step):
+            part = lines[start : start + step]
+            count += await self._deliver(taken, number + count, sent + start, part)
+        return count
 
     async def _put(self, job: str, number: int, first: int, lines: Sequence[Line]) -> Any:
         return await self._connection.call(
@@ -285,8 +290,8 @@ def at_their_lines(
         error = line.error or one.error
         if line.error is not None:
             column = line.error.column or 1
-        elif line.columns is None and not line.defaults and (one.error.column or 1) > 1:
-            column = one.error.column or 1
+        elif line.columns is None and (one.error.column or 1) > max(line.defaults, 1):
+            column = (one.error.column or 1) - max(line.defaults - 1, 0)
         else:
             column = line.place(error.field)
         found.append(RejectedRender(one.render, error.at(line.number, column), line.file))

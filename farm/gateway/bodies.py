@@ -108,7 +108,7 @@ async def pieces(request: Request) -> AsyncIterator[Entries]:
     held = Entries.of(())
     async for found in lines(request):
         memory.take(request, found.size)
-        held += found
+        held = Entries.joined([held, found])
         while end := _piece(held):
             yield held[:end]
             held = held[end:]
@@ -126,21 +126,22 @@ def _piece(entries: Entries) -> int:
     return next(end for end, size in sizes if end == MAX_PIECE_LINES or size >= PIECE_BYTES)
 
 
-async def one_piece(request: Request) -> Entries:
-    """The entries of a body that may hold one piece and no more."""
+async def one_piece(request: Request, *, pieces: int = 1) -> Entries:
+    """The entries of a body that may hold one piece, or so many, and no more."""
     memory = BodyMemory.of(request)
-    held, size = Entries.of(()), 0
+    parts: list[Entries] = []
+    count, size, most = 0, 0, pieces * MAX_PIECE_LINES
     async for found in lines(request):
         memory.take(request, found.size)
-        held += found
-        size += found.size
-        if len(held) > MAX_PIECE_LINES or size > 2 * PIECE_BYTES:
+        parts.append(found)
+        count, size = count + len(found), size + found.size
+        if count > most or size > 2 * PIECE_BYTES:
             raise TooLarge(
-                f"a piece has at most {MAX_PIECE_LINES:,} lines and {2 * PIECE_BYTES:,} bytes",
+                f"one call takes at most {most:,} lines and {2 * PIECE_BYTES:,} bytes",
                 field="piece",
-                hint="send the rest as the next piece",
+                hint="send the rest in the next call",
             )
-    return held
+    return Entries.joined(parts)
 
 
 def _too_large(limit: int) -> TooLarge:

@@ -20,7 +20,7 @@ async def keep_pictures(assets: Assets, tenant: str, entries: Entries) -> Entrie
 
     Submissions without pictures never wait for those that have some.
     """
-    if not any(map(_has_pictures, entries.kinds.values)):
+    if not any(_has_pictures(kind.value) for kind in set(entries.kinds)):
         return entries
     budget = _Budget(assets, tenant)
     return Entries.of([await budget.keep(entry) for entry in entries])

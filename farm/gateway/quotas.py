@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -95,12 +96,9 @@ class Quotas:
 
     def take_work(self, tenant: str, entries: Entries) -> None:
         """Before a submission is taken in."""
-        kinds = entries.kinds
-        each = [_asked(value) for value in kinds.values]
-        asked = Work(
-            sum(each[kind].pictures for kind in kinds.places),
-            sum(each[kind].row_steps for kind in kinds.places),
-        )
+        asked = Work()
+        for kind, count in Counter(entries.kinds).items():
+            asked = asked.plus(_asked(kind.value, count))
         with self._lock:
             now = self._clock()
             use = self._use(tenant, now)
@@ -187,11 +185,11 @@ def _left(status: JobStatus) -> Work:
     return Work(pictures, -(-status.row_steps * pictures // max(images.total, 1)))
 
 
-def _asked(data: Any) -> Work:
-    """What a render asks for before it is resolved; a wrong number is refused later."""
+def _asked(data: Any, count: int) -> Work:
+    """What so many renders ask for before they are resolved; a wrong number is refused later."""
     if not isinstance(data, dict):
         return Work()
-    pictures = _number(data, "num_images")
+    pictures = count * _number(data, "num_images")
     return Work(pictures, pictures * _number(data, "num_inference_steps"))
 
 

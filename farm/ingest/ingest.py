@@ -2,9 +2,10 @@
 
 import hashlib
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from itertools import accumulate, count
 from pathlib import Path
 from typing import NamedTuple
 
@@ -150,6 +151,32 @@ class Ingest:
         Args:
             first: index of its first render in the job.
         """
+        return self.append_all(record, number, first, [entries])[0]
+
+    def append_all(
+        self, record: JobRecord, number: int, first: int, groups: Sequence[Entries]
+    ) -> list[Piece]:
+        """Pieces with consecutive numbers; if one of them is refused, none was appended.
+
+        Args:
+            number: of the first piece.
+            first: index of its first render in the job.
+        """
+        firsts = list(accumulate(map(len, groups), initial=first))[:-1]
+        pieces = [
+            self._piece(record, at, start, entries)
+            for at, start, entries in zip(count(number), firsts, groups, strict=False)
+        ]
+        lanes = set[Lane]().union(*(piece.lanes for piece in pieces))
+        if not self.queue.note_lanes(record.job, lanes, MAX_JOB_LANES):
+            raise too_many_lanes()
+        self.write(*pieces)
+        for at, start, entries, piece in zip(count(number), firsts, groups, pieces, strict=False):
+            content = hashlib.sha256(f"{start}:".encode() + entries.content()).hexdigest()
+            self.queue.append(record.job, at, content, piece.drafts(), len(piece.rejected))
+        return pieces
+
+    def _piece(self, record: JobRecord, number: int, first: int, entries: Entries) -> Piece:
         if len(entries) > MAX_PIECE_LINES:
             raise TooLarge(
                 f"{len(entries):,} renders in one piece; at most {MAX_PIECE_LINES:,} are allowed",
@@ -162,11 +189,6 @@ class Ingest:
                 field="piece",
                 hint=f"send at most {MAX_ROWS} renders in a piece",
             )
-        if not self.queue.note_lanes(record.job, piece.lanes, MAX_JOB_LANES):
-            raise too_many_lanes()
-        content = hashlib.sha256(f"{first}:".encode() + entries.content()).hexdigest()
-        self.write(piece)
-        self.queue.append(record.job, number, content, piece.drafts(), len(piece.rejected))
         return piece
 
     def close(self, record: JobRecord, pieces: int) -> None:
@@ -211,8 +233,8 @@ class Ingest:
             return known
         feed = Feed(self, record)
         try:
-            for start in range(0, len(entries), MAX_PIECE_LINES):
-                feed.add(entries[start : start + MAX_PIECE_LINES])
+            for group in entries.pieces():
+                feed.add(group)
             feed.close()
         except BaseException:
             if created:
@@ -244,10 +266,11 @@ class Ingest:
             retention_days=self._retention_days,
         )
 
-    def write(self, piece: Piece) -> None:
+    def write(self, *pieces: Piece) -> None:
         """Store the chunks; all of them are there when this returns."""
-        written = self._writers.map(self._write_chunk, piece.chunks, piece.texts)
-        for _ in written:
+        chunks = [chunk for piece in pieces for chunk in piece.chunks]
+        texts = [text for piece in pieces for text in piece.texts]
+        for _ in self._writers.map(self._write_chunk, chunks, texts):
             pass
 
     def _write_chunk(self, chunk: Chunk, text: str) -> None:

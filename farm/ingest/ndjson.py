@@ -4,15 +4,15 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, NamedTuple, overload
 
 from farm import strict_json
 from farm.errors import FarmError, InvalidInput, TooLarge
-from farm.job import MAX_LINE_BYTES
-
-MAX_ALIKE = 10_000  # characters of what rows have in common; longer ones are not compared
+from farm.ingest.kinds import Kind, rows_of, rows_of_lines
+from farm.job import MAX_LINE_BYTES, MAX_PIECE_LINES
 
 
 class Entry(NamedTuple):
@@ -24,60 +24,49 @@ class Entry(NamedTuple):
     text: str = ""
 
 
-class Kinds(NamedTuple):
-    """Entries by what they say besides prompt and seed, which differ in the rows of most files."""
-
-    values: list[Any]  # each once, without the two; what is not an object, as it is
-    places: list[int]  # of each entry's among them
-    prompts: list[Any]  # of each entry, None where there is none
-    seeds: list[Any]
+_UNREAD: Any = object()  # in the place of a value that is still in its text
 
 
 @dataclass(frozen=True, repr=False)
 class Entries(Sequence[Entry]):
-    """Renders as they came in, with a column for each field of ``Entry``; also one by one."""
+    """Renders as they came in, by columns; also one by one."""
 
     values: list[Any]
     errors: list[FarmError | None]
     lines: list[int | None]
     texts: list[str]
+    kinds: list[Kind]  # the same object in entries that are known to be alike
+    prompts: list[Any]  # None where there is none
+    seeds: list[Any]
 
     @classmethod
     def of(cls, entries: Iterable[Entry]) -> "Entries":
         if isinstance(entries, Entries):
             return entries
         rows = list(entries)
+        values = [row.data for row in rows]
         return cls(
-            [row.data for row in rows],
+            values,
             [row.error for row in rows],
             [row.line for row in rows],
             [row.text for row in rows],
+            *rows_of(values),
         )
 
-    @functools.cached_property
-    def kinds(self) -> Kinds:
-        found = Kinds([], [], [], [])
-        known: dict[str, int] = {}
-        for value in self.values:
-            rest, prompt, seed = value, None, None
-            if isinstance(value, dict):
-                rest = value.copy()
-                prompt, seed = rest.pop("prompt", None), rest.pop("seed", None)
-            # Its text tells 1, 1.0 and true apart, and 0.0 from -0.0, which are equal.
-            text, place = repr(rest), len(found.values)
-            if len(text) <= MAX_ALIKE:
-                place = known.setdefault(text, place)
-            if place == len(found.values):
-                found.values.append(rest)
-            found.places.append(place)
-            found.prompts.append(prompt)
-            found.seeds.append(seed)
-        return found
+    @classmethod
+    def joined(cls, parts: "Sequence[Entries]") -> "Entries":
+        columns = zip(*(part._columns() for part in parts), strict=True)
+        return cls(*([*chain.from_iterable(column)] for column in columns)) if parts else cls.of(())
 
     @functools.cached_property
     def size(self) -> int:
         """Characters of the texts."""
         return sum(map(len, self.texts))
+
+    def pieces(self) -> "list[Entries]":
+        """Whole pieces of a job, and what is left; one without entries where there are none."""
+        starts = range(0, max(len(self), 1), MAX_PIECE_LINES)
+        return [self[start : start + MAX_PIECE_LINES] for start in starts]
 
     def content(self) -> bytes:
         """The hashes of all, one after the other."""
@@ -88,21 +77,8 @@ class Entries(Sequence[Entry]):
         encoded = [text.encode(errors="surrogatepass") for text in texts]
         return b"".join([hashlib.sha256(text).digest() for text in encoded])
 
-    def __add__(self, more: "Entries") -> "Entries":
-        if not self:
-            return more
-        return Entries(
-            self.values + more.values,
-            self.errors + more.errors,
-            self.lines + more.lines,
-            self.texts + more.texts,
-        )
-
     def __len__(self) -> int:
         return len(self.values)
-
-    def __iter__(self) -> Iterator[Entry]:
-        return map(Entry, self.values, self.errors, self.lines, self.texts)
 
     @overload
     def __getitem__(self, place: int) -> Entry: ...
@@ -112,10 +88,16 @@ class Entries(Sequence[Entry]):
 
     def __getitem__(self, place: int | slice) -> "Entry | Entries":
         if isinstance(place, slice):
-            return Entries(
-                self.values[place], self.errors[place], self.lines[place], self.texts[place]
-            )
-        return Entry(self.values[place], self.errors[place], self.lines[place], self.texts[place])
+            return Entries(*(column[place] for column in self._columns()))
+        value, text = self.values[place], self.texts[place]
+        if value is _UNREAD:
+            value = strict_json.loads(text)
+        return Entry(value, self.errors[place], self.lines[place], text)
+
+    def _columns(self) -> tuple[list[Any], ...]:
+        return (
+            self.values, self.errors, self.lines, self.texts, self.kinds, self.prompts, self.seeds,
+        )  # fmt: skip
 
 
 def parse_lines(block: bytes, first: int, *, before: int = 0) -> Entries:
@@ -140,16 +122,20 @@ def parse_lines(block: bytes, first: int, *, before: int = 0) -> Entries:
 
 
 def _alike(block: bytes, first: int) -> Entries | None:
-    """Lines that are plain objects, all of them: they take a third of the time together."""
+    """Lines that are plain objects, all of them: they take a third of the time together, and a
+    tenth where they differ in prompts and seeds alone."""
     try:
         texts = block.decode().split("\n")
     except UnicodeDecodeError:
         return None
-    values = strict_json.objects(texts)
-    if values is None:
-        return None
-    numbers = list(range(first, first + len(texts)))
-    return Entries(list(values), [None] * len(texts), list(numbers), texts)
+    count = len(texts)
+    values, rows = [_UNREAD] * count, rows_of_lines(texts)
+    if rows is None:
+        found = strict_json.objects(texts)
+        if found is None:
+            return None
+        values, rows = [*found], rows_of(found)
+    return Entries(values, [None] * count, [*range(first, first + count)], texts, *rows)
 
 
 def parse_line(line: bytes, number: int) -> Entry:

@@ -7,10 +7,18 @@ from farm.checkpoints.registry import CheckpointRegistry
 from farm.errors import FarmError, Unavailable
 from farm.ingest.adapters import AdapterNames, Adapters
 from farm.ingest.assets import FILE_FIELDS, Assets
+from farm.ingest.kinds import Kind
 from farm.ingest.ndjson import Entries, Entry
 from farm.metadata import split_metadata
 from farm.renders import NumberedSpec, Renders, VariantRow, variant_row
-from farm.spec import RenderRequest, RenderSpec, accepts_prompts, accepts_seed, derived_seed
+from farm.spec import (
+    RenderRequest,
+    RenderSpec,
+    accepts_prompts,
+    accepts_seed,
+    derived_seed,
+    derived_seeds,
+)
 
 MAX_PATTERNS = 256  # remembered in one batch
 
@@ -84,27 +92,27 @@ class Batch:
         Raises:
             Unavailable: of the store; no render is to blame, and all may be sent again.
         """
-        kinds = entries.kinds
-        accepted = accepts_prompts(kinds.prompts)
-        known: list[NumberedSpec | None] = [None] * len(kinds.values)  # the first of each kind
+        accepted = accepts_prompts(entries.prompts)
+        derived = derived_seeds(self._seed, range(first, first + len(entries)))
+        known: dict[Kind, NumberedSpec] = {}  # the first of each kind
         rows: list[VariantRow] = []
         refused: dict[int, FarmError] = {}
-        columns = (kinds.places, kinds.prompts, kinds.seeds, accepted)
-        for place, (kind, prompt, own, good) in enumerate(zip(*columns, strict=True)):
-            render, alike = first + place, known[kind]
+        columns = (entries.kinds, entries.prompts, entries.seeds, accepted, derived)
+        for place, (kind, prompt, own, good, seed) in enumerate(zip(*columns, strict=True)):
+            alike = known.get(kind)
             if alike is not None and good and (own is None or accepts_seed(own)):
-                seed = derived_seed(self._seed, render) if own is None else own
-                rows.append((render, alike.spec, prompt, seed, alike.metadata))
+                used = seed if own is None else own
+                rows.append((first + place, alike.spec, prompt, used, alike.metadata))
                 continue
             try:
-                found = self._entry(entries[place], render)
+                found = self._entry(entries[place], first + place)
             except Unavailable:
                 raise
             except FarmError as error:
                 refused[place] = error
             else:
                 rows.append(variant_row(found))
-                if _names_no_file(kinds.values[kind]):
+                if _names_no_file(kind.value):
                     known[kind] = found
         return Renders.of_variants(rows), refused
 

@@ -16,6 +16,7 @@ from farm.spec.render import (
     Row,
     canonical_json,
     derived_seed,
+    derived_seeds,
     row_seed,
 )
 from farm.spec.request import RenderRequest, accepts_prompts, accepts_seed
@@ -46,6 +47,7 @@ __all__ = [
     "canonical_json",
     "check_adapter_name",
     "derived_seed",
+    "derived_seeds",
     "explain",
     "parameters_of",
     "parse_adapters",

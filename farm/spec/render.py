@@ -4,8 +4,7 @@ import enum
 import functools
 import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from typing import Any, Final, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -159,7 +158,7 @@ class RenderSpec(BaseModel):
         return self.row_steps * self.num_images
 
     def rows(self) -> Iterator["Row"]:
-        return (Row(self, index) for index in range(self.num_images))
+        return (Row.of(self, index) for index in range(self.num_images))
 
 
 class _Shared(NamedTuple):
@@ -193,16 +192,24 @@ def row_seed(seed: int, index: int) -> int:
     return (seed + index) % (MAX_SEED + 1)
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One picture of a render: the engine's unit."""
+class _RowFields(NamedTuple):
+    kind: RenderSpec  # any variant of its render
+    prompt: str | None
+    seed: int  # of this very picture
+    index: int  # type: ignore[assignment]  # in its render; a row is not searched
 
-    spec: RenderSpec
-    index: int
 
-    @property
-    def seed(self) -> int:
-        return row_seed(self.spec.seed, self.index)
+class Row(_RowFields):
+    """One picture of a render: the engine's unit. The spec of its render is made when it is read:
+    much follows from any variant of it."""
+
+    @classmethod
+    def of(cls, spec: RenderSpec, index: int) -> Self:
+        return cls(spec, spec.prompt, row_seed(spec.seed, index), index)
+
+    @functools.cached_property
+    def spec(self) -> RenderSpec:
+        return self.kind.variant(self.prompt, row_seed(self.seed, -self.index))
 
 
 _CANONICAL = json.JSONEncoder(
@@ -216,5 +223,15 @@ def canonical_json(data: Any) -> str:
 
 def derived_seed(job_seed: int, render: int) -> int:
     """The seed of a render that names none; below 2**48, so that every JSON reader keeps it."""
-    digest = hashlib.sha256(f"{job_seed}:{render}".encode()).digest()
-    return int.from_bytes(digest[:6], "big")
+    return derived_seeds(job_seed, (render,))[0]
+
+
+def derived_seeds(job_seed: int, renders: Iterable[int]) -> list[int]:
+    """The seed of each; what the hashes have in common is hashed once."""
+    copy, number = hashlib.sha256(b"%d:" % job_seed).copy, int.from_bytes
+    found = []
+    for render in renders:
+        digest = copy()
+        digest.update(b"%d" % render)
+        found.append(number(digest.digest()[:6], "big"))
+    return found

@@ -82,6 +82,30 @@ def test_tiles_of_a_gpu_draw_the_tokens_of_a_cpu(
         assert one.steps == other.steps
 
 
+def test_rows_without_guidance_take_a_second_group(
+    make_checkpoint: MakeCheckpoint, request: pytest.FixtureRequest
+) -> None:
+    """Four in the half-slots of two guided ones, and a guided one after them."""
+    engine = _small(make_checkpoint, tile=2)
+    cases = [
+        Case(row_of(engine.checkpoint, seed=seed, guidance_scale=scale, num_inference_steps=2))
+        for seed, scale in enumerate([0.0, 0.0, 1.0, 0.5, 4.0])
+    ]
+    expected = draw(engine, *cases)
+    request.getfixturevalue("on_device")
+    engine = _small(make_checkpoint, tile=2)
+    for key, case in enumerate(cases):
+        engine.add(key, case.row)
+    found: dict[Any, Any] = {}
+    groups = set()
+    while not engine.idle:
+        found |= {result.key: result for result in engine.step()}
+        groups |= {tile.sampler.groups for tile in engine._tiles if tile.rows}
+    assert groups == {1, 2}
+    for key, result in enumerate(expected):
+        np.testing.assert_array_equal(found[key].tokens, result.tokens)
+
+
 @pytest.mark.usefixtures("on_device")
 def test_a_row_that_is_not_finite_fails_alone_on_the_device_too(
     make_checkpoint: MakeCheckpoint,

@@ -121,6 +121,30 @@ def test_a_job_that_comes_by_pieces_can_be_sent_again_from_the_start(
     assert renders == [n for n in range(153) if n % 51 != 50]
 
 
+def test_pieces_may_come_together_and_again_alone(http: httpx2.Client) -> None:
+    def put(number: int, first: int, rows: list[dict[str, Any]]) -> httpx2.Response:
+        return http.put(
+            f"/v1/jobs/{job}/chunks/{number}",
+            content=ndjson(rows),
+            params={"first": first},
+            headers={"Content-Type": "application/x-ndjson"},
+        )
+
+    job = http.post("/v1/jobs?open", json={"sink": "tokens", "seed": 1}).json()["id"]
+    rows = [{"prompt": f"{line}"} for line in range(4005)]
+    rows[3000] = {"prompt": ""}
+    told = put(0, 0, rows).json()
+    assert (told["pieces"], told["accepted"], told["rejected"]) == (3, 4004, 1)
+    assert (told["errors"][0]["render"], told["errors"][0]["line"]) == (3000, 3001)
+    for number, first in enumerate(range(0, 4005, 2000)):
+        again = put(number, first, rows[first : first + 2000])
+        assert again.status_code == 200, again.text
+    assert put(1, 2000, rows[:2000]).status_code == 409
+    assert put(3, 4005, rows * 3).status_code == 413
+    assert http.post(f"/v1/jobs/{job}/close", params={"pieces": 3}).status_code == 200
+    assert http.get(f"/v1/jobs/{job}").json()["images"]["total"] == 4004
+
+
 def test_a_piece_with_too_many_tasks_says_how_many_lines_are_safe(http: httpx2.Client) -> None:
     job = http.post("/v1/jobs?open", json={}).json()["id"]
     heavy = ndjson([{"prompt": "x", "num_images": 64, "num_inference_steps": 100}] * 201)

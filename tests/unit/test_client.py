@@ -13,14 +13,24 @@ import trustme
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from farm.errors import FarmError, InvalidInput, NotAllowed, OverQuota, TooLarge, Unavailable
+from farm import strict_json
+from farm.errors import (
+    FarmError,
+    InvalidInput,
+    NotAllowed,
+    OverQuota,
+    RejectedRender,
+    TooLarge,
+    Unavailable,
+)
 from farm.job import MAX_LINE_BYTES
 from farm_client import Farm
 from farm_client.address import find_address
 from farm_client.inputs import read_input
-from farm_client.ndjson import Line, completed, parsed, pieces, read_lines
+from farm_client.ndjson import Line, completed, parsed, pieces, read_lines, together
 from farm_client.output_folder import MARK
 from farm_client.streams import read_events
+from farm_client.submission import at_their_lines
 from farm_client.sync import drive, iterate
 from farm_client.transport import BlockingWire
 
@@ -291,13 +301,31 @@ LINES = st.lists(
                 "{}",
                 "7",
                 "{",
+                '{"prompt": "a" "height": 8',
+                '{"heigh\\u0074": 8, "prompt": "a"}',
             ),
-            *('{"prompt": "x", "height": 8}', '{"prompt": "x", "image": "a.png"}', '{"a": NaN}'),
+            *(
+                '{"prompt": "height"}',
+                '{"prompt":"a","seed":1,}',
+                '{"prompt": "x", "height": 8}',
+                '{"prompt": "x", "image": "a.png"}',
+                '{"a": NaN}',
+            ),
             *('{"prompt": "\\"height\\": 1", "id": [1, 2]}', '{"p" : "prompt", "prompt":"y"}'),
         ]
     ),
     max_size=8,
 )
+
+
+def refusal(line: Line, sent: str) -> list[str]:
+    """What the user is told of a line that the farm refuses as it was sent."""
+    try:
+        value = strict_json.loads(sent, line=1)
+    except InvalidInput as error:
+        told = at_their_lines([RejectedRender(0, error)], [line], 0)
+        return [str(one.error.to_dict()) for one in told]
+    return [repr(value)]
 
 
 @settings(deadline=None)
@@ -315,7 +343,7 @@ def test_a_line_with_defaults_says_what_its_row_and_they_say(texts: list[str], a
         for field in (*defaults, "prompt", "seed", "width", "id", "p", "image", None):
             assert line.place(field) == row.place(field)
         if row.data is None:
-            assert line.text == text
+            assert refusal(line, line.text) == refusal(Line(line.number, text), text)
         else:
             sent = line.data or json.loads(line.text)
             assert list(sent.items()) == list({**defaults, **row.data}.items())
@@ -334,6 +362,40 @@ def test_pieces_have_a_bounded_size() -> None:
     assert [len(group) for group in groups] == [2000, 2000, 500]
     large = list(pieces(iter([Line(n, "x" * 2**20) for n in range(9)])))
     assert [len(group) for group in large] == [4, 4, 1]
+
+
+def test_whole_pieces_go_together() -> None:
+    def sizes(counts: list[int], width: int = 10) -> list[int]:
+        groups = [[Line(n, "x" * width) for n in range(count)] for count in counts]
+        return [len(group) for group in together(groups)]
+
+    assert sizes([2000] * 7 + [3]) == [10_000, 4003]
+    assert sizes([2000, 5, 2000, 2000]) == [2005, 4000]  # one that is cut short ends a call
+    assert sizes([2000] * 3, 2000) == [2000] * 3  # together they would be too long
+    assert sizes([]) == []
+
+
+def test_lines_that_the_farm_finds_too_many_go_in_smaller_calls() -> None:
+    sent: list[tuple[str, int, int]] = []
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        count = request.content.count(b"\n")
+        if "chunks" not in request.url.path:
+            return httpx2.Response(200, json=DONE)
+        # As a farm that knows only single pieces, of which the second makes too many tasks.
+        first = int(request.url.params["first"])
+        if count > 2000 or (count > 200 and 2000 <= first < 4000):
+            error = {"code": "too_large", "message": "no", "field": "piece", "retryable": False}
+            return httpx2.Response(413, json={"error": error})
+        sent.append((request.url.path.rpartition("/")[2], first, count))
+        return httpx2.Response(
+            200, json={"accepted": count, "rejected": 0, "errors": [], "pictures": count}
+        )
+
+    job = farm_with(answer).submit_many({"prompt": "x"} for _ in range(6100))
+    assert job.accepted == 6100
+    small = [(str(1 + n), 2000 + 200 * n, 200) for n in range(10)]
+    assert sent == [("0", 0, 2000), *small, ("11", 4000, 2000), ("12", 6000, 100)]
 
 
 def test_inputs_are_read_from_whatever_they_are(tmp_path: Path) -> None:

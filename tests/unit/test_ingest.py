@@ -264,6 +264,28 @@ def test_a_piece_that_came_in_before_an_upgrade_can_be_sent_again(
         ingest.append(record, 0, 0, entries(3))
 
 
+def test_pieces_of_one_call_are_what_each_is_alone(ingest: Ingest, queue: FakeQueue) -> None:
+    options, lines = OPTIONS.model_copy(update={"seed": 5}), entries(4100)
+    record, _ = ingest.open("t", options)
+    taken = ingest.append_all(record, 3, 7, lines.pieces())
+    assert [piece.renders for piece in taken] == [2000, 2000, 100]
+    there = dict(queue.pieces[record.job])
+    for number, first in ((3, 7), (4, 2007), (5, 4007)):
+        ingest.append(record, number, first, lines[first - 7 : first + 1993])
+    assert queue.pieces[record.job] == there
+    assert list(there) == [3, 4, 5]
+
+
+def test_of_several_pieces_none_comes_in_if_one_is_refused(
+    ingest: Ingest, queue: FakeQueue, store: Store
+) -> None:
+    record, _ = ingest.open("t", OPTIONS)
+    heavy = entries(201, num_images=64, num_inference_steps=100)
+    with pytest.raises(TooLarge):
+        ingest.append_all(record, 0, 0, [entries(5), heavy])
+    assert (queue.pieces[record.job], chunks(store, record.job)) == ({}, [])
+
+
 def test_too_large_pieces_are_refused(ingest: Ingest) -> None:
     record, _ = ingest.open("t", OPTIONS)
     for piece in (entries(2001), entries(201, num_images=64, num_inference_steps=100)):
@@ -319,7 +341,7 @@ def test_a_store_that_is_away_for_a_moment_rejects_no_render(
     ingest: Ingest, queue: FakeQueue, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store, "list", fails_at(store.list, 1))
-    renders = entries(1, adapters=[{"adapter": "mine", "scale": 1}]) + entries(2)
+    renders = Entries.joined([entries(1, adapters=[{"adapter": "mine", "scale": 1}]), entries(2)])
     with pytest.raises(Unavailable):
         ingest.submit("t", OPTIONS, renders)
     assert queue.tasks == {}
@@ -363,7 +385,7 @@ def fails_at(real: Callable[..., Any], call: int) -> Callable[..., Any]:
 def test_a_seed_comes_from_the_job_and_the_place(ingest: Ingest, store: Store) -> None:
     seeds = []
     for _ in range(2):
-        job = ingest.submit("t", OPTIONS, entries(2) + entries(1, seed=9)).job
+        job = ingest.submit("t", OPTIONS, Entries.joined([entries(2), entries(1, seed=9)])).job
         (chunk,) = chunks(store, job)
         seeds.append([one.spec.seed for one in chunk.renders])
     assert seeds[0] == seeds[1]

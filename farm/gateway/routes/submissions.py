@@ -24,7 +24,7 @@ from farm.gateway.inline_pictures import keep_pictures
 from farm.gateway.serializers import rejected_view, status_view
 from farm.ingest.ingest import Feed, Submission
 from farm.ingest.ndjson import Entries, Entry
-from farm.job import MAX_PIECE_LINES, OPTIONS, JobOptions, check_job_id
+from farm.job import MAX_CALL_PIECES, MAX_PIECE_LINES, OPTIONS, JobOptions, check_job_id
 from farm.spec import Form
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
@@ -173,27 +173,31 @@ async def put_piece(
     first: Annotated[int, Query(ge=0, lt=10**9)],
 ) -> Response:
     """One piece of an open job, as NDJSON; sending it again changes nothing. ``first`` is
-    the index of its first render in the job."""
+    the index of its first render in the job. Several pieces of 2,000 lines may come in one call,
+    the last of them shorter; they have consecutive numbers, and ``piece`` is that of the first."""
     if not 0 <= piece < 50_000:
         raise InvalidInput("must be from 0 to 49,999", field="piece")
     if content_type(request) not in NDJSON_TYPES:
         raise WrongType("pieces come as application/x-ndjson", field="Content-Type")
     started = time.monotonic()
     record = await run_sync(deps.ingest.record, check_job_id(job), tenant)
-    lines = await one_piece(request)
+    lines = await one_piece(request, pieces=MAX_CALL_PIECES)
     await run_sync(deps.quotas.take_work, tenant, lines)
-    entries = await keep_pictures(deps.assets, tenant, lines)
-    taken = await run_sync(deps.ingest.append, record, piece, first, entries)
-    deps.metrics.pictures.inc(taken.pictures)
-    tracing.happened("piece", job, time.monotonic() - started, pictures=taken.pictures)
-    deps.metrics.rejected.inc(len(taken.rejected))
+    parts = [await keep_pictures(deps.assets, tenant, part) for part in lines.pieces()]
+    taken = await run_sync(deps.ingest.append_all, record, piece, first, parts)
+    pictures = sum(one.pictures for one in taken)
+    rejected = [one for part in taken for one in part.rejected]
+    deps.metrics.pictures.inc(pictures)
+    tracing.happened("piece", job, time.monotonic() - started, pictures=pictures)
+    deps.metrics.rejected.inc(len(rejected))
     return JSONResponse(
         {
             "piece": piece,
-            "accepted": taken.renders,
-            "pictures": taken.pictures,
-            "rejected": len(taken.rejected),
-            "errors": [one.to_dict() for one in taken.rejected],
+            "pieces": len(taken),
+            "accepted": sum(one.renders for one in taken),
+            "pictures": pictures,
+            "rejected": len(rejected),
+            "errors": [one.to_dict() for one in rejected],
         }
     )
 
