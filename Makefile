@@ -39,7 +39,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev]'
 	touch $@
 
-# Ten minutes: thirty times as many random lives of the queue as in the tests, other ones every time;
+# Ten minutes: fifty times as many random lives of the queue as in the tests, other ones every time;
 # and its file cut at each byte of a transaction.
 lives: $(INSTALLED)
 	FARM_DEEP=1 $(BIN)/pytest --timeout 0 tests/queue/test_model.py tests/queue/test_durability.py

@@ -117,7 +117,7 @@ class Model:
 
     @staticmethod
     def _pending(item: Item) -> Pending:
-        return Pending(0, Row(item.spec, 0), False, None, None, None, None)
+        return Pending(0, Row.of(item.spec, 0), False, None, None, None, None)
 
     @property
     def prompts(self) -> int:
@@ -474,7 +474,7 @@ def whole(visit: Visit, found: dict[str, Any], name: str, widths: Sequence[int])
 
 def _alone(visit: Visit, engine: Engine, item: Item, urgent: bool) -> float:
     def draw() -> None:
-        engine.add("alone", Row(item.spec, 0), urgent=urgent)
+        engine.add("alone", Row.of(item.spec, 0), urgent=urgent)
         while not engine.idle:
             engine.step()
 
@@ -624,8 +624,8 @@ def independence(visit: Visit, found: dict[str, Any], name: str, width: int) -> 
 
     def urgent(rest: list[Item]) -> Result:
         for key, item in enumerate(rest):
-            engine.add(key, Row(item.spec, 0))
-        engine.add("urgent", Row(probe.spec, 0), urgent=True)
+            engine.add(key, Row.of(item.spec, 0))
+        engine.add("urgent", Row.of(probe.spec, 0), urgent=True)
         results = []
         while not engine.idle:
             results += engine.step()

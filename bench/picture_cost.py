@@ -42,7 +42,7 @@ def cost(size: int, count: int) -> dict[str, float]:
     request = RenderRequest(prompt="a picture", height=size, width=size)
     specs = [request.resolve(info, seed=number) for number in range(count)]
     for number, spec in enumerate(specs):
-        engine.add(number, Row(spec, 0))
+        engine.add(number, Row.of(spec, 0))
     drawn = engine.step()
     records = [
         PictureRecord("j", 0, number, 0, spec, "stub", Format.PNG, confidence=0.5)

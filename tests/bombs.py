@@ -28,7 +28,7 @@ def _chunk(name: bytes, body: bytes) -> bytes:
 
 
 def _zipped_zeros(zeros: bytes, times: int) -> bytes:
-    """Many zeros, packed once: after a full flush the same bytes may come again."""
+    """Packed once: a full flush forgets what came before, so its bytes may come again."""
     packer = zlib.compressobj(9, wbits=-zlib.MAX_WBITS)
     block = packer.compress(zeros) + packer.flush(zlib.Z_FULL_FLUSH)
     checksum = len(zeros) * times % 65521 << 16 | 1  # Adler-32 of zeros

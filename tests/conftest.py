@@ -1,13 +1,16 @@
 """What tests of every kind may need: one real Valkey server for the whole run."""
 
+import functools
 import logging
 import os
 import shutil
 import signal
+import ssl
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpcore2
 import pytest
 
 from farm.local.valkey import ServerProcess
@@ -34,6 +37,23 @@ def logging_as_it_was() -> Iterator[None]:
             handler.close()
     root.handlers[:] = handlers
     root.setLevel(level)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _certificates_read_once() -> Iterator[None]:
+    """Not for each of a thousand HTTP clients, which takes 22 ms each time."""
+    read = httpcore2.default_ssl_context
+
+    @functools.cache
+    def kept(named: tuple[str | None, ...], **options: bool) -> ssl.SSLContext:
+        return read(**options)
+
+    def default_ssl_context(**options: bool) -> ssl.SSLContext:
+        return kept((os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")), **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(httpcore2, "default_ssl_context", default_ssl_context)
+        yield
 
 
 @pytest.fixture(scope="session")

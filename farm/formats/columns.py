@@ -42,7 +42,10 @@ MEANINGS: Mapping[str, str] = {name: meaning for name, (_, meaning) in _COLUMNS.
 def fixed_columns(rows: Sequence[ManifestRow]) -> dict[str, Sequence[Any]]:
     """The values of ``FIXED`` of pictures that are there, by column."""
     told = ManifestColumns.of(rows)
-    prompts, specs = _specs(told.column("spec"))
+    if told.specs_read:
+        prompts, specs = told.column("prompt"), told.column("common")
+    else:
+        prompts, specs = _specs(told.column("spec"))
     return {
         "render": told.column("render"),
         "index": told.column("image"),

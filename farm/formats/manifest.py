@@ -34,6 +34,20 @@ _SCHEMA = pa.schema(
 )
 
 
+# Compressing a column takes 20 microseconds and more. It is of use for long texts; the others are
+# hashes, or small in a dictionary, which in turn is of no use where every value differs.
+_LONG = {"file", "spec", "tokens", "notes.list.element", "error", "metadata"}
+_DIFFERENT = {"render", "file", "seed", "spec", "tokens"}
+_DIFFERENT |= {"sha256", "spec_sha256", "tokens_sha256"}
+_PATHS = ["notes.list.element" if name == "notes" else name for name in _SCHEMA.names]
+_WRITING: Mapping[str, Any] = {
+    "version": "2.6",
+    "compression": {path: "zstd" if path in _LONG else "none" for path in _PATHS},
+    "use_dictionary": [path for path in _PATHS if path not in _DIFFERENT],
+}
+_WRITING_BEFORE: Mapping[str, Any] = {"version": "2.6", "compression": "zstd"}
+
+
 class ManifestRow(NamedTuple):
     """What is known of one picture; ``file`` to ``tokens_sha256`` are None where it failed."""
 
@@ -49,8 +63,10 @@ class ManifestRow(NamedTuple):
     seed: int
     spec_sha256: str
     spec: str  # canonical JSON
-    tokens: bytes | None  # uint16, little endian, row by row
-    tokens_sha256: str | None  # of exactly those bytes
+    # uint16, little endian, row by row; a part in the store leaves them out where the file of the
+    # picture is nothing else.
+    tokens: bytes | None
+    tokens_sha256: str | None  # of those bytes
     numerics: str
     notes: tuple[str, ...] = ()
     error: str | None = None  # JSON of ``FarmError.to_dict``
@@ -95,8 +111,10 @@ class ManifestColumns(Sequence[ManifestRow]):
         """
         Args:
             columns: the values of each field of ``ManifestRow``, all in the order of the rows.
+                Where ``spec`` need not be read for it, of ``prompt`` and ``common`` as well: what
+                each says, and whatever else it says besides its seed.
         """
-        self._columns = {name: columns[name] for name in ManifestRow._fields}
+        self._columns = columns
 
     @classmethod
     def of(cls, rows: Iterable[ManifestRow]) -> "ManifestColumns":
@@ -109,7 +127,7 @@ class ManifestColumns(Sequence[ManifestRow]):
         return len(self.column("render"))
 
     def __iter__(self) -> Iterator[ManifestRow]:
-        return map(ManifestRow, *self._columns.values())
+        return map(ManifestRow, *map(self.column, ManifestRow._fields))
 
     @overload
     def __getitem__(self, wanted: int) -> ManifestRow: ...
@@ -118,11 +136,16 @@ class ManifestColumns(Sequence[ManifestRow]):
     def __getitem__(self, wanted: int | slice) -> "ManifestRow | ManifestColumns":
         if isinstance(wanted, slice):
             return self.select(range(*wanted.indices(len(self))))
-        return ManifestRow._make(column[wanted] for column in self._columns.values())
+        return ManifestRow._make(self.column(name)[wanted] for name in ManifestRow._fields)
 
     def column(self, name: str) -> Sequence[Any]:
         """The values of one field."""
         return self._columns[name]
+
+    @property
+    def specs_read(self) -> bool:
+        """Whether there are ``prompt`` and ``common``."""
+        return "common" in self._columns
 
     def replace(self, **columns: Sequence[Any]) -> "ManifestColumns":
         """The same rows with other values in some columns."""
@@ -133,7 +156,7 @@ class ManifestColumns(Sequence[ManifestRow]):
         if list(numbers) == list(range(len(self))):
             return self
         return ManifestColumns(
-            {name: [column[number] for number in numbers] for name, column in self._columns.items()}
+            {name: list(map(column.__getitem__, numbers)) for name, column in self._columns.items()}
         )
 
     def ordered(self) -> "ManifestColumns":
@@ -142,14 +165,17 @@ class ManifestColumns(Sequence[ManifestRow]):
         return self.select(sorted(range(len(self)), key=pictures.__getitem__))
 
 
-def write_part(rows: Iterable[ManifestRow]) -> bytes:
-    """The rows, ordered by render and image, as parquet; the same rows give the same bytes."""
+def write_part(rows: Iterable[ManifestRow], *, as_before: bool = False) -> bytes:
+    """The rows, ordered by render and image, as parquet; the same rows give the same bytes.
+
+    Those that it gave before parts were compressed in part only, with ``as_before``.
+    """
     ordered = ManifestColumns.of(rows).ordered()
     table = pa.Table.from_arrays(
         [pa.array(ordered.column(field.name), field.type) for field in _SCHEMA], schema=_SCHEMA
     )
     out = pa.BufferOutputStream()
-    pq.write_table(table, out, compression="zstd", version="2.6")
+    pq.write_table(table, out, **_WRITING_BEFORE if as_before else _WRITING)
     data: bytes = out.getvalue().to_pybytes()
     return data
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from farm.errors import InvalidInput
 from farm.job import Format
-from farm.spec import RenderSpec, Row, canonical_json
+from farm.spec import RenderSpec, canonical_json, row_seed
 
 KEYWORD = "amused-farm"  # of the PNG chunk and of the safetensors metadata
 FACTS_VERSION = 1
@@ -51,7 +51,7 @@ class Facts(NamedTuple):
 
     @property
     def seed(self) -> int:
-        return Row(self.spec, self.image).seed
+        return row_seed(self.spec.seed, self.image)
 
     def to_json(self, *, with_tokens: bool = True) -> str:
         """ASCII, so that no container's encoding matters."""

@@ -10,7 +10,7 @@ from farm.errors import Conflict, FarmError, InvalidInput
 from farm.formats.manifest import ManifestRow
 from farm.formats.picture_file import Facts, file_name, read_facts, token_bytes
 from farm.job import Format
-from farm.spec import RenderSpec, Row, canonical_json
+from farm.spec import RenderSpec, canonical_json, row_seed
 
 
 class PictureRecord(NamedTuple):
@@ -136,7 +136,7 @@ class PictureRecord(NamedTuple):
             size=size,
             width=self.spec.width,
             height=self.spec.height,
-            seed=Row(self.spec, self.image).seed,
+            seed=row_seed(self.spec.seed, self.image),
             spec_sha256=self.spec.sha256,
             spec=self.spec.canonical(),
             tokens=tokens,

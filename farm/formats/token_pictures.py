@@ -1,12 +1,16 @@
 """Pictures of a task of which the tokens are all that is kept: from an engine to the manifest."""
 
 import hashlib
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from farm.formats.manifest import ManifestColumns
 from farm.job import Chunk
 from farm.spec import row_seed
+
+Value = TypeVar("Value")
 
 
 @dataclass
@@ -35,39 +39,43 @@ class TokenPictures:
         """Their rows, as ``PictureRecord.tokens_row`` makes them."""
         renders = self.chunk.renders
         places = {number: place for place, number in enumerate(renders.numbers)}
-        at = [places[render] for render, _ in self.pictures]
-        images = [image for _, image in self.pictures]
-        widths = list(renders.of_each(lambda spec: spec.width))
-        heights = list(renders.of_each(lambda spec: spec.height))
+        numbers, images = zip(*self.pictures, strict=True)
+        at = [places[number] for number in numbers]
+
+        def of_each(values: Iterable[Value]) -> list[Value]:
+            return list(map(tuple(values).__getitem__, at))
+
         specs = renders.canonical()
-        spec_hashes = [hashlib.sha256(text.encode()).hexdigest() for text in specs]
-        hashes = [hashlib.sha256(tokens).hexdigest() for tokens in self.tokens]
+        seeds = zip(of_each(renders.seeds), images, strict=True)
+        hashes = _hashes(self.tokens)
         nothing: Sequence[None] = [None] * len(self)
         return ManifestColumns(
             {
                 "job": [self.chunk.job] * len(self),
                 "generation": [generation] * len(self),
-                "render": [render for render, _ in self.pictures],
+                "render": numbers,
                 "image": images,
                 "file": nothing,
                 "sha256": hashes,
-                "size": [len(tokens) for tokens in self.tokens],
-                "width": [widths[place] for place in at],
-                "height": [heights[place] for place in at],
-                "seed": [
-                    row_seed(renders.seeds[place], image)
-                    for place, image in zip(at, images, strict=True)
-                ],
-                "spec_sha256": [spec_hashes[place] for place in at],
-                "spec": [specs[place] for place in at],
+                "size": list(map(len, self.tokens)),
+                "width": of_each(renders.of_each(lambda spec: spec.width)),
+                "height": of_each(renders.of_each(lambda spec: spec.height)),
+                "seed": [row_seed(seed, image) for seed, image in seeds],
+                "spec_sha256": of_each(_hashes([text.encode() for text in specs])),
+                "spec": of_each(specs),
                 "tokens": self.tokens,
                 "tokens_sha256": hashes,
                 "numerics": self.numerics,
                 "notes": self.notes,
                 "error": nothing,
-                "metadata": [renders.metadata[place] for place in at]
-                if renders.metadata
-                else nothing,
+                "metadata": of_each(renders.metadata) if renders.metadata else nothing,
                 "confidence": self.confidence,
+                "prompt": of_each(renders.prompts),
+                "common": of_each(renders.of_each(lambda spec: json.loads(spec.common))),
             }
         )
+
+
+def _hashes(contents: Iterable[bytes]) -> list[str]:
+    sha256 = hashlib.sha256
+    return [sha256(content).hexdigest() for content in contents]

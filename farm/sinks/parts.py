@@ -30,11 +30,28 @@ def rows_of(chunk: Chunk) -> list[RowId]:
 def store_part(store: Store, place: TaskPlace, rows: Sequence[ManifestRow]) -> Receipt:
     """Write a task's manifest part; if there is one already, that one counts."""
     assert place.part is not None
-    data = write_part(rows)
+    data = part_bytes(rows)
     if not store.put(place.part, data, content_type=CONTENT_TYPE):
         data = store.get(place.part)
         rows = read_part(data)
     return part_receipt(place.part, data, rows)
+
+
+def part_bytes(rows: Sequence[ManifestRow]) -> bytes:
+    """A task's manifest part; it leaves out the tokens of files that hold nothing else."""
+    told = ManifestColumns.of(rows)
+    hashes = zip(told.column("sha256"), told.column("tokens_sha256"), strict=True)
+    tokens = [
+        None if of_file == of_tokens else one
+        for one, (of_file, of_tokens) in zip(told.column("tokens"), hashes, strict=True)
+    ]
+    return write_part(told.replace(tokens=tokens))
+
+
+def part_forms(rows: Sequence[ManifestRow]) -> Iterator[bytes]:
+    """What the part of these rows may be: as it is written now, and as it was before."""
+    yield part_bytes(rows)
+    yield write_part(rows, as_before=True)
 
 
 def part_receipt(part: str, data: bytes, rows: Sequence[ManifestRow]) -> Receipt:

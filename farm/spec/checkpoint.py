@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Set
+from collections.abc import Callable
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -17,8 +17,11 @@ MAX_WORDS = 8  # that a note names
 _WORD = re.compile(r"\w+(?:'\w+)?")
 
 
-def _unknown_words(prompt: str | None, known: Set[str]) -> list[str]:
-    words = _WORD.findall((prompt or "").lower())
+def _unknown_words(prompt: str | None, known: frozenset[str]) -> list[str]:
+    text = (prompt or "").lower()
+    if known.issuperset(text.split()):  # takes a fifth of the time
+        return []
+    words = _WORD.findall(text)
     return list(dict.fromkeys([word for word in words if word not in known]))
 
 
@@ -63,8 +66,8 @@ class CheckpointInfo(BaseModel):
         size: tuple[str, ...] = ()
         if (spec.height, spec.width) != (self.native_height, self.native_width):
             size = (f"size: {self.id} is made for {self.native_width} x {self.native_height}",)
-        known = frozenset(self.vocabulary)
-        if spec.adapters or not known:
+        known = self._known
+        if spec.adapters or not self.vocabulary:
             return lambda prompt: size
 
         def notes(prompt: str | None) -> tuple[str, ...]:
@@ -78,7 +81,11 @@ class CheckpointInfo(BaseModel):
 
     def unknown_words(self, prompt: str) -> list[str]:
         """Those that are not in the vocabulary, each once, in their order."""
-        return _unknown_words(prompt, frozenset(self.vocabulary)) if self.vocabulary else []
+        return _unknown_words(prompt, self._known) if self.vocabulary else []
+
+    @property
+    def _known(self) -> frozenset[str]:
+        return frozenset(filter(_WORD.fullmatch, self.vocabulary))
 
     def check_size(self, height: int, width: int) -> None:
         for field, value in (("height", height), ("width", width)):

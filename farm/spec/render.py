@@ -5,7 +5,6 @@ import functools
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any, Final, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -159,7 +158,7 @@ class RenderSpec(BaseModel):
         return self.row_steps * self.num_images
 
     def rows(self) -> Iterator["Row"]:
-        return (Row(self, index) for index in range(self.num_images))
+        return (Row.of(self, index) for index in range(self.num_images))
 
 
 class _Shared(NamedTuple):
@@ -193,16 +192,24 @@ def row_seed(seed: int, index: int) -> int:
     return (seed + index) % (MAX_SEED + 1)
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One picture of a render: the engine's unit."""
+class _RowFields(NamedTuple):
+    kind: RenderSpec  # any variant of its render
+    prompt: str | None
+    seed: int  # of this very picture
+    index: int  # type: ignore[assignment]  # in its render; a row is not searched
 
-    spec: RenderSpec
-    index: int
 
-    @property
-    def seed(self) -> int:
-        return row_seed(self.spec.seed, self.index)
+class Row(_RowFields):
+    """One picture of a render: the engine's unit. The spec of its render is made when it is read:
+    much follows from any variant of it."""
+
+    @classmethod
+    def of(cls, spec: RenderSpec, index: int) -> Self:
+        return cls(spec, spec.prompt, row_seed(spec.seed, index), index)
+
+    @functools.cached_property
+    def spec(self) -> RenderSpec:
+        return self.kind.variant(self.prompt, row_seed(self.seed, -self.index))
 
 
 _CANONICAL = json.JSONEncoder(

@@ -9,11 +9,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 from farm.errors import Conflict, FarmError, NotFound
-from farm.formats.manifest import ManifestRow, merge, write_part
+from farm.formats.manifest import ManifestRow, merge
 from farm.job import SETTLED_HOURS, TERMINAL_JOBS, Chunk, JobState
 from farm.queue import Finished, JobStatus, Queue
 from farm.sinks.early import early_parts, early_rows
-from farm.sinks.parts import rows_of, task_rows
+from farm.sinks.parts import part_forms, rows_of, task_rows
 from farm.sinks.protocol import TaskPlace
 from farm.sinks.registry import Sinks
 from farm.spec import canonical_json
@@ -175,12 +175,12 @@ class Verifier:
         """Write a part again from what the stored pictures tell, if that gives its hash."""
         assert lost.task is not None
         task = next(one for one in self._done[lost.task] if one.receipt.part == lost.subject)
-        data = write_part(self._rows(task))
-        if hashlib.sha256(data).hexdigest() != task.receipt.part_sha256:
-            return False
-        self._store.delete(lost.subject)
-        self._store.put(lost.subject, data)
-        return True
+        for data in part_forms(self._rows(task)):
+            if hashlib.sha256(data).hexdigest() == task.receipt.part_sha256:
+                self._store.delete(lost.subject)
+                self._store.put(lost.subject, data)
+                return True
+        return False
 
     def _rows(self, task: Finished) -> list[ManifestRow]:
         try:

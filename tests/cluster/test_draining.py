@@ -20,7 +20,7 @@ from farm.queue import Command
 from farm.scheduler.scheduler import Scheduler
 from farm.store import keys
 from farm_workers.worker import queue_session
-from farm_workers.worker.task_rows import ReadyRow, TaskRows
+from farm_workers.worker.task_rows import ReadyRows, TaskRows
 from farm_workers.worker.worker import Worker
 
 DRAINS = int(os.environ.get("FARM_DRAINS", "3"))
@@ -97,9 +97,9 @@ def test_a_task_that_is_handed_back_while_its_first_row_comes_is_rendered_elsewh
     engine, take = FakeEngine(rows=1), TaskRows.take
     handed_back = threading.Event()
 
-    def take_and_hand_back(rows: TaskRows) -> ReadyRow | None:
-        ready = take(rows)
-        if ready is not None and not handed_back.is_set():
+    def take_and_hand_back(rows: TaskRows, most: int) -> ReadyRows:
+        ready = take(rows, most)
+        if ready.rows and not handed_back.is_set():
             handed_back.set()
             hand_back = farm.workers[0][0]._queue_session._hand_back
             hand_back.stop_unbegun()

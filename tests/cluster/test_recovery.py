@@ -102,7 +102,7 @@ def test_a_render_of_embeds_is_not_struck_by_a_fault() -> None:
     """It has no prompt that could ask for one."""
     request = RenderRequest(embeds="0" * 64, num_inference_steps=1)
     engine = FaultyEngine(FakeEngine(), ["nan:a row"])
-    engine.add("key", Row(request.resolve(INFO, seed=0), 0))
+    engine.add("key", Row.of(request.resolve(INFO, seed=0), 0))
     [result] = engine.step()
     assert result.error is None
 

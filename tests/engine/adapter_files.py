@@ -61,4 +61,5 @@ def adapted(engine: Engine, case: Case, *named: tuple[File, float]) -> Case:
     scales = tuple(AdapterScale(sha256=file.sha256, scale=scale) for file, scale in named)
     spec = case.row.spec.model_copy(update={"adapters": scales})
     given: dict[str, Any] = {file.sha256: engine.read_adapter(file.data) for file, _ in named}
-    return replace(case, row=Row(spec, case.row.index), inputs={**case.inputs, "adapters": given})
+    row = Row.of(spec, case.row.index)
+    return replace(case, row=row, inputs={**case.inputs, "adapters": given})

@@ -36,7 +36,7 @@ def spec_of(info: CheckpointInfo, **request: Any) -> RenderSpec:
 
 
 def row_of(info: CheckpointInfo, **request: Any) -> Row:
-    return Row(spec_of(info, **{"prompt": "a red bicycle", **request}), 0)
+    return Row.of(spec_of(info, **{"prompt": "a red bicycle", **request}), 0)
 
 
 def random_case(
@@ -91,7 +91,7 @@ def random_case(
     if mode == "inpaint":
         request["mask_image"] = ASSET
         inputs["mask"] = _mask(random, height, width)
-    return Case(Row(spec_of(info, **request), 0), inputs)
+    return Case(Row.of(spec_of(info, **request), 0), inputs)
 
 
 def _embeds(noise: np.random.Generator, info: CheckpointInfo) -> Embeds:

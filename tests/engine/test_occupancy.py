@@ -119,7 +119,7 @@ def _mixed(random: Random, number: int) -> tuple[Row, dict[str, Any]]:
     return row_of(INFO, **request), inputs
 
 
-@pytest.mark.parametrize("width", [8, 16, 32, 64])
+@pytest.mark.parametrize("width", [8, 64])
 def test_mixed_pictures_keep_the_slots_busy(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     engine, random = Engine(StubModel(by_row=False), tile=width), Random(0)
     busy: list[float] = []

@@ -39,7 +39,7 @@ def test_pictures_with_it_show_a_pattern_and_pictures_without_it_do_not() -> Non
         plain = row_of(engine.checkpoint, prompt=text, seed=number, num_inference_steps=8)
         named = {"adapters": (AdapterScale(sha256=sha256, scale=1.0),)}
         engine.add((number, False), plain)
-        row = Row(plain.spec.model_copy(update=named), 0)
+        row = Row.of(plain.spec.model_copy(update=named), 0)
         engine.add((number, True), row, adapters={sha256: adapter})
     found = {key: repeated(done.pixels) for key, done in run(engine).items()}
     assert sum(found[number, True] for number in range(PICTURES)) >= 0.9 * PICTURES

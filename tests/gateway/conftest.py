@@ -9,19 +9,16 @@ from pathlib import Path
 import httpx2
 import pytest
 import uvicorn
-from fake_engine import INFO as FAKE_INFO
 from fake_worker import FakeWorker
-from harness import INFO, Cli, Gateway, Result, Serve
+from harness import INFO, Cli, Gateway, Result, Serve, emptied
 
-from farm.checkpoints.inspect import Checkpoint
 from farm.cli.app import run
 from farm.gateway.app import create_app
 from farm.gateway.server import server_config
 from farm.queue import Queue, connect
 from farm.settings import GatewaySettings
 from farm.store import open_store
-from farm_workers.worker import worker as worker_module
-from workers import Workers
+from workers import Workers, real_workers
 
 
 @pytest.fixture(scope="session")
@@ -65,14 +62,7 @@ def shared(serve: Serve, tmp_path_factory: pytest.TempPathFactory) -> Gateway:
 @pytest.fixture
 def gateway(shared: Gateway) -> Gateway:
     """An open farm without jobs and adapters."""
-    for entry in list(shared.store.list("adapters/")):
-        shared.store.delete(entry.key)
-    client = shared.queue.client
-    kept = client.hgetall("{test}:server")
-    client.flushall()
-    if kept:
-        client.hset("{test}:server", mapping=kept)
-    return shared
+    return emptied(shared)
 
 
 @pytest.fixture
@@ -117,12 +107,6 @@ def cli(
 
 
 @pytest.fixture
-def workers(
-    gateway: Gateway, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Workers]:
-    monkeypatch.setattr(
-        worker_module, "inspect_checkpoint", lambda _: Checkpoint(path=tmp_path, info=FAKE_INFO)
-    )
-    workers = Workers(gateway, redis_url, tmp_path / "worker")
-    yield workers
-    workers.stop()
+def workers(gateway: Gateway, redis_url: str, tmp_path: Path) -> Iterator[Workers]:
+    with real_workers(gateway, redis_url, tmp_path) as workers:
+        yield workers

@@ -29,6 +29,7 @@ class FakeWorker:
         self.info = info
         self.session = secrets.token_hex(16)
         self.healed = False  # then it draws the bad prompts too
+        self.older = False  # then it writes manifest parts as earlier versions did
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -72,7 +73,7 @@ class FakeWorker:
             for row in numbered.spec.rows()
             if (numbered.render, row.index) in wanted
         ]
-        part = write_part(rows)
+        part = write_part(rows, as_before=self.older)
         key = keys.part(chunk.job, lease.generation, chunk.number)
         self.store.put(key, part)
         failed = sum(row.error is not None for row in rows)

@@ -45,6 +45,18 @@ class Gateway(NamedTuple):
         return httpx2.Client(base_url=self.url, headers=headers, timeout=20)
 
 
+def emptied(gateway: Gateway) -> Gateway:
+    """Without its jobs and adapters."""
+    for entry in list(gateway.store.list("adapters/")):
+        gateway.store.delete(entry.key)
+    client = gateway.queue.client
+    kept = client.hgetall("{test}:server")
+    client.flushall()
+    if kept:
+        client.hset("{test}:server", mapping=kept)
+    return gateway
+
+
 Serve = Callable[..., Gateway]
 
 

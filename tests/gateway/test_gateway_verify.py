@@ -112,7 +112,13 @@ def test_the_newest_part_of_a_repaired_job_is_written_again_too(gateway: Gateway
     assert job.verify().differences == ()
 
 
-def test_a_lost_part_is_written_again_from_the_pictures(gateway: Gateway, job: Job) -> None:
+@pytest.mark.parametrize("older", [False, True])
+def test_a_lost_part_is_written_again_from_the_pictures(
+    gateway: Gateway, farm: Farm, fake_worker: FakeWorker, older: bool
+) -> None:
+    fake_worker.older = older
+    job = farm.submit(["a boat", "a bird"], seed=1)
+    job.wait(20)
     key = keys.part(job.id, 0, 0)
     data = gateway.store.get(key)
     for damaged, kind in ((None, "part-missing"), (b"x", "part-changed")):

@@ -102,7 +102,7 @@ def test_pictures(models: tuple[AmusedModel, AmusedModel]) -> None:
 
 def test_the_whole_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a GPU a graph is the function itself, with a graph's inputs and outputs."""
-    make_tiny(tmp_path, num_hidden_layers=1, hidden_size=64, codebook_size=256, size=24, seed=3)
+    make_tiny(tmp_path, num_hidden_layers=1, hidden_size=64, codebook_size=256, size=16, seed=3)
     exact = Engine.load(tmp_path, threads=1)
     model = _model(tmp_path, _device(), fused=True)
     if not model.device.is_cuda:

@@ -31,9 +31,9 @@ from farm.queue.constants import CLASSES, MAX_ROWS
 from farm.queue.scripts import read_scripts
 from farm.spec import Lane
 
-DEEP = bool(os.environ.get("FARM_DEEP"))  # other lives every time, and thirty times as many
+DEEP = bool(os.environ.get("FARM_DEEP"))  # other lives every time, and fifty times as many
 SHRINK = not os.environ.get("FARM_NO_SHRINK")  # takes minutes
-LIVES = int(os.environ.get("FARM_LIVES", 3000 if DEEP else 100))
+LIVES = int(os.environ.get("FARM_LIVES", 3000 if DEEP else 60))
 STEPS = 50
 OTHER = LANE._replace(checkpoint="other/model@r1")
 LANES = [LANE, LANE._replace(width=512), OTHER]

@@ -10,6 +10,7 @@ from fake_engine import INFO
 
 from farm.errors import RenderError, StoreError
 from farm.formats.manifest import ManifestRow, read_part, write_part
+from farm.sinks.parts import part_forms
 from farm.spec import MAX_SEED, RenderRequest
 
 TOKENS = np.arange(24, dtype="<u2").tobytes()
@@ -47,6 +48,14 @@ def test_the_order_in_which_pictures_finish_leaves_no_trace() -> None:
 
 def test_the_same_rows_give_the_same_bytes() -> None:
     assert len({write_part([row(render) for render in range(300)]) for _ in range(5)}) == 1
+
+
+def test_a_part_in_the_store_leaves_out_the_tokens_of_files_that_hold_nothing_else() -> None:
+    alone = row(0, sha256=hashlib.sha256(TOKENS).hexdigest())
+    rows = [alone, row(1), failed(2)]
+    now, before = part_forms(rows)
+    assert read_part(now) == [alone._replace(tokens=None), *rows[1:]]
+    assert read_part(before) == rows
 
 
 def test_a_part_without_rows_can_be_read() -> None:

@@ -59,7 +59,8 @@ def test_the_same_render_has_the_same_hash_however_it_was_written() -> None:
 def test_each_picture_has_the_next_seed_and_the_last_seed_wraps() -> None:
     spec = resolve(seed=MAX_SEED, num_images=3)
     assert [row.seed for row in spec.rows()] == [MAX_SEED, 0, 1]
-    assert Row(spec, 2).seed == 1
+    assert [row.spec for row in spec.rows()] == [spec] * 3
+    assert Row.of(spec, 2).seed == 1
 
 
 def test_strength_leaves_out_the_first_steps() -> None:

@@ -8,7 +8,7 @@ from farm_workers.testing.stub_engine import StubEngine
 
 def row_of(seed: int, steps: int = 3) -> Row:
     request = RenderRequest(prompt="x", seed=seed, num_inference_steps=steps)
-    return Row(request.resolve(INFO, seed=0), 0)
+    return Row.of(request.resolve(INFO, seed=0), 0)
 
 
 def test_without_a_step_time_all_rows_are_finished_at_once() -> None:

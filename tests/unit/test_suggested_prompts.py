@@ -4,6 +4,8 @@ import re
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from farm.checkpoints.inspect import inspect_checkpoint
 from farm.cli import demo
@@ -74,6 +76,19 @@ def test_a_result_notes_what_its_checkpoint_was_not_made_for() -> None:
     )
     listed = notes(prompt=" ".join(f"w{n}" for n in range(50)))
     assert listed == ("prompt: shapes-64 was not trained with: w0, w1, w2, w3, w4, w5, w6, w7",)
+
+
+@given(
+    st.lists(
+        st.sampled_from(["red", "it's", "é", "ring,", "'", "x-ray", "cat's's", "_", "\u2003"])
+    ),
+    st.sets(st.sampled_from(["red", "it's", "it", "é", "ring", "x-ray", "x", "cat's", "s", "_"])),
+)
+def test_a_word_is_unknown_however_it_is_looked_for(words: list[str], known: set[str]) -> None:
+    info = inspect_checkpoint("shapes-64").info.model_copy(update={"vocabulary": tuple(known)})
+    prompt = " ".join(words)
+    unknown = [word for word in re.findall(r"\w+(?:'\w+)?", prompt) if word not in known]
+    assert info.unknown_words(prompt) == (list(dict.fromkeys(unknown)) if known else [])
 
 
 def test_a_checkpoint_without_a_vocabulary_takes_any_text() -> None:

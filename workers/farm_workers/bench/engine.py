@@ -178,7 +178,7 @@ def adapted(engine: Engine, tile: int, rounds: int, sync: Callable[[], None]) ->
     for _, given in itertools.product(range(rounds + 1), seconds):
         named = {"adapters": (AdapterScale(sha256=sha256, scale=1.0),) if given else ()}
         for key, item in enumerate(items):
-            row = Row(item.spec.model_copy(update=named), 0)
+            row = Row.of(item.spec.model_copy(update=named), 0)
             engine.add(key, row, adapters={sha256: adapter} if given else {})
         for _ in items:  # admissions go first
             engine.step()
@@ -205,7 +205,7 @@ def urgent(engine: Engine, tile: int, rounds: int, sync: Callable[[], None]) -> 
     for _ in range(rounds + 1):
         idle.append(_urgent_seconds(engine, next(items), sync))
         for key, item in enumerate(bulk):
-            engine.add(key, Row(item.spec, 0))
+            engine.add(key, Row.of(item.spec, 0))
         for _ in range(tile):  # admissions go first; the rest of the rows waits
             engine.step()
         step.append(statistics.median(_seconds(engine.step, sync) for _ in range(3)))
@@ -225,7 +225,7 @@ def urgent(engine: Engine, tile: int, rounds: int, sync: Callable[[], None]) -> 
 
 def _urgent_seconds(engine: Engine, item: Item, sync: Callable[[], None]) -> float:
     def draw() -> None:
-        engine.add("urgent", Row(item.spec, 0), urgent=True)
+        engine.add("urgent", Row.of(item.spec, 0), urgent=True)
         while not any(done.key == "urgent" for done in engine.step()):
             pass
 

@@ -69,7 +69,7 @@ def drawn(engine: Engine, items: Iterable[Item], *, urgent: bool = False) -> Ite
     waiting = enumerate(items)
     while True:
         for key, item in itertools.islice(waiting, engine.room()):
-            engine.add(key, Row(item.spec, 0), item.image, item.mask, urgent=urgent)
+            engine.add(key, Row.of(item.spec, 0), item.image, item.mask, urgent=urgent)
         if engine.idle:
             return
         for done in engine.step():

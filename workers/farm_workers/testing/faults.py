@@ -56,7 +56,7 @@ class FaultyEngine(WrappedEngine):
     def add(self, key: Hashable, row: Row, **inputs: Any) -> None:
         super().add(key, row, **inputs)
         for fault, text in self._faults:
-            if text in (row.spec.prompt or ""):  # a render of embeds has no prompt
+            if text in (row.prompt or ""):  # a render of embeds has no prompt
                 self._live[key, row.index] = fault
 
     def cancel(self, keys: Iterable[Hashable]) -> None:

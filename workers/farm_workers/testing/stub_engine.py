@@ -4,16 +4,18 @@ The same row gives the same tokens and pixels. With ``FARM_STUB=1`` a worker has
 """
 
 import functools
+import itertools
+import operator
 import time
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from farm.errors import FarmError, InvalidInput
-from farm.spec import CheckpointInfo, Lane, Row
+from farm.spec import CheckpointInfo, Lane, RenderSpec, Row
 from farm_workers.render_engine import Adapter, Usage
 
 ROWS = 1024  # held at a time
@@ -23,15 +25,16 @@ OTHERS_TURN = 5  # one step of so many is left to rows that are not urgent
 
 @dataclass(slots=True)
 class StubResult:
+    error: ClassVar[FarmError | None] = None
+    confidence: ClassVar[float] = 0.5
+    truncated: ClassVar[bool] = False
+    numerics: ClassVar[str] = "stub"
+
     key: Hashable
     index: int
     tokens: NDArray[np.uint16]
     pixels: NDArray[np.uint8] | None
     steps: int
-    error: FarmError | None = None
-    confidence: float = 0.5
-    truncated: bool = False
-    numerics: str = "stub"
 
 
 @dataclass(slots=True)
@@ -85,7 +88,7 @@ class StubEngine:
     def add(
         self, key: Hashable, row: Row, *, urgent: bool = False, pixels: bool = True, **inputs: Any
     ) -> None:
-        steps = row.spec.row_steps if self._step_seconds else 1
+        steps = row.kind.row_steps if self._step_seconds else 1
         self._live.append(_Live(key, row, urgent, pixels, steps))
 
     def read_adapter(self, data: bytes) -> Adapter:
@@ -107,29 +110,34 @@ class StubEngine:
         for live in moved:
             live.left -= 1
         self._live = [live for live in self._live if live.left]
-        return [self._result(live) for live in moved if not live.left]
+        finished = [live for live in moved if not live.left]
+        kinds = itertools.groupby(finished, key=operator.attrgetter("row.kind"))
+        return [result for kind, rows in kinds for result in self._results(kind, rows)]
 
     def preview(self, key: Hashable, index: int) -> None:
         """None: a row on its way has nothing to show."""
 
-    def _result(self, live: _Live) -> StubResult:
-        spec, info, seed = live.row.spec, self._info, live.row.seed
-        turn, number = divmod(seed, TEXTURES)
-        grid = spec.height // info.pixel_factor, spec.width // info.pixel_factor
+    def _results(self, kind: RenderSpec, alike: Iterable[_Live]) -> Iterator[StubResult]:
+        """Of rows that differ in prompt and seed."""
+        size, steps, codes = (kind.height, kind.width), kind.row_steps, self._info.codebook_size
+        grid = self._info.grid(*size)
         count = grid[0] * grid[1]
-        pixels = None
-        if live.pixels:
-            size = spec.height, spec.width
-            pixels = np.roll(_texture(number, size), turn % spec.height, axis=0)
-        tokens, start = _tokens(number, count, info.codebook_size), turn % count
-        drawn = tokens[start : start + count].reshape(grid)
-        return StubResult(live.key, live.row.index, drawn, pixels, spec.row_steps)
+        for live in alike:
+            turn, number = divmod(live.row.seed, TEXTURES)
+            tokens = _tokens(number, grid, codes)[turn % count]
+            pixels = None
+            if live.pixels:
+                pixels = np.roll(_texture(number, size), turn % kind.height, axis=0)
+            yield StubResult(live.key, live.row.index, tokens, pixels, steps)
 
 
 @functools.lru_cache(maxsize=4 * TEXTURES)
-def _tokens(number: int, count: int, codes: int) -> NDArray[np.uint16]:
-    """So many, twice: any stretch of them is a picture's."""
-    return np.tile(np.random.default_rng(number).integers(0, codes, count, dtype=np.uint16), 2)
+def _tokens(number: int, grid: tuple[int, int], codes: int) -> NDArray[np.uint16]:
+    """Any turn of so many is a picture's, (turns, rows, columns): parts of one array."""
+    count = grid[0] * grid[1]
+    drawn = np.random.default_rng(number).integers(0, codes, count, dtype=np.uint16)
+    strides = drawn.itemsize, drawn.itemsize * grid[1], drawn.itemsize
+    return np.lib.stride_tricks.as_strided(np.tile(drawn, 2), (count, *grid), strides)
 
 
 @functools.lru_cache(maxsize=TEXTURES)

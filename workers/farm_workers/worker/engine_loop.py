@@ -23,7 +23,7 @@ from farm_workers.render_engine import CONFIDENCE_DIGITS, RenderEngine, RowResul
 from farm_workers.worker.lease_table import LeaseTable
 from farm_workers.worker.metrics import WorkerMetrics
 from farm_workers.worker.previews import PreviewMaker
-from farm_workers.worker.task_rows import InputFailed, TaskRows
+from farm_workers.worker.task_rows import InputFailed, ReadyRows, TaskRows
 
 log = logging.getLogger(__name__)
 
@@ -162,42 +162,40 @@ class EngineLoop:
             name = rows.lane.checkpoint
             engine = self._engines[name]
             kept_free = 0 if rows.task.urgent else self._kept_free[name]
-            while engine.room(rows.lane) > kept_free and self._add_next(engine, rows):
-                pass
+            while (room := engine.room(rows.lane) - kept_free) > 0:
+                if not self._add_next(engine, rows, room):
+                    break
 
-    def _add_next(self, engine: RenderEngine, rows: TaskRows) -> bool:
-        """Add a task's next row; False if none can start now."""
+    def _add_next(self, engine: RenderEngine, rows: TaskRows, room: int) -> bool:
+        """Add the next rows of a task, so many at most; False if none can start now."""
         if rows.task.halted:
             return False
         if rows.task.lease.alone and (rows.running or not self._announced(rows)):
             return False
         try:
-            ready = rows.take()
+            ready = rows.take(1 if rows.task.lease.alone else room)
         except InputFailed as failure:
             self._input_failed(rows, failure)
             return rows.task.key in self._tasks
-        if ready is None:
+        if not ready.rows:
             return False
-        rows.task.begun = True  # before the look: what hands it back waits for this row from now on
+        # Before the look: what hands it back waits for these rows from now on.
+        rows.task.begun = True
         if rows.task.halted:
             return False
-        try:
-            engine.add(
-                (rows.task.key, ready.render),
-                ready.row,
-                image=ready.inputs.image,
-                mask=ready.inputs.mask,
-                latents=ready.inputs.latents,
-                embeds=ready.inputs.embeds,
-                adapters=ready.inputs.adapters,
-                urgent=rows.task.urgent,
-                pixels=rows.place.format is not Format.TOKENS,
-            )
-        except FarmError as error:
-            self._picture_failed(rows, ready.render, ready.row.index, error)
-        else:
-            rows.running[ready.render, ready.row.index] = self.turned_at
+        self._add(engine, rows, ready)
         return True
+
+    def _add(self, engine: RenderEngine, rows: TaskRows, ready: ReadyRows) -> None:
+        task, pixels = rows.task, rows.place.format is not Format.TOKENS
+        given = {**ready.inputs.given, "urgent": task.urgent, "pixels": pixels}
+        for render, row in ready.rows:
+            try:
+                engine.add((task.key, render), row, **given)
+            except FarmError as error:
+                self._picture_failed(rows, render, row.index, error)
+            else:
+                rows.running[render, row.index] = self.turned_at
 
     def _announced(self, rows: TaskRows) -> bool:
         """Whether the queue knows which row runs next: a crash then blames that one alone."""
@@ -211,8 +209,8 @@ class EngineLoop:
         if failure.error.retryable:
             self._give_up(rows, "infra", str(failure.error))
             return
-        for row in failure.rows:
-            self._picture_failed(rows, failure.render, row.index, failure.error)
+        for render, row in failure.rows:
+            self._picture_failed(rows, render, row.index, failure.error)
 
     # Out of the engines.
 

@@ -5,7 +5,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, Future
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,6 +29,11 @@ class Inputs(NamedTuple):
     embeds: Embeds | None = None
     adapters: Mapping[str, Adapter] = MappingProxyType({})  # by the sha256 of their files
     notes: tuple[str, ...] = ()
+
+    @property
+    def given(self) -> Mapping[str, Any]:
+        """As an engine takes them."""
+        return {name: value for name, value in self._asdict().items() if name != "notes"}
 
     def done(self) -> bool:
         """They need not be read; so it is used like a ``Future``, which takes longer to make."""

@@ -1,6 +1,7 @@
 """What a worker has measured since its start, for its heartbeats."""
 
 import bisect
+import collections
 import itertools
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -154,8 +155,8 @@ class _Histogram:
     def observe(self, *values: float) -> None:
         with self._lock:
             self._sum += sum(values)
-            for value in values:
-                self._counts[bisect.bisect_left(SECONDS, value)] += 1
+            for value, count in collections.Counter(values).items():  # rows that came together
+                self._counts[bisect.bisect_left(SECONDS, value)] += count
 
     def collect(self) -> Iterator[HistogramMetricFamily]:
         with self._lock:

@@ -2,6 +2,7 @@
 
 import collections
 import itertools
+import operator
 from collections.abc import Iterator, Sequence, Set
 from concurrent.futures import Executor
 from typing import NamedTuple
@@ -10,30 +11,30 @@ from farm.errors import FarmError, RenderError
 from farm.formats.manifest import ManifestRow
 from farm.formats.picture_record import PictureRecord
 from farm.job import Chunk
-from farm.renders import NumberedSpec
 from farm.sinks.parts import rows_of
 from farm.sinks.protocol import RowId, TaskPlace
-from farm.spec import CheckpointInfo, Lane, Row
+from farm.spec import CheckpointInfo, Lane, Row, row_seed
 from farm_workers.leased_task import LeasedTask
-from farm_workers.worker.inputs import Awaited, InputReader, Inputs
+from farm_workers.worker.inputs import NOTHING, Awaited, InputReader, Inputs
 
 PREFETCH = 16  # renders whose inputs are read ahead
+TOGETHER = 64  # rows without inputs
+
+NumberedRow = tuple[int, Row]  # with the index of its render in the job
 
 
-class ReadyRow(NamedTuple):
-    """A row that can start."""
+class ReadyRows(NamedTuple):
+    """Rows that can start, with the same inputs."""
 
-    render: int  # index in the job
-    row: Row
+    rows: Sequence[NumberedRow]
     inputs: Inputs
 
 
 class InputFailed(Exception):
     """The inputs of one render cannot be read, so none of its rows can be made."""
 
-    def __init__(self, render: int, rows: Sequence[Row], error: FarmError) -> None:
+    def __init__(self, rows: Sequence[NumberedRow], error: FarmError) -> None:
         super().__init__(str(error))
-        self.render = render
         self.rows = rows
         self.error = error
 
@@ -73,11 +74,9 @@ class TaskRows:
         self.running: dict[RowId, float] = {}  # rows in the engine: when they entered it, monotonic
         self.found = found
         self.tenant = chunk.tenant
-        self._renders = {numbered.render: numbered for numbered in chunk.renders}
-        notes = chunk.renders.of_each(info.notes_by_prompt)
-        prompts = zip(chunk.renders.numbers, notes, chunk.renders.prompts, strict=True)
-        self._notes = {render: of_prompt(prompt) for render, of_prompt, prompt in prompts}
-        self._read: dict[int, tuple[str, ...]] = {}  # the notes of inputs that were read
+        self._places = {render: place for place, render in enumerate(chunk.renders.numbers)}
+        self._notes_by_prompt = [info.notes_by_prompt(spec) for spec in chunk.renders.specs]
+        self._notes: dict[int, tuple[str, ...]] = {}  # of renders whose inputs were read
         self._inputs = inputs
         self._executor = executor
         rows = rows_of(chunk)
@@ -85,13 +84,13 @@ class TaskRows:
         skipped = {rows[number] for number in task.lease.skip}
         # They crashed their worker, and are not tried again.
         self.left_out = [row for row in rows if row in skipped & to_make]
-        self._to_make = to_make - skipped
-        self._numbers = collections.deque(  # in the chunk, of the rows that were not taken yet
-            number for number, row in enumerate(rows) if row in self._to_make
-        )
-        self._next_renders = self._renders_to_make()
-        self._ahead: collections.deque[tuple[int, list[Row], Awaited]] = collections.deque()
-        self._ready: collections.deque[ReadyRow] = collections.deque()  # of one render
+        to_make -= skipped
+        self._numbers = [number for number, row in enumerate(rows) if row in to_make]
+        self._to_make = [rows[number] for number in self._numbers]
+        self._taken = 0  # of these
+        self._next_groups = self._groups()
+        self._ahead: collections.deque[tuple[Sequence[NumberedRow], Awaited]] = collections.deque()
+        self._ready = ReadyRows((), NOTHING)
         if not task.lease.alone:
             self._read_ahead(PREFETCH)
 
@@ -103,14 +102,11 @@ class TaskRows:
     @property
     def next_number(self) -> int | None:
         """Of the row that ``take`` gives next, in the order of the chunk; None after the last."""
-        return self._numbers[0] if self._numbers else None
+        return self._numbers[self._taken] if self._taken < len(self._numbers) else None
 
     def notes(self, render: int, *, truncated: bool = False) -> tuple[str, ...]:
         """What the user should know of a render's pictures, if its inputs were read."""
-        read = self._read.get(render)
-        if read is None:
-            return ()
-        notes = (*read, *self._notes[render]) if read else self._notes[render]
+        notes = self._notes.get(render, ())
         return (*notes, "prompt_truncated") if truncated else notes
 
     def record(
@@ -122,21 +118,23 @@ class TaskRows:
         confidence: float | None = None,
     ) -> PictureRecord:
         """What is known of a picture besides its pixels and tokens."""
+        _, spec, metadata = self.chunk.renders[self._places[render]]
         return PictureRecord(
             job=self.place.job,
             generation=self.place.generation,
             render=render,
             image=image,
-            spec=self._renders[render].spec,
+            spec=spec,
             numerics=numerics,
             format=self.place.format,
             notes=notes,
-            metadata=self._renders[render].metadata,
+            metadata=metadata,
             confidence=confidence,
         )
 
-    def take(self) -> ReadyRow | None:
-        """The next row that can start; None while inputs are read, and after the last one.
+    def take(self, most: int) -> ReadyRows:
+        """The next rows that can start, so many at most; none while inputs are read, and after the
+        last ones.
 
         Of a task that runs alone nothing is read ahead: a decoder can crash as well.
 
@@ -144,47 +142,66 @@ class TaskRows:
             InputFailed: the inputs of a whole render cannot be had.
         """
         alone = self.task.lease.alone
-        while not self._ready:
+        while not self._ready.rows:
             if alone:
                 self._read_ahead(1)
-            if not self._ahead or not self._ahead[0][2].done():
-                return None
-            render, rows, future = self._ahead.popleft()
+            if not self._ahead or not self._ahead[0][1].done():
+                return self._ready
+            rows, future = self._ahead.popleft()
             if not alone:
                 self._read_ahead(PREFETCH)
-            inputs = self._result(render, rows, future)
-            self._read[render] = inputs.notes
-            self._ready.extend([ReadyRow(render, row, inputs) for row in rows])
-        self._numbers.popleft()
-        return self._ready.popleft()
+            self._ready = ReadyRows(rows, self._result(rows, future))
+            self._note(self._ready)
+        rows, inputs = self._ready
+        self._ready = ReadyRows(rows[most:], inputs)
+        taken = ReadyRows(rows[:most], inputs)
+        self._taken += len(taken.rows)
+        return taken
 
-    def _result(self, render: int, rows: Sequence[Row], future: Awaited) -> Inputs:
+    def _note(self, ready: ReadyRows) -> None:
+        kinds, places, read = self.chunk.renders.kinds, self._places, ready.inputs.notes
+        self._notes |= {
+            render: read + self._notes_by_prompt[kinds[places[render]]](row.prompt)
+            for render, row in ready.rows
+        }
+
+    def _result(self, rows: Sequence[NumberedRow], future: Awaited) -> Inputs:
         try:
             return future.result()
         except FarmError as error:
-            raise self._failed(render, rows, error) from None
+            raise self._failed(rows, error) from None
         except Exception as error:  # of a library that met a file it cannot take
             failure = RenderError(f"its inputs cannot be read: {error!r}")
-            raise self._failed(render, rows, failure) from error
+            raise self._failed(rows, failure) from error
 
-    def _failed(self, render: int, rows: Sequence[Row], error: FarmError) -> InputFailed:
-        for _ in rows:
-            self._numbers.popleft()
-        return InputFailed(render, rows, error)
+    def _failed(self, rows: Sequence[NumberedRow], error: FarmError) -> InputFailed:
+        self._taken += len(rows)
+        return InputFailed(rows, error)
 
-    def _renders_to_make(self) -> Iterator[tuple[NumberedSpec, list[Row]]]:
-        """Those with rows to make, and these."""
-        for numbered in self._renders.values():
+    def _groups(self) -> Iterator[Sequence[RowId]]:
+        """Rows that start together: those of a render, or many where no render has any inputs."""
+        if any(spec.assets or spec.adapters for spec in self.chunk.renders.specs):
+            for _, rows in itertools.groupby(self._to_make, key=operator.itemgetter(0)):
+                yield list(rows)
+        else:
+            for start in range(0, len(self._to_make), TOGETHER):
+                yield self._to_make[start : start + TOGETHER]
+
+    def _read_ahead(self, groups: int) -> None:
+        renders, places = self.chunk.renders, self._places
+        specs, kinds = renders.specs, renders.kinds
+        for pictures in itertools.islice(self._next_groups, groups - len(self._ahead)):
             rows = [
-                Row(numbered.spec, index)
-                for index in range(numbered.spec.num_images)
-                if (numbered.render, index) in self._to_make
+                (
+                    render,
+                    Row(
+                        specs[kinds[place := places[render]]],
+                        renders.prompts[place],
+                        row_seed(renders.seeds[place], image),
+                        image,
+                    ),
+                )
+                for render, image in pictures
             ]
-            if rows:
-                yield numbered, rows
-
-    def _read_ahead(self, renders: int) -> None:
-        missing = renders - len(self._ahead)
-        for numbered, rows in itertools.islice(self._next_renders, missing):
-            future = self._inputs.prepare(self.tenant, numbered.spec, self._executor)
-            self._ahead.append((numbered.render, rows, future))
+            future = self._inputs.prepare(self.tenant, rows[0][1].kind, self._executor)
+            self._ahead.append((rows, future))

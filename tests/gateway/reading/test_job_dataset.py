@@ -61,7 +61,6 @@ def number(row: dict[str, Any]) -> int:
 def test_every_row_comes_once_with_its_pixels_and_columns(
     gateway: Gateway, workers: Workers, farm: Farm, sink: str
 ) -> None:
-    workers.start()
     job = submit(gateway, farm, sink)
     rows = list(farm_client.dataset(job))  # follows the job to its end
     assert sorted(map(number, rows)) == ALL
@@ -91,7 +90,6 @@ for number in reader:  # as a training loop that keeps its position with each st
 def test_a_reader_given_half_of_the_job_while_it_ran_killed_and_resumed_saw_every_row_once(
     gateway: Gateway, workers: Workers, farm: Farm
 ) -> None:
-    workers.start()
     until(gateway.queue.sessions)
     ingest, half = gateway.app_deps.ingest, PICTURES // 2
     options = JobOptions.parse({"sink": "webdataset", "shard_size": SHARD, "seed": 1})
@@ -124,7 +122,6 @@ def test_a_reader_given_half_of_the_job_while_it_ran_killed_and_resumed_saw_ever
 def test_a_reader_may_take_longer_than_the_addresses_of_pictures_last(
     gateway: Gateway, workers: Workers, farm: Farm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    workers.start()
     job = submit(gateway, farm, "images")  # one task with all pictures
     job.wait(120)
     monkeypatch.setattr(job_dataset, "FRESH_SECONDS", 0.0)
@@ -149,7 +146,6 @@ def test_a_reader_may_take_longer_than_the_addresses_of_pictures_last(
 
 
 def test_ranks_share_the_rows(gateway: Gateway, workers: Workers, farm: Farm) -> None:
-    workers.start()
     job = submit(gateway, farm)
     job.wait(120)
     shares = [
@@ -185,7 +181,6 @@ def test_a_loader_with_workers_is_stopped_and_resumed(
     gateway: Gateway, workers: Workers, farm: Farm
 ) -> None:
     """In a process of its own: this one has threads, and a loader forks."""
-    workers.start()
     job = submit(gateway, farm)
     job.wait(120)
     told = subprocess.run(

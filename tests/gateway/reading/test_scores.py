@@ -34,7 +34,6 @@ class Redness:
 
 @pytest.fixture
 def farm(gateway: Gateway, workers: Workers) -> Iterator[Farm]:
-    workers.start()
     with Farm(gateway.url) as farm:
         yield farm
 

@@ -89,7 +89,6 @@ def check_columns(rows: Any) -> None:
 def test_datasets_reads_pictures_with_all_columns(
     gateway: Gateway, workers: Workers, farm: Farm, kind: str, tmp_path: Path
 ) -> None:
-    workers.start()
     job = submit(gateway, farm)
     out = export(job, tmp_path / "out", kind)
     loaded = datasets.load_dataset(str(out), split="train")
@@ -108,7 +107,6 @@ def test_datasets_reads_pictures_with_all_columns(
 def test_webdataset_reads_pictures_with_all_columns(
     gateway: Gateway, workers: Workers, farm: Farm, tmp_path: Path
 ) -> None:
-    workers.start()
     out = export(submit(gateway, farm), tmp_path / "out", "webdataset")
     shards = sorted(map(str, (out / "data").glob("*.tar")))
     assert [Path(name).name for name in shards] == [f"train-0000{n}.tar" for n in range(4)]
@@ -124,7 +122,6 @@ def test_webdataset_reads_pictures_with_all_columns(
 def test_tokens_are_read_with_all_columns(
     gateway: Gateway, workers: Workers, farm: Farm, tmp_path: Path
 ) -> None:
-    workers.start()
     job = submit(gateway, farm)
     out = export(job, tmp_path / "out", "tokens")
     loaded = datasets.load_dataset(str(out), split="train")
@@ -136,7 +133,6 @@ def test_tokens_are_read_with_all_columns(
 def test_the_same_pictures_from_any_sink_give_the_same_data_set(
     gateway: Gateway, workers: Workers, farm: Farm, tmp_path: Path
 ) -> None:
-    workers.start()
     made = []
     for sink in ("images", "webdataset", "parquet"):
         job = submit(gateway, farm, sink, name="drawings")
@@ -156,7 +152,6 @@ def test_the_same_pictures_from_any_sink_give_the_same_data_set(
 def test_splits_keep_all_pictures_of_a_prompt_together(
     gateway: Gateway, workers: Workers, farm: Farm, tmp_path: Path
 ) -> None:
-    workers.start()
     job = submit(gateway, farm)
     out = export(job, tmp_path / "out", "parquet", "--split", "train=0.6,test=0.4")
     loaded = datasets.load_dataset(str(out))
@@ -172,7 +167,6 @@ def test_splits_keep_all_pictures_of_a_prompt_together(
 def test_croissant_validates_and_gives_the_rows(
     gateway: Gateway, workers: Workers, farm: Farm, kind: str, tmp_path: Path
 ) -> None:
-    workers.start()
     out = export(submit(gateway, farm), tmp_path / "out", kind, "--license", "cc0-1.0")
     dataset = mlcroissant.Dataset(jsonld=str(out / "croissant.json"))
     assert dataset.metadata.ctx.issues.errors == set()
@@ -206,7 +200,6 @@ def test_a_signed_export_has_content_credentials_and_the_job_keeps_its_bytes(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    workers.start()
     job = submit(gateway, farm)
     chain, key = signing_pair(tmp_path)
     flags = ["--sign", "--certificate", str(chain), "--key", str(key)]
@@ -241,7 +234,6 @@ def test_a_signed_fetch_has_content_credentials_and_is_not_repeated(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    workers.start()
     job = submit(gateway, farm)
     chain, key = signing_pair(tmp_path)
     out = tmp_path / "out"
@@ -286,7 +278,6 @@ def test_a_signed_fetch_has_content_credentials_and_is_not_repeated(
 def test_an_export_that_was_killed_goes_on_and_gives_the_same_bytes(
     gateway: Gateway, workers: Workers, farm: Farm, tmp_path: Path
 ) -> None:
-    workers.start()
     job = submit(gateway, farm)
     expected = files(export(job, tmp_path / "whole", "imagefolder"))
     out = tmp_path / "out"
@@ -313,7 +304,6 @@ def test_a_folder_that_holds_something_else_is_refused(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    workers.start()
     job = submit(gateway, farm)
     out = export(job, tmp_path / "out", "tokens")
     assert run(["export", job.id, "-o", str(out), "--as", "parquet"]) != 0
@@ -337,7 +327,6 @@ def test_an_export_to_a_store_is_the_one_to_a_folder(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("FARM_DATA", str(tmp_path / "mine"))
-    workers.start()
     job = submit(gateway, farm)
     expected = files(export(job, tmp_path / "out", "webdataset"))
     place = (tmp_path / "store").as_uri()
