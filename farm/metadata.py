@@ -19,6 +19,7 @@ METADATA = "metadata"
 _JOB_OPTIONS = OPTIONS.keys() - {"name", "seed"}
 # Keys of a row that are not columns of the user's own.
 KNOWN = frozenset({*PARAMETERS, METADATA, "num_images_per_prompt", "cross_attention_kwargs"})
+_RENDERED = KNOWN - {METADATA}
 _OTHER_NAMES = {
     other: parameter
     for parameter, facts in PARAMETERS.items()
@@ -46,11 +47,31 @@ def split_metadata(
         InvalidInput: a key was probably meant to be a parameter.
         TooLarge: the metadata exceed ``MAX_METADATA_BYTES``.
     """
+    parameters, own = split_columns(data)
+    if own is None:
+        return parameters, None
+    prompted = parameters.get("prompt") is not None or parameters.get("embeds") is not None
+    return parameters, metadata_of(own, columns=columns, prompted=prompted)
+
+
+def split_columns(data: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """A row's parameters, and what else it has as it stands there; None if it has nothing else."""
     if data.keys() <= PARAMETERS.keys():
         return dict(data), None
-    parameters = {name: value for name, value in data.items() if name in KNOWN}
-    own = _own(parameters.pop(METADATA, None))
-    others = {name: value for name, value in data.items() if name not in KNOWN}
+    own = {name: value for name, value in data.items() if name not in _RENDERED}
+    return {name: value for name, value in data.items() if name in _RENDERED}, own or None
+
+
+def metadata_of(own: Mapping[str, Any], *, columns: bool, prompted: bool = True) -> str | None:
+    """The metadata of ``split_metadata``, and what it raises.
+
+    Args:
+        own: what a row has besides parameters.
+        columns: as there.
+        prompted: whether the row has a prompt, or embeddings.
+    """
+    others = {name: value for name, value in own.items() if name != METADATA}
+    kept = _own(own.get(METADATA))
     if len(others) > MAX_COLUMNS:
         raise TooLarge(
             f"has {len(others):,} columns; at most {MAX_COLUMNS} are kept", field=METADATA
@@ -61,13 +82,13 @@ def split_metadata(
             raise InvalidInput(
                 "is not a known parameter", field=name, hint="your own data go into metadata"
             )
-    found = {**others, **own}
-    if len(found) < len(others) + len(own):
-        twice = next(name for name in others if name in own)
+    found = {**others, **kept}
+    if len(found) < len(others) + len(kept):
+        twice = next(name for name in others if name in kept)
         raise InvalidInput("stands in the row and in its metadata", field=twice)
-    if found and parameters.get("prompt") is None and parameters.get("embeds") is None:
+    if found and not prompted:
         raise no_prompt(found)
-    return parameters, _canonical(found)
+    return _canonical(found)
 
 
 def _own(given: Any) -> Mapping[str, Any]:
@@ -143,13 +164,14 @@ def _canonical(found: Mapping[str, Any]) -> str | None:
 
 
 def _plain(name: str, value: Any) -> Any:
+    if isinstance(value, str | int):
+        return value
     try:
         text = canonical_json(value)
     except ValueError:  # JSON may say 1e999, and that is read as infinity
         raise InvalidInput(f"the number in {name[:40]!r} is not finite", field=METADATA) from None
-    scalar = str | int | float
-    if isinstance(value, scalar):
+    if isinstance(value, float):
         return value
-    if isinstance(value, list) and all(isinstance(one, scalar) for one in value):
+    if isinstance(value, list) and all(isinstance(one, str | int | float) for one in value):
         return value
     return text

@@ -141,18 +141,19 @@ def pieces(lines: Iterator[Line], limit: int = MAX_PIECE_LINES) -> Iterator[list
 
 
 def together(groups: Iterable[list[Line]]) -> Iterator[list[Line]]:
-    """Pieces that go in one call: whole ones, and the last may be shorter."""
+    """Pieces that go in one call: whole ones, and the last may be shorter. The first goes alone, so
+    that the farm can begin."""
     held: list[Line] = []
-    size = 0
+    size, most = 0, MAX_PIECE_LINES
     for group in groups:
         more = sum(len(line.text) for line in group)
         if held and size + more > PIECE_BYTES:
             yield held
             held, size = [], 0
         held, size = held + group, size + more
-        if len(group) < MAX_PIECE_LINES or len(held) == MAX_CALL_PIECES * MAX_PIECE_LINES:
+        if len(group) < MAX_PIECE_LINES or len(held) == most:
             yield held
-            held, size = [], 0
+            held, size, most = [], 0, MAX_CALL_PIECES * MAX_PIECE_LINES
     if held:
         yield held
 

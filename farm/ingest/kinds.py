@@ -1,4 +1,4 @@
-"""Rows by what they say besides prompt and seed, in which the rows of most files differ."""
+"""Rows by what they say besides prompt, seed and metadata, in which rows of most files differ."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from farm import strict_json
 from farm.errors import InvalidInput
+from farm.metadata import split_columns
 
 MAX_ALIKE = 10_000  # characters of what rows have in common; longer ones are not compared
 MAX_KINDS = 8  # of lines that are read by their kinds; of more, each line has its own
@@ -19,7 +20,8 @@ _NOT_PLAIN = re.compile(r"[\x00-\x1f\\]")
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Kind:
-    """What rows have in common: a row without prompt and seed, or as it is if it is no object."""
+    """What rows have in common: a row's parameters without prompt and seed, or the row as it is if
+    it is no object."""
 
     value: Any
 
@@ -30,16 +32,17 @@ class Rows(NamedTuple):
     kinds: list[Kind]
     prompts: list[Any]  # None where there is none
     seeds: list[Any]
+    own: list[dict[str, Any] | None]  # what else there is besides parameters
 
 
 def rows_of(values: Iterable[Any]) -> Rows:
     """The rows of values that were read."""
-    rows = Rows([], [], [])
+    rows = Rows([], [], [], [])
     known: dict[str, Kind] = {}
     for value in values:
-        rest, prompt, seed = value, None, None
+        rest, prompt, seed, own = value, None, None, None
         if isinstance(value, dict):
-            rest = value.copy()
+            rest, own = split_columns(value)
             prompt, seed = rest.pop("prompt", None), rest.pop("seed", None)
         # Its text tells 1, 1.0 and true apart, and 0.0 from -0.0, which are equal.
         kind, text = Kind(rest), repr(rest)
@@ -48,6 +51,7 @@ def rows_of(values: Iterable[Any]) -> Rows:
         rows.kinds.append(kind)
         rows.prompts.append(prompt)
         rows.seeds.append(seed)
+        rows.own.append(own)
     return rows
 
 
@@ -67,19 +71,20 @@ def rows_of_lines(lines: Sequence[str]) -> Rows | None:
     form = _Form.of(lines[0])
     if form is None:
         return None
-    rows = Rows([], [], [])
-    known: dict[str, Kind] = {}
+    rows = Rows([], [], [], [])
+    known: dict[str, tuple[Kind, dict[str, Any] | None]] = {}
     for line in lines:
         text, prompt, number = form.split(line)
-        kind = known.get(text)
-        if kind is None:
-            kind = form.kind(text) if len(known) < MAX_KINDS else None
-            if kind is None:
+        if (found := known.get(text)) is None:
+            value = form.value(text) if len(known) < MAX_KINDS else None
+            if value is None:
                 return None
-            known[text] = kind
-        rows.kinds.append(kind)
+            rest, own = split_columns(value)
+            found = known[text] = Kind(rest), own
+        rows.kinds.append(found[0])
         rows.prompts.append(prompt)
         rows.seeds.append(number)
+        rows.own.append(found[1])
     prompts = "".join(rows.prompts)
     if "\\" in prompts or not (prompts.isprintable() or not _NOT_PLAIN.search(prompts)):
         return None
@@ -113,9 +118,9 @@ class _Form(NamedTuple):
             return text, prompt, None
         return f"{before}{mark}0{rest[number.end() :]}", prompt, int(number[0])
 
-    def kind(self, text: str) -> Kind | None:
-        """Of a line that was split; None if what was split off is not its prompt and seed. Another
-        key may end like these, and they may stand in an object within the row."""
+    def value(self, text: str) -> dict[str, Any] | None:
+        """Of a line that was split, without the two; None if what was split off is not its prompt
+        and seed. Another key may end like these, and they may stand in an object within the row."""
         other = text.replace(f'{self.prompt}"', f'{self.prompt}x"', 1)
         if self.seed is not None:
             other = other.replace(f"{self.seed}0", f"{self.seed}1", 1)
@@ -127,4 +132,4 @@ class _Form(NamedTuple):
             return None
         seeds = (0, 1) if self.seed is not None else (None, None)
         split = [(row.pop("prompt", None), row.pop("seed", None)) for row in (first, second)]
-        return Kind(first) if split == [("", seeds[0]), ("x", seeds[1])] else None
+        return first if split == [("", seeds[0]), ("x", seeds[1])] else None

@@ -38,6 +38,7 @@ class Entries(Sequence[Entry]):
     kinds: list[Kind]  # the same object in entries that are known to be alike
     prompts: list[Any]  # None where there is none
     seeds: list[Any]
+    own: list[dict[str, Any] | None]  # what else a row has besides parameters
 
     @classmethod
     def of(cls, entries: Iterable[Entry]) -> "Entries":
@@ -97,6 +98,7 @@ class Entries(Sequence[Entry]):
     def _columns(self) -> tuple[list[Any], ...]:
         return (
             self.values, self.errors, self.lines, self.texts, self.kinds, self.prompts, self.seeds,
+            self.own,
         )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from farm.ingest.adapters import AdapterNames, Adapters
 from farm.ingest.assets import FILE_FIELDS, Assets
 from farm.ingest.kinds import Kind
 from farm.ingest.ndjson import Entries, Entry
-from farm.metadata import split_metadata
+from farm.metadata import metadata_of, split_metadata
 from farm.renders import NumberedSpec, Renders, VariantRow, variant_row
 from farm.spec import (
     RenderRequest,
@@ -94,17 +94,18 @@ class Batch:
         """
         accepted = accepts_prompts(entries.prompts)
         derived = derived_seeds(self._seed, range(first, first + len(entries)))
-        known: dict[Kind, NumberedSpec] = {}  # the first of each kind
+        metadata = _Metadata(entries)
+        known: dict[Kind, RenderSpec] = {}  # the first of each kind
         rows: list[VariantRow] = []
         refused: dict[int, FarmError] = {}
         columns = (entries.kinds, entries.prompts, entries.seeds, accepted, derived)
         for place, (kind, prompt, own, good, seed) in enumerate(zip(*columns, strict=True)):
             alike = known.get(kind)
-            if alike is not None and good and (own is None or accepts_seed(own)):
-                used = seed if own is None else own
-                rows.append((first + place, alike.spec, prompt, used, alike.metadata))
-                continue
             try:
+                if alike is not None and good and (own is None or accepts_seed(own)):
+                    used = seed if own is None else own
+                    rows.append((first + place, alike, prompt, used, metadata.of(place)))
+                    continue
                 found = self._entry(entries[place], first + place)
             except Unavailable:
                 raise
@@ -113,7 +114,7 @@ class Batch:
             else:
                 rows.append(variant_row(found))
                 if _names_no_file(kind.value):
-                    known[kind] = found
+                    known[kind] = found.spec
         return Renders.of_variants(rows), refused
 
     def _entry(self, entry: Entry, render: int) -> NumberedSpec:
@@ -133,6 +134,23 @@ class Batch:
                 self._patterns.clear()
             self._patterns[pattern] = spec
         return spec
+
+
+class _Metadata:
+    """Of rows that came in together. Those of lines that differ in nothing else are one object."""
+
+    def __init__(self, entries: Entries) -> None:
+        self._own, self._lines = entries.own, entries.lines
+        self._known: dict[int, str | None] = {}  # by the object
+
+    def of(self, place: int) -> str | None:
+        own = self._own[place]
+        if own is None:
+            return None
+        if id(own) not in self._known:
+            columns = self._lines[place] is not None
+            self._known[id(own)] = metadata_of(own, columns=columns)
+        return self._known[id(own)]
 
 
 def _pattern(data: Any) -> str | None:

@@ -369,8 +369,8 @@ def test_whole_pieces_go_together() -> None:
         groups = [[Line(n, "x" * width) for n in range(count)] for count in counts]
         return [len(group) for group in together(groups)]
 
-    assert sizes([2000] * 7 + [3]) == [10_000, 4003]
-    assert sizes([2000, 5, 2000, 2000]) == [2005, 4000]  # one that is cut short ends a call
+    assert sizes([2000] * 8 + [3]) == [2000, 10_000, 4003]
+    assert sizes([2000, 2000, 5, 2000]) == [2000, 2005, 2000]  # one that is cut short ends a call
     assert sizes([2000] * 3, 2000) == [2000] * 3  # together they would be too long
     assert sizes([]) == []
 

@@ -43,7 +43,7 @@ ANY = lines_of([*STARTS, *ODD], PROMPTS, [*ENDS, *ODD_ENDS])
 
 
 def told(rows: Rows) -> list[str]:
-    return [repr((kind.value, prompt, seed)) for kind, prompt, seed in zip(*rows, strict=True)]
+    return [repr((kind.value, *rest)) for kind, *rest in zip(*rows, strict=True)]
 
 
 @settings(deadline=None, max_examples=400)
@@ -79,6 +79,13 @@ def test_rows_that_differ_in_prompt_and_seed_have_one_kind(
     assert rows is not None
     assert told(rows) == told(rows_of(values))
     assert len(set(rows.kinds)) == 1
+
+
+def test_metadata_make_no_other_kind() -> None:
+    rows = rows_of([{"prompt": "x", "id": number, "height": 64} for number in range(3)])
+    assert len(set(rows.kinds)) == 1
+    assert rows.kinds[0].value == {"height": 64}
+    assert rows.own == [{"id": number} for number in range(3)]
 
 
 def test_few_kinds_are_known_at_a_time() -> None:
