@@ -329,8 +329,9 @@ def test_each_refusal_of_redis_is_named(folder: Path) -> None:
         client.acl_setuser("default", enabled=True, nopass=True, keys=["*"], commands=["-evalsha"])
         assert "may not do this" in error().message
         server.kill()
-        assert "does not answer" in error().message
-        assert error().retryable
+        gone = error()
+        assert "does not answer" in gone.message
+        assert gone.retryable
 
 
 def test_a_dead_worker_s_lease_ends_however_often_the_server_is_restarted(
