@@ -35,7 +35,6 @@ from farm.spec import RenderSpec
 ROW_GROUP = 100  # pictures; readers that shuffle take a group at a time
 TOKEN_ROW_GROUP = 1000  # a picture's tokens are a hundredth of its file
 SEARCHED = 64  # bytes
-PAGE = 2**20  # bytes, about, that Arrow writes as one
 IMAGE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
 TOKENS_NAME = "tokens"
 _PAYLOADS = ("image.bytes", "tokens")  # paths of the columns with the pictures
@@ -184,13 +183,12 @@ def _offsets(data: bytes, contents: Sequence[bytes]) -> list[int]:
     once. Else only the start of a picture is searched for: searching for all of it takes longer
     than writing the file.
     """
+    at = data.index(len(contents[0]).to_bytes(4, "little") + contents[0][:SEARCHED]) + 4
+    sizes = (len(content) + 4 for content in contents[:-1])
+    offsets = list(itertools.accumulate(sizes, initial=at))
+    if all(map(data.startswith, contents, offsets)):
+        return offsets
     lengths = [len(content).to_bytes(4, "little") for content in contents]
-    if sum(map(len, contents)) < PAGE:
-        whole = b"".join(itertools.chain(*zip(lengths, contents, strict=True)))
-        at = data.index(lengths[0] + contents[0][:SEARCHED])
-        if data.startswith(whole, at):
-            sizes = (len(content) + 4 for content in contents[:-1])
-            return list(itertools.accumulate(sizes, initial=at + 4))
     offsets = []
     at = 0
     for length, content in zip(lengths, contents, strict=True):
