@@ -58,7 +58,8 @@ class FakeAdapter(NamedTuple):
 
 
 class FakeEngine:
-    """``gate`` holds every step back while it is not set."""
+    """``gate`` holds every step back while it is not set; it closes by itself, once, when so many
+    rows are rendered as ``pause_after`` says."""
 
     numerics = "fake"
     device = "paper"
@@ -68,6 +69,7 @@ class FakeEngine:
         self.healed = False  # then it draws the bad prompt too
         self.gate = threading.Event()
         self.gate.set()
+        self.pause_after: int | None = None
         self.adapters_read = 0
         self.previews_made = self.steps = self.busy = 0
         self.rendered: list[tuple[Hashable, int]] = []
@@ -115,6 +117,9 @@ class FakeEngine:
         done = [(key, row) for key, row, left in self._live if left == 0]
         self._live = [live for live in self._live if live[2] > 0]
         self.rendered += [(key, row.index) for key, row in done]
+        if self.pause_after is not None and len(self.rendered) >= self.pause_after:
+            self.pause_after = None
+            self.gate.clear()
         results = [_picture(key, row, self.healed) for key, row in done]
         return [self._as_wanted(result) for result in results]
 

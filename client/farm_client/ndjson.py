@@ -2,8 +2,10 @@
 
 import functools
 import json
+import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+import stat
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,6 +66,16 @@ def read_lines(source: Any, base: Path | None = None) -> Iterator[Line]:
     if not isinstance(source, Iterable):
         raise InvalidInput(f"{type(source).__name__} cannot be iterated over", field="requests")
     return _item_lines(source)
+
+
+def never_waits(source: Any) -> bool:
+    """Whether all that a source gives is there already: a list, or an open file on a disk."""
+    if isinstance(source, Sequence):
+        return True
+    try:
+        return stat.S_ISREG(os.fstat(source.fileno()).st_mode)
+    except (AttributeError, OSError, ValueError):
+        return False
 
 
 def completed(

@@ -11,7 +11,16 @@ from farm.errors import AllRejected, Conflict, FarmError, InvalidInput, Rejected
 from farm.job import MAX_PIECE_LINES, JobState
 from farm_client.connection import Connection, path_of
 from farm_client.models import Estimate, LaneEstimate
-from farm_client.ndjson import Line, completed, pieces, read_lines, refused, together, with_data
+from farm_client.ndjson import (
+    Line,
+    completed,
+    never_waits,
+    pieces,
+    read_lines,
+    refused,
+    together,
+    with_data,
+)
 from farm_client.parameters import OnError, check_on_error, check_options, split_options
 from farm_client.sweep import Sweep
 from farm_client.uploads import Uploads
@@ -53,7 +62,11 @@ class Taken:
 
 
 class Submitter:
-    """Every submission carries an idempotency key, so that a repeated call makes no second job."""
+    """Every submission carries an idempotency key, so that a repeated call makes no second job.
+
+    Pieces of a source that never waits for its next line go together; of a pipe or a generator each
+    goes as soon as it is there.
+    """
 
     def __init__(self, connection: Connection, uploads: Uploads) -> None:
         self._connection = connection
@@ -84,6 +97,7 @@ class Submitter:
     async def submit_many(self, requests: Iterable[Any], given: dict[str, Any]) -> Taken:
         on_error = check_on_error(given.pop("on_error", None))
         resume = given.pop("resume", None)
+        steady = given.pop("steady", False) or never_waits(requests)
         groups, options = await self._groups(requests, given)
         first = next(groups, None)
         if first is None:
@@ -96,13 +110,15 @@ class Submitter:
             await self._send_whole(taken, await self._ready(first), options, key, on_error)
         else:
             opened = await self._open(options, key, resume, first + second)
-            await self._send_pieces(taken, chain((first, second), groups), opened, on_error)
+            rest = chain((first, second), groups)
+            await self._send_pieces(taken, together(rest) if steady else rest, opened, on_error)
         return taken
 
     async def estimate(self, requests: Iterable[Any], given: dict[str, Any]) -> Estimate:
         """What a submission would come to; what belongs to a submission alone is not looked at."""
         check_on_error(given.pop("on_error", None))
-        given.pop("resume", None)
+        for name in ("resume", "steady"):
+            given.pop(name, None)
         groups, options = await self._groups(requests, given)
         query: dict[str, Any] = {
             k: v for k, v in options.items() if k in ("sink", "format", "shard_size")
@@ -214,7 +230,7 @@ class Submitter:
     async def _feed(self, taken: Taken, groups: Iterator[list[Line]], on_error: OnError) -> int:
         """Send everything, and count the pieces."""
         number = sent = 0
-        for group in together(groups):
+        for group in groups:
             lines = await self._ready(group)
             number += await self._deliver(taken, number, sent, lines)
             sent += len(lines)

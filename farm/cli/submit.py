@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import typer
@@ -290,10 +291,15 @@ def _renders(files: list[str], prompts: list[str], reading: Reading, asked: _Ask
         asked, lines = asked.over(job_file), job_file.lines
     else:
         lines = read_files(files, reading)
-    bulk = asked.bulk()
+    bulk = asked.bulk() | {"steady": not any(map(_waits, files))}
     if of_job:
         bulk["seed"] = bulk["defaults"].pop("seed")
     return _Renders(asked.selection.of(lines), bulk)
+
+
+def _waits(name: str) -> bool:
+    """Whether it may be a while until its next line."""
+    return not (Path(name).is_file() or Path(name).is_dir())
 
 
 def _submit(

@@ -10,7 +10,9 @@ from farm.errors import InvalidInput
 from farm.metadata import split_columns
 
 MAX_ALIKE = 10_000  # characters of what rows have in common; longer ones are not compared
-MAX_KINDS = 8  # of lines that are read by their kinds; of more, each line has its own
+# Of lines that are read by their kinds; of many more kinds, each line may have its own.
+MAX_KINDS = 8
+LINES_OF_KIND = 16  # for each kind above that
 
 _PROMPT = re.compile(r'"prompt"[ \t]*:[ \t]*"')
 _SEED = re.compile(r'"seed"[ \t]*:[ \t]*(?=[0-9])')
@@ -73,10 +75,11 @@ def rows_of_lines(lines: Sequence[str]) -> Rows | None:
         return None
     rows = Rows([], [], [], [])
     known: dict[str, tuple[Kind, dict[str, Any] | None]] = {}
-    for line in lines:
+    for place, line in enumerate(lines):
         text, prompt, number = form.split(line)
         if (found := known.get(text)) is None:
-            value = form.value(text) if len(known) < MAX_KINDS else None
+            few = len(known) < MAX_KINDS + place // LINES_OF_KIND
+            value = form.value(text) if few else None
             if value is None:
                 return None
             rest, own = split_columns(value)

@@ -74,10 +74,10 @@ def test_a_drained_worker_hands_back_what_it_has_not_begun_and_finishes_the_rest
 
 def test_what_a_drained_worker_had_finished_is_not_rendered_again(farm: Farm) -> None:
     first, second = FakeEngine(rows=1), FakeEngine(rows=4)
+    first.pause_after = 5
     farm.start(engine=first)
     job = farm.submit(*(str(number) for number in range(60)))
-    until(lambda: len(first.rendered) >= 5)
-    first.gate.clear()
+    until(lambda: not first.gate.is_set())
     worker, _, thread = farm.workers.pop()
     worker.drain(0)
     until(lambda: halted(worker))
@@ -140,10 +140,10 @@ def test_a_drain_ends_in_time_although_the_queue_does_not_answer(
 
 def test_an_operators_drain_leaves_an_idle_worker_that_works_again_when_told(farm: Farm) -> None:
     engine = FakeEngine(rows=1)
+    engine.pause_after = 5
     farm.start(engine=engine)
     job = farm.submit(*(str(number) for number in range(60)))
-    until(lambda: len(engine.rendered) >= 5)
-    engine.gate.clear()
+    until(lambda: not engine.gate.is_set())
     worker = farm.workers[0][0]
     farm.queue.set_command(worker.session, Command("drain", 0))
     until(lambda: halted(worker))

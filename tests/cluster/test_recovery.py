@@ -58,15 +58,14 @@ def test_a_row_that_does_not_fit_fails_alone(farm: Farm) -> None:
 
 def test_pictures_that_an_earlier_life_stored_are_not_rendered_again(farm: Farm) -> None:
     first = FakeEngine(rows=1)
+    first.pause_after = 20
     farm.start(engine=first)
     job = farm.submit(*(str(number) for number in range(60)))
 
     def stored() -> int:
         return len(list(farm.store.list(keys.prefix(job) + "data/")))
 
-    until(lambda: stored() >= 20)
-    first.gate.clear()
-    until(lambda: stored() >= len(first.rendered))
+    until(lambda: stored() == 20)
     before = set(first.rendered)
     worker, _, thread = farm.workers.pop()
     worker.stop()

@@ -3,7 +3,7 @@
 import io
 import json
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from farm.job import MAX_LINE_BYTES
 from farm_client import Farm
 from farm_client.address import find_address
 from farm_client.inputs import read_input
-from farm_client.ndjson import Line, completed, parsed, pieces, read_lines, together
+from farm_client.ndjson import Line, completed, never_waits, parsed, pieces, read_lines, together
 from farm_client.output_folder import MARK
 from farm_client.streams import read_events
 from farm_client.submission import at_their_lines
@@ -392,10 +392,37 @@ def test_lines_that_the_farm_finds_too_many_go_in_smaller_calls() -> None:
             200, json={"accepted": count, "rejected": 0, "errors": [], "pictures": count}
         )
 
-    job = farm_with(answer).submit_many({"prompt": "x"} for _ in range(6100))
+    job = farm_with(answer).submit_many([{"prompt": "x"}] * 6100)
     assert job.accepted == 6100
     small = [(str(1 + n), 2000 + 200 * n, 200) for n in range(10)]
     assert sent == [("0", 0, 2000), *small, ("11", 4000, 2000), ("12", 6000, 100)]
+
+
+def test_pieces_of_a_source_that_may_wait_go_as_they_come(tmp_path: Path) -> None:
+    given: list[int] = []
+    sent: list[tuple[int, int]] = []  # how many were given when a call was made, and its lines
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        count = request.content.count(b"\n")
+        if "chunks" in request.url.path:
+            sent.append((len(given), count))
+        return httpx2.Response(200, json={**DONE, "accepted": count})
+
+    def rows(count: int) -> Iterator[dict[str, str]]:
+        for number in range(count):
+            given.append(number)
+            yield {"prompt": "x"}
+
+    farm_with(answer).submit_many(rows(8100))
+    assert sent == [(4000, 2000), (4000, 2000), (6000, 2000), (8000, 2000), (8100, 100)]
+    sent.clear()
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "x"}\n' * 8100)
+    with path.open() as file:
+        farm_with(answer).submit_many(file)
+    assert [count for _, count in sent] == [2000, 6100]
+    assert never_waits([1])
+    assert not never_waits(io.StringIO("x"))
 
 
 def test_inputs_are_read_from_whatever_they_are(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from farm import strict_json
 from farm.errors import InvalidInput
-from farm.ingest.kinds import MAX_KINDS, Rows, rows_of, rows_of_lines
+from farm.ingest.kinds import LINES_OF_KIND, MAX_KINDS, Rows, rows_of, rows_of_lines
 from farm.ingest.ndjson import Entry, parse_line, parse_lines
 
 # Lines are made of a few of these, so that many of them are alike, or nearly.
@@ -92,6 +92,10 @@ def test_few_kinds_are_known_at_a_time() -> None:
     lines = [json.dumps({"prompt": "x", "id": number}) for number in range(MAX_KINDS + 1)]
     assert rows_of_lines(lines[:-1]) is not None
     assert rows_of_lines(lines) is None
+    many = [json.dumps({"prompt": "x", "id": number // LINES_OF_KIND}) for number in range(800)]
+    rows = rows_of_lines(many)
+    assert rows is not None
+    assert told(rows) == told(rows_of(map(json.loads, many)))
 
 
 def test_an_entry_is_read_from_its_text_when_it_is_asked_for() -> None:

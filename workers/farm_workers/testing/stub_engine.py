@@ -4,8 +4,6 @@ The same row gives the same tokens and pixels. With ``FARM_STUB=1`` a worker has
 """
 
 import functools
-import itertools
-import operator
 import time
 from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass
@@ -110,24 +108,24 @@ class StubEngine:
         for live in moved:
             live.left -= 1
         self._live = [live for live in self._live if live.left]
-        finished = [live for live in moved if not live.left]
-        kinds = itertools.groupby(finished, key=operator.attrgetter("row.kind"))
-        return [result for kind, rows in kinds for result in self._results(kind, rows)]
+        return list(self._results(live for live in moved if not live.left))
 
     def preview(self, key: Hashable, index: int) -> None:
         """None: a row on its way has nothing to show."""
 
-    def _results(self, kind: RenderSpec, alike: Iterable[_Live]) -> Iterator[StubResult]:
-        """Of rows that differ in prompt and seed."""
-        size, steps, codes = (kind.height, kind.width), kind.row_steps, self._info.codebook_size
-        grid = self._info.grid(*size)
-        count = grid[0] * grid[1]
-        for live in alike:
+    def _results(self, finished: Iterable[_Live]) -> Iterator[StubResult]:
+        codes = self._info.codebook_size
+        kind: RenderSpec | None = None
+        for live in finished:
+            if live.row.kind is not kind:
+                kind = live.row.kind
+                size, steps = (kind.height, kind.width), kind.row_steps
+                grid = self._info.grid(*size)
             turn, number = divmod(live.row.seed, TEXTURES)
-            tokens = _tokens(number, grid, codes)[turn % count]
+            tokens = _tokens(number, grid, codes)[turn % (grid[0] * grid[1])]
             pixels = None
             if live.pixels:
-                pixels = np.roll(_texture(number, size), turn % kind.height, axis=0)
+                pixels = np.roll(_texture(number, size), turn % size[0], axis=0)
             yield StubResult(live.key, live.row.index, tokens, pixels, steps)
 
 

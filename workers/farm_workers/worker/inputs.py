@@ -32,8 +32,9 @@ class Inputs(NamedTuple):
 
     @property
     def given(self) -> Mapping[str, Any]:
-        """As an engine takes them."""
-        return {name: value for name, value in self._asdict().items() if name != "notes"}
+        """Those that there are, as an engine takes them."""
+        values = self._asdict().items()
+        return {name: value for name, value in values if value is not None and name != "notes"}
 
     def done(self) -> bool:
         """They need not be read; so it is used like a ``Future``, which takes longer to make."""
