@@ -61,7 +61,7 @@ def _cases(engine: Engine, seed: int, count: int = 9) -> list[Case]:
 
 
 def _small(make_checkpoint: MakeCheckpoint, **arguments: Any) -> Engine:
-    path = make_checkpoint(num_hidden_layers=1, hidden_size=64, codebook_size=256, seed=3)
+    path = make_checkpoint(num_hidden_layers=1, hidden_size=64, codebook_size=256, size=24, seed=3)
     return Engine.load(path, threads=1, **arguments)
 
 
