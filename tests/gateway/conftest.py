@@ -1,5 +1,6 @@
 """A gateway on a real Valkey and a real local store, with a worker that paints plain colours."""
 
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -15,10 +16,22 @@ from harness import INFO, Cli, Gateway, Result, Serve, emptied
 from farm.cli.app import run
 from farm.gateway.app import create_app
 from farm.gateway.server import server_config
+from farm.local.valkey import ServerProcess
 from farm.queue import Queue, connect
 from farm.settings import GatewaySettings
 from farm.store import open_store
 from workers import Workers, real_workers
+
+
+@pytest.fixture(scope="session")
+def redis_url() -> Iterator[str]:
+    """Of a server that no tests of other folders empty: a gateway that finds its data gone refuses
+    everything, and these tests share one."""
+    with (
+        tempfile.TemporaryDirectory(prefix="farm-test-") as folder,
+        ServerProcess(Path(folder)).serving() as server,
+    ):
+        yield server.url
 
 
 @pytest.fixture(scope="session")
