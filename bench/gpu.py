@@ -28,17 +28,17 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from farm.checkpoints.layout import WEIGHTS
 from farm.spec import MAX_STEPS, CheckpointInfo, Row
 from farm_workers.bench.engine import Upstream
 from farm_workers.bench.floor import decode_flops, step_flops
-from farm_workers.bench.full_size import random_parts
+from farm_workers.bench.full_size import configuration, random_parts
 from farm_workers.bench.pipelines import upstream_modules
 from farm_workers.bench.workloads import Item, draw_with_engine, drawn, mixed, uniform
 from farm_workers.engine import Engine, Result
@@ -493,11 +493,7 @@ class Power:
 
     def __enter__(self) -> "Power":
         if self._wanted:
-            query = [
-                "nvidia-smi",
-                "--query-gpu=power.draw,clocks.sm",
-                "--format=csv,noheader,nounits",
-            ]
+            query = ["nvidia-smi", "--query-gpu=power.draw,clocks.sm"]
             self._process = subprocess.Popen(
                 [*query, "--format=csv,noheader,nounits", "-lms", "100"],
                 stdout=subprocess.PIPE,
@@ -562,8 +558,7 @@ def _write_checkpoint(name: str, folder: Path, visit: Visit) -> None:
     if visit.rehearse:
         make_tiny(folder, num_hidden_layers=2)
         return
-    config = json.loads((files("farm_workers") / "configs" / f"{name}.json").read_text("utf-8"))
-    configs = {part: config[part] for part in ("transformer", "vqvae", "text_encoder")}
+    configs = {part: configuration(name)[part] for part in WEIGHTS}
     tensors = {
         part: {key: one.to("cpu", torch.bfloat16) for key, one in found.items()}
         for part, found in random_tensors(configs, seed=0, device=visit.device).items()

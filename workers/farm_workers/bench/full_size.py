@@ -2,9 +2,11 @@
 
 import json
 from importlib.resources import files
+from typing import Any
 
 import torch
 
+from farm.checkpoints.layout import WEIGHTS
 from farm.spec import CheckpointInfo
 from farm_workers.engine.amused.parts import Part, Parts
 from farm_workers.testing.random_weights import random_tensors
@@ -13,12 +15,19 @@ from farm_workers.testing.tiny import byte_tokenizer
 CONFIGURATIONS = ("amused-256", "amused-512")
 
 
+def configuration(name: str) -> dict[str, Any]:
+    """Of each part, by its folder's name."""
+    text = (files("farm_workers") / "configs" / f"{name}.json").read_text("utf-8")
+    found: dict[str, Any] = json.loads(text)
+    return found
+
+
 def random_parts(
     name: str, device: torch.device, dtype: torch.dtype
 ) -> tuple[CheckpointInfo, Parts]:
     """For measurements: the real shapes, no files, pictures of noise."""
-    config = json.loads((files("farm_workers") / "configs" / f"{name}.json").read_text("utf-8"))
-    configs = {part: config[part] for part in ("transformer", "vqvae", "text_encoder")}
+    config = configuration(name)
+    configs = {part: config[part] for part in WEIGHTS}
     parts = {
         part: Part(configs[part], {key: one.to(dtype) for key, one in tensors.items()})
         for part, tensors in random_tensors(configs, seed=0, device=device).items()
