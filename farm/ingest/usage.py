@@ -34,8 +34,8 @@ def usage_of(queue: Queue, store: Store, tenant: str, *, everything: bool) -> It
     """A tenant's jobs, newest first, and its uploads.
 
     Args:
-        everything: also jobs that the queue has forgotten; for that, two small objects of every job in
-            the store are looked up, and of the tenant's own everything is listed.
+        everything: also jobs that the queue has forgotten; for that, two small objects of every job
+            in the store are looked up, and nothing but the tenant's own is listed.
     """
     known = set()
     before = None

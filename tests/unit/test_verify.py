@@ -55,13 +55,19 @@ class Made:
         )  # fmt: skip
         return Part(generation, receipt, data)
 
-    def compare(self) -> list[Difference]:
+    def compare(self, *others: Part) -> list[Difference]:
+        """
+        Args:
+            others: of a second task.
+        """
         with job_index(self.folder) as index:
             index.add_objects(ListedObject(key, len(data)) for key, data in self.objects.items())
             comparison = Comparison(
                 JOB, IMAGES, index, lambda key: hashlib.sha256(self.objects[key]).hexdigest()
             )
             found = list(comparison.task(0, self.parts, self.lost))
+            if others:
+                found += comparison.task(1, others)
             return found + list(comparison.end(self.counted, generation=0, complete=True))
 
 
@@ -161,3 +167,13 @@ def test_no_object_is_called_an_orphan_while_a_part_cannot_be_read(made: Made) -
 def test_the_pictures_of_a_task_without_attempts_left_count_as_failed(made: Made) -> None:
     made.lost = 1  # the retry of the failed picture
     assert made.compare() == []
+
+
+def test_a_picture_that_another_task_lists_too_is_told_of_the_later_one(made: Made) -> None:
+    made.objects[keys.chunk(JOB, 1)] = b"{}"
+    other = made.part([made.row(1), made.row(3)])
+    made.objects[PART] = made.parts[0].data or b""
+    made.counted = Counts(3, 1)
+    assert made.compare(other) == [
+        Difference(Kind.LISTED_TWICE, picture_key(JOB, 0, 1, 0, Format.PNG), task=1)
+    ]
