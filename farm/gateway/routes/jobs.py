@@ -251,5 +251,5 @@ def repair(job: str, deps: Deps, tenant: Writer) -> Response:
 
 def _verify(deps: Dependencies, job: str, tenant: str, *, repair: bool) -> Response:
     verifier = Verifier(deps.queue, deps.store, deps.sinks, job, tenant)
-    lines = report(verifier, repair=repair)
+    lines = report(verifier, deps.settings.data / "scratch" / "verify", repair=repair)
     return StreamingResponse(lines, media_type="application/x-ndjson")
