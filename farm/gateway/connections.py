@@ -188,4 +188,7 @@ class GuardedProtocol(H11Protocol):
                 h11.EndOfMessage(),
             ):
                 self.transport.write(self.conn.send(event) or b"")
+            if self.cycle is not None:  # the request is answered; its handler may not know yet
+                self.cycle.disconnected = True
+                self.cycle.message_event.set()
         self.transport.close()

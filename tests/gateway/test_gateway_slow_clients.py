@@ -188,3 +188,16 @@ def test_bodies_that_wait_take_no_more_memory_than_they_may(start: Serve) -> Non
         with small.client() as http:
             for _ in range(4):
                 assert http.put("/v1/assets", content=b"x" * 200_000).status_code == 422
+
+
+@pytest.mark.parametrize("host", [b"localhost", b"["])
+def test_a_request_whose_body_is_not_http_is_answered_once(
+    gateway: Gateway, caplog: pytest.LogCaptureFixture, host: bytes
+) -> None:
+    """Its handler begins before the rest of it is read."""
+    request = b"POST /v1/jobs HTTP/1.1\r\nHost: %s\r\nTransfer-Encoding: chunked\r\n\r\n?\r\n"
+    with sockets() as held:
+        answers = [ended(dial(gateway, held, request % host)) for _ in range(5)]
+    assert [answer.partition(b"\r\n")[0] for answer in answers] == [b"HTTP/1.1 400 "] * 5
+    assert [answer.count(b"HTTP/1.1") for answer in answers] == [1] * 5
+    assert not [record for record in caplog.records if record.exc_info]
