@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import math
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -22,6 +21,7 @@ from farm_client import display
 from farm_client.connection import Connection, path_of
 from farm_client.fetch import PARALLEL, Fetched, Fetcher, Sign
 from farm_client.image import Image
+from farm_client.listing import FIRST_POLL_SECONDS, MAX_POLL_SECONDS, Listing
 from farm_client.models import (
     Difference,
     JobStatus,
@@ -37,7 +37,6 @@ from farm_client.progress import print_progress
 from farm_client.streams import LINE_SECONDS, read_events, read_lines, read_usage
 from farm_client.sync import drive, iterate
 
-FIRST_POLL_SECONDS, MAX_POLL_SECONDS = 0.1, 0.4
 SHOWN = 12  # pictures of a job in a notebook
 PREVIEW_SECONDS = 0.4  # as often as a worker sends them
 QUIET_SECONDS = 45.0  # the farm sends a sign of life every 15
@@ -190,31 +189,8 @@ class JobHandle:
 
     async def pages(self, follow: bool = True, timeout: float | None = None) -> AsyncIterator[Page]:
         """The pictures as the farm lists them, several at a time and each once."""
-        end = math.inf if timeout is None else time.monotonic() + timeout
-        after, pause = "0.0.0", FIRST_POLL_SECONDS
-        early: set[tuple[int, int, int]] = set()  # given already; their task tells of them again
-        while True:
-            page = await self._connection.call(
-                "GET", f"{self._path}/images", query={"after": after}
-            )
-            fresh = []
-            for told in map(Picture.model_validate, page["images"]):
-                if told.key not in early or told.error is not None:
-                    fresh.append(told)
-                early.discard(told.key)
-            for told in map(Picture.model_validate, page.get("early", ())):
-                if told.key not in early:
-                    early.add(told.key)
-                    fresh.append(told)
-            if fresh:
-                yield Page.of(page, fresh)
-            if page["next"] != after:
-                after, pause = page["next"], FIRST_POLL_SECONDS
-                continue
-            if not follow or JobState(page["state"]) in TERMINAL_JOBS or time.monotonic() > end:
-                return
-            await self._connection.wire.sleep(pause)
-            pause = min(pause * 1.5, MAX_POLL_SECONDS)
+        async for page in Listing(self._connection, self.id).pages(follow, timeout):
+            yield page
 
     async def _previews(self) -> AsyncIterator[Preview]:
         """Each once; asks until the job has ended."""

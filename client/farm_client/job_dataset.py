@@ -17,7 +17,7 @@ from farm.formats.picture_file import read_facts, token_grid
 from farm.job import TERMINAL_JOBS, JobState
 from farm_client.address import Address
 from farm_client.connection import Connection, path_of
-from farm_client.job import FIRST_POLL_SECONDS, MAX_POLL_SECONDS
+from farm_client.listing import FIRST_POLL_SECONDS, MAX_POLL_SECONDS
 from farm_client.models import Page, Picture
 from farm_client.runs import Run, map_ahead, read_files, runs
 from farm_client.sync import drive

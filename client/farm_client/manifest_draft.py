@@ -1,5 +1,6 @@
 """``manifest.jsonl`` while it is being written: lines come in any order, and some twice."""
 
+import errno
 import json
 import os
 import secrets
@@ -11,11 +12,15 @@ from typing import Any
 
 from farm_client.output_folder import MANIFEST
 
+# Nothing of it outlives the process.
 _TABLE = """
+PRAGMA journal_mode = OFF;
+PRAGMA synchronous = OFF;
+BEGIN;
 CREATE TABLE places (
     render INTEGER, image INTEGER, good INTEGER, generation INTEGER, start INTEGER,
     PRIMARY KEY (render, image)
-) WITHOUT ROWID
+) WITHOUT ROWID;
 """
 # A picture that was retried while its job was followed comes twice; a good one counts.
 _ADD = """
@@ -27,8 +32,8 @@ WHERE (excluded.good, excluded.generation) >= (good, generation)
 
 
 class ManifestDraft:
-    """Lines lie in a file as they came, and where each one begins in a database, which SQLite
-    moves to a file of its own when it grows: ten million lines take no more memory than ten.
+    """Lines lie in a file as they came, and in a database where each one begins, so that ten
+    million lines take no more memory than ten.
 
     Args:
         folder: of the manifest.
@@ -40,13 +45,15 @@ class ManifestDraft:
     @contextmanager
     def writing(self) -> Iterator[None]:
         """Everything else is called in here; what is left of the draft is removed."""
-        draft = self._path()
+        draft, database = self._path(), self._path()
         try:
-            with draft.open("w+b") as self._lines, closing(sqlite3.connect("")) as self._places:
-                self._places.execute(_TABLE)
+            with draft.open("w+b") as self._lines, closing(_open(database)) as self._places:
                 yield
+        except sqlite3.OperationalError as error:  # such as that the disk is full
+            raise OSError(errno.EIO, str(error)) from error
         finally:
             draft.unlink(missing_ok=True)
+            database.unlink(missing_ok=True)
 
     def add(self, lines: Iterable[Mapping[str, Any]]) -> None:
         self._places.executemany(_ADD, map(self._write, lines))
@@ -80,3 +87,9 @@ class ManifestDraft:
 
     def _path(self) -> Path:
         return self._folder / f".{MANIFEST}.{os.getpid()}.{secrets.token_hex(4)}.part"
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    database = sqlite3.connect(path, isolation_level=None)
+    database.executescript(_TABLE)
+    return database

@@ -192,6 +192,9 @@ class Preview(_Told):
         return self.read()
 
 
+_NOT_TOLD = frozenset({"url", "offset"})
+
+
 class Picture(_Told):
     """One picture, or why there is none."""
 
@@ -220,7 +223,7 @@ class Picture(_Told):
 
     def line(self) -> dict[str, Any]:
         """Its line in ``manifest.jsonl``, beside a file of its own."""
-        return self.model_dump(mode="json", exclude={"url", "offset"})
+        return {name: value for name, value in self if name not in _NOT_TOLD}
 
 
 class Shard(_Told):

@@ -154,7 +154,7 @@ def _listed(made: "Iterator[ManifestRow]", sink: "Sink", output: Path) -> list[d
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from farm.sinks.parts import public_row
+    from farm.sinks.parts import public_row, source_of
 
     rows: list[dict[str, Any]] = []
     bar = Progress(
@@ -168,7 +168,7 @@ def _listed(made: "Iterator[ManifestRow]", sink: "Sink", output: Path) -> list[d
         with bar:
             task = bar.add_task("pictures", total=None)
             for row in made:
-                rows.append(public_row(row, sink))
+                rows.append(public_row(row, source_of(row, sink)))
                 bar.update(task, completed=len(rows))
     finally:
         rows.sort(key=lambda row: (row["render"], row["image"]))

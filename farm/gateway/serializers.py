@@ -13,7 +13,7 @@ from farm.job import Chunk
 from farm.queue import Failure, JobStatus
 from farm.queue.previews import Preview
 from farm.queue.why import Why
-from farm.sinks.parts import public_row
+from farm.sinks.parts import public_row, source_of
 from farm.sinks.protocol import Sink, Source
 
 
@@ -38,8 +38,8 @@ def why_view(why: Why) -> dict[str, Any]:
 
 def image_view(row: ManifestRow, sink: Sink, links: Links) -> dict[str, Any]:
     """A picture with an address to fetch it from; ``file`` is a name, not a key."""
-    url = None if row.file is None else links.to(sink.source(row))
-    return {**public_row(row, sink), "url": url}
+    source = source_of(row, sink)
+    return {**public_row(row, source), "url": source and links.to(source)}
 
 
 def shard_views(rows: Iterable[ManifestRow], sink: Sink, links: Links) -> list[dict[str, Any]]:

@@ -1,6 +1,5 @@
 """Addresses that let anyone who has one read one stored object, or a range, for a while."""
 
-import hashlib
 import hmac
 import mimetypes
 import os
@@ -47,7 +46,7 @@ class Signer:
     def _sign(self, key: str, expires: int, filename: str, part: str) -> str:
         fields = [key, str(expires), filename, *([part] if part else [])]
         text = "\n".join(fields).encode()
-        return hmac.new(self._secret, text, hashlib.sha256).hexdigest()
+        return hmac.digest(self._secret, text, "sha256").hex()
 
 
 class Links:

@@ -11,7 +11,7 @@ from typing import Any
 from farm.errors import NotFound
 from farm.formats.manifest import ManifestColumns, ManifestRow, merge, read_part, write_part
 from farm.job import Chunk, Receipt
-from farm.sinks.protocol import RowId, Sink, TaskPlace
+from farm.sinks.protocol import RowId, Sink, Source, TaskPlace
 from farm.store import Store, keys
 
 CONTENT_TYPE = "application/vnd.apache.parquet"
@@ -104,10 +104,19 @@ def pictures_to_make(store: Store, sink: Sink, chunk: Chunk, generation: int) ->
     }
 
 
-def public_row(row: ManifestRow, sink: Sink) -> dict[str, Any]:
+def source_of(row: ManifestRow, sink: Sink) -> Source | None:
+    """Where the picture can be read; None of one that failed."""
+    return None if row.file is None else sink.source(row)
+
+
+def public_row(row: ManifestRow, source: Source | None) -> dict[str, Any]:
     """The row as people see it: ``file`` is a name, ``shard`` that of the object around it, and
-    ``offset`` where it begins in there."""
-    source = None if row.file is None else sink.source(row)
+    ``offset`` where it begins in there.
+
+    Args:
+        row: of a picture.
+        source: as ``source_of`` tells it.
+    """
     return {
         **row.public(),
         "file": source and source.name,
