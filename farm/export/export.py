@@ -16,14 +16,19 @@ import pyarrow.parquet as pq
 
 from farm.errors import Conflict, FarmError
 from farm.export.card import CARD, CROISSANT, MANIFEST, PLACES, CardFacts, write_card
-from farm.export.fetched import Decode, FetchedPicture, failed_rows, fetched_pictures
+from farm.export.fetched import (
+    Decode,
+    FetchedPicture,
+    failed_rows,
+    fetched_pictures,
+    wanted_lines,
+)
 from farm.export.splits import Splits
 from farm.export.statistics import STATISTICS
 from farm.export.targets import ImageFolder, ShardTarget, Target, write_whole
 from farm.formats.columns import FIXED, column_types, fixed_values, typed, user_values
 from farm.formats.credentials import Sign
 from farm.formats.manifest import ManifestRow, read_part, write_part
-from farm.formats.picture_file import token_bytes
 from farm.job import SHARD_PICTURES, SHARD_PIXELS, Format
 from farm.sinks.parquet import Parquet, Tokens, hugging_face
 from farm.sinks.webdataset import Webdataset
@@ -142,7 +147,7 @@ def export(plan: Plan, folder: Path, decode: Decode | None, sign: Sign | None = 
         decode, sign: as ``farm.export.fetched.as_picture`` takes them.
     """
     source = folder / STATE / FETCHED
-    types = column_types(user_values(one.row.metadata) for one in fetched_pictures(source))
+    types = column_types(line["metadata"] for line in wanted_lines(source))
     types = {name: kind for name, kind in types.items() if name not in _TAKEN}
     target = _target(plan, types, decode, sign)
     done: dict[str, list[str]] = {name: [] for name in plan.splits.names}  # groups
@@ -211,8 +216,9 @@ def _write_group(target: Target, folder: Path, name: str, pictures: list[Fetched
         return
     if path.is_dir():  # whole, but its rows were not written
         shutil.rmtree(path)
-    tokens = [token_bytes(picture.facts().tokens) for picture in pictures]
-    written = zip(target.write(path, pictures), tokens, strict=True)
+    loaded = [picture.loaded() for picture in pictures]
+    tokens = [picture.tokens() for picture in loaded]
+    written = zip(target.write(path, loaded), tokens, strict=True)
     write_whole(rows, write_part(row._replace(tokens=grid) for row, grid in written))
 
 

@@ -30,6 +30,7 @@ class FetchedPicture(NamedTuple):
     row: ManifestRow
     path: Path  # of the file, or of the shard around it
     offset: int | None = None  # in the shard
+    data: bytes | None = None  # the picture's file, where it was read already
 
     @property
     def name(self) -> PurePath:
@@ -40,14 +41,25 @@ class FetchedPicture(NamedTuple):
     def is_tokens(self) -> bool:
         return self.name.suffix in TOKEN_FILES
 
+    def loaded(self) -> "FetchedPicture":
+        """With its file in memory."""
+        return self._replace(data=self.read())
+
     def read(self) -> bytes:
         """The picture's file."""
+        if self.data is not None:
+            return self.data
         if self.offset is None:
             return self.path.read_bytes()
         assert self.row.size is not None
         with self.path.open("rb") as shard:
             shard.seek(self.offset)
             return shard.read(self.row.size)
+
+    def tokens(self) -> bytes:
+        """As the sink ``tokens`` keeps them."""
+        data = self.read()
+        return data if self.name.suffix == RAW_TOKENS else token_bytes(read_facts(data).tokens)
 
     def facts(self) -> Facts:
         """Tokens and spec."""
@@ -61,9 +73,14 @@ class FetchedPicture(NamedTuple):
 
 def fetched_pictures(folder: Path) -> Iterator[FetchedPicture]:
     """Those that did not fail and are wanted, in the order of the manifest."""
-    selected = folder / SELECTED
-    for told in read_manifest(selected if selected.exists() else folder / MANIFEST):
+    for told in wanted_lines(folder):
         yield fetched_picture(folder, told)
+
+
+def wanted_lines(folder: Path) -> Iterator[dict[str, Any]]:
+    """Their lines."""
+    selected = folder / SELECTED
+    return read_manifest(selected if selected.exists() else folder / MANIFEST)
 
 
 def fetched_picture(folder: Path, told: Mapping[str, Any]) -> FetchedPicture:
@@ -113,7 +130,7 @@ def as_picture(
 
 def as_tokens(picture: FetchedPicture) -> tuple[ManifestRow, bytes]:
     """The row and the bytes of its tokens."""
-    data = token_bytes(picture.facts().tokens)
+    data = picture.tokens()
     return _row_of(picture, RAW_TOKENS[1:], data)._replace(tokens=data), data
 
 

@@ -7,7 +7,9 @@ exact one all of them.
 
 import array
 import collections
+import itertools
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -128,14 +130,38 @@ def duplicates(grids: Sequence[NDArray[np.uint16]]) -> tuple[int, int]:
     for grid in grids:
         by_length[grid.size].append(grid)
     for length, alike in by_length.items():
-        if not length:
-            continue
-        table = np.stack(alike)
-        for number in range(1, len(table)):
-            equal = int(np.count_nonzero(table[:number] == table[number], axis=1).max())
-            exact += equal == length
-            near += NEAR * length <= equal < length
+        if length:
+            found = _duplicates(np.stack(alike))
+            exact, near = exact + found[0], near + found[1]
     return exact, near
+
+
+def _duplicates(table: NDArray[np.uint16]) -> tuple[int, int]:
+    """The same for the rows of a table.
+
+    Rows with at most ``most`` different tokens agree in at least one of ``most + 1`` bands, so only
+    rows with a band in common are compared; see ``farm.export.duplicates``.
+    """
+    exact = near = 0
+    length = table.shape[1]
+    most = length - math.ceil(NEAR * length)
+    edges = [length * band // (most + 1) * table.itemsize for band in range(most + 2)]
+    bands = list(enumerate(itertools.pairwise(edges)))
+    seen: dict[bytes, int] = {}
+    buckets: dict[tuple[int, bytes], list[int]] = collections.defaultdict(list)
+    for number, row in enumerate(table):
+        text = row.tobytes()
+        if seen.setdefault(text, number) != number:
+            exact += 1
+            continue
+        alike = [buckets[band, text[low:high]] for band, (low, high) in bands]
+        count = sum(map(len, alike))
+        if count:
+            places = slice(number) if count > number else list(set().union(*alike))
+            near += np.count_nonzero(table[places] == row, axis=1).max() >= NEAR * length
+        for bucket in alike:
+            bucket.append(number)
+    return exact, int(near)
 
 
 def _lane_of(row: ManifestRow) -> str:

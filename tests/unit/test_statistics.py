@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from farm.export.statistics import Statistics, duplicates, entropy
+from farm.export.statistics import NEAR, Statistics, duplicates, entropy
 from farm.formats.manifest import ManifestRow
 from farm.formats.picture_file import token_bytes
 
@@ -46,12 +46,18 @@ def test_duplicates_are_counted_once_each_and_only_among_pictures_of_one_size() 
 
 def test_duplicates_are_those_of_a_plain_comparison_of_all_pairs() -> None:
     random = np.random.default_rng(5)
-    grids = [random.integers(0, 2, 10).astype(np.uint16) for _ in range(200)]
-    equal = [
-        max((int(np.sum(a == b)) for a in grids[:number]), default=0)
-        for number, b in enumerate(grids)
-    ]
-    assert duplicates(grids) == (equal.count(10), equal.count(9))
+    for length, kinds, count in ((10, 2, 200), (37, 9, 60), (256, 8192, 60), (256, 8192, 3)):
+        grids = [random.integers(0, kinds, length).astype(np.uint16) for _ in range(count)]
+        for number in random.integers(1, count, count // 2):  # some are like an earlier one
+            grids[number] = grids[number // 2].copy()
+            changed = random.integers(0, length, random.integers(0, length // 5 + 1))
+            grids[number][changed] = random.integers(0, kinds, len(changed))
+        equal = [
+            max((int(np.sum(a == b)) for a in grids[:number]), default=0)
+            for number, b in enumerate(grids)
+        ]
+        exact = equal.count(length)
+        assert duplicates(grids) == (exact, sum(e >= NEAR * length for e in equal) - exact)
 
 
 def test_lanes_have_their_failures_and_confidence() -> None:
