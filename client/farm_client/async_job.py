@@ -73,7 +73,8 @@ class AsyncJob(JobHandle):
         overwrite: bool = False,
         resume: bool = False,
         sign: Sign | None = None,
+        shards: bool = False,
     ) -> Fetched:
         return await self._fetch(
-            folder, follow, parallel, progress, timeout, overwrite, resume, sign
+            folder, follow, parallel, progress, timeout, overwrite, resume, sign, shards
         )

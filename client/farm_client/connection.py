@@ -3,9 +3,9 @@
 import json
 import random
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -31,6 +31,8 @@ FIRST_DELAY_SECONDS = 0.2
 MAX_DELAY_SECONDS = 8.0
 RETRIED = frozenset({429, 502, 503, 504})
 MAX_ERROR_BYTES = 16 * 2**20
+
+Result = TypeVar("Result")
 
 
 class Connection:
@@ -93,11 +95,19 @@ class Connection:
             raise self._lost(error) from None
 
     @asynccontextmanager
-    async def object(self, url: str) -> AsyncIterator[Opened]:
-        """A stored object by its signed address; the API key is not sent."""
+    async def object(self, url: str, wanted: range | None = None) -> AsyncIterator[Opened]:
+        """A stored object by its signed address; the API key is not sent.
+
+        Args:
+            url: the address.
+            wanted: of its bytes; the status is 206 if no others come.
+        """
         if url.startswith("/"):  # below the farm's address, which may have a path of its own
             url = self.address.url + url
-        call = Call("GET", url, {"Accept": "*/*"})
+        headers = {"Accept": "*/*"}
+        if wanted is not None:
+            headers["Range"] = f"bytes={wanted.start}-{wanted.stop - 1}"
+        call = Call("GET", url, headers)
         try:
             async with self.wire.open(call) as opened:
                 if opened.status >= 400:
@@ -111,6 +121,16 @@ class Connection:
                 hint="the farm's gateway needs FARM_STORE_PUBLIC_URL, an address of the store that "
                 "you can reach, or FARM_STORE_LINKS=gateway",
             ) from None
+
+    async def persist(self, read: Callable[[], Awaitable[Result]]) -> Result:
+        """What a call that changes nothing gives, repeated while that can help."""
+        started, attempt = time.monotonic(), 0
+        while True:
+            try:
+                return await read()
+            except FarmError as error:
+                await self.pause(attempt, error, started)
+            attempt += 1
 
     async def pause(self, attempt: int, error: FarmError, started: float) -> None:
         """Wait before the next attempt; raise the error if that would not help or take too long."""

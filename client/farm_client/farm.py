@@ -129,7 +129,7 @@ class Farm(FarmHandle):
         """What your jobs, the newest first, and uploads take up in the farm's store.
 
         Args:
-            everything: also jobs that the queue has forgotten; the whole store is listed for that.
+            everything: also jobs that the queue has forgotten.
         """
         return iterate(self._usage(everything))
 

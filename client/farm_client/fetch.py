@@ -4,20 +4,23 @@ import contextlib
 import hashlib
 import json
 import os
-import secrets
 import threading
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import Any, NamedTuple
 
-from farm.errors import InvalidInput
-from farm_client.image import ImageFacts, write_whole
+from farm.errors import InvalidInput, StoreError
+from farm_client.connection import Connection
+from farm_client.image import draft_of, file_name, write_whole
+from farm_client.manifest_draft import ManifestDraft
+from farm_client.models import Page, Picture, Shard
 from farm_client.output_folder import MANIFEST, OutputFolder
-from farm_client.transport import Wire
+from farm_client.runs import Run, read_run, runs
+from farm_client.transport import Work
 
 PARALLEL = 8
-PART = ".part"
 SIGNED = ".signed.jsonl"  # files that were signed, until the manifest has them
 
 Sign = Callable[[bytes], bytes]  # the bytes of a picture file with content credentials added
@@ -37,14 +40,6 @@ class Fetched(NamedTuple):
         return self.folder / MANIFEST
 
 
-class _Place(NamedTuple):
-    """Where a picture's line stands."""
-
-    good: bool
-    generation: int
-    offset: int
-
-
 class _Signed(NamedTuple):
     """A file that is not what the farm has stored."""
 
@@ -54,7 +49,7 @@ class _Signed(NamedTuple):
 
 
 class Fetcher:
-    """Fetches several pictures at a time; a file that is there with the right bytes stays.
+    """Fetches several files at a time; one that is there with the right bytes stays.
 
     Signed files have other bytes every time. What they are stands in the manifest, and in its
     ``stored_sha256`` what they were before.
@@ -62,7 +57,7 @@ class Fetcher:
 
     def __init__(
         self,
-        wire: Wire,
+        connection: Connection,
         folder: str | os.PathLike[str],
         job: str,
         parallel: int = PARALLEL,
@@ -71,9 +66,13 @@ class Fetcher:
         overwrite: bool = False,
         resume: bool = False,
         sign: Sign | None = None,
+        shards: bool = False,
     ) -> None:
-        self._wire = wire
+        if sign is not None and shards:
+            raise InvalidInput("shards cannot be signed", hint="sign their pictures: farm export")
+        self._connection = connection
         self._sign = sign
+        self._shards = shards
         self._signed: dict[str, _Signed] = {}  # by file
         self._counting = threading.Lock()
         self._progress = progress
@@ -83,23 +82,22 @@ class Fetcher:
         self._overwrite, self._resume = overwrite, resume
         self._parallel = parallel
         self._pictures = self._skipped = self._size = 0
-        self._places: dict[tuple[int, int], _Place] = {}  # by render and image
 
-    async def fetch(self, images: AsyncIterator[ImageFacts]) -> Fetched:
+    async def fetch(self, pages: AsyncIterator[Page]) -> Fetched:
         self._output.claim(overwrite=self._overwrite, resume=self._resume)
         if self._sign is not None:
             for name in (MANIFEST, SIGNED):
                 self._signed.update(_signed_files(self._folder / name))
-        draft = self._folder / f".{MANIFEST}.{secrets.token_hex(4)}{PART}"
-        crew = self._wire.crew(self._parallel)
+        draft = ManifestDraft(self._folder)
+        crew = self._connection.wire.crew(self._parallel)
         try:
-            with draft.open("w+b") as lines:
-                async for image in images:
-                    self._note(image, lines)
-                    if image.error is None and image.file is not None:
-                        await crew.give(partial(self._one, image))
+            with draft.writing():
+                async for page in pages:
+                    draft.add(self._line(page, picture) for picture in page.pictures)
+                    for work in self._works(page):
+                        await crew.give(work)
                 await crew.finish()
-                self._write_manifest(lines)
+                failed = draft.finish(self._told)
                 (self._folder / SIGNED).unlink(missing_ok=True)
                 self._output.finish()
         except OSError as error:
@@ -108,40 +106,81 @@ class Fetcher:
             ) from None
         finally:
             await crew.stop()
-            draft.unlink(missing_ok=True)
-        failed = sum(not place.good for place in self._places.values())
         return Fetched(self._folder, self._pictures, self._skipped, failed, self._size)
 
-    async def _one(self, image: ImageFacts) -> None:
-        assert image.file is not None
-        path = self._folder / image.file
-        there = self._is_there(path, image)
-        size = 0
-        if not there:
-            data = await image.fetch_bytes()
-            size = len(data)
-            if self._sign is not None:
-                data = self._sign(data)
-                sha256 = hashlib.sha256(data).hexdigest()
-                self._signed[image.file] = _Signed(image.sha256, sha256, len(data))
-            write_whole(path, data)
-            if self._sign is not None:
-                self._note_signed(image.file)
-        with self._counting:
-            self._pictures += 1
-            self._skipped += there
-            self._size += size
-            pictures = self._pictures
-        if self._progress is not None:
-            self._progress(pictures)
+    def _works(self, page: Page) -> Iterator[Work]:
+        """What there is to do for a page."""
+        pictures = [one for one in page.pictures if one.error is None and one.file is not None]
+        if self._shards:
+            held = Counter((one.generation, one.shard) for one in pictures)
+            for place, shard in page.shards.items():
+                if held[place]:
+                    yield partial(self._shard, shard, held[place])
+            pictures = [one for one in pictures if page.shard_of(one) is None]
+        for run in runs(page, pictures):
+            yield partial(self._run, page, run)
 
-    def _is_there(self, path: Path, image: ImageFacts) -> bool:
+    def _line(self, page: Page, picture: Picture) -> dict[str, Any]:
+        line = {"job": self._job, **picture.line()}
+        if self._shards and (shard := page.shard_of(picture)):
+            line |= {"shard": shard.file, "offset": picture.offset}
+        return line
+
+    async def _shard(self, shard: Shard, pictures: int) -> None:
+        path = self._folder / file_name(shard.file)
+        there = _matches(path, shard.size, shard.sha256)
+        if not there:
+            await self._connection.persist(partial(self._copy, shard, path))
+        self._count(pictures, there=there, size=0 if there else shard.size)
+
+    async def _copy(self, shard: Shard, path: Path) -> None:
+        digest = hashlib.sha256()
+        with draft_of(path) as draft:
+            with draft.open("wb") as out:
+                async with self._connection.object(shard.url) as opened:
+                    async for part in opened.parts:
+                        digest.update(part)
+                        out.write(part)
+            if digest.hexdigest() != shard.sha256:
+                raise StoreError(f"{path.name} arrived with other bytes than were stored")
+            draft.replace(path)
+
+    async def _run(self, page: Page, run: Run) -> None:
+        missing = [one for one in run.pictures if not self._is_there(one)]
+        self._count(len(run.pictures) - len(missing), there=True)
+        for some in runs(page, missing):
+            files = await read_run(self._connection, some)
+            for picture, data in zip(some.pictures, files, strict=True):
+                self._keep(picture, data)
+
+    def _keep(self, picture: Picture, data: bytes) -> None:
+        name, size = file_name(picture.file), len(data)
+        if self._sign is not None:
+            data = self._sign(data)
+            sha256 = hashlib.sha256(data).hexdigest()
+            self._signed[name] = _Signed(picture.sha256, sha256, len(data))
+        write_whole(self._folder / name, data)
+        if self._sign is not None:
+            self._note_signed(name)
+        self._count(1, there=False, size=size)
+
+    def _count(self, pictures: int, *, there: bool, size: int = 0) -> None:
+        with self._counting:
+            self._pictures += pictures
+            self._skipped += there and pictures
+            self._size += size
+            total = self._pictures
+        if self._progress is not None:
+            self._progress(total)
+
+    def _is_there(self, picture: Picture) -> bool:
+        path = self._folder / file_name(picture.file)
         if self._sign is None:
-            return _matches(path, image.size, image.sha256)
+            return _matches(path, picture.size, picture.sha256)
         known = self._signed.get(path.name)
         return (
             known is not None
-            and known.stored_sha256 == image.sha256
+            and known.stored_sha256 == picture.sha256
             and _matches(path, known.size, known.sha256)
         )
 
@@ -150,26 +189,6 @@ class Fetcher:
         told = {"file": file, **self._signed[file]._asdict()}
         with self._counting, (self._folder / SIGNED).open("a") as out:
             out.write(json.dumps(told) + "\n")
-
-    def _note(self, image: ImageFacts, lines: IO[bytes]) -> None:
-        """A picture that was retried while its job is followed comes twice; a good one counts."""
-        place = _Place(image.error is None, image.generation, lines.tell())
-        picture = image.render, image.image
-        self._places[picture] = max(place, self._places.get(picture, place))
-        line = {"job": self._job, **image.line()}
-        lines.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
-
-    def _write_manifest(self, lines: IO[bytes]) -> None:
-        """Pictures finish in any order; their lines go into the file in the job's order."""
-        draft = self._folder / f".{MANIFEST}.{secrets.token_hex(4)}{PART}"
-        try:
-            with draft.open("wb") as out:
-                for _, place in sorted(self._places.items()):
-                    lines.seek(place.offset)
-                    out.write(self._told(lines.readline()))
-            draft.replace(self._folder / MANIFEST)
-        finally:
-            draft.unlink(missing_ok=True)
 
     def _told(self, line: bytes) -> bytes:
         """A line of the manifest, of a signed file with what it is now."""

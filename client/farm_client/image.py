@@ -2,8 +2,9 @@
 
 import os
 import re
-import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,10 +96,7 @@ class ImageFacts:
     @property
     def file(self) -> str | None:
         """The picture's own file name in its job."""
-        name = self._told.file
-        if name is not None and not _NAME.fullmatch(name):
-            raise FarmError(f"the farm names a file {name[:80]!r}, which is not a file name")
-        return name
+        return None if self._told.file is None else file_name(self._told.file)
 
     def line(self) -> dict[str, Any]:
         """Its line in ``manifest.jsonl``."""
@@ -107,13 +105,7 @@ class ImageFacts:
     async def fetch_bytes(self) -> bytes:
         if self.error is not None or self._told.url is None:
             raise self.error or RenderError("there is no picture")
-        started, attempt = time.monotonic(), 0
-        while True:
-            try:
-                return await self._fetch(self._told.url)
-            except FarmError as error:
-                await self._connection.pause(attempt, error, started)
-            attempt += 1
+        return await self._connection.persist(partial(self._fetch, self._told.url))
 
     async def _fetch(self, url: str) -> bytes:
         held = bytearray()
@@ -195,11 +187,26 @@ class Image(ImageFacts):
         return data if display.media_type(data) == "image/png" else None
 
 
+def file_name(told: str | None) -> str:
+    """A file's name as the farm tells it, which names nothing outside of a folder."""
+    if told is None or not _NAME.fullmatch(told):
+        raise FarmError(f"the farm names a file {str(told)[:80]!r}, which is not a file name")
+    return told
+
+
 def write_whole(path: Path, data: bytes) -> None:
     """The file is there complete or not at all."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with draft_of(path) as draft:
         draft.write_bytes(data)
         draft.replace(path)
-    finally:
+
+
+@contextmanager
+def draft_of(path: Path) -> Iterator[Path]:
+    """Where a file is written before it takes its place; an error leaves nothing there."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield draft
+    except BaseException:
         draft.unlink(missing_ok=True)
+        raise

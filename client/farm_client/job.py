@@ -21,10 +21,11 @@ from farm.job import TERMINAL_JOBS, JobState
 from farm_client import display
 from farm_client.connection import Connection, path_of
 from farm_client.fetch import PARALLEL, Fetched, Fetcher, Sign
-from farm_client.image import Image, ImageFacts
+from farm_client.image import Image
 from farm_client.models import (
     Difference,
     JobStatus,
+    Page,
     Picture,
     Preview,
     Removed,
@@ -182,9 +183,13 @@ class JobHandle:
             await self._connection.pause(attempt, failure, started)
             attempt += 1
 
-    async def _images(
-        self, follow: bool = True, timeout: float | None = None
-    ) -> AsyncIterator[Picture]:
+    async def _images(self, follow: bool = True) -> AsyncIterator[Picture]:
+        async for page in self.pages(follow):
+            for picture in page.pictures:
+                yield picture
+
+    async def pages(self, follow: bool = True, timeout: float | None = None) -> AsyncIterator[Page]:
+        """The pictures as the farm lists them, several at a time and each once."""
         end = math.inf if timeout is None else time.monotonic() + timeout
         after, pause = "0.0.0", FIRST_POLL_SECONDS
         early: set[tuple[int, int, int]] = set()  # given already; their task tells of them again
@@ -192,14 +197,17 @@ class JobHandle:
             page = await self._connection.call(
                 "GET", f"{self._path}/images", query={"after": after}
             )
+            fresh = []
             for told in map(Picture.model_validate, page["images"]):
                 if told.key not in early or told.error is not None:
-                    yield told
+                    fresh.append(told)
                 early.discard(told.key)
             for told in map(Picture.model_validate, page.get("early", ())):
                 if told.key not in early:
                     early.add(told.key)
-                    yield told
+                    fresh.append(told)
+            if fresh:
+                yield Page.of(page, fresh)
             if page["next"] != after:
                 after, pause = page["next"], FIRST_POLL_SECONDS
                 continue
@@ -232,10 +240,11 @@ class JobHandle:
         overwrite: bool,
         resume: bool,
         sign: Sign | None,
+        shards: bool,
     ) -> Fetched:
         await self._status()  # it is there, and may be read, before the folder is touched
         fetcher = Fetcher(
-            self._connection.wire,
+            self._connection,
             folder,
             self.id,
             parallel,
@@ -243,10 +252,9 @@ class JobHandle:
             overwrite=overwrite,
             resume=resume,
             sign=sign,
+            shards=shards,
         )
-        return await fetcher.fetch(
-            ImageFacts(self._connection, told) async for told in self._images(follow, timeout)
-        )
+        return await fetcher.fetch(self.pages(follow, timeout))
 
 
 class Job(JobHandle):
@@ -350,6 +358,7 @@ class Job(JobHandle):
         overwrite: bool = False,
         resume: bool = False,
         sign: Sign | None = None,
+        shards: bool = False,
     ) -> Fetched:
         """All pictures into a folder, with ``manifest.jsonl``; called again it fetches what is
         missing.
@@ -363,9 +372,13 @@ class Job(JobHandle):
             resume: keep pictures there that are right, although nothing says whose they are.
             sign: adds content credentials to the files, as ``farm.formats.credentials.open_signer``
                 makes it; what the farm has stored stays as it is.
+            shards: fetch shards as they are stored, where the job has any: the manifest says in
+                which one each picture lies, and its offset there.
         """
         return drive(
-            self._fetch(folder, follow, parallel, progress, timeout, overwrite, resume, sign)
+            self._fetch(
+                folder, follow, parallel, progress, timeout, overwrite, resume, sign, shards
+            )
         )
 
 

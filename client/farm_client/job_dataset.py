@@ -4,7 +4,7 @@ import io
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,9 +17,9 @@ from farm.formats.picture_file import read_facts, token_grid
 from farm.job import TERMINAL_JOBS, JobState
 from farm_client.address import Address
 from farm_client.connection import Connection, path_of
-from farm_client.image import Image
 from farm_client.job import FIRST_POLL_SECONDS, MAX_POLL_SECONDS
-from farm_client.models import Picture
+from farm_client.models import Page, Picture
+from farm_client.runs import Run, map_ahead, read_files, runs
 from farm_client.sync import drive
 from farm_client.transport import BlockingWire
 
@@ -107,21 +107,23 @@ class JobDataset(IterableDataset[Any]):
         connection = Connection(self._address, wire)
         try:
             with ThreadPoolExecutor(self._parallel) as pool:
-                for pictures, cursor in self._tasks(connection):
-                    whole = yield from self._rows(connection, pool, self._wanted(pictures))
+                for page, cursor in self._tasks(connection):
+                    wanted = runs(page, self._wanted(page.pictures))
+                    whole = yield from self._rows(connection, pool, wanted)
                     if whole:
                         self._cursor, self._given = cursor, []
         finally:
             drive(wire.close())
 
-    def _tasks(self, connection: Connection) -> Iterator[tuple[list[Picture], str]]:
+    def _tasks(self, connection: Connection) -> Iterator[tuple[Page, str]]:
         """The pictures of each task, and the cursor behind it; again until the cursor moves."""
         path, pause = path_of("v1", "jobs", self._job, "images"), FIRST_POLL_SECONDS
         while True:
             query = {"after": self._cursor, "limit": 1}  # tasks are listed whole
             page = drive(connection.call("GET", path, query=query))
             if page["next"] != self._cursor:
-                yield [Picture.model_validate(one) for one in page["images"]], str(page["next"])
+                pictures = map(Picture.model_validate, page["images"])
+                yield Page.of(page, pictures), str(page["next"])
                 pause = FIRST_POLL_SECONDS
                 continue
             if not self._follow or JobState(page["state"]) in TERMINAL_JOBS:
@@ -139,20 +141,27 @@ class JobDataset(IterableDataset[Any]):
                 yield one
 
     def _rows(
-        self, connection: Connection, pool: ThreadPoolExecutor, wanted: Iterator[Picture]
+        self, connection: Connection, pool: ThreadPoolExecutor, wanted: Iterator[Run]
     ) -> Generator[Any, None, bool]:
-        """Fetched some pictures ahead, and given in their order, while their addresses are fresh;
+        """Fetched some runs ahead, and given in their order, while their addresses are fresh;
         returns whether that was all of them."""
         fresh_until = time.monotonic() + FRESH_SECONDS
-        ahead = [pool.submit(_row, connection, one) for one in islice(wanted, 2 * self._parallel)]
-        while ahead:
-            row = ahead.pop(0).result()
-            if time.monotonic() < fresh_until:
-                ahead += [pool.submit(_row, connection, one) for one in islice(wanted, 1)]
-            given = row if self._transform is None else self._transform(row)
-            self._given.append((row["render"], row["index"]))
-            yield given
-        return next(wanted, None) is None
+        whole = False
+
+        def fresh() -> Iterator[Run]:
+            nonlocal whole
+            for run in wanted:
+                yield run
+                if time.monotonic() >= fresh_until:
+                    return
+            whole = True
+
+        for rows in map_ahead(pool, partial(_rows_of, connection), fresh(), self._parallel):
+            for row in rows:
+                given = row if self._transform is None else self._transform(row)
+                self._given.append((row["render"], row["index"]))
+                yield given
+        return whole
 
 
 def rank_and_ranks() -> tuple[int, int]:
@@ -162,8 +171,11 @@ def rank_and_ranks() -> tuple[int, int]:
     return 0, 1
 
 
-def _row(connection: Connection, told: Picture) -> Row:
-    data = Image(connection, told).bytes()
+def _rows_of(connection: Connection, run: Run) -> list[Row]:
+    return [_row(told, data) for told, data in read_files(connection, run)]
+
+
+def _row(told: Picture, data: bytes) -> Row:
     row: Row = {
         "prompt": told.spec["prompt"] or "",
         "seed": told.seed,

@@ -1,7 +1,7 @@
 """What the farm says about jobs and pictures."""
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -210,6 +210,8 @@ class Picture(_Told):
     error: dict[str, Any] | None = None
     notes: tuple[str, ...] = ()
     metadata: dict[str, Any] = {}  # what the row said besides the parameters
+    shard: str | None = None  # name of the object that holds other pictures, too
+    offset: int | None = None  # of the picture's first byte in there
 
     @property
     def key(self) -> tuple[int, int, int]:
@@ -217,8 +219,45 @@ class Picture(_Told):
         return self.render, self.image, self.generation
 
     def line(self) -> dict[str, Any]:
-        """Its line in ``manifest.jsonl``."""
-        return self.model_dump(mode="json", exclude={"url"})
+        """Its line in ``manifest.jsonl``, beside a file of its own."""
+        return self.model_dump(mode="json", exclude={"url", "offset"})
+
+
+class Shard(_Told):
+    """An object of the farm's store that holds several pictures."""
+
+    shard: str  # its name among those of its generation
+    generation: int
+    size: int  # bytes
+    sha256: str
+    url: str
+
+    @property
+    def file(self) -> str:
+        """Its name among those of all generations, with the same suffix."""
+        stem, dot, suffix = self.shard.partition(".")
+        return f"{stem}.{self.generation}{dot}{suffix}" if self.generation else self.shard
+
+
+class Page(NamedTuple):
+    """Pictures that were listed together, and what they lie in."""
+
+    pictures: tuple[Picture, ...]
+    shards: Mapping[tuple[int, str], Shard]  # by generation and name
+
+    @classmethod
+    def of(cls, told: Mapping[str, Any], pictures: Iterable[Picture]) -> "Page":
+        """Args:
+        told: the farm's answer.
+        pictures: those of them that are wanted.
+        """
+        shards = map(Shard.model_validate, told.get("shards", ()))
+        return cls(tuple(pictures), {(one.generation, one.shard): one for one in shards})
+
+    def shard_of(self, picture: Picture) -> Shard | None:
+        if picture.shard is None or picture.offset is None or picture.size is None:
+            return None
+        return self.shards.get((picture.generation, picture.shard))
 
 
 class Removed(_Told):

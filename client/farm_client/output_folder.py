@@ -13,7 +13,8 @@ from farm.job import is_job_id
 MANIFEST = "manifest.jsonl"
 MARK = ".farm-unfinished.json"  # there until the manifest is; says whose pictures lie here
 _PICTURES = re.compile(r"\d{8,}-\d{2,}\.(png|webp|jpg|safetensors|u16)")
-_SHARDS = re.compile(r"\d{8}\.(tar|parquet)")  # only beside a manifest: dates look like that too
+# Only beside a manifest: dates look like that too.
+_SHARDS = re.compile(r"\d{8}(\.\d+)?\.(tar|parquet)")
 
 
 class OutputFolder:

@@ -136,7 +136,7 @@ def export(
     failed = 0
     if begin(plan, folder, overwrite=overwrite):
         source = folder / STATE / FETCHED
-        fetched = found.fetch(source, parallel=parallel)
+        fetched = found.fetch(source, parallel=parallel, shards=True)
         if not fetched.pictures:
             return fail(InvalidInput(f"job {job} has no pictures", field="job"))
         _select(found, source, condition, alike)

@@ -31,6 +31,9 @@ def fetch(
     parallel: Annotated[int, typer.Option(min=1, max=64, help="Downloads at a time.")] = PARALLEL,
     overwrite: Overwrite = False,
     resume: Resume = False,
+    shards: Annotated[
+        bool, typer.Option("--shards", help="Shards as they are stored, not picture by picture.")
+    ] = False,
     sign: Signing = False,
     certificate: Certificate = None,
     key: Key = None,
@@ -49,6 +52,7 @@ def fetch(
         overwrite=overwrite,
         resume=resume,
         sign=signed,
+        shards=shards,
     )
 
 
@@ -63,6 +67,7 @@ def fetch_job(
     overwrite: bool = False,
     resume: bool = False,
     sign: Sign | None = None,
+    shards: bool = False,
 ) -> int:
     fetched = job.fetch(
         output,
@@ -73,6 +78,7 @@ def fetch_job(
         overwrite=overwrite,
         resume=resume,
         sign=sign,
+        shards=shards,
     )
     status = job.status()
     if as_json:

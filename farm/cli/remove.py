@@ -30,7 +30,7 @@ def du(
     jobs: Annotated[list[str] | None, typer.Argument(metavar="[JOB…]", show_default=False)] = None,
     everything: Annotated[
         bool,
-        typer.Option("--all", help="Also jobs that the queue has forgotten; lists the store."),
+        typer.Option("--all", help="Also jobs that the queue has forgotten."),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:

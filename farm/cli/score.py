@@ -1,8 +1,10 @@
 """``farm score``."""
 
 import io
+import itertools
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,9 +12,12 @@ import typer
 
 from farm.cli.output import go_on_with, pictures, say_error, say_json
 from farm.errors import InvalidInput
-from farm_client import Farm, Image, Job
+from farm_client import Farm, Job
 from farm_client.fetch import PARALLEL
+from farm_client.models import Picture
+from farm_client.runs import map_ahead, read_files, runs
 from farm_client.scores import Score, add_scores, read_scores
+from farm_client.sync import iterate
 
 if TYPE_CHECKING:
     from farm.scoring.scorer import Scorer
@@ -59,11 +64,18 @@ def _score(job: Job, scorers: "dict[str, Scorer]", parallel: int) -> dict[str, i
         if name in known:
             known[name].add((one.render, one.image, one.sha256))
     counts = dict.fromkeys(scorers, 0)
-    images = (one for one in job.images() if one.error is None)
-    fresh = (one for one in images if any(_key(one) not in seen for seen in known.values()))
+
+    def fresh(picture: Picture) -> bool:
+        return any(_key(picture) not in seen for seen in known.values())
+
+    asked = (
+        run for page in iterate(job.pages()) for run in runs(page, filter(fresh, page.pictures))
+    )
     with ThreadPoolExecutor(parallel) as pool:
-        while block := list(islice(fresh, BLOCK)):
-            data = dict(zip(map(_key, block), pool.map(Image.bytes, block), strict=True))
+        read = map_ahead(pool, partial(read_files, job.connection), asked, parallel)
+        files = itertools.chain.from_iterable(read)
+        while block := list(islice(files, BLOCK)):
+            data = {_key(picture): file for picture, file in block}
             for name, scorer in scorers.items():
                 wanted = {key: value for key, value in data.items() if key not in known[name]}
                 if wanted:
@@ -72,8 +84,8 @@ def _score(job: Job, scorers: "dict[str, Scorer]", parallel: int) -> dict[str, i
     return counts
 
 
-def _key(image: Image) -> tuple[int, int, str]:
-    return image.render, image.image, str(image.sha256)
+def _key(picture: Picture) -> tuple[int, int, str]:
+    return picture.render, picture.image, str(picture.sha256)
 
 
 def _scores(

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,19 +25,34 @@ Decode = Callable[[Facts], NDArray[np.uint8]]
 
 
 class FetchedPicture(NamedTuple):
-    """A line of the manifest, and the file that it tells of."""
+    """A line of the manifest, and where the picture's file lies."""
 
     row: ManifestRow
-    path: Path
+    path: Path  # of the file, or of the shard around it
+    offset: int | None = None  # in the shard
+
+    @property
+    def name(self) -> PurePath:
+        """Of the picture's file."""
+        return PurePath(str(self.row.file))
 
     @property
     def is_tokens(self) -> bool:
-        return self.path.suffix in TOKEN_FILES
+        return self.name.suffix in TOKEN_FILES
+
+    def read(self) -> bytes:
+        """The picture's file."""
+        if self.offset is None:
+            return self.path.read_bytes()
+        assert self.row.size is not None
+        with self.path.open("rb") as shard:
+            shard.seek(self.offset)
+            return shard.read(self.row.size)
 
     def facts(self) -> Facts:
         """Tokens and spec."""
-        data = self.path.read_bytes()
-        if self.path.suffix != RAW_TOKENS:
+        data = self.read()
+        if self.name.suffix != RAW_TOKENS:
             return read_facts(data)
         spec, row = RenderSpec.model_validate_json(self.row.spec), self.row
         grid = token_grid(data, spec.height, spec.width)
@@ -48,7 +63,14 @@ def fetched_pictures(folder: Path) -> Iterator[FetchedPicture]:
     """Those that did not fail and are wanted, in the order of the manifest."""
     selected = folder / SELECTED
     for told in read_manifest(selected if selected.exists() else folder / MANIFEST):
-        yield FetchedPicture(row_of(told), folder / told["file"])
+        yield fetched_picture(folder, told)
+
+
+def fetched_picture(folder: Path, told: Mapping[str, Any]) -> FetchedPicture:
+    """Of a line of its manifest; only where the folder has the shard, an offset is told."""
+    offset = told.get("offset")
+    name = told["file"] if offset is None else told["shard"]
+    return FetchedPicture(row_of(told), folder / name, offset)
 
 
 def read_manifest(path: Path) -> Iterator[dict[str, Any]]:
@@ -78,7 +100,7 @@ def as_picture(
         sign: adds content credentials; None leaves the bytes as they are.
     """
     if not picture.is_tokens:
-        data, extension = picture.path.read_bytes(), picture.path.suffix[1:]
+        data, extension = picture.read(), picture.name.suffix[1:]
         if sign is None:
             return picture.row, data
     else:
@@ -97,7 +119,7 @@ def as_tokens(picture: FetchedPicture) -> tuple[ManifestRow, bytes]:
 
 def _row_of(picture: FetchedPicture, extension: str, data: bytes) -> ManifestRow:
     sha256 = hashlib.sha256(data).hexdigest()
-    file = f"{picture.path.stem}.{extension}"
+    file = f"{picture.name.stem}.{extension}"
     return picture.row._replace(file=file, sha256=sha256, size=len(data))
 
 

@@ -14,7 +14,7 @@ from farm.queue import Failure, JobStatus
 from farm.queue.previews import Preview
 from farm.queue.why import Why
 from farm.sinks.parts import public_row
-from farm.sinks.protocol import Sink
+from farm.sinks.protocol import Sink, Source
 
 
 def status_view(status: JobStatus) -> dict[str, Any]:
@@ -42,6 +42,22 @@ def image_view(row: ManifestRow, sink: Sink, links: Links) -> dict[str, Any]:
     return {**public_row(row, sink), "url": url}
 
 
+def shard_views(rows: Iterable[ManifestRow], sink: Sink, links: Links) -> list[dict[str, Any]]:
+    """The shards around these pictures, with addresses to fetch them whole or by ranges."""
+    if not sink.sharded:
+        return []
+    return [
+        {
+            "shard": stored.name,
+            "generation": stored.rows[0].generation,
+            "size": stored.size,
+            "sha256": stored.sha256,
+            "url": links.to(Source(stored.key, stored.name, stored.size)),
+        }
+        for stored in sink.objects(rows)
+    ]
+
+
 def lost_views(
     chunk: Chunk, failure: Failure, lost: Container[tuple[int, int]]
 ) -> Iterator[dict[str, Any]]:
@@ -65,6 +81,7 @@ def lost_views(
                     **record.failed_row(error).public(),
                     "numerics": None,
                     "shard": None,
+                    "offset": None,
                     "url": None,
                 }
 

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterable, Iterator
-from itertools import groupby
 from typing import Any, NamedTuple
 
 from farm.errors import FarmError, NotFound
@@ -35,7 +34,8 @@ def usage_of(queue: Queue, store: Store, tenant: str, *, everything: bool) -> It
     """A tenant's jobs, newest first, and its uploads.
 
     Args:
-        everything: also jobs that the queue has forgotten; the whole store is listed for that.
+        everything: also jobs that the queue has forgotten; for that, two small objects of every job
+            in the store are looked up, and nothing but the tenant's own is listed.
     """
     known = set()
     before = None
@@ -45,11 +45,9 @@ def usage_of(queue: Queue, store: Store, tenant: str, *, everything: bool) -> It
             yield _of_job(store, status.id)._replace(status=status)
         before = page[-1].id
     if everything:
-        for job, objects in groupby(store.list(""), key=_job_of):
-            if job and job not in known:
-                usage = _sum(job, objects)
-                if tenant_of(store, job) == tenant:
-                    yield usage
+        for job in _stored_jobs(store):
+            if job not in known and tenant_of(store, job) == tenant:
+                yield _of_job(store, job)
     yield _sum("assets", store.list(keys.assets(tenant)))
     yield _sum("adapters", store.list(keys.adapters(tenant)))
 
@@ -92,6 +90,10 @@ def _sum(name: str, found: Iterable[ListedObject]) -> Usage:
     return Usage(name, count, size)
 
 
-def _job_of(entry: ListedObject) -> str | None:
-    parts = entry.key.split("/", 2)
-    return parts[1] if len(parts) == 3 and is_job_id(parts[1]) else None
+def _stored_jobs(store: Store) -> Iterator[str]:
+    """Ids of the jobs of all tenants that have anything in the store."""
+    for above in store.folders(""):
+        for folder in store.folders(above):
+            job = folder.removeprefix(above).rstrip("/")
+            if is_job_id(job):
+                yield job

@@ -105,10 +105,12 @@ def pictures_to_make(store: Store, sink: Sink, chunk: Chunk, generation: int) ->
 
 
 def public_row(row: ManifestRow, sink: Sink) -> dict[str, Any]:
-    """The row as people see it: ``file`` is a name, and ``shard`` that of the object around it."""
+    """The row as people see it: ``file`` is a name, ``shard`` that of the object around it, and
+    ``offset`` where it begins in there."""
     source = None if row.file is None else sink.source(row)
     return {
         **row.public(),
         "file": source and source.name,
         "shard": source and source.shard,
+        "offset": source and source.offset,
     }

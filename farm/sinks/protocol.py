@@ -52,6 +52,10 @@ class StoredObject(NamedTuple):
     sha256: str
     rows: tuple[ManifestRow, ...]
 
+    @property
+    def name(self) -> str:
+        return self.key.rpartition("/")[2]
+
 
 class Source(NamedTuple):
     """The bytes of one picture file: a whole object, or a range of one."""

@@ -95,6 +95,13 @@ class LocalStore:
         with _errors(f"cannot list {self._root}"):
             yield from _walk(self._root / folder, f"{folder}/" if folder else "", prefix)
 
+    def folders(self, prefix: str) -> Iterator[str]:
+        check_prefix(prefix)
+        with _errors(f"cannot list {self._root}"):
+            for name in sorted(_entries(self._root / prefix, prefix)):
+                if name.endswith("/"):
+                    yield name
+
     def jobs(self) -> Iterator[str]:
         """Ids of the jobs that have a record, without a look at their pictures."""
         with _errors(f"cannot list {self._root}"):
@@ -203,17 +210,21 @@ def _folder(path: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _walk(folder: Path, above: str, prefix: str) -> Iterator[ListedObject]:
+def _entries(folder: Path, above: str) -> dict[str, os.DirEntry[str]]:
+    """By key; a folder's ends in a slash, and so sorts as in S3: "a-b" before "a/b"."""
     found: dict[str, os.DirEntry[str]] = {}
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if not entry.name.startswith("."):
-                    name = above + entry.name + ("/" if entry.is_dir() else "")
-                    found[name] = entry
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    # A folder sorts with its slash: "a-b" comes before "a/b", as it does in S3.
+    with (
+        contextlib.suppress(FileNotFoundError, NotADirectoryError),
+        os.scandir(folder) as entries,
+    ):
+        for entry in entries:
+            if not entry.name.startswith("."):
+                found[above + entry.name + ("/" if entry.is_dir() else "")] = entry
+    return found
+
+
+def _walk(folder: Path, above: str, prefix: str) -> Iterator[ListedObject]:
+    found = _entries(folder, above)
     for name in sorted(found):
         if name.endswith("/"):
             if name.startswith(prefix) or prefix.startswith(name):

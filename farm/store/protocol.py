@@ -55,6 +55,16 @@ class Store(Protocol):
         """Every object whose key starts with the prefix, in the order of the keys' bytes."""
         ...
 
+    def folders(self, prefix: str) -> Iterator[str]:
+        """What keys that start with the prefix have up to the next slash, each once and with the
+        slash, in the order of their bytes. What lies below is not looked at: in a folder's store
+        it may be nothing.
+
+        Args:
+            prefix: empty, or ends in a slash.
+        """
+        ...
+
     def delete(self, key: str) -> None:
         """Remove the object, if there is one."""
         ...

@@ -137,6 +137,14 @@ class S3Store:
                 for found in page.get("Contents", ()):
                     yield ListedObject(found["Key"][len(self._prefix) :], found["Size"])
 
+    def folders(self, prefix: str) -> Iterator[str]:
+        check_prefix(prefix)
+        start = self._prefix + prefix
+        with self._errors("list"):
+            for page in self._client.pages(Bucket=self._bucket, Prefix=start, Delimiter="/"):
+                for found in page.get("CommonPrefixes", ()):
+                    yield found["Prefix"][len(self._prefix) :]
+
     def delete(self, key: str) -> None:
         name = self._name(key)
         with contextlib.suppress(NotFound), self._errors(f"delete {key} from", key):

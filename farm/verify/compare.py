@@ -1,33 +1,15 @@
 """A job's manifest, queue and store side by side: what of them differs."""
 
-import enum
 import hashlib
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import NamedTuple
 
 from farm.formats.manifest import ManifestRow, merge, read_part
 from farm.job import Receipt
 from farm.sinks.protocol import Sink, StoredObject
 from farm.store import keys
-
-
-class Kind(enum.StrEnum):
-    MISSING = "missing"  # an object that should be in the store
-    WRONG_SIZE = "wrong-size"  # an object with pictures, and so its sha256
-    WRONG_SHA256 = "wrong-sha256"  # such an object of the right size
-    PART_MISSING = "part-missing"
-    PART_CHANGED = "part-changed"  # other bytes than its receipt says
-    LISTED_TWICE = "listed-twice"  # a picture
-    ORPHAN = "orphan"  # an object that nothing lists
-    COUNT = "count"  # the queue counts otherwise
-
-
-class Difference(NamedTuple):
-    kind: Kind
-    subject: str  # a key, or the name of a counter
-    expected: str = ""
-    found: str = ""
-    task: int | None = None  # number of the task it belongs to
+from farm.verify.difference import Difference, Kind
+from farm.verify.index import JobIndex
 
 
 class Part(NamedTuple):
@@ -51,7 +33,7 @@ class Comparison:
     Args:
         job: its id.
         sink: its own.
-        objects: everything that lies in the store below its prefix, with sizes.
+        index: its own, with everything that lies in the store below the job's prefix.
         sha256_of: reads an object.
     """
 
@@ -59,15 +41,13 @@ class Comparison:
         self,
         job: str,
         sink: Sink,
-        objects: Mapping[str, int],
+        index: JobIndex,
         sha256_of: Callable[[str], str],
     ) -> None:
         self._job = job
         self._sink = sink
-        self._objects = objects
+        self._index = index
         self._sha256_of = sha256_of
-        self._listed = {keys.header(job), keys.closed(job), keys.cancelled(job)}
-        self._pictures: set[tuple[int, int]] = set()
         self._done = self._failed = 0
         self._whole = True  # every part could be read, so that what is not listed is an orphan
 
@@ -96,28 +76,29 @@ class Comparison:
             self._whole = False
             return
         counted = merge(rows)
+        known = self._index.add_pictures(counted)  # other tasks list them
         for row in counted.values():
-            if row.picture in self._pictures:
+            if row.picture in known:
                 name = row.file or f"picture {row.render}-{row.image}"
                 yield Difference(Kind.LISTED_TWICE, name, task=number)
             elif row.file is not None:
                 self._done += 1
             elif not lost:
                 self._failed += 1
-        for stored in self._sink.objects(rows):
-            self._listed.add(stored.key)
+        listed = list(self._sink.objects(rows))
+        sizes = self._index.list_objects([stored.key for stored in listed])
+        for stored in listed:
             of_use = [row for row in stored.rows if counted[row.picture] is row]
             if not of_use:
                 # Made again after it was lost; two objects with one picture are one too many.
-                if stored.key in self._objects:
+                if stored.key in sizes:
                     yield Difference(Kind.LISTED_TWICE, stored.key, task=number)
-            elif any(row.picture not in self._pictures for row in of_use):
-                yield from self._stored(number, stored)
-        self._pictures |= counted.keys()
+            elif any(row.picture not in known for row in of_use):
+                yield from self._stored(number, stored, sizes.get(stored.key))
 
     def early(self, rows: Sequence[ManifestRow]) -> None:
         """Pictures that readers are shown although no part has them; they are not orphans."""
-        self._listed.update(stored.key for stored in self._sink.objects(rows))
+        self._index.list_objects([stored.key for stored in self._sink.objects(rows)])
 
     def end(self, counted: Counts, *, generation: int, complete: bool) -> Iterator[Difference]:
         """What no task answers for; ``counted`` is what the queue says.
@@ -129,7 +110,7 @@ class Comparison:
         """
         yield from self._object(keys.header(self._job), None)
         ends = [keys.success(self._job, number) for number in range(generation + 1)]
-        self._listed.update(ends)
+        self._index.list_objects([*ends, keys.closed(self._job), keys.cancelled(self._job)])
         if complete:
             yield from self._object(ends[-1], None)
         if not self._whole:
@@ -138,7 +119,7 @@ class Comparison:
         kept = tuple(
             start(self._job) for start in (keys.repairs, keys.chunks, keys.early, keys.all_scores)
         )
-        for key in self._objects.keys() - self._listed:
+        for key in self._index.unlisted():
             if not key.startswith(kept):
                 yield Difference(Kind.ORPHAN, key)
         for name, ours, theirs in zip(Counts._fields, self.counts, counted, strict=True):
@@ -146,15 +127,14 @@ class Comparison:
                 yield Difference(Kind.COUNT, name, expected=str(theirs), found=str(ours))
 
     def _object(self, key: str, number: int | None) -> Iterator[Difference]:
-        self._listed.add(key)
-        if key not in self._objects:
+        if not self._index.list_objects([key]):
             yield Difference(Kind.MISSING, key, task=number)
 
     def _part(
         self, number: int, part: Part
     ) -> Generator[Difference, None, list[ManifestRow] | None]:
         receipt = part.receipt
-        self._listed.add(receipt.part)
+        self._index.list_objects([receipt.part])
         if part.data is None:
             yield Difference(Kind.PART_MISSING, receipt.part, receipt.part_sha256, task=number)
             return None
@@ -164,8 +144,7 @@ class Comparison:
         yield Difference(Kind.PART_CHANGED, receipt.part, receipt.part_sha256, sha256, number)
         return None
 
-    def _stored(self, number: int, stored: StoredObject) -> Iterator[Difference]:
-        size = self._objects.get(stored.key)
+    def _stored(self, number: int, stored: StoredObject, size: int | None) -> Iterator[Difference]:
         if size is None:
             yield Difference(Kind.MISSING, stored.key, stored.sha256, task=number)
         elif (sha256 := self._sha256_of(stored.key)) != stored.sha256:

@@ -1,11 +1,13 @@
 """``farm verify``: reads what the store holds of a job, and repairs what can be."""
 
 import hashlib
+import itertools
 import json
 import secrets
 import time
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Set
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from farm.errors import Conflict, FarmError, NotFound
@@ -18,17 +20,44 @@ from farm.sinks.protocol import TaskPlace
 from farm.sinks.registry import Sinks
 from farm.spec import canonical_json
 from farm.store import Store, keys
-from farm.verify.compare import Comparison, Counts, Difference, Kind, Part
+from farm.verify.compare import Comparison, Counts, Part
+from farm.verify.difference import Difference, Kind
+from farm.verify.index import JobIndex, job_index
 
 SIGN_SECONDS = 2.0  # between two lines
+BLOCK = 1000  # objects between two signs of life
+RECORDED = 10_000  # differences in one object about a repair
 SETTLED = timedelta(hours=SETTLED_HOURS)
 DAMAGED = {Kind.MISSING, Kind.WRONG_SIZE, Kind.WRONG_SHA256}
+
+
+class RepairRecord:
+    """What was repaired of a job; kept in the store, so many differences to an object."""
+
+    def __init__(self, store: Store, job: str) -> None:
+        self._store = store
+        self._start = keys.repairs(job)
+        self._held: list[Difference] = []
+        self.count = 0
+
+    def add(self, one: Difference) -> None:
+        self._held.append(one)
+        self.count += 1
+        if len(self._held) == RECORDED:
+            self.write()
+
+    def write(self) -> None:
+        """What is not written yet."""
+        if self._held:
+            told = canonical_json([one._asdict() for one in self._held])
+            self._store.put(f"{self._start}{secrets.token_hex(8)}.json", told.encode())
+            self._held = []
 
 
 class Repaired(NamedTuple):
     """The result of a repair."""
 
-    left: int  # differences that nothing here can repair
+    differences: int  # the others cannot be repaired here
     generation: int  # of the job now; a higher one than before makes pictures again
 
 
@@ -42,27 +71,21 @@ class Verifier:
         self.status: JobStatus = queue.status(job, tenant)
         self._check_ended(self.status)
         self._sink = sinks.get(self.status.sink)
-        self._done: dict[int, list[Finished]] = {}  # by the task's number, the oldest first
         self._comparison: Comparison | None = None
 
-    def compare(self) -> Iterator[Difference | None]:
-        """Every difference; None after each task, as a sign of life."""
+    def compare(self, index: JobIndex) -> Iterator[Difference | None]:
+        """Every difference; None now and then, as a sign of life.
+
+        Args:
+            index: an empty one.
+        """
         job = self.status.id
-        objects = {entry.key: entry.size for entry in self._store.list(keys.prefix(job))}
-        comparison = self._comparison = Comparison(job, self._sink, objects, self._sha256)
-        after = 0
-        while finished := self._queue.finished(job, after):
-            for one in finished:
-                self._done.setdefault(one.number, []).append(one)
-            after = finished[-1].position
-        lost: dict[int, int] = {}
-        after = 0
-        while failures := self._queue.failures(job, after):
-            lost |= {failure.number: failure.pictures for failure in failures}
-            after = failures[-1].position
-        for number in sorted({*self._done, *lost}):
-            parts = [self._part(one) for one in self._done.get(number, ())]
-            yield from comparison.task(number, parts, lost.get(number, 0))
+        comparison = self._comparison = Comparison(job, self._sink, index, self._sha256)
+        for _ in self._fill(index):
+            yield None
+        for task in index.tasks():
+            parts = [self._part(one) for one in task.finished]
+            yield from comparison.task(task.number, parts, task.lost)
             yield None
         images = self.status.images
         if self.status.state is JobState.CANCELLED:  # its killed workers wrote no parts
@@ -78,15 +101,36 @@ class Verifier:
             Counts(images.done, failed), generation=self.status.generation, complete=complete
         )
 
+    def _fill(self, index: JobIndex) -> Iterator[None]:
+        """With what store and queue have, block by block."""
+        job = self.status.id
+        objects = self._store.list(keys.prefix(job))
+        while block := list(itertools.islice(objects, BLOCK)):
+            index.add_objects(block)
+            yield
+        after = 0
+        while finished := self._queue.finished(job, after):
+            index.add_finished(finished)
+            after = finished[-1].position
+            yield
+        after = 0
+        while failures := self._queue.failures(job, after):
+            index.add_lost(failures)
+            after = failures[-1].position
+            yield
+
     @property
     def pictures(self) -> int:
         """Checked so far."""
         return self._comparison.counts.done if self._comparison else 0
 
-    def repair(self, differences: Sequence[Difference]) -> Repaired:
+    def repair(self, index: JobIndex) -> Repaired:
         """Remove orphans, of a cancelled job once its workers are done with it; write lost parts
         again where what is stored gives the same bytes; and have the pictures of lost and damaged
         objects made again as a new generation.
+
+        Args:
+            index: that of the comparison, with the differences to repair.
 
         Raises:
             Conflict: the pictures of some tasks cannot be made again; the rest was repaired.
@@ -96,28 +140,25 @@ class Verifier:
         self._check_ended(now)
         if now.generation != self.status.generation:
             raise Conflict(f"job {job} was retried meanwhile", hint="verify it again")
-        mended: list[Difference] = []
-        damaged: dict[int, list[Difference]] = {}
-        data = keys.all_data(job)
+        mended = RepairRecord(self._store, job)
         settled = _settled(now)
-        for one in differences:
+        for one in index.differences():
             if one.kind is Kind.ORPHAN:
                 if settled:
                     self._store.delete(one.subject)
-                    mended.append(one)
-            elif one.kind in (Kind.PART_MISSING, Kind.PART_CHANGED) and self._write_part(one):
-                mended.append(one)
-            elif one.kind in DAMAGED and one.task is not None and one.subject.startswith(data):
-                damaged.setdefault(one.task, []).append(one)
-        remade, refused = self._invalidate(damaged)
+                    mended.add(one)
+            elif one.kind in (Kind.PART_MISSING, Kind.PART_CHANGED) and self._write_part(
+                one, index
+            ):
+                mended.add(one)
+        before = mended.count
+        refused = self._invalidate(index, mended)
+        remade = mended.count > before
+        mended.write()
         generation = self._queue.retry(job, self._tenant) if remade else now.generation
-        mended += remade
-        if mended:
-            told = canonical_json([one._asdict() for one in mended])
-            self._store.put(f"{keys.repairs(job)}{secrets.token_hex(8)}.json", told.encode())
         if refused is not None:
             raise refused
-        return Repaired(len(differences) - len(mended), generation)
+        return Repaired(mended.count, generation)
 
     def _check_ended(self, status: JobStatus) -> None:
         if status.state not in TERMINAL_JOBS:
@@ -139,42 +180,46 @@ class Verifier:
             data = None
         return Part(task.generation, task.receipt, data)
 
-    def _invalidate(
-        self, damaged: Mapping[int, Sequence[Difference]]
-    ) -> tuple[list[Difference], Conflict | None]:
-        """Count damaged pictures as failed and delete their objects, task by task.
-
-        Returns what a retry will make again, and why some of it cannot be.
-        """
-        remade: list[Difference] = []
+    def _invalidate(self, index: JobIndex, mended: RepairRecord) -> Conflict | None:
+        """Count damaged pictures as failed and delete their objects, task by task, so that a retry
+        makes them again. Returns why some of them cannot be."""
+        data = keys.all_data(self.status.id)
         refused = None
-        for number, found in damaged.items():
+        damaged = (
+            one
+            for one in index.differences()
+            if one.kind in DAMAGED and one.subject.startswith(data)
+        )
+        for number, of_task in itertools.groupby(damaged, key=lambda one: one.task):
+            assert number is not None
+            found = list(of_task)
             try:
-                self._count_failed(number, {one.subject for one in found})
+                self._count_failed(index.finished(number), {one.subject for one in found})
             except Conflict as error:  # the others are made again all the same
                 refused = error
                 continue
             for one in found:
                 self._store.delete(one.subject)
-            remade += found
-        return remade, refused
+                mended.add(one)
+        return refused
 
-    def _count_failed(self, number: int, damaged: Set[str]) -> None:
+    def _count_failed(self, task: list[Finished], damaged: Set[str]) -> None:
         """Tell the queue how many of the task's pictures are left, on its newest receipt."""
-        job, tasks = self.status.id, self._done[number]
-        rows = merge(task_rows(self._store, job, number, range(self.status.generation + 1)))
+        job, newest = self.status.id, task[-1]
+        generations = range(self.status.generation + 1)
+        rows = merge(task_rows(self._store, job, newest.number, generations))
         good = sum(
             len(stored.rows)
             for stored in self._sink.objects(rows.values())
             if stored.key not in damaged
         )
-        earlier = sum(task.receipt.done for task in tasks[:-1])
-        self._queue.invalidate(job, self._tenant, tasks[-1], good - earlier)
+        earlier = sum(one.receipt.done for one in task[:-1])
+        self._queue.invalidate(job, self._tenant, newest, good - earlier)
 
-    def _write_part(self, lost: Difference) -> bool:
+    def _write_part(self, lost: Difference, index: JobIndex) -> bool:
         """Write a part again from what the stored pictures tell, if that gives its hash."""
         assert lost.task is not None
-        task = next(one for one in self._done[lost.task] if one.receipt.part == lost.subject)
+        task = next(one for one in index.finished(lost.task) if one.receipt.part == lost.subject)
         for data in part_forms(self._rows(task)):
             if hashlib.sha256(data).hexdigest() == task.receipt.part_sha256:
                 self._store.delete(lost.subject)
@@ -200,25 +245,32 @@ def _settled(status: JobStatus) -> bool:
     return status.ended_at is not None and datetime.now(UTC) - status.ended_at > SETTLED
 
 
-def report(verifier: Verifier, *, repair: bool) -> Iterator[str]:
-    """The lines of the answer; one at least every few seconds, so that no client gives up."""
-    differences: list[Difference] = []
+def report(verifier: Verifier, folder: Path, *, repair: bool) -> Iterator[str]:
+    """The lines of the answer; one at least every few seconds, so that no client gives up.
+
+    Args:
+        folder: on a disk, for what is known of the job meanwhile.
+    """
+    count = repaired = 0
+    generation = verifier.status.generation
     told = time.monotonic()
     try:
-        for found in verifier.compare():
-            if found is not None:
-                differences.append(found)
-                yield _line("difference", found._asdict())
-            elif time.monotonic() > told + SIGN_SECONDS:
-                told = time.monotonic()
-                yield _line("checked", {"pictures": verifier.pictures})
-        left, generation = len(differences), verifier.status.generation
-        if repair and differences:
-            left, generation = verifier.repair(differences)
+        with job_index(folder) as index:
+            for found in verifier.compare(index):
+                if found is not None:
+                    count += 1
+                    if repair:
+                        index.add_difference(found)
+                    yield _line("difference", found._asdict())
+                elif time.monotonic() > told + SIGN_SECONDS:
+                    told = time.monotonic()
+                    yield _line("checked", {"pictures": verifier.pictures})
+            if repair and count:
+                repaired, generation = verifier.repair(index)
         result = {
             "pictures": verifier.pictures,
-            "differences": len(differences),
-            "left": left,
+            "differences": count,
+            "left": count - repaired,
             "generation": generation,
         }
         yield _line("verified", result)

@@ -1,6 +1,9 @@
 """A store is damaged on purpose, and ``farm verify`` names and mends it."""
 
+import contextlib
 import json
+import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -8,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from fake_worker import BAD_PROMPT, FakeWorker
-from harness import INFO, Gateway
+from harness import INFO, Gateway, until
 from picture_key import picture_key
 
 from farm.cli.app import run
@@ -18,6 +21,7 @@ from farm.job import Chunk, Format
 from farm.sinks.early import store_early
 from farm.sinks.protocol import TaskPlace
 from farm.store import keys
+from farm.verify import repair
 from farm_client import Farm, Job
 
 
@@ -269,6 +273,53 @@ def test_what_can_be_mended_is_mended_where_pictures_cannot_be_made_again(
     (record,) = gateway.store.list(keys.repairs(job.id))
     assert [one["subject"] for one in json.loads(gateway.store.get(record.key))] == [stray]
     assert job.status().images.done == 2, "nothing is counted as lost that will not be made"
+
+
+def test_much_that_was_repaired_is_recorded_in_several_objects(
+    gateway: Gateway, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(repair, "RECORDED", 2)
+    strays = [picture(job, 90 + number) for number in range(4)]
+    for stray in strays:
+        gateway.store.put(stray, b"x")
+    gateway.store.delete(picture(job, 0))
+    assert job.verify(repair=True).left == 0
+    records = [
+        json.loads(gateway.store.get(one.key)) for one in gateway.store.list(keys.repairs(job.id))
+    ]
+    assert sorted(map(len, records)) == [1, 2, 2]
+    told = {one["subject"] for record in records for one in record}
+    assert told == {*strays, picture(job, 0)}
+
+
+def test_nothing_stays_behind_when_the_caller_goes_away(
+    gateway: Gateway, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = gateway.app_deps.settings.data / "scratch" / "verify"
+    gateway.store.delete(picture(job, 0))
+    gone = threading.Event()
+    read = gateway.store.stream
+
+    def stream(key: str) -> Iterator[bytes]:
+        assert gone.wait(120)
+        return read(key)
+
+    monkeypatch.setattr(gateway.store, "stream", stream)
+    with gateway.client() as http, http.stream("GET", f"/v1/jobs/{job.id}/verify") as answer:
+        assert "missing" in next(answer.iter_lines())
+        assert os.listdir(folder) == []
+        assert len(unnamed_files(folder)) == 1
+    gone.set()
+    until(lambda: not unnamed_files(folder))
+
+
+def unnamed_files(folder: Path) -> list[str]:
+    """Those below a folder that this process has open."""
+    found = []
+    for link in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            found.append(os.readlink(link))
+    return [name for name in found if name.startswith(f"{folder}/")]
 
 
 def test_a_job_that_still_runs_is_not_verified(farm: Farm) -> None:

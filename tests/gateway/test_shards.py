@@ -1,5 +1,6 @@
 """The sinks that put a task's pictures into one object, used from submit to delete."""
 
+import hashlib
 import io
 import itertools
 import json
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -17,6 +18,7 @@ import pytest
 from fake_engine import BAD_PROMPT, INFO, FakeEngine
 from harness import Gateway, until
 
+from farm.errors import InvalidInput
 from farm.formats.manifest import read_part
 from farm.formats.picture_file import read_facts, token_bytes
 from farm.job import Chunk
@@ -25,7 +27,7 @@ from farm.sinks.protocol import TaskPlace
 from farm.sinks.registry import Sinks
 from farm.store import keys
 from farm.store.local import ReplacingStore
-from farm_client import Farm, Job
+from farm_client import Farm, Fetched, Job
 from farm_workers.local_renderer import LocalRenderer
 from workers import Workers
 
@@ -65,6 +67,21 @@ def shards(gateway: Gateway, job: Job) -> dict[str, bytes]:
     }
 
 
+def assert_shards(fetched: Fetched, stored: Mapping[str, bytes]) -> None:
+    """The folder has what is stored, and the manifest says where each picture lies."""
+    suffix = next(iter(stored)).partition(".")[2]
+    names = {}
+    for place, data in stored.items():
+        generation, _, name = place.partition("/")
+        names[name if generation == "0" else name.replace(".", f".{generation}.", 1)] = data
+    found = {path.name: path.read_bytes() for path in fetched.folder.glob(f"*.{suffix}")}
+    assert found == names
+    for line in map(json.loads, fetched.manifest.read_text().splitlines()):
+        if line["error"] is None:
+            picture = found[line["shard"]][line["offset"] :][: line["size"]]
+            assert hashlib.sha256(picture).hexdigest() == line["sha256"]
+
+
 def columns(sink: str, shard: bytes) -> list[dict[str, object]]:
     """What stands beside the pictures of a shard, read without the farm."""
     if sink != "webdataset":
@@ -98,6 +115,7 @@ def test_a_job_is_stored_listed_fetched_and_deleted(
             assert data == one["tokens"]
         else:
             assert read_facts(data).spec.prompt == one["prompt"]
+    assert_shards(job.fetch(tmp_path / "shards", shards=True), stored)
     assert job.verify().differences == ()
     until(lambda: not list((tmp_path / "worker" / "scratch").glob(f"*/{sink}/*")))
     job.remove()
@@ -105,13 +123,16 @@ def test_a_job_is_stored_listed_fetched_and_deleted(
 
 
 def test_a_failed_picture_is_in_the_manifest_alone_and_a_retry_adds_it(
-    gateway: Gateway, workers: Workers, farm: Farm, sink: str
+    gateway: Gateway, workers: Workers, farm: Farm, sink: str, tmp_path: Path
 ) -> None:
     engine = FakeEngine()
     workers.start(engine=engine)
     job = submit(gateway, farm, sink, 3, BAD_PROMPT)
     job.wait(120, check=False)
     before = shards(gateway, job)
+    fetched = job.fetch(tmp_path, shards=True)
+    assert (fetched.pictures, fetched.skipped, fetched.failed) == (3, 0, 1)
+    assert_shards(fetched, before)
     assert [len(columns(sink, shard)) for shard in before.values()] == [3]
     engine.healed = True
     job.retry()
@@ -120,6 +141,14 @@ def test_a_failed_picture_is_in_the_manifest_alone_and_a_retry_adds_it(
     assert before.items() < after.items()
     (name,) = after.keys() - before.keys()
     assert [one["prompt"] for one in columns(sink, after[name])] == [BAD_PROMPT]
+    fetched = job.fetch(tmp_path, shards=True)
+    assert (fetched.pictures, fetched.skipped, fetched.failed) == (4, 3, 0)
+    assert_shards(fetched, after)
+    (tmp_path / f"00000000{SUFFIXES[sink]}").write_bytes(b"damaged")
+    assert job.fetch(tmp_path, shards=True).skipped == 1
+    assert_shards(fetched, after)
+    with pytest.raises(InvalidInput, match="cannot be signed"):
+        job.fetch(tmp_path, shards=True, sign=bytes)
     assert job.verify().differences == ()
 
 

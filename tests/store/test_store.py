@@ -126,6 +126,18 @@ def test_a_list_has_no_end_at_the_first_page(store: Store, monkeypatch: pytest.M
     assert [entry.key for entry in store.list("many/")] == keys
 
 
+def test_folders_are_named_each_once_without_what_lies_in_them(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3_client, "PAGE_KEYS", 3)
+    for key in ("a/1", "a/b/1", "a/b/2", "a-b/1", "a/c/d/1", "a/bc/1", "e", "f/1"):
+        store.put(key, b"")
+    assert list(store.folders("")) == ["a-b/", "a/", "f/"]
+    assert list(store.folders("a/")) == ["a/b/", "a/bc/", "a/c/"]
+    assert list(store.folders("a/b/")) == []
+    assert list(store.folders("none/")) == []
+
+
 @pytest.mark.parametrize(
     "key",
     [
@@ -144,8 +156,9 @@ def test_a_key_cannot_leave_the_store(store: Store, key: str) -> None:
 
 def test_a_list_cannot_leave_the_store(store: Store) -> None:
     for prefix in ("..", "../", "/", "a/../", "a//"):
-        with pytest.raises(InvalidInput):
-            list(store.list(prefix))
+        for names in (store.list, store.folders):
+            with pytest.raises(InvalidInput):
+                list(names(prefix))
 
 
 def test_the_longest_key_is_taken(store: Store) -> None:

@@ -10,9 +10,11 @@ from picture_key import picture_key
 from farm.formats.manifest import ManifestRow, write_part
 from farm.job import Format, Receipt
 from farm.sinks.images import Images
-from farm.store import keys
+from farm.store import ListedObject, keys
 from farm.store.local import LocalStore
-from farm.verify.compare import Comparison, Counts, Difference, Kind, Part
+from farm.verify.compare import Comparison, Counts, Part
+from farm.verify.difference import Difference, Kind
+from farm.verify.index import job_index
 
 JOB = "j0-01m848b6zxgnjbpp0f506dqmht"
 IMAGES = Images(LocalStore(Path("unused")), Path("unused"))
@@ -21,7 +23,8 @@ IMAGES = Images(LocalStore(Path("unused")), Path("unused"))
 class Made:
     """A job as its store holds it: one task of two pictures and a failed one."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         whole = keys.header(JOB), keys.success(JOB), keys.chunk(JOB, 0)
         self.objects = dict.fromkeys(whole, b"{}")
         rows = [self.row(0), self.row(1), self.row(2, error='{"code": "render", "message": "x"}')]
@@ -52,13 +55,25 @@ class Made:
         )  # fmt: skip
         return Part(generation, receipt, data)
 
-    def compare(self) -> list[Difference]:
-        sizes = {key: len(data) for key, data in self.objects.items()}
-        comparison = Comparison(
-            JOB, IMAGES, sizes, lambda key: hashlib.sha256(self.objects[key]).hexdigest()
-        )
-        found = list(comparison.task(0, self.parts, self.lost))
-        return found + list(comparison.end(self.counted, generation=0, complete=True))
+    def compare(self, *others: Part) -> list[Difference]:
+        """
+        Args:
+            others: of a second task.
+        """
+        with job_index(self.folder) as index:
+            index.add_objects(ListedObject(key, len(data)) for key, data in self.objects.items())
+            comparison = Comparison(
+                JOB, IMAGES, index, lambda key: hashlib.sha256(self.objects[key]).hexdigest()
+            )
+            found = list(comparison.task(0, self.parts, self.lost))
+            if others:
+                found += comparison.task(1, others)
+            return found + list(comparison.end(self.counted, generation=0, complete=True))
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Made:
+    return Made(tmp_path)
 
 
 PICTURE = picture_key(JOB, 0, 0, 0, Format.PNG)
@@ -96,8 +111,8 @@ def miscount(made: Made) -> None:
     made.counted = Counts(3, 1)
 
 
-def test_a_job_that_is_whole_has_no_differences() -> None:
-    assert Made().compare() == []
+def test_a_job_that_is_whole_has_no_differences(made: Made) -> None:
+    assert made.compare() == []
 
 
 DAMAGES: list[tuple[Callable[[Made], None], Kind, str]] = [
@@ -118,43 +133,47 @@ DAMAGES: list[tuple[Callable[[Made], None], Kind, str]] = [
 
 @pytest.mark.parametrize(("damage", "kind", "subject"), DAMAGES)
 def test_each_damage_is_told_by_its_name(
-    damage: Callable[[Made], None], kind: Kind, subject: str
+    made: Made, damage: Callable[[Made], None], kind: Kind, subject: str
 ) -> None:
-    made = Made()
     damage(made)
     assert [(one.kind, one.subject) for one in made.compare()] == [(kind, subject)]
 
 
-def test_a_picture_made_again_counts_once_and_its_failure_no_more() -> None:
-    made = Made()
+def test_a_picture_made_again_counts_once_and_its_failure_no_more(made: Made) -> None:
     made.parts.append(made.part([made.row(2, generation=1)], generation=1))
     made.counted = Counts(done=3, failed=0)
     assert made.compare() == []
 
 
-def test_a_lost_picture_that_was_made_again_is_not_missed() -> None:
-    made = Made()
+def test_a_lost_picture_that_was_made_again_is_not_missed(made: Made) -> None:
     make_twice(made)
     del made.objects[PICTURE]
     assert made.compare() == []
 
 
-def test_a_lost_part_does_not_make_its_older_files_missed() -> None:
-    made = Made()
+def test_a_lost_part_does_not_make_its_older_files_missed(made: Made) -> None:
     make_twice(made)
     del made.objects[PICTURE]  # its newer file is listed by the part that is lost
     made.parts[1] = made.parts[1]._replace(data=None)
     assert [one.kind for one in made.compare()] == [Kind.PART_MISSING]
 
 
-def test_no_object_is_called_an_orphan_while_a_part_cannot_be_read() -> None:
-    made = Made()
+def test_no_object_is_called_an_orphan_while_a_part_cannot_be_read(made: Made) -> None:
     lose_part(made)
     made.objects[STRAY] = b"x"
     assert [one.kind for one in made.compare()] == [Kind.PART_MISSING]
 
 
-def test_the_pictures_of_a_task_without_attempts_left_count_as_failed() -> None:
-    made = Made()
+def test_the_pictures_of_a_task_without_attempts_left_count_as_failed(made: Made) -> None:
     made.lost = 1  # the retry of the failed picture
     assert made.compare() == []
+
+
+def test_a_picture_that_another_task_lists_too_is_told_of_the_later_one(made: Made) -> None:
+    made.objects[keys.chunk(JOB, 1)] = b"{}"
+    other = made.part([made.row(1), made.row(3)])
+    made.objects[PART] = made.parts[0].data or b""
+    made.counted = Counts(3, 1)
+    assert made.compare(other) == [
+        Difference(Kind.LISTED_TWICE, picture_key(JOB, 0, 1, 0, Format.PNG), task=1)
+    ]

@@ -6,10 +6,17 @@ from anyio.to_thread import run_sync
 from fastapi import APIRouter, Query
 from starlette.responses import Response, StreamingResponse
 
-from farm.formats.manifest import merge, read_part
+from farm.formats.manifest import ManifestRow, merge, read_part
 from farm.gateway.dependencies import Dependencies, Deps, Reader, Writer
 from farm.gateway.events import updates
-from farm.gateway.serializers import image_view, lost_views, preview_view, status_view, why_view
+from farm.gateway.serializers import (
+    image_view,
+    lost_views,
+    preview_view,
+    shard_views,
+    status_view,
+    why_view,
+)
 from farm.ingest import removal
 from farm.job import TERMINAL_JOBS, Chunk, JobState, check_job_id
 from farm.queue import MAX_REASON, MAX_ROWS, JobStatus, notice, previews
@@ -83,12 +90,15 @@ def images(
     Of a picture that was made again after a retry, the newest good result is listed.
     ``next`` is the cursor for ``after``; whole tasks are listed, so a page can be longer than
     ``limit``. All are listed when ``state`` is final and ``images`` is empty. ``early`` has what
-    tasks that still run have stored; it comes again in ``images`` when they end.
+    tasks that still run have stored; it comes again in ``images`` when they end. ``shards`` has
+    the objects around pictures that have a ``shard``, told by its name and their ``generation``: a
+    range of such an object, from the ``offset`` of one picture on, holds those beside it, too.
     """
     status = deps.queue.status(check_job_id(job), tenant)  # before, so that final means all
     sink = deps.sinks.get(status.sink)
     done, lost_now, seen = map(int, [*after.split("."), "0", "0"][:3])
-    listed, done_now = _finished(deps, status, sink, done, limit)
+    finished, done_now = _finished(deps, status, sink, done, limit)
+    listed = [image_view(row, sink, deps.links) for row in finished]
     for failure in deps.queue.failures(job, lost_now, LOST_PAGE) if len(listed) < limit else ():
         chunk = Chunk.model_validate_json(deps.store.get(keys.chunk(job, failure.number)))
         lost_pictures = pictures_to_make(deps.store, sink, chunk, failure.generation)
@@ -96,7 +106,13 @@ def images(
         lost_now = failure.position
     early, seen = _early(deps, status, sink, seen, limit)
     cursor = f"{done_now}.{lost_now}.{seen}"
-    return {"images": listed, "early": early, "next": cursor, "state": str(status.state)}
+    return {
+        "images": listed,
+        "early": early,
+        "shards": shard_views(finished, sink, deps.links),
+        "next": cursor,
+        "state": str(status.state),
+    }
 
 
 def _early(
@@ -117,9 +133,9 @@ def _early(
 
 def _finished(
     deps: Dependencies, status: JobStatus, sink: Sink, after: int, limit: int
-) -> tuple[list[dict[str, Any]], int]:
+) -> tuple[list[ManifestRow], int]:
     job = status.id
-    listed: list[dict[str, Any]] = []
+    listed: list[ManifestRow] = []
     while len(listed) < limit:
         # Small tasks come several to a page; a task's part may hold a thousand pictures.
         finished = deps.queue.finished(job, after, FINISHED_PAGE)
@@ -129,9 +145,7 @@ def _finished(
                 rows = read_part(deps.store.get(task.receipt.part))
                 later = range(task.generation + 1, status.generation + 1)
                 counts = merge([*rows, *task_rows(deps.store, job, task.number, later)])
-                listed += [
-                    image_view(row, sink, deps.links) for row in rows if counts[row.picture] == row
-                ]
+                listed += [row for row in rows if counts[row.picture] == row]
             if len(listed) >= limit:
                 break
         if len(finished) < FINISHED_PAGE:
@@ -237,5 +251,5 @@ def repair(job: str, deps: Deps, tenant: Writer) -> Response:
 
 def _verify(deps: Dependencies, job: str, tenant: str, *, repair: bool) -> Response:
     verifier = Verifier(deps.queue, deps.store, deps.sinks, job, tenant)
-    lines = report(verifier, repair=repair)
+    lines = report(verifier, deps.settings.data / "scratch" / "verify", repair=repair)
     return StreamingResponse(lines, media_type="application/x-ndjson")

@@ -14,7 +14,7 @@ router = APIRouter(prefix="/v1", tags=["jobs"])
 def usage(deps: Deps, tenant: Reader, everything: bool = False) -> Response:
     """Objects and bytes of each of the caller's jobs, newest first, and of its uploads: NDJSON, a
     ``usage`` line for each, then one ``total`` line. ``everything`` adds jobs that the queue has
-    forgotten; the whole store is listed for that."""
+    forgotten; every job in the store is looked up for that."""
     found = usage_of(deps.queue, deps.store, tenant, everything=everything)
     return StreamingResponse(report(found), media_type="application/x-ndjson")
 

@@ -28,7 +28,7 @@ from farm.export.splits import Splits
 from farm.formats.credentials import told_credentials
 from farm.formats.picture_file import read_facts, token_bytes
 from farm_client import Farm, Job
-from farm_client.fetch import Fetcher
+from farm_client.manifest_draft import ManifestDraft
 from workers import Workers
 
 PICTURES = 24
@@ -259,7 +259,7 @@ def test_a_signed_fetch_has_content_credentials_and_is_not_repeated(
     (out / lines[3]["file"]).write_bytes(b"altered")
     assert fetched(*flags)[0] == PICTURES - 1
     with monkeypatch.context() as full:
-        full.setattr(Fetcher, "_write_manifest", no_space)
+        full.setattr(ManifestDraft, "finish", no_space)
         shutil.rmtree(out)
         assert run([*command, *flags]) == InvalidInput.exit_code
         assert "No space left" in capsys.readouterr().err

@@ -1,0 +1,82 @@
+"""``manifest.jsonl`` while it is being written: lines come in any order, and some twice."""
+
+import json
+import os
+import secrets
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+from farm_client.output_folder import MANIFEST
+
+_TABLE = """
+CREATE TABLE places (
+    render INTEGER, image INTEGER, good INTEGER, generation INTEGER, start INTEGER,
+    PRIMARY KEY (render, image)
+) WITHOUT ROWID
+"""
+# A picture that was retried while its job was followed comes twice; a good one counts.
+_ADD = """
+INSERT INTO places VALUES (?, ?, ?, ?, ?)
+ON CONFLICT DO UPDATE SET good = excluded.good, generation = excluded.generation,
+    start = excluded.start
+WHERE (excluded.good, excluded.generation) >= (good, generation)
+"""
+
+
+class ManifestDraft:
+    """Lines lie in a file as they came, and where each one begins in a database, which SQLite
+    moves to a file of its own when it grows: ten million lines take no more memory than ten.
+
+    Args:
+        folder: of the manifest.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Everything else is called in here; what is left of the draft is removed."""
+        draft = self._path()
+        try:
+            with draft.open("w+b") as self._lines, closing(sqlite3.connect("")) as self._places:
+                self._places.execute(_TABLE)
+                yield
+        finally:
+            draft.unlink(missing_ok=True)
+
+    def add(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        self._places.executemany(_ADD, map(self._write, lines))
+
+    def finish(self, told: Callable[[bytes], bytes]) -> int:
+        """Write the manifest, in the job's order.
+
+        Args:
+            told: what stands there for a line.
+
+        Returns:
+            How many pictures failed.
+        """
+        draft = self._path()
+        try:
+            with draft.open("wb") as out:
+                places = self._places.execute("SELECT start FROM places ORDER BY render, image")
+                for (start,) in places:
+                    self._lines.seek(start)
+                    out.write(told(self._lines.readline()))
+            draft.replace(self._folder / MANIFEST)
+        finally:
+            draft.unlink(missing_ok=True)
+        (failed,) = self._places.execute("SELECT count(*) FROM places WHERE NOT good").fetchone()
+        return int(failed)
+
+    def _write(self, line: Mapping[str, Any]) -> tuple[int, int, bool, int, int]:
+        start = self._lines.tell()
+        self._lines.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+        return line["render"], line["image"], line["error"] is None, line["generation"], start
+
+    def _path(self) -> Path:
+        return self._folder / f".{MANIFEST}.{os.getpid()}.{secrets.token_hex(4)}.part"
