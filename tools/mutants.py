@@ -40,6 +40,7 @@ TESTS = tuple(
         "invalidate",
         "tallies",
         "removal",
+        "busy_life",
         "fairness",
         "published_bugs",
         "published_bugs_python",
@@ -1211,7 +1212,7 @@ MUTANTS = (
         "  if true then\n",
     ),
     Mutant(
-        "a session that ended counts as one that runs a task alone",
+        "a session that ended is still listed as one that took a task to run alone",
         "parts/session_lifecycle.lua",
         "  redis.call('SREM', P .. 'isolated', session)\n",
         "",

@@ -255,6 +255,17 @@ def test_a_task_that_runs_alone_waits_for_no_lower_class(bench: Bench, queue: Qu
     assert [lease.job for lease in bench.lease(bench.session())] == [bad]
 
 
+def test_a_task_that_runs_alone_waits_for_none_that_its_worker_is_not_offered(
+    bench: Bench, queue: Queue
+) -> None:
+    bad = suspects(bench, 2, "bob")
+    session = bench.session()
+    [first] = bench.lease(session)
+    bench.complete(session, first)
+    bench.submit(1, lane=LANE._replace(height=512))
+    assert [lease.job for lease in queue.lease(session, [LANE], 1000, MS)] == [bad]
+
+
 def test_tasks_that_run_alone_get_their_turn_among_endless_others(
     bench: Bench, queue: Queue
 ) -> None:
