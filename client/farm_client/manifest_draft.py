@@ -90,6 +90,8 @@ class ManifestDraft:
 
 
 def _open(path: Path) -> sqlite3.Connection:
-    database = sqlite3.connect(path, isolation_level=None)
+    """Without locks, which file systems of the network may lack: the file is this process's own."""
+    address = f"{path.absolute().as_uri()}?nolock=1"
+    database = sqlite3.connect(address, isolation_level=None, uri=True)
     database.executescript(_TABLE)
     return database

@@ -1,0 +1,68 @@
+"""The manifest of a fetch: in the job's order, each picture once, whatever order they came in."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from farm_client.manifest_draft import ManifestDraft
+from farm_client.output_folder import MANIFEST
+
+LINES = st.lists(
+    st.builds(
+        lambda picture, generation, good: {
+            "render": picture // 3, "image": picture % 3, "generation": generation,
+            "error": None if good else {"code": "render"}, "prompt": "é\n" * generation,
+        },
+        st.integers(0, 20), st.integers(0, 3), st.booleans(),
+    ),
+    max_size=60,
+)  # fmt: skip
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(lines=LINES, pages=st.integers(1, 4))
+def test_the_newest_good_line_of_each_picture_stands_in_the_jobs_order(
+    tmp_path: Path, lines: list[dict[str, Any]], pages: int
+) -> None:
+    draft = ManifestDraft(tmp_path)
+    with draft.writing():
+        for page in range(pages):
+            draft.add(lines[page::pages])
+        failed = draft.finish(lambda line: line)
+    newest: dict[tuple[int, int], dict[str, Any]] = {}
+    for page in range(pages):
+        for line in lines[page::pages]:
+            picture = line["render"], line["image"]
+            newest[picture] = max(newest.get(picture, line), line, key=_rank)
+    found = [json.loads(line) for line in (tmp_path / MANIFEST).read_text().splitlines()]
+    assert [_rank(line) for line in found] == [_rank(newest[one]) for one in sorted(newest)]
+    assert [(line["render"], line["image"]) for line in found] == sorted(newest)
+    assert failed == sum(line["error"] is not None for line in newest.values())
+    assert [path.name for path in tmp_path.iterdir()] == [MANIFEST]
+
+
+def _rank(line: dict[str, Any]) -> tuple[bool, int]:
+    return line["error"] is None, line["generation"]
+
+
+def test_a_draft_lies_in_any_folder_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "a b#?%é"
+    folder.mkdir()
+    monkeypatch.chdir(tmp_path)
+    draft = ManifestDraft(Path(folder.name))
+
+    def interrupted() -> None:
+        with draft.writing():
+            draft.add([{"render": 0, "image": 0, "generation": 0, "error": None}])
+            assert len(list(folder.iterdir())) == 2
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert list(folder.iterdir()) == []
