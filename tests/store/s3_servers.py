@@ -59,14 +59,24 @@ def ceph_is_installed() -> bool:
     return all(map(shutil.which, ("radosgw", "radosgw-admin", "ceph-mon", "ceph-osd", "setpriv")))
 
 
+def _two_free_ports() -> int:
+    """The first of two ports in a row: a monitor needs both."""
+    while True:
+        with socket.socket() as one, socket.socket() as next_one:
+            one.bind(("127.0.0.1", 0))
+            port: int = one.getsockname()[1]
+            with contextlib.suppress(OSError, OverflowError):
+                next_one.bind(("127.0.0.1", port + 1))
+                return port
+
+
 @contextlib.contextmanager
 def ceph(folder: Path) -> Iterator[str]:
     """The address of a gateway on a free port; it ends with this process, however that ends."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(2)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        port, monitor_port = (one.getsockname()[1] for one in sockets)
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+        monitor_port = _two_free_ports()
     command = ["setpriv", "--pdeathsig", "TERM", str(CEPH), str(port), str(monitor_port)]
     with (folder / "ceph.log").open("wb") as log:
         process = subprocess.Popen([*command, str(folder)], stdout=log, stderr=log)
