@@ -78,10 +78,8 @@ def _clear(store: Store, own: bytes) -> None:
         store.delete(WHOLE)
     if set(plans) - {own}:
         for group in {name for plan in plans for name in groups_of(plan) or ()}:
-            for entry in list(store.list(f"{group}/")):
-                store.delete(entry.key)
-        for name in (CARD, CROISSANT, MANIFEST, STATISTICS):
-            store.delete(name)
+            store.delete_many([entry.key for entry in store.list(f"{group}/")])
+        store.delete_many([CARD, CROISSANT, MANIFEST, STATISTICS])
     store.delete(UPLOADING)
 
 

@@ -284,8 +284,8 @@ class Ingest:
         self._store.put(keys.header(record.job), record.model_dump_json().encode())
 
     def _discard(self, record: JobRecord, piece: Piece | None = None) -> None:
-        for chunk in piece.chunks if piece else ():
-            self._store.delete(keys.chunk(chunk.job, chunk.number))
+        chunks = piece.chunks if piece else ()
+        self._store.delete_many([keys.chunk(one.job, one.number) for one in chunks])
         self._store.delete(keys.header(record.job))
 
 

@@ -8,8 +8,7 @@ or the scheduler go on.
 import itertools
 import json
 import logging
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -18,8 +17,7 @@ from farm.ingest.job_record import RemovedRecord, tenant_of
 from farm.queue import Queue, Removal
 from farm.store import ListedObject, Store, keys
 
-DELETERS = 16  # objects deleted at a time; a call to S3 takes some 30 ms
-BLOCK = 256  # objects between two reports
+BLOCK = 4000  # objects between two reports
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +27,9 @@ class Deleted(NamedTuple):
 
     objects: int
     bytes: int
+
+    def and_also(self, more: Sequence[ListedObject]) -> "Deleted":
+        return Deleted(self.objects + len(more), self.bytes + sum(one.size for one in more))
 
 
 class Remover:
@@ -89,12 +90,12 @@ class Remover:
         record = RemovedRecord(job=job, tenant=tenant, removed_at=datetime.now(UTC))
         self._store.put(mark, record.model_dump_json().encode())
         deleted = Deleted(0, 0)
-        with ThreadPoolExecutor(DELETERS, thread_name_prefix="delete") as pool:
-            for start in (keys.success(job), keys.prefix(job)):
-                found = (one for one in self._store.list(start) if one.key not in (mark, header))
-                while block := list(itertools.islice(found, BLOCK)):
-                    deleted = self._delete_block(pool, block, deleted)
-                    yield deleted
+        for start in (keys.success(job), keys.prefix(job)):
+            found = (one for one in self._store.list(start) if one.key not in (mark, header))
+            while block := list(itertools.islice(found, BLOCK)):
+                self._store.delete_many([one.key for one in block])
+                deleted = deleted.and_also(block)
+                yield deleted
         size = self._store.size(header)
         self._store.delete(header)
         if settled:
@@ -104,13 +105,6 @@ class Remover:
             self._store.delete(mark)
             self._store.prune(keys.prefix(job))
         yield deleted if size is None else Deleted(deleted.objects + 1, deleted.bytes + size)
-
-    def _delete_block(
-        self, pool: ThreadPoolExecutor, block: list[ListedObject], before: Deleted
-    ) -> Deleted:
-        for _ in pool.map(self._store.delete, [one.key for one in block]):
-            pass
-        return Deleted(before.objects + len(block), before.bytes + sum(one.size for one in block))
 
 
 def report(deleted: Iterator[Deleted]) -> Iterator[str]:

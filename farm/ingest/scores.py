@@ -37,8 +37,7 @@ def is_removed(store: Store, job: str) -> bool:
 
 def forget_scores(store: Store, job: str) -> None:
     """The job is gone."""
-    for entry in store.list(keys.all_scores(job)):
-        store.delete(entry.key)
+    store.delete_many([entry.key for entry in store.list(keys.all_scores(job))])
 
 
 def stored_scores(store: Store, job: str) -> Iterator[tuple[str, list[PictureScores]]]:

@@ -59,5 +59,4 @@ def early_rows(store: Store, part: EarlyPart) -> list[ManifestRow]:
 
 def forget_early(store: Store, job: str) -> None:
     """The job has ended, and its manifest says it all."""
-    for entry in store.list(keys.early(job)):
-        store.delete(entry.key)
+    store.delete_many([entry.key for entry in store.list(keys.early(job))])

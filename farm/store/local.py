@@ -4,7 +4,7 @@ import contextlib
 import errno
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -111,6 +111,10 @@ class LocalStore:
         path = self._path(key)
         with _errors(f"cannot delete {path}"), contextlib.suppress(NotADirectoryError):
             path.unlink(missing_ok=True)
+
+    def delete_many(self, keys: Sequence[str]) -> None:
+        for key in keys:  # one after the other: the kernel locks the folder for each
+            self.delete(key)
 
     def prune(self, prefix: str) -> None:
         check_prefix(prefix)

@@ -3,16 +3,14 @@
 https://docs.aws.amazon.com/AmazonS3/latest/userguide/mpuoverview.html
 """
 
-import base64
 import contextlib
-import hashlib
 import secrets
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from farm.store.s3_client import S3Client, error_code
+from farm.store.s3_client import S3Client, content_md5, error_code
 
 LARGE_BYTES = 32 * 2**20  # from here on an object is sent in parts
 PART_BYTES = 8 * 2**20  # of all but the last; S3 takes 5 MiB at least
@@ -96,8 +94,3 @@ class Multipart:
             with contextlib.suppress(ClientError, BotoCoreError):
                 self._client.call("abort_multipart_upload", **place)
             raise
-
-
-def content_md5(data: bytes) -> str:
-    """Some servers keep what has arrived when a connection breaks off; with this they refuse."""
-    return base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()

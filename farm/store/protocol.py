@@ -1,7 +1,7 @@
 """What every store can do, and which keys it takes."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 from farm.errors import InvalidInput, StoreError
@@ -67,6 +67,11 @@ class Store(Protocol):
 
     def delete(self, key: str) -> None:
         """Remove the object, if there is one."""
+        ...
+
+    def delete_many(self, keys: Sequence[str]) -> None:
+        """Remove the objects that there are, with as few requests as the store needs; when it
+        fails, some of them may be gone."""
         ...
 
     def prune(self, prefix: str) -> None:

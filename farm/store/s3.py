@@ -1,10 +1,12 @@
 """A store in an S3 bucket."""
 
 import contextlib
+import itertools
 import random
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import quote
 
 from botocore.exceptions import (
@@ -24,13 +26,15 @@ from urllib3.exceptions import HTTPError
 
 from farm.addresses import masked, without_secrets
 from farm.errors import NotFound, StoreError
-from farm.store.multipart import LARGE_BYTES, TAKEN, UNKNOWN, Multipart, content_md5
+from farm.store.bulk_delete import BULK_KEYS, SIDE_BY_SIDE, BulkDelete
+from farm.store.multipart import LARGE_BYTES, TAKEN, UNKNOWN, Multipart
 from farm.store.probing import probe
 from farm.store.protocol import STREAM_BYTES, ListedObject, check_key, check_prefix, whole_range
-from farm.store.s3_client import EXPIRED, WRONG, S3Client, error_code
+from farm.store.s3_client import EXPIRED, WRONG, S3Client, content_md5, error_code
 
 RACE_ATTEMPTS = 8  # of a PUT that met another one of the same key under way
 BODY_ATTEMPTS = 4  # of a body that broke off; botocore repeats requests, not bodies
+DELETERS = 16  # at work where each object needs a request of its own, which takes some 30 ms
 
 _MISSING = {"NoSuchKey", "NotFound", "404"}
 # The last: an upload in parts was completed by a request whose answer was lost.
@@ -61,6 +65,7 @@ class S3Store:
         with self._errors("reach"):
             self._client = S3Client(endpoint_url, region, attempts)
         self._multipart = Multipart(self._client, bucket)
+        self._bulk_delete = BulkDelete(self._client, bucket)
 
     def put(self, key: str, data: bytes, *, content_type: str = "application/octet-stream") -> bool:
         name = self._name(key)
@@ -149,6 +154,20 @@ class S3Store:
         name = self._name(key)
         with contextlib.suppress(NotFound), self._errors(f"delete {key} from", key):
             self._client.call("delete_object", Bucket=self._bucket, Key=name)
+
+    def delete_many(self, keys: Sequence[str]) -> None:
+        names = [self._name(key) for key in keys]
+        blocks = [names[start : start + BULK_KEYS] for start in range(0, len(names), BULK_KEYS)]
+        with ThreadPoolExecutor(SIDE_BY_SIDE, thread_name_prefix="delete") as pool:
+            left = itertools.chain.from_iterable(pool.map(self._delete_block, blocks))
+            singly = [name.removeprefix(self._prefix) for name in left]
+        with ThreadPoolExecutor(DELETERS, thread_name_prefix="delete") as pool:
+            for _ in pool.map(self.delete, singly):
+                pass
+
+    def _delete_block(self, names: Sequence[str]) -> Sequence[str]:
+        with self._errors("delete from"):
+            return self._bulk_delete(names)
 
     def prune(self, prefix: str) -> None:
         """A bucket has no folders."""

@@ -1,6 +1,8 @@
 """A boto3 client for S3 that outlives its credentials."""
 
+import base64
 import contextlib
+import hashlib
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -106,12 +108,18 @@ class S3Client:
             ),
         )
         client.meta.events.register_last("before-call.s3", _without_expect)
+        client.meta.events.register_last("before-call.s3.DeleteObjects", _with_content_md5)
         return client, _credentials(session)
 
 
 def error_code(error: ClientError) -> str:
     """S3's name of an error; the status where the answer has no body."""
     return str(error.response.get("Error", {}).get("Code", ""))
+
+
+def content_md5(data: bytes) -> str:
+    """Some servers keep what has arrived when a connection breaks off; with this they refuse."""
+    return base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
 
 
 def _new_session() -> boto3.session.Session:
@@ -134,6 +142,15 @@ def _credentials(session: boto3.session.Session) -> _Keys | None:
                 "has a space or a line end in it", field=name, hint="copy it again, without those"
             )
     return keys
+
+
+def _with_content_md5(params: dict[str, Any], **_: object) -> None:
+    """What every server takes in place of the CRC-32, which boto3 adds to this call in any case.
+
+    MinIO before 2025, OVH and others refuse the call without it (aws-sdk-js-v3 issue 6920).
+    """
+    params["context"].pop("checksum", None)
+    params["headers"]["Content-MD5"] = content_md5(params["body"])
 
 
 def _without_expect(params: dict[str, Any], **_: object) -> None:

@@ -141,15 +141,10 @@ class Verifier:
         if now.generation != self.status.generation:
             raise Conflict(f"job {job} was retried meanwhile", hint="verify it again")
         mended = RepairRecord(self._store, job)
-        settled = _settled(now)
+        if _settled(now):
+            self._remove_orphans(index, mended)
         for one in index.differences():
-            if one.kind is Kind.ORPHAN:
-                if settled:
-                    self._store.delete(one.subject)
-                    mended.add(one)
-            elif one.kind in (Kind.PART_MISSING, Kind.PART_CHANGED) and self._write_part(
-                one, index
-            ):
+            if one.kind in (Kind.PART_MISSING, Kind.PART_CHANGED) and self._write_part(one, index):
                 mended.add(one)
         before = mended.count
         refused = self._invalidate(index, mended)
@@ -198,10 +193,17 @@ class Verifier:
             except Conflict as error:  # the others are made again all the same
                 refused = error
                 continue
+            self._store.delete_many([one.subject for one in found])
             for one in found:
-                self._store.delete(one.subject)
                 mended.add(one)
         return refused
+
+    def _remove_orphans(self, index: JobIndex, mended: RepairRecord) -> None:
+        orphans = (one for one in index.differences() if one.kind is Kind.ORPHAN)
+        while block := list(itertools.islice(orphans, BLOCK)):
+            self._store.delete_many([one.subject for one in block])
+            for one in block:
+                mended.add(one)
 
     def _count_failed(self, task: list[Finished], damaged: Set[str]) -> None:
         """Tell the queue how many of the task's pictures are left, on its newest receipt."""

@@ -12,6 +12,7 @@ import pytest
 from queue_bench import Bench
 
 from farm.errors import Conflict, InvalidInput, NotFound, StoreError
+from farm.ingest import removal
 from farm.ingest.job_record import JobRecord
 from farm.ingest.rebuild import rebuild
 from farm.ingest.removal import Deleted, Remover
@@ -78,6 +79,19 @@ def test_a_removed_job_is_nowhere(bench: Bench, queue: Queue, store: Store, tmp_
     assert queue.submit(bench.header(idempotency_key="k"), bench.tasks(1)).created
     with pytest.raises(NotFound):
         Remover(queue, store).remove(job, "ann")
+
+
+def test_a_removal_tells_after_every_block_what_has_gone(
+    bench: Bench, queue: Queue, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(removal, "BLOCK", 5)
+    job = ended(bench)
+    fill(store, job)
+    sizes = {one.key: one.size for one in store.list(keys.prefix(job))}
+    told = list(Remover(queue, store).remove(job, "ann"))
+    assert [one.objects for one in told] == [1, 6, 11, OBJECTS]
+    assert told[0].bytes == sizes[keys.success(job)]
+    assert told[-1].bytes == sum(sizes.values())
 
 
 def test_a_job_that_has_not_ended_is_refused_with_a_hint(

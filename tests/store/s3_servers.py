@@ -1,8 +1,11 @@
 """S3 servers for tests: ministack in a process, Ceph's object gateway, and a stub that fails in the
 ways it is told to."""
 
+import base64
 import contextlib
+import hashlib
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -104,6 +107,12 @@ class Answer(NamedTuple):
     promised: int | None = None  # content length, where it is not the body's
 
 
+def deleted(*keys: str) -> bytes:
+    """What a server says that has deleted these at once."""
+    named = "".join(f"<Deleted><Key>{key}</Key></Deleted>" for key in keys)
+    return f"<DeleteResult>{named}</DeleteResult>".encode()
+
+
 class StubS3:
     """Keeps objects, but asks ``rule(method, path)`` first; what that returns is the answer."""
 
@@ -152,6 +161,9 @@ class StubS3:
             self.requests.append((method, path, headers))
             if ruled := self.rule(method, path):
                 return ruled
+            digest = base64.b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode()
+            if headers.get("content-md5", digest) != digest:
+                return Answer(400, "BadDigest")
             if method == "PUT":
                 if self.honours_conditions and "if-none-match" in headers and path in self.objects:
                     return Answer(412, "PreconditionFailed")
@@ -160,6 +172,11 @@ class StubS3:
             if method == "DELETE":
                 self.objects.pop(path, None)
                 return Answer(204)
+            if method == "POST":
+                keys = re.findall("<Key>(.*?)</Key>", body.decode())
+                for key in keys:
+                    self.objects.pop(f"{path}/{key}", None)
+                return Answer(200, body=deleted(*keys))
             if path not in self.objects:
                 return Answer(404, "NoSuchKey")
             return Answer(200, body=self.objects[path])

@@ -54,6 +54,7 @@ def test_a_refusal_is_explained(stub: StubS3, status: int, code: str, said: str,
         lambda: store.get("key"),
         lambda: list(store.list("")),
         lambda: store.delete("key"),
+        lambda: store.delete_many(["key"]),
         lambda: store.probe(2),
     ):
         with pytest.raises(StoreError) as caught:

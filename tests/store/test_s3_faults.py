@@ -110,20 +110,22 @@ def test_what_is_read_is_complete_or_an_error(near: Store, far: Store, proxy: Fa
 
 
 def test_other_calls_are_repeated_too(near: Store, far: Store, proxy: FaultProxy) -> None:
-    for number in range(3):
+    for number in range(5):
         near.put(f"key-{number}", b"x" * number)
     calls: list[Callable[[], object]] = [
         lambda: far.size("key-2"),
         lambda: [entry.key for entry in far.list("")],
         lambda: far.delete("key-0"),
         lambda: far.size("key-0"),
+        lambda: far.delete_many(["key-3", "key-4"]),
+        lambda: far.size("key-4"),
     ]
     heard = []
     for call in calls:
         proxy.cut(to_client=0)
         heard.append(call())
-    assert heard == [2, ["key-0", "key-1", "key-2"], None, None]
-    assert proxy.cuts == 4
+    assert heard == [2, [f"key-{number}" for number in range(5)], None, None, None, None]
+    assert proxy.cuts == 6
 
 
 def test_a_list_that_breaks_off_names_every_object_once(

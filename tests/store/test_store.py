@@ -100,6 +100,21 @@ def test_a_deleted_object_is_gone_and_its_key_is_free(store: Store) -> None:
     assert store.put("key", b"second")
 
 
+def test_many_objects_are_deleted_at_once_and_no_others(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3, "BULK_KEYS", 10)
+    keys = [f"many/{number:02d}" for number in range(25)]
+    for key in [*keys, "many/object", "much"]:
+        store.put(key, b"x")
+    store.delete_many([])
+    store.delete_many([*keys[:15], "no/such/key", *keys[20:], "many/object/below"])
+    assert [one.key for one in store.list("")] == [*keys[15:20], "many/object", "much"]
+    store.delete_many(keys)
+    assert [one.key for one in store.list("")] == ["many/object", "much"]
+    assert store.put(keys[0], b"again")
+
+
 def test_a_large_object_streams_in_pieces(store: Store) -> None:
     data = os.urandom(5 * STREAM_BYTES // 2)
     store.put("large", data)
@@ -147,7 +162,13 @@ def test_folders_are_named_each_once_without_what_lies_in_them(
     ],
 )  # fmt: skip
 def test_a_key_cannot_leave_the_store(store: Store, key: str) -> None:
-    for call in (store.get, store.size, store.delete, lambda key: store.put(key, b"")):
+    for call in (
+        store.get,
+        store.size,
+        store.delete,
+        lambda key: store.delete_many(["good", key]),
+        lambda key: store.put(key, b""),
+    ):
         with pytest.raises(InvalidInput):
             call(key)
     with pytest.raises(InvalidInput):
