@@ -122,6 +122,8 @@ class Fetcher:
 
     def _line(self, page: Page, picture: Picture) -> dict[str, Any]:
         line = {"job": self._job, **picture.line()}
+        if picture.file is not None:  # an export writes files of these names
+            line["file"] = file_name(picture.file)
         if self._shards and (shard := page.shard_of(picture)):
             line |= {"shard": shard.file, "offset": picture.offset}
         return line
