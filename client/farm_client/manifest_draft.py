@@ -25,7 +25,7 @@ CREATE TABLE places (
 # A picture that was retried while its job was followed comes twice; a good one counts.
 _ADD = """
 INSERT INTO places VALUES (?, ?, ?, ?, ?)
-ON CONFLICT DO UPDATE SET good = excluded.good, generation = excluded.generation,
+ON CONFLICT (render, image) DO UPDATE SET good = excluded.good, generation = excluded.generation,
     start = excluded.start
 WHERE (excluded.good, excluded.generation) >= (good, generation)
 """
@@ -90,6 +90,8 @@ class ManifestDraft:
 
 
 def _open(path: Path) -> sqlite3.Connection:
-    database = sqlite3.connect(path, isolation_level=None)
+    """Without locks, which not every network's folder has; no other process knows its name."""
+    address = f"{path.absolute().as_uri()}?nolock=1"
+    database = sqlite3.connect(address, uri=True, isolation_level=None)
     database.executescript(_TABLE)
     return database
