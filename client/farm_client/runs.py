@@ -94,13 +94,17 @@ def map_ahead(
     """Like ``pool.map``, with that many calls begun before their results are asked for."""
     left = iter(items)
     waiting: deque[Future[Result]] = deque()
-    for item in islice(left, ahead):
-        waiting.append(pool.submit(function, item))
-    while waiting:
-        result = waiting.popleft().result()
-        for item in islice(left, 1):
+    try:
+        for item in islice(left, ahead):
             waiting.append(pool.submit(function, item))
-        yield result
+        while waiting:
+            result = waiting.popleft().result()
+            for item in islice(left, 1):
+                waiting.append(pool.submit(function, item))
+            yield result
+    finally:
+        for future in waiting:
+            future.cancel()
 
 
 def _offset(picture: Picture) -> int:

@@ -3,7 +3,9 @@
 import hashlib
 import itertools
 import random
+import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -17,7 +19,7 @@ from farm_client import runs as module
 from farm_client.address import Address
 from farm_client.connection import Connection
 from farm_client.models import Page, Picture
-from farm_client.runs import read_run, runs
+from farm_client.runs import map_ahead, read_run, runs
 from farm_client.sync import drive
 from farm_client.transport import BlockingWire
 
@@ -145,3 +147,19 @@ def test_an_address_that_is_refused_is_an_error() -> None:
     refused = connection(lambda request: httpx2.Response(403, json=refusal))
     with pytest.raises(NotAllowed):
         drive(read_run(refused, run))
+
+
+def test_what_is_no_longer_wanted_is_not_begun() -> None:
+    begun, hold = [], threading.Event()
+
+    def call(number: int) -> int:
+        begun.append(number)
+        assert number == 0 or hold.wait(60)
+        return number
+
+    with ThreadPoolExecutor(1) as pool:
+        results = map_ahead(pool, call, range(9), 4)
+        assert next(results) == 0
+        results.close()  # type: ignore[attr-defined]  # a generator
+        hold.set()
+    assert set(begun) <= {0, 1}
