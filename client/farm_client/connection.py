@@ -100,13 +100,14 @@ class Connection:
 
         Args:
             url: the address.
-            wanted: of its bytes; the status is 206 if no others come.
+            wanted: of its bytes; the status is 206 if no others come, and 200 if all do.
         """
         if url.startswith("/"):  # below the farm's address, which may have a path of its own
             url = self.address.url + url
         headers = {"Accept": "*/*"}
         if wanted is not None:
             headers["Range"] = f"bytes={wanted.start}-{wanted.stop - 1}"
+            headers["Accept-Encoding"] = "identity"  # else it may be a range of a compressed body
         call = Call("GET", url, headers)
         try:
             async with self.wire.open(call) as opened:
