@@ -1,15 +1,18 @@
-"""Pages of pictures: the next one is on its way while one is read."""
+"""Pages of pictures, the next one on its way while one is read, and what is left half way."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import httpx2
 import pytest
 
-from farm_client import AsyncFarm
+from farm.errors import NotFound
+from farm_client import AsyncFarm, Farm
 from farm_client.async_job import AsyncJob
-from farm_client.transport import AsyncWire
+from farm_client.transport import AsyncWire, BlockingWire
 
 JOB = "j0-01m848b6zxgnjbpp0f506dqmht"
 PICTURE = {
@@ -60,3 +63,37 @@ def test_a_page_that_nothing_waits_for_is_no_longer_asked_for(
             assert asyncio.all_tasks() == {asyncio.current_task()}
 
     asyncio.run(main())
+
+
+def test_a_shard_that_nothing_waits_for_is_not_read_to_its_end(tmp_path: Path) -> None:
+    begun, ended = threading.Event(), threading.Event()
+    shard = {"shard": "00000000.tar", "generation": 0, "size": 9, "sha256": "0", "url": "/x"}
+    picture = PICTURE | {"shard": shard["shard"], "offset": 0, "size": 1}
+
+    def parts() -> Iterator[bytes]:
+        while not ended.wait(0.01):
+            begun.set()
+            yield b"."
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        if request.url.path == "/x":
+            return httpx2.Response(200, content=parts())
+        if request.url.path.endswith(JOB):
+            return httpx2.Response(200, json={"id": JOB, "state": "running"})
+        if request.url.params["after"] == "0.0.0":
+            page = {"images": [picture], "shards": [shard], "next": "1.0.0", "state": "running"}
+            return httpx2.Response(200, json=page)
+        assert begun.wait(60)
+        refusal = {"code": "not_found", "message": "the job was removed"}
+        return httpx2.Response(404, json={"error": refusal})
+
+    farm = Farm("http://farm:8400", wire=BlockingWire(httpx2.MockTransport(answer)))
+    try:
+        with pytest.raises(NotFound, match="removed"):
+            farm.job(JOB).fetch(tmp_path, shards=True)
+        deadline = time.monotonic() + 60
+        while list(tmp_path.glob(".00000000.tar.*")):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        ended.set()
