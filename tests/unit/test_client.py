@@ -190,6 +190,23 @@ def test_the_key_goes_to_the_farm_and_not_to_the_store() -> None:
     assert seen == {"farm": "Bearer key", "bucket": None}
 
 
+@pytest.mark.parametrize("status", [403, 503])
+def test_a_store_that_refuses_is_not_taken_for_the_farm(status: int) -> None:
+    def handler(request: httpx2.Request) -> httpx2.Response:
+        if request.url.host == "bucket":
+            return httpx2.Response(status, content=b"<?xml version='1.0'?><Error/>")
+        picture = {
+            "render": 0, "image": 0, "file": "a.png", "url": "http://bucket/a.png", "seed": 1,
+            "sha256": None, "spec": {},
+        }  # fmt: skip
+        return httpx2.Response(200, json={"images": [picture], "next": "1.0.0", "state": "done"})
+
+    image = next(farm_with(handler, patience=0.0).job(JOB).images())
+    with pytest.raises(Unavailable, match=f"store at bucket answers HTTP {status}") as caught:
+        image.bytes()
+    assert caught.value.retryable is (status == 503)
+
+
 @pytest.mark.parametrize("shards", [False, True])
 def test_a_server_cannot_name_a_file_outside_the_folder(tmp_path: Path, shards: bool) -> None:
     data = b"a shard"
