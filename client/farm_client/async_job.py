@@ -1,7 +1,8 @@
 """A job for asyncio."""
 
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
 
 from farm_client.fetch import PARALLEL, Fetched, Sign
 from farm_client.image import AsyncImage
@@ -24,9 +25,10 @@ class AsyncJob(JobHandle):
     ) -> JobStatus:
         return await self._wait(timeout, progress, check)
 
-    async def images(self, *, follow: bool = True) -> AsyncIterator[AsyncImage]:
-        async for told in self._images(follow):
-            yield AsyncImage(self._connection, told)
+    async def images(self, *, follow: bool = True) -> AsyncGenerator[AsyncImage, None]:
+        async with aclosing(self._images(follow)) as pictures:
+            async for told in pictures:
+                yield AsyncImage(self._connection, told)
 
     async def previews(self) -> AsyncIterator[Preview]:
         async for preview in self._previews():

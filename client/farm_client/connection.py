@@ -100,24 +100,26 @@ class Connection:
 
         Args:
             url: the address.
-            wanted: of its bytes; the status is 206 if no others come.
+            wanted: of its bytes; the status is 206 if no others come, and 200 if all do.
         """
         if url.startswith("/"):  # below the farm's address, which may have a path of its own
             url = self.address.url + url
         headers = {"Accept": "*/*"}
         if wanted is not None:
             headers["Range"] = f"bytes={wanted.start}-{wanted.stop - 1}"
+            headers["Accept-Encoding"] = "identity"  # else it may be a range of a compressed body
         call = Call("GET", url, headers)
+        store = None if url.startswith(self.address.url) else urlsplit(url).netloc
         try:
             async with self.wire.open(call) as opened:
                 if opened.status >= 400:
-                    raise self._error(await _read(opened))
+                    raise self._error(await _read(opened), store)
                 yield opened
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-            if url.startswith(self.address.url):
+            if store is None:
                 raise self._lost(error) from None
             raise Unavailable(
-                f"the farm's store at {urlsplit(url).netloc} cannot be reached from here",
+                f"the farm's store at {store} cannot be reached from here",
                 hint="the farm's gateway needs FARM_STORE_PUBLIC_URL, an address of the store that "
                 "you can reach, or FARM_STORE_LINKS=gateway",
             ) from None
@@ -202,7 +204,11 @@ class Connection:
             return f"asked through the proxy {without_secrets(proxy)}; NO_PROXY={host} avoids it"
         return "is FARM_URL right, and is the farm running there?"
 
-    def _error(self, reply: Reply) -> FarmError:
+    def _error(self, reply: Reply, store: str | None = None) -> FarmError:
+        """Args:
+        reply: a bad one.
+        store: where it came from, if not from the farm.
+        """
         try:
             content = json.loads(reply.body)
             facts = content["error"]
@@ -210,7 +216,7 @@ class Connection:
             if rejected := content.get("errors"):
                 failure = AllRejected([RejectedRender.from_dict(one) for one in rejected])
         except (ValueError, KeyError, TypeError, AttributeError):
-            return self._stranger(reply.status)
+            return self._stranger(reply.status) if store is None else _refused(store, reply.status)
         if type(failure) is FarmError and facts.get("code") not in CODES:
             kind = InvalidInput if reply.status < 500 else Unavailable
             failure = kind(failure.message, field=failure.field, hint=failure.hint)
@@ -241,6 +247,13 @@ class _Final(Unavailable):
 
 def _final(message: str, hint: str | None) -> Unavailable:
     return _Final(message, hint=hint)
+
+
+def _refused(store: str, status: int) -> Unavailable:
+    message = f"the farm's store at {store} answers HTTP {status}"
+    if status in RETRIED:
+        return Unavailable(message)
+    return _final(message, "the address may have expired, or the object may be gone: try again")
 
 
 async def _read(opened: Opened) -> Reply:

@@ -7,6 +7,7 @@ import os
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import CancelledError
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -82,6 +83,7 @@ class Fetcher:
         self._overwrite, self._resume = overwrite, resume
         self._parallel = parallel
         self._pictures = self._skipped = self._size = 0
+        self._stopped = False  # threads cannot be cancelled, and a shard takes a while
 
     async def fetch(self, pages: AsyncIterator[Page]) -> Fetched:
         self._output.claim(overwrite=self._overwrite, resume=self._resume)
@@ -105,6 +107,7 @@ class Fetcher:
                 f"{self._folder} cannot be written to: {error.strerror}", field="output"
             ) from None
         finally:
+            self._stopped = True
             await crew.stop()
         return Fetched(self._folder, self._pictures, self._skipped, failed, self._size)
 
@@ -122,6 +125,8 @@ class Fetcher:
 
     def _line(self, page: Page, picture: Picture) -> dict[str, Any]:
         line = {"job": self._job, **picture.line()}
+        if picture.file is not None:  # an export writes files of these names
+            line["file"] = file_name(picture.file)
         if self._shards and (shard := page.shard_of(picture)):
             line |= {"shard": shard.file, "offset": picture.offset}
         return line
@@ -139,6 +144,8 @@ class Fetcher:
             with draft.open("wb") as out:
                 async with self._connection.object(shard.url) as opened:
                     async for part in opened.parts:
+                        if self._stopped:
+                            raise CancelledError
                         digest.update(part)
                         out.write(part)
             if digest.hexdigest() != shard.sha256:

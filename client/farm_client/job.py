@@ -4,7 +4,8 @@ import itertools
 import json
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import aclosing
 
 from farm.errors import (
     FarmError,
@@ -182,15 +183,17 @@ class JobHandle:
             await self._connection.pause(attempt, failure, started)
             attempt += 1
 
-    async def _images(self, follow: bool = True) -> AsyncIterator[Picture]:
-        async for page in self.pages(follow):
-            for picture in page.pictures:
-                yield picture
+    async def _images(self, follow: bool = True) -> AsyncGenerator[Picture, None]:
+        async with aclosing(self.pages(follow)) as pages:
+            async for page in pages:
+                for picture in page.pictures:
+                    yield picture
 
-    async def pages(self, follow: bool = True, timeout: float | None = None) -> AsyncIterator[Page]:
+    def pages(
+        self, follow: bool = True, timeout: float | None = None
+    ) -> AsyncGenerator[Page, None]:
         """The pictures as the farm lists them, several at a time and each once."""
-        async for page in Listing(self._connection, self.id).pages(follow, timeout):
-            yield page
+        return Listing(self._connection, self.id).pages(follow, timeout)
 
     async def _previews(self) -> AsyncIterator[Preview]:
         """Each once; asks until the job has ended."""
@@ -230,7 +233,8 @@ class JobHandle:
             sign=sign,
             shards=shards,
         )
-        return await fetcher.fetch(self.pages(follow, timeout))
+        async with aclosing(self.pages(follow, timeout)) as pages:
+            return await fetcher.fetch(pages)
 
 
 class Job(JobHandle):

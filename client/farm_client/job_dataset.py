@@ -1,6 +1,7 @@
 """A job's pictures for training, as torch's ``IterableDataset``: as they come, and afterwards."""
 
 import io
+import itertools
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -156,11 +157,13 @@ class JobDataset(IterableDataset[Any]):
                     return
             whole = True
 
-        for rows in map_ahead(pool, partial(_rows_of, connection), fresh(), self._parallel):
-            for row in rows:
-                given = row if self._transform is None else self._transform(row)
-                self._given.append((row["render"], row["index"]))
-                yield given
+        read = map_ahead(pool, partial(read_files, connection), fresh(), self._parallel)
+        files = itertools.chain.from_iterable(read)
+        # A run's pixels may take a hundred times the memory of its files.
+        for row in map_ahead(pool, _row, files, 2 * self._parallel):
+            given = row if self._transform is None else self._transform(row)
+            self._given.append((row["render"], row["index"]))
+            yield given
         return whole
 
 
@@ -171,11 +174,8 @@ def rank_and_ranks() -> tuple[int, int]:
     return 0, 1
 
 
-def _rows_of(connection: Connection, run: Run) -> list[Row]:
-    return [_row(told, data) for told, data in read_files(connection, run)]
-
-
-def _row(told: Picture, data: bytes) -> Row:
+def _row(file: tuple[Picture, bytes]) -> Row:
+    told, data = file
     row: Row = {
         "prompt": told.spec["prompt"] or "",
         "seed": told.seed,

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -27,7 +27,7 @@ class Listing:
         self._connection = connection
         self._path = path_of("v1", "jobs", job, "images")
 
-    async def pages(self, follow: bool, timeout: float | None = None) -> AsyncIterator[Page]:
+    async def pages(self, follow: bool, timeout: float | None = None) -> AsyncGenerator[Page, None]:
         """Each picture once. The farm makes the next page while one is read.
 
         Args:
@@ -47,13 +47,13 @@ class Listing:
             try:
                 if fresh := _fresh(told, early):
                     yield Page.of(told, fresh)
-            except BaseException:  # the reader wants no more
+                if following is not None:
+                    told = await following.end()
+                    continue
+            except BaseException:  # the reader wants no more, or was cancelled
                 if following is not None:
                     await following.stop()
                 raise
-            if following is not None:
-                told = await following.end()
-                continue
             if not follow or JobState(told["state"]) in TERMINAL_JOBS or time.monotonic() > end:
                 return
             await self._connection.wire.sleep(pause)

@@ -25,7 +25,7 @@ CREATE TABLE places (
 # A picture that was retried while its job was followed comes twice; a good one counts.
 _ADD = """
 INSERT INTO places VALUES (?, ?, ?, ?, ?)
-ON CONFLICT DO UPDATE SET good = excluded.good, generation = excluded.generation,
+ON CONFLICT (render, image) DO UPDATE SET good = excluded.good, generation = excluded.generation,
     start = excluded.start
 WHERE (excluded.good, excluded.generation) >= (good, generation)
 """

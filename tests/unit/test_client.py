@@ -1,5 +1,6 @@
 """The SDK without a farm: retries, errors in plain words, lines and inputs."""
 
+import hashlib
 import io
 import json
 import socket
@@ -189,20 +190,45 @@ def test_the_key_goes_to_the_farm_and_not_to_the_store() -> None:
     assert seen == {"farm": "Bearer key", "bucket": None}
 
 
-def test_a_server_cannot_name_a_file_outside_the_folder(tmp_path: Path) -> None:
+@pytest.mark.parametrize("status", [403, 503])
+def test_a_store_that_refuses_is_not_taken_for_the_farm(status: int) -> None:
+    def handler(request: httpx2.Request) -> httpx2.Response:
+        if request.url.host == "bucket":
+            return httpx2.Response(status, content=b"<?xml version='1.0'?><Error/>")
+        picture = {
+            "render": 0, "image": 0, "file": "a.png", "url": "http://bucket/a.png", "seed": 1,
+            "sha256": None, "spec": {},
+        }  # fmt: skip
+        return httpx2.Response(200, json={"images": [picture], "next": "1.0.0", "state": "done"})
+
+    image = next(farm_with(handler, patience=0.0).job(JOB).images())
+    with pytest.raises(Unavailable, match=f"store at bucket answers HTTP {status}") as caught:
+        image.bytes()
+    assert caught.value.retryable is (status == 503)
+
+
+@pytest.mark.parametrize("shards", [False, True])
+def test_a_server_cannot_name_a_file_outside_the_folder(tmp_path: Path, shards: bool) -> None:
+    data = b"a shard"
+    shard = {
+        "shard": "00000000.tar", "generation": 0, "size": len(data), "url": "/x",
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }  # fmt: skip
     for name in ("../evil", "/etc/passwd", ".hidden", "a/b", "a\\b", ""):
         picture = {
             "render": 0, "image": 0, "file": name, "url": "/x", "seed": 1, "sha256": None,
-            "spec": {},
+            "spec": {}, "shard": shard["shard"], "offset": 0, "size": 1,
         }  # fmt: skip
-        page = {"images": [picture], "next": "0.0.0", "state": "done"}
+        page = {"images": [picture], "shards": [shard], "next": "0.0.0", "state": "done"}
 
         def answer(request: httpx2.Request, page: Any = page) -> httpx2.Response:
+            if request.url.path == "/x":
+                return httpx2.Response(200, content=data)
             listed = request.url.path.endswith("/images")
             return httpx2.Response(200, json=page if listed else ENDED)
 
-        with pytest.raises(FarmError):
-            farm_with(answer).job(JOB).fetch(tmp_path / "out")
+        with pytest.raises(FarmError, match="not a file name"):
+            farm_with(answer).job(JOB).fetch(tmp_path / "out", shards=shards)
         assert [path.name for path in (tmp_path / "out").iterdir()] == [MARK]
 
 

@@ -1,6 +1,8 @@
 """The manifest of a fetch: in the job's order, each picture once, whatever order they came in."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,12 @@ LINES = st.lists(
     ),
     max_size=60,
 )  # fmt: skip
+LOCK = """
+import fcntl, sys
+for name in sys.argv[1:]:
+    with open(name, "r+b") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+"""
 
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -66,3 +74,11 @@ def test_a_draft_lies_in_any_folder_and_leaves_nothing(
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert list(folder.iterdir()) == []
+
+
+def test_a_folder_needs_no_locks(tmp_path: Path) -> None:
+    """A network's folder may have none, and then refuses every call for one."""
+    draft = ManifestDraft(tmp_path)
+    with draft.writing():
+        draft.add([{"render": 0, "image": 0, "generation": 0, "error": None}])
+        subprocess.run([sys.executable, "-c", LOCK, *tmp_path.iterdir()], check=True)

@@ -128,8 +128,8 @@ def test_a_reader_may_take_longer_than_the_addresses_of_pictures_last(
     monkeypatch.setattr(signer, "_now", lambda: time.time() + later)
     fetch = job_dataset._row
 
-    def row(told: Picture, data: bytes) -> dict[str, Any]:
-        made = fetch(told, data)
+    def row(file: tuple[Picture, bytes]) -> dict[str, Any]:
+        made = fetch(file)
         fetched.release()
         return made
 
@@ -140,6 +140,25 @@ def test_a_reader_may_take_longer_than_the_addresses_of_pictures_last(
         later += 7200
         seen.append(number_)
     assert sorted(seen) == ALL
+
+
+def test_few_pictures_are_decoded_before_they_are_wanted(
+    gateway: Gateway, workers: Workers, farm: Farm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Although one request reads a shard of them: pixels take far more memory than files."""
+    until(gateway.queue.sessions)
+    job = farm.submit_many(renders(range(PICTURES)), sink="webdataset", seed=1, defaults=DEFAULTS)  # type: ignore[arg-type]
+    job.wait(120)
+    decoded, decode = [], job_dataset._row
+
+    def row(file: tuple[Picture, bytes]) -> dict[str, Any]:
+        decoded.append(file[0].key)
+        return decode(file)
+
+    monkeypatch.setattr(job_dataset, "_row", row)
+    for count, _ in enumerate(farm_client.dataset(job, parallel=2), start=1):
+        assert len(decoded) <= count + 4
+    assert len(decoded) == PICTURES
 
 
 def test_ranks_share_the_rows(gateway: Gateway, workers: Workers, farm: Farm) -> None:
