@@ -10,8 +10,9 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import CancelledError
 from functools import partial
+from io import BufferedRandom
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 from farm.errors import FarmError, InvalidInput, StoreError
 from farm_client.connection import Connection
@@ -142,7 +143,7 @@ class Fetcher:
                 draft.replace(path)
         self._count(pictures, there=there, size=0 if there else shard.size)
 
-    async def _copy(self, shard: Shard, out: BinaryIO) -> None:
+    async def _copy(self, shard: Shard, out: BufferedRandom) -> None:
         """Goes on where it was cut off: on a slow line a shard takes longer than any patience."""
         started, attempt, most = time.monotonic(), 0, 0
         while True:
@@ -154,7 +155,7 @@ class Fetcher:
                 await self._connection.pause(attempt, error, started)
             attempt += 1
 
-    async def _append(self, shard: Shard, out: BinaryIO) -> None:
+    async def _append(self, shard: Shard, out: BufferedRandom) -> None:
         rest = range(out.tell(), shard.size)
         wanted = rest if rest and rest.start else None
         async with self._connection.object(shard.url, wanted) as opened:
@@ -237,7 +238,7 @@ def _signed_files(manifest: Path) -> Iterator[tuple[str, _Signed]]:
                 yield told["file"], _Signed(told["stored_sha256"], told["sha256"], told["size"])
 
 
-def _empty(file: BinaryIO) -> None:
+def _empty(file: BufferedRandom) -> None:
     file.seek(0)
     file.truncate()
 
