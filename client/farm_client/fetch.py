@@ -5,14 +5,16 @@ import hashlib
 import json
 import os
 import threading
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import CancelledError
 from functools import partial
+from io import BufferedRandom
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from farm.errors import InvalidInput, StoreError
+from farm.errors import FarmError, InvalidInput, StoreError
 from farm_client.connection import Connection
 from farm_client.image import draft_of, file_name, write_whole
 from farm_client.manifest_draft import ManifestDraft
@@ -135,22 +137,38 @@ class Fetcher:
         path = self._folder / file_name(shard.file)
         there = _matches(path, shard.size, shard.sha256)
         if not there:
-            await self._connection.persist(partial(self._copy, shard, path))
+            with draft_of(path) as draft:
+                with draft.open("w+b") as out:
+                    await self._copy(shard, out)
+                draft.replace(path)
         self._count(pictures, there=there, size=0 if there else shard.size)
 
-    async def _copy(self, shard: Shard, path: Path) -> None:
-        digest = hashlib.sha256()
-        with draft_of(path) as draft:
-            with draft.open("wb") as out:
-                async with self._connection.object(shard.url) as opened:
-                    async for part in opened.parts:
-                        if self._stopped:
-                            raise CancelledError
-                        digest.update(part)
-                        out.write(part)
-            if digest.hexdigest() != shard.sha256:
-                raise StoreError(f"{path.name} arrived with other bytes than were stored")
-            draft.replace(path)
+    async def _copy(self, shard: Shard, out: BufferedRandom) -> None:
+        """Goes on where it was cut off: on a slow line a shard takes longer than any patience."""
+        started, attempt, most = time.monotonic(), 0, 0
+        while True:
+            try:
+                return await self._append(shard, out)
+            except FarmError as error:
+                if out.tell() > most:
+                    started, attempt, most = time.monotonic(), 0, out.tell()
+                await self._connection.pause(attempt, error, started)
+            attempt += 1
+
+    async def _append(self, shard: Shard, out: BufferedRandom) -> None:
+        rest = range(out.tell(), shard.size)
+        wanted = rest if rest and rest.start else None
+        async with self._connection.object(shard.url, wanted) as opened:
+            if wanted is None or opened.status != 206:
+                _empty(out)
+            async for part in opened.parts:
+                if self._stopped:
+                    raise CancelledError
+                out.write(part)
+        out.seek(0)
+        if hashlib.file_digest(out, "sha256").hexdigest() != shard.sha256:
+            _empty(out)
+            raise StoreError(f"{shard.file} arrived with other bytes than were stored")
 
     async def _run(self, page: Page, run: Run) -> None:
         missing = [one for one in run.pictures if not self._is_there(one)]
@@ -218,6 +236,11 @@ def _signed_files(manifest: Path) -> Iterator[tuple[str, _Signed]]:
                 continue
             if "stored_sha256" in told:
                 yield told["file"], _Signed(told["stored_sha256"], told["sha256"], told["size"])
+
+
+def _empty(file: BufferedRandom) -> None:
+    file.seek(0)
+    file.truncate()
 
 
 def _matches(path: Path, size: int | None, sha256: str | None) -> bool:

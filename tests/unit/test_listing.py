@@ -1,10 +1,13 @@
 """Pages of pictures, the next one on its way while one is read, and what is left half way."""
 
 import asyncio
+import hashlib
+import random
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -65,10 +68,18 @@ def test_a_page_that_nothing_waits_for_is_no_longer_asked_for(
     asyncio.run(main())
 
 
+def page_of(data: bytes) -> dict[str, Any]:
+    """One picture of a shard."""
+    shard = {
+        "shard": "00000000.tar", "generation": 0, "size": len(data), "url": "/x",
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }  # fmt: skip
+    picture = PICTURE | {"shard": shard["shard"], "offset": 0, "size": 1}
+    return {"images": [picture], "shards": [shard], "next": "1.0.0", "state": "done"}
+
+
 def test_a_shard_that_nothing_waits_for_is_not_read_to_its_end(tmp_path: Path) -> None:
     begun, ended = threading.Event(), threading.Event()
-    shard = {"shard": "00000000.tar", "generation": 0, "size": 9, "sha256": "0", "url": "/x"}
-    picture = PICTURE | {"shard": shard["shard"], "offset": 0, "size": 1}
 
     def parts() -> Iterator[bytes]:
         while not ended.wait(0.01):
@@ -81,7 +92,7 @@ def test_a_shard_that_nothing_waits_for_is_not_read_to_its_end(tmp_path: Path) -
         if request.url.path.endswith(JOB):
             return httpx2.Response(200, json={"id": JOB, "state": "running"})
         if request.url.params["after"] == "0.0.0":
-            page = {"images": [picture], "shards": [shard], "next": "1.0.0", "state": "running"}
+            page = page_of(b"a shard") | {"state": "running"}
             return httpx2.Response(200, json=page)
         assert begun.wait(60)
         refusal = {"code": "not_found", "message": "the job was removed"}
@@ -97,3 +108,41 @@ def test_a_shard_that_nothing_waits_for_is_not_read_to_its_end(tmp_path: Path) -
             time.sleep(0.01)
     finally:
         ended.set()
+
+
+class QuickWire(BlockingWire):
+    async def sleep(self, seconds: float) -> None:
+        pass
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_shard_that_is_cut_off_again_and_again_arrives_whole(
+    tmp_path: Path, ranges: bool
+) -> None:
+    data, asked = random.Random(1).randbytes(1000), []
+
+    def parts(start: int, stop: int) -> Iterator[bytes]:
+        yield data[start:stop]
+        if stop < len(data):
+            raise httpx2.ReadError("cut off")
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        if request.url.path == "/x":
+            asked.append(request.headers.get("range", ""))
+            stop = 100 * len(asked)
+            if ranges and asked[-1]:
+                start = int(asked[-1].removeprefix("bytes=").partition("-")[0])
+                return httpx2.Response(206, content=parts(start, stop))
+            return httpx2.Response(200, content=parts(0, stop))
+        if request.url.path.endswith(JOB):
+            return httpx2.Response(200, json={"id": JOB, "state": "done"})
+        page = page_of(data)
+        if request.url.params["after"] != "0.0.0":
+            page |= {"images": []}
+        return httpx2.Response(200, json=page)
+
+    wire = QuickWire(httpx2.MockTransport(answer))
+    farm = Farm("http://farm:8400", wire=wire, patience=1.0)
+    farm.job(JOB).fetch(tmp_path, shards=True)
+    assert (tmp_path / "00000000.tar").read_bytes() == data
+    assert asked == ["", *(f"bytes={start}-999" for start in range(100, 1000, 100))]
