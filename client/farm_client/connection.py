@@ -44,6 +44,8 @@ class Connection:
         self.wire = wire
         self._patience = patience
         self._answered = False
+        self._reached: set[str] = set()  # stores that have given an object
+        self._unreached: set[str] = set()
         self._headers = {"User-Agent": f"farm-client/{farm.__version__}", "Accept": "*/*"}
         if address.api_key:
             self._headers["Authorization"] = f"Bearer {_header_value(address.api_key)}"
@@ -95,13 +97,18 @@ class Connection:
             raise self._lost(error) from None
 
     @asynccontextmanager
-    async def object(self, url: str, wanted: range | None = None) -> AsyncIterator[Opened]:
+    async def object(
+        self, url: str, wanted: range | None = None, *, gateway_url: str | None = None
+    ) -> AsyncIterator[Opened]:
         """A stored object by its signed address; the API key is not sent.
 
         Args:
             url: the address.
             wanted: of its bytes; the status is 206 if no others come, and 200 if all do.
+            gateway_url: another address, for a store that was out of reach from the beginning.
         """
+        if gateway_url is not None and urlsplit(url).netloc in self._unreached:
+            url = gateway_url
         if url.startswith("/"):  # below the farm's address, which may have a path of its own
             url = self.address.url + url
         headers = {"Accept": "*/*"}
@@ -113,16 +120,23 @@ class Connection:
         try:
             async with self.wire.open(call) as opened:
                 if opened.status >= 400:
+                    if store is not None and gateway_url is not None and self._never_reached(store):
+                        raise _out_of_reach(store)  # another answers there, or it lets no one in
                     raise self._error(await _read(opened), store)
+                if store is not None:
+                    self._reached.add(store)
                 yield opened
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             if store is None:
                 raise self._lost(error) from None
-            raise Unavailable(
-                f"the farm's store at {store} cannot be reached from here",
-                hint="the farm's gateway needs FARM_STORE_PUBLIC_URL, an address of the store that "
-                "you can reach, or FARM_STORE_LINKS=gateway",
-            ) from None
+            self._never_reached(store)
+            raise _out_of_reach(store) from None
+
+    def _never_reached(self, store: str) -> bool:
+        """Noted for the next call, if it is so."""
+        if store not in self._reached:
+            self._unreached.add(store)
+        return store in self._unreached
 
     async def persist(self, read: Callable[[], Awaitable[Result]]) -> Result:
         """What a call that changes nothing gives, repeated while that can help."""
@@ -247,6 +261,14 @@ class _Final(Unavailable):
 
 def _final(message: str, hint: str | None) -> Unavailable:
     return _Final(message, hint=hint)
+
+
+def _out_of_reach(store: str) -> Unavailable:
+    return Unavailable(
+        f"the farm's store at {store} cannot be reached from here",
+        hint="the farm's gateway needs FARM_STORE_PUBLIC_URL, an address of the store that "
+        "you can reach, or FARM_STORE_LINKS=gateway",
+    )
 
 
 def _refused(store: str, status: int) -> Unavailable:

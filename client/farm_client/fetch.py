@@ -158,7 +158,9 @@ class Fetcher:
     async def _append(self, shard: Shard, out: BufferedRandom) -> None:
         rest = range(out.tell(), shard.size)
         wanted = rest if rest and rest.start else None
-        async with self._connection.object(shard.url, wanted) as opened:
+        async with self._connection.object(
+            shard.url, wanted, gateway_url=shard.gateway_url
+        ) as opened:
             if wanted is None or opened.status != 206:
                 _empty(out)
             async for part in opened.parts:

@@ -234,6 +234,7 @@ class Shard(_Told):
     size: int  # bytes
     sha256: str
     url: str
+    gateway_url: str | None = None  # for those who do not reach the store
 
     @property
     def file(self) -> str:

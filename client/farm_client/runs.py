@@ -69,7 +69,7 @@ async def read_run(connection: Connection, run: Run) -> list[bytes]:
     for by itself, as often as that can help."""
     if run.shard is None:
         return [await ImageFacts(connection, picture).fetch_bytes() for picture in run.pictures]
-    data = await connection.persist(partial(_read, connection, run.shard.url, run.range))
+    data = await connection.persist(partial(_read, connection, run.shard, run.range))
     files = []
     for picture in run.pictures:
         begin = _offset(picture) - run.range.start
@@ -80,11 +80,11 @@ async def read_run(connection: Connection, run: Run) -> list[bytes]:
     return files
 
 
-async def _read(connection: Connection, url: str, wanted: range) -> bytes:
+async def _read(connection: Connection, shard: Shard, wanted: range) -> bytes:
     """Nothing where ranges are not known, as behind some proxies: the whole shard would come for
     each of its runs."""
     held = bytearray()
-    async with connection.object(url, wanted) as opened:
+    async with connection.object(shard.url, wanted, gateway_url=shard.gateway_url) as opened:
         if opened.status == 206:
             async for part in opened.parts:
                 held += part

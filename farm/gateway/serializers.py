@@ -46,15 +46,17 @@ def shard_views(rows: Iterable[ManifestRow], sink: Sink, links: Links) -> list[d
     """The shards around these pictures, with addresses to fetch them whole or by ranges."""
     if not sink.sharded:
         return []
+    found = ((one, Source(one.key, one.name, one.size)) for one in sink.objects(rows))
     return [
         {
             "shard": stored.name,
             "generation": stored.rows[0].generation,
             "size": stored.size,
             "sha256": stored.sha256,
-            "url": links.to(Source(stored.key, stored.name, stored.size)),
+            "url": links.to(source),
+            "gateway_url": links.through_gateway(source),
         }
-        for stored in sink.objects(rows)
+        for stored, source in found
     ]
 
 

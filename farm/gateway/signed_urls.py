@@ -67,12 +67,17 @@ class Links:
 
     def to(self, source: Source) -> str:
         """Ranges always go through the gateway: no store signs a link to one."""
-        key, name, seconds = source.key, source.name, self._seconds
-        part = "" if source.offset is None else f"{source.offset}+{source.size}"
         url = None
-        if self._direct is not None and not part:
-            url = self._direct.signed_url(key, seconds=seconds, filename=name)
-        return url or self._base + self._signer.path(key, seconds=seconds, filename=name, part=part)
+        if self._direct is not None and source.offset is None:
+            seconds, name = self._seconds, source.name
+            url = self._direct.signed_url(source.key, seconds=seconds, filename=name)
+        return url or self.through_gateway(source)
+
+    def through_gateway(self, source: Source) -> str:
+        """For those who do not reach the store."""
+        part = "" if source.offset is None else f"{source.offset}+{source.size}"
+        seconds, name = self._seconds, source.name
+        return self._base + self._signer.path(source.key, seconds=seconds, filename=name, part=part)
 
 
 def linked_store(settings: GatewaySettings, store: Store) -> Store | None:

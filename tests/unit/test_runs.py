@@ -20,7 +20,7 @@ from farm_client import runs as module
 from farm_client.address import Address
 from farm_client.connection import Connection
 from farm_client.models import Page, Picture
-from farm_client.runs import map_ahead, read_run, runs
+from farm_client.runs import Run, map_ahead, read_run, runs
 from farm_client.sync import drive
 from farm_client.transport import BlockingWire
 
@@ -71,6 +71,7 @@ class Bucket:
     def page(self, *, shards: bool = True) -> Page:
         shard = {
             "shard": SHARD, "generation": 0, "size": len(self.stored), "url": f"http://s3/{SHARD}",
+            "gateway_url": f"/{SHARD}",
             "sha256": hashlib.sha256(self.stored).hexdigest(),
         }  # fmt: skip
         told = {"shards": [shard]} if shards else {}
@@ -89,9 +90,9 @@ def picture(number: int, file: bytes, offset: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def connection(handler: Handler) -> Connection:
+def connection(handler: Handler, patience: float = 0.0) -> Connection:
     wire = BlockingWire(httpx2.MockTransport(handler))
-    return Connection(Address("http://farm", None), wire, patience=0.0)
+    return Connection(Address("http://farm", None), wire, patience=patience)
 
 
 LAYOUTS = st.lists(st.tuples(st.integers(0, 20), st.integers(1, 90)), min_size=1, max_size=12)
@@ -152,7 +153,7 @@ def test_an_address_that_is_refused_is_an_error() -> None:
     bucket = Bucket([(0, 50)] * 3)
     (run,) = runs(bucket.page(), bucket.page().pictures)
     refusal = {"error": {"code": "not_allowed", "message": "the address has expired"}}
-    refused = connection(lambda request: httpx2.Response(403, json=refusal))
+    refused = connection(lambda request: httpx2.Response(403, json=refusal), patience=5.0)
     with pytest.raises(NotAllowed):
         drive(read_run(refused, run))
 
@@ -171,3 +172,39 @@ def test_what_is_no_longer_wanted_is_not_begun() -> None:
         results.close()  # type: ignore[attr-defined]  # a generator
         hold.set()
     assert set(begun) <= {0, 1}
+
+
+@pytest.mark.parametrize("status", [0, 403, 502], ids=["silent", "closed", "a proxy"])
+def test_a_store_that_was_never_reached_is_read_through_the_gateway(status: int) -> None:
+    bucket = Bucket([(0, 50)] * 4)
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        if request.url.host == "farm":
+            return bucket(request)
+        bucket.asked.append("s3")
+        if not status:
+            raise httpx2.ConnectError("no route to host")
+        return httpx2.Response(status)
+
+    page = bucket.page()
+    (shard,) = page.shards.values()
+    farm = connection(answer, patience=5.0)
+    two = [Run(pictures, shard) for pictures in (page.pictures[:2], page.pictures[2:])]
+    assert [file for run in two for file in drive(read_run(farm, run))] == bucket.files
+    assert bucket.asked == ["s3", f"/{SHARD} bytes=0-99", f"/{SHARD} bytes=100-199"]
+
+
+def test_a_store_that_was_reached_before_is_asked_again() -> None:
+    bucket = Bucket([(0, 50)] * 4)
+    failures = iter([False, True, True, False])
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        assert request.url.host == "s3"
+        return httpx2.Response(503) if next(failures) else bucket(request)
+
+    page = bucket.page()
+    (shard,) = page.shards.values()
+    farm = connection(answer, patience=5.0)
+    for pictures in (page.pictures[:2], page.pictures[2:]):
+        drive(read_run(farm, Run(pictures, shard)))
+    assert bucket.asked == [f"/{SHARD} bytes=0-99", f"/{SHARD} bytes=100-199"]

@@ -92,7 +92,8 @@ def images(
     ``limit``. All are listed when ``state`` is final and ``images`` is empty. ``early`` has what
     tasks that still run have stored; it comes again in ``images`` when they end. ``shards`` has
     the objects around pictures that have a ``shard``, told by its name and their ``generation``: a
-    range of such an object, from the ``offset`` of one picture on, holds those beside it, too.
+    range of such an object, from the ``offset`` of one picture on, holds those beside it, too. Its
+    ``gateway_url`` is for callers who do not reach the store.
     """
     status = deps.queue.status(check_job_id(job), tenant)  # before, so that final means all
     sink = deps.sinks.get(status.sink)
