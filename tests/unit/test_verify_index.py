@@ -109,9 +109,10 @@ def peak_of(tasks: int, folder: Path) -> int:
 
 
 def test_ten_times_the_pictures_take_the_same_memory(tmp_path: Path) -> None:
+    """Threads of other tests may take some meanwhile, so the least of several times counts."""
     peak_of(2, tmp_path)  # what is loaded on the way stays
-    few, many = (peak_of(tasks, tmp_path) for tasks in (5, 50))
-    assert many < few + 200_000, "not 22 bytes for each of 9,000 more"
+    few, many = (min(peak_of(tasks, tmp_path) for _ in range(3)) for tasks in (5, 50))
+    assert many < few + 1_500_000, "kept in memory, 9,000 more pictures are 4,000,000 bytes"
 
 
 def test_nothing_is_left_of_an_index_even_if_its_process_dies(tmp_path: Path) -> None:
