@@ -120,7 +120,7 @@ class Queue(Submissions, WorkerSessions):
         return encoding.status(job, self._run("status", check_job_id(job), tenant))
 
     def jobs(self, tenant: str, limit: int = 50, before: str | None = None) -> list[JobStatus]:
-        """A tenant's jobs, newest first."""
+        """A tenant's jobs, newest first; those before one that may be removed by now."""
         found = self._run("jobs", tenant, min(limit, MAX_ROWS), before or "")
         return [encoding.status(job, header) for job, header in found]
 
