@@ -20,10 +20,10 @@ from farm.job import Chunk, JobOptions, JobState, Lease, Priority, TaskDraft, jo
 from farm.queue import JobHeader, Queue, connect, previews
 from farm.renders import NumberedSpec, Renders
 from farm.scheduler.scheduler import Scheduler
-from farm.spec import Lane, RenderRequest
+from farm.spec import Lane, Mode, RenderRequest
 from farm.store import Store, keys, open_store
 from farm_workers.publisher.publisher import Event, Publisher
-from farm_workers.worker import queue_session
+from farm_workers.worker import engine_loop, queue_session
 from farm_workers.worker import worker as worker_module
 from farm_workers.worker.settings import WorkerSettings
 from farm_workers.worker.worker import Worker
@@ -473,3 +473,21 @@ def test_a_name_that_would_be_a_path_is_refused(name: str, tmp_path: Path) -> No
     )
     with pytest.raises(InvalidInput, match="cannot be the name of a worker"):
         Worker(settings, name)
+
+
+def test_heartbeats_do_not_grow_with_every_size_that_was_ever_drawn(
+    farm: Farm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pictures of users have any size, and a worker lives for months."""
+    monkeypatch.setattr(engine_loop, "PACED_LANES", 4)
+    farm.start()
+    sizes = [(8 * number, 16) for number in range(1, 10)]
+    for some in (sizes[:-4], sizes[-4:]):
+        renders = [{"prompt": "a dot", "height": height, "width": width} for height, width in some]
+        for job in [farm.submit_renders([render]) for render in renders]:
+            farm.wait(job)
+    newest = {str(Lane(INFO.name, Mode.TEXT2IMG, *size)) for size in sizes[-4:]}
+    until(lambda: farm.queue.sessions()[0].stats["row_steps"].keys() >= newest)
+    stats = farm.queue.sessions()[0].stats
+    assert stats["row_steps"].keys() == newest
+    assert stats["paces"].keys() <= newest
