@@ -3,6 +3,7 @@
 import errno
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -15,6 +16,7 @@ import pytest
 
 from farm.errors import Unavailable
 from farm.local import supervisor as supervisor_module
+from farm.local.probes import answers
 from farm.local.supervisor import MARK, Service, Supervisor, members, rotate, sweep
 
 SLEEPS = [sys.executable, "-c", "import time; time.sleep(600)"]
@@ -48,6 +50,22 @@ def supervisor(tmp_path: Path, stopped: threading.Event) -> Iterator[Supervisor]
 
 def pid(tmp_path: Path, name: str) -> int:
     return int((tmp_path / "run" / f"{name}.pid").read_text())
+
+
+def test_what_does_not_speak_http_does_not_answer() -> None:
+    """A thread of the supervisor asks for as long as the farm runs: an error would end it."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def greet() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.sendall(b"SSH-2.0-OpenSSH_9.6\r\n")
+                connection.recv(4096)
+
+        greeter = threading.Thread(target=greet)
+        greeter.start()
+        assert not answers(f"http://127.0.0.1:{listener.getsockname()[1]}/healthz")
+        greeter.join()
 
 
 def test_a_killed_process_is_started_again_under_a_new_pid(
