@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -257,6 +258,14 @@ def test_the_scheduler_deletes_what_an_interrupted_call_has_left(
     fill(store, job)
     Remover(queue, store).remove(job, "ann")  # and nothing asks it to go on
     assert len(stored(store, job)) == OBJECTS
+    delete_many, failures = store.delete_many, [RuntimeError("can't start new thread")]
+
+    def delete_many_later(keys: Sequence[str]) -> None:
+        if failures:
+            raise failures.pop()
+        delete_many(keys)
+
+    monkeypatch.setattr(store, "delete_many", delete_many_later)
     stopped = threading.Event()
     sweeper.Sweeper(queue, store).start(stopped)
     try:
