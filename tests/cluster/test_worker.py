@@ -13,7 +13,7 @@ import pytest
 from fake_engine import BAD_PROMPT, INFO, FakeEngine
 
 from farm.checkpoints.inspect import Checkpoint
-from farm.errors import InvalidInput
+from farm.errors import InvalidInput, StoreError
 from farm.formats.manifest import ManifestRow, merge, read_part
 from farm.formats.picture_file import read_facts
 from farm.job import Chunk, JobOptions, JobState, Lease, Priority, TaskDraft, job_id
@@ -204,6 +204,28 @@ def test_a_retry_renders_the_failed_rows_only_and_keeps_the_others(farm: Farm) -
     assert farm.queue.check() == []
     success = json.loads(farm.store.get(keys.success(job, 1)))
     assert success["counts"] == {"parts": 2, "done": 3, "failed": 0, "expired": 0}
+
+
+def test_a_retry_waits_for_a_store_that_does_not_answer_for_a_while(
+    farm: Farm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = farm.start()
+    job = farm.submit("a boat", BAD_PROMPT)
+    farm.wait(job, JobState.FAILED)
+    engine.healed = True
+    store = farm.workers[0][0]._loader._store
+    size, failures = store.size, [StoreError("it is away")] * 3
+
+    def size_later(key: str) -> int | None:
+        if failures:
+            raise failures.pop()
+        return size(key)
+
+    monkeypatch.setattr(store, "size", size_later)
+    farm.queue.retry(job, TENANT)
+    farm.wait(job)
+    assert not failures
+    assert farm.queue.tallies().returned["infra"] == 0
 
 
 def test_urgent_rows_enter_the_engine_before_older_bulk_rows(farm: Farm) -> None:
