@@ -22,6 +22,7 @@ from farm.renders import NumberedSpec, Renders
 from farm.scheduler.scheduler import Scheduler
 from farm.spec import Lane, Mode, RenderRequest
 from farm.store import Store, keys, open_store
+from farm_workers.publisher import uploads
 from farm_workers.publisher.publisher import Event, Publisher
 from farm_workers.worker import engine_loop, queue_session
 from farm_workers.worker import worker as worker_module
@@ -495,6 +496,32 @@ def test_a_name_that_would_be_a_path_is_refused(name: str, tmp_path: Path) -> No
     )
     with pytest.raises(InvalidInput, match="cannot be the name of a worker"):
         Worker(settings, name)
+
+
+@pytest.mark.parametrize("others", [Priority.BULK, Priority.URGENT])
+def test_the_engines_wait_for_a_store_that_is_away_also_beside_an_urgent_picture(
+    farm: Farm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, others: Priority
+) -> None:
+    """What is drawn and not stored lies in memory; what is urgent may take as much again."""
+    picture = 32 * 32 * 3 + uploads.RECORD_BYTES
+    monkeypatch.setattr(engine_loop, "PENDING_BYTES", 10 * picture)
+    monkeypatch.setattr(engine_loop, "URGENT_PENDING_BYTES", 20 * picture)
+    jobs = [
+        farm.submit("a boat", priority=Priority.URGENT),
+        farm.submit(*map(str, range(300)), priority=others),
+    ]
+    store, away = tmp_path / "store", tmp_path / "away"
+    store.rename(away)
+    store.touch()
+    engine = farm.start()
+    until(lambda: len(engine.rendered) >= 10)
+    time.sleep(1)  # enough to draw all of them
+    limit = 10 if others is Priority.BULK else 20
+    assert len(engine.rendered) <= limit + 2 * 8, "the limit, and what was in the engine"
+    store.unlink()
+    away.rename(store)
+    for job in jobs:
+        farm.wait(job)
 
 
 def test_heartbeats_do_not_grow_with_every_size_that_was_ever_drawn(

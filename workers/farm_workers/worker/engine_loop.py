@@ -31,6 +31,7 @@ IDLE_SECONDS = 0.05  # longest sleep of the loop; a grant wakes it at once
 URGENT_SHARE = 8  # one of so many rows of an engine is kept free for urgent tasks
 PACED_LANES = 128  # of which a pace is kept: heartbeats tell all of them
 PENDING_BYTES = 512 * 2**20  # given to the publisher and not stored; above it the engines wait
+URGENT_PENDING_BYTES = 2 * PENDING_BYTES  # while there are urgent rows
 
 
 @dataclasses.dataclass
@@ -104,9 +105,10 @@ class EngineLoop:
         self._start_loaded()
         self._fill()
         busy = False
-        urgent = any(rows.task.urgent for rows in self._tasks.values())
-        room = urgent or self._publisher.pending_bytes < PENDING_BYTES
-        if room and not self._leases.expired:
+        # A task stays until it is stored: only what is still to be drawn may take more room.
+        urgent = any(rows.task.urgent and rows.task.to_render for rows in self._tasks.values())
+        room = URGENT_PENDING_BYTES if urgent else PENDING_BYTES
+        if self._publisher.pending_bytes < room and not self._leases.expired:
             for engine in self._engines.values():
                 if not engine.idle:
                     busy = True
