@@ -166,6 +166,28 @@ def test_a_log_does_not_grow_beyond_its_limit(
     assert file.read_bytes() == b"y"
 
 
+def test_what_a_process_writes_besides_its_log_is_kept_short_too(
+    supervisor: Supervisor,
+    stopped: threading.Event,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(supervisor_module, "MAX_LOG_BYTES", 1000)
+    monkeypatch.setattr(supervisor_module, "ROTATE_SECONDS", 0.05)
+    said = tmp_path / "worker-0.err"
+    said.write_bytes(b"x" * 1001)
+    gone = tmp_path / "worker-1.err"
+    supervisor.start(
+        Service("sleeper", SLEEPS, ready=lambda: True, logs=lambda: iter([gone, said]))
+    )
+    watcher = threading.Thread(target=supervisor.watch)
+    watcher.start()
+    until(lambda: said.stat().st_size == 0)
+    assert (tmp_path / "worker-0.err.1").stat().st_size == 1001
+    stopped.set()
+    watcher.join()
+
+
 def test_a_process_that_is_stopped_or_hangs_is_ended_and_started_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
