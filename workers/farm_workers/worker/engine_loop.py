@@ -289,7 +289,8 @@ class EngineLoop:
     def _pace(self, lane: Lane) -> _Pace:
         """That of a lane which is worked for now. Pictures of users have as many sizes as they
         like, and a worker lives for months, so the lanes that were longest without work go."""
-        pace = self._paces[lane] = self._paces.pop(lane, None) or _Pace()
+        pace = self._paces.pop(lane) if lane in self._paces else _Pace()
+        self._paces[lane] = pace
         if len(self._paces) > PACED_LANES:
             del self._paces[next(iter(self._paces))]
         return pace
