@@ -7,7 +7,7 @@
 --
 -- Returns for each job: its id, its header. The job to start before may have been removed since it
 -- was returned: then its place is found by the time in its id.
-local TIME = '^[^-]*-' .. string.rep('.', 10) -- of an id: what comes before its random digits
+local WHEN = '^[^-]*-' .. string.rep('.', 10) -- of an id: what comes before its random digits
 
 local owner = tenant_number(ARGV[1])
 if not owner then return {} end
@@ -15,8 +15,8 @@ local key = P .. 'of:' .. owner
 
 -- The sequence of the first job that came in after the one with this id.
 local function sequence_behind(id)
-  local time = string.match(id, TIME)
-  local function later(job) return string.match(job, TIME) > time end
+  local time = string.match(id, WHEN)
+  local function later(job) return string.match(job, WHEN) > time end
   local low, high = 0, redis.call('ZCARD', key) -- of the pages that begin later, the first is here
   while low < high do
     local middle = math.floor((low + high) / 2)
