@@ -138,13 +138,22 @@ class Connection:
             self._unreached.add(store)
         return store in self._unreached
 
-    async def persist(self, read: Callable[[], Awaitable[Result]]) -> Result:
-        """What a call that changes nothing gives, repeated while that can help."""
-        started, attempt = time.monotonic(), 0
+    async def persist(
+        self, read: Callable[[], Awaitable[Result]], reached: Callable[[], int] = lambda: 0
+    ) -> Result:
+        """What a call that changes nothing gives, repeated while that can help.
+
+        Args:
+            read: the call.
+            reached: how far it has come; each time it is farther, patience starts again.
+        """
+        started, attempt, farthest = time.monotonic(), 0, 0
         while True:
             try:
                 return await read()
             except FarmError as error:
+                if (now := reached()) > farthest:
+                    started, attempt, farthest = time.monotonic(), 0, now
                 await self.pause(attempt, error, started)
             attempt += 1
 
