@@ -292,6 +292,32 @@ def test_much_that_was_repaired_is_recorded_in_several_objects(
     assert told == {*strays, picture(job, 0)}
 
 
+def test_a_repair_whose_caller_goes_away_is_finished_by_the_next(
+    gateway: Gateway, farm: Farm, fake_worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says that it goes on after each task, and stops there."""
+    monkeypatch.setattr(repair, "SIGN_SECONDS", -1)
+    sizes = [{"prompt": "a boat", "width": width} for width in (64, 128, 192)]  # a task each
+    job = farm.submit_many(sizes, seed=1)
+    job.wait(20)
+    made = [image.bytes() for image in job.images()]
+    for render in range(3):
+        gateway.store.delete(picture(job, render))
+    deps = gateway.app_deps
+    verifier = repair.Verifier(deps.queue, deps.store, deps.sinks, job.id, "local")
+    lines = repair.report(verifier, deps.settings.data, repair=True)
+    while job.status().images.done == 3:
+        next(lines)
+    assert "checked" in next(lines)
+    lines.close()
+    assert job.status().generation == 0
+    assert job.verify(repair=True).generation == 1
+    job.wait(20)
+    assert [image.bytes() for image in job.images()] == made
+    assert job.verify().differences == ()
+    assert gateway.queue.check() == []
+
+
 def test_nothing_stays_behind_when_the_caller_goes_away(
     gateway: Gateway, job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
