@@ -334,7 +334,8 @@ def _verdicts(found: dict[str, Any], said: Path) -> None:
         for test, (verdict, reason) in verdicts.items()
         if verdict in ("FAILED", "ERROR")
     ]
-    found["summary"] = (re.findall(r"^.*(?:passed|failed|error).* in .*$", text, re.M) or [""])[-1]
+    ends = re.findall(r"^=+ (.*(?:passed|failed|error).* in .*s) .*=$", text, re.M)
+    found["summary"] = ends[-1] if ends else ""
     found["output"] = text[-40_000:].splitlines()
 
 

@@ -99,6 +99,7 @@ def test_tests_that_run_out_of_time_tell_what_has_failed(
         "test_bad - AssertionError: that is wrong",
         "test_without_its_fixture - RuntimeError: no fixture",
     }
+    assert found["summary"].startswith("1 failed, 1 passed, 1 error in ")
     assert "E   AssertionError: that is wrong" in found["output"]
 
 
