@@ -54,7 +54,11 @@ def test_a_folder_that_takes_nothing_is_told_in_one_line(tmp_path: Path) -> None
 
 
 def test_a_full_disk_is_told_in_one_line(tmp_path: Path) -> None:
-    with pytest.raises(InvalidInput, match="is full"), scored(tmp_path) as known:
-        known._database.execute("PRAGMA max_page_count = 4")
-        known.add((render, 0, A, {"x": 1}) for render in range(10_000))
+    def fill() -> None:
+        with scored(tmp_path) as known:
+            known._database.execute("PRAGMA max_page_count = 4")
+            known.add((render, 0, A, {"x": 1}) for render in range(10_000))
+
+    with pytest.raises(InvalidInput, match="is full"):
+        fill()
     assert os.listdir(tmp_path) == []
