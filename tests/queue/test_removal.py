@@ -309,9 +309,9 @@ def kills(
     # ministack takes its own environment's secret for the one that signs.
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     with ministack(tmp_path) as address:
-        boto3.client("s3", endpoint_url=address, region_name="us-east-1").create_bucket(Bucket="farm")
+        boto3.client("s3", endpoint_url=address).create_bucket(Bucket="farm")
         yield f"s3://farm/prefix?endpoint_url={address}", range(4)
 
 
