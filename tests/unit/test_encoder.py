@@ -92,6 +92,19 @@ def test_the_longest_prompts_and_largest_grids_fit(kind: Format) -> None:
     assert read_facts(encode(SMOOTH, written, kind)).spec == written.spec
 
 
+@pytest.mark.parametrize("kind", list(Format))
+def test_a_note_that_repeats_the_longest_prompt_costs_no_picture(kind: Format) -> None:
+    """Words that a checkpoint does not know are in a note, however long they are."""
+    longest = "\U0001d400" * MAX_PROMPT_CHARACTERS  # a word of mathematical letters
+    tokens = RANDOM.integers(0, 8192, (64, 64)).astype(np.uint16)
+    plain = facts(longest, tokens, negative_prompt=longest)
+    noted = plain._replace(notes=INFO.model_copy(update={"vocabulary": ("a",)}).notes(plain.spec))
+    assert longest in noted.notes[0]
+    written = read_facts(encode(SMOOTH, noted, kind))
+    assert written.spec == noted.spec
+    assert written.notes == (() if kind is Format.JPEG else noted.notes)
+
+
 PICTURES = [Format.PNG, Format.WEBP, Format.JPEG]
 
 
