@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import math
 import struct
 import subprocess
 import sys
@@ -239,11 +240,20 @@ def test_what_is_no_file_of_the_farm_is_refused(data: bytes) -> None:
         {"shape": [-1, 32]},
         {"shape": "x"},
         {"image": "one"},
+        {"image": math.inf},
+        {"confidence": 10**400},
     ],
 )
 def test_facts_that_were_tampered_with_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(InvalidInput):
         Facts.from_json(json.dumps({**json.loads(facts().to_json()), **change}))
+
+
+def test_a_file_with_empty_metadata_has_nothing_recorded() -> None:
+    """safetensors' own reader takes null for no metadata."""
+    header = b'{"__metadata__":null,"tokens":{"dtype":"I32","shape":[1,1],"data_offsets":[0,4]}}'
+    with pytest.raises(InvalidInput, match="no render is recorded"):
+        read_facts(len(header).to_bytes(8, "little") + header + bytes(4))
 
 
 def test_token_bytes_are_little_endian_whatever_the_array() -> None:
