@@ -44,7 +44,7 @@ def test_the_revision_is_meant_that_workers_hold(
     assert farm.registry.find(name) == OLD, "while the workers are being replaced"
     farm.hold(OTHER, NEW)
     assert farm.registry.find(name) == NEW
-    assert [info.id for info in farm.registry.all()][0] == "a/model", "the default stays"
+    assert farm.registry.all()[0].id == "a/model", "the default stays"
     farm.hold()
     assert farm.registry.find(name) == NEW, "where workers come with the work"
     assert farm.registry.find(OLD.name) == OLD

@@ -96,9 +96,7 @@ def test_a_task_that_ends_while_a_picture_is_looked_at_leaves_nothing_behind(
     stored_row = PictureRecord.stored_row
     for ends in (True, False):
 
-        def read(
-            self: PictureRecord, file: str, data: bytes, *, ends: bool = ends
-        ) -> ManifestRow:
+        def read(self: PictureRecord, file: str, data: bytes, *, ends: bool = ends) -> ManifestRow:
             if ends:
                 sink.forget(place)
             return stored_row(self, file, data)
