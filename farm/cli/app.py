@@ -84,6 +84,13 @@ COMMANDS = {name: place for commands in SECTIONS.values() for name, place in com
 class Commands(TyperGroup):
     """Knows the commands without importing them."""
 
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:  # its reader has gone; typer would end with the status of a failure
+            leave_stdout()
+            return 0
+
     def list_commands(self, _: Any) -> list[str]:
         return [name for name, place in COMMANDS.items() if _exists(place.module)]
 
@@ -167,9 +174,6 @@ def run(arguments: Sequence[str]) -> int:
         code = INTERRUPTED
     except KeyboardInterrupt:
         code = INTERRUPTED
-    except BrokenPipeError:
-        leave_stdout()  # its reader has gone
-        return 0
     except Exception as error:
         if hasattr(error, "format_message"):  # typer's own complaint about the arguments
             return _usage(error)

@@ -232,7 +232,7 @@ WRONG: list[tuple[list[str], dict[str, bytes], str]] = [
     (["cancel", UNKNOWN], {}, "no job"),
     (["fetch", UNKNOWN], {}, "output"),
     (["inspect", "none.png"], {}, "there is no file"),
-    (["inspect", "text.png"], {"text.png": b"hello"}, "error["),
+    (["inspect", "text.png"], {"text.png": b"hello"}, "file: text.png is not a picture"),
     (["checkpoint", "inspect", "nowhere"], {}, "error["),
     (["ls", "--limit", "0"], {}, "usage"),
 ]

@@ -1,10 +1,13 @@
 """Pieces of the command line that need no farm."""
 
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from farm.cli import main
 from farm.cli.app import COMMANDS, run
 from farm.cli.columns import Columns
 from farm.cli.input_files import looks_like_file
@@ -109,6 +112,19 @@ def test_control_characters_are_shown() -> None:
 def test_every_command_has_a_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run([name, "--help"]) == 0
     assert f"Usage: farm {name}" in capsys.readouterr().out
+
+
+def test_an_interruption_at_the_very_start_has_no_traceback(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "farm.cli.app")
+    monkeypatch.setattr(sys, "meta_path", [SimpleNamespace(find_spec=interrupted)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 130
 
 
 def test_no_command_prints_the_help(capsys: pytest.CaptureFixture[str]) -> None:
