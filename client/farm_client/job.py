@@ -154,7 +154,7 @@ class JobHandle:
             left = None if end is None else end - time.monotonic()
             if left is not None and left <= 0:
                 raise TimedOut(
-                    f"job {self.id} is still {status.state} after {timeout:g} s; it continues",
+                    f"job {self.id} is still {status.state} at the time-out; it continues",
                     hint=f"{status.images.finished} of {status.images.total} pictures are done",
                 )
             await self._connection.wire.sleep(pause if left is None else min(pause, left))

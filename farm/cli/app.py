@@ -1,6 +1,7 @@
 """The commands by name; each is imported only when it is called."""
 
 import difflib
+import errno
 import importlib
 import importlib.util
 import os
@@ -179,12 +180,21 @@ def run(arguments: Sequence[str]) -> int:
             return _usage(error)
         if os.environ.get("FARM_DEBUG"):
             raise
-        text = f"{type(error).__name__}: {error}".splitlines()[0]
-        say_error(f"error[internal]: {text} (FARM_DEBUG=1 shows where)")
+        say_error(f"error{_unforeseen(error)} (FARM_DEBUG=1 shows where)")
         return 1
     if code == INTERRUPTED:
         say_error(on_interrupt())
     return code if isinstance(code, int) else 0
+
+
+def _unforeseen(error: Exception) -> str:
+    """What the operating system refuses, such as a name that is too long, is told in its words."""
+    if isinstance(error, OSError) and error.strerror:
+        if error.filename is not None:
+            return f"[farm]: {error.filename}: {error.strerror}"
+        if error.errno == errno.ENOSPC:
+            return f"[farm]: {error.strerror}"
+    return f"[internal]: {type(error).__name__}: {error}".splitlines()[0]
 
 
 def _usage(error: Any) -> int:

@@ -1,8 +1,8 @@
 """``farm submit``."""
 
 import contextlib
+import os
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import typer
@@ -300,7 +300,7 @@ def _renders(files: list[str], prompts: list[str], reading: Reading, asked: _Ask
 
 def _waits(name: str) -> bool:
     """Whether it may be a while until its next line."""
-    return not (Path(name).is_file() or Path(name).is_dir())
+    return not (os.path.isfile(name) or os.path.isdir(name))
 
 
 def _submit(
