@@ -77,7 +77,7 @@ class Submitter:
         parameters = {name: value for name, value in parameters.items() if value is not None}
         parameters = await self._uploads.replace_files(parameters, None)
         check_values(parameters)
-        prompts = [prompt] if prompt is None or isinstance(prompt, str) else list(prompt)
+        prompts = _prompts(prompt)
         renders: list[dict[str, Any]] = [
             parameters if text is None else {"prompt": text, **parameters} for text in prompts
         ]
@@ -281,6 +281,18 @@ class Submitter:
                     line = refused(line, error, line.place(error.field))
             ready.append(line)
         return ready
+
+
+def _prompts(prompt: str | Sequence[str] | None) -> list[str | None]:
+    prompts: list[str | None]
+    prompts = [prompt] if prompt is None or isinstance(prompt, str) else [*prompt]
+    if isinstance(prompt, Mapping) or any(isinstance(one, Mapping) for one in prompts):
+        raise InvalidInput(
+            "is text, or a list of texts",
+            field="prompt",
+            hint="submit_many takes renders as dicts; submit has an argument for each parameter",
+        )
+    return prompts
 
 
 def none_taken(rejected: Sequence[RejectedRender], count: int) -> AllRejected:

@@ -31,6 +31,7 @@ STORING_SECONDS = 75.0  # that an end may take after a drain's deadline
 MARGIN_SECONDS = 10.0  # before a node's own deadline
 PENDING_SECONDS = 60.0  # without room, then a worker does not hold up the change of others
 UNSET_SECONDS = 60.0  # of a node that drains without a deadline
+CLOSING_SECONDS = 0.02  # between two looks at workers that are being ended
 
 
 class Placement:
@@ -149,10 +150,13 @@ class Placement:
             self._nodes = [kept for node, kept in alive.items() if node not in self._draining]
 
     def close(self) -> None:
-        """End the workers; Ray does not start them again."""
-        for place in self._places.values():
-            if place.actor is not None:
-                ray.kill(place.actor)
+        """End the workers; Ray does not start them again. Returns when the cluster knows: Ray only
+        posts what ``ray.kill`` asks for, and a process that ends at once takes that with it."""
+        actors = [place.actor for place in self._places.values() if place.actor is not None]
+        for actor in actors:
+            ray.kill(actor)
+        while not all(_is_dead(actor) for actor in actors):
+            time.sleep(CLOSING_SECONDS)
 
     def _find_others(self) -> None:
         """Workers that an earlier scheduler placed and this one does not want."""
@@ -285,7 +289,17 @@ def _draining_nodes() -> Iterator[tuple[str, float]]:
 
 def _has_process(actor: Any) -> bool:
     """Whether the cluster has found a node for an actor and runs its constructor there."""
-    return bool(ray_state.actor_table(actor._actor_id.hex()).get("Pid"))
+    return bool(_known(actor).get("Pid"))
+
+
+def _is_dead(actor: Any) -> bool:
+    return bool(_known(actor).get("State", "DEAD") == "DEAD")
+
+
+def _known(actor: Any) -> dict[str, Any]:
+    """What the cluster knows of an actor; nothing of one that ended long ago."""
+    known: dict[str, Any] = ray_state.actor_table(actor._actor_id.hex())
+    return known
 
 
 def _ready(reference: Any) -> bool:

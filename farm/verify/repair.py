@@ -5,7 +5,7 @@ import itertools
 import json
 import secrets
 import time
-from collections.abc import Iterator, Set
+from collections.abc import Generator, Iterator, Set
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -124,10 +124,11 @@ class Verifier:
         """Checked so far."""
         return self._comparison.counts.done if self._comparison else 0
 
-    def repair(self, index: JobIndex) -> Repaired:
+    def repair(self, index: JobIndex) -> Iterator[Repaired | None]:
         """Remove orphans, of a cancelled job once its workers are done with it; write lost parts
         again where what is stored gives the same bytes; and have the pictures of lost and damaged
-        objects made again as a new generation.
+        objects made again as a new generation. Gives None after each step, as a sign of life, and
+        then the result. The repair of what an interrupted one has left does the rest.
 
         Args:
             index: that of the comparison, with the differences to repair.
@@ -142,18 +143,20 @@ class Verifier:
             raise Conflict(f"job {job} was retried meanwhile", hint="verify it again")
         mended = RepairRecord(self._store, job)
         if _settled(now):
-            self._remove_orphans(index, mended)
+            yield from self._remove_orphans(index, mended)
         for one in index.differences():
-            if one.kind in (Kind.PART_MISSING, Kind.PART_CHANGED) and self._write_part(one, index):
-                mended.add(one)
+            if one.kind in (Kind.PART_MISSING, Kind.PART_CHANGED):
+                if self._write_part(one, index):
+                    mended.add(one)
+                yield None
         before = mended.count
-        refused = self._invalidate(index, mended)
+        refused = yield from self._invalidate(index, mended)
         remade = mended.count > before
         mended.write()
         generation = self._queue.retry(job, self._tenant) if remade else now.generation
         if refused is not None:
             raise refused
-        return Repaired(mended.count, generation)
+        yield Repaired(mended.count, generation)
 
     def _check_ended(self, status: JobStatus) -> None:
         if status.state not in TERMINAL_JOBS:
@@ -175,7 +178,9 @@ class Verifier:
             data = None
         return Part(task.generation, task.receipt, data)
 
-    def _invalidate(self, index: JobIndex, mended: RepairRecord) -> Conflict | None:
+    def _invalidate(
+        self, index: JobIndex, mended: RepairRecord
+    ) -> Generator[None, None, Conflict | None]:
         """Count damaged pictures as failed and delete their objects, task by task, so that a retry
         makes them again. Returns why some of them cannot be."""
         data = keys.all_data(self.status.id)
@@ -196,14 +201,16 @@ class Verifier:
             self._store.delete_many([one.subject for one in found])
             for one in found:
                 mended.add(one)
+            yield
         return refused
 
-    def _remove_orphans(self, index: JobIndex, mended: RepairRecord) -> None:
+    def _remove_orphans(self, index: JobIndex, mended: RepairRecord) -> Iterator[None]:
         orphans = (one for one in index.differences() if one.kind is Kind.ORPHAN)
         while block := list(itertools.islice(orphans, BLOCK)):
             self._store.delete_many([one.subject for one in block])
             for one in block:
                 mended.add(one)
+            yield
 
     def _count_failed(self, task: list[Finished], damaged: Set[str]) -> None:
         """Tell the queue how many of the task's pictures are left, on its newest receipt."""
@@ -255,29 +262,46 @@ def report(verifier: Verifier, folder: Path, *, repair: bool) -> Iterator[str]:
     """
     count = repaired = 0
     generation = verifier.status.generation
-    told = time.monotonic()
+    signs = _Signs(verifier)
     try:
         with job_index(folder) as index:
             for found in verifier.compare(index):
-                if found is not None:
-                    count += 1
-                    if repair:
-                        index.add_difference(found)
-                    yield _line("difference", found._asdict())
-                elif time.monotonic() > told + SIGN_SECONDS:
-                    told = time.monotonic()
-                    yield _line("checked", {"pictures": verifier.pictures})
+                if found is None:
+                    yield from signs.due()
+                    continue
+                count += 1
+                if repair:
+                    index.add_difference(found)
+                yield _line("difference", found._asdict())
             if repair and count:
-                repaired, generation = verifier.repair(index)
-        result = {
+                for result in verifier.repair(index):
+                    if result is None:
+                        yield from signs.due()
+                    else:
+                        repaired, generation = result
+        verified = {
             "pictures": verifier.pictures,
             "differences": count,
             "left": count - repaired,
             "generation": generation,
         }
-        yield _line("verified", result)
+        yield _line("verified", verified)
     except FarmError as error:  # the status line has gone out long ago
         yield _line("error", error.to_dict())
+
+
+class _Signs:
+    """Lines that only say that a verification goes on."""
+
+    def __init__(self, verifier: Verifier) -> None:
+        self._verifier = verifier
+        self._told = time.monotonic()
+
+    def due(self) -> Iterator[str]:
+        """One, if the last one was long ago."""
+        if time.monotonic() > self._told + SIGN_SECONDS:
+            self._told = time.monotonic()
+            yield _line("checked", {"pictures": self._verifier.pictures})
 
 
 def _line(name: str, content: dict[str, Any]) -> str:

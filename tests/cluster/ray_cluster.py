@@ -1,7 +1,8 @@
 """A Ray cluster of one machine, by ``ray.cluster_utils``: ``ray_cluster.py``.
 
 It says its address, and then answers each line that it is sent: ``add`` with a node's id,
-``drain NODE SECONDS`` with whether Ray accepts it. It ends with its standard input.
+``drain NODE SECONDS`` with whether Ray accepts it, ``actors`` with the number of those that are not
+dead. It ends with its standard input.
 """
 
 import os
@@ -10,6 +11,7 @@ import time
 from typing import Any
 
 import ray
+from ray._private.state import GlobalState
 from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2
 
@@ -32,6 +34,16 @@ def drain(address: str, node: str, seconds: int) -> bool:
     return bool(accepted)
 
 
+def actors(address: str) -> int:
+    state = GlobalState()
+    state._initialize_global_state(
+        ray._raylet.GcsClientOptions.create(
+            address, None, allow_cluster_id_nil=True, fetch_cluster_id_if_nil=False
+        )
+    )
+    return sum(one["State"] != "DEAD" for one in state.actor_table(None).values())
+
+
 def main() -> None:
     told = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what Ray prints
@@ -41,6 +53,8 @@ def main() -> None:
         command, *words = line.split()
         if command == "add":
             print(cluster.add_node(**RESOURCES).node_id, file=told)
+        elif command == "actors":
+            print(actors(cluster.address), file=told)
         else:
             print(drain(cluster.address, words[0], int(words[1])), file=told)
     cluster.shutdown()

@@ -221,3 +221,11 @@ def test_workers_come_with_the_work_and_go_after_it(schedulers: Schedulers) -> N
     schedulers.all_are(WorkerState.RUNNING, 1)
     assert set(finished(schedulers).values()) == {1}
     assert len(finished(schedulers)) == 40 * len(jobs)
+
+
+def test_an_end_leaves_no_worker_on_the_cluster(schedulers: Schedulers) -> None:
+    """Not one of many, though the process that ends them lives no longer than it must."""
+    schedulers.start(WorkerGroup("worker", 30, 30, cpus=0.5))
+    schedulers.until(lambda: list(schedulers.states().values()).count("pending") == 28)
+    schedulers.stop(end_workers=True)
+    assert schedulers.cluster.say("actors") == "0"

@@ -192,6 +192,12 @@ def test_nothing_to_render_is_no_job(farm: Farm, many: list[Any]) -> None:
     assert list(farm.jobs()) == []
 
 
+@pytest.mark.parametrize("renders", [{"prompt": "a boat"}, [{"prompt": "a boat"}] * 2])
+def test_dicts_where_prompts_belong_are_told_where_to_go(farm: Farm, renders: Any) -> None:
+    with pytest.raises(InvalidInput, match="submit_many takes renders as dicts"):
+        farm.submit(renders)
+
+
 def test_what_is_wrong_is_raised_with_its_field(farm: Farm) -> None:
     wrong: list[dict[str, Any]] = [
         {"num_inference_steps": 0}, {"priority": "soon"}, {"deadline": "tomorrow"}, {"promt": "x"},

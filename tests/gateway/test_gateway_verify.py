@@ -15,8 +15,9 @@ from harness import INFO, Gateway, until
 from picture_key import picture_key
 
 from farm.cli.app import run
-from farm.errors import Conflict
+from farm.errors import Conflict, OverQuota
 from farm.formats.manifest import read_part
+from farm.gateway import quotas
 from farm.job import Chunk, Format
 from farm.sinks.early import store_early
 from farm.sinks.protocol import TaskPlace
@@ -292,25 +293,82 @@ def test_much_that_was_repaired_is_recorded_in_several_objects(
     assert told == {*strays, picture(job, 0)}
 
 
-def test_nothing_stays_behind_when_the_caller_goes_away(
-    gateway: Gateway, job: Job, monkeypatch: pytest.MonkeyPatch
+def test_a_repair_whose_caller_goes_away_is_finished_by_the_next(
+    gateway: Gateway, farm: Farm, fake_worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = gateway.app_deps.settings.data / "scratch" / "verify"
+    """It says that it goes on after each task, and stops there."""
+    monkeypatch.setattr(repair, "SIGN_SECONDS", -1)
+    sizes = [{"prompt": "a boat", "width": width} for width in (64, 128, 192)]  # a task each
+    job = farm.submit_many(sizes, seed=1)
+    job.wait(20)
+    made = [image.bytes() for image in job.images()]
+    for render in range(3):
+        gateway.store.delete(picture(job, render))
+    deps = gateway.app_deps
+    verifier = repair.Verifier(deps.queue, deps.store, deps.sinks, job.id, "local")
+    lines = repair.report(verifier, deps.settings.data, repair=True)
+    while job.status().images.done == 3:
+        next(lines)
+    assert "checked" in next(lines)
+    lines.close()
+    assert job.status().generation == 0
+    assert job.verify(repair=True).generation == 1
+    job.wait(20)
+    assert [image.bytes() for image in job.images()] == made
+    assert job.verify().differences == ()
+    assert gateway.queue.check() == []
+
+
+@pytest.fixture
+def go_on(gateway: Gateway, job: Job, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Until it is set, a verification tells one difference and then waits for the store."""
     gateway.store.delete(picture(job, 0))
-    gone = threading.Event()
+    go_on = threading.Event()
     read = gateway.store.stream
 
     def stream(key: str) -> Iterator[bytes]:
-        assert gone.wait(120)
+        assert go_on.wait(120)
         return read(key)
 
     monkeypatch.setattr(gateway.store, "stream", stream)
+    yield go_on
+    go_on.set()
+
+
+def test_nothing_stays_behind_when_the_caller_goes_away(
+    gateway: Gateway, job: Job, go_on: threading.Event
+) -> None:
+    folder = gateway.app_deps.settings.data / "scratch" / "verify"
     with gateway.client() as http, http.stream("GET", f"/v1/jobs/{job.id}/verify") as answer:
         assert "missing" in next(answer.iter_lines())
         assert os.listdir(folder) == []
         assert len(unnamed_files(folder)) == 1
-    gone.set()
+    go_on.set()
     until(lambda: not unnamed_files(folder))
+
+
+def test_a_tenant_has_half_of_the_verifications_that_run_at_a_time(
+    gateway: Gateway, job: Job, go_on: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quotas, "MAX_VERIFICATIONS", 4)
+    path = f"/v1/jobs/{job.id}/verify"
+    with gateway.client() as http, contextlib.ExitStack() as running:
+        for method in ("GET", "POST"):
+            answer = running.enter_context(http.stream(method, path))
+            assert "missing" in next(answer.iter_lines())
+        refused = http.get(path)
+        assert (refused.status_code, refused.headers["retry-after"].isdigit()) == (429, True)
+        assert "2 of your verifications are running" in refused.json()["error"]["message"]
+        running.enter_context(gateway.app_deps.quotas.verification("ann"))
+        running.enter_context(gateway.app_deps.quotas.verification("bob"))
+        with (
+            pytest.raises(OverQuota, match="4 verifications are running"),
+            gateway.app_deps.quotas.verification("cyd"),
+        ):
+            pass
+    go_on.set()
+    with gateway.client() as http:
+        until(lambda: http.get(path).status_code == 200)
 
 
 def unnamed_files(folder: Path) -> list[str]:
