@@ -338,7 +338,8 @@ def test_an_export_to_a_store_is_the_one_to_a_folder(
     assert run([*flags, "--json"]) == 0
     again = capsys.readouterr()
     assert "is whole already" in again.err
-    assert json.loads(again.out) == {"folder": place, "pictures": PICTURES, "splits": {"train": PICTURES}}
+    splits = {"train": PICTURES}
+    assert json.loads(again.out) == {"folder": place, "pictures": PICTURES, "splits": splits}
 
 
 @pytest.mark.parametrize("kind", ["imagefolder", "parquet"])
