@@ -160,8 +160,8 @@ class JobHandle:
             left = None if end is None else end - time.monotonic()
             if left is not None and left <= 0:
                 raise TimedOut(
-                    f"job {self.id} is still {status.state} after {timeout:g} s; it continues",
-                    hint=f"{status.images.finished} of {status.images.total} pictures are done",
+                    f"job {self.id} is still {status.state} at the time-out; it continues",
+                    hint=f"{status.images.done:,} of {status.images.total:,} pictures are done",
                 )
             await self._connection.wire.sleep(pause if left is None else min(pause, left))
             pause = min(pause * 1.5, MAX_POLL_SECONDS)
@@ -372,7 +372,7 @@ def check_ended(status: JobStatus) -> None:
     """Raise the error for a job that did not end well."""
     reason = f": {status.reason}" if status.reason else ""
     if status.state is JobState.FAILED:
-        failed, total = status.images.failed, status.images.total
-        raise JobFailed(f"job {status.id}: {failed} of {total} pictures failed{reason}")
+        told = reason or f": {status.images.failed} of {status.images.total} pictures failed"
+        raise JobFailed(f"job {status.id}{told}")
     if status.state is JobState.CANCELLED:
         raise JobCancelled(f"job {status.id} was cancelled{reason}")

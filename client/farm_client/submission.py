@@ -32,7 +32,7 @@ MAX_SAME = 100  # submissions of the same content, of which the last can be gone
 MAX_KEPT = 10_000  # refused lines; of more, only their number is known
 
 
-Resume = Callable[[str, bool], None]
+Resume = Callable[[str, bool, str], None]  # the job, whether it was there, its idempotency key
 
 
 class Taken:
@@ -189,18 +189,19 @@ class Submitter:
         """The job that pieces come into. To resume is to find the one that an earlier submission
         with the same start has left open; what such a submission has closed is not touched."""
         own = content_key(options, start) if resume else key or make_key()
-        for again in range(MAX_SAME):
+        more = [*(f"{own}-{again}" for again in range(1, MAX_SAME)), make_key()] if resume else []
+        for used in (own, *more):
             told: dict[str, Any] = await self._connection.call(
                 "POST",
                 "/v1/jobs",
                 query={"open": ""},
                 json_body=options,
-                headers={"Idempotency-Key": f"{own}-{again}" if again else own},
+                headers={"Idempotency-Key": used},
             )
             if not resume or told["created"] or told["state"] == JobState.OPEN:
                 break
         if resume:
-            resume(told["id"], not told["created"])
+            resume(told["id"], not told["created"], used)
         return told
 
     async def _send_pieces(

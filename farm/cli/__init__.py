@@ -4,6 +4,9 @@ import sys
 
 
 def main() -> None:
-    from farm.cli.app import run
+    try:
+        from farm.cli.app import run
+    except KeyboardInterrupt:  # before there is anything to continue
+        sys.exit(130)
 
     sys.exit(run(sys.argv[1:]))

@@ -1,6 +1,7 @@
 """The commands by name; each is imported only when it is called."""
 
 import difflib
+import errno
 import importlib
 import importlib.util
 import os
@@ -83,6 +84,13 @@ COMMANDS = {name: place for commands in SECTIONS.values() for name, place in com
 
 class Commands(TyperGroup):
     """Knows the commands without importing them."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:  # its reader has gone; typer would end with the status of a failure
+            leave_stdout()
+            return 0
 
     def list_commands(self, _: Any) -> list[str]:
         return [name for name, place in COMMANDS.items() if _exists(place.module)]
@@ -167,20 +175,26 @@ def run(arguments: Sequence[str]) -> int:
         code = INTERRUPTED
     except KeyboardInterrupt:
         code = INTERRUPTED
-    except BrokenPipeError:
-        leave_stdout()  # its reader has gone
-        return 0
     except Exception as error:
         if hasattr(error, "format_message"):  # typer's own complaint about the arguments
             return _usage(error)
         if os.environ.get("FARM_DEBUG"):
             raise
-        text = f"{type(error).__name__}: {error}".splitlines()[0]
-        say_error(f"error[internal]: {text} (FARM_DEBUG=1 shows where)")
+        say_error(f"error{_unforeseen(error)} (FARM_DEBUG=1 shows where)")
         return 1
     if code == INTERRUPTED:
         say_error(on_interrupt())
     return code if isinstance(code, int) else 0
+
+
+def _unforeseen(error: Exception) -> str:
+    """What the operating system refuses, such as a name that is too long, is told in its words."""
+    if isinstance(error, OSError) and error.strerror:
+        if error.filename is not None:
+            return f"[farm]: {error.filename}: {error.strerror}"
+        if error.errno == errno.ENOSPC:
+            return f"[farm]: {error.strerror}"
+    return f"[internal]: {type(error).__name__}: {error}".splitlines()[0]
 
 
 def _usage(error: Any) -> int:

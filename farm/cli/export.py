@@ -16,12 +16,13 @@ from farm.cli.watch import tell_end
 from farm.errors import InvalidInput
 from farm.job import OPTIONS, Format
 from farm.paths import data_dir
-from farm_client import Farm, Job
+from farm_client import Farm, Job, JobStatus
 from farm_client.fetch import PARALLEL
 from farm_client.scores import read_scores
 
 if TYPE_CHECKING:
     from farm.export.duplicates import Dedup
+    from farm.export.export import Exported
     from farm.export.fetched import Decode, FetchedPicture
     from farm.export.where import Where
 
@@ -85,10 +86,11 @@ def export(
     """Write a job's pictures as a data set, with its manifest, card and splits. Waits for the job;
     an export that was interrupted goes on where it was."""
     from farm.export.duplicates import Dedup
-    from farm.export.export import FETCHED, STATE, Plan, begin
+    from farm.export.export import FETCHED, STATE, Plan, begin, exported
     from farm.export.export import export as write
     from farm.export.fetched import fetched_pictures
     from farm.export.splits import Splits
+    from farm.export.statistics import STATISTICS
     from farm.export.upload import holds, upload
     from farm.export.where import Where
     from farm.job import SHARD_PICTURES
@@ -131,31 +133,34 @@ def export(
     }, sign=sign))  # fmt: skip
     if store is not None and not overwrite and holds(store, plan):
         say_error(f"{output} is whole already")
-        say(output)
-        return 0
-    failed = 0
+        return _tell(found.status(), output, exported(plan, store.get(STATISTICS)), as_json)
     if begin(plan, folder, overwrite=overwrite):
         source = folder / STATE / FETCHED
         fetched = found.fetch(source, parallel=parallel, shards=True)
         if not fetched.pictures:
+            shutil.rmtree(folder / STATE)  # another job's may go here
             return fail(InvalidInput(f"job {job} has no pictures", field="job"))
         _select(found, source, condition, alike)
         tokens = as_ == "tokens"
         decode = None if tokens else _decoder(fetched_pictures(source), checkpoint or [], threads)
-        failed = fetched.failed
         done = write(plan, folder, decode, signed)
-        if as_json:
-            say_json({"folder": output, "pictures": done.pictures, "splits": done.splits})
-        say_error(f"{done.pictures:,} pictures in {output}, {failed:,} failed")
+        say_error(f"{pictures(done.pictures)} in {output}, {done.failed:,} failed")
     else:
+        done = exported(plan, (folder / STATISTICS).read_bytes())
         say_error(f"{folder} is whole already")
     if store is not None:
         sent = upload(folder, store, overwrite=overwrite)
         shutil.rmtree(folder)
         say_error(f"{sent.files:,} files, {sent.sent:,} sent")
-    if not as_json:
+    return _tell(found.status(), output, done, as_json)
+
+
+def _tell(status: JobStatus, output: str, done: "Exported", as_json: bool) -> int:
+    if as_json:
+        say_json({"folder": output, "pictures": done.pictures, "splits": done.splits})
+    else:
         say(output)
-    return tell_end(found.status(), quiet=True) or (1 if failed else 0)
+    return tell_end(status, quiet=True) or (1 if done.failed else 0)
 
 
 def _select(job: Job, folder: Path, where: "Where | None", dedup: "Dedup | None") -> None:

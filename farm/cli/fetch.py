@@ -83,8 +83,8 @@ def fetch_job(
     status = job.status()
     if as_json:
         say_json({**fetched._asdict(), "folder": str(fetched.folder), "state": str(status.state)})
-    failed = f", {fetched.failed} failed" if fetched.failed else ""
-    kept = f" ({fetched.skipped} were there already)" if fetched.skipped else ""
+    failed = f", {fetched.failed:,} failed" if fetched.failed else ""
+    kept = f" ({fetched.skipped:,} were there already)" if fetched.skipped else ""
     say_error(f"{pictures(fetched.pictures)} in {fetched.folder}{kept}{failed}")
     if not status.ended:
         if follow:

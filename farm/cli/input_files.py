@@ -74,7 +74,7 @@ def read_files(names: Sequence[str], reading: Reading) -> Iterator[Line]:
 def _files(name: str, reading: Reading) -> list[str]:
     """The file itself, or those in a folder, in the order of their names."""
     path = Path(name)
-    if name == STDIN or not path.is_dir():
+    if name == STDIN or not os.path.isdir(name):  # of any length
         return [name]
     found, others = [], 0
     for folder, folders, files in os.walk(path):

@@ -31,7 +31,10 @@ def inspect(
         ) from None
     for name in files:
         data = _read(Path(name))
-        facts = read_facts(data)
+        try:
+            facts = read_facts(data)
+        except InvalidInput as error:
+            raise InvalidInput(f"{name} {error.message}", field="file") from None
         told: dict[str, Any] = {
             "file": name,
             "image": facts.image,

@@ -1,8 +1,8 @@
 """``farm submit``."""
 
 import contextlib
+import os
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import typer
@@ -193,11 +193,12 @@ def _say_job(job: Job) -> None:
     say_json({**facts, "created": job.created, "accepted": job.accepted, "errors": refused})
 
 
-def _on_open(job: str, there: bool) -> None:
-    """A long submission has a job, to which the same command comes back."""
+def _on_open(job: str, there: bool, key: str) -> None:
+    """A long submission has a job, to which the same command comes back; with its key even if it
+    was interrupted while the farm closed the job."""
     if there:
         say_error(f"{job} was left unfinished by an earlier call; continuing it")
-    go_on_also_with(reached=f"a part of {job} is there")
+    go_on_also_with("--idempotency-key", key, reached=f"a part of {job} is there")
 
 
 class _Asked(NamedTuple):
@@ -299,7 +300,7 @@ def _renders(files: list[str], prompts: list[str], reading: Reading, asked: _Ask
 
 def _waits(name: str) -> bool:
     """Whether it may be a while until its next line."""
-    return not (Path(name).is_file() or Path(name).is_dir())
+    return not (os.path.isfile(name) or os.path.isdir(name))
 
 
 def _submit(

@@ -214,10 +214,11 @@ def drawn(view: View) -> "RenderableType":
 
     total = sum(row.pictures for row in view.workers)
     queued = sum(row.queued for row in view.lanes)
+    workers = f"{len(view.workers)} worker{'' if len(view.workers) == 1 else 's'}"
     oldest = ", ".join(f"{name} {_age(age)}" for name, age in view.oldest.items()) or "none"
     failed = ", ".join(f"{count:,} {reason}" for reason, count in view.failed.items()) or "none"
     head = (
-        f"{len(view.workers)} workers, {total:.1f} pictures/s, {queued:,} pictures queued\n"
+        f"{workers}, {total:.1f} pictures/s, {queued:,} pictures queued\n"
         f"oldest ready job: {oldest}\n"
         f"failed pictures: {failed} ({view.failing:.1f}/s); leases lost: {view.lost:,}\n"
     )

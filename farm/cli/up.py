@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import secrets
+import shlex
 import signal
 import subprocess
 import sys
@@ -31,7 +32,7 @@ READY_SECONDS = 600.0  # a worker may have to build or load a large checkpoint
 DOWN_SECONDS = 30.0
 STARTED_BY = "FARM_STARTED_BY"  # in the environment: a token of the --detach that waits
 
-console = Console(stderr=True, highlight=False)
+console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)  # paths as they are
 
 Data = Annotated[Path | None, typer.Option("--data", help=DATA_HELP, show_default=False)]
 
@@ -200,7 +201,7 @@ def _announce(plan: "Plan", dashboard: str | None) -> None:
         console.print(f"Ray's dashboard: {dashboard} (its token: {token})")
         console.print("farm dashboard prints a link that opens it without the token")
     if plan.data != data_dir():
-        console.print(f"in another terminal: export FARM_DATA={plan.data}")
+        console.print(f"in another terminal: export FARM_DATA={shlex.quote(str(plan.data))}")
     _say_what_it_draws(plan)
 
 
@@ -210,8 +211,8 @@ def _say_what_it_draws(plan: "Plan") -> None:
     found = [inspect_checkpoint(one, plan.data) for one in plan.checkpoints]
     for one in found:
         if one.description:
-            console.print(f"{one.info.id}: {one.description}", markup=False, soft_wrap=True)
-    console.print(f'try: farm submit "{found[0].info.example}" --seed 7 -o out', markup=False)
+            console.print(f"{one.info.id}: {one.description}")
+    console.print(f'try: farm submit "{found[0].info.example}" --seed 7 -o out')
 
 
 def _release(redis_url: str) -> None:
@@ -249,7 +250,7 @@ def _detach(folder: Path) -> None:
         process.wait(DOWN_SECONDS)
         raise
     told = (logs / "up.log").read_text(encoding="utf-8", errors="replace").strip()
-    console.print(told, markup=False, soft_wrap=True)
+    console.print(told)
 
 
 def _await_ready(process: "subprocess.Popen[bytes]", folder: Path, token: str) -> None:
@@ -259,7 +260,7 @@ def _await_ready(process: "subprocess.Popen[bytes]", folder: Path, token: str) -
         if process.poll() is not None:
             lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
             told = [line for line in lines if line.startswith("error")] or lines or ["no output"]
-            console.print(told[-1], markup=False, soft_wrap=True)
+            console.print(told[-1])
             raise typer.Exit(process.returncode or 1)
         if time.monotonic() > deadline:
             raise Unavailable(f"the farm was not ready in {READY_SECONDS:.0f} s", hint=str(log))

@@ -39,7 +39,8 @@ def why(
     for lane in found.lanes:
         say(one_line(_lane(lane)))
     if found.seconds:
-        say(f"about {_length(found.seconds)} on {found.workers} worker(s)")
+        workers = f"{found.workers} worker{'' if found.workers == 1 else 's'}"
+        say(f"about {_length(found.seconds)} on {workers}")
     elif not found.status.ended:
         say("no estimate: no worker has measured its lanes yet, or nothing waits in them")
 

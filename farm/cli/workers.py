@@ -17,11 +17,17 @@ LOOK_SECONDS = 0.2
 PATIENCE_SECONDS = 30.0  # beyond a drain's own time
 
 workers = typer.Typer(
-    help="List workers, or drain one.",
+    help="List workers, or drain one. Alone it lists them.",
     add_completion=False,
     rich_markup_mode=None,
-    no_args_is_help=False,
+    invoke_without_command=True,
 )
+
+
+@workers.callback()
+def listed(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        ls()
 
 
 @workers.command("ls")

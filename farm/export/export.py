@@ -42,6 +42,7 @@ PLAN = "plan.json"
 WHOLE = "_SUCCESS"  # written last
 # Columns of the farm's own; a user's column of that name is only in ``metadata``.
 _TAKEN = frozenset({*FIXED, *PLACES, "image", "tokens"})
+_SPLIT_OF_SHARD = re.compile(r"(?:data/)?([a-z0-9_]+)[-/][0-9]+")  # as targets name them
 # To the loader ``imagefolder`` these are pictures.
 _FILE_COLUMN = re.compile(r"(.*_)?file_names?")
 
@@ -72,9 +73,12 @@ class Plan(NamedTuple):
 class Exported(NamedTuple):
     """What the data set holds."""
 
-    folder: Path
-    pictures: int
     splits: dict[str, int]  # pictures by split
+    failed: int
+
+    @property
+    def pictures(self) -> int:
+        return sum(self.splits.values())
 
 
 class _Group(NamedTuple):
@@ -163,11 +167,29 @@ def export(plan: Plan, folder: Path, decode: Decode | None, sign: Sign | None = 
     facts = _write_manifest(folder, done, types)
     for row in failed_rows(source):
         facts.statistics.add(row)
-    write_whole(folder / STATISTICS, facts.statistics.to_json().encode())
+    statistics = facts.statistics.to_json().encode()
+    write_whole(folder / STATISTICS, statistics)
     write_card(folder, plan.license, plan.title, facts, counts, target.pattern, types)
     write_whole(folder / WHOLE, plan.to_json().encode())
     shutil.rmtree(folder / STATE)
-    return Exported(folder, sum(counts.values()), counts)
+    return exported(plan, statistics)
+
+
+def exported(plan: Plan, statistics: bytes) -> Exported:
+    """What a whole data set holds, as its ``statistics.json`` tells.
+
+    Raises:
+        Conflict: they are not those of such a set.
+    """
+    counts = dict.fromkeys(plan.splits.names, 0)
+    try:
+        told = json.loads(statistics)
+        for one in told["shards"]:
+            found = _SPLIT_OF_SHARD.match(one["shard"])
+            counts[found[1] if found else ""] += one["pictures"]
+        return Exported(counts, sum(lane["failed"] for lane in told["lanes"].values()))
+    except (ValueError, LookupError, TypeError, AttributeError):
+        raise _taken(f"{STATISTICS} of this export cannot be read") from None
 
 
 def _target(

@@ -69,7 +69,8 @@ def test_a_failed_and_a_cancelled_job_have_codes_of_their_own(
     cli: Cli, fake_worker: FakeWorker
 ) -> None:
     failed = cli("submit", BAD_PROMPT, "--wait")
-    assert (failed.code, failed.err.splitlines()[-1][:17]) == (1, "error[job_failed]")
+    told = f"error[job_failed]: job {failed.out.strip()}: 1 of 1 pictures failed; at most 0 were "
+    assert (failed.code, failed.err.splitlines()[-1]) == (1, f"{told}allowed")
     assert cli("fetch", failed.out.strip(), "-o", "out").code == 1
 
 
@@ -232,7 +233,7 @@ WRONG: list[tuple[list[str], dict[str, bytes], str]] = [
     (["cancel", UNKNOWN], {}, "no job"),
     (["fetch", UNKNOWN], {}, "output"),
     (["inspect", "none.png"], {}, "there is no file"),
-    (["inspect", "text.png"], {"text.png": b"hello"}, "error["),
+    (["inspect", "text.png"], {"text.png": b"hello"}, "file: text.png is not a picture"),
     (["checkpoint", "inspect", "nowhere"], {}, "error["),
     (["ls", "--limit", "0"], {}, "usage"),
 ]

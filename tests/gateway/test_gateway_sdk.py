@@ -15,6 +15,7 @@ from harness import Gateway, Serve, latents, png
 from PIL import Image
 
 from farm.errors import InvalidInput, JobCancelled, JobFailed, NotAllowed, NotFound, TimedOut
+from farm.job import MAX_PIECE_LINES
 from farm_client import AllRejected, AsyncFarm, Farm
 from farm_client.connection import Connection
 from farm_client.fetch import MANIFEST
@@ -49,6 +50,17 @@ def test_a_prompt_becomes_pictures_in_a_folder(
     assert sorted(path.name for path in out.iterdir()) == [
         *(line["file"] for line in lines), MANIFEST,
     ]  # fmt: skip
+
+
+def test_the_same_content_makes_a_job_however_often_it_was_submitted(
+    farm: Farm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("farm_client.submission.MAX_SAME", 2)
+    lines = [f"p{number}" for number in range(MAX_PIECE_LINES + 1)]
+    found: list[tuple[str, bool, str]] = []
+    jobs = [farm.submit_many(lines, resume=lambda *told: found.append(told)) for _ in range(4)]
+    assert len({job.id for job in jobs}) == 4
+    assert [there for _, there, _ in found] == [False] * 4
 
 
 def test_pictures_come_as_they_finish(farm: Farm, fake_worker: FakeWorker, tmp_path: Path) -> None:

@@ -64,6 +64,14 @@ def test_the_id_of_a_job_reaches_the_user_although_nobody_reads_the_output(
     assert only_line(ended) == f"job {job['id']} was made"
 
 
+def test_a_reader_that_has_seen_enough_is_not_a_failure(
+    gateway: Gateway, http: httpx2.Client
+) -> None:
+    http.post("/v1/jobs", json={"renders": [{"prompt": "x"}]})
+    ended = farm(gateway, "ls", shell='{ sleep 0.1; "$@"; echo $? >&2; } | true')
+    assert only_line(ended) == "0"
+
+
 def test_a_full_stderr_costs_nothing(gateway: Gateway) -> None:
     ended = farm(gateway, "submit", "a boat", shell='"$@" 2>/dev/full')
     assert ended.returncode == 0

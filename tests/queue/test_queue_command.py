@@ -96,8 +96,12 @@ def test_workers_are_listed_with_those_that_do_not_run(
         queue,
         [PlacedWorker("worker-9", WorkerState.PENDING, "no node of the cluster has 1 GPU", 5)],
     )
+    assert run(["workers"]) == 0
+    alone = capsys.readouterr().out
     assert run(["workers", "ls"]) == 0
-    works, missing = capsys.readouterr().out.splitlines()
+    listed = capsys.readouterr().out
+    assert alone == listed
+    works, missing = listed.splitlines()
     assert works == f"worker-0  here  works  1 task  {CHECKPOINT}"
     assert missing == "worker-9 is pending for 5 s: no node of the cluster has 1 GPU"
     assert run(["workers", "ls", "--json"]) == 0

@@ -1,10 +1,13 @@
 """Pieces of the command line that need no farm."""
 
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from farm.cli import main
 from farm.cli.app import COMMANDS, run
 from farm.cli.columns import Columns
 from farm.cli.input_files import looks_like_file
@@ -71,7 +74,7 @@ def test_words_and_files_are_told_apart(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "cat").write_text("")
     files = (
         "x.jsonl", "none.CSV", "my prompts.csv", "folder", "folder/data", "cat", "none.jsonl.gz",
-        "-", "job.yaml",
+        "-", "job.yaml", "x" * 300 + ".jsonl",
     )  # fmt: skip
     for file in files:
         assert looks_like_file(file), file
@@ -109,6 +112,41 @@ def test_control_characters_are_shown() -> None:
 def test_every_command_has_a_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run([name, "--help"]) == 0
     assert f"Usage: farm {name}" in capsys.readouterr().out
+
+
+def test_an_interruption_at_the_very_start_has_no_traceback(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "farm.cli.app")
+    monkeypatch.setattr(sys, "meta_path", [SimpleNamespace(find_spec=interrupted)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 130
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(36, "File name too long", "x.png"), "error[farm]: x.png: File name too long"),
+        (OSError(28, "No space left on device"), "error[farm]: No space left on device"),
+        (OSError(107, "Transport endpoint is not connected"), "error[internal]: OSError: "),
+        (ValueError("a\nb"), "error[internal]: ValueError: a "),
+    ],
+)
+def test_what_nobody_foresaw_is_one_line(
+    error: Exception, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails() -> None:
+        raise error
+
+    monkeypatch.setattr("farm.cli.app.group", fails)
+    assert run(["ls"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(told)
+    assert line.endswith("(FARM_DEBUG=1 shows where)")
 
 
 def test_no_command_prints_the_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from farm.cli.app import run
 from farm.cli.columns import Columns
 from farm.cli.input_files import Reading, read_files
 from farm.cli.selection import Selection
@@ -311,3 +312,11 @@ def test_a_file_that_cannot_be_used_is_one_clear_error(name: str, content: bytes
     Path(name).write_bytes(content)
     with pytest.raises(InvalidInput):
         lines(name)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".yaml"])
+def test_a_name_longer_than_files_have_is_told(
+    suffix: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["submit", "x" * 300 + suffix]) == 2
+    assert capsys.readouterr().err.endswith(f"{suffix} cannot be read: File name too long\n")

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 
 from farm.checkpoints import references
 from farm.cli.app import run
-from farm.cli.up import DATA_HELP
+from farm.cli.up import DATA_HELP, _announce
 from farm.errors import InvalidCheckpoint
 
 ROOT = Path(__file__).parents[2]
@@ -48,6 +49,19 @@ def test_the_script_for_bash_can_be_evaluated(capsys: pytest.CaptureFixture[str]
     )
     assert "_farm_completion farm" in told.stdout
     assert run(["completion", "tcsh"]) == 2
+
+
+def test_the_folder_of_a_farm_is_told_in_one_piece_and_as_a_shell_takes_it(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    folder = Path(f"/nowhere/{'deep/' * 20}my [bold]farm")
+    assert run(["down", "--data", str(folder)]) == 0
+    plan = SimpleNamespace(url="http://x", checkpoints=["shapes-64"], data=folder)
+    _announce(plan, "http://y")  # type: ignore[arg-type]
+    told = capfd.readouterr().err.splitlines()
+    assert told[0] == f"no farm runs in {folder}"
+    assert f"Ray's dashboard: http://y (its token: {folder}/run/ray-token)" in told
+    assert f"in another terminal: export FARM_DATA='{folder}'" in told
 
 
 def test_doctor_makes_no_folder(

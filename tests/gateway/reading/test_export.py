@@ -335,8 +335,30 @@ def test_an_export_to_a_store_is_the_one_to_a_folder(
     assert files(tmp_path / "store") == expected
     assert capsys.readouterr().out.splitlines()[-1] == place
     assert not list((tmp_path / "mine" / "exports").iterdir()), "what was written first has gone"
-    assert run(flags) == 0
-    assert "is whole already" in capsys.readouterr().err
+    assert run([*flags, "--json"]) == 0
+    again = capsys.readouterr()
+    assert "is whole already" in again.err
+    splits = {"train": PICTURES}
+    assert json.loads(again.out) == {"folder": place, "pictures": PICTURES, "splits": splits}
+
+
+@pytest.mark.parametrize("kind", ["imagefolder", "parquet"])
+def test_a_whole_export_says_the_same_again(
+    gateway: Gateway,
+    farm: Farm,
+    kind: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    job = submit(gateway, farm)
+    flags = ["export", job.id, "-o", str(tmp_path / "set"), "--as", kind, "--json"]
+    flags += ["--split", "data=0.5,t_1=0.3,none=0.2"]
+    told = [(run(flags), json.loads(capsys.readouterr().out)) for _ in range(2)]
+    assert told[0] == told[1]
+    assert sum(told[0][1]["splits"].values()) == told[0][1]["pictures"] > 0
+    (tmp_path / "set" / "statistics.json").write_text("[]")
+    assert run(flags) == 2
+    assert "statistics.json of this export cannot be read" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["train", "train=x", "a=0.5,a=0.5", "a=0.5", "a=2", "A b=1", "=1"])
