@@ -259,6 +259,8 @@ class _Reader:
             image = self._scale(image)
         if mode == "CMYK":
             self.note("was converted from CMYK")
+        if mode == "La":  # grey times its alpha, of which Pillow makes nothing but this
+            image = image.convert("LA")
         if image.has_transparency_data:
             image = self._lay(image if image.mode == "RGBA" else image.convert("RGBA"))
         if self.kind == "image":

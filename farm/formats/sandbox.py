@@ -57,7 +57,7 @@ class Sandbox:
 
         Raises:
             InvalidInput: it is not a picture, or takes more memory or time than a picture may.
-            Unavailable: all processes are busy.
+            Unavailable: all processes are busy, or the machine has no room for one.
         """
         try:
             process = self._free.get(timeout=self._limits.wait_seconds)
@@ -69,6 +69,11 @@ class Sandbox:
             if process is None or not process.alive:
                 process = _Process(self._limits)
             answer = process.ask(data, kind)
+        except OSError as error:  # too many files or processes, or no memory
+            raise Unavailable(
+                f"no process to check pictures can be started: {error.strerror}",
+                hint="try again in a moment",
+            ) from error
         finally:
             self._free.put(process)
         if "error" in answer:

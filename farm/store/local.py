@@ -118,8 +118,11 @@ class LocalStore:
 
     def prune(self, prefix: str) -> None:
         check_prefix(prefix)
-        for folder, _, _ in os.walk(self._root / prefix, topdown=False):
+        for folder, _, names in os.walk(self._root / prefix, topdown=False):
             with contextlib.suppress(OSError):  # it is not empty
+                for name in names:  # left by writers that were killed, where files need a name
+                    if name.startswith(_UNFINISHED):
+                        os.unlink(os.path.join(folder, name))
                 os.rmdir(folder)
 
     def signed_url(self, key: str, *, seconds: int, filename: str | None = None) -> str | None:
@@ -140,8 +143,12 @@ class ReplacingStore(LocalStore):
         part = path.with_name(f".{path.name}.part")
         with _errors(f"cannot write {path}"):
             _make_folder(path.parent)
-            part.write_bytes(data)
-            part.replace(path)
+            try:
+                part.write_bytes(data)
+                part.replace(path)
+            except OSError:  # on a full disk a half file would take what is freed
+                part.unlink(missing_ok=True)
+                raise
         return True
 
 

@@ -17,6 +17,7 @@ from botocore.exceptions import (
     IncompleteReadError,
     NoCredentialsError,
     PartialCredentialsError,
+    ReadTimeoutError,
     ResponseStreamingError,
     SSLError,
     TokenRetrievalError,
@@ -124,7 +125,10 @@ class S3Store:
             found = self._client.call("get_object", Bucket=self._bucket, Key=name, **options)
             body = found["Body"]
             with contextlib.closing(body):
-                yield from body.iter_chunks(STREAM_BYTES)
+                try:
+                    yield from body.iter_chunks(STREAM_BYTES)
+                except ReadTimeoutError as error:  # a line that was cut without a word
+                    raise _BrokeOff(f"cannot read {key} from {self.url}: it fell silent") from error
 
     def size(self, key: str) -> int | None:
         name = self._name(key)
@@ -264,7 +268,7 @@ class _Racing(StoreError):
 
 
 class _BrokeOff(StoreError):
-    """The connection ended in the middle of a body."""
+    """The connection ended, or fell silent, in the middle of a body."""
 
 
 def _disposition(filename: str) -> str:

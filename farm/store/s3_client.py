@@ -66,13 +66,18 @@ class S3Client:
         return getattr(self._client, operation)(**parameters)
 
     def pages(self, **parameters: Any) -> Iterator[Any]:
-        """The answers to ``list_objects_v2`` until the last one."""
+        """The answers to ``list_objects_v2`` until the last one.
+
+        Raises ``ValueError`` where the server has more and does not say how to go on.
+        """
         more: dict[str, str] = {}
         while True:
             page = self.call("list_objects_v2", MaxKeys=PAGE_KEYS, **parameters, **more)
             yield page
             if not page.get("IsTruncated"):
                 return
+            if "NextContinuationToken" not in page:
+                raise ValueError("the server's list breaks off and names no continuation")
             more = {"ContinuationToken": page["NextContinuationToken"]}
 
     def signed_url(self, operation: str, parameters: dict[str, str], seconds: int) -> str:

@@ -38,13 +38,16 @@ def test_a_failed_write_is_explained_and_leaves_nothing(
     assert os.listdir(tmp_path / "folder") == ["first"]
 
 
-def test_a_write_that_hits_the_limit_leaves_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("opened", ["open_store(sys.argv[1])", "ReplacingStore(Path(sys.argv[1]))"])
+def test_a_write_that_hits_the_limit_leaves_nothing(tmp_path: Path, opened: str) -> None:
     """The kernel's own refusal in the middle of a write, here by a limit on the file's size."""
     script = (
         "import resource, sys\n"
+        "from pathlib import Path\n"
         "from farm.store import open_store\n"
+        "from farm.store.local import ReplacingStore\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
-        "open_store(sys.argv[1]).put('key', bytes(1_000_000))\n"
+        f"{opened}.put('key', bytes(1_000_000))\n"
     )
     ended = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=False
@@ -78,6 +81,28 @@ def test_a_file_system_without_unnamed_files_is_written_all_the_same(
     assert not store.put("folder/key", b"y")
     assert store.get("folder/key") == b"x"
     assert os.listdir(tmp_path / "folder") == ["key"]
+
+
+def test_what_a_killed_writer_left_goes_with_its_folder(tmp_path: Path) -> None:
+    """Where there are no unnamed files, as on NFS; a removed job would keep its disk space."""
+    script = (
+        "import os, signal, sys\n"
+        "from farm.store import open_store\n"
+        "store = open_store(sys.argv[1])\n"
+        "vars(os).pop('O_TMPFILE', None)\n"
+        "os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "store.put('ab/job/data/key', bytes(1_000_000))\n"
+    )
+    store = open_store(str(tmp_path))
+    for key in ("ab/job/data/first", "ab/other/key"):
+        store.put(key, b"x")
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False)
+    assert len(os.listdir(tmp_path / "ab/job/data")) == 2
+    store.prune("ab/job/")
+    assert os.listdir(tmp_path / "ab/job/data") == ["first"]
+    store.delete("ab/job/data/first")
+    store.prune("ab/job/")
+    assert os.listdir(tmp_path / "ab") == ["other"]
 
 
 def test_a_file_system_without_hard_links_fails_the_probe(

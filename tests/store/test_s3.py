@@ -173,6 +173,14 @@ def test_credentials_that_were_replaced_are_used_from_then_on(
     assert len(stub.requests) - asked == 3, "one refusal, then two calls"
 
 
+def test_a_list_that_cannot_go_on_is_an_error_and_not_the_whole(stub: StubS3) -> None:
+    page = b"<ListBucketResult><IsTruncated>true</IsTruncated></ListBucketResult>"
+    stub.rule = lambda method, path: Answer(200, body=page)
+    for listed in (_open(stub).list, _open(stub).folders):
+        with pytest.raises(StoreError, match="names no continuation"):
+            list(listed(""))
+
+
 def test_an_answer_without_a_body_can_tell_of_replaced_credentials_too(
     stub: StubS3, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

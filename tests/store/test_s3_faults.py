@@ -2,6 +2,7 @@
 
 import os
 import random
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from test_publisher import PART, Bench
 
 from farm.errors import StoreError
 from farm.formats.manifest import read_part
-from farm.store import Store, open_store, s3_client
+from farm.store import Store, open_store, s3, s3_client
 from farm_workers.publisher.publisher import Publisher
 
 
@@ -171,6 +172,34 @@ def test_a_server_that_falls_silent_is_given_up_in_time(
             assert time.monotonic() - started < 2 * 0.3 + 2.5, "two silences and a pause"
     store.put("key", b"x")
     assert store.get("key") == b"x", "also if the first one arrived late"
+
+
+def test_a_body_that_falls_silent_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one that breaks off: a router that forgets a connection tells neither end."""
+    monkeypatch.setattr(s3_client, "READ_SECONDS", 0.3)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    held: list[socket.socket] = []
+
+    def answer(server: socket.socket, stalls: int) -> None:
+        for number in range(s3.BODY_ATTEMPTS):
+            held.append(server.accept()[0])
+            held[-1].recv(65536)
+            sent = b"x" * (500 if number < stalls else 1000)
+            held[-1].sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + sent)
+
+    for stalls, read in ((s3.BODY_ATTEMPTS - 1, True), (s3.BODY_ATTEMPTS, False)):
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            threading.Thread(target=answer, args=(server, stalls), daemon=True).start()
+            address = f"http://127.0.0.1:{server.getsockname()[1]}"
+            store = open_store(f"s3://farm-test/p?endpoint_url={address}", attempts=1)
+            if read:
+                assert store.get("key") == b"x" * 1000
+            else:
+                with pytest.raises(StoreError, match="fell silent"):
+                    store.get("key")
+    for connection in held:
+        connection.close()
 
 
 def test_a_slow_line_is_only_slow(far: Store, proxy: FaultProxy) -> None:

@@ -1,5 +1,6 @@
 """Pictures as people send them."""
 
+import io
 import random
 import struct
 import zlib
@@ -11,7 +12,7 @@ from pictures import COLOUR, GREY, RAMP, RAMP_16, SIZE, read, save
 from PIL import Image
 
 from farm.errors import FarmError, InvalidInput, TooLarge
-from farm.formats.decoding import MAX_PICTURE_BYTES, InputKind, probe, read_image
+from farm.formats.decoding import MAX_PICTURE_BYTES, InputKind, probe, read_image, read_mask
 
 # Pillow's own warnings; farm.formats.decoding silences them, but pytest listens again.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
@@ -269,6 +270,22 @@ def test_transparency_is_laid_on_white() -> None:
         assert decoded.notes == ("image: has transparent parts; it was laid on white",)
     grey = read(save(Image.merge("LA", [GREY, GREY]), "PNG"))
     assert abs(grey.pixels[..., 0] - (RAMP * alpha[..., 0] + 255 * (1 - alpha[..., 0]))).max() < 2
+
+
+def test_grey_with_an_alpha_that_is_multiplied_in_is_laid_on_white() -> None:
+    """As TIFF's ``ExtraSamples`` of 1 says."""
+    grey, alpha = Image.new("L", SIZE, 100), Image.new("L", SIZE, 128)
+    out = io.BytesIO()
+    Image.merge("LA", (grey, alpha)).save(out, "TIFF")
+    start = struct.pack("<HHI", 338, 3, 1)  # the tag, a short number, one of them
+    data = out.getvalue().replace(start + b"\2", start + b"\1")
+    with Image.open(io.BytesIO(data)) as image:
+        assert image.mode == "La"
+    found = read_image(data, (SIZE[1], SIZE[0]))
+    assert "was laid on white" in found.notes[0]
+    assert (abs(found.pixels.astype(int) - (100 + 127)) <= 1).all()
+    assert probe(data, "image").notes == found.notes
+    assert (read_mask(data, (SIZE[1], SIZE[0])).pixels == 0).all(), "100 is below the half"
 
 
 def test_a_transparent_colour_of_a_palette_is_laid_on_white() -> None:

@@ -1,6 +1,7 @@
 """The process that looks at strangers' pictures."""
 
 import os
+import resource
 import threading
 import time
 from collections.abc import Iterator
@@ -94,6 +95,21 @@ def test_a_caller_does_not_wait_for_ever_for_a_free_process() -> None:
         box.probe(save(COLOUR, "PNG"), "image")
     busy.join()
     box.close()
+
+
+def test_a_machine_without_room_for_a_process_is_busy_and_later_is_not() -> None:
+    box = Sandbox(1)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    picture = save(COLOUR, "PNG")
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+        with pytest.raises(Unavailable, match="no process to check pictures can be started"):
+            box.probe(picture, "image")
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert box.probe(picture, "image") == probe(picture, "image")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        box.close()
 
 
 def test_the_process_knows_none_of_the_gateways_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
