@@ -172,8 +172,6 @@ def _select(job: Job, folder: Path, where: "Where | None", dedup: "Dedup | None"
             f"{pictures(found.pictures)}: {found.unwanted:,} not wanted, "
             f"{found.duplicates:,} duplicates"
         )
-        if found.pictures == found.unwanted:
-            raise InvalidInput("no picture is wanted", field="--where")
 
 
 def _command(

@@ -42,13 +42,16 @@ def select(
     """Write ``SELECTED`` beside the fetched manifest; None if it is there already.
 
     Raises:
-        InvalidInput: the condition or the duplicates need a column that no picture has.
+        InvalidInput: the condition or the duplicates need a column that no picture has, or no
+            picture is wanted.
     """
     target = folder / SELECTED
     if target.exists():
         return None
     rows = _Rows(folder, scores)
     wanted = set(_wanted(rows, where))
+    if not wanted:  # before the file is there, so that the same call says it again
+        raise InvalidInput("no picture is wanted", field="--where")
     gone = duplicates(_hashed(rows, wanted), dedup.distance) if dedup else set()
     count = 0
     draft = folder / f".{SELECTED}.part"
