@@ -19,6 +19,7 @@ import json
 import os
 import platform
 import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -26,6 +27,7 @@ import tempfile
 import threading
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,6 +66,7 @@ CARRIED = (
 PLATFORMS = ("2_28", "2_27", "2_24", "2_17")
 REPEATS = 20
 SUSTAINED_SECONDS = 3
+LAST_WORDS = 20  # seconds in which interrupted tests tell what has failed; workers may take ten
 
 
 class Model:
@@ -287,24 +290,52 @@ def ceilings(visit: Visit, found: dict[str, Any]) -> None:
 
 
 def gpu_tests(visit: Visit, found: dict[str, Any]) -> None:
-    """All of them, in a process of their own, so that a broken context stays there."""
-    command = [sys.executable, "-m", "pytest", "tests/gpu", "-q", "-p", "no:cacheprovider"]
-    command += ["-rfE", "--durations=8", "--tb=short", "-n", str(min(os.cpu_count() or 1, 8))]
+    """All but the slow one, which rehearses this script; in a process of their own, so that a
+    broken context stays there. What they say is saved as it comes."""
+    command = [sys.executable, "-m", "pytest", "tests/gpu", "-v", "-m", "not slow", "-rfE"]
+    command += ["-p", "no:cacheprovider", "--durations=8", "--tb=short"]
+    command += ["-n", str(min(os.cpu_count() or 1, 8))]
     if visit.rehearse:
         command += ["-k", "geglu"]
-    with tempfile.TemporaryFile("w+") as out:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT)
+    wide = {**os.environ, "COLUMNS": "240"}  # else pytest cuts its reasons off
+    with tempfile.NamedTemporaryFile() as out:
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=wide,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
         try:
-            found["status"] = process.wait(max(visit.left, 5))
+            while process.poll() is None and visit.left > LAST_WORDS:
+                time.sleep(0.5)
+                _verdicts(found, Path(out.name))
+                visit.save()
+            found["status"] = process.poll()
+            if found["status"] is None:
+                found["status"] = "out of time"
+                process.send_signal(signal.SIGINT)  # pytest then shows the failures so far
+                process.wait(LAST_WORDS)
         except subprocess.TimeoutExpired:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)  # its workers too
             process.wait()
-            found["status"] = "out of time"
-        out.seek(0)
-        text = out.read()
+        _verdicts(found, Path(out.name))
+
+
+def _verdicts(found: dict[str, Any], said: Path) -> None:
+    """What pytest has said of each test so far; at its end it says it again, with a reason."""
+    text = said.read_text("utf-8", "replace")
+    lines = re.findall(r"\b(PASSED|SKIPPED|FAILED|ERROR) (tests/\S+)(.*)$", text, re.M)
+    verdicts = {test: (verdict, reason) for verdict, test, reason in lines}
+    found["counts"] = Counter(verdict for verdict, _ in verdicts.values())
+    found["failed"] = [
+        f"{verdict} {test}{reason}"
+        for test, (verdict, reason) in verdicts.items()
+        if verdict in ("FAILED", "ERROR")
+    ]
     found["summary"] = (re.findall(r"^.*(?:passed|failed|error).* in .*$", text, re.M) or [""])[-1]
-    found["failed"] = re.findall(r"^(?:FAILED|ERROR) .*$", text, re.M)
-    found["output"] = text[-20_000:].splitlines()
+    found["output"] = text[-40_000:].splitlines()
 
 
 def sweep(visit: Visit, found: dict[str, Any], name: str, widths: Sequence[int]) -> None:
@@ -341,6 +372,7 @@ def sweep(visit: Visit, found: dict[str, Any], name: str, widths: Sequence[int])
             sustained = {"step_ms": spent / repeats * 1e3, "watts": power.watts, "mhz": power.mhz}
             found[str(width)]["sustained"] = sustained
         del tile
+        visit.save()
 
 
 def profiles(visit: Visit, found: dict[str, Any], name: str, width: int) -> None:
@@ -717,12 +749,12 @@ def stages() -> list[Stage]:
     small, large = "amused-256", "amused-512"
     return [
         Stage("ceilings", 15, ceilings),
-        Stage("sweep-256", 45, lambda v, f: sweep(v, f, small, (32, 16, 8, 1, 64))),
+        Stage("sweep-256", 45, lambda v, f: sweep(v, f, small, (32, 1, 64, 16, 8))),
         Stage("pieces-256", 15, lambda v, f: pieces(v, f, small, (1, 8, 32))),
         Stage("whole-256", 40, lambda v, f: whole(v, f, small, (32, 16))),
         Stage("independence-256", 10, lambda v, f: independence(v, f, small, 16)),
         Stage("diffusers-256", 30, lambda v, f: diffusers(v, f, small, (1, 32, 8, 64))),
-        Stage("sweep-512", 30, lambda v, f: sweep(v, f, large, (32, 16, 8, 1, 64))),
+        Stage("sweep-512", 30, lambda v, f: sweep(v, f, large, (32, 1, 64, 16, 8))),
         Stage("pieces-512", 15, lambda v, f: pieces(v, f, large, (1, 8))),
         Stage("whole-512", 40, lambda v, f: whole(v, f, large, (32, 16))),
         Stage("independence-512", 12, lambda v, f: independence(v, f, large, 16)),
@@ -731,17 +763,22 @@ def stages() -> list[Stage]:
         Stage("parity", 25, parity),
         Stage("profile-256", 10, lambda v, f: profiles(v, f, small, 32)),
         Stage("profile-512", 10, lambda v, f: profiles(v, f, large, 32)),
-        Stage("tests", 120, gpu_tests),  # the longest, so they take what the others leave
+        Stage("tests", 180, gpu_tests),  # the longest, so they take what the others leave
     ]
 
 
-def perform(visit: Visit, wanted: Sequence[str]) -> None:
+def wanted(names: Sequence[str]) -> list[Stage]:
+    """The stages whose names begin so, in the order of what is asked for; else all of them."""
+    every = stages()
+    asked = [stage for name in names for stage in every if stage.name.startswith(name)]
+    return list({stage.name: stage for stage in asked or every}.values())
+
+
+def perform(visit: Visit, names: Sequence[str]) -> None:
     """Every wanted stage that still fits; a failure is recorded and the next one begins."""
     visit.found |= {"machine": machine(visit), "stages": {}, "seconds": {}}
     visit.save()
-    for stage in stages():
-        if wanted and not any(stage.name.startswith(name) for name in wanted):
-            continue
+    for stage in wanted(names):
         found: dict[str, Any] = {}
         visit.found["stages"][stage.name] = found
         started = time.monotonic()
@@ -753,11 +790,11 @@ def perform(visit: Visit, wanted: Sequence[str]) -> None:
         else:
             try:
                 stage.run(visit, found)
+                visit.clean()  # waits for the device, and raises what has failed there
             except Exception as error:
                 found["error"] = f"{type(error).__name__}: {error}"[:500]
                 found["traceback"] = traceback.format_exc().splitlines()[-15:]
                 visit.models.clear()
-            visit.clean()
         spent = visit.found["seconds"][stage.name] = round(time.monotonic() - started, 1)
         visit.save()
         outcome = found.get("error", found.get("left_out", "done"))
@@ -802,8 +839,9 @@ def table(found: dict[str, Any]) -> str:
         lines.append(
             f"ceilings: {ceiling['tflops']:.0f} TFLOP/s, {ceiling['copy_tb_per_s']:.2f} TB/s"
         )
-    lines.append(f"tests: {stages.get('tests', {}).get('summary', '')}")
-    lines += stages.get("tests", {}).get("failed", [])
+    tests = stages.get("tests", {})
+    lines.append(f"tests: {tests.get('summary') or dict(tests.get('counts', {}))}")
+    lines += tests.get("failed", [])
     for size in ("256", "512"):
         for width, row in _rows(stages.get(f"sweep-{size}")):
             lines.append(
@@ -877,7 +915,7 @@ def main() -> int:
     options.add_argument("--rehearse", action="store_true", help="on a CPU, with a tiny model")
     options.add_argument("--out", default="gpu-results", help="folder of the JSON")
     options.add_argument(
-        "--only", nargs="+", default=[], metavar="STAGE", help="names or beginnings"
+        "--only", nargs="+", default=[], metavar="STAGE", help="names or beginnings, in that order"
     )
     options.add_argument("--seconds", type=float, default=330, help="of all stages together")
     options.add_argument("--dollars-per-hour", type=float, help="price of the card")

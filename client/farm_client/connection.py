@@ -85,14 +85,22 @@ class Connection:
         query: Mapping[str, Any] | None = None,
         seconds: float = 60.0,
     ) -> AsyncIterator[Opened]:
-        """An answer that is read as it comes; its reader repeats the call."""
+        """An answer that is read as it comes; its reader repeats the call, but for one over a
+        quota, of which nothing was done."""
         call = Call(method, self._url(path, query), self._headers, None, seconds)
+        started, attempt = time.monotonic(), 0
         try:
-            async with self.wire.open(call) as opened:
-                if opened.status >= 400:
-                    raise self._error(await _read(opened))
-                self._answered = True
-                yield opened
+            while True:
+                async with self.wire.open(call) as opened:
+                    self._answered = True
+                    if opened.status < 400:
+                        yield opened
+                        return
+                    failure = self._error(await _read(opened))
+                if opened.status != 429:
+                    raise failure
+                await self.pause(attempt, failure, started)
+                attempt += 1
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             raise self._lost(error) from None
 
@@ -138,13 +146,22 @@ class Connection:
             self._unreached.add(store)
         return store in self._unreached
 
-    async def persist(self, read: Callable[[], Awaitable[Result]]) -> Result:
-        """What a call that changes nothing gives, repeated while that can help."""
-        started, attempt = time.monotonic(), 0
+    async def persist(
+        self, read: Callable[[], Awaitable[Result]], reached: Callable[[], int] = lambda: 0
+    ) -> Result:
+        """What a call that changes nothing gives, repeated while that can help.
+
+        Args:
+            read: the call.
+            reached: how far it has come; each time it is farther, patience starts again.
+        """
+        started, attempt, farthest = time.monotonic(), 0, 0
         while True:
             try:
                 return await read()
             except FarmError as error:
+                if (now := reached()) > farthest:
+                    started, attempt, farthest = time.monotonic(), 0, now
                 await self.pause(attempt, error, started)
             attempt += 1
 

@@ -5,7 +5,6 @@ import hashlib
 import json
 import os
 import threading
-import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import CancelledError
@@ -14,7 +13,7 @@ from io import BufferedRandom
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from farm.errors import FarmError, InvalidInput, StoreError
+from farm.errors import InvalidInput, StoreError
 from farm_client.connection import Connection
 from farm_client.image import draft_of, file_name, write_whole
 from farm_client.manifest_draft import ManifestDraft
@@ -139,21 +138,11 @@ class Fetcher:
         if not there:
             with draft_of(path) as draft:
                 with draft.open("w+b") as out:
-                    await self._copy(shard, out)
+                    # On a slow line a shard takes longer than any patience, so each attempt goes
+                    # on where the last was cut off.
+                    await self._connection.persist(partial(self._append, shard, out), out.tell)
                 draft.replace(path)
         self._count(pictures, there=there, size=0 if there else shard.size)
-
-    async def _copy(self, shard: Shard, out: BufferedRandom) -> None:
-        """Goes on where it was cut off: on a slow line a shard takes longer than any patience."""
-        started, attempt, most = time.monotonic(), 0, 0
-        while True:
-            try:
-                return await self._append(shard, out)
-            except FarmError as error:
-                if out.tell() > most:
-                    started, attempt, most = time.monotonic(), 0, out.tell()
-                await self._connection.pause(attempt, error, started)
-            attempt += 1
 
     async def _append(self, shard: Shard, out: BufferedRandom) -> None:
         rest = range(out.tell(), shard.size)

@@ -3,7 +3,8 @@
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from redis.exceptions import RedisError
@@ -20,7 +21,8 @@ BURST_SECONDS = 10.0  # worth of requests that may come at once
 COUNT_SECONDS = 5.0  # that a count of pictures is used for; what was accepted since is added
 COUNTED_JOBS = 5 * MAX_ROWS  # the newest of a tenant; older ones are nearly always done
 MAX_TENANTS = 10_000  # remembered
-
+# Each has a thread while it hashes, of the forty that answer everyone, and a database on the disk.
+MAX_VERIFICATIONS = 8
 
 _DEFAULTS = {
     name: int(RenderRequest.model_fields[name].default)
@@ -81,6 +83,7 @@ class Quotas:
         self._clock = clock
         self._lock = threading.Lock()
         self._uses: dict[str, _Use] = {}
+        self._verifying: Counter[str] = Counter()
 
     def take_request(self, tenant: str) -> None:
         rate = self._limits.requests_per_second
@@ -93,6 +96,26 @@ class Quotas:
             if use.requests < 1:
                 raise OverQuota(f"more than {rate:,} requests a second", hint="try again later")
             use.requests -= 1
+
+    @contextmanager
+    def verification(self, tenant: str) -> Iterator[None]:
+        """While one runs; a tenant may have half of them, so that none can shut the others out."""
+        with self._lock:
+            for running, most, whose in (
+                (self._verifying[tenant], MAX_VERIFICATIONS // 2, "of your "),
+                (self._verifying.total(), MAX_VERIFICATIONS, ""),
+            ):
+                if running >= most:
+                    raise OverQuota(
+                        f"{running} {whose}verifications are running, as many as may at a time",
+                        hint="try again when one is done",
+                    )
+            self._verifying[tenant] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._verifying[tenant] -= 1
 
     def take_work(self, tenant: str, entries: Entries) -> None:
         """Before a submission is taken in."""

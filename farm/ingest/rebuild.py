@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
-from farm.errors import Conflict, FarmError
+from farm.errors import Conflict, FarmError, StoreError, Unavailable
 from farm.formats.manifest import read_part
 from farm.ingest.job_record import ClosedRecord, JobRecord, RemovedRecord
 from farm.job import MAX_PIECE_LINES, RETENTION_DAYS, Chunk, JobOptions, Receipt, is_job_id
@@ -83,6 +83,9 @@ def rebuild(queue: Queue, store: Store) -> Counter[str]:
     Returns:
         How many jobs came back by their state, ``tasks`` and ``pictures`` (done), and as
         ``unreadable`` those whose record or chunks are damaged.
+
+    Raises:
+        Unavailable: queue or store do not answer.
     """
     counts: Counter[str] = Counter()
     with ThreadPoolExecutor(READERS) as pool:
@@ -99,6 +102,12 @@ def rebuild(queue: Queue, store: Store) -> Counter[str]:
                     continue
                 _Job(queue, store, record, found).restore(pool)
             except NewerRecord:  # not damaged: the newer farm can read it
+                raise
+            except StoreError:  # of this job's objects, or the store has gone away
+                store.size(keys.header(job))
+                counts["unreadable"] += 1
+                continue
+            except Unavailable:  # the queue's server
                 raise
             except (FarmError, ValueError):
                 counts["unreadable"] += 1

@@ -189,7 +189,15 @@ class Embedded:
             seconds=RAY_SECONDS,
             healthy=lambda: not silent_parts(health),
             patience=PATIENCE,
+            logs=self._said_by_workers,
         )
+
+    def _said_by_workers(self) -> Iterator[Path]:
+        """What Ray keeps of stdout and stderr of its workers. It rotates its own logs; these only
+        through a pipe, in which the last words of a worker that crashes are lost."""
+        logs = self._run / "ray" / "session_latest" / "logs"
+        for ending in ("out", "err"):
+            yield from logs.glob(f"worker-*.{ending}")
 
     def _place_board(self) -> None:
         """Where Ray writes its own boards for Grafana. The folder is not of a session of Ray, so a

@@ -1,6 +1,7 @@
 """Whether the parts of a farm answer."""
 
 import contextlib
+import http.client
 import time
 import urllib.request
 from collections.abc import Mapping
@@ -56,5 +57,5 @@ def answers(url: str) -> bool:
     try:
         with _DIRECT.open(url, timeout=2) as response:
             return bool(response.status == 200)
-    except OSError:
+    except (OSError, http.client.HTTPException):  # the latter of what does not speak HTTP
         return False

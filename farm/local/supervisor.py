@@ -8,7 +8,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,7 +32,8 @@ class Service:
     """One process of a farm; ``ready`` says whether it serves, within so many seconds.
 
     A process may be stopped or hang without ending: ``healthy`` says whether it still serves, and
-    after ``patience`` times no in a row it is ended and started again.
+    after ``patience`` times no in a row it is ended and started again. ``logs`` gives the files to
+    which it appends besides its own log.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Service:
     advice: Callable[[str], str | None] = lambda words: None  # turns its last words into a hint
     healthy: Callable[[], bool] | None = None
     patience: int = 6
+    logs: Callable[[], Iterable[Path]] = lambda: ()
 
 
 class Supervisor:
@@ -116,7 +118,9 @@ class Supervisor:
                 self._note_pid(running)
             if now > running.rotate_at:
                 running.rotate_at = now + ROTATE_SECONDS
-                rotate(self._log(running.service))
+                for log_file in (self._log(running.service), *running.service.logs()):
+                    with contextlib.suppress(OSError):  # it has gone, or the disk is full: later
+                        rotate(log_file)
             if running.failures and now - running.since > STABLE_SECONDS:
                 running.failures = 0
             if running.silent >= running.service.patience:
@@ -213,14 +217,14 @@ class _Running:
 
 
 def rotate(log_file: Path) -> None:
-    """Keep the last ``MAX_LOG_BYTES`` of a log that has grown beyond them in ``<name>.log.1``.
+    """Keep the last ``MAX_LOG_BYTES`` of a log that has grown beyond them in ``<name>.1``.
 
     Its writer holds it open to append, so it is emptied in place; a line that is written between
     the copy and the cut is lost.
     """
     if not log_file.exists() or log_file.stat().st_size <= MAX_LOG_BYTES:
         return
-    older = log_file.with_suffix(".log.1")
+    older = log_file.with_name(f"{log_file.name}.1")
     older.unlink(missing_ok=True)
     try:
         shutil.copyfile(log_file, older)

@@ -120,7 +120,7 @@ class Queue(Submissions, WorkerSessions):
         return encoding.status(job, self._run("status", check_job_id(job), tenant))
 
     def jobs(self, tenant: str, limit: int = 50, before: str | None = None) -> list[JobStatus]:
-        """A tenant's jobs, newest first."""
+        """A tenant's jobs, newest first; those before one that may be removed by now."""
         found = self._run("jobs", tenant, min(limit, MAX_ROWS), before or "")
         return [encoding.status(job, header) for job, header in found]
 
@@ -134,11 +134,13 @@ class Queue(Submissions, WorkerSessions):
 
     def failures(self, job: str, after: int = 0, limit: int = MAX_ROWS) -> list[Failure]:
         """Tasks that ran out of attempts, after a position."""
-        found = self._run("failures", check_job_id(job), after, min(limit, MAX_ROWS))
-        return [
-            Failure(position, *encoding.numbers(name), pictures, reason)
-            for position, name, pictures, reason in found
-        ]
+        while True:
+            after, *found = self._run("failures", check_job_id(job), after, min(limit, MAX_ROWS))
+            if found or not after:
+                return [
+                    Failure(position, *encoding.numbers(name), pictures, reason)
+                    for position, name, pictures, reason in found
+                ]
 
     def totals(self, job: str) -> ImageCounts:
         """What became of a job's pictures, for any tenant."""

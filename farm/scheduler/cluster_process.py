@@ -165,6 +165,8 @@ class _Running:
     def _listen(self) -> None:
         assert self.process.stdout is not None
         for line in self.process.stdout:
+            if not line.endswith("\n"):  # it ended within it
+                break
             kind, _, text = line.strip().partition(" ")
             self._deadline = time.monotonic() + SILENT_SECONDS
             if kind != ALIVE:

@@ -35,3 +35,5 @@ class Sweeper:
                 self._remover.sweep()
             except FarmError as error:
                 log.warning("removed jobs are not deleted yet: %s", error)
+            except Exception:  # such as no memory for one more thread; the next look may succeed
+                log.exception("removed jobs are not deleted yet")

@@ -156,6 +156,23 @@ def test_an_operators_drain_leaves_an_idle_worker_that_works_again_when_told(far
     assert set(rendered(engine).values()) == {1}
 
 
+def test_an_operators_drain_outlives_the_session(farm: Farm) -> None:
+    """A worker that was cut off for longer than its lease begins a new one."""
+    farm.start()
+    worker = farm.workers[0][0]
+    until(lambda: farm.queue.sessions())
+    first = worker.session
+    farm.queue.set_command(first, Command("drain", 30))
+    until(lambda: worker._queue_session._drain)
+    farm.queue.end(first, "lost")
+    until(lambda: [one.command for one in farm.queue.sessions()] == ["drain"], seconds=20)
+    assert worker.session != first
+    job = farm.submit("a")
+    assert farm.queue.lease(worker.session, None, 10, 60_000) == []
+    farm.queue.set_command(worker.session, None)
+    farm.wait(job)
+
+
 def test_an_idle_worker_gets_tasks_that_another_has_not_begun(farm: Farm) -> None:
     busy, idle = FakeEngine(rows=2), FakeEngine(rows=2)
     busy.gate.clear()

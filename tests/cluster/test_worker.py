@@ -13,17 +13,18 @@ import pytest
 from fake_engine import BAD_PROMPT, INFO, FakeEngine
 
 from farm.checkpoints.inspect import Checkpoint
-from farm.errors import InvalidInput
+from farm.errors import InvalidInput, StoreError
 from farm.formats.manifest import ManifestRow, merge, read_part
 from farm.formats.picture_file import read_facts
 from farm.job import Chunk, JobOptions, JobState, Lease, Priority, TaskDraft, job_id
 from farm.queue import JobHeader, Queue, connect, previews
 from farm.renders import NumberedSpec, Renders
 from farm.scheduler.scheduler import Scheduler
-from farm.spec import Lane, RenderRequest
+from farm.spec import Lane, Mode, RenderRequest
 from farm.store import Store, keys, open_store
+from farm_workers.publisher import uploads
 from farm_workers.publisher.publisher import Event, Publisher
-from farm_workers.worker import queue_session
+from farm_workers.worker import engine_loop, queue_session
 from farm_workers.worker import worker as worker_module
 from farm_workers.worker.settings import WorkerSettings
 from farm_workers.worker.worker import Worker
@@ -204,6 +205,28 @@ def test_a_retry_renders_the_failed_rows_only_and_keeps_the_others(farm: Farm) -
     assert farm.queue.check() == []
     success = json.loads(farm.store.get(keys.success(job, 1)))
     assert success["counts"] == {"parts": 2, "done": 3, "failed": 0, "expired": 0}
+
+
+def test_a_retry_waits_for_a_store_that_does_not_answer_for_a_while(
+    farm: Farm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = farm.start()
+    job = farm.submit("a boat", BAD_PROMPT)
+    farm.wait(job, JobState.FAILED)
+    engine.healed = True
+    store = farm.workers[0][0]._loader._store
+    size, failures = store.size, [StoreError("it is away")] * 3
+
+    def size_later(key: str) -> int | None:
+        if failures:
+            raise failures.pop()
+        return size(key)
+
+    monkeypatch.setattr(store, "size", size_later)
+    farm.queue.retry(job, TENANT)
+    farm.wait(job)
+    assert not failures
+    assert farm.queue.tallies().returned["infra"] == 0
 
 
 def test_urgent_rows_enter_the_engine_before_older_bulk_rows(farm: Farm) -> None:
@@ -473,3 +496,47 @@ def test_a_name_that_would_be_a_path_is_refused(name: str, tmp_path: Path) -> No
     )
     with pytest.raises(InvalidInput, match="cannot be the name of a worker"):
         Worker(settings, name)
+
+
+@pytest.mark.parametrize("others", [Priority.BULK, Priority.URGENT])
+def test_the_engines_wait_for_a_store_that_is_away_also_beside_an_urgent_picture(
+    farm: Farm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, others: Priority
+) -> None:
+    """What is drawn and not stored lies in memory; what is urgent may take as much again."""
+    picture = 32 * 32 * 3 + uploads.RECORD_BYTES
+    monkeypatch.setattr(engine_loop, "PENDING_BYTES", 10 * picture)
+    monkeypatch.setattr(engine_loop, "URGENT_PENDING_BYTES", 20 * picture)
+    jobs = [
+        farm.submit("a boat", priority=Priority.URGENT),
+        farm.submit(*map(str, range(300)), priority=others),
+    ]
+    store, away = tmp_path / "store", tmp_path / "away"
+    store.rename(away)
+    store.touch()
+    engine = farm.start()
+    until(lambda: len(engine.rendered) >= 10)
+    time.sleep(1)  # enough to draw all of them
+    limit = 10 if others is Priority.BULK else 20
+    assert len(engine.rendered) <= limit + 2 * 8, "the limit, and what was in the engine"
+    store.unlink()
+    away.rename(store)
+    for job in jobs:
+        farm.wait(job)
+
+
+def test_heartbeats_do_not_grow_with_every_size_that_was_ever_drawn(
+    farm: Farm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pictures of users have any size, and a worker lives for months."""
+    monkeypatch.setattr(engine_loop, "PACED_LANES", 4)
+    farm.start()
+    sizes = [(8 * number, 16) for number in range(1, 10)]
+    for some in (sizes[:-4], sizes[-4:]):
+        renders = [{"prompt": "a dot", "height": height, "width": width} for height, width in some]
+        for job in [farm.submit_renders([render]) for render in renders]:
+            farm.wait(job)
+    newest = {str(Lane(INFO.name, Mode.TEXT2IMG, *size)) for size in sizes[-4:]}
+    until(lambda: farm.queue.sessions()[0].stats["row_steps"].keys() >= newest)
+    stats = farm.queue.sessions()[0].stats
+    assert stats["row_steps"].keys() == newest
+    assert stats["paces"].keys() <= newest

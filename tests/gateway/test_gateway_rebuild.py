@@ -5,20 +5,20 @@ import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import httpx2
 import pytest
 from fake_worker import BAD_PROMPT, LOST_PROMPT, FakeWorker
 from harness import INFO, Gateway, Serve, ndjson, post, until
 
-from farm.errors import Conflict, JobFailed
+from farm.errors import Conflict, JobFailed, StoreError, Unavailable
 from farm.gateway.app import create_app
 from farm.ingest.ndjson import Entries, Entry
 from farm.ingest.rebuild import rebuild
 from farm.job import JobOptions, JobState
 from farm.local.rebuild import rebuild_embedded
-from farm.queue import JobStatus
+from farm.queue import JobStatus, Queue, connect, connection
 from farm.settings import GatewaySettings
 from farm.store import keys
 from farm.stored_record import STORE_SCHEMA
@@ -168,6 +168,32 @@ def test_a_record_that_is_damaged_is_counted_and_stops_nothing(kept: Gateway, fa
     counts = rebuild(kept.queue, kept.store)
     assert (counts["unreadable"], counts["queued"]) == (1, 1)
     assert list(snapshot(kept)) == [whole]
+
+
+@pytest.mark.parametrize("away", ["queue", "store", "object"])
+def test_what_does_not_answer_is_not_taken_for_damage(
+    kept: Gateway, monkeypatch: pytest.MonkeyPatch, away: str
+) -> None:
+    """Else its jobs would be left out of the new queue."""
+
+    def fail(*_: object) -> NoReturn:
+        raise StoreError("cannot read it")
+
+    with kept.client() as http:
+        post(http, {"prompt": "a"})
+    queue = kept.queue
+    if away == "queue":
+        monkeypatch.setattr(connection, "RETRIES", 0)
+        queue = Queue(connect(f"unix:///{kept.queue.farm}-is-not-there.sock"), farm="test")
+    else:
+        monkeypatch.setattr(kept.store, "get", fail)
+    if away == "store":
+        monkeypatch.setattr(kept.store, "size", fail)
+    if away == "object":  # such as a part of a disk that cannot be read
+        assert rebuild(queue, kept.store) == {"unreadable": 1}
+    else:
+        with pytest.raises(Unavailable):
+            rebuild(queue, kept.store)
 
 
 def test_a_queue_is_rebuilt_in_a_folder_whose_path_is_too_long_for_a_socket(

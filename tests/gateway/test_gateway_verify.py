@@ -15,8 +15,9 @@ from harness import INFO, Gateway, until
 from picture_key import picture_key
 
 from farm.cli.app import run
-from farm.errors import Conflict
+from farm.errors import Conflict, OverQuota
 from farm.formats.manifest import read_part
+from farm.gateway import quotas
 from farm.job import Chunk, Format
 from farm.sinks.early import store_early
 from farm.sinks.protocol import TaskPlace
@@ -318,25 +319,56 @@ def test_a_repair_whose_caller_goes_away_is_finished_by_the_next(
     assert gateway.queue.check() == []
 
 
-def test_nothing_stays_behind_when_the_caller_goes_away(
-    gateway: Gateway, job: Job, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = gateway.app_deps.settings.data / "scratch" / "verify"
+@pytest.fixture
+def go_on(gateway: Gateway, job: Job, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Until it is set, a verification tells one difference and then waits for the store."""
     gateway.store.delete(picture(job, 0))
-    gone = threading.Event()
+    go_on = threading.Event()
     read = gateway.store.stream
 
     def stream(key: str) -> Iterator[bytes]:
-        assert gone.wait(120)
+        assert go_on.wait(120)
         return read(key)
 
     monkeypatch.setattr(gateway.store, "stream", stream)
+    yield go_on
+    go_on.set()
+
+
+def test_nothing_stays_behind_when_the_caller_goes_away(
+    gateway: Gateway, job: Job, go_on: threading.Event
+) -> None:
+    folder = gateway.app_deps.settings.data / "scratch" / "verify"
     with gateway.client() as http, http.stream("GET", f"/v1/jobs/{job.id}/verify") as answer:
         assert "missing" in next(answer.iter_lines())
         assert os.listdir(folder) == []
         assert len(unnamed_files(folder)) == 1
-    gone.set()
+    go_on.set()
     until(lambda: not unnamed_files(folder))
+
+
+def test_a_tenant_has_half_of_the_verifications_that_run_at_a_time(
+    gateway: Gateway, job: Job, go_on: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quotas, "MAX_VERIFICATIONS", 4)
+    path = f"/v1/jobs/{job.id}/verify"
+    with gateway.client() as http, contextlib.ExitStack() as running:
+        for method in ("GET", "POST"):
+            answer = running.enter_context(http.stream(method, path))
+            assert "missing" in next(answer.iter_lines())
+        refused = http.get(path)
+        assert (refused.status_code, refused.headers["retry-after"].isdigit()) == (429, True)
+        assert "2 of your verifications are running" in refused.json()["error"]["message"]
+        running.enter_context(gateway.app_deps.quotas.verification("ann"))
+        running.enter_context(gateway.app_deps.quotas.verification("bob"))
+        with (
+            pytest.raises(OverQuota, match="4 verifications are running"),
+            gateway.app_deps.quotas.verification("cyd"),
+        ):
+            pass
+    go_on.set()
+    with gateway.client() as http:
+        until(lambda: http.get(path).status_code == 200)
 
 
 def unnamed_files(folder: Path) -> list[str]:

@@ -12,6 +12,7 @@ from torch import nn
 from farm.spec import MAX_STEPS
 from farm_workers.engine.amused.layers import GlobalResponseNorm, Ops, RMSNorm
 from farm_workers.engine.amused.transformer import Layout
+from farm_workers.engine.device import Device
 from farm_workers.engine.rng import Stream, exponentials, uniforms
 from farm_workers.engine.sampler import UNSEEN, State, choose, guide, stay_masked
 
@@ -23,8 +24,9 @@ pytestmark = needs_kernels
 
 
 @pytest.fixture(autouse=True)
-def without_gradients() -> Iterator[None]:
-    with torch.inference_mode():
+def as_in_the_engine(device: str) -> Iterator[None]:
+    """Without gradients, and in exact float32, also in the convolutions that are compared with."""
+    with torch.inference_mode(), Device(device).scope():
         yield
 
 

@@ -45,6 +45,17 @@ class Bench:
         self.numbers = itertools.count()
 
     def advance(self, seconds: float) -> None:
+        """Time passes, in which ``tick`` is called as it always is."""
+        clock, moved = f"{{{self.queue.farm}}}:test-clock", int(seconds * 1000)
+        now = self.queue.now_ms() + int(self.queue.client.get(clock) or 0)
+        with self.queue.client.pipeline() as together:
+            together.incrby(clock, moved)
+            if moved > 0:
+                together.set(f"{{{self.queue.farm}}}:ticked", now + moved - 150)
+            together.execute()
+
+    def jump(self, seconds: float) -> None:
+        """The clock is set ahead, or everything stands still meanwhile."""
         self.queue.client.incrby(f"{{{self.queue.farm}}}:test-clock", int(seconds * 1000))
 
     def header(

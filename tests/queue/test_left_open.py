@@ -129,6 +129,34 @@ def test_a_dead_workers_tasks_do_not_wait_for_a_clock_that_was_set_back(
     assert queue.status(job, "ann").tasks.waiting == 1
 
 
+def test_a_machine_that_slept_or_a_clock_that_was_set_ahead_ends_no_session(
+    bench: Bench, queue: Queue
+) -> None:
+    job = bench.submit(1)
+    dead, alive = bench.session(), bench.session()
+    bench.lease(alive)
+    queue.tick()
+    bench.jump(HOUR)
+    queue.tick()
+    assert len(queue.sessions()) == 2
+    bench.advance(20)
+    queue.heartbeat(alive, 1, {}, {}, MS)
+    bench.advance(15)
+    queue.tick()
+    assert [one.session for one in queue.sessions()] == [alive], "each has had one more lease"
+    assert dead != alive
+    assert queue.status(job, "ann").tasks.leased == 1
+
+
+def test_a_dead_session_ends_however_seldom_one_looks(bench: Bench, queue: Queue) -> None:
+    bench.session()
+    queue.tick()
+    for left in (1, 1, 0):
+        bench.jump(20)
+        queue.tick()
+        assert len(queue.sessions()) == left
+
+
 def test_a_heartbeat_since_the_clock_was_set_back_counts_as_it_is(
     bench: Bench, queue: Queue
 ) -> None:

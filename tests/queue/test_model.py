@@ -467,7 +467,7 @@ class Farm(RuleBasedStateMachine):
         for job in jobs:
             self.check_job(job, encoding.status(job.id, next(replies)))
             assert [encoding.numbers(row[0]) for row in next(replies)] == job.finished
-            assert sorted(encoding.numbers(row[1]) for row in next(replies)) == sorted(
+            assert sorted(encoding.numbers(row[1]) for row in next(replies)[1:]) == sorted(
                 (task.number, task.generation) for task in job.failures if task.state == "f"
             )
             assert next(replies) == [], "a recount finds something"

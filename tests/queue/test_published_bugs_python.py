@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from queue_bench import MS, Bench
@@ -144,8 +145,11 @@ def test_taskiq_redis_130_what_a_dead_worker_had_fetched_is_delivered_again(
 
 _KEEPS_TIME = """
 import sys
+sys.path.append(sys.argv[2])
+from queue_bench import moved_clock
 from farm.queue import Queue, connect
-queue = Queue(connect(sys.argv[1]))
+from farm.queue.scripts import read_scripts
+queue = Queue(connect(sys.argv[1]), scripts=moved_clock(read_scripts()))
 while True:
     queue.tick()
     print("ticked", flush=True)
@@ -161,7 +165,8 @@ def test_taskiq_redis_131_a_death_while_reclaiming_does_not_stop_the_others(
         [lease] = bench.lease(bench.session())
         assert lease.attempt == attempt
         keeper = subprocess.Popen(
-            [sys.executable, "-c", _KEEPS_TIME, server.url], stdout=subprocess.PIPE
+            [sys.executable, "-c", _KEEPS_TIME, server.url, str(Path(__file__).parent)],
+            stdout=subprocess.PIPE,
         )
         assert keeper.stdout is not None
         keeper.stdout.readline()

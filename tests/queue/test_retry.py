@@ -127,6 +127,27 @@ def failed_for_each_reason(bench: Bench) -> str:
     return job
 
 
+def test_lost_tasks_are_found_behind_tasks_with_failed_pictures(bench: Bench, queue: Queue) -> None:
+    """Both stand in one list, and readers go through the first kind page by page."""
+    job = queue.open(bench.header()).job
+    for piece in range(6):
+        queue.append(job, piece, f"{piece:064}", bench.tasks(200, pictures=2, first=200 * piece))
+    queue.close(job, 6)
+    session = bench.session()
+    lost = {3, 1_040, 1_099}
+    while leases := [one for one in bench.lease(session, room=10**6) if not one.finalise]:
+        for lease in leases:
+            if lease.number in lost:
+                queue.fail(session, lease, "row", "its chunk is gone")
+            else:
+                bench.complete(session, lease, failed=1)
+    found, after = [], 0
+    while page := queue.failures(job, after, limit=2):
+        found += [failure.number for failure in page]
+        after = page[-1].position
+    assert found == sorted(lost)
+
+
 def fail_for_good(bench: Bench, task: Lease, kind: FailKind, reason: str) -> None:
     while task.number not in {failure.number for failure in bench.queue.failures(task.job)}:
         session = bench.session()

@@ -557,6 +557,23 @@ def asked_to_pause(after: str) -> httpx2.Response:
     return httpx2.Response(429, content=content, headers=headers)
 
 
+def test_a_stream_over_a_quota_is_opened_later_and_no_other_is_repeated() -> None:
+    verified = {"pictures": 3, "left": 0, "generation": 0}
+    answers = [
+        reply(503, {"code": "unavailable", "message": "busy"}),
+        httpx2.Response(200, text=json.dumps({"verified": verified}) + "\n"),
+        asked_to_pause("3"),
+    ]
+    farm = farm_with(lambda _: answers.pop())
+    wire = farm._connection.wire
+    assert isinstance(wire, QuietWire)
+    assert farm.job(JOB).verify().pictures == 3
+    assert wire.slept == [3.0]
+    with pytest.raises(Unavailable, match="busy"):
+        farm.job(JOB).verify()
+    assert wire.slept == [3.0]
+
+
 @pytest.mark.parametrize("after", ["61", "999999999", "9" * 5000])
 def test_a_farm_that_asks_for_a_very_long_pause_is_told_of_at_once(after: str) -> None:
     farm = farm_with(lambda _: asked_to_pause(after), patience=50)

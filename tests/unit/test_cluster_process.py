@@ -79,6 +79,18 @@ def test_what_the_driver_says_of_workers_arrives(bench: Bench) -> None:
     assert bench.reports == [("worker-1", "error[checkpoint]: it is cut")]
 
 
+def test_a_driver_that_dies_within_a_line_is_replaced(bench: Bench) -> None:
+    """A list of many workers is longer than what the system writes at once."""
+    bench.said.write_text('dead abc\nworkers [{"name": "worker-0", "sta')
+    with bench.listen():
+        until(lambda: bench.look() and bench.dead)
+        first = bench.cluster.pid
+        assert first is not None
+        os.kill(first, signal.SIGKILL)
+        time.sleep(0.3)  # as the scheduler does between two looks
+        until(lambda: bench.look() not in (None, first))
+
+
 def test_a_driver_that_dies_is_replaced(bench: Bench) -> None:
     with bench.listen():
         until(bench.look)

@@ -3,6 +3,7 @@
 import errno
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -15,6 +16,7 @@ import pytest
 
 from farm.errors import Unavailable
 from farm.local import supervisor as supervisor_module
+from farm.local.probes import answers
 from farm.local.supervisor import MARK, Service, Supervisor, members, rotate, sweep
 
 SLEEPS = [sys.executable, "-c", "import time; time.sleep(600)"]
@@ -48,6 +50,22 @@ def supervisor(tmp_path: Path, stopped: threading.Event) -> Iterator[Supervisor]
 
 def pid(tmp_path: Path, name: str) -> int:
     return int((tmp_path / "run" / f"{name}.pid").read_text())
+
+
+def test_what_does_not_speak_http_does_not_answer() -> None:
+    """A thread of the supervisor asks for as long as the farm runs: an error would end it."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def greet() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.sendall(b"SSH-2.0-OpenSSH_9.6\r\n")
+                connection.recv(4096)
+
+        greeter = threading.Thread(target=greet)
+        greeter.start()
+        assert not answers(f"http://127.0.0.1:{listener.getsockname()[1]}/healthz")
+        greeter.join()
 
 
 def test_a_killed_process_is_started_again_under_a_new_pid(
@@ -146,6 +164,28 @@ def test_a_log_does_not_grow_beyond_its_limit(
         writer.flush()
     rotate(file)
     assert file.read_bytes() == b"y"
+
+
+def test_what_a_process_writes_besides_its_log_is_kept_short_too(
+    supervisor: Supervisor,
+    stopped: threading.Event,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(supervisor_module, "MAX_LOG_BYTES", 1000)
+    monkeypatch.setattr(supervisor_module, "ROTATE_SECONDS", 0.05)
+    said = tmp_path / "worker-0.err"
+    said.write_bytes(b"x" * 1001)
+    gone = tmp_path / "worker-1.err"
+    supervisor.start(
+        Service("sleeper", SLEEPS, ready=lambda: True, logs=lambda: iter([gone, said]))
+    )
+    watcher = threading.Thread(target=supervisor.watch)
+    watcher.start()
+    until(lambda: said.stat().st_size == 0)
+    assert (tmp_path / "worker-0.err.1").stat().st_size == 1001
+    stopped.set()
+    watcher.join()
 
 
 def test_a_process_that_is_stopped_or_hangs_is_ended_and_started_again(

@@ -1,13 +1,14 @@
 """Jobs over HTTP: listed, followed, stopped, retried and verified."""
 
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Annotated, Any
 
 from anyio.to_thread import run_sync
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Depends, Query, Request
 from starlette.responses import Response, StreamingResponse
 
 from farm.formats.manifest import ManifestRow, merge, read_part
-from farm.gateway.dependencies import Dependencies, Deps, Reader, Writer
+from farm.gateway.dependencies import Dependencies, Deps, Reader, Writer, reader, writer
 from farm.gateway.events import updates
 from farm.gateway.serializers import (
     image_view,
@@ -253,15 +254,25 @@ def why(job: str, deps: Deps, tenant: Reader) -> dict[str, Any]:
     return why_view(found)
 
 
+def _verifying(caller: Callable[[Request], Awaitable[str]]) -> Any:
+    """The caller's tenant, counted among those who verify until the answer is out."""
+
+    async def counted(deps: Deps, tenant: Annotated[str, Depends(caller)]) -> AsyncIterator[str]:
+        with deps.quotas.verification(tenant):
+            yield tenant
+
+    return Depends(counted)
+
+
 @router.get("/{job}/verify", response_class=StreamingResponse)
-def verify(job: str, deps: Deps, tenant: Reader) -> Response:
+def verify(job: str, deps: Deps, tenant: Annotated[str, _verifying(reader)]) -> Response:
     """Compare the manifest, the queue and the store of a job that has ended: NDJSON, a
     ``difference`` line for each, then one ``verified`` line."""
     return _verify(deps, check_job_id(job), tenant, repair=False)
 
 
 @router.post("/{job}/verify", response_class=StreamingResponse)
-def repair(job: str, deps: Deps, tenant: Writer) -> Response:
+def repair(job: str, deps: Deps, tenant: Annotated[str, _verifying(writer)]) -> Response:
     """The same, and repair what can be repaired: orphans are deleted, lost pictures made again."""
     return _verify(deps, check_job_id(job), tenant, repair=True)
 

@@ -13,6 +13,7 @@
 -- Returns 1 if it ran.
 local EXPIRED, ENDED, FORGOTTEN = 20, 8, 20 -- at most in one run
 local PAUSE = 100 -- ms
+local LEAST_GAP = 500 -- ms between two runs, half of the shortest lease
 local HOUR = 3600000
 
 local last = tonumber(redis.call('GET', P .. 'ticked') or 0)
@@ -36,15 +37,23 @@ local patience = tonumber(settings[2]) or PATIENCE
 
 local run_id = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')
 local before = redis.call('HGET', P .. 'server', 'run_id')
-if before ~= run_id then
-  redis.call('HSET', P .. 'server', 'run_id', run_id)
-  -- No worker could send a heartbeat while the server was away: each session gets one more lease.
-  local ends = before and redis.call('ZRANGE', P .. 'sessions', 0, -1, 'WITHSCORES') or {}
+local restarted = before and before ~= run_id
+if before ~= run_id then redis.call('HSET', P .. 'server', 'run_id', run_id) end
+
+-- No worker could send a heartbeat while the server was away, or while everything stood still as on a
+-- machine that slept; nor did one know that the clock was to be set ahead. So each session gets one
+-- more lease: only one, where it was silent before, because it may be that nobody called this.
+local gap = last > 0 and now - last or 0
+if restarted or gap > LEAST_GAP then
+  local ends = redis.call('ZRANGE', P .. 'sessions', 0, -1, 'WITHSCORES')
   for at = 1, #ends, 2 do
     local told = redis.call('HMGET', P .. 'session:' .. ends[at], 'lease', 'seen')
     -- One of an earlier version has not told how long its lease is.
     local lease = tonumber(told[1]) or ends[at + 1] - number(told[2])
-    redis.call('ZADD', P .. 'sessions', 'GT', now + lease, ends[at])
+    local silent = last - number(told[2])
+    if restarted or (gap > lease / 2 and silent < lease / 2) then
+      redis.call('ZADD', P .. 'sessions', 'GT', now + lease, ends[at])
+    end
   end
 end
 

@@ -29,7 +29,9 @@ log = logging.getLogger(__name__)
 
 IDLE_SECONDS = 0.05  # longest sleep of the loop; a grant wakes it at once
 URGENT_SHARE = 8  # one of so many rows of an engine is kept free for urgent tasks
+PACED_LANES = 128  # of which a pace is kept: heartbeats tell all of them
 PENDING_BYTES = 512 * 2**20  # given to the publisher and not stored; above it the engines wait
+URGENT_PENDING_BYTES = 2 * PENDING_BYTES  # while there are urgent rows
 
 
 @dataclasses.dataclass
@@ -68,7 +70,7 @@ class EngineLoop:
         self._metrics = metrics
         self._loaded: queues.SimpleQueue[TaskRows] = queues.SimpleQueue()
         self._tasks: dict[str, TaskRows] = {}  # at work, by key, in the order they came
-        self._paces: dict[Lane, _Pace] = {}
+        self._paces: dict[Lane, _Pace] = {}  # the lanes worked for last stand last
 
     def enqueue(self, rows: TaskRows) -> None:
         """A task was loaded: start it with the next turn."""
@@ -103,9 +105,10 @@ class EngineLoop:
         self._start_loaded()
         self._fill()
         busy = False
-        urgent = any(rows.task.urgent for rows in self._tasks.values())
-        room = urgent or self._publisher.pending_bytes < PENDING_BYTES
-        if room and not self._leases.expired:
+        # A task stays until it is stored: only what is still to be drawn may take more room.
+        urgent = any(rows.task.urgent and rows.task.to_render for rows in self._tasks.values())
+        room = URGENT_PENDING_BYTES if urgent else PENDING_BYTES
+        if self._publisher.pending_bytes < room and not self._leases.expired:
             for engine in self._engines.values():
                 if not engine.idle:
                     busy = True
@@ -225,7 +228,7 @@ class EngineLoop:
                 lanes[rows.lane] += len(rows.running)
                 tenants[rows.tenant] += len(rows.running)
         for lane in lanes:
-            self._paces.setdefault(lane, _Pace()).seconds += seconds / len(lanes)
+            self._pace(lane).seconds += seconds / len(lanes)
         self._metrics.stepped(seconds, lanes, tenants)
         finished: dict[str, list[RowResult]] = {}
         for result in results:
@@ -273,7 +276,7 @@ class EngineLoop:
         ]
         steps = sum(result.steps for result in results)
         failed = sum(result.error is not None for result in results)
-        pace = self._paces.setdefault(rows.lane, _Pace())
+        pace = self._pace(rows.lane)
         pace.row_steps += steps
         pace.pictures += len(results)
         self._metrics.rows_ended(rows.lane, steps, seconds, failed)
@@ -282,6 +285,15 @@ class EngineLoop:
             for result, since in zip(results, seconds, strict=True):
                 facts = {"render": result.key[1], "image": result.index, "steps": result.steps}
                 tracing.in_task("render", job, lease, since, **facts)
+
+    def _pace(self, lane: Lane) -> _Pace:
+        """That of a lane which is worked for now. Pictures of users have as many sizes as they
+        like, and a worker lives for months, so the lanes that were longest without work go."""
+        pace = self._paces.pop(lane) if lane in self._paces else _Pace()
+        self._paces[lane] = pace
+        if len(self._paces) > PACED_LANES:
+            del self._paces[next(iter(self._paces))]
+        return pace
 
     def _picture_failed(self, rows: TaskRows, render: int, image: int, error: FarmError) -> None:
         numerics = self._engines[rows.lane.checkpoint].numerics

@@ -133,7 +133,9 @@ class Loader:
         """Of a retried task, what its earlier generations have not made; else None, for all."""
         if lease.generation == 0 or lease.pictures == chunk.pictures:
             return None
-        wanted = pictures_to_make(self._store, sink, chunk, lease.generation)
+        wanted = self._patiently(
+            lambda: pictures_to_make(self._store, sink, chunk, lease.generation)
+        )
         if len(wanted) != lease.pictures:
             raise StoreError(
                 f"{len(wanted)} of its pictures are not stored; the queue knows of {lease.pictures}"

@@ -294,7 +294,8 @@ class QueueSession:
         if self._leaving is not None:
             return
         if command is None:
-            self._ordered = None
+            if self._told_drain:  # else a new session has not been told of the order yet
+                self._ordered, self._told_drain = None, False
         elif command.kind == "share":
             if self._sharing is None:
                 self._sharing = text
@@ -302,6 +303,7 @@ class QueueSession:
         elif self._ordered is None:
             seconds = math.inf if command.number is None else command.number
             self._ordered = _Drain(time.monotonic() + seconds, ends=False)
+            self._told_drain = True
 
     def _end_sharing(self, command: str) -> None:
         """The tasks are back; this worker may have work again, others first."""
@@ -311,7 +313,7 @@ class QueueSession:
             self._sharing = None
 
     def _go_on_draining(self, drain: _Drain) -> None:
-        if drain.ends and not self._told_drain:
+        if not self._told_drain:
             with self._patience("drain"):
                 self._told_drain = self._queue.set_command(self.token, Command("drain"))
         if drain.deadline < math.inf:
@@ -338,7 +340,8 @@ class QueueSession:
         self._leases.remove(task)
 
     def _start_over(self) -> None:
-        """The farm has ended this session: drop everything and begin a new one."""
+        """The farm has ended this session: drop everything and begin a new one. What an operator
+        has drained stays so."""
         if self._stopped.is_set():  # the worker itself has just ended it
             return
         log.warning(
@@ -348,7 +351,6 @@ class QueueSession:
         )
         for task in self._leases.tasks.values():
             self._drop(task)
-        self._ordered = None
         self._told_drain, self._sharing = False, None
         self.token = secrets.token_hex(16)
         self.register()
