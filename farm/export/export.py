@@ -94,7 +94,7 @@ def begin(plan: Plan, folder: Path, *, overwrite: bool = False) -> bool:
     told, whole = folder / STATE / PLAN, folder / WHOLE
     known = next((one for one in (told, whole) if _groups_of(one) is not None), None)
     if known is not None and not overwrite:
-        if known.read_text() == plan.to_json():
+        if known.read_bytes() == plan.to_json().encode():
             return known is told
         raise _taken(f"{folder} holds another export")
     if known is not None:
