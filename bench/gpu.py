@@ -28,7 +28,7 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -334,7 +334,8 @@ def _verdicts(found: dict[str, Any], said: Path) -> None:
         for test, (verdict, reason) in verdicts.items()
         if verdict in ("FAILED", "ERROR")
     ]
-    found["summary"] = (re.findall(r"^.*(?:passed|failed|error).* in .*$", text, re.M) or [""])[-1]
+    ends = re.findall(r"^=+ (.*(?:passed|failed|error).* in .*s) .*=$", text, re.M)
+    found["summary"] = ends[-1] if ends else ""
     found["output"] = text[-40_000:].splitlines()
 
 
@@ -575,15 +576,21 @@ def farm(visit: Visit, found: dict[str, Any], name: str) -> None:
         ):
             _stored(visit, client, 4 if visit.rehearse else 64)  # until the engine is there
             found["seconds_to_the_first_pictures"] = time.monotonic() - started
-            before = served.used()
+            before, threads_before = served.used(), served.threads("worker-0")
             fits = int((visit.left - 5) * 70)
             pictures = 16 if visit.rehearse else max(min(fits, 1536), 128)
             took, steady = _stored(visit, client, pictures)
-            used = {key: value - before.get(key, 0.0) for key, value in served.used().items()}
+            used, threads = _spent(before, served.used()), served.threads("worker-0")
     found["pictures"] = pictures
     found["images_per_second"] = pictures / took
     found["images_per_second_after_the_first"] = steady
     found["processor_ms_per_picture"] = {key: used[key] / pictures * 1e3 for key in used}
+    most = sorted(_spent(threads_before, threads).items(), key=lambda one: one[1], reverse=True)
+    found["worker_s_by_thread"] = dict(most[:12])
+
+
+def _spent(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float]:
+    return {key: value - before.get(key, 0.0) for key, value in after.items()}
 
 
 def _write_checkpoint(name: str, folder: Path, visit: Visit) -> None:

@@ -90,6 +90,15 @@ class StubFarm:
         """Seconds of processor time that each process and its children have had."""
         return {name: sum(map(_seconds, family)) for name, family in self._families().items()}
 
+    def threads(self, name: str) -> Mapping[str, float]:
+        """Seconds of processor time of each thread of one process, by its name and number."""
+        process, found = self._processes[name], {}
+        for thread in process.threads():
+            with contextlib.suppress(OSError):  # it has ended meanwhile
+                told = Path(f"/proc/{process.pid}/task/{thread.id}/comm").read_text().strip()
+                found[f"{told} {thread.id}"] = thread.user_time + thread.system_time
+        return found
+
     def _start(self, name: str) -> None:
         kind = name.partition("-")[0]
         arguments = ["farm.gateway"] if kind == "gateway" else ["farm.cli", kind]

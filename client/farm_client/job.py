@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import aclosing
 
@@ -40,6 +41,7 @@ from farm_client.sync import drive, iterate
 
 SHOWN = 12  # pictures of a job in a notebook
 PREVIEW_SECONDS = 0.4  # as often as a worker sends them
+MAX_DIFFERENCES = 10_000  # in memory; a lost store makes one for each of ten million pictures
 QUIET_SECONDS = 45.0  # the farm sends a sign of life every 15
 
 Progress = Callable[[JobStatus], None]
@@ -89,6 +91,7 @@ class JobHandle:
 
     async def _verify(self, repair: bool, tell: Callable[[Difference], None] | None) -> Verified:
         differences: list[Difference] = []
+        kinds: Counter[str] = Counter()
         async with self._connection.stream(
             f"{self._path}/verify", method="POST" if repair else "GET", seconds=LINE_SECONDS
         ) as opened:
@@ -97,12 +100,15 @@ class JobHandle:
                 if "error" in told:
                     raise from_dict(told["error"])
                 if "difference" in told:
-                    differences.append(Difference.model_validate(told["difference"]))
+                    one = Difference.model_validate(told["difference"])
+                    kinds[one.kind] += 1
+                    if len(differences) < MAX_DIFFERENCES:
+                        differences.append(one)
                     if tell is not None:
-                        tell(differences[-1])
+                        tell(one)
                 if "verified" in told:
-                    facts = {**told["verified"], "differences": tuple(differences)}
-                    return Verified.model_validate(facts)
+                    facts = {"differences": tuple(differences), "kinds": dict(kinds)}
+                    return Verified.model_validate({**told["verified"], **facts})
         raise Unavailable("the farm closed the stream", hint="verify again")
 
     async def _remove(self, tell: Callable[[Removed], None] | None) -> Removed:
@@ -323,7 +329,7 @@ class Job(JobHandle):
 
         Args:
             repair: remove what nothing lists, and render lost pictures again.
-            tell: called with each difference as it is found.
+            tell: called with each difference as it is found; the result has the first 10,000.
         """
         return drive(self._verify(repair, tell))
 

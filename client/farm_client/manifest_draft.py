@@ -6,7 +6,7 @@ import os
 import secrets
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,9 @@ class ManifestDraft:
         draft, database = self._path(), self._path()
         try:
             with draft.open("w+b") as self._lines, closing(_open(database)) as self._places:
+                for path in (draft, database):  # so that a process that is killed leaves nothing
+                    with suppress(OSError):  # not every system removes open files
+                        path.unlink()
                 yield
         except sqlite3.OperationalError as error:  # such as that the disk is full
             raise OSError(errno.EIO, str(error)) from error

@@ -94,7 +94,8 @@ class Verified(_Told):
     """The result of a comparison."""
 
     pictures: int  # that were looked at
-    differences: tuple[Difference, ...]
+    differences: tuple[Difference, ...]  # the first 10,000
+    kinds: dict[str, int] = {}  # how many there are in all, by kind
     left: int  # of them, not repaired
     generation: int  # of the job; a repair that makes pictures again starts a new one
 

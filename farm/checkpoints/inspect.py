@@ -133,8 +133,8 @@ def _expected(name: str, parts: Mapping[str, Mapping[str, Any]]) -> dict[str, tu
             "mlm_layer.conv2.weight": (number("codebook_size"), number("in_channels"), 1, 1),
         }
     if name == "vqvae":
-        side = config.get("vq_embed_dim") or number("latent_channels")
-        return {"quantize.embedding.weight": (number("num_vq_embeddings"), int(side))}
+        side = number("vq_embed_dim" if config.get("vq_embed_dim") else "latent_channels")
+        return {"quantize.embedding.weight": (number("num_vq_embeddings"), side)}
     return {"text_projection.weight": (number("projection_dim"), number("hidden_size"))}
 
 

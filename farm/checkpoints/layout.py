@@ -131,7 +131,7 @@ def _read_header(file: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
                 raise damaged
             end = stop
             yield name, shape
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise damaged from None
     if end != size - 8 - length:
         raise damaged

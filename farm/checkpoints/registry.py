@@ -12,9 +12,11 @@ RETRY_SECONDS = 0.5  # for a name that is not known: its worker may have come a 
 
 
 class CheckpointRegistry:
-    """Checkpoints named at the start, and those that living workers hold.
+    """Checkpoints named at the start, and those that workers held since.
 
-    ``live`` asks the workers; it is called at most every few seconds.
+    Of several revisions of one id, those that living workers hold go before the others: a farm
+    whose workers were replaced by some with a newer revision means that one. ``live`` asks the
+    workers; it is called at most every few seconds.
     """
 
     def __init__(
@@ -64,13 +66,21 @@ class CheckpointRegistry:
             if name in (info.name, info.id):
                 return info
         last = [info for info in infos if info.id.rsplit("/", 1)[-1] == name]
-        return last[0] if len(last) == 1 else None
+        return last[0] if len({info.id for info in last}) == 1 else None
 
     def _refresh(self, seconds: float) -> bool:
         """Ask the workers unless that was done within ``seconds``; whether they were asked."""
         if self._live is None or self._clock() - self._asked < seconds:
             return False
         self._asked = self._clock()
-        for info in self._live():
-            self._known.setdefault(info.name, info)
+        known = dict(self._known)
+        alive = {known.setdefault(info.name, info).name for info in self._live()}
+        revisions: dict[str, list[CheckpointInfo]] = {}
+        for info in known.values():
+            revisions.setdefault(info.id, []).append(info)
+        self._known = {
+            info.name: info
+            for one in revisions.values()
+            for info in sorted(one, key=lambda info: info.name not in alive)
+        }
         return True

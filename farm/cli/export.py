@@ -161,12 +161,7 @@ def export(
 def _select(job: Job, folder: Path, where: "Where | None", dedup: "Dedup | None") -> None:
     from farm.export.selection import select
 
-    scores: dict[tuple[int, int, str], dict[str, Any]] = {}
-    for _, one in read_scores(job):
-        scores.setdefault((one.render, one.image, one.sha256), {}).update(one.values)
-    if not scores and where is None and dedup is None:
-        return
-    found = select(folder, scores, where, dedup)
+    found = select(folder, (one for _, one in read_scores(job)), where, dedup)
     if found is not None and (where or dedup):
         say_error(
             f"{pictures(found.pictures)}: {found.unwanted:,} not wanted, "

@@ -1,11 +1,13 @@
 """``farm verify``."""
 
+import json
 from typing import Annotated
 
 import typer
 
-from farm.cli.output import one_line, pictures, say, say_error, say_json
+from farm.cli.output import one_line, pictures, say, say_error
 from farm_client import Farm
+from farm_client.models import Difference
 
 
 def verify(
@@ -18,16 +20,27 @@ def verify(
     """Compare the manifest, the queue and the store of a job that has ended. The exit code is 1 if
     they differ, or with --repair, if something could not be repaired."""
     handle = Farm().job(job)
-    found = handle.verify(
-        repair=repair, tell=None if as_json else lambda one: say(one_line(str(one)))
-    )
+    lead = '{"differences": ['
+
+    def tell(one: Difference) -> None:
+        nonlocal lead
+        if as_json:
+            say(lead + json.dumps(one.model_dump(mode="json")))
+            lead = ","
+        else:
+            say(one_line(str(one)))
+
+    found = handle.verify(repair=repair, tell=tell)
     if as_json:
-        say_json(found.model_dump(mode="json"))
-    count = len(found.differences)
-    differ = f"{count or 'no'} difference" + ("" if count < 2 else "s")
-    told = f"{handle.id}: {pictures(found.pictures)} checked, {differ}"
+        rest = json.dumps(found.model_dump(mode="json", exclude={"differences"}))
+        say(f"{lead.rstrip(',')}], {rest[1:]}")
+    count = sum(found.kinds.values())
+    differ = f"{count:,} difference" if count else "no difference"
+    told = f"{handle.id}: {pictures(found.pictures)} checked, {differ}" + ("s" if count > 1 else "")
+    if count > 1:
+        told += " (" + ", ".join(f"{kind} {one:,}" for kind, one in found.kinds.items()) + ")"
     if repair and count:
-        told += f", {count - found.left} repaired or under way (generation {found.generation})"
+        told += f", {count - found.left:,} repaired or under way (generation {found.generation})"
     elif count:
         told += f"; farm verify {handle.id} --repair repairs what can be"
     say_error(told)

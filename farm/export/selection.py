@@ -7,7 +7,7 @@ interrupted goes on with the same pictures, whatever was scored meanwhile.
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,15 +17,13 @@ import pyarrow as pa
 from farm.errors import InvalidInput
 from farm.export.duplicates import MIN_QUALITY, Dedup, HashedPicture, duplicates
 from farm.export.fetched import MANIFEST, SELECTED, read_manifest, row_of
+from farm.export.scored import Score, Scored, scored
 from farm.export.where import Where
 from farm.formats.columns import FIXED, column_types, fixed_values, typed, user_values
 from farm.formats.manifest import ManifestRow
 
 _PDQ = re.compile(r"[0-9a-f]{64}")
 BLOCK = 4096  # rows that are looked at together
-
-Values = Mapping[str, Any]
-Scores = Mapping[tuple[int, int, str], Values]  # by render, image and the picture's hash
 
 
 class Selection(NamedTuple):
@@ -37,18 +35,25 @@ class Selection(NamedTuple):
 
 
 def select(
-    folder: Path, scores: Scores, where: Where | None, dedup: Dedup | None
+    folder: Path, scores: Iterable[Score], where: Where | None, dedup: Dedup | None
 ) -> Selection | None:
-    """Write ``SELECTED`` beside the fetched manifest; None if it is there already.
+    """Write ``SELECTED`` beside the fetched manifest; None if it is there already, or would be the
+    same.
 
     Raises:
         InvalidInput: the condition or the duplicates need a column that no picture has, or no
             picture is wanted.
     """
-    target = folder / SELECTED
-    if target.exists():
+    if (folder / SELECTED).exists():
         return None
-    rows = _Rows(folder, scores)
+    with scored(folder) as known:
+        known.add(scores)
+        if not known.count and where is None and dedup is None:
+            return None
+        return _write(folder, _Rows(folder, known), where, dedup)
+
+
+def _write(folder: Path, rows: "_Rows", where: Where | None, dedup: Dedup | None) -> Selection:
     wanted = set(_wanted(rows, where))
     if not wanted:  # before the file is there, so that the same call says it again
         raise InvalidInput("no picture is wanted", field="--where")
@@ -62,14 +67,14 @@ def select(
                 out.write(json.dumps(line, ensure_ascii=False) + "\n")
         out.flush()
         os.fsync(out.fileno())
-    draft.replace(target)
+    draft.replace(folder / SELECTED)
     return Selection(count, count - len(wanted), len(gone))
 
 
 class _Rows:
     """The pictures that did not fail, with scores among their columns; each pass reads them."""
 
-    def __init__(self, folder: Path, scores: Scores) -> None:
+    def __init__(self, folder: Path, scores: Scored) -> None:
         self._folder = folder
         self._scores = scores
         self.types = column_types(user_values(row.metadata) for row in self.rows())
@@ -77,8 +82,8 @@ class _Rows:
     def lines(self) -> Iterator[dict[str, Any]]:
         """A user's own column is not replaced by a score of the same name."""
         for line in read_manifest(self._folder / MANIFEST):
-            key = line["render"], line["image"], line["sha256"]
-            line["metadata"] = {**self._scores.get(key, {}), **line["metadata"]}
+            known = self._scores.of(line["render"], line["image"], line["sha256"])
+            line["metadata"] = {**known, **line["metadata"]}
             yield line
 
     def rows(self) -> Iterator[ManifestRow]:

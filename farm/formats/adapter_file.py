@@ -166,7 +166,7 @@ def _open(data: bytes) -> tuple[dict[str, Any], Alphas]:
             "write it with safe_serialization=True; pickled tensors are not read",
         ) from None
     header, _ = _split(data)
-    return tensors, Alphas.of(header.get("__metadata__", {}), tensors)
+    return tensors, Alphas.of(header.get("__metadata__") or {}, tensors)
 
 
 def _split(data: bytes) -> tuple[dict[str, Any], bytes]:
@@ -192,7 +192,7 @@ def embed_alpha(
     if _open(data)[1].known:
         raise _refused("has its alpha already", "leave out the alpha that you give")
     header, tensors = _split(data)
-    metadata = dict(header.pop("__metadata__", {}))
+    metadata = dict(header.pop("__metadata__", None) or {})
     if config is not None:
         check_config(config)
         told = {key: value for key, value in config.items() if value is not None}

@@ -13,6 +13,7 @@ from farm.formats.picture_file import EXIF_ASCII, EXIF_IFD, EXIF_USER_COMMENT, K
 from farm.job import Format
 
 JPEG_QUALITY = 95
+JPEG_EXIF_BYTES = 65_533  # that a JPEG has room for
 WEBP_EFFORT = 0  # of 6 and 100: more takes several times as long for a few per cent
 PNG_HEAD_BYTES = 33  # signature and IHDR chunk; text right after them is read first
 
@@ -36,7 +37,10 @@ def encode(pixels: NDArray[np.uint8] | None, facts: Facts, file_format: Format) 
         effort = {"quality": WEBP_EFFORT, "method": WEBP_EFFORT}
         picture.save(out, "WEBP", lossless=True, exif=_exif(facts), xmp=XMP, **effort)
     else:
-        picture.save(out, "JPEG", quality=JPEG_QUALITY, exif=_exif(facts), xmp=XMP)
+        exif = _exif(facts)
+        if len(exif) > JPEG_EXIF_BYTES:  # notes that repeat a long prompt
+            exif = _exif(facts._replace(notes=()))
+        picture.save(out, "JPEG", quality=JPEG_QUALITY, exif=exif, xmp=XMP)
     return out.getvalue()
 
 

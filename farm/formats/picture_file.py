@@ -104,7 +104,7 @@ class Facts(NamedTuple):
             told = facts.get("confidence")
             confidence = None if told is None else float(told)
             return cls(spec, int(facts["image"]), str(facts["numerics"]), tokens, notes, confidence)
-        except (KeyError, TypeError, ValueError, RecursionError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise InvalidInput("the farm's data in the file are damaged") from error
 
 
@@ -182,7 +182,7 @@ def _token_file(data: bytes, expected: RenderSpec | None) -> Facts:
     except (safetensors.SafetensorError, KeyError, ValueError, TypeError):
         raise InvalidInput("is not a picture or token file of the farm") from None
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    text = header.get("__metadata__", {}).get(KEYWORD)
+    text = (header.get("__metadata__") or {}).get(KEYWORD)
     tokens = tensors.get("tokens")
     if text is None or tokens is None:
         raise _nothing_recorded()

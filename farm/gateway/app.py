@@ -37,6 +37,7 @@ from farm.gateway.signed_urls import Links, Signer, linked_store, secret_of
 from farm.ingest.assets import Assets
 from farm.ingest.ingest import Ingest
 from farm.ingest.removal import Remover
+from farm.ingest.scores import ScoreRoom
 from farm.queue import Queue, connect
 from farm.settings import GatewaySettings
 from farm.sinks.registry import Sinks
@@ -117,6 +118,7 @@ def _dependencies(
         registry=registry,
         ingest=ingest,
         remover=Remover(queue, store),
+        score_room=ScoreRoom(store),
         authenticator=Authenticator(
             keys, without_keys=settings.open, now=lambda: datetime.now(UTC)
         ),

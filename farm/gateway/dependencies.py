@@ -15,6 +15,7 @@ from farm.gateway.signed_urls import Links, Signer
 from farm.ingest.assets import Assets
 from farm.ingest.ingest import Ingest
 from farm.ingest.removal import Remover
+from farm.ingest.scores import ScoreRoom
 from farm.queue import Queue
 from farm.settings import GatewaySettings
 from farm.sinks.registry import Sinks
@@ -30,6 +31,7 @@ class Dependencies(NamedTuple):
     registry: CheckpointRegistry
     ingest: Ingest
     remover: Remover
+    score_room: ScoreRoom
     authenticator: Authenticator
     signer: Signer
     links: Links

@@ -69,9 +69,10 @@ class Shards:
 
     def store_picture(self, place: TaskPlace, record: PictureRecord, data: bytes) -> ManifestRow:
         name = self._name(record.render, record.image, place)
+        spool = self._spool(place)  # what the task's end removes, if it comes meanwhile
         row = record.stored_row(name, data)
         with self._waiting():
-            self._spool(place).add(name, data)
+            spool.add(name, data)
         return row
 
     def store_task(self, place: TaskPlace, rows: Sequence[ManifestRow]) -> Sequence[ManifestRow]:

@@ -5,6 +5,7 @@ that is cut off leaves a torn record at the end of its file, to which nothing is
 It was not acknowledged, so the picture comes again.
 """
 
+import errno
 import shutil
 import struct
 import tempfile
@@ -26,12 +27,16 @@ class Spool:
         self._folder = folder
         self._adding = threading.Lock()
         self._file: BinaryIO | None = None  # this process's own
+        self._removed = False
 
     def add(self, name: str, content: bytes) -> None:
-        """Keep one so that it survives this process. Raises ``OSError``."""
+        """Keep one so that it survives this process. Raises ``OSError``; once the task's contents
+        were removed, always."""
         encoded = name.encode()
         record = _LENGTHS.pack(len(encoded), len(content)) + encoded + content
         with self._adding:
+            if self._removed:
+                raise OSError(errno.ENOENT, "their task is over")
             file = self._file or self._open()
             self._file = None  # for good, if the next line fails or writes less
             if file.write(record) != len(record):
@@ -54,12 +59,13 @@ class Spool:
         return found
 
     def remove(self) -> None:
-        """Whatever of it is there."""
+        """Whatever of it is there, and whatever another thread is about to add."""
         with self._adding:
+            self._removed = True
             if self._file is not None:
                 self._file.close()
                 self._file = None
-        shutil.rmtree(self._folder, ignore_errors=True)
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def _open(self) -> BinaryIO:
         self._folder.mkdir(parents=True, exist_ok=True)

@@ -23,6 +23,7 @@ ATTEMPTS = 10  # botocore waits up to 0.05, 0.1 … 12.8 s between them, but 1, 
 
 WRONG = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "AuthFailure"}
 EXPIRED = {"ExpiredToken", "ExpiredTokenException", "InvalidToken", "TokenRefreshRequired"}
+_NAMELESS = {"400", "401", "403"}  # what either is called where an answer has no body: that to HEAD
 
 _LOADER = create_loader()  # shared: reading boto3's own files takes a fifth of a second
 
@@ -59,7 +60,8 @@ class S3Client:
         try:
             return getattr(client, operation)(**parameters)
         except ClientError as error:
-            if error_code(error) not in WRONG | EXPIRED or not self._renewed(client):
+            refused = error_code(error) in WRONG | EXPIRED | _NAMELESS
+            if not refused or not self._renewed(client):
                 raise
         return getattr(self._client, operation)(**parameters)
 

@@ -34,6 +34,17 @@ def _edit(file: Path, **changes: Any) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
 
 
+def _endless(path: Path) -> None:
+    """As many bytes as before, and a tensor without an end by their header."""
+    file = path / "transformer/diffusion_pytorch_model.safetensors"
+    data = file.read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + length])
+    header["encoder_proj.weight"]["shape"] = [float("inf")]
+    text = json.dumps(header).encode()
+    file.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + length :])
+
+
 def _cut(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-100])
 
@@ -80,6 +91,11 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
         "damaged or cut short",
     ),
     "wild header": (_header, "damaged or cut short"),
+    "endless tensor": (_endless, "damaged or cut short"),
+    "text for a number": (
+        lambda p: _edit(p / "vqvae/config.json", vq_embed_dim="x"),
+        "vq_embed_dim is 'x'",
+    ),
     "empty weights": (
         lambda p: (p / "text_encoder/model.safetensors").write_bytes(b""),
         "damaged or cut short",

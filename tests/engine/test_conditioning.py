@@ -62,6 +62,14 @@ def test_the_empty_prompt_is_encoded_once(engine: Engine, monkeypatch: pytest.Mo
     assert seen == [[""], ["one"], ["two"], ["three"], ["two"]]
 
 
+def test_a_kept_text_does_not_keep_the_batch_that_it_was_encoded_in(engine: Engine) -> None:
+    conditioning = _conditioning(engine, cache_bytes=1 << 30)
+    with torch.inference_mode():
+        (text,) = conditioning.encode(["one"], width=4)
+    assert text.hidden.untyped_storage().nbytes() == text.hidden.nbytes
+    assert text.pooled.untyped_storage().nbytes() == text.pooled.nbytes
+
+
 def test_prompts_of_a_batch_are_what_they_are_in_any_batch(engine: Engine) -> None:
     rows = [_pending(engine, prompt=f"picture {number}") for number in range(6)]
     alone, together = (_conditioning(engine, cache_bytes=1 << 30) for _ in range(2))

@@ -406,5 +406,30 @@ def test_the_command_tells_each_difference_and_its_code(
     found = json.loads(capsys.readouterr().out)
     assert ([one["kind"] for one in found["differences"]], found["left"]) == (["missing"] * 2, 1)
     job.wait(20)
-    assert run(["verify", job.id]) == 0
-    assert capsys.readouterr().err == f"{job.id}: 3 pictures checked, no difference\n"
+    assert run(["verify", job.id, "--json"]) == 0
+    told = capsys.readouterr()
+    assert told.err == f"{job.id}: 3 pictures checked, no difference\n"
+    assert json.loads(told.out)["differences"] == []
+
+
+def test_of_very_many_differences_all_are_told_and_the_first_are_kept(
+    gateway: Gateway,
+    job: Job,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("FARM_URL", gateway.url)
+    monkeypatch.setattr("farm_client.job.MAX_DIFFERENCES", 2)
+    gateway.store.delete(picture(job, 0))
+    strays = [picture(job, 90 + number) for number in range(4)]
+    for stray in strays:
+        gateway.store.put(stray, b"x")
+    found = job.verify()
+    assert [one.kind for one in found.differences] == ["missing", "orphan"]
+    assert found.kinds == {"missing": 1, "orphan": 4}
+    assert run(["verify", job.id, "--json"]) == 1
+    told = capsys.readouterr()
+    assert "5 differences (missing 1, orphan 4);" in told.err
+    shown = json.loads(told.out)
+    assert [one["subject"] for one in shown["differences"]] == [picture(job, 0), *strays]
+    assert (shown["left"], shown["kinds"]) == (5, {"missing": 1, "orphan": 4})

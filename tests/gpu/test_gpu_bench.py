@@ -69,6 +69,8 @@ def test_stages_run_on_a_cpu_with_a_tiny_model(tmp_path: Path) -> None:
         assert "error" not in found
         assert "left_out" not in found
     assert stages["farm-256"]["images_per_second"] > 0
+    spent = stages["farm-256"]["worker_s_by_thread"].values()
+    assert max(spent) > 0
 
 
 def test_tests_that_run_out_of_time_tell_what_has_failed(
@@ -99,6 +101,7 @@ def test_tests_that_run_out_of_time_tell_what_has_failed(
         "test_bad - AssertionError: that is wrong",
         "test_without_its_fixture - RuntimeError: no fixture",
     }
+    assert found["summary"].startswith("1 failed, 1 passed, 1 error in ")
     assert "E   AssertionError: that is wrong" in found["output"]
 
 

@@ -173,6 +173,31 @@ def test_credentials_that_were_replaced_are_used_from_then_on(
     assert len(stub.requests) - asked == 3, "one refusal, then two calls"
 
 
+def test_an_answer_without_a_body_can_tell_of_replaced_credentials_too(
+    stub: StubS3, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """S3 says 400 or 403 to a HEAD and not why; a large shard begins with one."""
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    _write_credentials(tmp_path / "credentials", "key0")
+    store = _open(stub)
+    assert store.put("key", b"x")
+    for number, refusal in enumerate((Answer(400, "ExpiredToken"), Answer(403, "InvalidToken")), 1):
+
+        def refuse_old(
+            method: str, path: str, new: str = f"key{number}", refusal: Answer = refusal
+        ) -> Answer | None:
+            known = f"Credential={new}/" in stub.requests[-1][2]["authorization"]
+            return None if known else refusal
+
+        stub.rule = refuse_old
+        with pytest.raises(StoreError):
+            store.size("key")
+        _write_credentials(tmp_path / "credentials", f"key{number}")
+        assert store.size("key") == 1
+
+
 def test_a_large_object_travels_in_parts_where_those_are_written_once(
     s3_address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

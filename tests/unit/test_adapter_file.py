@@ -33,6 +33,17 @@ def read(tensors: dict[str, Any], **metadata: str) -> AdapterFile:
     return read_adapter_file(file_of(tensors, **metadata), TARGETS)
 
 
+def test_a_file_may_say_null_for_no_metadata() -> None:
+    """safetensors' own reader takes it."""
+    data = file_of(matrices())
+    size = int.from_bytes(data[:8], "little")
+    header = {"__metadata__": None, **json.loads(data[8 : 8 + size])}
+    text = json.dumps(header).encode()
+    written = len(text).to_bytes(8, "little") + text + data[8 + size :]
+    assert read_adapter_file(written, TARGETS) == read(matrices())
+    assert read_adapter_file(embed_alpha(written, alpha=1), TARGETS).alpha == 1
+
+
 @pytest.mark.parametrize(
     ("layer", "names"),
     [

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import math
 import struct
 import subprocess
 import sys
@@ -90,6 +91,19 @@ def test_the_longest_prompts_and_largest_grids_fit(kind: Format) -> None:
     tokens = RANDOM.integers(0, 8192, (64, 64)).astype(np.uint16)
     written = facts(longest, tokens, negative_prompt=longest)
     assert read_facts(encode(SMOOTH, written, kind)).spec == written.spec
+
+
+@pytest.mark.parametrize("kind", list(Format))
+def test_a_note_that_repeats_the_longest_prompt_costs_no_picture(kind: Format) -> None:
+    """Words that a checkpoint does not know are in a note, however long they are."""
+    longest = "\U0001d400" * MAX_PROMPT_CHARACTERS  # a word of mathematical letters
+    tokens = RANDOM.integers(0, 8192, (64, 64)).astype(np.uint16)
+    plain = facts(longest, tokens, negative_prompt=longest)
+    noted = plain._replace(notes=INFO.model_copy(update={"vocabulary": ("a",)}).notes(plain.spec))
+    assert longest in noted.notes[0]
+    written = read_facts(encode(SMOOTH, noted, kind))
+    assert written.spec == noted.spec
+    assert written.notes == (() if kind is Format.JPEG else noted.notes)
 
 
 PICTURES = [Format.PNG, Format.WEBP, Format.JPEG]
@@ -226,11 +240,20 @@ def test_what_is_no_file_of_the_farm_is_refused(data: bytes) -> None:
         {"shape": [-1, 32]},
         {"shape": "x"},
         {"image": "one"},
+        {"image": math.inf},
+        {"confidence": 10**400},
     ],
 )
 def test_facts_that_were_tampered_with_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(InvalidInput):
         Facts.from_json(json.dumps({**json.loads(facts().to_json()), **change}))
+
+
+def test_a_file_with_empty_metadata_has_nothing_recorded() -> None:
+    """safetensors' own reader takes null for no metadata."""
+    header = b'{"__metadata__":null,"tokens":{"dtype":"I32","shape":[1,1],"data_offsets":[0,4]}}'
+    with pytest.raises(InvalidInput, match="no render is recorded"):
+        read_facts(len(header).to_bytes(8, "little") + header + bytes(4))
 
 
 def test_token_bytes_are_little_endian_whatever_the_array() -> None:

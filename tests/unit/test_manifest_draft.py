@@ -1,6 +1,8 @@
 """The manifest of a fetch: in the job's order, each picture once, whatever order they came in."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +59,19 @@ def _rank(line: dict[str, Any]) -> tuple[bool, int]:
     return line["error"] is None, line["generation"]
 
 
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from farm_client.manifest_draft import ManifestDraft
+
+draft = ManifestDraft(Path(sys.argv[1]))
+with draft.writing():
+    draft.add([{"render": 0, "image": 0, "generation": 0, "error": None}])
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+LINE = {"render": 0, "image": 0, "generation": 0, "error": None}
+
+
 def test_a_draft_lies_in_any_folder_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -67,18 +82,40 @@ def test_a_draft_lies_in_any_folder_and_leaves_nothing(
 
     def interrupted() -> None:
         with draft.writing():
-            draft.add([{"render": 0, "image": 0, "generation": 0, "error": None}])
-            assert len(list(folder.iterdir())) == 2
+            draft.add([LINE])
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert list(folder.iterdir()) == []
+    killed = subprocess.run([sys.executable, "-c", KILLED, folder])
+    assert killed.returncode == -signal.SIGKILL
+    assert list(folder.iterdir()) == []
+
+
+def test_a_draft_leaves_nothing_where_open_files_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError
+
+    draft = ManifestDraft(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refuse)
+        writing = draft.writing()
+        writing.__enter__()
+    draft.add([LINE])
+    assert len(list(tmp_path.iterdir())) == 2
+    writing.__exit__(None, None, None)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_needs_no_locks(tmp_path: Path) -> None:
     """A network's folder may have none, and then refuses every call for one."""
     draft = ManifestDraft(tmp_path)
     with draft.writing():
-        draft.add([{"render": 0, "image": 0, "generation": 0, "error": None}])
-        subprocess.run([sys.executable, "-c", LOCK, *tmp_path.iterdir()], check=True)
+        draft.add([LINE])
+        opened = Path(f"/proc/{os.getpid()}/fd").iterdir()
+        ours = [one for one in opened if str(tmp_path) in os.path.realpath(one)]
+        assert len(ours) == 2
+        subprocess.run([sys.executable, "-c", LOCK, *ours], check=True)

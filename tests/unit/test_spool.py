@@ -5,9 +5,20 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
+from fake_engine import INFO
 
+from farm.errors import StoreError
+from farm.formats.encoding import encode
+from farm.formats.manifest import ManifestRow
+from farm.formats.picture_record import PictureRecord
+from farm.job import Format
+from farm.sinks.protocol import TaskPlace
+from farm.sinks.registry import Sinks
 from farm.sinks.spool import Spool
+from farm.spec import RenderRequest
+from farm.store import open_store
 
 
 def test_what_several_threads_add_is_read_by_another_process(tmp_path: Path) -> None:
@@ -70,3 +81,31 @@ def test_names_and_empty_contents_come_back(tmp_path: Path, name: str) -> None:
     spool = Spool(tmp_path / "task")
     spool.add(name, b"")
     assert spool.read() == {name: b""}
+
+
+def test_a_task_that_ends_while_a_picture_is_looked_at_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file and a descriptor of each would fill the disk of a worker that lives for months."""
+    scratch = tmp_path / "scratch"
+    sink = Sinks(open_store(str(tmp_path / "store")), scratch).get("webdataset")
+    place = TaskPlace("webdataset", "j", 0, 0, Format.PNG, "data/", None)
+    spec = RenderRequest(prompt="a").resolve(INFO, seed=0)
+    record = PictureRecord("j", 0, 0, 0, spec, "n", Format.PNG)
+    picture = encode(np.zeros((32, 32, 3), np.uint8), record.facts(np.zeros((4, 4))), Format.PNG)
+    stored_row = PictureRecord.stored_row
+    for ends in (True, False):
+
+        def read(self: PictureRecord, file: str, data: bytes, *, ends: bool = ends) -> ManifestRow:
+            if ends:
+                sink.forget(place)
+            return stored_row(self, file, data)
+
+        monkeypatch.setattr(PictureRecord, "stored_row", read)
+        if ends:
+            with pytest.raises(StoreError, match="their task is over"):
+                sink.store_picture(place, record, picture)
+            assert not [path for path in scratch.rglob("*") if path.is_file()]
+        else:  # the task has come back
+            sink.store_picture(place, record, picture)
+            assert [path for path in scratch.rglob("*") if path.is_file()]

@@ -44,7 +44,7 @@ async def add(
     """Add what a scorer says of up to 1,000 pictures, as JSON: ``{"rows": [{"render": 0,
     "image": 0, "sha256": "…", "values": {"sharpness": 0.7}}]}``. The same part again changes
     nothing."""
-    await run_sync(deps.queue.status, check_job_id(job), tenant)
+    status = await run_sync(deps.queue.status, check_job_id(job), tenant)
     body = await read_json(request, deps.settings.max_json_bytes)
     try:
         rows = _Part.model_validate(body).rows
@@ -52,7 +52,7 @@ async def add(
         found = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in found["loc"])
         raise InvalidInput(f"{found['msg']}", field=where) from None
-    await run_sync(add_scores, deps.store, job, scorer, rows)
+    await run_sync(add_scores, deps.score_room, job, scorer, rows, status.images.total)
     try:
         await run_sync(deps.queue.status, job, tenant)
     except NotFound:  # it was removed meanwhile, and nothing else would delete the part

@@ -12,6 +12,7 @@ from PIL.Image import Image
 
 from farm.errors import InvalidInput, NotFound
 from farm.gateway.routes import scores as routes
+from farm.ingest import scores as stored
 from farm.scoring import scorer as scorers
 from farm.scoring.pdq import Pdq
 from farm.store import keys
@@ -237,3 +238,28 @@ def test_a_part_that_makes_no_sense_is_refused(gateway: Gateway) -> None:
         for _ in range(2):
             assert http.post(f"{path}/mine", json={"rows": [good]}).status_code == 201
         assert len(http.get(path).text.splitlines()) == 2
+
+
+def test_what_a_job_takes_up_with_scores_goes_by_its_pictures(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stored, "JOB_BYTES", 0)
+    monkeypatch.setattr(stored, "PICTURE_BYTES", 5000)
+    jobs = [Farm(gateway.url).submit("x", num_images=n, checkpoint="shapes-64").id for n in (1, 2)]
+
+    def add(job: str, number: int) -> int:
+        row = {"render": 0, "image": 0, "sha256": "0" * 64, "values": {"x": number}}
+        answer = http.post(f"/v1/jobs/{job}/scores/mine", json={"rows": [row]})
+        if answer.status_code != 201:
+            assert answer.json()["error"]["code"] == "too_large"
+            assert "the job's scores take" in answer.json()["error"]["message"]
+        return answer.status_code
+
+    with gateway.client() as http:
+        for _ in range(20):
+            assert add(jobs[0], 0) == 201, "the same again takes nothing"
+        taken = [sum(add(job, number) == 201 for number in range(20)) for job in jobs]
+        size = sum(one.size for one in gateway.store.list(keys.all_scores(jobs[0]))) // taken[0]
+        assert taken == [5000 // size, 10_000 // size]
+        monkeypatch.setattr(gateway.app_deps.score_room, "_held", {})  # as in another gateway
+        assert add(jobs[1], 99) == 413

@@ -216,7 +216,8 @@ class PublisherProcess:
             except (StoreError, NotFound) as error:  # NotFound: what took the key is gone again
                 if time.monotonic() > give_up:
                     raise
-                log.warning("%s; trying again", error)
+                if work.task in self._held:
+                    log.warning("%s; trying again", error)
             with self._changed:
                 self._changed.wait_for(
                     lambda: work.task not in self._held, timeout=random.random() * delay

@@ -177,9 +177,14 @@ class Conditioning:
         filled = [*texts, *[""] * (width - len(texts))]
         encoded = [self._tokenizer.encode(text, self._limit) for text in filled]
         ids = self._device.upload(torch.tensor([one.ids for one in encoded]))
-        hidden, pooled = (part.clone() for part in (run or self._encoded)(ids))
+        hidden, pooled = (run or self._encoded)(ids)
+        # Each a copy of its own: a part of the batch would keep all of it while it is kept.
         return [
-            Text(hidden[index : index + 1], pooled[index : index + 1], encoded[index].truncated)
+            Text(
+                hidden[index : index + 1].clone(),
+                pooled[index : index + 1].clone(),
+                encoded[index].truncated,
+            )
             for index in range(len(texts))
         ]
 
