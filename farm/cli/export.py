@@ -85,7 +85,7 @@ def export(
     """Write a job's pictures as a data set, with its manifest, card and splits. Waits for the job;
     an export that was interrupted goes on where it was."""
     from farm.export.duplicates import Dedup
-    from farm.export.export import FETCHED, STATE, Plan, begin
+    from farm.export.export import FETCHED, STATE, Plan, alone, begin
     from farm.export.export import export as write
     from farm.export.fetched import fetched_pictures
     from farm.export.splits import Splits
@@ -134,25 +134,28 @@ def export(
         say(output)
         return 0
     failed = 0
-    if begin(plan, folder, overwrite=overwrite):
-        source = folder / STATE / FETCHED
-        fetched = found.fetch(source, parallel=parallel, shards=True)
-        if not fetched.pictures:
-            return fail(InvalidInput(f"job {job} has no pictures", field="job"))
-        _select(found, source, condition, alike)
-        tokens = as_ == "tokens"
-        decode = None if tokens else _decoder(fetched_pictures(source), checkpoint or [], threads)
-        failed = fetched.failed
-        done = write(plan, folder, decode, signed)
-        if as_json:
-            say_json({"folder": output, "pictures": done.pictures, "splits": done.splits})
-        say_error(f"{done.pictures:,} pictures in {output}, {failed:,} failed")
-    else:
-        say_error(f"{folder} is whole already")
-    if store is not None:
-        sent = upload(folder, store, overwrite=overwrite)
-        shutil.rmtree(folder)
-        say_error(f"{sent.files:,} files, {sent.sent:,} sent")
+    with alone(folder):
+        if begin(plan, folder, overwrite=overwrite):
+            source = folder / STATE / FETCHED
+            fetched = found.fetch(source, parallel=parallel, shards=True)
+            if not fetched.pictures:
+                return fail(InvalidInput(f"job {job} has no pictures", field="job"))
+            _select(found, source, condition, alike)
+            tokens = as_ == "tokens"
+            decode = (
+                None if tokens else _decoder(fetched_pictures(source), checkpoint or [], threads)
+            )
+            failed = fetched.failed
+            done = write(plan, folder, decode, signed)
+            if as_json:
+                say_json({"folder": output, "pictures": done.pictures, "splits": done.splits})
+            say_error(f"{done.pictures:,} pictures in {output}, {failed:,} failed")
+        else:
+            say_error(f"{folder} is whole already")
+        if store is not None:
+            sent = upload(folder, store, overwrite=overwrite)
+            shutil.rmtree(folder)
+            say_error(f"{sent.files:,} files, {sent.sent:,} sent")
     if not as_json:
         say(output)
     return tell_end(found.status(), quiet=True) or (1 if failed else 0)

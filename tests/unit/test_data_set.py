@@ -14,7 +14,7 @@ import pytest
 from fake_engine import INFO
 
 from farm.errors import Conflict
-from farm.export.export import FETCHED, STATE, As, Plan, begin, export
+from farm.export.export import FETCHED, STATE, As, Plan, alone, begin, export
 from farm.export.fetched import MANIFEST
 from farm.export.splits import Splits
 from farm.formats.encoding import encode
@@ -134,6 +134,18 @@ def test_an_export_goes_on_where_the_locale_is_not_utf_8(tmp_path: Path) -> None
     subprocess.run(
         [sys.executable, "-c", code], env={**os.environ, **locale}, cwd=tmp_path, check=True
     )
+
+
+def test_only_one_export_at_a_time_writes_to_a_folder(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with (
+        alone(out),
+        pytest.raises(Conflict, match="another export is writing"),
+        alone(out),
+    ):
+        pass
+    with alone(out):
+        assert begin(Plan("j", "tokens"), out)
 
 
 def test_splits_in_another_order_are_another_export(tmp_path: Path) -> None:
