@@ -163,6 +163,33 @@ for session in ("0" * 32, "1" * 32):
 """
 
 
+def test_a_worker_that_can_start_no_crash_reporter_now_works_on_and_tries_again(
+    redis_url: str,
+) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", NO_ROOM, redis_url], capture_output=True, text=True
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "it cannot be started: [Errno 24]" in ended.stderr
+    assert "ended: lost" in ended.stderr
+
+
+NO_ROOM = """
+import resource, sys
+from farm_workers.worker.crash_reporter import CrashReporter
+
+reporter = CrashReporter(sys.argv[1], "farm")
+reporter._process.kill()
+reporter._process.wait()
+reporter.follow("0" * 32)
+limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+reporter.keep_alive()
+resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+reporter.keep_alive()
+"""
+
+
 def test_a_stopped_worker_is_killed_and_its_tasks_go_on(processes: Processes) -> None:
     farm = processes.farm
     first = processes.start("worker-0", FARM_FAULTS="hang:a", FROZEN_SECONDS="2")

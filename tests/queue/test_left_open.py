@@ -148,6 +148,16 @@ def test_a_machine_that_slept_or_a_clock_that_was_set_ahead_ends_no_session(
     assert queue.status(job, "ann").tasks.leased == 1
 
 
+def test_a_dead_scheduler_is_followed_also_if_the_clock_was_set_back(
+    bench: Bench, queue: Queue
+) -> None:
+    now = queue.now_ms()
+    assert queue.lead("old", now, 15_000)
+    bench.advance(-HOUR)
+    assert queue.lead("new", now - 1000 * HOUR, 15_000)
+    assert not queue.lead("older", now - 2000 * HOUR, 15_000)
+
+
 def test_a_dead_session_ends_however_seldom_one_looks(bench: Bench, queue: Queue) -> None:
     bench.session()
     queue.tick()

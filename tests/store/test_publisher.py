@@ -1,14 +1,18 @@
 """The publisher's real process: what it stores, and that nothing is lost or doubled."""
 
+import contextlib
 import hashlib
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -26,8 +30,11 @@ from farm.sinks.protocol import TaskPlace
 from farm.spec import RenderRequest
 from farm.store import Store, keys, open_store
 from farm_workers.leased_task import LeasedTask
-from farm_workers.publisher import publisher, uploads
+from farm_workers.publisher import process, publisher, uploads
+from farm_workers.publisher.messages import Alive, Begin, NotStored, Ready
+from farm_workers.publisher.process import PublisherProcess
 from farm_workers.publisher.publisher import Event, Publisher
+from farm_workers.publisher.uploads import picture_upload
 
 JOB = "j0-01arz3ndektsv4rrffq69g5fav"
 
@@ -511,3 +518,31 @@ def _alive(pid: int) -> bool:
 def test_a_bad_store_is_refused_at_once() -> None:
     with pytest.raises(Exception, match="no store for gs://"):
         Publisher("gs://bucket")
+
+
+def test_a_picture_for_which_memory_is_short_may_succeed_elsewhere(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is no fault of the picture's, so its task must not fail for good."""
+
+    def fail(*_: object) -> NoReturn:
+        raise MemoryError("std::bad_alloc")
+
+    monkeypatch.setattr(process, "encode", fail)
+    ours, theirs = multiprocessing.Pipe()
+    pixels, tokens = bench.arrays(0)
+    work = picture_upload(0, bench.task(), bench.record(0), pixels, tokens).work
+    serving = PublisherProcess(theirs, Begin(bench.store.url, tmp_path / "scratch", 1, 60.0))
+
+    def serve() -> None:
+        with contextlib.suppress(EOFError, OSError):  # its worker has gone
+            serving.run()
+
+    threading.Thread(target=serve, daemon=True).start()
+    assert ours.recv() == [Ready()]
+    ours.send([work])
+    ours.send_bytes(pixels.data.cast("B"))
+    [answer] = next(told for told in iter(ours.recv, None) if not isinstance(told[0], Alive))
+    ours.close()
+    assert isinstance(answer, NotStored)
+    assert answer.error["retryable"]

@@ -13,7 +13,8 @@ if held then
   local started, ends, scheduler = string.match(held, '^(%d+) (%d+) (.*)$')
   local mine, other = tonumber(ARGV[2]), tonumber(started)
   local later = other > mine or (other == mine and scheduler > ARGV[1])
-  if later and tonumber(ends) > now then return 0 end
+  local left = ends - now -- more than can be was said before the clock was set back
+  if later and left > 0 and left <= tonumber(ARGV[3]) then return 0 end
 end
 local ends = string.format('%.0f', now + ARGV[3])
 redis.call('SET', P .. 'placing', ARGV[2] .. ' ' .. ends .. ' ' .. ARGV[1])

@@ -177,6 +177,9 @@ class PublisherProcess:
             return None
         except FarmError as error:
             return NotStored(work.number, error.to_dict())
+        except MemoryError:  # no fault of the task's: it may succeed later, or elsewhere
+            short = StoreError(f"there was too little memory to publish {work.subject}")
+            return NotStored(work.number, short.to_dict())
         except Exception as error:
             log.exception("the publisher failed on %s", work.subject)
             failure = FarmError(f"cannot publish {work.subject}: {type(error).__name__}: {error}")

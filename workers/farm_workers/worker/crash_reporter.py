@@ -76,13 +76,18 @@ class CrashReporter:
         self._tell(session)
 
     def keep_alive(self) -> None:
-        """Start another process where this one has died."""
+        """Start another process where this one has died; where there is no room for one, the next
+        call tries again."""
         with self._lock:
             if self._process.poll() is None:
                 return
             log.warning("the crash reporter ended; starting another")
             before = self._process
-            self._process = self._start()
+            try:
+                self._process = self._start()
+            except OSError as error:
+                log.warning("it cannot be started: %s", error)
+                return
             if before.stdin is not None:  # only now: the fault handler has left it
                 before.stdin.close()
         self._tell(self._session)
