@@ -46,14 +46,19 @@ class FarmError(Exception):
     def to_dict(self) -> dict[str, Any]:
         facts = {
             "code": self.code,
-            "message": self.message,
-            "field": self.field,
-            "hint": self.hint,
+            "message": _unicode(self.message),
+            "field": self.field and _unicode(self.field),
+            "hint": self.hint and _unicode(self.hint),
             "line": self.line,
             "column": self.column,
             "retryable": self.retryable,
         }
         return {name: value for name, value in facts.items() if value is not None}
+
+
+def _unicode(text: str) -> str:
+    """A key of the user's may hold half a surrogate pair, which no answer could carry."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 class InvalidInput(FarmError):

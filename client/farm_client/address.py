@@ -5,6 +5,7 @@ import os
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
+from farm.addresses import is_loopback
 from farm.errors import InvalidInput
 from farm.paths import client_file
 
@@ -18,8 +19,7 @@ class Address(NamedTuple):
     @property
     def local(self) -> bool:
         """On this machine: no proxy of the environment stands in between."""
-        host = urlsplit(self.url).hostname or ""
-        return host == "localhost" or host.startswith("127.") or host == "::1"
+        return is_loopback(urlsplit(self.url).hostname or "")
 
 
 def find_address(url: str | None = None, api_key: str | None = None) -> Address:

@@ -75,7 +75,10 @@ def _latents(view: memoryview) -> bytes:
         )
     rows: list[list[int]] = view.tolist()  # type: ignore[assignment]  # of two dimensions
     ids = [number for row in rows for number in row]
-    body = struct.pack(f"<{len(ids)}q", *ids)
+    try:
+        body = struct.pack(f"<{len(ids)}q", *ids)
+    except struct.error:
+        raise InvalidInput("a token id has more than 63 bits", field=LATENTS) from None
     tensor = {"dtype": "I64", "shape": list(view.shape or ()), "data_offsets": [0, len(body)]}
     head = json.dumps({LATENTS: tensor}).encode()
     return struct.pack("<Q", len(head)) + head + body

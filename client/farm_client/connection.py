@@ -124,7 +124,7 @@ class Connection:
             headers["Range"] = f"bytes={wanted.start}-{wanted.stop - 1}"
             headers["Accept-Encoding"] = "identity"  # else it may be a range of a compressed body
         call = Call("GET", url, headers)
-        store = None if url.startswith(self.address.url) else urlsplit(url).netloc
+        store = None if url.startswith(f"{self.address.url}/") else urlsplit(url).netloc
         try:
             async with self.wire.open(call) as opened:
                 if opened.status >= 400:
@@ -167,7 +167,7 @@ class Connection:
 
     async def pause(self, attempt: int, error: FarmError, started: float) -> None:
         """Wait before the next attempt; raise the error if that would not help or take too long."""
-        wait = min(FIRST_DELAY_SECONDS * 2**attempt, MAX_DELAY_SECONDS)
+        wait = min(FIRST_DELAY_SECONDS * 2 ** min(attempt, 10), MAX_DELAY_SECONDS)
         wait *= random.uniform(0.5, 1.0)
         asked = getattr(error, "retry_after", None)
         if asked is not None:
@@ -240,6 +240,13 @@ class Connection:
         reply: a bad one.
         store: where it came from, if not from the farm.
         """
+        failure = self._told(reply, store)
+        after = reply.headers.get("retry-after", "")
+        if after.isdecimal() and after.isascii():
+            failure.retry_after = min(float(after), 60.0)  # type: ignore[attr-defined]
+        return failure
+
+    def _told(self, reply: Reply, store: str | None) -> FarmError:
         try:
             content = json.loads(reply.body)
             facts = content["error"]
@@ -255,9 +262,6 @@ class Connection:
         if server and server.split(".")[:2] != farm.__version__.split(".")[:2]:
             other = f"the farm has version {server}, this client {farm.__version__}"
             failure.hint = f"{failure.hint}; {other}" if failure.hint else other
-        after = reply.headers.get("retry-after", "")
-        if after.isdecimal() and after.isascii():
-            failure.retry_after = min(float(after), 60.0)  # type: ignore[attr-defined]
         return failure
 
     def _stranger(self, status: int) -> FarmError:

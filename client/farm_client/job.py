@@ -203,14 +203,14 @@ class JobHandle:
 
     async def _previews(self) -> AsyncIterator[Preview]:
         """Each once; asks until the job has ended."""
-        last: dict[tuple[int, int], Preview] = {}
+        last: dict[tuple[int, int], Preview] = {}  # of the pictures that are on their way now
         while True:
             page = await self._connection.call("GET", f"{self._path}/previews")
-            for told in map(Preview.model_validate, page["previews"]):
-                place = told.render, told.image
-                if last.get(place) != told:
-                    last[place] = told
-                    yield told
+            told = [Preview.model_validate(one) for one in page["previews"]]
+            before, last = last, {(one.render, one.image): one for one in told}
+            for place, one in last.items():
+                if before.get(place) != one:
+                    yield one
             if JobState(page["state"]) in TERMINAL_JOBS:
                 return
             await self._connection.wire.sleep(PREVIEW_SECONDS)

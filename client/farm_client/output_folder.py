@@ -9,6 +9,7 @@ from typing import Any
 
 from farm.errors import InvalidInput
 from farm.job import is_job_id
+from farm_client.image import write_whole
 
 MANIFEST = "manifest.jsonl"
 MARK = ".farm-unfinished.json"  # there until the manifest is; says whose pictures lie here
@@ -54,7 +55,13 @@ class OutputFolder:
             self._check(holds, resume)
             known = self._mark()
         told = {**facts, **known, "owner": self._owner}
-        (self.path / MARK).write_text(json.dumps(told), encoding="utf-8")
+        try:
+            # Whole or not at all: a full disk must not take the mark that is there.
+            write_whole(self.path / MARK, json.dumps(told).encode())
+        except OSError as error:
+            raise InvalidInput(
+                f"{self.path} cannot be written to: {error.strerror}", field="output"
+            ) from None
         return known
 
     def check(self, *, resume: bool = False) -> None:

@@ -86,7 +86,7 @@ def export(
     """Write a job's pictures as a data set, with its manifest, card and splits. Waits for the job;
     an export that was interrupted goes on where it was."""
     from farm.export.duplicates import Dedup
-    from farm.export.export import FETCHED, STATE, Plan, begin, exported
+    from farm.export.export import FETCHED, STATE, Plan, alone, begin, exported
     from farm.export.export import export as write
     from farm.export.fetched import fetched_pictures
     from farm.export.splits import Splits
@@ -134,24 +134,27 @@ def export(
     if store is not None and not overwrite and holds(store, plan):
         say_error(f"{output} is whole already")
         return _tell(found.status(), output, exported(plan, store.get(STATISTICS)), as_json)
-    if begin(plan, folder, overwrite=overwrite):
-        source = folder / STATE / FETCHED
-        fetched = found.fetch(source, parallel=parallel, shards=True)
-        if not fetched.pictures:
-            shutil.rmtree(folder / STATE)  # another job's may go here
-            return fail(InvalidInput(f"job {job} has no pictures", field="job"))
-        _select(found, source, condition, alike)
-        tokens = as_ == "tokens"
-        decode = None if tokens else _decoder(fetched_pictures(source), checkpoint or [], threads)
-        done = write(plan, folder, decode, signed)
-        say_error(f"{pictures(done.pictures)} in {output}, {done.failed:,} failed")
-    else:
-        done = exported(plan, (folder / STATISTICS).read_bytes())
-        say_error(f"{folder} is whole already")
-    if store is not None:
-        sent = upload(folder, store, overwrite=overwrite)
-        shutil.rmtree(folder)
-        say_error(f"{sent.files:,} files, {sent.sent:,} sent")
+    with alone(folder):
+        if begin(plan, folder, overwrite=overwrite):
+            source = folder / STATE / FETCHED
+            fetched = found.fetch(source, parallel=parallel, shards=True)
+            if not fetched.pictures:
+                shutil.rmtree(folder / STATE)  # another job's may go here
+                return fail(InvalidInput(f"job {job} has no pictures", field="job"))
+            _select(found, source, condition, alike)
+            tokens = as_ == "tokens"
+            decode = (
+                None if tokens else _decoder(fetched_pictures(source), checkpoint or [], threads)
+            )
+            done = write(plan, folder, decode, signed)
+            say_error(f"{pictures(done.pictures)} in {output}, {done.failed:,} failed")
+        else:
+            done = exported(plan, (folder / STATISTICS).read_bytes())
+            say_error(f"{folder} is whole already")
+        if store is not None:
+            sent = upload(folder, store, overwrite=overwrite)
+            shutil.rmtree(folder)
+            say_error(f"{sent.files:,} files, {sent.sent:,} sent")
     return _tell(found.status(), output, done, as_json)
 
 
@@ -172,8 +175,6 @@ def _select(job: Job, folder: Path, where: "Where | None", dedup: "Dedup | None"
             f"{pictures(found.pictures)}: {found.unwanted:,} not wanted, "
             f"{found.duplicates:,} duplicates"
         )
-        if found.pictures == found.unwanted:
-            raise InvalidInput("no picture is wanted", field="--where")
 
 
 def _command(

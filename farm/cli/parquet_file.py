@@ -31,7 +31,9 @@ def parquet_lines(file: Any, name: str, columns: Columns, note: Note) -> Iterato
     pa, table = _opened(file, name)
     header = [str(title) for title in table.schema_arrow.names]
     found = columns.table(header)
-    binary = [t for place, t in found.kept.items() if _is_binary(pa, table.schema_arrow[place])]
+    binary = [
+        t for place, t in found.kept.items() if _is_binary(pa, table.schema_arrow[place].type)
+    ]
     if binary:
         note(f"{name}: columns of bytes are not kept: {', '.join(t[:40] for t in binary)}")
     fields = {header[place]: parameter for place, parameter in found.parameters.items()}
@@ -74,10 +76,15 @@ def _opened(file: Any, name: str) -> tuple[Any, Any]:
         raise InvalidInput(f"{name} is not a parquet file: {error}"[:200], field="file") from None
 
 
-def _is_binary(pa: Any, field: Any) -> bool:
-    kind = field.type
-    binary = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-    return binary or (pa.types.is_struct(kind) and any(_is_binary(pa, one) for one in kind))
+def _is_binary(pa: Any, kind: Any) -> bool:
+    """Whether there are bytes in a type, however deep."""
+    types = pa.types
+    if types.is_dictionary(kind):
+        return _is_binary(pa, kind.value_type)
+    plain = (types.is_binary, types.is_large_binary, types.is_binary_view)
+    return any(is_one(kind) for is_one in (*plain, types.is_fixed_size_binary)) or any(
+        _is_binary(pa, kind.field(place).type) for place in range(kind.num_fields)
+    )
 
 
 def _line(
@@ -159,10 +166,13 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Decimal):
-        return float(value) if value.is_finite() else None
+        if not value.is_finite():
+            return None
+        # An id of twenty digits is a decimal without places; a float would be another one.
+        return float(value) if "." in f"{value:f}" else int(value)
     if isinstance(value, datetime | date | time):
         return value.isoformat()
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):  # a map is a list of pairs
         return [_plain(one) for one in value]
     if isinstance(value, Mapping):
         return {str(name): _plain(one) for name, one in value.items()}

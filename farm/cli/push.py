@@ -56,7 +56,11 @@ def _upload(folder: Path, repository: str, private: bool, groups: set[str]) -> s
 
     try:
         from huggingface_hub import HfApi
-        from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+        from huggingface_hub.errors import (
+            HfHubHTTPError,
+            HFValidationError,
+            LocalTokenNotFoundError,
+        )
     except ImportError:
         raise InvalidInput(
             "huggingface_hub is needed to reach the hub", hint="pip install huggingface-hub"
@@ -75,6 +79,9 @@ def _upload(folder: Path, repository: str, private: bool, groups: set[str]) -> s
             commit_message="Data set of farm export",
             delete_patterns=sorted(f"{group}/*" for group in left) or None,
         )
+    except HFValidationError as error:
+        reason = str(error).splitlines()[0][:200]
+        raise InvalidInput(f"the hub has no such name: {reason}", field="PLACE") from None
     except LocalTokenNotFoundError:
         raise NotAllowed("the hub wants a token", hint="hf auth login, or set HF_TOKEN") from None
     except HfHubHTTPError as error:

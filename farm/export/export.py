@@ -4,7 +4,10 @@ An export that was interrupted goes on with the first group that is not there. W
 finished groups lies in ``.export``, which goes when the data set is whole.
 """
 
+import contextlib
+import fcntl
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
@@ -89,6 +92,29 @@ class _Group(NamedTuple):
     pictures: list[FetchedPicture]
 
 
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """While one export writes there: a second one would move the drafts of the first.
+
+    Raises:
+        Conflict: another process does.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise _taken(f"{folder} is a file", overwrite=False)
+    folder.mkdir(parents=True, exist_ok=True)
+    held = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise _taken(f"another export is writing to {folder}", overwrite=False) from None
+        except OSError:
+            pass  # a file system without locks of folders
+        yield
+    finally:
+        os.close(held)
+
+
 def begin(plan: Plan, folder: Path, *, overwrite: bool = False) -> bool:
     """Make the folder ready; False if this very data set is there already.
 
@@ -98,7 +124,7 @@ def begin(plan: Plan, folder: Path, *, overwrite: bool = False) -> bool:
     told, whole = folder / STATE / PLAN, folder / WHOLE
     known = next((one for one in (told, whole) if _groups_of(one) is not None), None)
     if known is not None and not overwrite:
-        if known.read_text() == plan.to_json():
+        if known.read_bytes() == plan.to_json().encode():
             return known is told
         raise _taken(f"{folder} holds another export")
     if known is not None:

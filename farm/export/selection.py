@@ -41,7 +41,8 @@ def select(
     same.
 
     Raises:
-        InvalidInput: the condition or the duplicates need a column that no picture has.
+        InvalidInput: the condition or the duplicates need a column that no picture has, or no
+            picture is wanted.
     """
     if (folder / SELECTED).exists():
         return None
@@ -54,6 +55,8 @@ def select(
 
 def _write(folder: Path, rows: "_Rows", where: Where | None, dedup: Dedup | None) -> Selection:
     wanted = set(_wanted(rows, where))
+    if not wanted:  # before the file is there, so that the same call says it again
+        raise InvalidInput("no picture is wanted", field="--where")
     gone = duplicates(_hashed(rows, wanted), dedup.distance) if dedup else set()
     count = 0
     draft = folder / f".{SELECTED}.part"

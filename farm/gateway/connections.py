@@ -19,6 +19,7 @@ from farm.settings import GatewaySettings
 
 CHECK_SECONDS = 1.0
 BODY_SECONDS = 10.0  # over which the rate of a body is taken
+LINGER_SECONDS = 30.0  # for the rest of a body that is answered already; it is thrown away
 RESERVED_DESCRIPTORS = 256  # for Redis, the store, the sandbox and files
 UNKNOWN = "unknown"  # the address of a client behind a unix socket
 
@@ -93,10 +94,11 @@ class Connections:
         return True
 
     def _check(self, loop: asyncio.AbstractEventLoop) -> None:
+        # First: an error with one connection must not end the deadlines of all.
+        self._timer = loop.call_later(CHECK_SECONDS, self._check, loop) if self._open else None
         now = loop.time()
         for connection in list(self._open):
             connection.check(now)
-        self._timer = loop.call_later(CHECK_SECONDS, self._check, loop) if self._open else None
 
 
 class GuardedProtocol(H11Protocol):
@@ -108,6 +110,7 @@ class GuardedProtocol(H11Protocol):
         self._header_since: float | None = None
         self._body_since = 0.0
         self._body_bytes = 0
+        self._answered_at = 0.0
         self._unread_since = 0.0
         self._unread_bytes = 0
 
@@ -138,6 +141,10 @@ class GuardedProtocol(H11Protocol):
             self._header_since = None
             self._body_since, self._body_bytes = self.loop.time(), 0
 
+    def on_response_complete(self) -> None:
+        self._answered_at = self.loop.time()
+        super().on_response_complete()
+
     def check(self, now: float) -> None:
         """Close the connection if its client is late."""
         limits = self._table.limits
@@ -147,8 +154,11 @@ class GuardedProtocol(H11Protocol):
             since = self._header_since
             if since is not None and now - since > limits.header_seconds:
                 self._refuse(408, "timed_out", "the request's header did not come in time")
-        elif self.conn.their_state is h11.SEND_BODY and not self.cycle.response_complete:
-            self._check_body(now, limits)
+        elif self.conn.their_state is h11.SEND_BODY:
+            if not self.cycle.response_complete:
+                self._check_body(now, limits)
+            elif now - self._answered_at > LINGER_SECONDS:
+                self.transport.abort()
         if not self.flow.write_paused:
             self._unread_bytes = 0
         elif (unread := self.transport.get_write_buffer_size()) != self._unread_bytes:
@@ -172,6 +182,8 @@ class GuardedProtocol(H11Protocol):
 
     def _refuse(self, status: int, code: str, message: str) -> None:
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            asked = self.conn.our_state is h11.SEND_RESPONSE
+            empty = asked and self.cycle.scope["method"] == "HEAD"  # whose answers have no body
             retryable = status != 400
             facts = {"code": code, "message": message, "retryable": retryable}
             body = json.dumps({"error": facts}).encode()
@@ -184,7 +196,7 @@ class GuardedProtocol(H11Protocol):
                 headers.append((b"retry-after", b"2"))
             for event in (
                 h11.Response(status_code=status, headers=headers),
-                h11.Data(data=body),
+                h11.Data(data=b"" if empty else body),
                 h11.EndOfMessage(),
             ):
                 self.transport.write(self.conn.send(event) or b"")

@@ -92,7 +92,7 @@ class Adapters:
         """By name."""
         found = (entry.key for entry in self._store.list(keys.adapters(tenant)))
         with ThreadPoolExecutor(_READERS) as pool:
-            return list(pool.map(self._record, found))
+            return [one for one in pool.map(self._record_if_any, found) if one is not None]
 
     def names(self, tenant: str) -> "AdapterNames":
         """What the tenant's names stand for now."""
@@ -127,6 +127,13 @@ class Adapters:
         if kind != "adapter":
             return _Misfit(f"the asset holds {kind}, not an adapter", None)
         return _misfit(self._assets.read(tenant, sha256), checkpoint, sizes)
+
+    def _record_if_any(self, key: str) -> NamedAdapter | None:
+        """None if the name was forgotten since it was listed."""
+        try:
+            return self._record(key)
+        except NotFound:
+            return None
 
     def _record(self, key: str) -> NamedAdapter:
         return NamedAdapter.model_validate_json(self._store.get(key))

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from farm.cli.adapter import read_adapter
 from farm.errors import InvalidInput, NotFound
 from farm.formats.adapter_file import read_adapter_file
 from farm.gateway.page.views import shown
+from farm.store import ListedObject
 from farm_client import AllRejected, AsyncFarm, Farm
 from farm_client.fetch import MANIFEST
 
@@ -52,6 +54,24 @@ def test_a_named_adapter_is_in_the_pictures_and_the_manifest(
         "error[not_found] adapters: you have no adapter 'dots' (farm adapter add dots FILE)\n",
     )
     assert "you have no adapter 'dots'" in cli("adapter", "rm", "dots").err
+
+
+def test_a_name_that_is_forgotten_while_names_are_listed_hides_no_others(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    farm = Farm(gateway.url)
+    for seed, name in enumerate(("dots", "rings")):
+        farm.add_adapter(name, adapter_file(seed), alpha=4)
+    store = gateway.app_deps.store
+    listed = store.list
+
+    def then_one_goes(prefix: str) -> Iterator[ListedObject]:
+        found = list(listed(prefix))
+        store.delete(found[0].key)
+        return iter(found)
+
+    monkeypatch.setattr(store, "list", then_one_goes)
+    assert [one.name for one in farm.adapters()] == ["rings"]
 
 
 def test_every_line_of_a_file_has_its_own_adapters(cli: Cli, fake_worker: FakeWorker) -> None:

@@ -27,6 +27,8 @@ WRONG_RENDERS: list[tuple[Any, str | None, str]] = [
     ({"prompt": "a\x1b[31mb"}, "prompt", "U+001B"),
     ({"prompt": "half \ud800"}, "prompt", "surrogate"),
     ({"prompt": ["a", "b"]}, "prompt", "not a list"),
+    (OK | {"half \ud800": 1}, "half \\ud800", "known parameter"),
+    ({"half \ud800": 1}, "half \\ud800", "known parameter"),
     (OK | {"num_inference_steps": 0}, "num_inference_steps", "got 0"),
     (OK | {"num_inference_steps": -3}, "num_inference_steps", "got -3"),
     (OK | {"num_inference_steps": 2.5}, "num_inference_steps", "2.5"),
@@ -450,6 +452,15 @@ def sizes(first: int, after: int) -> list[dict[str, Any]]:
     return [
         OK | {"height": 8 * (n % 30 + 1), "width": 8 * (n // 30 + 1)} for n in range(first, after)
     ]
+
+
+@pytest.mark.parametrize("number", ["--5", "\u00b2", "\u0663", "1e3", "", "-"])
+def test_an_option_in_the_query_that_is_not_a_number_is_named(
+    http: httpx2.Client, number: str
+) -> None:
+    answer = http.post("/v1/jobs", params={"open": "", "max_failed": number})
+    assert answer.status_code == 422
+    assert answer.json()["error"]["field"] == "max_failed"
 
 
 def test_a_job_of_very_many_sizes_is_refused_however_it_comes(

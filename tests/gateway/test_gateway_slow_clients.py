@@ -9,6 +9,8 @@ from urllib.parse import urlsplit
 import pytest
 from harness import Gateway, Serve, png, post
 
+from farm.sinks.protocol import Source
+
 OPEN_CONNECTIONS = 2000
 STALLED_UPLOADS = 100
 PART_OF_A_HEADER = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-Slow: "
@@ -47,6 +49,7 @@ def strict(start: Serve, monkeypatch: pytest.MonkeyPatch) -> Gateway:
     """A gateway of little patience."""
     monkeypatch.setattr("farm.gateway.connections.CHECK_SECONDS", 0.1)
     monkeypatch.setattr("farm.gateway.connections.BODY_SECONDS", 0.5)
+    monkeypatch.setattr("farm.gateway.connections.LINGER_SECONDS", 0.5)
     return start(
         header_seconds=0.5, read_seconds=0.5, max_connections=40, max_connections_per_address=20
     )
@@ -105,6 +108,38 @@ def test_a_body_that_comes_too_slowly_ends_the_connection(strict: Gateway, pause
         said = ended(slow)
     assert b" 408 " in said
     assert b"1,024 bytes/s" in said
+
+
+def test_a_body_that_trickles_on_behind_its_answer_ends_the_connection(strict: Gateway) -> None:
+    """What is not there is refused before the body: no key is needed for that."""
+    refused = START_OF_AN_UPLOAD.replace(b"/v1/assets", b"/nothing")
+    with sockets() as held:
+        slow = dial(strict, held, refused)
+        assert b" 404 " in slow.recv(65536)
+        deadline = time.monotonic() + 60
+        with pytest.raises((ConnectionResetError, BrokenPipeError)):  # noqa: PT012
+            while time.monotonic() < deadline:
+                slow.sendall(b"x")
+                time.sleep(0.05)
+
+
+@pytest.mark.parametrize("method", [b"GET", b"HEAD"])
+def test_a_late_body_is_refused_whatever_the_method_and_so_is_the_next_one(
+    strict: Gateway, monkeypatch: pytest.MonkeyPatch, method: bytes
+) -> None:
+    def slow_store(_: str) -> int:
+        time.sleep(1.5)
+        return 1
+
+    url = strict.app_deps.links.through_gateway(Source(key="probe", name="probe.png", size=1))
+    monkeypatch.setattr(strict.app_deps.store, "size", slow_store)
+    head = b"%s %s HTTP/1.1\r\nHost: localhost\r\n" % (method, url.encode())
+    with sockets() as held:
+        assert b" 408 " in ended(dial(strict, held, head + b"Content-Length: 100000\r\n\r\n"))
+        assert b" 400 " in ended(
+            dial(strict, held, head + b"Transfer-Encoding: chunked\r\n\r\nno size\r\n")
+        )
+        assert b" 408 " in ended(dial(strict, held, PART_OF_A_HEADER))
 
 
 def test_an_answer_that_is_not_read_ends_the_connection(strict: Gateway) -> None:

@@ -6,16 +6,17 @@ import html
 import re
 import time
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
-from fake_worker import BAD_PROMPT, FakeWorker
+from fake_worker import BAD_PROMPT, LOST_PROMPT, FakeWorker
 from harness import INFO, Gateway, Serve, post, write_keys
 
 from farm.gateway.page import rendering, views
 from farm.gateway.page.charts import bar, sparkline
 from farm.job import JobOptions
-from farm.queue import Queue, connect, notice, placed_workers
+from farm.queue import JobStatus, Queue, connect, notice, placed_workers
 from farm.queue.messages import JobHeader
 from farm.queue.placed_workers import PlacedWorker, WorkerState
 
@@ -84,6 +85,42 @@ def test_failures_are_counted_by_reason(http: httpx2.Client, fake_worker: FakeWo
     assert re.search(r'<td class="figure">3</td>', text)
     assert BAD_PROMPT in text
     assert "a bicycle" not in text
+
+
+def test_pictures_of_many_small_tasks_that_were_lost_are_shown_and_lead_to_the_next(
+    http: httpx2.Client, fake_worker: FakeWorker
+) -> None:
+    long = {"prompt": LOST_PROMPT, "num_inference_steps": 1000}  # two or three make a task
+    job = post(http, *[long] * 70).json()["id"]
+    until_done(http, job)
+    page = f"/page/jobs/{job}/pictures"
+    seen: set[str] = set()
+    while page:
+        text = http.get(page).text
+        seen |= set(re.findall(r'<li id="([^"]+)"', text))
+        more = re.search(r'hx-get="([^"]+)"[^>]*>More pictures', text)
+        page = html.unescape(more[1]) if more else ""
+    assert len(seen) == 70
+    assert len(http.get(f"/v1/jobs/{job}/images").json()["images"]) == 70
+
+
+def test_a_job_that_is_removed_while_the_newest_pictures_are_gathered_hides_no_others(
+    gateway: Gateway, http: httpx2.Client, fake_worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, gone = (post(http, {"prompt": prompt}).json()["id"] for prompt in ("kept", "gone"))
+    for job in (kept, gone):
+        until_done(http, job)
+    listed = gateway.app_deps.queue.jobs
+
+    def jobs(*given: Any) -> list[JobStatus]:
+        found = listed(*given)
+        assert http.delete(f"/v1/jobs/{gone}").status_code == 200
+        return found
+
+    monkeypatch.setattr(gateway.app_deps.queue, "jobs", jobs)
+    answer = http.get("/page/pictures")
+    assert answer.status_code == 200
+    assert f"p-{kept}-0-0" in answer.text
 
 
 def test_it_says_that_no_worker_is_there(gateway: Gateway, http: httpx2.Client) -> None:

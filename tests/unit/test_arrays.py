@@ -53,6 +53,7 @@ def test_token_ids_are_an_array_too(kind: type) -> None:
         (np.zeros((0, 4), np.uint8), "image", "not a picture"),
         (np.zeros((3, 4)), "latents", "whole numbers"),
         (np.zeros(4, np.int64), "latents", "whole numbers"),
+        (np.full((1, 1), 2**64 - 1, np.uint64), "latents", "63 bits"),
         (np.array([object()]), "image", "array"),
     ],
 )

@@ -1,9 +1,12 @@
 """The SDK without a farm: retries, errors in plain words, lines and inputs."""
 
+import gc
 import hashlib
 import io
 import json
 import socket
+import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -101,6 +104,69 @@ def test_a_farm_that_is_busy_is_asked_later(status: int) -> None:
     wire = farm._connection.wire
     assert isinstance(wire, QuietWire)
     assert wire.slept == [3.0]
+
+
+def test_what_stands_before_a_farm_says_when_to_come_again_too() -> None:
+    answers = [httpx2.Response(503, text="<html>busy", headers={"Retry-After": "7"})]
+
+    def handler(_: httpx2.Request) -> httpx2.Response:
+        return answers.pop() if answers else reply(201)
+
+    farm = farm_with(handler)
+    assert farm.submit("x").id == JOB
+    wire = farm._connection.wire
+    assert isinstance(wire, QuietWire)
+    assert wire.slept == [7.0]
+
+
+def test_a_name_that_begins_like_this_machines_address_is_another_machine() -> None:
+    assert find_address("http://127.0.0.1:8400").local
+    assert find_address("http://[::1]:8400").local
+    assert not find_address("http://127.farm.example:8400").local
+
+
+def test_a_night_of_patience_has_no_last_attempt() -> None:
+    connection = farm_with(lambda _: reply(201), patience=1e9)._connection
+    connection._answered = True
+    drive(connection.pause(2000, Unavailable("away"), time.monotonic()))
+
+
+def test_a_store_on_another_port_of_the_farms_machine_is_not_the_farm() -> None:
+    def handler(request: httpx2.Request) -> httpx2.Response:
+        if request.url.port == 9000:
+            raise httpx2.ConnectError("refused")
+        return httpx2.Response(200, content=request.url.path.encode())
+
+    async def read() -> bytes:
+        async with connection.object("http://farm:9000/bucket/x", gateway_url="/v1/x") as opened:
+            return b"".join([part async for part in opened.parts])
+
+    connection = farm_with(handler, url="http://farm")._connection
+    with pytest.raises(Unavailable, match="the farm's store at farm:9000"):
+        drive(read())
+    assert drive(read()) == b"/v1/x"
+
+
+def test_previews_of_pictures_that_are_done_take_no_memory() -> None:
+    pages = iter(range(50))
+
+    def handler(_: httpx2.Request) -> httpx2.Response:
+        now = next(pages)
+        preview = {
+            "render": now // 2, "image": 0, "step": 3, "steps": 12, "confidence": 0.5,
+            "picture": "data:image/jpeg;base64,",
+        }  # fmt: skip
+        state = "done" if now == 49 else "running"
+        return httpx2.Response(200, json={"previews": [preview], "state": state})
+
+    seen = [weakref.ref(one) for one in farm_with(handler).job(JOB).previews()]
+    assert len(seen) == 25
+    follow = farm_with(handler).job(JOB).previews()
+    pages = iter(range(50))
+    seen = [weakref.ref(next(follow)) for _ in range(20)]
+    gc.collect()
+    assert sum(one() is not None for one in seen) <= 2
+    follow.close()
 
 
 def test_what_cannot_help_is_not_repeated() -> None:

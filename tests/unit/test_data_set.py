@@ -1,6 +1,9 @@
 """From a fetched job to a data set, without a farm."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,7 @@ import pytest
 from fake_engine import INFO
 
 from farm.errors import Conflict
-from farm.export.export import FETCHED, STATE, As, Plan, begin, export
+from farm.export.export import FETCHED, STATE, As, Plan, alone, begin, export
 from farm.export.fetched import MANIFEST
 from farm.export.splits import Splits
 from farm.formats.encoding import encode
@@ -119,6 +122,30 @@ def test_renders_of_embeddings_have_no_prompt_and_are_split_by_those(tmp_path: P
     assert all(export(plan, tmp_path, None).splits.values())
     rows = pq.read_table(tmp_path / "manifest.parquet").to_pylist()
     assert len({(json.loads(row["spec"])["embeds"], row["split"]) for row in rows}) == 16
+
+
+def test_an_export_goes_on_where_the_locale_is_not_utf_8(tmp_path: Path) -> None:
+    code = (
+        "from pathlib import Path; from farm.export.export import Plan, begin; "
+        "plan, folder = Plan('job', 'parquet', title='H\\xe4user'), Path('set'); "
+        "assert begin(plan, folder) and begin(plan, folder)"
+    )
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **locale}, cwd=tmp_path, check=True
+    )
+
+
+def test_only_one_export_at_a_time_writes_to_a_folder(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with (
+        alone(out),
+        pytest.raises(Conflict, match="another export is writing"),
+        alone(out),
+    ):
+        pass
+    with alone(out):
+        assert begin(Plan("j", "tokens"), out)
 
 
 def test_splits_in_another_order_are_another_export(tmp_path: Path) -> None:

@@ -247,6 +247,25 @@ def test_parquet_gives_what_the_columns_hold() -> None:
     ]
 
 
+def test_parquet_keeps_no_bytes_however_deep_and_every_digit_of_an_id() -> None:
+    parquet(
+        "a.parquet",
+        prompt=["a star"],
+        pictures=[[{"bytes": b"\x89PNG", "path": None}]],
+        crc=pa.array([b"0123"], pa.binary(4)),
+        blobs=pa.array([[("a", b"x")]], pa.map_(pa.string(), pa.binary())),
+        id=pa.array([Decimal(12345678901234567891)], pa.decimal128(20, 0)),
+        price=pa.array([Decimal("5.00")], pa.decimal128(5, 2)),
+        counts=pa.array([[("a", 1)]], pa.map_(pa.string(), pa.int64())),
+    )
+    told: list[str] = []
+    [row] = rows("a.parquet", note=told.append)
+    assert row["metadata"] == {
+        "id": 12345678901234567891, "price": 5.0, "counts": [["a", 1]],
+    }  # fmt: skip
+    assert told[0] == "a.parquet: columns of bytes are not kept: pictures, crc, blobs"
+
+
 def test_a_cell_of_parquet_that_is_not_a_number_is_named() -> None:
     parquet(
         "a.parquet",

@@ -1,6 +1,7 @@
 """One folder receives the pictures of one job."""
 
 import json
+import resource
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,21 @@ def fetched(folder: Path, job: str, *, whole: bool) -> OutputFolder:
 def test_a_job_goes_on_in_its_own_folder(tmp_path: Path, whole: bool) -> None:
     fetched(tmp_path / "out", MINE, whole=whole).claim()
     assert (tmp_path / "out" / PICTURE).exists()
+
+
+def test_a_disk_that_takes_nothing_is_one_line_and_keeps_whose_pictures_these_are(
+    tmp_path: Path,
+) -> None:
+    output = fetched(tmp_path, MINE, whole=False)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        with pytest.raises(InvalidInput, match="cannot be written to"):
+            output.claim()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert {path.name for path in tmp_path.iterdir()} == {MARK, PICTURE}
+    output.claim()  # it goes on
 
 
 @pytest.mark.parametrize("whole", [True, False])

@@ -191,6 +191,7 @@ def test_what_cannot_be_pushed_is_one_line(
 
     assert "hf://datasets/USER/NAME" in told(str(folder), "s3://bucket/set")
     assert "farm export JOB" in told(str(folder / "data"), "hf://datasets/ann/set")
+    assert "no such name" in told(str(folder), "hf://datasets/ann/a..b")
     monkeypatch.setenv("HF_TOKEN", "wrong")
     assert "does not let you write to ann/set" in told(str(folder), "hf://datasets/ann/set")
     monkeypatch.setenv("HF_TOKEN", Hub.token)

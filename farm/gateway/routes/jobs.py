@@ -101,11 +101,8 @@ def images(
     done, lost_now, seen = map(int, [*after.split("."), "0", "0"][:3])
     finished, done_now = _finished(deps, status, sink, done, limit)
     listed = [image_view(row, sink, deps.links) for row in finished]
-    for failure in deps.queue.failures(job, lost_now, LOST_PAGE) if len(listed) < limit else ():
-        chunk = Chunk.model_validate_json(deps.store.get(keys.chunk(job, failure.number)))
-        lost_pictures = pictures_to_make(deps.store, sink, chunk, failure.generation)
-        listed += lost_views(chunk, failure, lost_pictures)
-        lost_now = failure.position
+    lost, lost_now = _lost(deps, status, sink, lost_now, limit - len(listed))
+    listed += lost
     early, seen = _early(deps, status, sink, seen, limit)
     cursor = f"{done_now}.{lost_now}.{seen}"
     return {
@@ -115,6 +112,25 @@ def images(
         "next": cursor,
         "state": str(status.state),
     }
+
+
+def _lost(
+    deps: Dependencies, status: JobStatus, sink: Sink, after: int, limit: int
+) -> tuple[list[dict[str, Any]], int]:
+    """Pictures of tasks that ran out of attempts."""
+    listed: list[dict[str, Any]] = []
+    while len(listed) < limit:
+        failures = deps.queue.failures(status.id, after, LOST_PAGE)
+        for failure in failures:
+            after = failure.position
+            chunk = Chunk.model_validate_json(deps.store.get(keys.chunk(status.id, failure.number)))
+            lost = pictures_to_make(deps.store, sink, chunk, failure.generation)
+            listed += lost_views(chunk, failure, lost)
+            if len(listed) >= limit:
+                break
+        if len(failures) < LOST_PAGE:
+            break
+    return listed, after
 
 
 def _early(

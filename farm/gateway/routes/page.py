@@ -168,7 +168,10 @@ def newest(request: Request, deps: Deps, tenant: Reader) -> HTMLResponse:
             continue
         each = max(status.images.done // max(status.tasks.done, 1), 1)  # pictures of a task
         start = str(max(status.tasks.done - math.ceil(views.PICTURES_PAGE / each), 0))
-        told = images(status.id, deps, tenant, start, MAX_PAGE)
+        try:
+            told = images(status.id, deps, tenant, start, MAX_PAGE)
+        except NotFound:  # it was removed meanwhile
+            continue
         good = [one for one in told["images"] if one["url"]]
         pictures += [views.shown(status.id, one) for one in reversed(good)]
     return fragment(request, "newest.html", pictures=pictures[: views.PICTURES_PAGE])

@@ -1,5 +1,6 @@
 """Submissions over HTTP: a job whole, or opened, filled by pieces and closed."""
 
+import re
 import time
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
@@ -29,6 +30,7 @@ from farm.spec import Form
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
+_WHOLE = re.compile(r"-?[0-9]{1,19}")
 _FLAGS = {"open", "on_error"}  # query parameters of POST /v1/jobs that are not options of the job
 _BODY = {
     "requestBody": {
@@ -229,8 +231,7 @@ def _query_options(request: Request) -> dict[str, Any]:
         if name in found:
             raise InvalidInput("is given twice in the query", field=name)
         counted = name in OPTIONS and OPTIONS[name].form is Form.INTEGER
-        whole = counted and value.lstrip("-").isdigit() and len(value) < 20
-        found[name] = int(value) if whole else value
+        found[name] = int(value) if counted and _WHOLE.fullmatch(value) else value
     header = request.headers.get("idempotency-key")
     if header is not None:
         found["idempotency_key"] = header

@@ -147,9 +147,10 @@ def test_what_an_export_cannot_select_by_is_one_line(
         ("--where", "number < 'x'", "does not fit the columns"),
         ("--where", "number >", "write it like"),
     ]):  # fmt: skip
-        told = cli("export", job.id, "-o", f"set-{number}", "--as", "parquet", flag, value)
-        assert told.code == 2
-        assert hint in told.err.splitlines()[-1]
+        for _ in range(2):  # what the first call has left does not hide it
+            told = cli("export", job.id, "-o", f"set-{number}", "--as", "parquet", flag, value)
+            assert told.code == 2
+            assert hint in told.err.splitlines()[-1]
 
 
 def test_scores_that_come_while_their_job_is_removed_leave_nothing(
