@@ -18,7 +18,14 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = Path("farm/queue/lua")
-COPIED = ("farm", "tests/queue", "tests/fault_proxy.py", "pyproject.toml", "README.md")
+COPIED = (
+    "farm",
+    "tests/queue",
+    "tests/store/s3_servers.py",
+    "tests/fault_proxy.py",
+    "pyproject.toml",
+    "README.md",
+)
 TESTS = tuple(
     f"tests/queue/test_{name}.py"
     # The quick ones first: a run ends with the first test that fails.
@@ -62,14 +69,44 @@ MUTANTS = (
     Mutant(
         "an older scheduler places workers while the newest does",
         "lead.lua",
-        "  if later and tonumber(ends) > now then return 0 end\n",
+        "  if later and left > 0 and left <= tonumber(ARGV[3]) then return 0 end\n",
         "",
     ),
     Mutant(
         "a scheduler that is gone keeps the workers for ever",
         "lead.lua",
-        "if later and tonumber(ends) > now then",
-        "if later then",
+        "if later and left > 0 and left",
+        "if later and left",
+    ),
+    Mutant(
+        "a scheduler that died before the clock was set back keeps the workers",
+        "lead.lua",
+        " and left <= tonumber(ARGV[3])",
+        "",
+    ),
+    Mutant(
+        "a machine that slept ends the sessions of living workers",
+        "tick.lua",
+        "if restarted or (gap > lease / 2 and silent < lease / 2) then",
+        "if restarted then",
+    ),
+    Mutant(
+        "a session that is silent gets one more lease at each look",
+        "tick.lua",
+        " and silent < lease / 2",
+        "",
+    ),
+    Mutant(
+        "lost tasks behind many with single failed pictures are not listed",
+        "failures.lua",
+        "#names == SEARCHED and after + SEARCHED or 0",
+        "0",
+    ),
+    Mutant(
+        "a list of jobs ends at a job that was removed",
+        "jobs.lua",
+        " or sequence_behind(ARGV[3])",
+        " or 0",
     ),
     Mutant(
         "a command replaces an operator's",

@@ -50,7 +50,7 @@ def test_rates_are_differences_between_two_looks(bench: Bench, queue: Queue) -> 
     assert view.failed == {"row": 1}
     assert view.failing == 0.5
     told = text(view)
-    assert "1 workers, 10.0 pictures/s, 8 pictures queued" in told
+    assert "1 worker, 10.0 pictures/s, 8 pictures queued" in told
     assert "failed pictures: 1 row (0.5/s)" in told
     assert "75%" in told
 
