@@ -1,6 +1,6 @@
 """``farm submit --dry-run``: what a submission would come to."""
 
-from farm.cli.output import list_rejected, pictures, say, say_error, say_json
+from farm.cli.output import counted, list_rejected, pictures, say, say_error, say_json
 from farm.errors import InvalidInput
 from farm_client.models import Estimate
 
@@ -20,21 +20,17 @@ def tell_estimate(estimate: Estimate, source: str, *, as_json: bool, strict: boo
 
 
 def _lines(estimate: Estimate) -> list[str]:
-    renders = f"{estimate.renders:,} render" + ("" if estimate.renders == 1 else "s")
+    renders = counted(estimate.renders, "render")
     lines = [f"{renders}, {pictures(estimate.pictures)}; nothing was submitted"]
     for name, lane in estimate.lanes.items():
         lines.append(
             f"lane {name}: {pictures(lane.pictures)}, {lane.row_steps:,} row-steps, "
-            f"{_tasks(lane.tasks)}"
+            f"{counted(lane.tasks, 'task')}"
         )
     lines.append(f"tasks: {estimate.tasks:,}; sinks that make shards write one for each")
     lines.append(f"bytes: about {_size(estimate.bytes)}")
     lines.append(f"time: {_time(estimate)}")
     return lines
-
-
-def _tasks(count: int) -> str:
-    return f"{count:,} task" + ("" if count == 1 else "s")
 
 
 def _size(size: float) -> str:

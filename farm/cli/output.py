@@ -102,8 +102,12 @@ def one_line(text: str) -> str:
     return printable(text).replace("\n", "\\n").replace("\t", " ")
 
 
+def counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
 def pictures(count: int) -> str:
-    return f"{count:,} picture" + ("" if count == 1 else "s")
+    return counted(count, "picture")
 
 
 def list_rejected(rejected: Sequence[Any], source: str) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from farm.cli.output import one_line, say, say_json
+from farm.cli.output import counted, one_line, say, say_json
 from farm.errors import InvalidInput
 from farm_client import Farm, Job
 
@@ -71,7 +71,7 @@ def _columns(texts: Sequence[str]) -> str:
 def _shards(shards: Sequence[Mapping[str, Any]]) -> str:
     entropies = [one["token_entropy"] for one in shards]
     exact, near = (sum(one[f"{kind}_duplicates"] for one in shards) for kind in ("exact", "near"))
-    count = f"{len(shards):,} shard" + ("" if len(shards) == 1 else "s")
+    count = counted(len(shards), "shard")
     return (
         f"{count}, token entropy {min(entropies):.2f} to {max(entropies):.2f} bits; "
         f"duplicates within a shard: {exact:,} exact, {near:,} near"

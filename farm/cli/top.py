@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from farm.cli.output import one_line, say_json
+from farm.cli.output import counted, one_line, say_json
 from farm.cli.queue import connect_queue
 from farm.errors import FarmError
 from farm.measures import ENGINE_SECONDS, PICTURES, ROW_STEPS, Measure, read
@@ -214,7 +214,7 @@ def drawn(view: View) -> "RenderableType":
 
     total = sum(row.pictures for row in view.workers)
     queued = sum(row.queued for row in view.lanes)
-    workers = f"{len(view.workers)} worker{'' if len(view.workers) == 1 else 's'}"
+    workers = counted(len(view.workers), "worker")
     oldest = ", ".join(f"{name} {_age(age)}" for name, age in view.oldest.items()) or "none"
     failed = ", ".join(f"{count:,} {reason}" for reason, count in view.failed.items()) or "none"
     head = (

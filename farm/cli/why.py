@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from farm.cli.output import one_line, pictures, say, say_json
+from farm.cli.output import counted, one_line, pictures, say, say_json
 from farm_client import Farm, Why
 from farm_client.models import LaneQueue
 
@@ -39,7 +39,7 @@ def why(
     for lane in found.lanes:
         say(one_line(_lane(lane)))
     if found.seconds:
-        workers = f"{found.workers} worker{'' if found.workers == 1 else 's'}"
+        workers = counted(found.workers, "worker")
         say(f"about {_length(found.seconds)} on {workers}")
     elif not found.status.ended:
         say("no estimate: no worker has measured its lanes yet, or nothing waits in them")

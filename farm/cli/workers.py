@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from farm.cli.output import one_line, say, say_error, say_json
+from farm.cli.output import counted, one_line, say, say_error, say_json
 from farm.cli.queue import Data, connect_queue
 from farm.errors import NotFound, Unavailable
 
@@ -45,7 +45,7 @@ def ls(
         if as_json:
             say_json({"worker": one.worker, "host": host, "state": state, "tasks": one.held})
         else:
-            held = f"{one.held} task{'' if one.held == 1 else 's'}"
+            held = counted(one.held, "task")
             say(one_line(f"{one.worker}  {host}  {state}  {held}  {', '.join(one.checkpoints)}"))
     for worker in placed_workers.read(farm_queue):
         if worker.missing:
