@@ -70,7 +70,7 @@ def describe(
 
             @seed(moment)
             @settings(
-                max_examples=EXAMPLES, database=None, deadline=None, phases=[Phase.generate],
+                max_examples=EXAMPLES, database=None, phases=[Phase.generate],
                 suppress_health_check=list(HealthCheck), verbosity=Verbosity.quiet,
             )  # fmt: skip
             @given(case=operation.as_strategy(generation_mode=mode))

@@ -592,7 +592,6 @@ def test_random_lives_agree_with_the_model(volatile: ServerProcess) -> None:
         settings=settings(
             max_examples=LIVES,
             stateful_step_count=STEPS,
-            deadline=None,
             database=None,
             derandomize=not DEEP,
             phases=[Phase.generate, Phase.shrink] if SHRINK else [Phase.generate],

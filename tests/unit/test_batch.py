@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from fake_engine import INFO
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from farm.checkpoints.registry import CheckpointRegistry
@@ -109,7 +109,6 @@ def test_rows_that_come_in_together_are_what_each_is_alone(resolver: Resolver) -
 def test_the_quick_look_at_prompts_says_what_the_slow_one_says() -> None:
     some = st.sampled_from(VALUES["prompt"])
 
-    @settings(deadline=None)
     @given(st.lists(some | st.text(max_size=3) | st.integers(), max_size=4))
     def compare(values: list[Any]) -> None:
         one_by_one = []

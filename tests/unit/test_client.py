@@ -14,7 +14,7 @@ from typing import Any
 import httpx2
 import pytest
 import trustme
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from farm import strict_json
@@ -420,7 +420,6 @@ def refusal(line: Line, sent: str) -> list[str]:
     return [repr(value)]
 
 
-@settings(deadline=None)
 @given(LINES, st.booleans())
 def test_a_line_with_defaults_says_what_its_row_and_they_say(texts: list[str], alone: bool) -> None:
     defaults = {"height": 128, "checkpoint": "a"}

@@ -48,7 +48,7 @@ def told_by(row: ManifestRow) -> Mapping[str, Any]:
     return {name: own[name] for name in FIXED}
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(specs(), st.none() | st.just('{"id":1}')), min_size=1, max_size=8))
 def test_tokens_by_columns_give_the_rows_that_they_give_one_by_one(
     given: list[tuple[RenderSpec, str | None]],
@@ -109,7 +109,7 @@ def test_columns_are_a_sequence_of_rows() -> None:
         columns[3]
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(TEXTS, st.lists(st.tuples(st.integers(0, 2**40), TEXTS), max_size=4))
 def test_the_spots_of_a_shard_are_written_like_one(key: str, spots: list[tuple[int, str]]) -> None:
     packed = Packed(b"data", [offset for offset, _ in spots])

@@ -46,7 +46,7 @@ def told(rows: Rows) -> list[str]:
     return [repr((kind.value, *rest)) for kind, *rest in zip(*rows, strict=True)]
 
 
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 @given(PLAIN | ANY)
 def test_lines_read_by_kinds_are_what_each_of_them_is(lines: list[str]) -> None:
     rows = rows_of_lines(lines)
@@ -54,7 +54,6 @@ def test_lines_read_by_kinds_are_what_each_of_them_is(lines: list[str]) -> None:
         assert told(rows) == told(rows_of([strict_json.loads(line) for line in lines]))
 
 
-@settings(deadline=None)
 @given(PLAIN | ANY)
 def test_a_block_of_lines_is_what_each_of_them_is(lines: list[str]) -> None:
     found = list(parse_lines("\n".join(lines).encode(), 2))

@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -18,7 +18,7 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=30) | st.samp
     [',"prompt":null', ',"seed":0,', '","prompt":', "\\", '"', "\u2028"]
 )
 SEEDS = st.integers(0, MAX_SEED)
-UNHURRIED = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+FEWER = settings(max_examples=60)
 SPEC = """{"v":1,"checkpoint":"c@1","mode":"text2img","prompt":"x","negative_prompt":"","height":64,
 "width":64,"num_inference_steps":12,"guidance_scale":4.0,"temperature":[2.0,0.0],"seed":1,
 "num_images":1,"image":null,"mask_image":null,"latents":null,"embeds":null,"strength":null,
@@ -84,7 +84,7 @@ def chunk(renders: Any) -> Chunk:
     )
 
 
-@UNHURRIED
+@FEWER
 @given(specs(), st.none() | TEXTS, SEEDS)
 def test_a_variant_is_the_render_that_its_fields_make(
     made: RenderSpec, prompt: str | None, seed: int
@@ -104,7 +104,7 @@ def test_a_variant_is_the_render_that_its_fields_make(
     assert json.loads(other.canonical())["height"] == 24
 
 
-@UNHURRIED
+@FEWER
 @given(numbered())
 def test_columns_hold_the_renders_in_their_order(rows: list[NumberedSpec]) -> None:
     renders = Renders.of(rows)
@@ -117,7 +117,7 @@ def test_columns_hold_the_renders_in_their_order(rows: list[NumberedSpec]) -> No
     assert [one.spec.canonical() for one in renders] == [one.spec.canonical() for one in rows]
 
 
-@UNHURRIED
+@FEWER
 @given(numbered())
 def test_a_chunk_is_read_as_it_was_written_and_as_older_farms_wrote_it(
     rows: list[NumberedSpec],
@@ -160,7 +160,7 @@ def test_a_damaged_chunk_is_refused() -> None:
             Chunk.model_validate_json(json.dumps(whole | {"renders": less}))
 
 
-@UNHURRIED
+@FEWER
 @given(
     numbered(most=40),
     st.integers(1, 200),

@@ -117,7 +117,7 @@ def test_equal_pictures_are_told_apart() -> None:
     assert len(set(packed.offsets)) == 3
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     st.binary(max_size=9), st.lists(st.binary(max_size=3), min_size=1, max_size=5), st.booleans()
 )

@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from farm.errors import InvalidInput
@@ -20,7 +20,6 @@ VALUES = st.recursive(
 )  # fmt: skip
 
 
-@settings(deadline=None)
 @given(VALUES, st.sampled_from([None, 1, " "]))
 def test_good_json_is_read_as_usual(value: Any, indent: Any) -> None:
     text = json.dumps(value, indent=indent)
@@ -106,14 +105,12 @@ def each(lines: list[str]) -> list[Any] | None:
     return values if flat else None
 
 
-@settings(deadline=None)
 @given(LINES)
 def test_lines_read_together_are_what_each_of_them_is(lines: list[str]) -> None:
     found = objects(lines)
     assert found is None or found == each(lines)
 
 
-@settings(deadline=None)
 @given(st.lists(FLAT, min_size=1, max_size=5), st.sampled_from(["", " ", "\r"]))
 def test_plain_lines_can_be_read_together(values: list[dict[str, Any]], end: str) -> None:
     assert objects([json.dumps(value) + end for value in values]) == values
@@ -143,7 +140,6 @@ def test_lines_that_are_not_plain_are_left_to_be_read_one_by_one(lines: list[str
     assert objects(lines) is None
 
 
-@settings(deadline=None)
 @given(st.text())
 def test_no_text_does_more_than_be_refused(text: str) -> None:
     with contextlib.suppress(InvalidInput):

@@ -40,7 +40,7 @@ conditions = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(conditions)
 def test_a_condition_keeps_the_rows_that_python_would_keep(text: str) -> None:
     expected = [row for row in ROWS if eval(text, {}, dict(row))]
