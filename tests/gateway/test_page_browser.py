@@ -231,6 +231,32 @@ def test_a_key_is_asked_for_once(browser: Browser, serve: Serve, tmp_path: Path)
     context.close()
 
 
+def test_a_key_that_is_refused_is_asked_for_again_with_the_reason(
+    browser: Browser, serve: Serve, tmp_path: Path
+) -> None:
+    keys = {
+        "secret": {"tenant": "alice"},
+        "old": {"tenant": "alice", "expires": "2020-01-01T00:00:00Z"},
+    }
+    farm = serve(tmp_path, keys=write_keys(tmp_path / "keys.json", keys), open=False)
+    context = browser.new_context(base_url=farm.url)
+    page = context.new_page()
+    page.goto("/")
+    dialog = page.get_by_role("dialog")
+    expect(dialog).not_to_contain_text("the API key")
+    for key, told in (("wrong", "the API key is unknown"), ("old", "the API key expired on 2020")):
+        page.get_by_label("API key").fill(key)
+        page.get_by_role("button", name="Continue").click()
+        expect(dialog).to_contain_text(told)
+    page.get_by_label("API key").fill("sécret…")  # a header cannot carry it
+    page.get_by_role("button", name="Continue").click()
+    assert page.get_by_label("API key").evaluate("input => input.validity.patternMismatch")
+    page.get_by_label("API key").fill(" secret ")
+    page.get_by_role("button", name="Continue").click()
+    expect(page.locator("h1")).to_have_text("Jobs")
+    context.close()
+
+
 def test_a_slow_script_misses_nothing(browser: Browser, serve: Serve, tmp_path: Path) -> None:
     keys_file = write_keys(tmp_path / "keys.json", {"secret": {"tenant": "alice"}})
     context = browser.new_context(base_url=serve(tmp_path, keys=keys_file, open=False).url)
