@@ -3,6 +3,9 @@
 import asyncio
 import io
 import json
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -50,6 +53,36 @@ def test_a_prompt_becomes_pictures_in_a_folder(
     assert sorted(path.name for path in out.iterdir()) == [
         *(line["file"] for line in lines), MANIFEST,
     ]  # fmt: skip
+
+
+FORKS = """
+import os, sys
+from farm_client import Farm
+
+farm = Farm()
+jobs = [farm.submit(f"picture {n}").id for n in range(4)]
+children = []
+for job in jobs:
+    if not (child := os.fork()):
+        told = {farm.job(job).status().id for _ in range(50)}
+        os._exit(told != {job})
+    children.append(child)
+sys.exit(any(os.waitpid(child, 0)[1] for child in children))
+"""
+
+
+def test_processes_that_are_forked_read_their_own_answers(gateway: Gateway) -> None:
+    environment = {**os.environ, "FARM_URL": gateway.url}
+    subprocess.run([sys.executable, "-c", FORKS], env=environment, check=True, timeout=120)
+
+
+def test_an_async_farm_outlives_its_event_loop(gateway: Gateway) -> None:
+    farm = AsyncFarm(gateway.url)
+
+    async def submit() -> str:
+        return (await farm.submit("a ring")).id
+
+    assert len({asyncio.run(submit()) for _ in range(3)}) == 3
 
 
 def test_the_same_content_makes_a_job_however_often_it_was_submitted(
