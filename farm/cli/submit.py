@@ -138,6 +138,7 @@ def submit(
     except AllRejected as error:
         if files or len(error.rejected) > 1:  # of a single prompt the error itself says it all
             list_rejected(error.rejected, source)
+            error.hint = None  # it repeats the first of the list
         return fail(error)
     if job.rejected:
         _tell_refused(job, source)
