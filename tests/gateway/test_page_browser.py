@@ -73,6 +73,18 @@ def test_a_text_becomes_a_picture(page: Page, fake_worker: FakeWorker) -> None:
     expect(picture).to_be_focused()
 
 
+def test_a_prompt_runs_in_the_direction_of_its_script(page: Page, fake_worker: FakeWorker) -> None:
+    page.goto("/new")
+    for label in ("Prompt", "Negative prompt"):
+        page.get_by_label(label, exact=True).fill("עיגול אדום!")
+    page.get_by_role("button", name="Draw").click()
+    page.wait_for_url("**/jobs/j*")
+    page.get_by_role("button", name="עיגול אדום!").press("Enter")
+    for element in ("main .prompt", "#zoom figcaption"):
+        expect(page.locator(element)).to_have_css("direction", "rtl")
+    expect(page.locator("#zoom figcaption p")).to_have_css("direction", "ltr")
+
+
 def test_a_mask_is_painted_by_mouse_and_by_keyboard(
     page: Page, fake_worker: FakeWorker, gateway: Gateway
 ) -> None:

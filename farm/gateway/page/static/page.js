@@ -101,6 +101,7 @@ function show(button) {
   const caption = find("figcaption", zoom);
   const facts = document.createElement("p");
   facts.className = "muted";
+  [caption.dir, facts.dir] = ["auto", "ltr"];
   facts.textContent = button.dataset.facts;
   caption.replaceChildren(button.dataset.prompt, facts);
   find("a[download]", zoom).href = button.dataset.url;
