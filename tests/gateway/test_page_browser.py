@@ -127,6 +127,20 @@ def test_a_mask_is_painted_by_mouse_and_by_keyboard(
     assert keyboard[2, 2] == 0
 
 
+def test_a_farm_that_is_away_is_told_to_who_submits(browser: Browser, gateway: Gateway) -> None:
+    context = browser.new_context(base_url=gateway.url)
+    page = context.new_page()
+    page.goto("/new")
+    page.get_by_label("Prompt", exact=True).fill("a boat")
+    page.route("**/v1/jobs", lambda route: route.abort("connectionrefused"))
+    page.get_by_role("button", name="Draw").click()
+    expect(page.get_by_role("alert")).to_contain_text("The farm does not answer. Try again")
+    page.unroute("**/v1/jobs")
+    page.get_by_role("button", name="Draw").click()
+    page.wait_for_url("**/jobs/j*")
+    context.close()
+
+
 def test_an_image_becomes_another_and_a_mistake_is_explained(
     page: Page, fake_worker: FakeWorker
 ) -> None:

@@ -249,7 +249,9 @@ async function maskFile(form) {
 
 async function send(method, address, body, type) {
   const headers = { ...authorisation(), "Content-Type": type };
-  const answer = await fetch(ROOT + address, { method, headers, body });
+  const answer = await fetch(ROOT + address, { method, headers, body }).catch(() => {
+    throw new Error("The farm does not answer. Try again in a moment; what you typed stays here.");
+  });
   const text = await answer.text();
   if (answer.status === 401) askForKey(explain(text, 401));
   if (!answer.ok) throw new Error(explain(text, answer.status));
