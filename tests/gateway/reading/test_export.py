@@ -182,7 +182,7 @@ def test_croissant_validates_and_gives_the_rows(
         if kind == "imagefolder":
             assert (out / row["shard"] / row["file"]).is_file()
     card = (out / "README.md").read_text()
-    assert card.startswith("---\nlicense: cc0-1.0\n")
+    assert card.startswith('---\nlicense: "cc0-1.0"\n')
     assert "| `Category` | string | the user's own |" in card
     told = json.loads((out / "statistics.json").read_text())
     (lane,) = told["lanes"].values()
