@@ -17,6 +17,8 @@ from farm_workers.engine.rng import Stream, exponentials, uniforms
 from farm_workers.engine.sampler import UNSEEN, State, choose, guide, stay_masked
 
 pytest.importorskip("triton", reason="the kernels need Triton")
+from triton.runtime.interpreter import ReduceOps
+
 from farm_workers.engine import triton_sampler
 from farm_workers.engine.amused import kernels
 
@@ -242,6 +244,25 @@ def test_scores_that_are_not_finite_are_seen(device: str, value: float) -> None:
     outcome = torch.zeros(1, 2, device=device)
     triton_sampler.settle(tile.records, tile.state, MASK, outcome)
     assert float(outcome[0, 1]) == 1.0
+
+
+def test_a_code_that_is_chosen_among_nan_and_infinity_is_one_of_the_codes(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Comparing with nan is false, so the largest of all is found where there is no score."""
+    if device == "cpu":  # numpy would find the nan itself; a GPU compares two at a time
+        reduce = ReduceOps.apply_impl
+        monkeypatch.setattr(
+            ReduceOps,
+            "apply_impl",
+            lambda ops, given: ops.generic_reduce(given) if len(given) == 2 else reduce(ops, given),
+        )
+    logits = torch.zeros(1, 1, 60, device=device)
+    logits[0, 0, 3], logits[0, 0, 59] = float("inf"), float("nan")
+    tile = Tile(device, torch.ones(1, 1).bool(), seeds=[1], steps=[1], partners=[0], active=[1])
+    triton_sampler.draw(logits, 0, tile.records, tile.state, MASK)
+    assert 0 <= int(tile.state.predicted[0, 0]) < 60
+    assert not torch.isfinite(tile.state.probability[0, 0])
 
 
 @pytest.mark.parametrize("seq_len", [1, 2, 60, 1024, 4096])
