@@ -38,6 +38,8 @@ INFO = CheckpointInfo(
 class Slots(list[Any]):
     """Of adapters, for a model that has none."""
 
+    shape = None
+
     def reserve(self, adapters: Any) -> None:
         assert not adapters
 

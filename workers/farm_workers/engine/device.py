@@ -15,7 +15,24 @@ WARM_UP_RUNS = 3  # before a capture: libraries allocate their workspaces on fir
 RUN_AHEAD = 1  # pieces of work behind the one that runs; more would keep urgent rows waiting
 ALIGNED = 128  # numbers; matrix kernels want to start at such places
 
+# What errors say of a lack of memory. Only torch's allocator of a GPU raises OutOfMemoryError; a
+# CPU's, the driver, Triton, cuBLAS and cuDNN have their own words, in a RuntimeError.
+NO_MEMORY = (
+    "out of memory",
+    "ALLOC_FAILED",
+    "ALLOCATION_FAILED",
+    "can't allocate memory",
+    "not enough memory",
+)
+
 T = TypeVar("T")
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether that was raised for want of memory, on the device or beside it."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)
 
 
 class Device:
@@ -100,6 +117,11 @@ class Device:
         return [
             place[: one.numel()].view(one.shape) for place, one in zip(places, tensors, strict=True)
         ]
+
+    def give_back(self) -> None:
+        """Leave to others, libraries among them, what torch holds and no tensor uses."""
+        if self.is_cuda:
+            torch.cuda.empty_cache()
 
     def keep_pace(self) -> None:
         """Called after a tile's step or decoding: the host queues the next one, but no more."""

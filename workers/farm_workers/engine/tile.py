@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from farm.spec import CheckpointInfo
-from farm_workers.engine.device import Device, Download, Lru
+from farm_workers.engine.device import Device, Download, Lru, lacks_memory
 from farm_workers.engine.row import Conditioned, Finished, Live, Pending, row_error
 from farm_workers.engine.sampler import Sampler, State, TorchSampler
 
@@ -245,7 +245,9 @@ class FixedTile(Tile):
         """The forward pass as a graph, or as it is where there is no memory to record it in."""
         try:
             return self._model.device.graphed(self._features)
-        except torch.OutOfMemoryError:
+        except Exception as error:
+            if not lacks_memory(error):
+                raise
             logging.getLogger(__name__).warning("adapters run without a CUDA graph")
         torch.cuda.empty_cache()  # here and not above, where the error still holds its tensors
         return lambda: (self._features(),)
