@@ -434,6 +434,7 @@ def test_what_goes_wrong_with_previews_harms_no_task(
     assert farm.workers[0][2].is_alive()
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_picture_that_crashes_its_worker_again_and_again_fails_its_job(farm: Farm) -> None:
     job = farm.submit("a")
     for life in range(3):  # the first in company, as far as the queue knows; then two alone
