@@ -93,6 +93,18 @@ def test_a_call_that_does_not_fit_the_spec_is_refused(engine: Engine) -> None:
     assert engine.idle
 
 
+def test_tokens_that_are_not_a_picture_s_are_not_decoded(engine: Engine) -> None:
+    codes = engine.checkpoint.codebook_size
+    for tokens, told in (
+        (np.full((8, 8), codes, np.uint16), f"has the token {codes}"),
+        (np.full((8, 8), -1), "has the token -1"),
+        (np.zeros((1, 8, 8), np.uint16), "has the shape"),
+        (np.zeros((0, 8), np.uint16), "has the shape"),
+    ):
+        with pytest.raises(InvalidInput, match=told):
+            engine.decode(tokens)
+
+
 def test_a_prompt_that_is_cut_says_so(engine: Engine) -> None:
     info = engine.checkpoint
     cases = [Case(row_of(info, prompt=text, num_inference_steps=1)) for text in ("x", "x" * 90)]

@@ -290,7 +290,17 @@ class Engine:
     @torch.inference_mode()
     def decode(self, tokens: NDArray[np.uint16]) -> NDArray[np.uint8]:
         """The picture (height, width, 3) of finished tokens (rows, columns): the bytes that a bulk
-        row with these tokens has in this numerics class, unless it is inpainted."""
+        row with these tokens has in this numerics class, unless it is inpainted.
+
+        Raises:
+            InvalidInput: they are not those of a picture of this checkpoint.
+        """
+        codes = self.checkpoint.codebook_size
+        if tokens.ndim != 2 or not tokens.size:
+            raise InvalidInput(f"has the shape {tokens.shape}, not (rows, columns)", field="tokens")
+        wrong = tokens[(tokens < 0) | (tokens >= codes)]
+        if wrong.size:  # a GPU would be of no use from then on
+            raise InvalidInput(f"has the token {wrong[0]}; 0 to {codes - 1} exist", field="tokens")
         rows, columns = tokens.shape
         width = self._decode_width((rows, columns), urgent=False)
         with self._model.device.scope():
