@@ -72,7 +72,8 @@ class Device:
 
     @contextlib.contextmanager
     def scope(self) -> Iterator[None]:
-        """This GPU is torch's current one, and float32 is exact; both are restored at the end.
+        """This GPU is torch's current one, float32 is exact, and kernels are not chosen by their
+        time; all is restored at the end.
 
         torch keeps these switches for the whole process, so an engine may not simply set them.
         """
@@ -80,14 +81,14 @@ class Device:
             yield
             return
         matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-        before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.deterministic
+        before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark
         with torch.cuda.device(self.torch):
-            matmul.allow_tf32 = cudnn.allow_tf32 = False
+            matmul.allow_tf32 = cudnn.allow_tf32 = cudnn.benchmark = False
             cudnn.deterministic = True
             try:
                 yield
             finally:
-                matmul.allow_tf32, cudnn.allow_tf32, cudnn.deterministic = before
+                matmul.allow_tf32, cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark = before
 
     @contextlib.contextmanager
     def tf32(self, allowed: bool) -> Iterator[None]:
