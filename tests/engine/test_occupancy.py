@@ -93,6 +93,9 @@ class StubModel:
     def capture(self, grid: tuple[int, int], widths: Any) -> None:
         """Nothing to record."""
 
+    def forget(self) -> None:
+        """Nothing is kept."""
+
     def numerics(self, width: int) -> str:
         return f"stub, tile {width}"
 

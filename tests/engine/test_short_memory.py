@@ -1,12 +1,14 @@
 """What an engine does where there is no memory for its work."""
 
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from cases import ASSET, row_of, run
+from adapter_files import adapted, random_file
+from cases import ASSET, Case, draw, row_of, run
 from test_occupancy import INFO, StubModel
 
 from farm.errors import OutOfMemory
@@ -69,6 +71,29 @@ def test_what_does_not_fit_alone_either_fails_as_such(
     crowded.engine.add("a", row, image=image)
     assert isinstance(run(crowded.engine)["a"].error, OutOfMemory)
     assert crowded.engine.idle
+
+
+def test_prompts_and_adapters_that_are_kept_make_room_too(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They may take three GiB of a GPU."""
+    model: Any = engine._model
+    kept = model.conditioning._texts, model.conditioning._packed, model._adapters
+    case = adapted(engine, Case(row_of(engine.checkpoint)), (random_file(Random(0), engine), 1.0))
+    expected = draw(engine, Case(row_of(engine.checkpoint)), case)
+    assert all(len(cache) for cache in kept)
+    decode = model.decode
+
+    def crowded(*args: Any, **named: Any) -> Any:
+        if any(cache.held for cache in kept):
+            raise torch.OutOfMemoryError
+        return decode(*args, **named)
+
+    monkeypatch.setattr(model, "decode", crowded)
+    found = draw(engine, Case(row_of(engine.checkpoint)), case)
+    for one, other in zip(expected, found, strict=True):
+        assert other.error is None
+        np.testing.assert_array_equal(one.pixels, other.pixels)
 
 
 def test_a_tile_that_was_given_up_is_made_again_with_its_graph(

@@ -270,6 +270,10 @@ class Lru(Generic[T]):
         while self._held > self._limit and len(self._values) > 1:
             self._held -= self._size(self._values.popitem(last=False)[1])
 
+    def clear(self) -> None:
+        self._values.clear()
+        self._held = 0
+
     def __contains__(self, key: Hashable) -> bool:
         return key in self._values
 

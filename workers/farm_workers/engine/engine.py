@@ -326,7 +326,7 @@ class Engine:
         return None
 
     def _with_room(self, work: Callable[[], T]) -> T:
-        """Do it; where memory is short, again without idle tiles, and then without their graphs."""
+        """Do it; where memory is short, again without what waits for later rows: graphs go last."""
         for captured in (False, True):
             try:
                 return work()

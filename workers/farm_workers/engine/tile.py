@@ -73,6 +73,9 @@ class Model(Protocol):
     def capture(self, grid: tuple[int, int], widths: Collection[int]) -> None:
         """Make CUDA graphs of all but ``forward``, for pictures of that size and such tiles."""
 
+    def forget(self) -> None:
+        """Give up the memory of what is kept for later rows."""
+
     def numerics(self, width: int) -> str:
         """The name of the numbers: in one class the same row has the same tokens and bytes."""
 

@@ -91,7 +91,9 @@ class TilePool:
         return self._tiles[kind]
 
     def make_room(self, *, captured: bool) -> None:
-        """Give up the memory of tiles without rows, with a CUDA graph or without one."""
+        """Give up the memory of what is kept for later rows, and of tiles without rows: those with
+        a CUDA graph, or the others."""
+        self._model.forget()
         for kind in self._idle(captured=captured):
             del self._tiles[kind]
         self._model.device.give_back()
