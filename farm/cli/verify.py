@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from farm.cli.output import one_line, pictures, say, say_error
+from farm.errors import FarmError
 from farm_client import Farm
 from farm_client.models import Difference
 
@@ -30,7 +31,12 @@ def verify(
         else:
             say(one_line(str(one)))
 
-    found = handle.verify(repair=repair, tell=tell)
+    try:
+        found = handle.verify(repair=repair, tell=tell)
+    except FarmError as error:
+        if lead == ",":  # what was begun is closed, so that it can be read
+            say(f'], "error": {json.dumps(error.to_dict())}}}')
+        raise
     if as_json:
         rest = json.dumps(found.model_dump(mode="json", exclude={"differences"}))
         say(f"{lead.rstrip(',')}], {rest[1:]}")

@@ -15,7 +15,7 @@ from harness import INFO, Gateway, until
 from picture_key import picture_key
 
 from farm.cli.app import run
-from farm.errors import Conflict, OverQuota
+from farm.errors import Conflict, OverQuota, StoreError
 from farm.formats.manifest import read_part
 from farm.gateway import quotas
 from farm.job import Chunk, Format
@@ -410,6 +410,24 @@ def test_the_command_tells_each_difference_and_its_code(
     told = capsys.readouterr()
     assert told.err == f"{job.id}: 3 pictures checked, no difference\n"
     assert json.loads(told.out)["differences"] == []
+
+
+def test_the_json_of_a_comparison_that_fails_half_way_can_be_read(
+    gateway: Gateway,
+    job: Job,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def refuse(_: str) -> Iterator[bytes]:
+        raise StoreError("the store is gone")
+
+    monkeypatch.setenv("FARM_URL", gateway.url)
+    gateway.store.delete(picture(job, 0))
+    monkeypatch.setattr(gateway.store, "stream", refuse)
+    assert run(["verify", job.id, "--json"]) == StoreError.exit_code
+    told = json.loads(capsys.readouterr().out)
+    assert [one["subject"] for one in told["differences"]] == [picture(job, 0)]
+    assert (told["error"]["code"], told["error"]["message"]) == ("store", "the store is gone")
 
 
 def test_of_very_many_differences_all_are_told_and_the_first_are_kept(
