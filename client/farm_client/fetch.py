@@ -13,6 +13,7 @@ from io import BufferedRandom
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from farm.disk import refused
 from farm.errors import InvalidInput, StoreError
 from farm_client.connection import Connection
 from farm_client.image import file_name, whole_file, write_whole
@@ -104,9 +105,7 @@ class Fetcher:
                 (self._folder / SIGNED).unlink(missing_ok=True)
                 self._output.finish()
         except OSError as error:
-            raise InvalidInput(
-                f"{self._folder} cannot be written to: {error.strerror}", field="output"
-            ) from None
+            raise refused(self._folder, error, "output") from None
         finally:
             self._stopped = True
             await crew.stop()

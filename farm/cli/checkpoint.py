@@ -1,11 +1,13 @@
 """``farm checkpoint``."""
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from farm.cli.output import fetches_told, one_line, say, say_error, say_json
+from farm.disk import refused
 from farm.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -97,10 +99,11 @@ def make_tiny(
         ) from None
     try:
         make(folder, seed=seed, size=size, downsample=downsample)
-    except OSError as error:
-        raise InvalidInput(
-            f"{folder} cannot be written: {error.strerror}", field="folder"
-        ) from None
+    except BaseException as error:
+        shutil.rmtree(folder, ignore_errors=True)  # else the next call finds a half one there
+        if isinstance(error, OSError):
+            raise refused(folder, error, "folder") from None
+        raise
     if as_json:
         inspect(str(folder), as_json=True)
     else:

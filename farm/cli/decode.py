@@ -8,6 +8,7 @@ import typer
 
 from farm.cli.output import pictures, say, say_error
 from farm.cli.token_decoder import TokenDecoder
+from farm.disk import writing_to
 from farm.errors import Conflict, InvalidInput
 from farm.job import Format
 
@@ -50,7 +51,8 @@ def decode(
                 field="--output",
                 hint="name another folder, or give --overwrite",
             )
-        write_whole(path, data)
+        with writing_to(output, "--output"):
+            write_whole(path, data)
         count += 1
     say(str(output))
     say_error(f"{pictures(count)} in {output}")

@@ -137,7 +137,7 @@ def begin(plan: Plan, folder: Path, *, overwrite: bool = False) -> bool:
         _remove(folder, _groups_of(known) or ())
     elif folder.exists() and not folder.is_dir():
         raise _taken(f"{folder} is a file", overwrite=False)
-    elif folder.exists() and any(folder.iterdir()):
+    elif folder.exists() and any(one.name != STATE for one in folder.iterdir()):
         raise _taken(f"{folder} has files that are not an export's", overwrite=False)
     write_whole(told, plan.to_json().encode())
     return True

@@ -130,10 +130,16 @@ def test_an_interruption_at_the_very_start_has_no_traceback(
 @pytest.mark.parametrize(
     ("error", "told"),
     [
-        (OSError(36, "File name too long", "x.png"), "error[farm]: x.png: File name too long"),
-        (OSError(28, "No space left on device"), "error[farm]: No space left on device"),
-        (OSError(107, "Transport endpoint is not connected"), "error[internal]: OSError: "),
-        (ValueError("a\nb"), "error[internal]: ValueError: a "),
+        (
+            OSError(36, "File name too long", "x.png"),
+            "[farm]: x.png: File name too long (FARM_DEBUG",
+        ),
+        (
+            OSError(28, "No space left on device"),
+            "[farm]: No space left on device (the disk is full",
+        ),
+        (OSError(107, "Transport endpoint is not connected"), "[internal]: OSError: "),
+        (ValueError("a\nb"), "[internal]: ValueError: a (FARM_DEBUG=1 shows where)"),
     ],
 )
 def test_what_nobody_foresaw_is_one_line(
@@ -145,8 +151,20 @@ def test_what_nobody_foresaw_is_one_line(
     monkeypatch.setattr("farm.cli.app.group", fails)
     assert run(["ls"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(told)
-    assert line.endswith("(FARM_DEBUG=1 shows where)")
+    assert line.startswith(f"error{told}")
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_no_half_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    folder = tmp_path / "tiny"
+    monkeypatch.setattr(Path, "write_bytes", full)
+    assert run(["checkpoint", "make-tiny", str(folder)]) == 2
+    assert "(the disk is full: " in capsys.readouterr().err
+    assert not folder.exists()
 
 
 def test_no_command_prints_the_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,6 @@
 """From a fetched job to a data set, without a farm."""
 
+import errno
 import json
 import os
 import subprocess
@@ -84,6 +85,19 @@ def test_overwriting_removes_what_an_export_wrote_and_nothing_else(tmp_path: Pat
     assert begin(plan, out, overwrite=True)
     left = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
     assert left == {"notes.txt", "data/mine.txt", f"{STATE}/plan.json"}
+
+
+def test_an_export_that_a_full_disk_stopped_at_its_start_can_be_called_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_bytes", full)
+        with pytest.raises(OSError, match="No space"):
+            begin(Plan("j", "tokens"), tmp_path)
+    assert begin(Plan("j", "tokens"), tmp_path)
 
 
 @pytest.mark.parametrize(
