@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 import farm
+from farm.cli.help import Command
 from farm.cli.output import (
     fail,
     go_on_with,
@@ -105,6 +106,8 @@ class Commands(TyperGroup):
             application = typer.Typer(add_completion=False, rich_markup_mode=None)
             application.command(cmd_name, help=made.__doc__)(made)
             made = application
+        for one in made.registered_commands:
+            one.cls = Command
         command = typer.main.get_command(made)
         command.name = cmd_name
         return command

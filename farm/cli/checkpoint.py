@@ -58,7 +58,7 @@ def push(
     reference: Annotated[str, typer.Argument(metavar="DIR|ID@REVISION", show_default=False)],
     store: Annotated[
         str,
-        typer.Option(metavar="URL", help="Default: FARM_STORE.", envvar="FARM_STORE"),
+        typer.Option(metavar="URL", help="Such as s3://bucket/farm.", envvar="FARM_STORE"),
     ] = "",
 ) -> None:
     """Put a checkpoint into the farm's store, for the workers of all hosts; each host fetches it

@@ -26,7 +26,7 @@ def decode(
     format: Annotated[Format, typer.Option(help="Of the pictures.")] = Format.PNG,  # noqa: A002
     checkpoint: Annotated[
         list[str] | None,
-        typer.Option(help="Whose tokens they are, as for render; may be repeated."),
+        typer.Option(metavar="NAME", help="Whose tokens they are, as for render; may be repeated."),
     ] = None,
     threads: Annotated[int, typer.Option(min=0, help="Of torch; 0: all cores but one.")] = 0,
     overwrite: Annotated[

@@ -72,7 +72,7 @@ def export(
     ] = None,
     checkpoint: Annotated[
         list[str] | None,
-        typer.Option(help="What decodes tokens, as for render; may be repeated."),
+        typer.Option(metavar="NAME", help="What decodes tokens, as for render; may be repeated."),
     ] = None,
     threads: Annotated[int, typer.Option(min=0, help="Of torch; 0: all cores but one.")] = 0,
     parallel: Annotated[int, typer.Option(min=1, max=64, help="Downloads at a time.")] = PARALLEL,

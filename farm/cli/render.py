@@ -61,7 +61,9 @@ def render(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR")],
     checkpoint: Annotated[
         list[str] | None,
-        typer.Option(help="A directory, built-in name or hub id@revision; may be repeated."),
+        typer.Option(
+            metavar="NAME", help="A directory, built-in name or hub id@revision; may be repeated."
+        ),
     ] = None,
     format: Annotated[  # noqa: A002
         Format | None, typer.Option(help="Of the picture files; default png.", show_default=False)

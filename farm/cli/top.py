@@ -32,7 +32,10 @@ def top(
     ] = 2.0,
     once: Annotated[bool, typer.Option("--once", help="Print one view, and end.")] = False,
     data: Annotated[
-        Path | None, typer.Option("--data", help="The farm's data directory.", show_default=False)
+        Path | None,
+        typer.Option(
+            "--data", metavar="DIR", help="The farm's data directory.", show_default=False
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, a line per look.")] = False,
 ) -> None:

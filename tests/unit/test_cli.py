@@ -1,6 +1,7 @@
 """Pieces of the command line that need no farm."""
 
 import json
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -112,6 +113,31 @@ def test_control_characters_are_shown() -> None:
 def test_every_command_has_a_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run([name, "--help"]) == 0
     assert f"Usage: farm {name}" in capsys.readouterr().out
+
+
+def test_help_shows_words_and_no_types(capsys: pytest.CaptureFixture[str]) -> None:
+    commands = [[name] for name in COMMANDS]
+    commands += [["workers", "drain"], ["checkpoint", "make-tiny"], ["queue", "weight"]]
+    for command in commands:
+        assert run([*command, "--help"]) == 0
+        shown = capsys.readouterr().out
+        assert not re.search(r"<\w+|[{}]|x[<>]=|\[default|\[env|\[required", shown), shown
+
+
+def test_help_says_limits_defaults_and_variables(capsys: pytest.CaptureFixture[str]) -> None:
+    def shown(*command: str) -> str:
+        assert run([*command, "--help"]) == 0
+        return " ".join(capsys.readouterr().out.split())
+
+    fetch = shown("fetch")
+    assert "Usage: farm fetch [OPTIONS] JOB " in fetch
+    assert "-o, --output DIR Folder to write to; made if missing. Required." in fetch
+    assert "--parallel N Downloads at a time (1 to 64). Default: 8." in fetch
+    assert "Default: --wait." in fetch
+    assert "Default: FARM_SIGN_KEY." in fetch
+    assert "on 127.0.0.1 (1 to 65,535). Default: 8400." in shown("up")
+    assert "One of png, webp, jpeg, tokens. Default: png." in shown("export")
+    assert "Usage: farm du [OPTIONS] [JOB\u2026]" in shown("du")
 
 
 def test_an_interruption_at_the_very_start_has_no_traceback(
