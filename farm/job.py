@@ -131,12 +131,16 @@ class JobOptions(BaseModel):
     name: Annotated[
         str | None, Field(max_length=MAX_NAME), Parameter(help="A name for the job")
     ] = None
-    priority: Annotated[Priority, Parameter(help=", ".join(Priority))] = Priority.NORMAL
+    priority: Annotated[Priority, Parameter(help=", ".join(Priority), metavar="NAME")] = (
+        Priority.NORMAL
+    )
     # Which sinks there are, ``farm.sinks.registry`` knows.
     sink: Annotated[
         str,
         Parameter(
-            help="How pictures are stored: images, webdataset, parquet, tokens, or an installed one"
+            help="How pictures are stored: images, webdataset, parquet, tokens, or an "
+            "installed one",
+            metavar="NAME",
         ),
     ] = "images"
     shard_size: Annotated[
@@ -149,7 +153,7 @@ class JobOptions(BaseModel):
             metavar="N",
         ),
     ] = None
-    format: Annotated[Format, Parameter(help=", ".join(Format))] = Format.PNG
+    format: Annotated[Format, Parameter(help=", ".join(Format), metavar="KIND")] = Format.PNG
     seed: Annotated[
         int | None,
         Field(strict=True, lt=2**53),

@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 
 import farm_client
 from farm.cli.app import SECTIONS, group
+from farm.cli.help import records
 from farm.gateway.app import create_app
 from farm.settings import GatewaySettings
 
@@ -46,11 +47,10 @@ def _command(name: str, command: Any) -> Iterator[str]:
             yield from _command(f"{name} {inner}", command.commands[inner])
         return
     context = command.make_context(name, [], resilient_parsing=True)
-    records = [found for one in command.params if (found := one.get_help_record(context))]
-    if records:
+    found = records(command.get_params(context))
+    if found:
         yield from ("", "| | |", "|---|---|")
-    for flags, told in records:
-        flags = flags.partition(" <list")[0]  # typer's note on a repeated argument
+    for flags, told in found:
         yield f"| `{' '.join(flags.split())}` | {_cell(told)} |"
 
 
