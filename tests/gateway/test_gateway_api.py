@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import httpx2
@@ -383,9 +384,18 @@ def test_the_head_of_a_picture_tells_its_length(http: httpx2.Client, gateway: Ga
     assert answer.headers["content-type"] == "image/png"
 
 
+@pytest.fixture
+def own(start: Serve) -> Iterator[tuple[Gateway, httpx2.Client]]:
+    """A gateway of the test's own: what it has found wrong is kept for a while."""
+    gateway = start()
+    with gateway.client() as client:
+        yield gateway, client
+
+
 def test_a_store_that_takes_no_files_is_not_ready_and_why_says_so(
-    http: httpx2.Client, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+    own: tuple[Gateway, httpx2.Client], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    gateway, http = own
     job = post(http, {"prompt": "x"}).json()["id"]
     monkeypatch.setattr("farm.gateway.readiness.CHECK_SECONDS", 0)
     assert http.get("/readyz", params={"workers": 0}).status_code == 200
@@ -402,8 +412,9 @@ def test_a_store_that_takes_no_files_is_not_ready_and_why_says_so(
 
 
 def test_a_queue_that_takes_no_writes_is_not_ready(
-    http: httpx2.Client, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+    own: tuple[Gateway, httpx2.Client], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    gateway, http = own
     monkeypatch.setattr("farm.gateway.readiness.CHECK_SECONDS", 0)
     gateway.queue.client.config_set("maxmemory", "1mb")
     try:
