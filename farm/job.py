@@ -173,7 +173,7 @@ class JobOptions(BaseModel):
     ] = None
     keep: Annotated[
         int | None,  # seconds
-        BeforeValidator(_duration),
+        BeforeValidator(_duration, json_schema_input_type=str | None),
         PlainSerializer(lambda seconds: f"{seconds}s", when_used="json-unless-none"),
         # Left out where it is not given, so that older submissions keep their fingerprints.
         Field(exclude_if=lambda value: value is None),

@@ -4,7 +4,6 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
-from fastapi import FastAPI
 from pydantic import ValidationError
 
 import farm
@@ -18,6 +17,7 @@ from farm.gateway.dependencies import Dependencies
 from farm.gateway.events import EventHub
 from farm.gateway.metrics import MeasureRequests, Metrics
 from farm.gateway.middleware import RequestGuard
+from farm.gateway.openapi import REFUSALS, Api, operation_id
 from farm.gateway.page.history import History
 from farm.gateway.quotas import QuotaLimits, Quotas
 from farm.gateway.readiness import Readiness
@@ -53,7 +53,7 @@ def create_app(
     queue: Queue | None = None,
     store: Store | None = None,
     infos: Sequence[CheckpointInfo] = (),
-) -> FastAPI:
+) -> Api:
     """The application; queue and store are opened from the settings unless they are given.
 
     ``infos`` are checkpoints besides those that the settings name.
@@ -64,7 +64,7 @@ def create_app(
     deps = _dependencies(settings, queue, store, sandbox, infos)
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(_: Api) -> AsyncIterator[None]:
         deps.events.start()
         deps.history.start()
         yield
@@ -72,13 +72,15 @@ def create_app(
         deps.events.stop()
         sandbox.close()
 
-    app = FastAPI(
+    app = Api(
         title="amused-farm",
         version=farm.__version__,
         description="A render farm for aMUSEd: text-to-image, image-to-image and inpainting.",
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        responses=REFUSALS,
+        generate_unique_id_function=operation_id,
         redirect_slashes=False,  # otherwise the host header would decide where a caller is sent
     )
     app.state.deps = deps

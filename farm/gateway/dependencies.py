@@ -8,6 +8,7 @@ from farm.checkpoints.registry import CheckpointRegistry
 from farm.gateway.auth import Authenticator, Caller, scope_missing
 from farm.gateway.events import EventHub
 from farm.gateway.metrics import Metrics
+from farm.gateway.openapi import BEARER
 from farm.gateway.page.history import History
 from farm.gateway.quotas import Quotas
 from farm.gateway.readiness import Readiness
@@ -46,15 +47,18 @@ def dependencies_of(request: Request) -> Dependencies:
     return cast(Dependencies, request.app.state.deps)
 
 
-async def reader(request: Request) -> str:
+Described = Annotated[object, Depends(BEARER)]
+
+
+async def reader(request: Request, _: Described = None) -> str:
     return _tenant(request, "read")
 
 
-async def writer(request: Request) -> str:
+async def writer(request: Request, _: Described = None) -> str:
     return _tenant(request, "write")
 
 
-async def admin(request: Request) -> str:
+async def admin(request: Request, _: Described = None) -> str:
     return _tenant(request, "admin")
 
 

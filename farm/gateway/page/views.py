@@ -1,11 +1,11 @@
 """What the page shows, gathered from the queue and the store; every list is bounded."""
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from farm.errors import FarmError
+from farm.gateway.answers import Image
 from farm.job import TERMINAL_JOBS, JobState
 from farm.queue import JobStatus, Queue, notice
 from farm.queue.messages import LaneBacklog, Session
@@ -89,15 +89,13 @@ def may_retry(status: JobStatus) -> bool:
     return is_over(status) and status.state is not JobState.CANCELLED and status.images.failed > 0
 
 
-def shown(job: str, image: Mapping[str, Any]) -> Shown:
+def shown(job: str, image: Image) -> Shown:
     """From a picture as the API lists it."""
-    spec = image["spec"]
-    if isinstance(spec, str):
-        spec = json.loads(spec)
-    error = image.get("error")
+    spec = image.spec
+    error = image.error
     named = {
-        "size": f"{image['width']} x {image['height']}",
-        "seed": image["seed"],
+        "size": f"{image.width} x {image.height}",
+        "seed": image.seed,
         "steps": spec.get("num_inference_steps"),
         "guidance": spec.get("guidance_scale"),
         "mode": spec.get("mode"),
@@ -107,19 +105,19 @@ def shown(job: str, image: Mapping[str, Any]) -> Shown:
         ),
         "negative prompt": spec.get("negative_prompt"),
         "checkpoint": spec.get("checkpoint"),
-        "numerics": image.get("numerics"),
-        "notes": "; ".join(image.get("notes") or ()),
+        "numerics": image.numerics,
+        "notes": "; ".join(image.notes),
     }
     return Shown(
         job,
-        image["render"],
-        image["image"],
-        image["url"],
+        image.render,
+        image.image,
+        image.url,
         spec.get("prompt") or "",
-        None if error is None else str(error.get("message", error)),
-        error is not None and image.get("numerics") is None,
-        image["width"],
-        image["height"],
+        None if error is None else error.message,
+        error is not None and image.numerics is None,
+        image.width,
+        image.height,
         tuple((name, str(value)) for name, value in named.items() if value not in (None, "")),
     )
 

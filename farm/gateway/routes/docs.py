@@ -55,7 +55,7 @@ def _parameters(parameters: Any) -> Iterator[str]:
         kind = " or ".join(dict.fromkeys(k["type"] for k in kinds if "type" in k))
         needed = "required" if one.get("required") else f"default {schema.get('default', 'none')}"
         yield f"<tr><td><code>{escape(one['name'])}</code><td>in {escape(one['in'])}"
-        yield f"<td>{escape(kind)}<td>{escape(needed)}"
+        yield f"<td>{escape(kind)}<td>{escape(needed)}<td>{escape(one.get('description', ''))}"
     yield "</table>"
 
 
