@@ -1,5 +1,6 @@
 """Uploads, and the objects that signed addresses lead to."""
 
+import time
 from typing import Annotated
 from urllib.parse import quote
 
@@ -70,7 +71,11 @@ def download(
     if stored is None:
         raise NotFound("the object no longer exists")
     offset, size = map(int, part.split("+")) if part else (0, stored)
-    headers = {"Cache-Control": "private, immutable", "Accept-Ranges": "bytes"}
+    left = max(expires - int(time.time()), 0)  # seconds
+    headers = {
+        "Cache-Control": f"private, max-age={left}, immutable",
+        "Accept-Ranges": "bytes",
+    }
     if filename:
         headers["Content-Disposition"] = f"inline; filename*=UTF-8''{quote(filename)}"
     if request.method == "HEAD":
