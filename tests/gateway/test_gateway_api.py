@@ -295,6 +295,12 @@ def test_ready_means_that_a_job_would_run(http: httpx2.Client, gateway: Gateway)
         fake_worker.stop()
 
 
+def test_a_monitor_may_ask_for_the_head_alone(http: httpx2.Client) -> None:
+    for path, status in (("/healthz", 200), ("/readyz", 503), ("/readyz?workers=0", 200)):
+        answer = http.head(path)
+        assert (answer.status_code, answer.content) == (status, b"")
+
+
 def test_metrics_count_by_route_and_not_by_path(http: httpx2.Client) -> None:
     post(http, {"prompt": "x"})
     http.get("/v1/jobs/j0-01m848b6zxgnjbpp0f506dqmht")

@@ -15,12 +15,14 @@ from farm.queue import notice, placed_workers
 router = APIRouter(tags=["farm"])
 
 
+@router.head("/healthz", include_in_schema=False)
 @router.get("/healthz")
 async def healthz() -> answers.Health:
     """The process answers."""
     return answers.Health(status="ok", version=farm.__version__)
 
 
+@router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", responses={503: {"model": answers.Ready, "description": "Not ready"}})
 def readyz(response: Response, deps: Deps, workers: int = 1) -> answers.Ready:
     """200 when a job would run: queue and store can be written to and there is a worker. With
