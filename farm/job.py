@@ -88,7 +88,6 @@ class JobState(enum.StrEnum):
     CANCELLED = "cancelled"
 
 
-TERMINAL_TASKS = {TaskState.DONE, TaskState.FAILED, TaskState.CANCELLED, TaskState.EXPIRED}
 TERMINAL_JOBS = {JobState.DONE, JobState.FAILED, JobState.CANCELLED}
 
 
