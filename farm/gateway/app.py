@@ -1,6 +1,6 @@
 """Puts the gateway together."""
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
@@ -34,11 +34,13 @@ from farm.gateway.routes import (
     usage,
 )
 from farm.gateway.signed_urls import Links, Signer, linked_store, secret_of
+from farm.gateway.worker_sessions import WorkerSessions
 from farm.ingest.assets import Assets
 from farm.ingest.ingest import Ingest
 from farm.ingest.removal import Remover
 from farm.ingest.scores import ScoreRoom
 from farm.queue import Queue, connect
+from farm.queue.messages import Session
 from farm.settings import GatewaySettings
 from farm.sinks.registry import Sinks
 from farm.spec import CheckpointInfo
@@ -101,7 +103,8 @@ def _dependencies(
     infos: Sequence[CheckpointInfo],
 ) -> Dependencies:
     named = [inspect_checkpoint(ref).info for ref in settings.checkpoints]
-    registry = CheckpointRegistry([*infos, *named], live=lambda: live_checkpoints(queue))
+    sessions = WorkerSessions(queue)
+    registry = CheckpointRegistry([*infos, *named], live=lambda: live_checkpoints(sessions()))
     quotas = Quotas(queue, QuotaLimits.of(settings))
     kept = Assets(store, sandbox.probe, quotas)
     signer = Signer(
@@ -109,11 +112,17 @@ def _dependencies(
     )
     keys = KeyFile(settings.keys) if settings.keys else None
     ingest = Ingest(
-        queue, store, registry, kept, paces(queue), retention_days=settings.retention_days
+        queue,
+        store,
+        registry,
+        kept,
+        lambda: paces(sessions()),
+        retention_days=settings.retention_days,
     )
     return Dependencies(
         settings=settings,
         queue=queue,
+        sessions=sessions,
         store=store,
         sinks=Sinks(store, settings.data / "scratch" / "gateway"),
         assets=kept,
@@ -136,10 +145,10 @@ def _dependencies(
     )
 
 
-def live_checkpoints(queue: Queue) -> list[CheckpointInfo]:
+def live_checkpoints(sessions: Iterable[Session]) -> list[CheckpointInfo]:
     """What the workers said of their checkpoints when they came."""
     found = []
-    for session in queue.sessions():
+    for session in sessions:
         for facts in session.info.get("checkpoints", ()):
             try:
                 found.append(CheckpointInfo.model_validate(facts))
@@ -148,15 +157,11 @@ def live_checkpoints(queue: Queue) -> list[CheckpointInfo]:
     return found
 
 
-def paces(queue: Queue) -> Callable[[], Mapping[str, float]]:
+def paces(sessions: Iterable[Session]) -> Mapping[str, float]:
     """Row-steps per second and worker, by lane, as the workers measured them."""
-
-    def measured() -> Mapping[str, float]:
-        found: dict[str, float] = {}
-        for session in queue.sessions():
-            for lane, pace in dict(session.stats.get("paces", {})).items():
-                if isinstance(pace, int | float) and pace > 0:
-                    found[str(lane)] = max(float(pace), found.get(str(lane), 0.0))
-        return found
-
-    return measured
+    found: dict[str, float] = {}
+    for session in sessions:
+        for lane, pace in dict(session.stats.get("paces", {})).items():
+            if isinstance(pace, int | float) and pace > 0:
+                found[str(lane)] = max(float(pace), found.get(str(lane), 0.0))
+    return found

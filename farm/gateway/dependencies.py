@@ -13,6 +13,7 @@ from farm.gateway.page.history import History
 from farm.gateway.quotas import Quotas
 from farm.gateway.readiness import Readiness
 from farm.gateway.signed_urls import Links, Signer
+from farm.gateway.worker_sessions import WorkerSessions
 from farm.ingest.assets import Assets
 from farm.ingest.ingest import Ingest
 from farm.ingest.removal import Remover
@@ -26,6 +27,7 @@ from farm.store import Store
 class Dependencies(NamedTuple):
     settings: GatewaySettings
     queue: Queue
+    sessions: WorkerSessions
     store: Store
     sinks: Sinks
     assets: Assets

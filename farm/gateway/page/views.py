@@ -1,7 +1,7 @@
 """What the page shows, gathered from the queue and the store; every list is bounded."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from typing import NamedTuple
 
 from farm.errors import FarmError
@@ -15,6 +15,7 @@ JOBS_PAGE = 25
 PICTURES_PAGE = 60
 RECENT_JOBS = 12  # looked through for the newest pictures
 MAX_LANES = 50
+MAX_WORKERS = 100
 MAX_MISSING = 50  # workers that do not run
 MAX_TENANTS = 100
 TENANT_JOBS = 100  # the newest of each
@@ -169,7 +170,9 @@ def lanes(backlog: Sequence[LaneBacklog], sessions: Sequence[Session]) -> list[L
     return (found + idle)[:MAX_LANES]
 
 
-def problems(queue: Queue, found: tuple[str | None, str | None]) -> list[str]:
+def problems(
+    queue: Queue, sessions: Callable[[], Sized], found: tuple[str | None, str | None]
+) -> list[str]:
     """What is wrong with the farm, in sentences; empty if it works."""
     in_queue, in_store = found
     told = []
@@ -179,7 +182,7 @@ def problems(queue: Queue, found: tuple[str | None, str | None]) -> list[str]:
         told.append(f"The store cannot be written to: {in_store}")
     if not in_queue:
         try:
-            workers, said = queue.sessions(), notice.read(queue)
+            workers, said = len(sessions()), notice.read(queue)
         except FarmError as error:
             return [*told, f"The queue does not answer: {error}"]
         if not workers:

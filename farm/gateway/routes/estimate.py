@@ -42,7 +42,7 @@ async def estimate_job(
 def _paces(deps: Dependencies) -> tuple[dict[str, float], int]:
     """Row-steps/s by lane of all workers together, and how many workers there are."""
     found: Counter[str] = Counter()
-    sessions = deps.queue.sessions()
+    sessions = deps.sessions()
     for session in sessions:
         for lane, pace in dict(session.stats.get("paces", {})).items():
             if isinstance(pace, int | float) and pace > 0:

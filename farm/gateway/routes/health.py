@@ -31,7 +31,7 @@ def readyz(response: Response, deps: Deps, workers: int = 1) -> answers.Ready:
     queue, store = deps.readiness.problems()
     found: dict[str, Any] = {"queue": queue or "ok", "store": store or "ok", "workers": 0}
     try:
-        found["workers"] = len(deps.queue.sessions())
+        found["workers"] = len(deps.sessions())
         if not found["workers"] and (note := notice.read(deps.queue)):
             found["note"] = note
         if placed := placed_workers.read(deps.queue):

@@ -235,7 +235,7 @@ def remove_job(job: str, deps: Deps, tenant: Writer) -> Response:
 @router.get("/{job}/why")
 def why(job: str, deps: Deps, tenant: Reader) -> answers.Why:
     """What the job is waiting for, what goes first in each of its lanes, and an estimate."""
-    found = deps.queue.why(check_job_id(job), tenant)
+    found = deps.queue.why(check_job_id(job), tenant, deps.sessions())
     queue, store = deps.readiness.problems()
     if found.status.state in TERMINAL_JOBS:
         pass

@@ -79,7 +79,7 @@ def progress(job: str, request: Request, deps: Deps, tenant: Reader) -> HTMLResp
 
 
 def _progress(deps: Dependencies, job: str, tenant: str) -> dict[str, Any]:
-    why = deps.queue.why(job, tenant)
+    why = deps.queue.why(job, tenant, deps.sessions())
     status = why.status
     over = views.is_over(status)
     return {
@@ -182,7 +182,7 @@ def farm(request: Request, deps: Deps, _: Reader) -> HTMLResponse:
     """Workers, lanes, and the last ten minutes."""
     problems = _problems(deps)
     try:
-        sessions, backlog = deps.queue.sessions(), deps.queue.backlog()
+        sessions, backlog = deps.sessions(), deps.queue.backlog()
         missing = [one for one in placed_workers.read(deps.queue) if one.missing]
     except FarmError:
         sessions, backlog, missing = [], [], []  # the problems say it
@@ -191,7 +191,8 @@ def farm(request: Request, deps: Deps, _: Reader) -> HTMLResponse:
         "farm.html",
         problems=problems,
         missing=missing[: views.MAX_MISSING],
-        sessions=sorted(sessions, key=lambda session: session.worker),
+        sessions=sorted(sessions, key=lambda session: session.worker)[: views.MAX_WORKERS],
+        workers=len(sessions),
         lanes=views.lanes(backlog, sessions),
         samples=deps.history.samples(),
         checkpoints=deps.registry.all(),
@@ -233,7 +234,7 @@ def new(request: Request, deps: Deps, tenant: Reader) -> HTMLResponse:
 
 
 def _problems(deps: Dependencies) -> list[str]:
-    return views.problems(deps.queue, deps.readiness.problems())
+    return views.problems(deps.queue, deps.sessions, deps.readiness.problems())
 
 
 def _picture_url(deps: Dependencies) -> str:
