@@ -31,8 +31,10 @@ def test_the_control_plane_loads_neither_torch_nor_ray() -> None:
     assert not found & {"torch", "diffusers", "transformers", "ray", "boto3"}
 
 
-def test_sinks_load_without_what_only_workers_have() -> None:
-    found = _loaded("import farm.sinks.registry, farm.verify.repair, farm.gateway.__main__")
+def test_sinks_and_exports_load_without_what_only_workers_have() -> None:
+    found = _loaded(
+        "import farm.sinks.registry, farm.verify.repair, farm.export.export, farm.gateway.__main__"
+    )
     assert not found & {"fpng", "farm.formats.encoding", "torch"}
 
 
