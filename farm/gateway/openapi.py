@@ -161,3 +161,26 @@ class Api(FastAPI):
 def operation_id(route: APIRoute) -> str:
     """The function's name: what generated clients call it."""
     return route.name
+
+
+def in_words(schema: dict[str, Any]) -> str:
+    """The type of a value for people: ``list of Image``, ``integer or null``."""
+    if "$ref" in schema:
+        return str(schema["$ref"]).rpartition("/")[2]
+    if "anyOf" in schema:
+        return " or ".join(map(in_words, schema["anyOf"]))
+    if "enum" in schema:
+        return ", ".join(schema["enum"])
+    if "items" in schema:
+        return f"list of {in_words(schema['items'])}"
+    return str(schema.get("type", "anything"))
+
+
+def answer_of(operation: dict[str, Any]) -> str:
+    """What a call answers where it succeeds, in words."""
+    good = next(one for status, one in operation["responses"].items() if status.startswith("2"))
+    told = [
+        in_words(one["schema"]) if kind == "application/json" else kind
+        for kind, one in good.get("content", {}).items()
+    ]
+    return " or ".join(told) or "nothing"

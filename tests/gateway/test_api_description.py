@@ -98,6 +98,13 @@ def test_open_is_a_truth_value(http: httpx2.Client, asked: str, state: str) -> N
     assert answer.json()["state"] == state
 
 
+def test_the_page_of_the_api_has_the_fields_of_answers_and_their_types(http: httpx2.Client) -> None:
+    text = http.get("/docs").text
+    assert "<p>Answer: <code>JobStatus</code></p>" in text
+    assert "<code>images</code><td>list of Image" in text
+    assert "<code>num_inference_steps</code><td>integer<td>Denoising steps." in text
+
+
 def test_open_takes_nothing_else(http: httpx2.Client) -> None:
     answer = post_lines(http, LINES, open="perhaps")
     assert (answer.status_code, answer.json()["error"]["field"]) == (422, "open")
