@@ -88,7 +88,6 @@ class JobState(enum.StrEnum):
     CANCELLED = "cancelled"
 
 
-TERMINAL_TASKS = {TaskState.DONE, TaskState.FAILED, TaskState.CANCELLED, TaskState.EXPIRED}
 TERMINAL_JOBS = {JobState.DONE, JobState.FAILED, JobState.CANCELLED}
 
 
@@ -177,7 +176,7 @@ class JobOptions(BaseModel):
     ] = None
     keep: Annotated[
         int | None,  # seconds
-        BeforeValidator(_duration),
+        BeforeValidator(_duration, json_schema_input_type=str | None),
         PlainSerializer(lambda seconds: f"{seconds}s", when_used="json-unless-none"),
         # Left out where it is not given, so that older submissions keep their fingerprints.
         Field(exclude_if=lambda value: value is None),

@@ -182,6 +182,8 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:
         if hasattr(error, "format_message"):  # typer's own complaint about the arguments
             return _usage(error)
+        if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("farm"):
+            return fail(_not_installed(error))
         if os.environ.get("FARM_DEBUG"):
             raise
         say_error(f"error{_unforeseen(error)}")
@@ -189,6 +191,14 @@ def run(arguments: Sequence[str]) -> int:
     if code == INTERRUPTED:
         say_error(on_interrupt())
     return code if isinstance(code, int) else 0
+
+
+def _not_installed(error: ModuleNotFoundError) -> FarmError:
+    """The package alone brings what reaches a farm, and nothing of what runs one or draws."""
+    return InvalidInput(
+        f"{error.name} is needed for this command and is not installed",
+        hint='pip install "amused-farm[all]", or "amused-farm[gateway]" where nothing is drawn',
+    )
 
 
 def _unforeseen(error: Exception) -> str:

@@ -70,6 +70,22 @@ def test_a_death_ends_the_session_that_the_worker_began_last(bench: Bench, queue
     assert [session.info["life"] for session in queue.sessions()] == ["second"]
 
 
+def test_many_deaths_at_once_are_one_look_at_the_sessions(
+    bench: Bench, queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificates = Certificates()
+    scheduler = Scheduler(queue, lease_ms=MS, placement=certificates)
+    lives = [f"life-{number}" for number in range(20)]
+    for life in [*lives, "other"]:
+        bench.session(life=life)
+    certificates.dead = lives
+    looks, look = [], queue.sessions
+    monkeypatch.setattr(queue, "sessions", lambda: looks.append(1) or look())
+    scheduler.step()
+    assert len(looks) == 1
+    assert [session.info["life"] for session in look()] == ["other"]
+
+
 def test_tasks_that_were_not_begun_go_to_an_idle_worker(bench: Bench, queue: Queue) -> None:
     bench.submit(5)
     rich, idle = bench.session(), bench.session()
