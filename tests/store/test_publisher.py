@@ -32,6 +32,7 @@ from farm.store import Store, keys, open_store
 from farm_workers.leased_task import LeasedTask
 from farm_workers.publisher import process, publisher, uploads
 from farm_workers.publisher.messages import Alive, Begin, NotStored, Ready
+from farm_workers.publisher.pipe import ProcessPipe
 from farm_workers.publisher.process import PublisherProcess
 from farm_workers.publisher.publisher import Event, Publisher
 from farm_workers.publisher.uploads import picture_upload
@@ -247,6 +248,33 @@ def test_a_process_that_does_not_start_fails_what_waits(
     assert "does not start" in str(bench.wait("failed")[-1].error)
     monkeypatch.delenv("PYTHONHOME")
     bench.picture(2, task="other")
+    bench.wait("picture")
+
+
+def test_a_process_that_did_not_start_for_hours_is_started_in_the_end(
+    open_bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = threading.Event()
+    failures = iter(range(1100))
+
+    class EndedPipe:
+        def receive(self) -> None:
+            return None
+
+        def kill(self) -> None:
+            pass
+
+    def start(begin: Begin) -> EndedPipe | ProcessPipe:
+        if next(failures, None) is not None:
+            return EndedPipe()
+        started.set()
+        return ProcessPipe(begin)
+
+    monkeypatch.setattr(publisher, "RESTART_SECONDS", 0.0)
+    monkeypatch.setattr(publisher, "ProcessPipe", start)
+    bench = open_bench()
+    assert started.wait(60)
+    bench.picture(0)
     bench.wait("picture")
 
 
