@@ -443,6 +443,18 @@ def test_a_dropped_task_is_forgotten(bench: Bench) -> None:
     assert [bench.store.size(bench.key(render)) for render in range(5)] == [None] * 5
 
 
+def test_what_waits_for_its_lease_is_not_stored_when_its_task_is_dropped(bench: Bench) -> None:
+    bench.publisher.lease_until(bench.task(), time.monotonic())
+    bench.picture(0)
+    bench.picture(1, task="other")  # when it is stored, the process has both
+    bench.wait("picture")
+    bench.publisher.drop(bench.tasks["task"])
+    for render in range(2, 6):
+        bench.picture(render, task="other")
+        bench.wait("picture")
+    assert bench.store.size(bench.key(0)) is None
+
+
 def test_a_new_process_removes_what_waits_of_a_dropped_task(
     open_bench: Callable[..., Bench], tmp_path: Path
 ) -> None:
