@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NoReturn
 
@@ -30,7 +31,7 @@ from farm.sinks.protocol import TaskPlace
 from farm.spec import RenderRequest
 from farm.store import Store, keys, open_store
 from farm_workers.leased_task import LeasedTask
-from farm_workers.publisher import process, publisher, uploads
+from farm_workers.publisher import pipe, process, publisher, uploads
 from farm_workers.publisher.messages import Alive, Begin, NotStored, Ready
 from farm_workers.publisher.pipe import ProcessPipe
 from farm_workers.publisher.process import PublisherProcess
@@ -560,6 +561,46 @@ def test_a_bad_store_is_refused_at_once() -> None:
         Publisher("gs://bucket")
 
 
+@contextlib.contextmanager
+def serving(store_url: str, scratch: Path) -> Iterator[Connection]:
+    """A publisher's process, in a thread: the worker's end of the connection to it."""
+    ours, theirs = multiprocessing.Pipe()
+    served = PublisherProcess(theirs, Begin(store_url, scratch, 1, 60.0))
+
+    def serve() -> None:
+        with contextlib.suppress(EOFError, OSError):  # its worker has gone
+            served.run()
+
+    threading.Thread(target=serve, daemon=True).start()
+    with ours:
+        yield ours
+
+
+def test_a_process_that_has_nothing_to_do_says_that_it_lives(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "ALIVE_SECONDS", 0.01)
+    with serving(bench.store.url, tmp_path / "scratch") as ours:
+        for told in (Ready(), Alive(), Alive(), Alive()):
+            assert ours.poll(60)
+            assert ours.recv() == [told]
+
+
+def test_a_process_that_was_stopped_is_replaced(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.picture(0)
+    bench.wait("picture")
+    monkeypatch.setattr(pipe, "SILENT_SECONDS", 2)
+    stopped = bench.publisher.pid
+    assert stopped is not None
+    os.kill(stopped, signal.SIGSTOP)
+    bench.picture(1)
+    bench.wait("picture", 60)
+    assert bench.publisher.pid != stopped
+    assert bench.store.size(bench.key(1)) is not None
+
+
 def test_a_picture_for_which_memory_is_short_may_succeed_elsewhere(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -569,20 +610,12 @@ def test_a_picture_for_which_memory_is_short_may_succeed_elsewhere(
         raise MemoryError("std::bad_alloc")
 
     monkeypatch.setattr(process, "encode", fail)
-    ours, theirs = multiprocessing.Pipe()
     pixels, tokens = bench.arrays(0)
     work = picture_upload(0, bench.task(), bench.record(0), pixels, tokens).work
-    serving = PublisherProcess(theirs, Begin(bench.store.url, tmp_path / "scratch", 1, 60.0))
-
-    def serve() -> None:
-        with contextlib.suppress(EOFError, OSError):  # its worker has gone
-            serving.run()
-
-    threading.Thread(target=serve, daemon=True).start()
-    assert ours.recv() == [Ready()]
-    ours.send([work])
-    ours.send_bytes(pixels.data.cast("B"))
-    [answer] = next(told for told in iter(ours.recv, None) if not isinstance(told[0], Alive))
-    ours.close()
+    with serving(bench.store.url, tmp_path / "scratch") as ours:
+        assert ours.recv() == [Ready()]
+        ours.send([work])
+        ours.send_bytes(pixels.data.cast("B"))
+        [answer] = next(told for told in iter(ours.recv, None) if not isinstance(told[0], Alive))
     assert isinstance(answer, NotStored)
     assert answer.error["retryable"]
