@@ -456,6 +456,16 @@ def test_what_waits_for_its_lease_is_not_stored_when_its_task_is_dropped(bench: 
     assert bench.store.size(bench.key(0)) is None
 
 
+def test_files_of_tokens_come_into_their_shard_without_pixels(bench: Bench) -> None:
+    tokens = place(file_format=Format.TOKENS, sink="webdataset")
+    task = bench.task(pictures=3, place=tokens)
+    for render in range(3):
+        record = bench.record(render, format=Format.TOKENS)
+        bench.publisher.picture(task, record, None, bench.arrays(render)[1])
+    assert bench.receipt().done == 3
+    assert {sha256 is not None for sha256, _ in bench.rows().values()} == {True}
+
+
 def test_a_new_process_removes_what_waits_of_a_dropped_task(
     open_bench: Callable[..., Bench], tmp_path: Path
 ) -> None:
