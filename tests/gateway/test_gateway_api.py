@@ -301,6 +301,29 @@ def test_a_monitor_may_ask_for_the_head_alone(http: httpx2.Client) -> None:
         assert (answer.status_code, answer.content) == (status, b"")
 
 
+def test_jobs_pictures_and_refused_renders_are_counted_and_a_job_that_is_there_is_not(
+    http: httpx2.Client,
+) -> None:
+    def counted() -> list[int]:
+        found = dict(line.rsplit(" ", 1) for line in http.get("/metrics").text.splitlines())
+        names = (
+            'farm_jobs_total{kind="whole"}', 'farm_jobs_total{kind="open"}',
+            "farm_pictures_total", "farm_rejected_total",
+        )  # fmt: skip
+        return [int(float(found.get(name, 0))) for name in names]
+
+    before = counted()
+    for _ in range(2):
+        renders = {"prompt": "x", "num_images": 3}, {"prompt": ""}
+        assert post(http, *renders, idempotency_key="whole", max_failed=1).is_success
+        job = http.post("/v1/jobs?open&idempotency_key=open").json()["id"]
+    lines = ndjson([{"prompt": "x", "num_images": 2}, {"prompt": ""}])
+    headers = {"Content-Type": "application/x-ndjson"}
+    path = f"/v1/jobs/{job}/chunks/0?first=0"
+    assert http.put(path, content=lines, headers=headers).is_success
+    assert [now - then for now, then in zip(counted(), before, strict=True)] == [1, 1, 5, 2]
+
+
 def test_metrics_count_by_route_and_not_by_path(http: httpx2.Client) -> None:
     post(http, {"prompt": "x"})
     http.get("/v1/jobs/j0-01m848b6zxgnjbpp0f506dqmht")

@@ -80,6 +80,8 @@ def test_a_revoked_key_stops_and_a_broken_file_locks_nobody_out(
     with locked.client("alice") as alice, locked.client("bob") as bob:
         path.write_text("{")
         assert alice.get("/v1/jobs").status_code == 200
+        path.unlink()
+        assert alice.get("/v1/jobs").status_code == 200
         write_keys(path, {"bob": KEYS["bob"]})
         assert alice.get("/v1/jobs").status_code == 401
         assert bob.get("/v1/jobs").status_code == 200

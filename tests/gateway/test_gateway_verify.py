@@ -337,6 +337,32 @@ def go_on(gateway: Gateway, job: Job, monkeypatch: pytest.MonkeyPatch) -> Iterat
     go_on.set()
 
 
+@pytest.mark.parametrize(
+    ("runs", "refusal"),
+    [(True, "can be verified when it has ended"), (False, "was retried meanwhile")],
+)
+def test_a_job_that_is_retried_while_it_is_verified_is_not_repaired(
+    gateway: Gateway, farm: Farm, fake_worker: FakeWorker, runs: bool, refusal: str
+) -> None:
+    """Its new pictures would be taken for strays."""
+    job = farm.submit(["a boat", BAD_PROMPT], seed=1)
+    job.wait(20, check=False)
+    stray = picture(job, 99)
+    gateway.store.put(stray, b"x")
+    deps = gateway.app_deps
+    verifier = repair.Verifier(deps.queue, deps.store, deps.sinks, job.id, "local")
+    lines = repair.report(verifier, deps.settings.data, repair=True)
+    assert stray in next(lines)
+    if runs:
+        fake_worker.stop()
+    fake_worker.healed = True
+    job.retry()
+    if not runs:
+        job.wait(20)
+    assert refusal in list(lines)[-1]
+    assert gateway.store.size(stray) == 1
+
+
 def test_nothing_stays_behind_when_the_caller_goes_away(
     gateway: Gateway, job: Job, go_on: threading.Event
 ) -> None:

@@ -145,8 +145,8 @@ async def _open(request: Request, deps: Dependencies, tenant: str, kind: str) ->
         )
     checked = JobOptions.parse(options | _query_options(request))
     record, created = await run_sync(deps.ingest.open, tenant, checked)
-    deps.metrics.jobs.labels("open").inc()
     if created:
+        deps.metrics.jobs.labels("open").inc()
         tracing.submitted("open", record.job)
     state = (await run_sync(deps.queue.status, record.job, tenant)).state
     return answers.Opened(id=record.job, state=state, created=created, seed=record.seed)
