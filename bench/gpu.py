@@ -105,8 +105,6 @@ class Model:
         with self.model.device.scope():
             kind = Kind(self.grid, urgent=False, on_host=self.model.by_row)
             tile = TilePool(self.model, width=width)._make(kind)
-            if self.model.device.graphs:
-                tile.capture()
             items = uniform(self.info, rows or width, steps=MAX_STEPS)
             for place, item in enumerate(items):
                 tile.enter(*self.admit(item, items[place + 1 :]))

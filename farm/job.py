@@ -88,7 +88,6 @@ class JobState(enum.StrEnum):
     CANCELLED = "cancelled"
 
 
-TERMINAL_TASKS = {TaskState.DONE, TaskState.FAILED, TaskState.CANCELLED, TaskState.EXPIRED}
 TERMINAL_JOBS = {JobState.DONE, JobState.FAILED, JobState.CANCELLED}
 
 
@@ -131,12 +130,16 @@ class JobOptions(BaseModel):
     name: Annotated[
         str | None, Field(max_length=MAX_NAME), Parameter(help="A name for the job")
     ] = None
-    priority: Annotated[Priority, Parameter(help=", ".join(Priority))] = Priority.NORMAL
+    priority: Annotated[Priority, Parameter(help=", ".join(Priority), metavar="NAME")] = (
+        Priority.NORMAL
+    )
     # Which sinks there are, ``farm.sinks.registry`` knows.
     sink: Annotated[
         str,
         Parameter(
-            help="How pictures are stored: images, webdataset, parquet, tokens, or an installed one"
+            help="How pictures are stored: images, webdataset, parquet, tokens, or an "
+            "installed one",
+            metavar="NAME",
         ),
     ] = "images"
     shard_size: Annotated[
@@ -149,7 +152,7 @@ class JobOptions(BaseModel):
             metavar="N",
         ),
     ] = None
-    format: Annotated[Format, Parameter(help=", ".join(Format))] = Format.PNG
+    format: Annotated[Format, Parameter(help=", ".join(Format), metavar="KIND")] = Format.PNG
     seed: Annotated[
         int | None,
         Field(strict=True, lt=2**53),
@@ -173,7 +176,7 @@ class JobOptions(BaseModel):
     ] = None
     keep: Annotated[
         int | None,  # seconds
-        BeforeValidator(_duration),
+        BeforeValidator(_duration, json_schema_input_type=str | None),
         PlainSerializer(lambda seconds: f"{seconds}s", when_used="json-unless-none"),
         # Left out where it is not given, so that older submissions keep their fingerprints.
         Field(exclude_if=lambda value: value is None),

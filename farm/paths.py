@@ -57,8 +57,8 @@ def make_private(data: Path) -> None:
     os.umask(0o077)
     try:
         data.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=data):
-            pass
+        with tempfile.TemporaryFile(dir=data, buffering=0) as file:
+            file.write(bytes(4096))  # a full disk takes the file, but nothing in it
     except OSError as error:
         raise InvalidInput(
             f"{data} cannot be used: {error.strerror}", field="FARM_DATA", hint=_HINT

@@ -36,7 +36,11 @@ class KeepingSettings(BaseSettings):
     """How long things are kept. Variables carry the prefix ``FARM_``."""
 
     model_config = SettingsConfigDict(
-        env_prefix="FARM_", frozen=True, populate_by_name=True, extra="ignore"
+        env_prefix="FARM_",
+        env_ignore_empty=True,  # as files of settings write what is not set
+        frozen=True,
+        populate_by_name=True,
+        extra="ignore",
     )
 
     retention_days: float = Field(default=RETENTION_DAYS, gt=0, le=36_500)  # after a job's end

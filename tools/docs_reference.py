@@ -10,7 +10,9 @@ from typer.core import TyperGroup
 
 import farm_client
 from farm.cli.app import SECTIONS, group
+from farm.cli.help import records
 from farm.gateway.app import create_app
+from farm.gateway.openapi import answer_of, in_words
 from farm.settings import GatewaySettings
 
 ROOT = Path(__file__).parents[1]
@@ -46,11 +48,10 @@ def _command(name: str, command: Any) -> Iterator[str]:
             yield from _command(f"{name} {inner}", command.commands[inner])
         return
     context = command.make_context(name, [], resilient_parsing=True)
-    records = [found for one in command.params if (found := one.get_help_record(context))]
-    if records:
+    found = records(command.get_params(context))
+    if found:
         yield from ("", "| | |", "|---|---|")
-    for flags, told in records:
-        flags = flags.partition(" <list")[0]  # typer's note on a repeated argument
+    for flags, told in found:
         yield f"| `{' '.join(flags.split())}` | {_cell(told)} |"
 
 
@@ -93,6 +94,17 @@ def http() -> str:
                 needed = "required" if one.get("required") else ""
                 told = _cell(one.get("description", ""))
                 lines.append(f"| `{one['name']}` | {one['in']} {needed} | {told} |")
+            lines += ["", f"Answer: `{answer_of(facts)}`"]
+    for name, schema in sorted(described["components"]["schemas"].items()):
+        lines += ["", f"## {name}", "", schema.get("description", "")]
+        if "enum" in schema:
+            lines += ["", in_words(schema)]
+        fields = schema.get("properties", {}).items()
+        if fields:
+            lines += ["", "| field | | |", "|---|---|---|"]
+        for field, told in fields:
+            words = _cell(told.get("description", ""))
+            lines.append(f"| `{field}` | {in_words(told)} | {words} |")
     return "\n".join(lines) + "\n"
 
 

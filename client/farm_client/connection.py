@@ -74,7 +74,7 @@ class Connection:
         try:
             return json.loads(reply.body)
         except ValueError:
-            raise self._stranger(reply.status) from None
+            raise self._stranger(reply) from None
 
     @asynccontextmanager
     async def stream(
@@ -93,7 +93,7 @@ class Connection:
             while True:
                 async with self.wire.open(call) as opened:
                     self._answered = True
-                    if opened.status < 400:
+                    if opened.status < 300:
                         yield opened
                         return
                     failure = self._error(await _read(opened))
@@ -127,7 +127,7 @@ class Connection:
         store = None if url.startswith(f"{self.address.url}/") else urlsplit(url).netloc
         try:
             async with self.wire.open(call) as opened:
-                if opened.status >= 400:
+                if opened.status >= 300:
                     if store is not None and gateway_url is not None and self._never_reached(store):
                         raise _out_of_reach(store)  # another answers there, or it lets no one in
                     raise self._error(await _read(opened), store)
@@ -191,7 +191,7 @@ class Connection:
                 failure: FarmError = self._lost(error)
             else:
                 self._answered = True
-                if reply.status < 400:
+                if reply.status < 300:
                     return reply
                 failure = self._error(reply)
                 if reply.status not in RETRIED:
@@ -254,7 +254,7 @@ class Connection:
             if rejected := content.get("errors"):
                 failure = AllRejected([RejectedRender.from_dict(one) for one in rejected])
         except (ValueError, KeyError, TypeError, AttributeError):
-            return self._stranger(reply.status) if store is None else _refused(store, reply.status)
+            return self._stranger(reply) if store is None else _refused(store, reply)
         if type(failure) is FarmError and facts.get("code") not in CODES:
             kind = InvalidInput if reply.status < 500 else Unavailable
             failure = kind(failure.message, field=failure.field, hint=failure.hint)
@@ -264,11 +264,13 @@ class Connection:
             failure.hint = f"{failure.hint}; {other}" if failure.hint else other
         return failure
 
-    def _stranger(self, status: int) -> FarmError:
-        url = self.address.url
+    def _stranger(self, reply: Reply) -> FarmError:
+        url, status = self.address.url, reply.status
         if status in RETRIED:
             return Unavailable(f"{url} answers HTTP {status}: the farm behind it does not answer")
         hint = "is FARM_URL right?"
+        if place := _redirect(reply):
+            hint = f"it redirects to {place}; {hint}"
         if status == 400 and url.startswith("http:"):
             hint = f"try {url.replace('http', 'https', 1)}?"
         return _final(f"{url} answers HTTP {status}, but is not a farm", hint)
@@ -292,10 +294,23 @@ def _out_of_reach(store: str) -> Unavailable:
     )
 
 
-def _refused(store: str, status: int) -> Unavailable:
-    message = f"the farm's store at {store} answers HTTP {status}"
-    if status in RETRIED:
+def _redirect(reply: Reply) -> str | None:
+    """Where an answer sends. Nothing here follows: a signed address is good for its host alone,
+    and the API key is for the farm."""
+    if not 300 <= reply.status < 400:
+        return None
+    return without_secrets(reply.headers.get("location", "")) or "another address"
+
+
+def _refused(store: str, reply: Reply) -> Unavailable:
+    message = f"the farm's store at {store} answers HTTP {reply.status}"
+    if reply.status in RETRIED:
         return Unavailable(message)
+    if place := _redirect(reply):
+        needs = "AWS_ENDPOINT_URL or FARM_STORE_PUBLIC_URL with the store's own address"
+        if region := reply.headers.get("x-amz-bucket-region"):
+            place, needs = f"the region {region}", f"AWS_DEFAULT_REGION={region}"
+        return _final(f"{message}: it redirects to {place}", f"the farm's gateway needs {needs}")
     return _final(message, "the address may have expired, or the object may be gone: try again")
 
 

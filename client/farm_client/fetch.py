@@ -13,9 +13,10 @@ from io import BufferedRandom
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from farm.disk import refused
 from farm.errors import InvalidInput, StoreError
 from farm_client.connection import Connection
-from farm_client.image import draft_of, file_name, write_whole
+from farm_client.image import file_name, whole_file, write_whole
 from farm_client.manifest_draft import ManifestDraft
 from farm_client.models import Page, Picture, Shard
 from farm_client.output_folder import MANIFEST, OutputFolder
@@ -104,9 +105,7 @@ class Fetcher:
                 (self._folder / SIGNED).unlink(missing_ok=True)
                 self._output.finish()
         except OSError as error:
-            raise InvalidInput(
-                f"{self._folder} cannot be written to: {error.strerror}", field="output"
-            ) from None
+            raise refused(self._folder, error, "output") from None
         finally:
             self._stopped = True
             await crew.stop()
@@ -136,12 +135,10 @@ class Fetcher:
         path = self._folder / file_name(shard.file)
         there = _matches(path, shard.size, shard.sha256)
         if not there:
-            with draft_of(path) as draft:
-                with draft.open("w+b") as out:
-                    # On a slow line a shard takes longer than any patience, so each attempt goes
-                    # on where the last was cut off.
-                    await self._connection.persist(partial(self._append, shard, out), out.tell)
-                draft.replace(path)
+            with whole_file(path) as out:
+                # On a slow line a shard takes longer than any patience, so each attempt goes
+                # on where the last was cut off.
+                await self._connection.persist(partial(self._append, shard, out), out.tell)
         self._count(pictures, there=there, size=0 if there else shard.size)
 
     async def _append(self, shard: Shard, out: BufferedRandom) -> None:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from io import BufferedRandom
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -199,6 +200,47 @@ def write_whole(path: Path, data: bytes) -> None:
     with draft_of(path) as draft:
         draft.write_bytes(data)
         draft.replace(path)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BufferedRandom]:
+    """A file to write, which takes its place when it is whole. Before that it has no name, where
+    the system knows such files, so that a process that is killed leaves nothing of it."""
+    with draft_of(path) as draft:
+        unnamed = _unnamed_file(path.parent)
+        with unnamed or draft.open("w+b") as out:
+            yield out
+            if unnamed:
+                out.flush()
+                _name(out, draft)
+        draft.replace(path)
+
+
+def _unnamed_file(folder: Path) -> BufferedRandom | None:
+    """None where the system or the disk does not have them."""
+    try:
+        descriptor = os.open(folder, os.O_TMPFILE | os.O_RDWR, 0o666)
+    except (AttributeError, OSError):
+        return None
+    file = open(descriptor, "w+b")  # noqa: SIM115  its user closes it
+    if not os.path.exists(_place(file)):
+        file.close()
+        return None
+    return file
+
+
+def _place(file: BufferedRandom) -> str:
+    return f"/proc/self/fd/{file.fileno()}"
+
+
+def _name(file: BufferedRandom, path: Path) -> None:
+    path.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        # Only with a folder given does Python let link(2) follow the name under /proc.
+        os.link(_place(file), path.name, src_dir_fd=folder, dst_dir_fd=folder)
+    finally:
+        os.close(folder)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from farm.disk import refused
 from farm.errors import InvalidInput
 from farm.job import is_job_id
 from farm_client.image import write_whole
@@ -59,9 +60,7 @@ class OutputFolder:
             # Whole or not at all: a full disk must not take the mark that is there.
             write_whole(self.path / MARK, json.dumps(told).encode())
         except OSError as error:
-            raise InvalidInput(
-                f"{self.path} cannot be written to: {error.strerror}", field="output"
-            ) from None
+            raise refused(self.path, error, "output") from None
         return known
 
     def check(self, *, resume: bool = False) -> None:
@@ -94,9 +93,7 @@ class OutputFolder:
         except FileExistsError:
             raise InvalidInput(f"{self.path} is a file", field="output") from None
         except OSError as error:
-            raise InvalidInput(
-                f"{self.path} cannot be made: {error.strerror}", field="output"
-            ) from None
+            raise refused(self.path, error, "output", "made") from None
         if not os.access(self.path, os.W_OK | os.X_OK):
             raise InvalidInput(f"{self.path} is not writable", field="output")
 

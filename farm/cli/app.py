@@ -1,7 +1,6 @@
 """The commands by name; each is imported only when it is called."""
 
 import difflib
-import errno
 import importlib
 import importlib.util
 import os
@@ -12,6 +11,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 import farm
+from farm.cli.help import Command
 from farm.cli.output import (
     fail,
     go_on_with,
@@ -21,9 +21,11 @@ from farm.cli.output import (
     say_error,
     take_any_text,
 )
+from farm.disk import hint_of
 from farm.errors import FarmError, InvalidInput
 
 INTERRUPTED = 130
+DEBUG = "FARM_DEBUG=1 shows where"
 COMPLETE = "_FARM_COMPLETE"  # set by the script that ``farm completion`` prints
 
 
@@ -104,6 +106,8 @@ class Commands(TyperGroup):
             application = typer.Typer(add_completion=False, rich_markup_mode=None)
             application.command(cmd_name, help=made.__doc__)(made)
             made = application
+        for one in made.registered_commands:
+            one.cls = Command
         command = typer.main.get_command(made)
         command.name = cmd_name
         return command
@@ -178,23 +182,35 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:
         if hasattr(error, "format_message"):  # typer's own complaint about the arguments
             return _usage(error)
+        if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("farm"):
+            return fail(_not_installed(error))
         if os.environ.get("FARM_DEBUG"):
             raise
-        say_error(f"error{_unforeseen(error)} (FARM_DEBUG=1 shows where)")
+        say_error(f"error{_unforeseen(error)}")
         return 1
     if code == INTERRUPTED:
         say_error(on_interrupt())
     return code if isinstance(code, int) else 0
 
 
+def _not_installed(error: ModuleNotFoundError) -> FarmError:
+    """The package alone brings what reaches a farm, and nothing of what runs one or draws."""
+    return InvalidInput(
+        f"{error.name} is needed for this command and is not installed",
+        hint='pip install "amused-farm[all]", or "amused-farm[gateway]" where nothing is drawn',
+    )
+
+
 def _unforeseen(error: Exception) -> str:
     """What the operating system refuses, such as a name that is too long, is told in its words."""
     if isinstance(error, OSError) and error.strerror:
-        if error.filename is not None:
-            return f"[farm]: {error.filename}: {error.strerror}"
-        if error.errno == errno.ENOSPC:
-            return f"[farm]: {error.strerror}"
-    return f"[internal]: {type(error).__name__}: {error}".splitlines()[0]
+        where = "" if error.filename is None else f"{error.filename}: "
+        if hint := hint_of(error):
+            return f"[farm]: {where}{error.strerror} ({hint})"
+        if where:
+            return f"[farm]: {where}{error.strerror} ({DEBUG})"
+    told = f"[internal]: {type(error).__name__}: {error}".splitlines()[0]
+    return f"{told} ({DEBUG})"
 
 
 def _usage(error: Any) -> int:

@@ -1,11 +1,13 @@
 """``farm checkpoint``."""
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from farm.cli.output import fetches_told, one_line, say, say_error, say_json
+from farm.disk import refused
 from farm.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -56,7 +58,7 @@ def push(
     reference: Annotated[str, typer.Argument(metavar="DIR|ID@REVISION", show_default=False)],
     store: Annotated[
         str,
-        typer.Option(metavar="URL", help="Default: FARM_STORE.", envvar="FARM_STORE"),
+        typer.Option(metavar="URL", help="Such as s3://bucket/farm.", envvar="FARM_STORE"),
     ] = "",
 ) -> None:
     """Put a checkpoint into the farm's store, for the workers of all hosts; each host fetches it
@@ -97,10 +99,11 @@ def make_tiny(
         ) from None
     try:
         make(folder, seed=seed, size=size, downsample=downsample)
-    except OSError as error:
-        raise InvalidInput(
-            f"{folder} cannot be written: {error.strerror}", field="folder"
-        ) from None
+    except BaseException as error:
+        shutil.rmtree(folder, ignore_errors=True)  # else the next call finds a half one there
+        if isinstance(error, OSError):
+            raise refused(folder, error, "folder") from None
+        raise
     if as_json:
         inspect(str(folder), as_json=True)
     else:

@@ -20,7 +20,10 @@ WAIT_SECONDS = 300.0
 
 def dashboard(
     data: Annotated[
-        Path | None, typer.Option("--data", help="The farm's data directory.", show_default=False)
+        Path | None,
+        typer.Option(
+            "--data", metavar="DIR", help="The farm's data directory.", show_default=False
+        ),
     ] = None,
     browser: Annotated[bool, typer.Option("--open", help="Open it in the browser here.")] = False,
 ) -> None:

@@ -8,6 +8,7 @@ import typer
 
 from farm.cli.output import pictures, say, say_error
 from farm.cli.token_decoder import TokenDecoder
+from farm.disk import writing_to
 from farm.errors import Conflict, InvalidInput
 from farm.job import Format
 
@@ -25,7 +26,7 @@ def decode(
     format: Annotated[Format, typer.Option(help="Of the pictures.")] = Format.PNG,  # noqa: A002
     checkpoint: Annotated[
         list[str] | None,
-        typer.Option(help="Whose tokens they are, as for render; may be repeated."),
+        typer.Option(metavar="NAME", help="Whose tokens they are, as for render; may be repeated."),
     ] = None,
     threads: Annotated[int, typer.Option(min=0, help="Of torch; 0: all cores but one.")] = 0,
     overwrite: Annotated[
@@ -50,7 +51,8 @@ def decode(
                 field="--output",
                 hint="name another folder, or give --overwrite",
             )
-        write_whole(path, data)
+        with writing_to(output, "--output"):
+            write_whole(path, data)
         count += 1
     say(str(output))
     say_error(f"{pictures(count)} in {output}")

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 
 def doctor(
-    data: Annotated[Path | None, typer.Option("--data", help=DATA_HELP, show_default=False)] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="DIR", help=DATA_HELP, show_default=False)
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     rebuild: Annotated[
         bool,

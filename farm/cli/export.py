@@ -13,6 +13,7 @@ from farm.cli.output import fail, go_on_with, pictures, say, say_error, say_json
 from farm.cli.signing import Certificate, Key, Signing, signer
 from farm.cli.token_decoder import TokenDecoder
 from farm.cli.watch import tell_end
+from farm.disk import writing_to
 from farm.errors import InvalidInput
 from farm.job import OPTIONS, Format
 from farm.paths import data_dir
@@ -71,7 +72,7 @@ def export(
     ] = None,
     checkpoint: Annotated[
         list[str] | None,
-        typer.Option(help="What decodes tokens, as for render; may be repeated."),
+        typer.Option(metavar="NAME", help="What decodes tokens, as for render; may be repeated."),
     ] = None,
     threads: Annotated[int, typer.Option(min=0, help="Of torch; 0: all cores but one.")] = 0,
     parallel: Annotated[int, typer.Option(min=1, max=64, help="Downloads at a time.")] = PARALLEL,
@@ -134,7 +135,7 @@ def export(
     if store is not None and not overwrite and holds(store, plan):
         say_error(f"{output} is whole already")
         return _tell(found.status(), output, exported(plan, store.get(STATISTICS)), as_json)
-    with alone(folder):
+    with writing_to(folder, "--output"), alone(folder):
         if begin(plan, folder, overwrite=overwrite):
             source = folder / STATE / FETCHED
             fetched = found.fetch(source, parallel=parallel, shards=True)

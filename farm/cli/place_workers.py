@@ -63,7 +63,7 @@ def main() -> None:
 def _place(told: TextIO, orders: "_Orders") -> None:
     settings = load(SchedulerSettings)
     orders.heard.wait()  # how many workers there should be
-    if orders.ended.is_set():
+    if orders.ended.is_set() and not orders.end_workers:  # an earlier life's are to end as well
         return
     placement = Placement(
         WorkerActor,

@@ -20,7 +20,9 @@ queue = typer.Typer(
     no_args_is_help=False,
 )
 
-Data = Annotated[Path | None, typer.Option("--data", help=DATA_HELP, show_default=False)]
+Data = Annotated[
+    Path | None, typer.Option("--data", metavar="DIR", help=DATA_HELP, show_default=False)
+]
 
 
 @queue.command("check")

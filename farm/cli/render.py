@@ -26,6 +26,7 @@ from farm.cli.output import (
     say_note,
 )
 from farm.cli.selection import Selection
+from farm.disk import writing_to
 from farm.errors import FarmError, InvalidInput, RejectedRender
 from farm.job import MAX_PIECE_LINES, OPTIONS, Chunk, Format, JobOptions
 from farm.renders import NumberedSpec, Renders
@@ -60,7 +61,9 @@ def render(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR")],
     checkpoint: Annotated[
         list[str] | None,
-        typer.Option(help="A directory, built-in name or hub id@revision; may be repeated."),
+        typer.Option(
+            metavar="NAME", help="A directory, built-in name or hub id@revision; may be repeated."
+        ),
     ] = None,
     format: Annotated[  # noqa: A002
         Format | None, typer.Option(help="Of the picture files; default png.", show_default=False)
@@ -172,7 +175,10 @@ def _listed(made: "Iterator[ManifestRow]", sink: "Sink", output: Path) -> list[d
                 bar.update(task, completed=len(rows))
     finally:
         rows.sort(key=lambda row: (row["render"], row["image"]))
-        with (output / MANIFEST).open("w", encoding="utf-8") as out:
+        with (
+            writing_to(output, "--output"),
+            (output / MANIFEST).open("w", encoding="utf-8") as out,
+        ):
             out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     return rows
 

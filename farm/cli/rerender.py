@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from farm.cli.output import one_line, say, say_error, say_json
+from farm.disk import writing_to
 from farm.errors import NotFound
 from farm.spec import RenderRequest
 from farm_client import Farm, Image, Job
@@ -46,8 +47,10 @@ def rerender(
         same &= equal
         _tell(known, fresh, equal, as_json)
         if output is not None and again.error is None:
-            output.mkdir(parents=True, exist_ok=True)
-            say_error(str(again.save(output / f"{Path(str(image.file)).stem}{_suffix(again)}")))
+            with writing_to(output, "--output"):
+                output.mkdir(parents=True, exist_ok=True)
+                kept = again.save(output / f"{Path(str(image.file)).stem}{_suffix(again)}")
+            say_error(str(kept))
     return 0 if same else 1
 
 

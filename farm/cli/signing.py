@@ -16,12 +16,17 @@ Signing = Annotated[
 Certificate = Annotated[
     Path | None,
     typer.Option(
-        envvar="FARM_SIGN_CERTIFICATE", help="PEM chain that --sign uses.", show_default=False
+        metavar="FILE",
+        envvar="FARM_SIGN_CERTIFICATE",
+        help="PEM chain that --sign uses.",
+        show_default=False,
     ),
 ]
 Key = Annotated[
     Path | None,
-    typer.Option(envvar="FARM_SIGN_KEY", help="PEM of its private key.", show_default=False),
+    typer.Option(
+        metavar="FILE", envvar="FARM_SIGN_KEY", help="PEM of its private key.", show_default=False
+    ),
 ]
 
 

@@ -31,7 +31,7 @@ def ls(
     every: Annotated[bool, typer.Option("--all", help="List all of them.")] = False,
     state: Annotated[
         JobState | None,
-        typer.Option("--state", help="Only in this state.", show_default=False),
+        typer.Option("--state", metavar="STATE", help="Only in this state.", show_default=False),
     ] = None,
     failed: Annotated[bool, typer.Option("--failed", help="Only with failed pictures.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only the ids.")] = False,

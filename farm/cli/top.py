@@ -1,8 +1,9 @@
 """``farm top``: for operators; it reads the queue, so it works when the gateway does not."""
 
+import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -14,12 +15,15 @@ from farm.errors import FarmError
 from farm.measures import ENGINE_SECONDS, PICTURES, ROW_STEPS, Measure, read
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-    from rich.table import Table
+    from rich.console import Console, ConsoleOptions, RenderableType
 
     from farm.queue import LaneBacklog, Queue, Session, Tallies
 
 ROWS = 12  # of each table; the busiest
+LEFT = {"lane", "tenant", "worker", "host", "doing"}  # columns of text
+FOLDED = 12  # characters that a long text has at least
+GAP = 2  # between two columns
+PIPED = 10_000  # characters of a line, where no terminal limits it
 
 
 def top(
@@ -28,7 +32,10 @@ def top(
     ] = 2.0,
     once: Annotated[bool, typer.Option("--once", help="Print one view, and end.")] = False,
     data: Annotated[
-        Path | None, typer.Option("--data", help="The farm's data directory.", show_default=False)
+        Path | None,
+        typer.Option(
+            "--data", metavar="DIR", help="The farm's data directory.", show_default=False
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, a line per look.")] = False,
 ) -> None:
@@ -53,7 +60,7 @@ def top(
 def _print(view: "View") -> None:
     from rich.console import Console
 
-    Console().print(drawn(view))
+    Console(width=None if sys.stdout.isatty() else PIPED).print(drawn(view))
 
 
 def _live(queue: "Queue", before: "Look", every: float) -> None:
@@ -224,21 +231,21 @@ def drawn(view: View) -> "RenderableType":
     )
     return Group(
         Text(head),
-        _table(
+        _Table(
             ("lane", "queued", "pictures/s", "row-steps per engine second"),
             [
                 (row.lane, f"{row.queued:,}", f"{row.pictures:.1f}", f"{row.row_steps:.0f}")
                 for row in view.lanes
             ],
         ),
-        _table(
+        _Table(
             ("tenant", "pictures/s", "row-steps/s", "pictures"),
             [
                 (row.tenant, f"{row.pictures:.1f}", f"{row.row_steps:.0f}", f"{row.all_pictures:,}")
                 for row in view.tenants
             ],
         ),
-        _table(
+        _Table(
             ("worker", "busy", "pictures/s", "tasks", "room", "heartbeat", "host", "doing"),
             [
                 (
@@ -251,20 +258,50 @@ def drawn(view: View) -> "RenderableType":
     )  # fmt: skip
 
 
-def _table(names: tuple[str, ...], rows: list[tuple[str, ...]]) -> "Table":
-    from rich.table import Table
-    from rich.text import Text
+class _Table:
+    """Its columns on the right are left out where the terminal has no room for them; a long name
+    and what a worker does take several lines."""
 
-    left = {"lane", "tenant", "worker", "host", "doing"}
-    table = Table(box=None, pad_edge=False, expand=False)
-    for name in names:
-        justify = "left" if name in left else "right"
-        table.add_column(name, justify=justify, no_wrap=name != "doing")  # type: ignore[arg-type]
-    for row in rows[:ROWS]:
-        table.add_row(*(Text(one_line(cell)) for cell in row))
-    if len(rows) > ROWS:
-        table.add_row(f"and {len(rows) - ROWS} more")
-    return table
+    def __init__(self, names: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+        self._names = names
+        self._rows = [tuple(map(one_line, row)) for row in rows[:ROWS]]
+        self._more = len(rows) - ROWS
+
+    def __rich_console__(
+        self, console: "Console", options: "ConsoleOptions"
+    ) -> "Iterator[RenderableType]":
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=None, pad_edge=False, expand=False)
+        count = self._fitting(options.max_width)
+        for place, name in enumerate(self._names[:count]):
+            folds = self._folds(place)
+            table.add_column(
+                name,
+                justify="left" if name in LEFT else "right",
+                no_wrap=not folds,
+                overflow="fold" if folds else "ellipsis",
+            )
+        for row in self._rows:
+            table.add_row(*map(Text, row[:count]))
+        if self._more > 0:
+            table.add_row(f"and {self._more} more")
+        yield table
+
+    def _fitting(self, width: int) -> int:
+        columns = zip(self._names, *self._rows, strict=True)
+        widths = [max(map(len, column)) for column in columns]
+        for place, one in enumerate(widths):
+            if self._folds(place):
+                widths[place] = min(one, FOLDED)
+        count = len(widths)
+        while count > 1 and sum(widths[:count]) + GAP * (count - 1) > width:
+            count -= 1
+        return count
+
+    def _folds(self, place: int) -> bool:
+        return place == 0 or self._names[place] == "doing"
 
 
 def _age(seconds: float) -> str:

@@ -34,7 +34,9 @@ STARTED_BY = "FARM_STARTED_BY"  # in the environment: a token of the --detach th
 
 console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)  # paths as they are
 
-Data = Annotated[Path | None, typer.Option("--data", help=DATA_HELP, show_default=False)]
+Data = Annotated[
+    Path | None, typer.Option("--data", metavar="DIR", help=DATA_HELP, show_default=False)
+]
 
 
 def up(
@@ -45,8 +47,9 @@ def up(
     workers: Annotated[
         str,
         typer.Option(
+            metavar="N|GROUPS",
             help="How many; 0: one per GPU, or one on the CPU. Or groups, such as "
-            "amused-512:4xgpu,shapes-64:1-3xcpu, or a file with them."
+            "amused-512:4xgpu,shapes-64:1-3xcpu, or a file with them.",
         ),
     ] = "0",
     min_workers: Annotated[
@@ -64,17 +67,25 @@ def up(
     checkpoint: Annotated[
         list[str] | None,
         typer.Option(
-            help="A diffusers directory, amused-256, amused-512 or a hub id@commit; repeatable."
+            metavar="NAME",
+            help="A diffusers directory, amused-256, amused-512 or a hub id@commit; repeatable.",
         ),
     ] = None,
     store: Annotated[
-        str, typer.Option(envvar="FARM_STORE", help="s3://bucket/prefix instead of a folder.")
+        str,
+        typer.Option(
+            metavar="URL", envvar="FARM_STORE", help="s3://bucket/prefix instead of a folder."
+        ),
     ] = "",
     redis: Annotated[
-        str, typer.Option(envvar="REDIS_URL", help="Use this Redis or Valkey server.")
+        str,
+        typer.Option(metavar="URL", envvar="REDIS_URL", help="Use this Redis or Valkey server."),
     ] = "",
     ray: Annotated[
-        str, typer.Option(envvar="RAY_ADDRESS", help="Place the workers on this Ray cluster.")
+        str,
+        typer.Option(
+            metavar="ADDRESS", envvar="RAY_ADDRESS", help="Place the workers on this Ray cluster."
+        ),
     ] = "",
     single_writer: Annotated[
         bool,

@@ -1,13 +1,18 @@
 """``farm verify``."""
 
 import json
+import time
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
-from farm.cli.output import one_line, pictures, say, say_error
-from farm_client import Farm
-from farm_client.models import Difference
+from farm.cli.output import one_line, pictures, say, say_error, say_note
+from farm.errors import FarmError, OverQuota
+from farm_client import Farm, Job
+from farm_client.models import Difference, Verified
+
+TURN_SECONDS = 5.0  # between two looks, besides the client's own patience
 
 
 def verify(
@@ -30,7 +35,12 @@ def verify(
         else:
             say(one_line(str(one)))
 
-    found = handle.verify(repair=repair, tell=tell)
+    try:
+        found = _in_turn(handle, repair, tell)
+    except FarmError as error:
+        if lead == ",":  # what was begun is closed, so that it can be read
+            say(f'], "error": {json.dumps(error.to_dict())}}}')
+        raise
     if as_json:
         rest = json.dumps(found.model_dump(mode="json", exclude={"differences"}))
         say(f"{lead.rstrip(',')}], {rest[1:]}")
@@ -45,3 +55,16 @@ def verify(
         told += f"; farm verify {handle.id} --repair repairs what can be"
     say_error(told)
     return 1 if found.left else 0
+
+
+def _in_turn(job: Job, repair: bool, tell: Callable[[Difference], None]) -> Verified:
+    """A large job takes longer than the client's patience, so those that wait for it go on."""
+    noted = False
+    while True:
+        try:
+            return job.verify(repair=repair, tell=tell)
+        except OverQuota as error:
+            if not noted:
+                say_note(f"{error.message}; waiting")
+            noted = True
+            time.sleep(TURN_SECONDS)

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from farm.errors import Conflict, FarmError
 from farm.export.card import CARD, CROISSANT, MANIFEST, PLACES, CardFacts, write_card
 from farm.export.fetched import (
+    SELECTED,
     Decode,
     FetchedPicture,
     failed_rows,
@@ -118,6 +119,9 @@ def alone(folder: Path) -> Iterator[None]:
 def begin(plan: Plan, folder: Path, *, overwrite: bool = False) -> bool:
     """Make the folder ready; False if this very data set is there already.
 
+    While pictures were only fetched, a plan is not kept to: what is wanted of them may be asked
+    for in another way.
+
     Raises:
         Conflict: the folder holds something else.
     """
@@ -126,12 +130,14 @@ def begin(plan: Plan, folder: Path, *, overwrite: bool = False) -> bool:
     if known is not None and not overwrite:
         if known.read_bytes() == plan.to_json().encode():
             return known is told
-        raise _taken(f"{folder} holds another export")
-    if known is not None:
+        if known is whole or not _only_fetched(folder, plan.job):
+            raise _taken(f"{folder} holds another export")
+        (folder / STATE / FETCHED / SELECTED).unlink(missing_ok=True)
+    elif known is not None:
         _remove(folder, _groups_of(known) or ())
     elif folder.exists() and not folder.is_dir():
         raise _taken(f"{folder} is a file", overwrite=False)
-    elif folder.exists() and any(folder.iterdir()):
+    elif folder.exists() and any(one.name != STATE for one in folder.iterdir()):
         raise _taken(f"{folder} has files that are not an export's", overwrite=False)
     write_whole(told, plan.to_json().encode())
     return True
@@ -153,6 +159,13 @@ def groups_of(plan: bytes) -> tuple[str, ...] | None:
         return splits.names if told["target"] == "imagefolder" else ("data",)
     except (ValueError, LookupError, TypeError, FarmError):
         return None
+
+
+def _only_fetched(folder: Path, job: str) -> bool:
+    """Whether an unfinished export of the job has written nothing yet."""
+    plan = (folder / STATE / PLAN).read_bytes()
+    written = any((folder / name).exists() for name in groups_of(plan) or ())
+    return json.loads(plan).get("job") == job and not written
 
 
 def _remove(folder: Path, groups: Iterable[str]) -> None:

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from farm.formats.credentials import Sign
-from farm.formats.encoding import encode
 from farm.formats.manifest import ManifestRow
 from farm.formats.picture_file import EXTENSIONS, Facts, read_facts, token_bytes, token_grid
 from farm.job import Format
@@ -123,6 +122,8 @@ def as_picture(
     else:
         assert decode is not None
         facts = picture.facts()
+        from farm.formats.encoding import encode  # its packages come with what draws
+
         data, extension = encode(decode(facts), facts, kind), EXTENSIONS[kind]
     data = data if sign is None else sign(data)
     return _row_of(picture, extension, data), data

@@ -41,11 +41,12 @@ class Where(NamedTuple):
             raise _wrong(f"has more than {MAX_CHARACTERS:,} characters")
         try:
             tree = ast.parse(text.strip(), mode="eval")
+            condition = _condition(tree.body)
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             reason = getattr(error, "msg", None) or "is too deep"
             raise _wrong(f"cannot be read: {reason}") from None
         names = frozenset(node.id for node in ast.walk(tree) if isinstance(node, ast.Name))
-        return cls(text, names, _condition(tree.body))
+        return cls(text, names, condition)
 
     def check_columns(self, known: Sequence[str]) -> None:
         """Raises ``InvalidInput`` for a column that no row has."""

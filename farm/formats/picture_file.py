@@ -36,8 +36,6 @@ EXIF_IFD = 0x8769
 EXIF_USER_COMMENT = 0x9286
 EXIF_ASCII = b"ASCII\0\0\0"  # the character code that a user comment starts with
 
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-
 
 class Facts(NamedTuple):
     """Enough to make the picture again, or to check that it is what it should be."""

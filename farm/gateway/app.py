@@ -1,10 +1,9 @@
 """Puts the gateway together."""
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
-from fastapi import FastAPI
 from pydantic import ValidationError
 
 import farm
@@ -18,6 +17,7 @@ from farm.gateway.dependencies import Dependencies
 from farm.gateway.events import EventHub
 from farm.gateway.metrics import MeasureRequests, Metrics
 from farm.gateway.middleware import RequestGuard
+from farm.gateway.openapi import REFUSALS, Api, operation_id
 from farm.gateway.page.history import History
 from farm.gateway.quotas import QuotaLimits, Quotas
 from farm.gateway.readiness import Readiness
@@ -34,11 +34,13 @@ from farm.gateway.routes import (
     usage,
 )
 from farm.gateway.signed_urls import Links, Signer, linked_store, secret_of
+from farm.gateway.worker_sessions import WorkerSessions
 from farm.ingest.assets import Assets
 from farm.ingest.ingest import Ingest
 from farm.ingest.removal import Remover
 from farm.ingest.scores import ScoreRoom
 from farm.queue import Queue, connect
+from farm.queue.messages import Session
 from farm.settings import GatewaySettings
 from farm.sinks.registry import Sinks
 from farm.spec import CheckpointInfo
@@ -53,7 +55,7 @@ def create_app(
     queue: Queue | None = None,
     store: Store | None = None,
     infos: Sequence[CheckpointInfo] = (),
-) -> FastAPI:
+) -> Api:
     """The application; queue and store are opened from the settings unless they are given.
 
     ``infos`` are checkpoints besides those that the settings name.
@@ -64,7 +66,7 @@ def create_app(
     deps = _dependencies(settings, queue, store, sandbox, infos)
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(_: Api) -> AsyncIterator[None]:
         deps.events.start()
         deps.history.start()
         yield
@@ -72,13 +74,15 @@ def create_app(
         deps.events.stop()
         sandbox.close()
 
-    app = FastAPI(
+    app = Api(
         title="amused-farm",
         version=farm.__version__,
         description="A render farm for aMUSEd: text-to-image, image-to-image and inpainting.",
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        responses=REFUSALS,
+        generate_unique_id_function=operation_id,
         redirect_slashes=False,  # otherwise the host header would decide where a caller is sent
     )
     app.state.deps = deps
@@ -99,7 +103,8 @@ def _dependencies(
     infos: Sequence[CheckpointInfo],
 ) -> Dependencies:
     named = [inspect_checkpoint(ref).info for ref in settings.checkpoints]
-    registry = CheckpointRegistry([*infos, *named], live=lambda: live_checkpoints(queue))
+    sessions = WorkerSessions(queue)
+    registry = CheckpointRegistry([*infos, *named], live=lambda: live_checkpoints(sessions()))
     quotas = Quotas(queue, QuotaLimits.of(settings))
     kept = Assets(store, sandbox.probe, quotas)
     signer = Signer(
@@ -107,11 +112,17 @@ def _dependencies(
     )
     keys = KeyFile(settings.keys) if settings.keys else None
     ingest = Ingest(
-        queue, store, registry, kept, paces(queue), retention_days=settings.retention_days
+        queue,
+        store,
+        registry,
+        kept,
+        lambda: paces(sessions()),
+        retention_days=settings.retention_days,
     )
     return Dependencies(
         settings=settings,
         queue=queue,
+        sessions=sessions,
         store=store,
         sinks=Sinks(store, settings.data / "scratch" / "gateway"),
         assets=kept,
@@ -134,10 +145,10 @@ def _dependencies(
     )
 
 
-def live_checkpoints(queue: Queue) -> list[CheckpointInfo]:
+def live_checkpoints(sessions: Iterable[Session]) -> list[CheckpointInfo]:
     """What the workers said of their checkpoints when they came."""
     found = []
-    for session in queue.sessions():
+    for session in sessions:
         for facts in session.info.get("checkpoints", ()):
             try:
                 found.append(CheckpointInfo.model_validate(facts))
@@ -146,15 +157,11 @@ def live_checkpoints(queue: Queue) -> list[CheckpointInfo]:
     return found
 
 
-def paces(queue: Queue) -> Callable[[], Mapping[str, float]]:
+def paces(sessions: Iterable[Session]) -> Mapping[str, float]:
     """Row-steps per second and worker, by lane, as the workers measured them."""
-
-    def measured() -> Mapping[str, float]:
-        found: dict[str, float] = {}
-        for session in queue.sessions():
-            for lane, pace in dict(session.stats.get("paces", {})).items():
-                if isinstance(pace, int | float) and pace > 0:
-                    found[str(lane)] = max(float(pace), found.get(str(lane), 0.0))
-        return found
-
-    return measured
+    found: dict[str, float] = {}
+    for session in sessions:
+        for lane, pace in dict(session.stats.get("paces", {})).items():
+            if isinstance(pace, int | float) and pace > 0:
+                found[str(lane)] = max(float(pace), found.get(str(lane), 0.0))
+    return found

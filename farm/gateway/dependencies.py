@@ -8,10 +8,12 @@ from farm.checkpoints.registry import CheckpointRegistry
 from farm.gateway.auth import Authenticator, Caller, Scope, scope_missing
 from farm.gateway.events import EventHub
 from farm.gateway.metrics import Metrics
+from farm.gateway.openapi import BEARER
 from farm.gateway.page.history import History
 from farm.gateway.quotas import Quotas
 from farm.gateway.readiness import Readiness
 from farm.gateway.signed_urls import Links, Signer
+from farm.gateway.worker_sessions import WorkerSessions
 from farm.ingest.assets import Assets
 from farm.ingest.ingest import Ingest
 from farm.ingest.removal import Remover
@@ -25,6 +27,7 @@ from farm.store import Store
 class Dependencies(NamedTuple):
     settings: GatewaySettings
     queue: Queue
+    sessions: WorkerSessions
     store: Store
     sinks: Sinks
     assets: Assets
@@ -46,15 +49,18 @@ def dependencies_of(request: Request) -> Dependencies:
     return cast(Dependencies, request.app.state.deps)
 
 
-async def reader(request: Request) -> str:
+Described = Annotated[object, Depends(BEARER)]
+
+
+async def reader(request: Request, _: Described = None) -> str:
     return _tenant(request, "read")
 
 
-async def writer(request: Request) -> str:
+async def writer(request: Request, _: Described = None) -> str:
     return _tenant(request, "write")
 
 
-async def admin(request: Request) -> str:
+async def admin(request: Request, _: Described = None) -> str:
     return _tenant(request, "admin")
 
 

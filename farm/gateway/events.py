@@ -12,7 +12,6 @@ from typing import Any
 from anyio.to_thread import run_sync
 
 from farm.errors import FarmError
-from farm.gateway.serializers import status_view
 from farm.job import TERMINAL_JOBS
 from farm.queue import Queue
 
@@ -112,7 +111,7 @@ async def updates(
             except FarmError as error:
                 log.warning("events of job %s end: %s", job, error)
                 return  # the client connects again and is then told what is wrong
-            view = status_view(status)
+            view = status.model_dump(mode="json")
             if view != last:
                 yield sse("status", view)
                 last, quiet = view, 0.0

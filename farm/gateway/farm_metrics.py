@@ -24,13 +24,14 @@ from farm.queue import LaneBacklog, Queue, Session, Tallies, placed_workers
 from farm.queue.placed_workers import PlacedWorker, Reason, WorkerState
 from farm.queue.tallies import ENDED, FAILED, RETURNED, WAIT_BUCKETS
 
-FRESH_SECONDS = 1.0  # the queue is not asked more often, however many ask here
+FRESH_SECONDS = 1.0  # at least: the queue is not asked more often, however many ask here
+FRESH_FOR_EACH = 0.005  # worker; what a thousand of them say takes a second to read and to write
 MAX_LANES = 100  # with a number of their own; users choose sizes, and each size is a lane
 MAX_TENANTS = 100  # likewise
 _SOME = "; of more than 256 lanes of a checkpoint and class, those that the planner sees now"
 
 
-class _Figures(NamedTuple):
+class Figures(NamedTuple):
     backlog: Sequence[LaneBacklog]
     tallies: Tallies
     sessions: Sequence[Session]
@@ -44,14 +45,14 @@ class FarmMetrics(Collector):
         self._queue = queue
         self._clock = clock
         self._lock = threading.Lock()
-        self._read_at = float("-inf")
-        self._figures: _Figures | None = None
+        self._fresh_until = float("-inf")
+        self._figures: Figures | None = None
 
     def describe(self) -> Iterable[Metric]:
         return []  # otherwise the queue would be asked at registration
 
     def collect(self) -> Iterator[Metric]:
-        figures = self._read()
+        figures = self.read()
         yield _gauge("farm_queue_up", "Whether the queue answers", figures is not None)
         if figures is not None:
             yield from _queued(figures.backlog)
@@ -59,20 +60,24 @@ class FarmMetrics(Collector):
             yield from _workers(_living(figures.sessions))
             yield _placed(figures.placed)
 
-    def _read(self) -> _Figures | None:
+    def read(self) -> Figures | None:
         """None if the queue does not answer; the gateway's own numbers are still good."""
         with self._lock:
-            if self._clock() - self._read_at >= FRESH_SECONDS:
+            if self._clock() >= self._fresh_until:
+                workers = 0
                 try:
-                    self._figures = _Figures(
+                    self._figures = Figures(
                         self._queue.backlog(),
                         self._queue.tallies(),
                         self._queue.sessions(),
                         placed_workers.read(self._queue),
                     )
+                    workers = len(self._figures.sessions)
                 except FarmError:
                     self._figures = None
-                self._read_at = self._clock()  # now: those who waited take what was read
+                # From now: those who waited take what was read.
+                fresh = max(FRESH_SECONDS, FRESH_FOR_EACH * workers)
+                self._fresh_until = self._clock() + fresh
             return self._figures
 
 

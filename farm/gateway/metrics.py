@@ -1,6 +1,7 @@
 """Numbers for Prometheus; one registry per application, so that tests can have several."""
 
 import secrets
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from farm import logs
-from farm.gateway.farm_metrics import FarmMetrics
+from farm.gateway.farm_metrics import FarmMetrics, Figures
 from farm.measures import OTHERS
 from farm.queue import Queue
 
@@ -50,11 +51,25 @@ class Metrics:
         self.pictures = Counter("farm_pictures", "Pictures asked for", registry=self.registry)
         self.rejected = Counter("farm_rejected", "Renders refused", registry=self.registry)
         self.uploads = Counter("farm_asset_bytes", "Bytes uploaded", registry=self.registry)
-        self.registry.register(FarmMetrics(queue))
+        self._farm = FarmMetrics(queue)
+        named = CollectorRegistry()
+        named.register(self._farm)
+        self._farms = {True: named, False: _WithoutNames(named)}  # by whether tenants are named
+        self._told: dict[bool, tuple[Figures | None, bytes]] = {}
+        self._telling = threading.Lock()
 
     def text(self, *, tenants: bool = True) -> bytes:
         """As Prometheus reads it; without the tenants' names, they are counted together."""
-        return generate_latest(self.registry if tenants else _WithoutNames(self.registry))
+        return generate_latest(self.registry) + self._farm_text(tenants)
+
+    def _farm_text(self, tenants: bool) -> bytes:
+        """Made once of the same figures: anyone may ask, and of many workers it is long."""
+        with self._telling:
+            figures = self._farm.read()
+            known = self._told.get(tenants)
+            if known is None or known[0] is not figures:
+                known = self._told[tenants] = figures, generate_latest(self._farms[tenants])
+            return known[1]
 
 
 class _WithoutNames(CollectorRegistry):

@@ -1,5 +1,6 @@
 """Addresses that let anyone who has one read one stored object, or a range, for a while."""
 
+import functools
 import hmac
 import mimetypes
 import os
@@ -14,6 +15,9 @@ from farm.settings import GatewaySettings
 from farm.sinks.protocol import Source
 from farm.store import Store, open_store
 
+SAME_SECONDS = 60  # at most
+LINKS_KEPT = 4096  # some 500 bytes each
+
 
 class Signer:
     """Signs and checks addresses below ``/v1/objects``; gateways with one secret agree."""
@@ -24,7 +28,7 @@ class Signer:
 
     def path(self, key: str, *, seconds: int, filename: str, part: str = "") -> str:
         """``part`` is the range's offset and size, as in ``1536+40961``; empty for the whole."""
-        expires = int(self._now()) + seconds
+        expires = self.start(seconds) + seconds
         query = {
             "expires": expires,
             "filename": filename,
@@ -33,6 +37,12 @@ class Signer:
         if part:
             query["part"] = part
         return f"/v1/objects/{quote(key)}?{urlencode(query)}"
+
+    def start(self, seconds: int) -> int:
+        """The moment from which an address counts that is asked for now. It stays the same for a
+        while, so that whoever asks again, as the page does, need not fetch its pictures again."""
+        now = int(self._now())
+        return now - now % max(min(seconds // 8, SAME_SECONDS), 1)
 
     def check(self, key: str, expires: int, filename: str, signature: str, part: str = "") -> None:
         if "\n" in key or "\n" in filename:  # it parts the fields that are signed
@@ -64,14 +74,19 @@ class Links:
         self._signer = signer
         self._seconds = seconds
         self._base = base.rstrip("/")
+        self._link = functools.lru_cache(LINKS_KEPT)(self._direct_link)
 
     def to(self, source: Source) -> str:
         """Ranges always go through the gateway: no store signs a link to one."""
         url = None
-        if self._direct is not None and source.offset is None:
-            seconds, name = self._seconds, source.name
-            url = self._direct.signed_url(source.key, seconds=seconds, filename=name)
+        if source.offset is None:
+            url = self._link(source.key, source.name, self._signer.start(self._seconds))
         return url or self.through_gateway(source)
+
+    def _direct_link(self, key: str, name: str, _: int) -> str | None:
+        if self._direct is None:
+            return None
+        return self._direct.signed_url(key, seconds=self._seconds, filename=name)
 
     def through_gateway(self, source: Source) -> str:
         """For those who do not reach the store."""

@@ -19,6 +19,7 @@ from farm.paths import write_pid
 
 log = logging.getLogger(__name__)
 
+SCARCE_BYTES = 64 * 2**20  # of a disk; with less than that not every part of a farm starts
 MARK = "FARM_UP"  # set for every process of an embedded farm: its data directory
 STABLE_SECONDS = 60.0  # a process that lived so long starts again without delay
 MAX_DELAY_SECONDS = 10.0
@@ -80,7 +81,7 @@ class Supervisor:
                 raise Unavailable(
                     f"{service.name} ended with status {running.process.returncode} at its start: "
                     f"{words}",
-                    hint=service.advice(words) or f"see {self._log(service)}",
+                    hint=service.advice(words) or self._scarce() or f"see {self._log(service)}",
                 )
             if time.monotonic() > deadline:
                 raise Unavailable(
@@ -197,6 +198,14 @@ class Supervisor:
 
     def _log(self, service: Service) -> Path:
         return self._logs / f"{service.name}.log"
+
+    def _scarce(self) -> str | None:
+        """On a full disk a program rarely says why it ends."""
+        free = shutil.disk_usage(self._logs).free
+        if free >= SCARCE_BYTES:
+            return None
+        left = f"{free / 2**20:.1f} MiB are free below {self._logs.parent}"
+        return f"{left}: free some space, or use another folder"
 
     def _last_words(self, service: Service) -> str:
         lines = self._log(service).read_text(errors="replace").strip().splitlines()

@@ -1,7 +1,7 @@
 """The queue's operations: one method, one script, one round trip."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import redis
@@ -146,11 +146,18 @@ class Queue(Submissions, WorkerSessions):
         """What became of a job's pictures, for any tenant."""
         return encoding.totals(self._run("totals", check_job_id(job)))
 
-    def why(self, job: str, tenant: str) -> Why:
-        """What a job waits for, what goes first, and how long that may take."""
+    def why(self, job: str, tenant: str, sessions: Sequence[Session] | None = None) -> Why:
+        """What a job waits for, what goes first, and how long that may take.
+
+        Args:
+            job: its id.
+            tenant: whose it is.
+            sessions: as ``sessions`` has told them a moment ago; else they are asked for.
+        """
         header, alone, *lanes = self._run("why", check_job_id(job), tenant)
         queues = [encoding.lane_queue(row) for row in lanes]
-        return explain_wait(encoding.status(job, header), alone, queues, self.sessions())
+        workers = self.sessions() if sessions is None else sessions
+        return explain_wait(encoding.status(job, header), alone, queues, workers)
 
     def sessions(self) -> list[Session]:
         return [

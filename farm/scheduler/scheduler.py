@@ -50,14 +50,14 @@ class Scheduler:
         self._lease_ms = lease_ms
         self._placement = placement
         self._seen = ""
-        self._dead: list[str] = []  # lives that the queue has not been told of
+        self._dead: set[str] = set()  # lives that the queue has not been told of
         self._urgent: dict[str, _Granted] = {}
         self._grants = 0
 
     def step(self) -> int:
         """One pass; returns how many tasks were granted."""
         if self._placement is not None:
-            self._dead += self._placement.deaths()
+            self._dead.update(self._placement.deaths())
             self._end_dead()
         self._queue.tick()
         work = [Work(item.lane, item.priority, item.pictures) for item in self._queue.backlog()]
@@ -74,12 +74,13 @@ class Scheduler:
 
     def _end_dead(self) -> None:
         """A life may have had several sessions, and only the queue knows the last one."""
-        while self._dead:
-            for session in self._queue.sessions():
-                if session.info.get("life") == self._dead[0]:
-                    # Its crash reporter has told of a crash already; Ray does not know the cause.
-                    self._queue.end(session.session, "lost")
-            self._dead.pop(0)  # only now: a server that is away must still hear of it
+        if not self._dead:
+            return
+        for session in self._queue.sessions():
+            if session.info.get("life") in self._dead:
+                # Its crash reporter has told of a crash already; Ray does not know the cause.
+                self._queue.end(session.session, "lost")
+        self._dead.clear()  # only now: a server that is away must still hear of it
 
     def _room(self, session: WorkerRoom) -> Room:
         return Room(

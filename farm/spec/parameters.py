@@ -69,6 +69,7 @@ class RenderFields(BaseModel):
         Mode | None,
         Parameter(
             help=", ".join(Mode),
+            metavar="MODE",
             default="follows from the files given",
             allowed=", ".join(f"`{mode}`" for mode in Mode),
             pipelines=(),
@@ -78,6 +79,7 @@ class RenderFields(BaseModel):
         str | None,
         Parameter(
             help="One of the farm's checkpoints",
+            metavar="NAME",
             default="the farm's first",
             allowed="`id@revision`, the id, or its last part",
             pipelines=("from_pretrained",),
@@ -287,6 +289,7 @@ class RenderFields(BaseModel):
         Rng,
         Parameter(
             help="farm-1, the same on every device, or torch, which draws as diffusers does",
+            metavar="NAME",
             allowed="`farm-1` is the same on every device; `torch` draws as diffusers does",
             pipelines=(),
         ),

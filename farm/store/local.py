@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
+from farm.disk import HINTS
 from farm.errors import NotFound, StoreError
 from farm.store.probing import probe
 from farm.store.protocol import STREAM_BYTES, ListedObject, check_key, check_prefix, whole_range
@@ -19,10 +20,7 @@ _UNFINISHED = ".writing-"
 _NO_UNNAMED = {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT}
 
 _HINTS = {
-    errno.ENOSPC: "the disk is full: free some space, or use another folder",
-    errno.EDQUOT: "the disk quota is used up: free some space, or use another folder",
-    errno.EROFS: "the disk is mounted read-only: use another folder",
-    errno.EACCES: "this user may not use the folder: correct its permissions, or use another one",
+    **HINTS,
     errno.EPERM: "the file system refuses it, perhaps for want of hard links: use another folder",
     errno.EOPNOTSUPP: "the file system has no hard links: use a folder on another one",
     errno.EEXIST: "there is a file where a folder is needed",

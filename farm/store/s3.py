@@ -42,6 +42,7 @@ _MISSING = {"NoSuchKey", "NotFound", "404"}
 _RACING = {"ConditionalRequestConflict", "OperationAborted", "409", "NoSuchUpload"}
 _REFUSED = {"AccessDenied", "AllAccessDisabled", "AccountProblem", "403"}
 _OVERLOADED = {"SlowDown", "ServiceUnavailable", "Throttling", "RequestLimitExceeded", "503"}
+_REDIRECTS = {301, 302, 303, 307, 308}
 _FULL = {"QuotaExceeded", "XMinioStorageFull", "InsufficientStorage", "507"}
 
 
@@ -253,10 +254,23 @@ class S3Store:
             reason, hint = f"it is overloaded ({code})", "the farm tries again later"
         elif code in _FULL:
             reason, hint = f"it is full ({code})", "free some space, or raise the quota"
+        elif error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") in _REDIRECTS:
+            reason, hint = _redirect(error)
         elif code in UNKNOWN:
             reason = f"the server cannot do it ({code})"
             hint = "use a store that honours If-None-Match, such as AWS S3, Ceph or MinIO"
         return StoreError(f"{failed}: {reason}", hint=hint)
+
+
+def _redirect(error: ClientError) -> tuple[str, str]:
+    """What botocore did not follow: where to, and what to set."""
+    told = error.response.get("Error", {})
+    headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    if region := headers.get("x-amz-bucket-region") or told.get("Region"):
+        hint = f"set AWS_DEFAULT_REGION={region}; an AWS_ENDPOINT_URL must be one of that region"
+        return f"the bucket is in the region {region}", hint
+    place = without_secrets(headers.get("location") or told.get("Endpoint") or "another address")
+    return f"it redirects to {place}", "is AWS_ENDPOINT_URL or endpoint_url right?"
 
 
 class _Taken(StoreError):

@@ -116,6 +116,7 @@ class S3Client:
         )
         client.meta.events.register_last("before-call.s3", _without_expect)
         client.meta.events.register_last("before-call.s3.DeleteObjects", _with_content_md5)
+        client.meta.events.register_last("before-call.s3.HeadBucket", _without_redirect)
         return client, _credentials(session)
 
 
@@ -158,6 +159,12 @@ def _with_content_md5(params: dict[str, Any], **_: object) -> None:
     """
     params["context"].pop("checksum", None)
     params["headers"]["Content-MD5"] = content_md5(params["body"])
+
+
+def _without_redirect(params: dict[str, Any], **_: object) -> None:
+    """Where an answer redirects and names no region, botocore asks for the bucket's, and were that
+    answer a redirect too, for the region of that, until its stack is full."""
+    params["context"]["s3_redirect"]["redirected"] = True
 
 
 def _without_expect(params: dict[str, Any], **_: object) -> None:

@@ -3,6 +3,7 @@
 ``make growth`` runs it; most of its two minutes are Ray's own starts.
 """
 
+import contextlib
 import json
 import os
 import secrets
@@ -70,13 +71,17 @@ class Autoscaled(Cluster):
     @property
     def nodes(self) -> int:
         """That the autoscaler has added: each has a raylet."""
-        raylets = [one for one in self._processes() if one.name() == "raylet"]
-        return len(raylets) - 1
+        names = []
+        for process in self._processes():
+            with contextlib.suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+                names.append(process.name())
+        return names.count("raylet") - 1
 
     def end(self) -> None:
         while processes := self._processes():
             for process in processes:
-                process.send_signal(signal.SIGKILL)
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.send_signal(signal.SIGKILL)
             psutil.wait_procs(processes, 10)
         self.process.wait()
 

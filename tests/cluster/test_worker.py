@@ -3,11 +3,13 @@
 import json
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from fake_engine import BAD_PROMPT, INFO, FakeEngine
@@ -434,6 +436,7 @@ def test_what_goes_wrong_with_previews_harms_no_task(
     assert farm.workers[0][2].is_alive()
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_picture_that_crashes_its_worker_again_and_again_fails_its_job(farm: Farm) -> None:
     job = farm.submit("a")
     for life in range(3):  # the first in company, as far as the queue knows; then two alone
@@ -540,3 +543,26 @@ def test_heartbeats_do_not_grow_with_every_size_that_was_ever_drawn(
     stats = farm.queue.sessions()[0].stats
     assert stats["row_steps"].keys() == newest
     assert stats["paces"].keys() <= newest
+
+
+def test_a_lane_that_is_worked_for_is_told_of_at_every_moment() -> None:
+    """Heartbeats look from another thread: here between any two lines."""
+    stand_in: Any = mock.MagicMock()
+    loop = engine_loop.EngineLoop({}, {}, stand_in, stand_in, stand_in, stand_in)
+    lanes = [Lane("a", Mode.TEXT2IMG, 8 * side, 8) for side in range(1, 4)]
+    for lane in lanes:
+        loop._pace(lane).pictures = 1
+    told = []
+
+    def look(*_: object) -> Any:
+        told.append(set(loop.stats()["row_steps"]))
+        return look
+
+    for lane in lanes:
+        sys.settrace(look)
+        try:
+            loop._pace(lane)
+        finally:
+            sys.settrace(None)
+    assert told
+    assert all(seen == set(map(str, lanes)) for seen in told)

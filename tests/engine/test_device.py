@@ -1,5 +1,7 @@
 """What people are told of the device that an engine draws on."""
 
+import contextlib
+
 import pytest
 import torch
 
@@ -27,3 +29,21 @@ def test_a_gpu_has_the_number_that_it_has_on_its_machine(
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert Device(f"cuda:{index}").label == told
+
+
+def test_what_a_process_says_of_kernels_changes_no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A notebook may let cuDNN time its kernels; another one each time would give other bits."""
+    monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    monkeypatch.setattr(matmul, "allow_tf32", True)
+    for name, value in (("allow_tf32", True), ("deterministic", False), ("benchmark", True)):
+        monkeypatch.setattr(cudnn, name, value)
+    with Device("cuda:0").scope():
+        assert not matmul.allow_tf32
+        assert not cudnn.allow_tf32
+        assert not cudnn.benchmark
+        assert cudnn.deterministic
+    assert matmul.allow_tf32
+    assert cudnn.allow_tf32
+    assert cudnn.benchmark
+    assert not cudnn.deterministic

@@ -15,7 +15,7 @@ from farm_workers.engine import engine as engine_module
 from farm_workers.engine import tile as tile_module
 from farm_workers.engine.device import Download
 from farm_workers.engine.rng import FarmDraws
-from farm_workers.engine.row import Pending, Result
+from farm_workers.engine.row import Pending, Result, row_error
 
 
 def _poisoned(engine: Engine, value: float) -> Case:
@@ -91,6 +91,18 @@ def test_a_call_that_does_not_fit_the_spec_is_refused(engine: Engine) -> None:
     with pytest.raises(InvalidInput, match="another"):
         engine.add(0, other)
     assert engine.idle
+
+
+def test_tokens_that_are_not_a_picture_s_are_not_decoded(engine: Engine) -> None:
+    codes = engine.checkpoint.codebook_size
+    for tokens, told in (
+        (np.full((8, 8), codes, np.uint16), f"has the token {codes}"),
+        (np.full((8, 8), -1), "has the token -1"),
+        (np.zeros((1, 8, 8), np.uint16), "has the shape"),
+        (np.zeros((0, 8), np.uint16), "has the shape"),
+    ):
+        with pytest.raises(InvalidInput, match=told):
+            engine.decode(tokens)
 
 
 def test_a_prompt_that_is_cut_says_so(engine: Engine) -> None:
@@ -230,6 +242,36 @@ def test_a_row_that_enters_half_way_leaves_the_tile_and_has_one_result(
 
 def _out_of_memory(*_: Any) -> None:
     raise torch.OutOfMemoryError
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be reported"),
+        RuntimeError("CUDA driver error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+        RuntimeError("Triton Error [CUDA]: out of memory"),
+        MemoryError(),
+    ],
+    ids=lambda error: str(error)[:40] or "MemoryError",
+)
+def test_whoever_says_that_memory_is_short_the_row_may_be_tried_again(error: Exception) -> None:
+    assert isinstance(row_error(error), OutOfMemory)
+
+
+def test_what_a_cpu_cannot_allocate_may_be_tried_again() -> None:
+    with pytest.raises(RuntimeError) as refused:
+        torch.empty(1 << 55)
+    assert isinstance(row_error(refused.value), OutOfMemory)
+
+
+def test_a_device_that_has_failed_fails_every_row() -> None:
+    failed = torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+    with pytest.raises(torch.AcceleratorError):
+        row_error(failed)
 
 
 BROKEN: dict[str, Callable[[Engine], tuple[Any, str]]] = {

@@ -38,6 +38,8 @@ INFO = CheckpointInfo(
 class Slots(list[Any]):
     """Of adapters, for a model that has none."""
 
+    shape = None
+
     def reserve(self, adapters: Any) -> None:
         assert not adapters
 
@@ -90,6 +92,9 @@ class StubModel:
 
     def capture(self, grid: tuple[int, int], widths: Any) -> None:
         """Nothing to record."""
+
+    def forget(self) -> None:
+        """Nothing is kept."""
 
     def numerics(self, width: int) -> str:
         return f"stub, tile {width}"

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import httpx2
 import psutil
 import uvicorn
+from description import check_answer
 from fake_adapters import SIZES
 from PIL import Image
 
@@ -42,7 +43,8 @@ class Gateway(NamedTuple):
 
     def client(self, key: str | None = None) -> httpx2.Client:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        return httpx2.Client(base_url=self.url, headers=headers, timeout=20)
+        hooks = {"response": [check_answer]}
+        return httpx2.Client(base_url=self.url, headers=headers, timeout=20, event_hooks=hooks)
 
 
 def emptied(gateway: Gateway) -> Gateway:

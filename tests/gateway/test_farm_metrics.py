@@ -2,20 +2,21 @@
 
 import secrets
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import httpx2
 import pytest
 from harness import INFO, Gateway, Serve, post, write_keys
+from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from farm.gateway.farm_metrics import FarmMetrics
 from farm.gateway.metrics import Metrics
 from farm.job import Priority
 from farm.measures import MAX_LANES, MEASURES, OTHERS
-from farm.queue import LaneBacklog, Queue, connect
+from farm.queue import LaneBacklog, Queue, Session, connect
 from farm.spec import Lane, Mode
 from farm_workers.render_engine import Usage
 from farm_workers.worker.metrics import WorkerMetrics
@@ -199,6 +200,44 @@ def test_the_queue_is_not_asked_again_at_once(redis_url: str) -> None:
     for now[0] in (0.0, 0.5, 0.9, 1.5):
         list(metrics.collect())
     assert asked == [0.0, 1.5]
+
+
+def test_of_many_workers_the_queue_is_asked_less_often(redis_url: str) -> None:
+    now = [0.0]
+    asked: list[float] = []
+    one = Session("0" * 32, "w", (), 0, 0, 0, {}, {}, None)
+
+    class Many(Queue):
+        def sessions(self) -> list[Session]:
+            asked.append(now[0])
+            return [one] * 1000
+
+    metrics = FarmMetrics(Many(connect(redis_url)), clock=lambda: now[0])
+    for now[0] in (0.0, 2.0, 4.9, 5.0):
+        metrics.read()
+    assert asked == [0.0, 5.0]
+
+
+def test_the_farms_part_is_written_once_of_the_same_figures(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metrics = Metrics(gateway.queue)
+    made: list[int] = []
+    collect = FarmMetrics.collect
+
+    def counted(self: FarmMetrics) -> Iterator[Metric]:
+        made.append(1)
+        return collect(self)
+
+    monkeypatch.setattr(FarmMetrics, "collect", counted)
+    monkeypatch.setattr("farm.gateway.farm_metrics.FRESH_SECONDS", 1000.0)
+    first = metrics.text()
+    metrics.jobs.labels("whole").inc()
+    second = metrics.text()
+    metrics.text(tenants=False)
+    assert made == [1, 1]  # with names, and without
+    assert b'farm_jobs_total{kind="whole"} 1.0' in second
+    assert first != second
 
 
 class StubQueue(Queue):

@@ -36,7 +36,9 @@ SCORE = {"render": 0, "image": 0, "sha256": "0" * 64, "values": {"sharp": 0.5}}
 SCORES = json.dumps({"rows": [SCORE]}).encode()
 RULES = {
     ("GET", "/healthz"): Rule(None),
+    ("HEAD", "/healthz"): Rule(None),
     ("GET", "/readyz"): Rule(None, query="?workers=0"),
+    ("HEAD", "/readyz"): Rule(None, query="?workers=0"),
     ("GET", "/metrics"): Rule(None),
     ("GET", "/docs"): Rule(None),
     ("GET", "/"): Rule(None),

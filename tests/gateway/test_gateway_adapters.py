@@ -20,6 +20,7 @@ from test_gateway_auth import write_keys
 from farm.cli.adapter import read_adapter
 from farm.errors import InvalidInput, NotFound
 from farm.formats.adapter_file import read_adapter_file
+from farm.gateway.answers import Image
 from farm.gateway.page.views import shown
 from farm.store import ListedObject
 from farm_client import AllRejected, AsyncFarm, Farm
@@ -146,7 +147,11 @@ def test_a_job_file_sweeps_adapters_and_means_files_from_its_folder(
 
 def test_the_page_shows_a_pictures_adapters() -> None:
     spec = {"prompt": "x", "adapters": [{"sha256": "a" * 64, "scale": 0.5}]}
-    image = {"spec": spec, "width": 8, "height": 8, "seed": 1, "render": 0, "image": 0, "url": ""}
+    image = Image(
+        render=0, image=0, generation=0, file=None, sha256=None, size=None, width=8, height=8,
+        seed=1, tokens_sha256=None, numerics=None, confidence=None, notes=[], error=None, spec=spec,
+        metadata={}, shard=None, offset=None, url=None,
+    )  # fmt: skip
     assert dict(shown("j", image).parameters)["adapters"] == "aaaaaaaaaaaa:0.5"
 
 

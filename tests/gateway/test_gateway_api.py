@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import httpx2
@@ -294,6 +295,35 @@ def test_ready_means_that_a_job_would_run(http: httpx2.Client, gateway: Gateway)
         fake_worker.stop()
 
 
+def test_a_monitor_may_ask_for_the_head_alone(http: httpx2.Client) -> None:
+    for path, status in (("/healthz", 200), ("/readyz", 503), ("/readyz?workers=0", 200)):
+        answer = http.head(path)
+        assert (answer.status_code, answer.content) == (status, b"")
+
+
+def test_jobs_pictures_and_refused_renders_are_counted_and_a_job_that_is_there_is_not(
+    http: httpx2.Client,
+) -> None:
+    def counted() -> list[int]:
+        found = dict(line.rsplit(" ", 1) for line in http.get("/metrics").text.splitlines())
+        names = (
+            'farm_jobs_total{kind="whole"}', 'farm_jobs_total{kind="open"}',
+            "farm_pictures_total", "farm_rejected_total",
+        )  # fmt: skip
+        return [int(float(found.get(name, 0))) for name in names]
+
+    before = counted()
+    for _ in range(2):
+        renders = {"prompt": "x", "num_images": 3}, {"prompt": ""}
+        assert post(http, *renders, idempotency_key="whole", max_failed=1).is_success
+        job = http.post("/v1/jobs?open&idempotency_key=open").json()["id"]
+    lines = ndjson([{"prompt": "x", "num_images": 2}, {"prompt": ""}])
+    headers = {"Content-Type": "application/x-ndjson"}
+    path = f"/v1/jobs/{job}/chunks/0?first=0"
+    assert http.put(path, content=lines, headers=headers).is_success
+    assert [now - then for now, then in zip(counted(), before, strict=True)] == [1, 1, 5, 2]
+
+
 def test_metrics_count_by_route_and_not_by_path(http: httpx2.Client) -> None:
     post(http, {"prompt": "x"})
     http.get("/v1/jobs/j0-01m848b6zxgnjbpp0f506dqmht")
@@ -383,9 +413,18 @@ def test_the_head_of_a_picture_tells_its_length(http: httpx2.Client, gateway: Ga
     assert answer.headers["content-type"] == "image/png"
 
 
+@pytest.fixture
+def own(start: Serve) -> Iterator[tuple[Gateway, httpx2.Client]]:
+    """A gateway of the test's own: what it has found wrong is kept for a while."""
+    gateway = start()
+    with gateway.client() as client:
+        yield gateway, client
+
+
 def test_a_store_that_takes_no_files_is_not_ready_and_why_says_so(
-    http: httpx2.Client, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+    own: tuple[Gateway, httpx2.Client], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    gateway, http = own
     job = post(http, {"prompt": "x"}).json()["id"]
     monkeypatch.setattr("farm.gateway.readiness.CHECK_SECONDS", 0)
     assert http.get("/readyz", params={"workers": 0}).status_code == 200
@@ -402,8 +441,9 @@ def test_a_store_that_takes_no_files_is_not_ready_and_why_says_so(
 
 
 def test_a_queue_that_takes_no_writes_is_not_ready(
-    http: httpx2.Client, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+    own: tuple[Gateway, httpx2.Client], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    gateway, http = own
     monkeypatch.setattr("farm.gateway.readiness.CHECK_SECONDS", 0)
     gateway.queue.client.config_set("maxmemory", "1mb")
     try:

@@ -5,6 +5,8 @@ import re
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 from urllib.parse import parse_qsl
 
 import httpx2
@@ -14,8 +16,10 @@ from harness import Gateway, Serve, png, post, write_keys
 from farm.errors import InvalidInput, NotAllowed
 from farm.gateway.app import create_app
 from farm.gateway.auth import Authenticator, Forbidden, KeyFile
-from farm.gateway.signed_urls import Signer
+from farm.gateway.signed_urls import Links, Signer
 from farm.settings import GatewaySettings
+from farm.sinks.protocol import Source
+from farm.store import Store
 
 KEYS = {
     "alice": {"tenant": "alice", "expires": "2999-01-01T00:00:00Z"},
@@ -80,6 +84,8 @@ def test_a_revoked_key_stops_and_a_broken_file_locks_nobody_out(
         told = [one.getMessage() for one in caplog.records if str(path) in one.getMessage()]
         assert len(told) == 1
         assert "Invalid JSON" in told[0]
+        path.unlink()
+        assert alice.get("/v1/jobs").status_code == 200
         write_keys(path, {"bob": KEYS["bob"]})
         assert alice.get("/v1/jobs").status_code == 401
         assert bob.get("/v1/jobs").status_code == 200
@@ -193,6 +199,46 @@ def test_a_signed_address_opens_one_object_for_a_while(gateway: Gateway) -> None
     now[0] += 61
     with pytest.raises(Exception, match="expired"):
         signer.check("some/picture.png", *facts)
+
+
+def test_an_address_is_the_same_for_a_minute_and_lives_no_longer_than_is_said() -> None:
+    now = [60_000.0]
+    signer = Signer(b"s", lambda: now[0])
+
+    def ask() -> str:
+        return signer.path("a.png", seconds=3600, filename="a.png")
+
+    first = ask()
+    assert int(httpx2.URL(first).params["expires"]) == 63_600
+    now[0] += 59
+    assert ask() == first
+    now[0] += 1
+    assert ask() != first
+
+
+def test_a_link_into_the_store_is_made_once_a_minute() -> None:
+    now, made = [60_000.0], []
+
+    def signed_url(key: str, *, seconds: int, filename: str) -> str:
+        made.append(key)
+        return f"https://store/{key}?made={len(made)}"
+
+    store = cast(Store, SimpleNamespace(signed_url=signed_url))
+    links = Links(store, Signer(b"s", lambda: now[0]), seconds=3600)
+    source = Source(key="a.png", name="a.png", size=1)
+    assert links.to(source) == links.to(source) == "https://store/a.png?made=1"
+    now[0] += 60
+    assert links.to(source) == "https://store/a.png?made=2"
+
+
+def test_a_browser_may_keep_a_picture_for_as_long_as_its_address_lives(gateway: Gateway) -> None:
+    gateway.store.put("some/picture.png", png())
+    path = gateway.app_deps.signer.path("some/picture.png", seconds=100, filename="a.png")
+    with gateway.client() as http:
+        told = http.get(path).headers["cache-control"]
+    age = re.fullmatch(r"private, max-age=(\d+), immutable", told)
+    assert age is not None
+    assert 0 < int(age[1]) <= 100
 
 
 def test_a_host_header_does_not_let_another_machine_into_an_open_farm() -> None:

@@ -297,7 +297,6 @@ def test_every_error_has_the_same_shape(
     assert answer.headers["farm-version"]
 
 
-GIF = b"GIF89a"
 WRONG_FILES: list[tuple[str, bytes, int, str]] = [
     ("empty", b"", 422, "empty"),
     ("html", b"<!DOCTYPE html><html></html>", 422, ""),

@@ -59,7 +59,8 @@ def test_an_interrupted_submission_goes_on_with_the_command_it_prints(gateway: G
     process.stdin.write("\n".join(lines[:4500]))
     process.stdin.flush()
     with gateway.client() as http:
-        wait_for(lambda: http.get("/v1/jobs").json()["jobs"])
+        # Not the job alone: the command may not have been answered by then.
+        wait_for(lambda: any(job["images"]["total"] for job in http.get("/v1/jobs").json()["jobs"]))
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=20)
         assert (process.returncode, out) == (130, "")

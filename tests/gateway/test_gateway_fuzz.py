@@ -114,7 +114,11 @@ def test_no_request_whatever_makes_the_gateway_fail(redis_url: str, tmp_path: Pa
     asked: set[str] = set()
     with gateway_process(redis_url, tmp_path) as (url, process):
         with httpx2.Client(base_url=url) as http:
-            schema = schemathesis.openapi.from_dict(http.get("/openapi.json").json())
+            api = http.get("/openapi.json").json()
+            for methods in api["paths"].values():
+                for operation in methods.values():
+                    operation.pop("security", None)  # invented keys would be all that is refused
+            schema = schemathesis.openapi.from_dict(api)
             post(http, {"prompt": "x"})
             http.put("/v1/assets", content=png())
         end, rounds, held = time.monotonic() + SECONDS, 0, 0

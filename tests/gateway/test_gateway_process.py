@@ -84,9 +84,10 @@ def test_a_wrong_setting_stops_the_start_in_one_line(
     for name, value in {**usual, **environment}.items():
         monkeypatch.setenv(name, value)
     assert main() == 2
-    told = capsys.readouterr().err
-    assert words in told
-    assert len(told.splitlines()) == 1
+    # Gateways that other tests have started in this process may say something, too.
+    lines = [line for line in capsys.readouterr().err.splitlines() if " WARNING " not in line]
+    assert len(lines) == 1
+    assert words in lines[0]
 
 
 def test_a_gateway_tells_the_queue_how_long_things_are_kept(redis_url: str, tmp_path: Path) -> None:

@@ -127,6 +127,8 @@ def test_the_bytes_of_files_are_counted_once(small: Gateway) -> None:
         assert refused.status_code == 429
         assert "1,000" in refused.json()["error"]["message"]
         assert http.put("/v1/assets", content=pictures[0]).status_code == 201
+        used = sum(answer.json()["size"] for answer in kept)
+        assert small.app_deps.quotas.bytes_kept() == {"local": used}
 
 
 def test_what_is_refused_takes_nothing(small: Gateway, http: httpx2.Client) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 import pytest
-from harness import Gateway, Serve, png, post
+from harness import Gateway, Serve, ndjson, png, post
 
 from farm.sinks.protocol import Source
 
@@ -217,6 +217,13 @@ def test_bodies_that_wait_take_no_more_memory_than_they_may(start: Serve) -> Non
             assert large.status_code == 429
             assert "500,000" in large.json()["error"]["message"]
             assert post(http, {"prompt": "x"}).status_code == 201
+            lines = ndjson([{"prompt": "x" * 1000}] * 200)
+            job = http.post("/v1/jobs?open").json()["id"]
+            headers = {"Content-Type": "application/x-ndjson"}
+            for method, path in (("POST", "/v1/jobs"), ("PUT", f"/v1/jobs/{job}/chunks/0?first=0")):
+                large = http.request(method, path, content=lines, headers=headers)
+                assert large.status_code == 429
+                assert "500,000" in large.json()["error"]["message"]
         for one in held:
             one.close()
         time.sleep(0.3)

@@ -14,8 +14,9 @@ from fake_worker import BAD_PROMPT, FakeWorker
 from harness import INFO, Gateway, until
 from picture_key import picture_key
 
+from farm.cli import verify
 from farm.cli.app import run
-from farm.errors import Conflict, OverQuota
+from farm.errors import Conflict, OverQuota, StoreError
 from farm.formats.manifest import read_part
 from farm.gateway import quotas
 from farm.job import Chunk, Format
@@ -24,6 +25,7 @@ from farm.sinks.protocol import TaskPlace
 from farm.store import keys
 from farm.verify import repair
 from farm_client import Farm, Job
+from farm_client.connection import Connection
 
 
 @pytest.fixture
@@ -335,6 +337,32 @@ def go_on(gateway: Gateway, job: Job, monkeypatch: pytest.MonkeyPatch) -> Iterat
     go_on.set()
 
 
+@pytest.mark.parametrize(
+    ("runs", "refusal"),
+    [(True, "can be verified when it has ended"), (False, "was retried meanwhile")],
+)
+def test_a_job_that_is_retried_while_it_is_verified_is_not_repaired(
+    gateway: Gateway, farm: Farm, fake_worker: FakeWorker, runs: bool, refusal: str
+) -> None:
+    """Its new pictures would be taken for strays."""
+    job = farm.submit(["a boat", BAD_PROMPT], seed=1)
+    job.wait(20, check=False)
+    stray = picture(job, 99)
+    gateway.store.put(stray, b"x")
+    deps = gateway.app_deps
+    verifier = repair.Verifier(deps.queue, deps.store, deps.sinks, job.id, "local")
+    lines = repair.report(verifier, deps.settings.data, repair=True)
+    assert stray in next(lines)
+    if runs:
+        fake_worker.stop()
+    fake_worker.healed = True
+    job.retry()
+    if not runs:
+        job.wait(20)
+    assert refusal in list(lines)[-1]
+    assert gateway.store.size(stray) == 1
+
+
 def test_nothing_stays_behind_when_the_caller_goes_away(
     gateway: Gateway, job: Job, go_on: threading.Event
 ) -> None:
@@ -410,6 +438,48 @@ def test_the_command_tells_each_difference_and_its_code(
     told = capsys.readouterr()
     assert told.err == f"{job.id}: 3 pictures checked, no difference\n"
     assert json.loads(told.out)["differences"] == []
+
+
+def test_the_json_of_a_comparison_that_fails_half_way_can_be_read(
+    gateway: Gateway,
+    job: Job,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def refuse(_: str) -> Iterator[bytes]:
+        raise StoreError("the store is gone")
+
+    monkeypatch.setenv("FARM_URL", gateway.url)
+    gateway.store.delete(picture(job, 0))
+    monkeypatch.setattr(gateway.store, "stream", refuse)
+    assert run(["verify", job.id, "--json"]) == StoreError.exit_code
+    told = json.loads(capsys.readouterr().out)
+    assert [one["subject"] for one in told["differences"]] == [picture(job, 0)]
+    assert (told["error"]["code"], told["error"]["message"]) == ("store", "the store is gone")
+
+
+def test_the_command_waits_for_its_turn_for_longer_than_the_clients_patience(
+    gateway: Gateway,
+    job: Job,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    noted = []
+
+    def say_note(text: str) -> None:
+        noted.append(text)
+        monkeypatch.setattr(quotas, "MAX_VERIFICATIONS", 8)
+
+    monkeypatch.setenv("FARM_URL", gateway.url)
+    monkeypatch.setattr(quotas, "MAX_VERIFICATIONS", 0)
+    monkeypatch.setattr(Connection, "patience", 0.0)
+    monkeypatch.setattr(verify, "TURN_SECONDS", 0.0)
+    monkeypatch.setattr(verify, "say_note", say_note)
+    assert run(["verify", job.id]) == 0
+    assert noted == [
+        "0 of your verifications are running, as many as may at a time; waiting",
+    ]
+    assert "no difference" in capsys.readouterr().err
 
 
 def test_of_very_many_differences_all_are_told_and_the_first_are_kept(

@@ -17,7 +17,7 @@ from farm.gateway.page import rendering, views
 from farm.gateway.page.charts import bar, sparkline
 from farm.job import JobOptions
 from farm.queue import JobStatus, Queue, connect, notice, placed_workers
-from farm.queue.messages import JobHeader
+from farm.queue.messages import JobHeader, Session
 from farm.queue.placed_workers import PlacedWorker, WorkerState
 
 STATIC = Path(rendering.__file__).parent / "static"
@@ -174,14 +174,28 @@ def test_it_lists_workers_that_do_not_run_and_why(
     assert "worker-8" not in text
 
 
+def test_of_very_many_workers_it_lists_some(
+    gateway: Gateway, http: httpx2.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many = [
+        Session(f"{number:032x}", f"w{number:04}", (), 0, 0, 0, {}, {}, None)
+        for number in range(views.MAX_WORKERS + 1200)
+    ]
+    monkeypatch.setattr(gateway.app_deps.queue, "sessions", lambda: many)
+    text = http.get("/page/farm").text
+    assert text.count('<th scope="row">w') == views.MAX_WORKERS
+    assert "1,300" in text
+    assert "and 1,200 more" in text
+
+
 def test_a_server_that_is_gone_is_named(gateway: Gateway, tmp_path: Path) -> None:
     gone = Queue(connect(f"unix://{tmp_path}/no.sock"), farm="test")
-    told = views.problems(gone, ("no answer", "no space is left"))
+    told = views.problems(gone, gone.sessions, ("no answer", "no space is left"))
     assert told == [
         "The queue does not answer: no answer",
         "The store cannot be written to: no space is left",
     ]
-    (told_once,) = views.problems(gone, (None, None))
+    (told_once,) = views.problems(gone, gone.sessions, (None, None))
     assert told_once.startswith("The queue does not answer: ")
 
 

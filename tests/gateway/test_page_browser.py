@@ -17,6 +17,7 @@ from harness import INFO, Gateway, Serve, png, post, write_keys
 from PIL import Image
 from playwright.sync_api import Browser, Page, Request, Route, expect, sync_playwright
 
+from farm.gateway.answers import Images
 from farm.gateway.routes import page as page_routes
 from farm.job import Chunk
 from farm.store import keys
@@ -354,9 +355,9 @@ def test_pictures_that_can_be_seen_a_moment_after_the_last_status_are_shown(
     seen = False
     images = page_routes.images
 
-    def late(*given: Any) -> dict[str, Any]:
+    def late(*given: Any) -> Images:
         told = images(*given)
-        return told if seen else {**told, "early": []}
+        return told if seen else told.model_copy(update={"early": []})
 
     monkeypatch.setattr(page_routes, "images", late)
     workers.start(engine=HaltingEngine(rows=1))

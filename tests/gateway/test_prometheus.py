@@ -30,7 +30,6 @@ from workers import Workers
 INFRA = Path(__file__).parents[2] / "infra"
 ALERTS = INFRA / "prometheus" / "alerts.yml"
 NAME = re.compile(r"\b(?:ray_)?farm_\w+")
-OF_EVERY_TARGET = {"up"}
 
 needs_prometheus = pytest.mark.skipif(
     shutil.which("prometheus") is None, reason="there is no prometheus here (Debian: prometheus)"

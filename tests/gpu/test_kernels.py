@@ -1,6 +1,6 @@
 """Each Triton kernel beside the plain torch that it replaces."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -10,13 +10,20 @@ from needs import needs_kernels
 from torch import nn
 
 from farm.spec import MAX_STEPS
+from farm_workers.bench.full_size import CONFIGURATIONS, configuration
+from farm_workers.engine.amused import DECODED_TOKENS
+from farm_workers.engine.amused.codec import Codec
 from farm_workers.engine.amused.layers import GlobalResponseNorm, Ops, RMSNorm
-from farm_workers.engine.amused.transformer import Layout
+from farm_workers.engine.amused.transformer import Layout, Transformer
+from farm_workers.engine.amused.vq import VqModel
 from farm_workers.engine.device import Device
 from farm_workers.engine.rng import Stream, exponentials, uniforms
 from farm_workers.engine.sampler import UNSEEN, State, choose, guide, stay_masked
 
 pytest.importorskip("triton", reason="the kernels need Triton")
+from triton.runtime import KernelInterface
+from triton.runtime.interpreter import ReduceOps
+
 from farm_workers.engine import triton_sampler
 from farm_workers.engine.amused import kernels
 
@@ -244,6 +251,25 @@ def test_scores_that_are_not_finite_are_seen(device: str, value: float) -> None:
     assert float(outcome[0, 1]) == 1.0
 
 
+def test_a_code_that_is_chosen_among_nan_and_infinity_is_one_of_the_codes(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Comparing with nan is false, so the largest of all is found where there is no score."""
+    if device == "cpu":  # numpy would find the nan itself; a GPU compares two at a time
+        reduce = ReduceOps.apply_impl
+        monkeypatch.setattr(
+            ReduceOps,
+            "apply_impl",
+            lambda ops, given: ops.generic_reduce(given) if len(given) == 2 else reduce(ops, given),
+        )
+    logits = torch.zeros(1, 1, 60, device=device)
+    logits[0, 0, 3], logits[0, 0, 59] = float("inf"), float("nan")
+    tile = Tile(device, torch.ones(1, 1).bool(), seeds=[1], steps=[1], partners=[0], active=[1])
+    triton_sampler.draw(logits, 0, tile.records, tile.state, MASK)
+    assert 0 <= int(tile.state.predicted[0, 0]) < 60
+    assert not torch.isfinite(tile.state.probability[0, 0])
+
+
 @pytest.mark.parametrize("seq_len", [1, 2, 60, 1024, 4096])
 def test_the_cut_off_is_plain_torch_s(device: str, seq_len: int) -> None:
     torch.manual_seed(seq_len)
@@ -285,3 +311,57 @@ def test_the_cut_off_is_plain_torch_s(device: str, seq_len: int) -> None:
         mean = float(chosen.mean()) if len(chosen) else 1.0
         assert float(outcome[place, 0]) == pytest.approx(mean, rel=1e-5)
         assert float(outcome[place, 1]) == 0.0
+
+
+class Launches:
+    """Stands in for a kernel: remembers what it is launched on, and launches nothing."""
+
+    def __init__(self, name: str, seen: dict[str, set[tuple[int, ...]]]) -> None:
+        self._seen = seen.setdefault(name, set())
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        self._seen.add(grid)
+        return lambda *given, **how: None
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+@pytest.mark.parametrize("grid", [(64, 64), (256, 16), (1, 4096)])
+def test_the_largest_pictures_take_no_more_programs_than_a_gpu_starts(
+    monkeypatch: pytest.MonkeyPatch, name: str, grid: tuple[int, int]
+) -> None:
+    """2^31 - 1 in the first dimension, 65,535 in the others; full-size models without numbers."""
+    seen: dict[str, set[tuple[int, ...]]] = {}
+    for module in (kernels, triton_sampler):
+        for key, value in list(vars(module).items()):
+            if isinstance(value, KernelInterface):
+                monkeypatch.setattr(module, key, Launches(key, seen))
+    convolved = F.conv2d
+
+    def conv2d(*given: Any, **how: Any) -> torch.Tensor:
+        """A GPU's keeps channels last; without a device it does not."""
+        return convolved(*given, **how).to(memory_format=torch.channels_last)
+
+    monkeypatch.setattr(F, "conv2d", conv2d)
+    config, meta = configuration(name), torch.device("meta")
+    with meta:
+        vq, transformer = VqModel(config["vqvae"]), Transformer(config["transformer"], 77)
+    codec = Codec(vq, Device(meta), torch.bfloat16, fused=True)
+    width = DECODED_TOKENS // 4096
+    tokens = torch.zeros(width, 4096, dtype=torch.int64, device=meta)
+    factor = 2 ** (len(config["vqvae"]["block_out_channels"]) - 1)
+    pixels = codec.decode(tokens, grid, width=width)
+    assert pixels.shape == (width, factor * grid[0], factor * grid[1], 3)
+    codec._encoded(torch.zeros(pixels.shape[1:], device=meta))
+    if not config["transformer"]["downsample"] or grid[0] % 2 == 0:
+        transformer.to(torch.bfloat16).ready(kernels.FusedOps())
+        halves = 2 * 16  # of a tile that holds 64 rows of 1,024 tokens
+        packed = torch.zeros(halves, 1, transformer.layout.size, dtype=torch.bfloat16, device=meta)
+        ids = torch.zeros(halves, 4096, dtype=torch.int64, device=meta)
+        features = transformer.features(ids, transformer.layout.views(packed), grid)
+        assert features.shape[:3] == (halves, 1, 4096)
+        assert "_response" in seen
+    assert {"_group_sums", "_group_facts", "_group_norm", "_add_bias", "_weave"} <= seen.keys()
+    for kernel, grids in seen.items():
+        for first, *others in grids:
+            assert first < 2**31, (kernel, first)
+            assert all(count < 2**16 for count in others), (kernel, others)

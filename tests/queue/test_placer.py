@@ -128,6 +128,21 @@ def test_the_next_scheduler_keeps_the_workers_that_there_are(bench: Bench, queue
     assert placing.cluster.wanted == {"worker": 2}
 
 
+def test_a_scheduler_that_leads_again_keeps_the_workers_of_the_one_meanwhile(
+    bench: Bench, queue: Queue
+) -> None:
+    placing = Placing(queue, 1, 5)
+    placing.look()
+    assert placing.cluster.wanted == {"worker": 1}
+    assert queue.lead("another", queue.now_ms() + 1000, LEAD_MS)
+    placing.look()
+    workers = [PlacedWorker(f"worker-{number}", WorkerState.RUNNING) for number in range(3)]
+    placed_workers.post(queue, workers)
+    bench.advance(LEAD_MS / 1000 + 1)
+    placing.look()
+    assert placing.cluster.wanted == {"worker": 3}
+
+
 def test_what_the_cluster_tells_of_workers_is_told_to_the_farm(queue: Queue) -> None:
     placing = Placing(queue)
     placing.cluster.workers = [PlacedWorker("worker-0", WorkerState.PENDING, "no room", 3.0)]

@@ -19,9 +19,10 @@ from farm.ingest import removal
 from farm.ingest.job_record import JobRecord
 from farm.ingest.rebuild import rebuild
 from farm.ingest.removal import Deleted, Remover
+from farm.ingest.usage import usage_of
 from farm.job import SETTLED_HOURS, JobOptions, JobState, job_id
 from farm.local.valkey import ServerProcess
-from farm.queue import Queue, connect
+from farm.queue import Queue, Removal, connect
 from farm.queue import queue as queue_module
 from farm.scheduler import sweeper
 from farm.store import Store, keys, open_store
@@ -151,6 +152,28 @@ def test_a_job_that_the_queue_has_forgotten_is_removed_by_what_the_store_says(
         Remover(queue, store).remove(job, "bob")
     assert list(Remover(queue, store).remove(job, "ann"))[-1].objects == OBJECTS
     assert stored(store, job) == set()
+
+
+def test_the_mark_that_a_removal_left_at_its_very_end_goes_when_it_is_called_again(
+    bench: Bench, queue: Queue, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = ended(bench)
+    fill(store, job)
+
+    def die(self: Queue, removal: Removal) -> None:
+        told(self, removal)
+        raise KeyboardInterrupt
+
+    told = Queue.removed
+    monkeypatch.setattr(Queue, "removed", die)
+    with pytest.raises(KeyboardInterrupt):
+        list(Remover(queue, store).remove(job, "ann"))
+    monkeypatch.undo()
+    assert (stored(store, job), queue.removals()) == ({keys.removed(job)}, [])
+    named = [one.name for one in usage_of(queue, store, "ann", everything=True)]
+    assert job in named
+    assert list(Remover(queue, store).remove(job, "ann"))[-1] == (0, 0)
+    assert (stored(store, job), queue.removals()) == (set(), [])
 
 
 def test_a_job_is_kept_for_as_long_as_it_says(bench: Bench, queue: Queue, store: Store) -> None:
@@ -304,7 +327,7 @@ KILLED = """
 import os, signal, sys
 from botocore.httpsession import URLLib3Session
 from farm.ingest.removal import Remover
-from farm.queue import Queue, connect
+from farm.queue import Queue, Removal, connect
 from farm.store import local, open_store
 
 redis, url, job, left = *sys.argv[1:4], int(sys.argv[4])

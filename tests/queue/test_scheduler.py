@@ -70,6 +70,22 @@ def test_a_death_ends_the_session_that_the_worker_began_last(bench: Bench, queue
     assert [session.info["life"] for session in queue.sessions()] == ["second"]
 
 
+def test_many_deaths_at_once_are_one_look_at_the_sessions(
+    bench: Bench, queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificates = Certificates()
+    scheduler = Scheduler(queue, lease_ms=MS, placement=certificates)
+    lives = [f"life-{number}" for number in range(20)]
+    for life in [*lives, "other"]:
+        bench.session(life=life)
+    certificates.dead = lives
+    looks, look = [], queue.sessions
+    monkeypatch.setattr(queue, "sessions", lambda: looks.append(1) or look())
+    scheduler.step()
+    assert len(looks) == 1
+    assert [session.info["life"] for session in look()] == ["other"]
+
+
 def test_tasks_that_were_not_begun_go_to_an_idle_worker(bench: Bench, queue: Queue) -> None:
     bench.submit(5)
     rich, idle = bench.session(), bench.session()
@@ -121,6 +137,35 @@ def test_who_runs_a_suspect_alone_is_not_waited_for(bench: Bench, queue: Queue) 
     bench.submit(1, priority="urgent")
     assert Scheduler(queue, lease_ms=MS).step() == 1
     assert len(queue.held(idle)) == 1
+
+
+def test_urgent_pictures_that_were_granted_since_a_heartbeat_take_room(
+    bench: Bench, queue: Queue
+) -> None:
+    session = bench.session()
+    scheduler = Scheduler(queue, lease_ms=MS)
+    queue.heartbeat(session, 0, {}, {"beat": 1, "urgent_room": 8}, MS)
+    for granted in (1, 1, 0):
+        bench.submit(1, priority="urgent", pictures=4)
+        assert scheduler.step() == granted
+    queue.heartbeat(session, 0, {}, {"beat": 2, "urgent_room": 4}, MS)
+    assert scheduler.step() == 1
+
+
+def test_a_session_that_ends_after_it_was_listed_is_granted_nothing(
+    bench: Bench, queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.submit(1)
+    ending, other = bench.session(), bench.session()
+    queue.heartbeat(ending, 100, {}, {}, MS)
+    rooms = queue.rooms()
+    queue.end(ending, "drain")
+    scheduler = Scheduler(queue, lease_ms=MS)
+    with monkeypatch.context() as before:
+        before.setattr(queue, "rooms", lambda: rooms)
+        assert scheduler.step() == 0
+    queue.heartbeat(other, 100, {}, {}, MS)
+    assert scheduler.step() == 1
 
 
 def test_a_worker_leases_for_itself_only_while_no_scheduler_looks(
@@ -182,6 +227,24 @@ def test_a_tenant_waits_in_no_lane_that_other_workers_do_not_prefer(
             bench.complete(session, lease)
             done.append(lease.lane)
     assert done.count(str(small)) == 3
+
+
+def test_a_worker_gets_the_lanes_that_it_prefers_but_for_one_grant_in_four(
+    bench: Bench, queue: Queue
+) -> None:
+    small = Lane(CHECKPOINT, Mode.TEXT2IMG, 128, 128)
+    bench.submit(50, tenant="ann")
+    bench.submit(50, tenant="bob", lane=small)
+    session = bench.session()
+    scheduler = Scheduler(queue, lease_ms=MS)
+    done = []
+    for _ in range(12):
+        queue.heartbeat(session, 1, {}, {"lanes": [str(LANE)]}, MS)
+        assert scheduler.step() == 1
+        for lease in queue.held(session):
+            bench.complete(session, lease)
+            done.append(lease.lane)
+    assert done.count(str(LANE)) >= 9
 
 
 def test_bulk_work_in_another_lane_gets_its_floor(bench: Bench, queue: Queue) -> None:

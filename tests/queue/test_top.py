@@ -8,7 +8,7 @@ from queue_bench import CHECKPOINT, LANE, MS, Bench
 from rich.console import Console
 
 from farm.cli.app import run
-from farm.cli.top import LaneRow, Look, TenantRow, View, drawn, look
+from farm.cli.top import LaneRow, Look, TenantRow, View, WorkerRow, drawn, look
 from farm.local.valkey import ServerProcess
 from farm.queue import Queue
 
@@ -26,8 +26,8 @@ def beat(queue: Queue, session: str, measures: object) -> None:
     queue.heartbeat(session, 16, {}, {"measures": measures, "lanes": [str(LANE)]}, MS)
 
 
-def text(view: View) -> str:
-    console = Console(file=io.StringIO(), width=160)
+def text(view: View, width: int = 160) -> str:
+    console = Console(file=io.StringIO(), width=width)
     console.print(drawn(view))
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
@@ -77,6 +77,44 @@ def test_more_rows_than_fit_are_counted_and_names_cannot_move_the_cursor(queue: 
     assert "and 8 more" in told
     assert "\x1b[2J" not in told
     assert "oldest ready job: none" in told
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
+def test_what_a_narrow_terminal_has_no_room_for_is_left_out_and_nothing_is_cut(
+    width: int, queue: Queue
+) -> None:
+    now = look(queue)
+    view = View.between(now, Look(now.at + 1, now.backlog, now.tallies, now.sessions))
+    lane = str(LANE)
+    worker = WorkerRow("worker-10", "host-1", 0.5, 12.3, 4, 1192, 1.0, ", ".join([lane] * 3))
+    view = view._replace(
+        lanes=(LaneRow(lane, 1_234_567, 12.3, 1234.5),),
+        tenants=(TenantRow("ann", 12.3, 1234.5, 1_234_567),),
+        workers=(worker,),
+    )
+    told = text(view, width)
+    assert "\u2026" not in told
+    assert all(len(line) <= width for line in told.splitlines())
+    assert all(fact in told for fact in ("1,234,567", "worker-10", "50%", "12.3"))
+    assert ("host-1" in told) is (width >= 60)
+    assert ("heartbeat" in told) is (width >= 60)
+    assert ("row-steps per engine second" in told) is (width >= 80)
+
+
+def test_lines_in_a_pipe_are_as_long_as_they_need(
+    bench: Bench,
+    server: ServerProcess,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("REDIS_URL", server.url)
+    monkeypatch.setenv("COLUMNS", "40")
+    bench.submit(2, pictures=4)
+    bench.session((CHECKPOINT,))
+    assert run(["top", "--once", "--every", "0.2"]) == 0
+    told = capsys.readouterr().out
+    assert str(LANE) in told
+    assert "heartbeat  host  doing" in told
 
 
 def test_a_view_can_be_printed_once_as_text_and_as_json(

@@ -60,6 +60,16 @@ def test_the_estimate_comes_from_the_pace_that_workers_measured(bench: Bench) ->
     assert bench.queue.why(job, "ann").seconds == pytest.approx(4.8)
 
 
+def test_of_a_job_that_workers_hold_as_a_whole_no_estimate_is_made(
+    bench: Bench, queue: Queue
+) -> None:
+    session = bench.session()
+    job = bench.submit(1)
+    bench.lease(session)
+    queue.heartbeat(session, 8, {}, PACES, MS)
+    assert queue.why(job, "ann").seconds is None
+
+
 def test_each_turn_of_a_jobs_life_has_its_reason(bench: Bench, queue: Queue) -> None:
     session = bench.session()
     job = queue.open(bench.header()).job

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import NamedTuple
@@ -105,6 +105,7 @@ class Answer(NamedTuple):
     code: str = ""  # of S3's error
     body: bytes = b""
     promised: int | None = None  # content length, where it is not the body's
+    headers: Mapping[str, str] = {}
 
 
 def deleted(*keys: str) -> bytes:
@@ -140,6 +141,8 @@ class StubS3:
                 self.send_response(answer.status)
                 length = len(content) if answer.promised is None else answer.promised
                 self.send_header("Content-Length", str(length))
+                for name, value in answer.headers.items():
+                    self.send_header(name, value)
                 self.end_headers()
                 if self.command != "HEAD":
                     self.wfile.write(content)

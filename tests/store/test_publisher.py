@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NoReturn
 
@@ -30,8 +31,9 @@ from farm.sinks.protocol import TaskPlace
 from farm.spec import RenderRequest
 from farm.store import Store, keys, open_store
 from farm_workers.leased_task import LeasedTask
-from farm_workers.publisher import process, publisher, uploads
+from farm_workers.publisher import pipe, process, publisher, uploads
 from farm_workers.publisher.messages import Alive, Begin, NotStored, Ready
+from farm_workers.publisher.pipe import ProcessPipe
 from farm_workers.publisher.process import PublisherProcess
 from farm_workers.publisher.publisher import Event, Publisher
 from farm_workers.publisher.uploads import picture_upload
@@ -250,6 +252,33 @@ def test_a_process_that_does_not_start_fails_what_waits(
     bench.wait("picture")
 
 
+def test_a_process_that_did_not_start_for_hours_is_started_in_the_end(
+    open_bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = threading.Event()
+    failures = iter(range(1100))
+
+    class EndedPipe:
+        def receive(self) -> None:
+            return None
+
+        def kill(self) -> None:
+            pass
+
+    def start(begin: Begin) -> EndedPipe | ProcessPipe:
+        if next(failures, None) is not None:
+            return EndedPipe()
+        started.set()
+        return ProcessPipe(begin)
+
+    monkeypatch.setattr(publisher, "RESTART_SECONDS", 0.0)
+    monkeypatch.setattr(publisher, "ProcessPipe", start)
+    bench = open_bench()
+    assert started.wait(60)
+    bench.picture(0)
+    bench.wait("picture")
+
+
 def test_an_object_that_exists_is_taken_over_with_its_own_facts(bench: Bench) -> None:
     """Another worker, of another numerics class, won the race for this picture."""
     pixels, tokens = bench.arrays(99)
@@ -415,6 +444,28 @@ def test_a_dropped_task_is_forgotten(bench: Bench) -> None:
     assert [bench.store.size(bench.key(render)) for render in range(5)] == [None] * 5
 
 
+def test_what_waits_for_its_lease_is_not_stored_when_its_task_is_dropped(bench: Bench) -> None:
+    bench.publisher.lease_until(bench.task(), time.monotonic())
+    bench.picture(0)
+    bench.picture(1, task="other")  # when it is stored, the process has both
+    bench.wait("picture")
+    bench.publisher.drop(bench.tasks["task"])
+    for render in range(2, 6):
+        bench.picture(render, task="other")
+        bench.wait("picture")
+    assert bench.store.size(bench.key(0)) is None
+
+
+def test_files_of_tokens_come_into_their_shard_without_pixels(bench: Bench) -> None:
+    tokens = place(file_format=Format.TOKENS, sink="webdataset")
+    task = bench.task(pictures=3, place=tokens)
+    for render in range(3):
+        record = bench.record(render, format=Format.TOKENS)
+        bench.publisher.picture(task, record, None, bench.arrays(render)[1])
+    assert bench.receipt().done == 3
+    assert {sha256 is not None for sha256, _ in bench.rows().values()} == {True}
+
+
 def test_a_new_process_removes_what_waits_of_a_dropped_task(
     open_bench: Callable[..., Bench], tmp_path: Path
 ) -> None:
@@ -520,6 +571,46 @@ def test_a_bad_store_is_refused_at_once() -> None:
         Publisher("gs://bucket")
 
 
+@contextlib.contextmanager
+def serving(store_url: str, scratch: Path) -> Iterator[Connection]:
+    """A publisher's process, in a thread: the worker's end of the connection to it."""
+    ours, theirs = multiprocessing.Pipe()
+    served = PublisherProcess(theirs, Begin(store_url, scratch, 1, 60.0))
+
+    def serve() -> None:
+        with contextlib.suppress(EOFError, OSError):  # its worker has gone
+            served.run()
+
+    threading.Thread(target=serve, daemon=True).start()
+    with ours:
+        yield ours
+
+
+def test_a_process_that_has_nothing_to_do_says_that_it_lives(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "ALIVE_SECONDS", 0.01)
+    with serving(bench.store.url, tmp_path / "scratch") as ours:
+        for told in (Ready(), Alive(), Alive(), Alive()):
+            assert ours.poll(60)
+            assert ours.recv() == [told]
+
+
+def test_a_process_that_was_stopped_is_replaced(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.picture(0)
+    bench.wait("picture")
+    monkeypatch.setattr(pipe, "SILENT_SECONDS", 2)
+    stopped = bench.publisher.pid
+    assert stopped is not None
+    os.kill(stopped, signal.SIGSTOP)
+    bench.picture(1)
+    bench.wait("picture", 60)
+    assert bench.publisher.pid != stopped
+    assert bench.store.size(bench.key(1)) is not None
+
+
 def test_a_picture_for_which_memory_is_short_may_succeed_elsewhere(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -529,20 +620,12 @@ def test_a_picture_for_which_memory_is_short_may_succeed_elsewhere(
         raise MemoryError("std::bad_alloc")
 
     monkeypatch.setattr(process, "encode", fail)
-    ours, theirs = multiprocessing.Pipe()
     pixels, tokens = bench.arrays(0)
     work = picture_upload(0, bench.task(), bench.record(0), pixels, tokens).work
-    serving = PublisherProcess(theirs, Begin(bench.store.url, tmp_path / "scratch", 1, 60.0))
-
-    def serve() -> None:
-        with contextlib.suppress(EOFError, OSError):  # its worker has gone
-            serving.run()
-
-    threading.Thread(target=serve, daemon=True).start()
-    assert ours.recv() == [Ready()]
-    ours.send([work])
-    ours.send_bytes(pixels.data.cast("B"))
-    [answer] = next(told for told in iter(ours.recv, None) if not isinstance(told[0], Alive))
-    ours.close()
+    with serving(bench.store.url, tmp_path / "scratch") as ours:
+        assert ours.recv() == [Ready()]
+        ours.send([work])
+        ours.send_bytes(pixels.data.cast("B"))
+        [answer] = next(told for told in iter(ours.recv, None) if not isinstance(told[0], Alive))
     assert isinstance(answer, NotStored)
     assert answer.error["retryable"]

@@ -64,6 +64,34 @@ def test_a_refusal_is_explained(stub: StubS3, status: int, code: str, said: str,
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("answer", "said", "hint"),
+    [
+        (Answer(301, "PermanentRedirect", headers={"x-amz-bucket-region": "eu-west-1"}),
+         "the bucket is in the region eu-west-1", "set AWS_DEFAULT_REGION=eu-west-1"),
+        (Answer(307, "TemporaryRedirect"), "it redirects to another address", "AWS_ENDPOINT_URL"),
+        (Answer(302, body=b"<html>", headers={"Location": "https://login.test/?next=1"}),
+         "it redirects to https://login.test/", "AWS_ENDPOINT_URL"),
+    ],
+)  # fmt: skip
+@pytest.mark.usefixtures("_impatient")
+def test_a_redirect_is_named_with_what_to_set(
+    stub: StubS3, answer: Answer, said: str, hint: str
+) -> None:
+    stub.rule = lambda method, path: answer
+    store = _open(stub)
+    for call in (
+        lambda: store.put("key", b"x"),
+        lambda: store.get("key"),
+        lambda: store.size("key"),
+        lambda: list(store.list("")),
+    ):
+        with pytest.raises(StoreError) as caught:
+            call()
+        assert said in caught.value.message
+        assert hint in (caught.value.hint or "")
+
+
 @pytest.mark.usefixtures("_impatient")
 def test_a_lookup_without_permission_is_no_missing_object(stub: StubS3) -> None:
     stub.rule = _always(403, "")

@@ -1,6 +1,7 @@
 """Pieces of the command line that need no farm."""
 
 import json
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -114,6 +115,31 @@ def test_every_command_has_a_help(name: str, capsys: pytest.CaptureFixture[str])
     assert f"Usage: farm {name}" in capsys.readouterr().out
 
 
+def test_help_shows_words_and_no_types(capsys: pytest.CaptureFixture[str]) -> None:
+    commands = [[name] for name in COMMANDS]
+    commands += [["workers", "drain"], ["checkpoint", "make-tiny"], ["queue", "weight"]]
+    for command in commands:
+        assert run([*command, "--help"]) == 0
+        shown = capsys.readouterr().out
+        assert not re.search(r"<\w+|[{}]|x[<>]=|\[default|\[env|\[required", shown), shown
+
+
+def test_help_says_limits_defaults_and_variables(capsys: pytest.CaptureFixture[str]) -> None:
+    def shown(*command: str) -> str:
+        assert run([*command, "--help"]) == 0
+        return " ".join(capsys.readouterr().out.split())
+
+    fetch = shown("fetch")
+    assert "Usage: farm fetch [OPTIONS] JOB " in fetch
+    assert "-o, --output DIR Folder to write to; made if missing. Required." in fetch
+    assert "--parallel N Downloads at a time (1 to 64). Default: 8." in fetch
+    assert "Default: --wait." in fetch
+    assert "Default: FARM_SIGN_KEY." in fetch
+    assert "on 127.0.0.1 (1 to 65,535). Default: 8400." in shown("up")
+    assert "One of png, webp, jpeg, tokens. Default: png." in shown("export")
+    assert "Usage: farm du [OPTIONS] [JOB\u2026]" in shown("du")
+
+
 def test_an_interruption_at_the_very_start_has_no_traceback(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -130,10 +156,16 @@ def test_an_interruption_at_the_very_start_has_no_traceback(
 @pytest.mark.parametrize(
     ("error", "told"),
     [
-        (OSError(36, "File name too long", "x.png"), "error[farm]: x.png: File name too long"),
-        (OSError(28, "No space left on device"), "error[farm]: No space left on device"),
-        (OSError(107, "Transport endpoint is not connected"), "error[internal]: OSError: "),
-        (ValueError("a\nb"), "error[internal]: ValueError: a "),
+        (
+            OSError(36, "File name too long", "x.png"),
+            "[farm]: x.png: File name too long (FARM_DEBUG",
+        ),
+        (
+            OSError(28, "No space left on device"),
+            "[farm]: No space left on device (the disk is full",
+        ),
+        (OSError(107, "Transport endpoint is not connected"), "[internal]: OSError: "),
+        (ValueError("a\nb"), "[internal]: ValueError: a (FARM_DEBUG=1 shows where)"),
     ],
 )
 def test_what_nobody_foresaw_is_one_line(
@@ -145,8 +177,20 @@ def test_what_nobody_foresaw_is_one_line(
     monkeypatch.setattr("farm.cli.app.group", fails)
     assert run(["ls"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(told)
-    assert line.endswith("(FARM_DEBUG=1 shows where)")
+    assert line.startswith(f"error{told}")
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_no_half_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    folder = tmp_path / "tiny"
+    monkeypatch.setattr(Path, "write_bytes", full)
+    assert run(["checkpoint", "make-tiny", str(folder)]) == 2
+    assert "(the disk is full: " in capsys.readouterr().err
+    assert not folder.exists()
 
 
 def test_no_command_prints_the_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -219,7 +219,10 @@ def test_a_broken_connection_is_said_in_plain_words(
         (httpx2.Response(404, text="<html>nginx</html>"), "but is not a farm"),
         (httpx2.Response(200, text="<html>hello</html>"), "but is not a farm"),
         (httpx2.Response(400, text="sent to HTTPS port"), "https://farm:8400"),
-        (httpx2.Response(302, headers={"location": "http://x"}), "but is not a farm"),
+        (
+            httpx2.Response(302, headers={"location": "https://x/login?token=1"}),
+            "but is not a farm (it redirects to https://x/login; is FARM_URL right?)",
+        ),
         (httpx2.Response(503, text="nginx"), "does not answer"),
     ],
 )
@@ -271,6 +274,36 @@ def test_a_store_that_refuses_is_not_taken_for_the_farm(status: int) -> None:
     with pytest.raises(Unavailable, match=f"store at bucket answers HTTP {status}") as caught:
         image.bytes()
     assert caught.value.retryable is (status == 503)
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "place", "needs"),
+    [
+        (301, {"x-amz-bucket-region": "eu-west-1"}, "the region eu-west-1", "AWS_DEFAULT_REGION"),
+        (307, {"location": "https://s3.test/a.png?X-Amz-Signature=1"}, "https://s3.test/a.png",
+         "FARM_STORE_PUBLIC_URL"),
+        (302, {}, "another address", "FARM_STORE_PUBLIC_URL"),
+    ],
+)  # fmt: skip
+def test_a_store_that_redirects_is_named_with_what_to_set(
+    status: int, headers: dict[str, str], place: str, needs: str
+) -> None:
+    async def read() -> None:
+        async with connection.object("http://bucket/a.png?X-Amz-Signature=1"):
+            pass
+
+    answer = httpx2.Response(status, headers=headers, text="<html>moved")
+    connection = farm_with(lambda _: answer)._connection
+    with pytest.raises(Unavailable, match=f"redirects to {place} ") as caught:
+        drive(read())
+    assert needs in str(caught.value.hint)
+    assert not caught.value.retryable
+
+
+def test_a_stream_is_not_read_from_a_place_that_redirects() -> None:
+    answer = httpx2.Response(301, headers={"location": "https://farm/"}, text="<html>moved")
+    with pytest.raises(Unavailable, match="but is not a farm"):
+        farm_with(lambda _: answer).job(JOB).verify()
 
 
 @pytest.mark.parametrize("shards", [False, True])

@@ -1,5 +1,6 @@
 """From a fetched job to a data set, without a farm."""
 
+import errno
 import json
 import os
 import subprocess
@@ -15,7 +16,7 @@ from fake_engine import INFO
 
 from farm.errors import Conflict
 from farm.export.export import FETCHED, STATE, As, Plan, alone, begin, export
-from farm.export.fetched import MANIFEST
+from farm.export.fetched import MANIFEST, SELECTED
 from farm.export.splits import Splits
 from farm.formats.encoding import encode
 from farm.formats.picture_record import PictureRecord
@@ -86,6 +87,19 @@ def test_overwriting_removes_what_an_export_wrote_and_nothing_else(tmp_path: Pat
     assert left == {"notes.txt", "data/mine.txt", f"{STATE}/plan.json"}
 
 
+def test_an_export_that_a_full_disk_stopped_at_its_start_can_be_called_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_bytes", full)
+        with pytest.raises(OSError, match="No space"):
+            begin(Plan("j", "tokens"), tmp_path)
+    assert begin(Plan("j", "tokens"), tmp_path)
+
+
 @pytest.mark.parametrize(
     "told",
     [
@@ -151,9 +165,26 @@ def test_only_one_export_at_a_time_writes_to_a_folder(tmp_path: Path) -> None:
 def test_splits_in_another_order_are_another_export(tmp_path: Path) -> None:
     plans = [Plan("j", "tokens", Splits.parse(text)) for text in ("a=0.9,b=0.1", "b=0.1,a=0.9")]
     assert begin(plans[0], tmp_path / "out")
+    (tmp_path / "out" / "data").mkdir()  # as soon as something is written
     with pytest.raises(Conflict, match="another export"):
         begin(plans[1], tmp_path / "out")
     assert begin(plans[0], tmp_path / "out"), "it goes on"
+
+
+def test_while_pictures_were_only_fetched_they_may_be_asked_for_in_another_way(
+    tmp_path: Path,
+) -> None:
+    plan = Plan("j", "imagefolder", where="seed < 0")
+    assert begin(plan, tmp_path)
+    fetch(tmp_path, [{}] * 2)
+    (tmp_path / STATE / FETCHED / SELECTED).write_text("what the first wanted")
+    with pytest.raises(Conflict, match="another export"):
+        begin(plan._replace(job="k"), tmp_path)
+    other = plan._replace(where=None, target="tokens")
+    assert begin(other, tmp_path)
+    assert export(other, tmp_path, None).pictures == 2
+    with pytest.raises(Conflict, match="another export"):
+        begin(plan, tmp_path)
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -39,6 +39,7 @@ def test_the_references_have_every_command_route_and_class(site: Path) -> None:
     assert "--num-inference-steps" in text("cli.html")
     assert "farm queue weight" in text("cli.html")
     assert "GET /v1/jobs/{job}/previews" in text("http.html")
+    assert "list of Image" in text("http.html")
     assert "submit_many" in text("sdk.html")
 
 

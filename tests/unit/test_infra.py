@@ -95,6 +95,12 @@ def test_what_kubernetes_gets_fits_its_schemas(name: str) -> None:
         kubernetes_validate.validate(document, KUBERNETES, strict=True)
 
 
+def test_gateways_take_jobs_while_there_are_no_workers_for_them() -> None:
+    (gateway,) = (one for one in documents("kuberay/farm.yaml") if one["kind"] == "Deployment")
+    (container,) = gateway["spec"]["template"]["spec"]["containers"]
+    assert container["readinessProbe"]["httpGet"]["path"] == "/readyz?workers=0"
+
+
 def test_the_pods_of_the_ray_cluster_fit_the_schemas() -> None:
     (cluster,) = documents("kuberay/ray.yaml")
     spec = cluster["spec"]

@@ -8,12 +8,10 @@ import pytest
 from farm.errors import InvalidInput
 from farm.job import (
     TERMINAL_JOBS,
-    TERMINAL_TASKS,
     JobOptions,
     JobState,
     Lease,
     Priority,
-    TaskState,
     check_job_id,
     is_job_id,
     job_id,
@@ -72,8 +70,6 @@ def test_a_wrong_option_is_named(given: dict[str, Any]) -> None:
 
 def test_states_that_end_are_marked() -> None:
     assert {JobState.DONE, JobState.FAILED, JobState.CANCELLED} == TERMINAL_JOBS
-    assert TaskState.EXPIRED in TERMINAL_TASKS
-    assert TaskState.WAITING not in TERMINAL_TASKS
 
 
 def test_a_lease_without_a_lane_finalises() -> None:

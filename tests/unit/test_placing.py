@@ -1,8 +1,13 @@
 """What workers are told, and why a cluster does not run them."""
 
+import io
 import json
 from types import SimpleNamespace
+from typing import Any
 
+import pytest
+
+from farm.cli import place_workers
 from farm.cli.place_workers import worker_environment
 from farm.queue.placed_workers import PlacedWorker, Reason, WorkerState, from_json, to_json
 from farm.scheduler.place import Place, why_no_room
@@ -29,6 +34,27 @@ def test_workers_get_their_own_settings_and_nothing_of_the_gateway() -> None:
         "PATH": "/bin",
     }
     assert worker_environment({**told, **kept}) == told
+
+
+@pytest.mark.parametrize("end", [True, False])
+def test_a_farm_that_ends_before_it_knows_its_cluster_ends_the_workers_of_an_earlier_life(
+    end: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    did = []
+
+    def placement(*_: object, **given: Any) -> SimpleNamespace:
+        did.append("connected")
+        return SimpleNamespace(close=lambda: did.append("closed"))
+
+    monkeypatch.setattr(place_workers, "Placement", placement)
+    monkeypatch.setattr(place_workers, "CLOSE_SECONDS", 1e6)  # its timer ends the process
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
+    monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:6379")
+    told = io.StringIO('want {"worker": 1}\n' + "close\n" * end)
+    orders = place_workers._Orders(told)  # type: ignore[arg-type]
+    assert orders.ended.wait(60)
+    place_workers._place(io.StringIO(), orders)
+    assert did == ["connected", "closed"] * end
 
 
 def test_a_worker_that_is_started_again_while_it_drains_is_asked_again() -> None:

@@ -60,6 +60,18 @@ def test_a_missing_value_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "redis://" in str(error.value)
 
 
+def test_an_empty_variable_counts_as_one_that_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("KEYS", "TLS_CERT", "TLS_KEY", "PORT", "STORE_LINKS", "QUOTA_PICTURES", "DATA"):
+        monkeypatch.setenv(f"FARM_{name}", "")
+    monkeypatch.setenv("FARM_OPEN", "1")
+    settings = load(GatewaySettings)
+    assert (settings.keys, settings.tls_cert, settings.port) == (None, None, 8400)
+    assert settings.data.is_absolute()
+    monkeypatch.setenv("REDIS_URL", "")
+    with pytest.raises(InvalidInput, match="not set"):
+        load(GatewaySettings)
+
+
 def test_the_secret_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FARM_SECRET", "hunter2")
     assert "hunter2" not in repr(load(GatewaySettings))

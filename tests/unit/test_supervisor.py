@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -90,6 +91,16 @@ def test_a_process_that_ends_at_its_start_is_reported_with_its_last_words(
     )
     with pytest.raises(Unavailable, match="status 1 at its start: no bucket"):
         supervisor.start(service)
+
+
+def test_a_process_that_ends_for_want_of_room_is_reported_with_what_is_free(
+    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=2**19))
+    service = Service("broken", [sys.executable, "-c", "exit(1)"], ready=lambda: False)
+    with pytest.raises(Unavailable) as caught:
+        supervisor.start(service)
+    assert str(caught.value.hint).startswith("0.5 MiB are free below ")
 
 
 def test_stopping_a_service_ends_what_it_started(supervisor: Supervisor, tmp_path: Path) -> None:

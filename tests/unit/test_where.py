@@ -63,6 +63,7 @@ def test_a_row_without_the_value_is_not_wanted_unless_that_is_asked() -> None:
         "nsfw is 1", "f'{nsfw}' == 'x'", "nsfw < 1j", "nsfw < b'x'", "nsfw < None",
         "1 if nsfw else 2", "nsfw < 'a'", "(" * 300 + "good" + ")" * 300, "good and " * 2000,
         "nsfw := 1", "nsfw < 0.1; nsfw", "\0", "nsfw < 9" + "9" * 400, "category < good",
+        "nsfw < " + "-" * 1900 + "1", "nsfw < 1" + " + 1" * 480,
     ],
 )  # fmt: skip
 def test_what_is_not_a_condition_on_the_columns_is_refused(text: str) -> None:

@@ -28,11 +28,6 @@ PLACE_WORDS = {
 }
 LEADS = ("", "", "", "", "a picture of ", "a drawing of ", "an image of ", "draw ")
 RELATIONS = {"left": ("left of", "to the left of"), "top": ("above", "over")}
-PLURALS = {"box": "boxes", "cross": "crosses", "plus": "pluses"}
-
-
-def article(words: str) -> str:
-    return f"a {words}"
 
 
 def noun(rng: Random, thing: Thing, *, size: bool, colour: bool = True) -> str:

@@ -1,11 +1,11 @@
 """What the page shows, gathered from the queue and the store; every list is bounded."""
 
-import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from typing import NamedTuple
 
 from farm.errors import FarmError
+from farm.gateway.answers import Image
 from farm.job import TERMINAL_JOBS, JobState
 from farm.queue import JobStatus, Queue, notice
 from farm.queue.messages import LaneBacklog, Session
@@ -15,6 +15,7 @@ JOBS_PAGE = 25
 PICTURES_PAGE = 60
 RECENT_JOBS = 12  # looked through for the newest pictures
 MAX_LANES = 50
+MAX_WORKERS = 100
 MAX_MISSING = 50  # workers that do not run
 MAX_TENANTS = 100
 TENANT_JOBS = 100  # the newest of each
@@ -89,15 +90,13 @@ def may_retry(status: JobStatus) -> bool:
     return is_over(status) and status.state is not JobState.CANCELLED and status.images.failed > 0
 
 
-def shown(job: str, image: Mapping[str, Any]) -> Shown:
+def shown(job: str, image: Image) -> Shown:
     """From a picture as the API lists it."""
-    spec = image["spec"]
-    if isinstance(spec, str):
-        spec = json.loads(spec)
-    error = image.get("error")
+    spec = image.spec
+    error = image.error
     named = {
-        "size": f"{image['width']} x {image['height']}",
-        "seed": image["seed"],
+        "size": f"{image.width} x {image.height}",
+        "seed": image.seed,
         "steps": spec.get("num_inference_steps"),
         "guidance": spec.get("guidance_scale"),
         "mode": spec.get("mode"),
@@ -107,19 +106,19 @@ def shown(job: str, image: Mapping[str, Any]) -> Shown:
         ),
         "negative prompt": spec.get("negative_prompt"),
         "checkpoint": spec.get("checkpoint"),
-        "numerics": image.get("numerics"),
-        "notes": "; ".join(image.get("notes") or ()),
+        "numerics": image.numerics,
+        "notes": "; ".join(image.notes),
     }
     return Shown(
         job,
-        image["render"],
-        image["image"],
-        image["url"],
+        image.render,
+        image.image,
+        image.url,
         spec.get("prompt") or "",
-        None if error is None else str(error.get("message", error)),
-        error is not None and image.get("numerics") is None,
-        image["width"],
-        image["height"],
+        None if error is None else error.message,
+        error is not None and image.numerics is None,
+        image.width,
+        image.height,
         tuple((name, str(value)) for name, value in named.items() if value not in (None, "")),
     )
 
@@ -171,7 +170,9 @@ def lanes(backlog: Sequence[LaneBacklog], sessions: Sequence[Session]) -> list[L
     return (found + idle)[:MAX_LANES]
 
 
-def problems(queue: Queue, found: tuple[str | None, str | None]) -> list[str]:
+def problems(
+    queue: Queue, sessions: Callable[[], Sized], found: tuple[str | None, str | None]
+) -> list[str]:
     """What is wrong with the farm, in sentences; empty if it works."""
     in_queue, in_store = found
     told = []
@@ -181,7 +182,7 @@ def problems(queue: Queue, found: tuple[str | None, str | None]) -> list[str]:
         told.append(f"The store cannot be written to: {in_store}")
     if not in_queue:
         try:
-            workers, said = queue.sessions(), notice.read(queue)
+            workers, said = len(sessions()), notice.read(queue)
         except FarmError as error:
             return [*told, f"The queue does not answer: {error}"]
         if not workers:

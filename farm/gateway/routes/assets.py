@@ -1,33 +1,34 @@
 """Uploads, and the objects that signed addresses lead to."""
 
-from typing import Annotated, Any
+import time
+from typing import Annotated
 from urllib.parse import quote
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Query, Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import Response, StreamingResponse
 
 from farm.errors import InvalidInput, NotFound
 from farm.gateway.bodies import content_type, read_body
 from farm.gateway.byte_range import byte_range, read_pieces
 from farm.gateway.dependencies import Deps, Reader, Writer
 from farm.gateway.inline_pictures import UPLOADS
+from farm.gateway.openapi import FILE, OBJECT, RANGE
 from farm.gateway.signed_urls import media_type
+from farm.ingest.assets import Asset
 from farm.spec import AssetId, AssetKind
 
 router = APIRouter(prefix="/v1", tags=["assets"])
 
-_BODY = {"requestBody": {"content": {"application/octet-stream": {"schema": {"type": "string"}}}}}
 
-
-@router.put("/assets", status_code=201, openapi_extra=_BODY)
-@router.post("/assets", status_code=201, openapi_extra=_BODY)
-async def upload(
+@router.put("/assets", status_code=201, openapi_extra=FILE)
+@router.post("/assets", status_code=201, openapi_extra=FILE, operation_id="post_asset")
+async def put_asset(
     request: Request,
     deps: Deps,
     tenant: Writer,
     kind: AssetKind | None = None,
-) -> Response:
+) -> Asset:
     """Keep an input picture, mask or tensor file, sent as the raw body; its content
     decides what it is. Its id is the sha256 of its bytes."""
     if content_type(request).startswith("multipart/"):
@@ -37,17 +38,22 @@ async def upload(
     body = await read_body(request, deps.settings.max_asset_bytes)  # waits without a slot
     asset = await run_sync(deps.assets.add, tenant, body, kind, limiter=UPLOADS)
     deps.metrics.uploads.inc(asset.size)
-    return JSONResponse(asset.model_dump(mode="json"), 201)
+    return asset
 
 
 @router.get("/assets/{asset}")
-def facts(asset: AssetId, deps: Deps, tenant: Reader) -> dict[str, Any]:
+def asset_facts(asset: AssetId, deps: Deps, tenant: Reader) -> Asset:
     """What is known of a file that the caller uploaded."""
-    return deps.assets.facts(tenant, asset).model_dump(mode="json")
+    return deps.assets.facts(tenant, asset)
 
 
-@router.head("/objects/{key:path}", include_in_schema=False)
-@router.get("/objects/{key:path}", response_class=StreamingResponse)
+@router.head("/objects/{key:path}", response_class=Response, operation_id="head_object")
+@router.get(
+    "/objects/{key:path}",
+    response_class=StreamingResponse,
+    responses=OBJECT,
+    openapi_extra=RANGE,
+)
 def download(
     key: str,
     request: Request,
@@ -65,7 +71,11 @@ def download(
     if stored is None:
         raise NotFound("the object no longer exists")
     offset, size = map(int, part.split("+")) if part else (0, stored)
-    headers = {"Cache-Control": "private, immutable", "Accept-Ranges": "bytes"}
+    left = max(expires - int(time.time()), 0)  # seconds
+    headers = {
+        "Cache-Control": f"private, max-age={left}, immutable",
+        "Accept-Ranges": "bytes",
+    }
     if filename:
         headers["Content-Disposition"] = f"inline; filename*=UTF-8''{quote(filename)}"
     if request.method == "HEAD":

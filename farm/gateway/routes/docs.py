@@ -10,6 +10,8 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import HTMLResponse
 
+from farm.gateway.openapi import answer_of, in_words
+
 router = APIRouter(include_in_schema=False)
 
 _STYLE = (
@@ -26,7 +28,7 @@ POLICY = (
 
 @router.get("/docs", response_class=HTMLResponse)
 def page(request: Request) -> HTMLResponse:
-    """Every address, its parameters and an example of its body."""
+    """Every address, its parameters, an example of its body, and the fields of answers."""
     text = "".join(_page(request.app.openapi()))
     return HTMLResponse(text, headers={"Content-Security-Policy": POLICY})
 
@@ -43,6 +45,11 @@ def _page(api: dict[str, Any]) -> Iterator[str]:
             yield f"<p>{escape(facts.get('description', ''))}</p>"
             yield from _parameters(facts.get("parameters", ()))
             yield from _bodies(facts.get("requestBody", {}).get("content", {}))
+            yield f"<p>Answer: <code>{escape(answer_of(facts))}</code></p>"
+    yield "<h2>Shapes</h2>"
+    for name, schema in sorted(api["components"]["schemas"].items()):
+        yield f"<h3><code>{escape(name)}</code></h3><p>{escape(schema.get('description', ''))}</p>"
+        yield from _fields(schema)
 
 
 def _parameters(parameters: Any) -> Iterator[str]:
@@ -51,17 +58,27 @@ def _parameters(parameters: Any) -> Iterator[str]:
     yield "<table>"
     for one in parameters:
         schema = one.get("schema", {})
-        kinds = [schema, *schema.get("anyOf", ())]
-        kind = " or ".join(dict.fromkeys(k["type"] for k in kinds if "type" in k))
+        kind = in_words(schema)
         needed = "required" if one.get("required") else f"default {schema.get('default', 'none')}"
         yield f"<tr><td><code>{escape(one['name'])}</code><td>in {escape(one['in'])}"
-        yield f"<td>{escape(kind)}<td>{escape(needed)}"
+        yield f"<td>{escape(kind)}<td>{escape(needed)}<td>{escape(one.get('description', ''))}"
+    yield "</table>"
+
+
+def _fields(schema: dict[str, Any]) -> Iterator[str]:
+    if "enum" in schema:
+        yield f"<p>{escape(in_words(schema))}</p>"
+    yield "<table>"
+    for name, told in schema.get("properties", {}).items():
+        yield f"<tr><td><code>{escape(name)}</code><td>{escape(in_words(told))}"
+        yield f"<td>{escape(told.get('description', ''))}"
     yield "</table>"
 
 
 def _bodies(content: dict[str, Any]) -> Iterator[str]:
     for kind, facts in content.items():
-        yield f"<p>Body: <code>{escape(kind)}</code></p>"
+        shape = in_words(facts["schema"]) if kind == "application/json" else ""
+        yield f"<p>Body: <code>{escape(f'{kind} {shape}'.strip())}</code></p>"
         example = facts.get("example")
         if example is not None:
             text = example if isinstance(example, str) else json.dumps(example, indent=2)

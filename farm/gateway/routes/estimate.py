@@ -1,24 +1,24 @@
 """What renders would come to, without a job."""
 
 from collections import Counter
-from typing import Annotated, Any
+from typing import Annotated
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Query, Request
 
+from farm.gateway import answers
 from farm.gateway.bodies import NDJSON_TYPES, WrongType, content_type, one_piece
 from farm.gateway.dependencies import Dependencies, Deps, Writer
 from farm.gateway.inline_pictures import keep_pictures
+from farm.gateway.openapi import NDJSON_RENDERS
 from farm.ingest.estimate import estimate
 from farm.job import Format, JobOptions
 
 router = APIRouter(prefix="/v1", tags=["jobs"])
 
-_LINES = {"requestBody": {"content": {"application/x-ndjson": {"schema": {"type": "string"}}}}}
 
-
-@router.post("/estimate", openapi_extra=_LINES)
-async def estimated(
+@router.post("/estimate", openapi_extra=NDJSON_RENDERS)
+async def estimate_job(
     request: Request,
     deps: Deps,
     tenant: Writer,
@@ -26,7 +26,7 @@ async def estimated(
     sink: str = "images",
     format: Format | None = None,  # noqa: A002
     shard_size: int | None = None,
-) -> dict[str, Any]:
+) -> answers.Estimate:
     """Check renders, one a line as NDJSON, and tell the pictures, tasks, bytes and row-steps that
     they would make; nothing is submitted. ``first`` is the index of the first in its job."""
     if content_type(request) not in NDJSON_TYPES:
@@ -36,13 +36,13 @@ async def estimated(
     entries = await keep_pictures(deps.assets, tenant, await one_piece(request))
     piece = await run_sync(deps.ingest.resolve, tenant, options, first, entries)
     paces, workers = await run_sync(_paces, deps)
-    return {**estimate(piece, paces), "workers": workers}
+    return answers.Estimate(**estimate(piece, paces), workers=workers)
 
 
 def _paces(deps: Dependencies) -> tuple[dict[str, float], int]:
     """Row-steps/s by lane of all workers together, and how many workers there are."""
     found: Counter[str] = Counter()
-    sessions = deps.queue.sessions()
+    sessions = deps.sessions()
     for session in sessions:
         for lane, pace in dict(session.stats.get("paces", {})).items():
             if isinstance(pace, int | float) and pace > 0:

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from starlette.responses import Response, StreamingResponse
 
 from farm.formats.manifest import ManifestRow, merge, read_part
+from farm.gateway import answers
 from farm.gateway.dependencies import (
     Dependencies,
     Deps,
@@ -18,14 +19,8 @@ from farm.gateway.dependencies import (
     writer,
 )
 from farm.gateway.events import updates
-from farm.gateway.serializers import (
-    image_view,
-    lost_views,
-    preview_view,
-    shard_views,
-    status_view,
-    why_view,
-)
+from farm.gateway.openapi import SSE, ndjson
+from farm.gateway.serializers import image_view, lost_views, preview_view, shard_views, why_view
 from farm.ingest import removal
 from farm.job import TERMINAL_JOBS, Chunk, JobState, check_job_id
 from farm.queue import MAX_REASON, MAX_ROWS, JobStatus, notice, previews
@@ -38,6 +33,8 @@ from farm.verify.repair import Verifier, report
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
+_VERIFIED = ndjson("difference", "verified")
+
 MAX_PAGE = 1000
 FINISHED_PAGE = 16  # tasks asked for at a time
 LOST_PAGE = 4
@@ -47,12 +44,12 @@ Cursor = Annotated[str, Query(pattern=r"^\d{1,9}(\.\d{1,9}(\.\d{1,15})?)?$")]
 
 
 @router.get("")
-def jobs(
+def list_jobs(
     deps: Deps,
     tenant: Reader,
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 50,
     before: str | None = None,
-) -> dict[str, Any]:
+) -> answers.Jobs:
     """The caller's jobs, newest first; ``next`` is the cursor for ``before``."""
     if before is not None:
         check_job_id(before)
@@ -63,19 +60,16 @@ def jobs(
         found += page
         if len(page) < wanted:
             break
-    return {
-        "jobs": [status_view(status) for status in found],
-        "next": found[-1].id if len(found) == limit else None,
-    }
+    return answers.Jobs(jobs=found, next=found[-1].id if len(found) == limit else None)
 
 
 @router.get("/{job}")
-def status(job: str, deps: Deps, tenant: Reader) -> dict[str, Any]:
+def job_status(job: str, deps: Deps, tenant: Reader) -> JobStatus:
     """The job's state and how many of its pictures are done."""
-    return status_view(deps.queue.status(check_job_id(job), tenant))
+    return deps.queue.status(check_job_id(job), tenant)
 
 
-@router.get("/{job}/events", response_class=StreamingResponse)
+@router.get("/{job}/events", response_class=StreamingResponse, responses=SSE)
 async def events(job: str, request: Request, deps: Deps, tenant: Reader) -> Response:
     """Server-sent events: the status at once, then whenever it changes, then ``end``."""
     await run_sync(deps.queue.status, check_job_id(job), tenant)
@@ -93,7 +87,7 @@ def images(
     tenant: Reader,
     after: Cursor = "0",
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 100,
-) -> dict[str, Any]:
+) -> answers.Images:
     """Finished pictures in the order they were finished, with addresses that expire.
 
     Of a picture that was made again after a retry, the newest good result is listed.
@@ -113,20 +107,20 @@ def images(
     listed += lost
     early, seen = _early(deps, status, sink, seen, limit)
     cursor = f"{done_now}.{lost_now}.{seen}"
-    return {
-        "images": listed,
-        "early": early,
-        "shards": shard_views(finished, sink, deps.links),
-        "next": cursor,
-        "state": str(status.state),
-    }
+    return answers.Images(
+        images=listed,
+        early=early,
+        shards=shard_views(finished, sink, deps.links),
+        next=cursor,
+        state=status.state,
+    )
 
 
 def _lost(
     deps: Dependencies, status: JobStatus, sink: Sink, after: int, limit: int
-) -> tuple[list[dict[str, Any]], int]:
+) -> tuple[list[answers.Image], int]:
     """Pictures of tasks that ran out of attempts."""
-    listed: list[dict[str, Any]] = []
+    listed: list[answers.Image] = []
     while len(listed) < limit:
         failures = deps.queue.failures(status.id, after, LOST_PAGE)
         for failure in failures:
@@ -143,9 +137,9 @@ def _lost(
 
 def _early(
     deps: Dependencies, status: JobStatus, sink: Sink, seen: int, limit: int
-) -> tuple[list[dict[str, Any]], int]:
+) -> tuple[list[answers.Image], int]:
     """Pictures of tasks that are not whole, and the moment up to which they are listed."""
-    listed: list[dict[str, Any]] = []
+    listed: list[answers.Image] = []
     if status.state in (JobState.DONE, JobState.FAILED):
         return listed, seen
     for part in early_parts(deps.store, status.id, seen):
@@ -180,7 +174,7 @@ def _finished(
 
 
 @router.get("/{job}/previews")
-def job_previews(job: str, deps: Deps, tenant: Reader) -> dict[str, Any]:
+def list_previews(job: str, deps: Deps, tenant: Reader) -> answers.Previews:
     """What pictures on their way look like so far, as small JPEG files in data URLs.
 
     Workers make them only while someone asks, and for a tenth of their time at most: ask again
@@ -188,7 +182,7 @@ def job_previews(job: str, deps: Deps, tenant: Reader) -> dict[str, Any]:
     """
     status = deps.queue.status(check_job_id(job), tenant)
     found = shown_previews(deps, status)
-    return {"previews": [preview_view(one) for one in found], "state": str(status.state)}
+    return answers.Previews(previews=[preview_view(one) for one in found], state=status.state)
 
 
 def shown_previews(deps: Dependencies, status: JobStatus) -> list[previews.Preview]:
@@ -200,24 +194,24 @@ def shown_previews(deps: Dependencies, status: JobStatus) -> list[previews.Previ
 
 
 @router.post("/{job}/cancel")
-def cancel(job: str, deps: Deps, tenant: Writer) -> dict[str, Any]:
+def cancel(job: str, deps: Deps, tenant: Writer) -> JobStatus:
     """End a job; what is running stops at the next step. A job that has ended stays as it is."""
     deps.ingest.cancel(check_job_id(job), tenant)
-    return status_view(deps.queue.status(job, tenant))
+    return deps.queue.status(job, tenant)
 
 
 @router.post("/{job}/pause")
-def pause(job: str, deps: Deps, tenant: Writer) -> dict[str, Any]:
+def pause(job: str, deps: Deps, tenant: Writer) -> JobStatus:
     """Start no more of a job until it is resumed; what is running continues."""
     deps.queue.pause(check_job_id(job), tenant)
-    return status_view(deps.queue.status(job, tenant))
+    return deps.queue.status(job, tenant)
 
 
 @router.post("/{job}/resume")
-def resume(job: str, deps: Deps, tenant: Writer) -> dict[str, Any]:
+def resume(job: str, deps: Deps, tenant: Writer) -> JobStatus:
     """Resume a paused job."""
     deps.queue.resume(check_job_id(job), tenant)
-    return status_view(deps.queue.status(job, tenant))
+    return deps.queue.status(job, tenant)
 
 
 @router.post("/{job}/retry")
@@ -226,7 +220,7 @@ def retry(
     deps: Deps,
     tenant: Writer,
     reason: Annotated[str | None, Query(min_length=1, max_length=MAX_REASON)] = None,
-) -> dict[str, Any]:
+) -> JobStatus:
     """Render the failed pictures of an ended job again, as a new generation; the pictures that
     were made stay as they are.
 
@@ -235,11 +229,11 @@ def retry(
     the task failed with.
     """
     deps.queue.retry(check_job_id(job), tenant, reason)
-    return status_view(deps.queue.status(job, tenant))
+    return deps.queue.status(job, tenant)
 
 
-@router.delete("/{job}", response_class=StreamingResponse)
-def remove(job: str, deps: Deps, tenant: Writer) -> Response:
+@router.delete("/{job}", response_class=StreamingResponse, responses=ndjson("removing", "removed"))
+def remove_job(job: str, deps: Deps, tenant: Writer) -> Response:
     """Delete an ended job with everything that the farm has of it: NDJSON, a ``removing`` line now
     and then, and one ``removed`` line. A call that was interrupted goes on when it is repeated."""
     deleted = deps.remover.remove(check_job_id(job), tenant)
@@ -247,9 +241,9 @@ def remove(job: str, deps: Deps, tenant: Writer) -> Response:
 
 
 @router.get("/{job}/why")
-def why(job: str, deps: Deps, tenant: Reader) -> dict[str, Any]:
+def why(job: str, deps: Deps, tenant: Reader) -> answers.Why:
     """What the job is waiting for, what goes first in each of its lanes, and an estimate."""
-    found = deps.queue.why(check_job_id(job), tenant)
+    found = deps.queue.why(check_job_id(job), tenant, deps.sessions())
     queue, store = deps.readiness.problems()
     if found.status.state in TERMINAL_JOBS:
         pass
@@ -272,14 +266,14 @@ def _verifying(caller: Callable[[Request], Awaitable[str]]) -> Any:
     return Depends(counted)
 
 
-@router.get("/{job}/verify", response_class=StreamingResponse)
+@router.get("/{job}/verify", response_class=StreamingResponse, responses=_VERIFIED)
 def verify(job: str, deps: Deps, tenant: Annotated[str, _verifying(reader)]) -> Response:
     """Compare the manifest, the queue and the store of a job that has ended: NDJSON, a
     ``difference`` line for each, then one ``verified`` line."""
     return _verify(deps, check_job_id(job), tenant, repair=False)
 
 
-@router.post("/{job}/verify", response_class=StreamingResponse)
+@router.post("/{job}/verify", response_class=StreamingResponse, responses=_VERIFIED)
 def repair(job: str, deps: Deps, tenant: Annotated[str, _verifying(writer)]) -> Response:
     """The same, and repair what can be repaired: orphans are deleted, lost pictures made again."""
     return _verify(deps, check_job_id(job), tenant, repair=True)

@@ -79,7 +79,7 @@ def progress(job: str, request: Request, deps: Deps, tenant: Reader) -> HTMLResp
 
 
 def _progress(deps: Dependencies, job: str, tenant: str) -> dict[str, Any]:
-    why = deps.queue.why(job, tenant)
+    why = deps.queue.why(job, tenant, deps.sessions())
     status = why.status
     over = views.is_over(status)
     return {
@@ -106,13 +106,13 @@ def job_pictures(
     The cursor ``after`` goes from task to task; ``skip`` is for the pictures within one.
     """
     told = images(job, deps, tenant, after, views.PICTURES_PAGE)
-    listed = [*told["images"], *told["early"]]
+    listed = [*told.images, *told.early]
     end = skip + views.PICTURES_PAGE
     following = None
     if end < len(listed):
         following = f"after={after}&skip={end}"
-    elif len(told["images"]) >= views.PICTURES_PAGE:
-        following = f"after={told['next']}"
+    elif len(told.images) >= views.PICTURES_PAGE:
+        following = f"after={told.next}"
     return fragment(
         request,
         "pictures.html",
@@ -120,7 +120,7 @@ def job_pictures(
         here=f"after={after}&skip={skip}",
         first=after == "0" and not skip,
         following=following,
-        over=told["state"] in TERMINAL_JOBS,
+        over=told.state in TERMINAL_JOBS,
         job=job,
     )
 
@@ -144,11 +144,11 @@ def failures(job: str, request: Request, deps: Deps, tenant: Reader) -> HTMLResp
     read, after = 0, "0"
     while status.images.failed and read < views.FAILURES_READ:
         told = images(job, deps, tenant, after, views.PICTURES_PAGE)
-        if not told["images"]:
+        if not told.images:
             break
-        read += len(told["images"])
-        after = told["next"]
-        failed += [views.shown(job, one) for one in told["images"] if one.get("error")]
+        read += len(told.images)
+        after = told.next
+        failed += [views.shown(job, one) for one in told.images if one.error]
     return fragment(
         request,
         "failures.html",
@@ -172,7 +172,7 @@ def newest(request: Request, deps: Deps, tenant: Reader) -> HTMLResponse:
             told = images(status.id, deps, tenant, start, MAX_PAGE)
         except NotFound:  # it was removed meanwhile
             continue
-        good = [one for one in told["images"] if one["url"]]
+        good = [one for one in told.images if one.url]
         pictures += [views.shown(status.id, one) for one in reversed(good)]
     return fragment(request, "newest.html", pictures=pictures[: views.PICTURES_PAGE])
 
@@ -182,7 +182,7 @@ def farm(request: Request, deps: Deps, _: Reader) -> HTMLResponse:
     """Workers, lanes, and the last ten minutes."""
     problems = _problems(deps)
     try:
-        sessions, backlog = deps.queue.sessions(), deps.queue.backlog()
+        sessions, backlog = deps.sessions(), deps.queue.backlog()
         missing = [one for one in placed_workers.read(deps.queue) if one.missing]
     except FarmError:
         sessions, backlog, missing = [], [], []  # the problems say it
@@ -191,7 +191,8 @@ def farm(request: Request, deps: Deps, _: Reader) -> HTMLResponse:
         "farm.html",
         problems=problems,
         missing=missing[: views.MAX_MISSING],
-        sessions=sorted(sessions, key=lambda session: session.worker),
+        sessions=sorted(sessions, key=lambda session: session.worker)[: views.MAX_WORKERS],
+        workers=len(sessions),
         lanes=views.lanes(backlog, sessions),
         samples=deps.history.samples(),
         checkpoints=deps.registry.all(),
@@ -233,7 +234,7 @@ def new(request: Request, deps: Deps, tenant: Reader) -> HTMLResponse:
 
 
 def _problems(deps: Dependencies) -> list[str]:
-    return views.problems(deps.queue, deps.readiness.problems())
+    return views.problems(deps.queue, deps.sessions, deps.readiness.problems())
 
 
 def _picture_url(deps: Dependencies) -> str:

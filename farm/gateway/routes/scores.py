@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import Annotated
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Request
@@ -11,15 +11,15 @@ from starlette.responses import Response, StreamingResponse
 
 from farm.errors import FarmError, InvalidInput, NotFound
 from farm.formats.scores import MAX_SCORES, PictureScores
+from farm.gateway import answers
 from farm.gateway.bodies import read_json
 from farm.gateway.dependencies import Deps, Reader, Writer
+from farm.gateway.openapi import SCORES, ndjson
 from farm.ingest.scores import add_scores, forget_scores, is_removed, stored_scores
 from farm.job import check_job_id
 from farm.store import Store
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
-
-_BODY = {"requestBody": {"content": {"application/json": {"schema": {"type": "object"}}}}}
 
 
 class _Part(BaseModel):
@@ -29,7 +29,7 @@ class _Part(BaseModel):
     rows: Annotated[list[PictureScores], Field(max_length=MAX_SCORES)]
 
 
-@router.get("/{job}/scores", response_class=StreamingResponse)
+@router.get("/{job}/scores", response_class=StreamingResponse, responses=ndjson("scores", "end"))
 def scores(job: str, deps: Deps, tenant: Reader) -> Response:
     """Every score of the job's pictures: NDJSON, a ``scores`` line for each part that was added,
     then one ``end`` line."""
@@ -37,10 +37,10 @@ def scores(job: str, deps: Deps, tenant: Reader) -> Response:
     return StreamingResponse(_lines(deps.store, job), media_type="application/x-ndjson")
 
 
-@router.post("/{job}/scores/{scorer}", status_code=201, openapi_extra=_BODY)
-async def add(
+@router.post("/{job}/scores/{scorer}", status_code=201, openapi_extra=SCORES)
+async def put_scores(
     job: str, scorer: str, request: Request, deps: Deps, tenant: Writer
-) -> dict[str, Any]:
+) -> answers.ScoresAdded:
     """Add what a scorer says of up to 1,000 pictures, as JSON: ``{"rows": [{"render": 0,
     "image": 0, "sha256": "…", "values": {"sharpness": 0.7}}]}``. The same part again changes
     nothing."""
@@ -59,7 +59,7 @@ async def add(
         if await run_sync(is_removed, deps.store, job):  # and not only forgotten by the queue
             await run_sync(forget_scores, deps.store, job)
         raise
-    return {"scorer": scorer, "rows": len(rows)}
+    return answers.ScoresAdded(scorer=scorer, rows=len(rows))
 
 
 def _lines(store: Store, job: str) -> Iterator[str]:

@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 from anyio.to_thread import run_sync
-from fastapi import APIRouter, Query, Request
-from starlette.responses import JSONResponse, Response
+from fastapi import APIRouter, Query, Request, Response
 
 from farm import tracing
 from farm.errors import InvalidInput, TooLarge
+from farm.gateway import answers
 from farm.gateway.bodies import (
     JSON_TYPES,
     NDJSON_TYPES,
@@ -22,44 +22,53 @@ from farm.gateway.bodies import (
 )
 from farm.gateway.dependencies import Dependencies, Deps, Writer
 from farm.gateway.inline_pictures import keep_pictures
-from farm.gateway.serializers import rejected_view, status_view
+from farm.gateway.openapi import NDJSON_RENDERS, SUBMISSION
+from farm.gateway.serializers import rejected_view
 from farm.ingest.ingest import Feed, Submission
 from farm.ingest.ndjson import Entries, Entry
 from farm.job import MAX_CALL_PIECES, MAX_PIECE_LINES, OPTIONS, JobOptions, check_job_id
+from farm.queue import JobStatus
 from farm.spec import Form
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
 _WHOLE = re.compile(r"-?[0-9]{1,19}")
 _FLAGS = {"open", "on_error"}  # query parameters of POST /v1/jobs that are not options of the job
-_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {
-                "schema": {"type": "object"},
-                "example": {"renders": [{"prompt": "a red circle", "seed": 7}], "name": "circles"},
-            },
-            "application/x-ndjson": {
-                "schema": {"type": "string"},
-                "example": '{"prompt": "a red circle"}\n{"prompt": "a blue square"}\n',
-            },
-        },
-    }
-}
-_LINES = {"requestBody": {"content": {"application/x-ndjson": {"schema": {"type": "string"}}}}}
 
 
-@router.post("", status_code=201, openapi_extra=_BODY)
-async def submit(request: Request, deps: Deps, tenant: Writer) -> Response:
+@router.post(
+    "",
+    status_code=201,
+    responses={
+        200: {
+            "model": answers.Submitted | answers.Opened,
+            "description": "The idempotency key has made this job before",
+        }
+    },
+    openapi_extra=SUBMISSION,
+)
+async def submit(
+    request: Request, response: Response, deps: Deps, tenant: Writer
+) -> answers.Submitted | answers.Opened:
     """Submit a job: JSON ``{"renders": [...], ...options}``, or one render a line as NDJSON with
     the options in the query. With ``?on_error=stop``, one refused render refuses all. With
     ``?open`` and no renders, the job is sent in pieces."""
     kind = content_type(request)
-    if "open" in request.query_params:
-        return await _open(request, deps, tenant, kind)
-    if kind in NDJSON_TYPES:
-        return await _submit_lines(request, deps, tenant)
+    answer: answers.Submitted | answers.Opened
+    if _in_pieces(request):
+        answer = await _open(request, deps, tenant, kind)
+    elif kind in NDJSON_TYPES:
+        answer = await _submit_lines(request, deps, tenant)
+    else:
+        answer = await _submit_json(request, deps, tenant, kind)
+    if not answer.created:
+        response.status_code = 200
+    return answer
+
+
+async def _submit_json(
+    request: Request, deps: Dependencies, tenant: str, kind: str
+) -> answers.Submitted:
     if kind not in JSON_TYPES:
         raise WrongType(
             f"the body is {kind[:80]!r}" if kind else "the body's type is missing",
@@ -89,7 +98,7 @@ async def submit(request: Request, deps: Deps, tenant: Writer) -> Response:
     return await _submitted(deps, tenant, submission, len(submission.rejected))
 
 
-async def _submit_lines(request: Request, deps: Dependencies, tenant: str) -> Response:
+async def _submit_lines(request: Request, deps: Dependencies, tenant: str) -> answers.Submitted:
     options = JobOptions.parse(_query_options(request))
     stop = _all_or_none(request)
     groups = _kept(pieces(request), deps, tenant)
@@ -124,7 +133,7 @@ async def _kept(
         yield await keep_pictures(deps.assets, tenant, group)
 
 
-async def _open(request: Request, deps: Dependencies, tenant: str, kind: str) -> Response:
+async def _open(request: Request, deps: Dependencies, tenant: str, kind: str) -> answers.Opened:
     options: dict[str, Any] = {}
     if kind in JSON_TYPES:
         options = await read_json(request, deps.settings.max_json_bytes)
@@ -136,36 +145,32 @@ async def _open(request: Request, deps: Dependencies, tenant: str, kind: str) ->
         )
     checked = JobOptions.parse(options | _query_options(request))
     record, created = await run_sync(deps.ingest.open, tenant, checked)
-    deps.metrics.jobs.labels("open").inc()
     if created:
+        deps.metrics.jobs.labels("open").inc()
         tracing.submitted("open", record.job)
     state = (await run_sync(deps.queue.status, record.job, tenant)).state
-    return JSONResponse(
-        {"id": record.job, "state": str(state), "created": created, "seed": record.seed},
-        201 if created else 200,
-    )
+    return answers.Opened(id=record.job, state=state, created=created, seed=record.seed)
 
 
 async def _submitted(
     deps: Dependencies, tenant: str, submission: Submission, rejected: int
-) -> Response:
+) -> answers.Submitted:
     status = await run_sync(deps.queue.status, submission.job, tenant)
     if submission.created:
         deps.metrics.jobs.labels("whole").inc()
         deps.metrics.pictures.inc(submission.pictures)
         deps.metrics.rejected.inc(rejected)
         tracing.submitted("submit", submission.job, pictures=submission.pictures)
-    content = {
-        **status_view(status),
-        "created": submission.created,
-        "accepted": submission.renders,
-        "rejected": rejected,
-        "errors": rejected_view(submission.rejected),
-    }
-    return JSONResponse(content, 201 if submission.created else 200)
+    facts = {**dict(status), "rejected": rejected}
+    return answers.Submitted(
+        **facts,
+        created=submission.created,
+        accepted=submission.renders,
+        errors=rejected_view(submission.rejected),
+    )
 
 
-@router.put("/{job}/chunks/{piece}", openapi_extra=_LINES)
+@router.put("/{job}/chunks/{piece}", openapi_extra=NDJSON_RENDERS)
 async def put_piece(
     job: str,
     piece: int,
@@ -173,7 +178,7 @@ async def put_piece(
     deps: Deps,
     tenant: Writer,
     first: Annotated[int, Query(ge=0, lt=10**9)],
-) -> Response:
+) -> answers.PieceTaken:
     """One piece of an open job, as NDJSON; sending it again changes nothing. ``first`` is
     the index of its first render in the job. Several pieces of 2,000 lines may come in one call,
     the last of them shorter; they have consecutive numbers, and ``piece`` is that of the first."""
@@ -192,26 +197,31 @@ async def put_piece(
     deps.metrics.pictures.inc(pictures)
     tracing.happened("piece", job, time.monotonic() - started, pictures=pictures)
     deps.metrics.rejected.inc(len(rejected))
-    return JSONResponse(
-        {
-            "piece": piece,
-            "pieces": len(taken),
-            "accepted": sum(one.renders for one in taken),
-            "pictures": pictures,
-            "rejected": len(rejected),
-            "errors": [one.to_dict() for one in rejected],
-        }
+    return answers.PieceTaken(
+        piece=piece,
+        pieces=len(taken),
+        accepted=sum(one.renders for one in taken),
+        pictures=pictures,
+        rejected=len(rejected),
+        errors=[answers.Rejected(**one.to_dict()) for one in rejected],
     )
 
 
 @router.post("/{job}/close")
 async def close(
     job: str, deps: Deps, tenant: Writer, pieces: Annotated[int, Query(ge=0)]
-) -> dict[str, Any]:
+) -> JobStatus:
     """Say that all pieces have been sent; ``pieces`` is their number."""
     record = await run_sync(deps.ingest.record, check_job_id(job), tenant)
     await run_sync(deps.ingest.close, record, pieces)
-    return status_view(await run_sync(deps.queue.status, job, tenant))
+    return await run_sync(deps.queue.status, job, tenant)
+
+
+def _in_pieces(request: Request) -> bool:
+    asked = request.query_params.get("open", "false")
+    if asked not in ("", "1", "true", "0", "false"):
+        raise InvalidInput(f"must be true or false; got {asked[:40]!r}", field="open")
+    return asked in ("", "1", "true")
 
 
 def _all_or_none(request: Request) -> bool:

@@ -4,13 +4,16 @@ from fastapi import APIRouter
 from starlette.responses import Response, StreamingResponse
 
 from farm.gateway.dependencies import Deps, Reader
+from farm.gateway.openapi import ndjson
 from farm.ingest.usage import job_usage, report, usage_of
 from farm.job import check_job_id
+
+_LINES = ndjson("usage", "total")
 
 router = APIRouter(prefix="/v1", tags=["jobs"])
 
 
-@router.get("/usage", response_class=StreamingResponse)
+@router.get("/usage", response_class=StreamingResponse, responses=_LINES)
 def usage(deps: Deps, tenant: Reader, everything: bool = False) -> Response:
     """Objects and bytes of each of the caller's jobs, newest first, and of its uploads: NDJSON, a
     ``usage`` line for each, then one ``total`` line. ``everything`` adds jobs that the queue has
@@ -19,7 +22,7 @@ def usage(deps: Deps, tenant: Reader, everything: bool = False) -> Response:
     return StreamingResponse(report(found), media_type="application/x-ndjson")
 
 
-@router.get("/jobs/{job}/usage", response_class=StreamingResponse)
+@router.get("/jobs/{job}/usage", response_class=StreamingResponse, responses=_LINES)
 def usage_of_job(job: str, deps: Deps, tenant: Reader) -> Response:
     """The same of one job."""
     found = job_usage(deps.queue, deps.store, tenant, check_job_id(job))

@@ -151,6 +151,8 @@ def test_what_an_export_cannot_select_by_is_one_line(
             told = cli("export", job.id, "-o", f"set-{number}", "--as", "parquet", flag, value)
             assert told.code == 2
             assert hint in told.err.splitlines()[-1]
+        again = cli("export", job.id, "-o", f"set-{number}", "--as", "parquet")
+        assert again.code == 0, "without the mistake it is the same command"
 
 
 def test_scores_that_come_while_their_job_is_removed_leave_nothing(

@@ -15,7 +15,24 @@ WARM_UP_RUNS = 3  # before a capture: libraries allocate their workspaces on fir
 RUN_AHEAD = 1  # pieces of work behind the one that runs; more would keep urgent rows waiting
 ALIGNED = 128  # numbers; matrix kernels want to start at such places
 
+# What errors say of a lack of memory. Only torch's allocator of a GPU raises OutOfMemoryError; a
+# CPU's, the driver, Triton, cuBLAS and cuDNN have their own words, in a RuntimeError.
+NO_MEMORY = (
+    "out of memory",
+    "ALLOC_FAILED",
+    "ALLOCATION_FAILED",
+    "can't allocate memory",
+    "not enough memory",
+)
+
 T = TypeVar("T")
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether that was raised for want of memory, on the device or beside it."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)
 
 
 class Device:
@@ -55,7 +72,8 @@ class Device:
 
     @contextlib.contextmanager
     def scope(self) -> Iterator[None]:
-        """This GPU is torch's current one, and float32 is exact; both are restored at the end.
+        """This GPU is torch's current one, float32 is exact, and kernels are not chosen by their
+        time; all is restored at the end.
 
         torch keeps these switches for the whole process, so an engine may not simply set them.
         """
@@ -63,14 +81,14 @@ class Device:
             yield
             return
         matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-        before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.deterministic
+        before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark
         with torch.cuda.device(self.torch):
-            matmul.allow_tf32 = cudnn.allow_tf32 = False
+            matmul.allow_tf32 = cudnn.allow_tf32 = cudnn.benchmark = False
             cudnn.deterministic = True
             try:
                 yield
             finally:
-                matmul.allow_tf32, cudnn.allow_tf32, cudnn.deterministic = before
+                matmul.allow_tf32, cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark = before
 
     @contextlib.contextmanager
     def tf32(self, allowed: bool) -> Iterator[None]:
@@ -100,6 +118,11 @@ class Device:
         return [
             place[: one.numel()].view(one.shape) for place, one in zip(places, tensors, strict=True)
         ]
+
+    def give_back(self) -> None:
+        """Leave to others, libraries among them, what torch holds and no tensor uses."""
+        if self.is_cuda:
+            torch.cuda.empty_cache()
 
     def keep_pace(self) -> None:
         """Called after a tile's step or decoding: the host queues the next one, but no more."""
@@ -246,6 +269,10 @@ class Lru(Generic[T]):
         self._held += self._size(value)
         while self._held > self._limit and len(self._values) > 1:
             self._held -= self._size(self._values.popitem(last=False)[1])
+
+    def clear(self) -> None:
+        self._values.clear()
+        self._held = 0
 
     def __contains__(self, key: Hashable) -> bool:
         return key in self._values

@@ -1,10 +1,12 @@
 """The engine: rows in, one denoising step at a time, pictures out."""
 
+import contextlib
 from collections import deque
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import torch
@@ -12,11 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from farm.checkpoints.inspect import Checkpoint, inspect_checkpoint
-from farm.errors import InvalidInput
+from farm.errors import InvalidInput, OutOfMemory
 from farm.spec import CheckpointInfo, Lane, RenderRequest, RenderSpec, Row, derived_seed
-from farm_workers.engine.device import Device, Download
+from farm_workers.engine.device import Device, Download, lacks_memory
 from farm_workers.engine.generate import Picture, generate
 from farm_workers.engine.row import (
+    Conditioned,
     Finished,
     Leaving,
     Live,
@@ -36,6 +39,8 @@ from farm_workers.render_engine import Usage
 LOOK_AHEAD = 32  # waiting rows whose prompts may share the work of a row's admission
 FIRST_STEP_BYTES = 1 << 25
 
+T = TypeVar("T")
+
 
 class Engine:
     """Renders rows of one checkpoint in all modes; not to be called from two threads at once."""
@@ -53,7 +58,8 @@ class Engine:
         self._policy = StepPolicy()
         self._tiles = TilePool(model, width=tile)
         self._first_steps = FirstStepCache(model, cache_bytes=FIRST_STEP_BYTES)
-        with torch.inference_mode(), model.device.scope():
+        what = f"a tile of {tile} guided rows"
+        with _fitting(what, model.device), torch.inference_mode(), model.device.scope():
             self._tiles.warm_up()
 
     @classmethod
@@ -77,6 +83,10 @@ class Engine:
                 part of the numerics class on a GPU, where urgent rows step alone.
             threads: of torch on the CPU; part of the numerics class.
             graphs: on a GPU, work of fixed shape as CUDA graphs: much less for the host to do.
+
+        Raises:
+            InvalidCheckpoint: it is not there, or not one of aMUSEd.
+            OutOfMemory: it does not fit on the device, or not with such a tile.
         """
         from farm_workers.engine.amused import AmusedModel
 
@@ -85,7 +95,7 @@ class Engine:
         if not isinstance(checkpoint, Checkpoint):
             checkpoint = inspect_checkpoint(checkpoint)
         target = Device(device, graphs=graphs)
-        with torch.inference_mode(), target.scope():
+        with _fitting(checkpoint.info.name, target), torch.inference_mode(), target.scope():
             model = AmusedModel.load(checkpoint, target, dtype)
         return cls(model, rows=rows, tile=tile)
 
@@ -280,7 +290,17 @@ class Engine:
     @torch.inference_mode()
     def decode(self, tokens: NDArray[np.uint16]) -> NDArray[np.uint8]:
         """The picture (height, width, 3) of finished tokens (rows, columns): the bytes that a bulk
-        row with these tokens has in this numerics class, unless it is inpainted."""
+        row with these tokens has in this numerics class, unless it is inpainted.
+
+        Raises:
+            InvalidInput: they are not those of a picture of this checkpoint.
+        """
+        codes = self.checkpoint.codebook_size
+        if tokens.ndim != 2 or not tokens.size:
+            raise InvalidInput(f"has the shape {tokens.shape}, not (rows, columns)", field="tokens")
+        wrong = tokens[(tokens < 0) | (tokens >= codes)]
+        if wrong.size:  # a GPU would be of no use from then on
+            raise InvalidInput(f"has the token {wrong[0]}; 0 to {codes - 1} exist", field="tokens")
         rows, columns = tokens.shape
         width = self._decode_width((rows, columns), urgent=False)
         with self._model.device.scope():
@@ -305,19 +325,21 @@ class Engine:
                 return Preview(key, index, *steps, pixels, confidence)
         return None
 
+    def _with_room(self, work: Callable[[], T]) -> T:
+        """Do it; where memory is short, again without what waits for later rows: graphs go last."""
+        for captured in (False, True):
+            try:
+                return work()
+            except Exception as error:
+                if not lacks_memory(error):
+                    raise
+            # Here and not above, where the error still holds its tensors.
+            self._tiles.make_room(captured=captured)
+        return work()
+
     def _admit(self, pending: Pending) -> None:
-        model = self._model
         try:
-            ahead = [held for held in self._pending[:LOOK_AHEAD] if held.urgent is pending.urgent]
-            conditioned = model.condition(pending, ahead, alone=pending.urgent)
-            before = None if pending.image is None else model.encode(pending.image)
-            live = start(pending, model.info, before, model.masking_schedule)
-            live.truncated = any(given.truncated for given in conditioned)
-            if live.done:
-                self._finish([self._untouched(live)])
-                return
-            tile = self._tiles.tile(pending)
-            tile.enter(live, conditioned)
+            tile, live, conditioned = self._with_room(partial(self._enter, pending))
         except Exception as error:
             failed = Result.failed(pending.key, pending.row.index, row_error(error))
             self._results.append(failed)
@@ -329,6 +351,21 @@ class Engine:
                 live.error = row_error(error)
             self._collect(tile)
 
+    def _enter(self, pending: Pending) -> tuple[Tile | None, Live, Sequence[Conditioned]]:
+        """Make a row ready and put it into its tile, unless there is nothing to do for it."""
+        model = self._model
+        ahead = [held for held in self._pending[:LOOK_AHEAD] if held.urgent is pending.urgent]
+        conditioned = model.condition(pending, ahead, alone=pending.urgent)
+        before = None if pending.image is None else model.encode(pending.image)
+        live = start(pending, model.info, before, model.masking_schedule)
+        live.truncated = any(given.truncated for given in conditioned)
+        if live.done:
+            self._finish([self._untouched(live)])
+            return None, live, conditioned
+        tile = self._tiles.tile(pending)
+        tile.enter(live, conditioned)
+        return tile, live, conditioned
+
     def _untouched(self, live: Live) -> Finished:
         """A row without a masked token: it has its picture already."""
         tokens = live.first_tokens(self._model.device)
@@ -338,7 +375,7 @@ class Engine:
 
     def _advance(self, tile: Tile) -> None:
         try:
-            self._tiles.step(tile)
+            self._with_room(partial(self._tiles.step, tile))
         except Exception as error:
             for live in tile.rows:
                 live.error = row_error(error)
@@ -361,7 +398,7 @@ class Engine:
     def _decode(self, rows: Sequence[Finished]) -> None:
         """Pictures of one size and class, as many as go through the decoder together."""
         try:
-            pixels = self._pixels(rows)
+            pixels = self._with_room(partial(self._pixels, rows))
         except Exception as error:
             if len(rows) > 1:
                 for held in rows:  # so that only those fail that have to
@@ -389,3 +426,17 @@ class Engine:
         if leaving.rows[0].urgent:
             numerics = numerics.replace(self._model.numerics(self._width), self._model.numerics(1))
         return leaving.results(numerics)
+
+
+@contextlib.contextmanager
+def _fitting(what: str, device: Device) -> Iterator[None]:
+    """What does not fit on the device is told of as the user's affair."""
+    try:
+        yield
+    except Exception as error:
+        if not lacks_memory(error):
+            raise
+        raise OutOfMemory(
+            f"{what} does not fit into the memory of {device.label}",
+            hint="load with a smaller tile, or end what else takes memory there",
+        ) from None

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from farm.errors import FarmError, InvalidInput, OutOfMemory, RenderError
 from farm.spec import CheckpointInfo, Mode, RenderSpec, Row
-from farm_workers.engine.device import Device, Download
+from farm_workers.engine.device import Device, Download, lacks_memory
 from farm_workers.engine.rng import Draws, draws
 
 KEPT = -1  # of starting tokens: the place holds the input picture's own token
@@ -349,10 +349,10 @@ def row_error(error: Exception) -> FarmError:
     """
     if isinstance(error, FarmError):
         return error
+    if lacks_memory(error):
+        return OutOfMemory("the row did not fit into memory", hint="make it or the tile smaller")
     if isinstance(error, torch.AcceleratorError):
         raise error
-    if isinstance(error, torch.OutOfMemoryError):
-        return OutOfMemory("the row did not fit on the GPU", hint="make it or the tile smaller")
     logging.getLogger(__name__).warning("a row failed", exc_info=error)
     return RenderError(
         f"the row failed with {type(error).__name__}: {str(error).partition(chr(10))[0]}",

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from farm.spec import CheckpointInfo
-from farm_workers.engine.device import Device, Download, Lru
+from farm_workers.engine.device import Device, Download, Lru, lacks_memory
 from farm_workers.engine.row import Conditioned, Finished, Live, Pending, row_error
 from farm_workers.engine.sampler import Sampler, State, TorchSampler
 
@@ -72,6 +72,9 @@ class Model(Protocol):
 
     def capture(self, grid: tuple[int, int], widths: Collection[int]) -> None:
         """Make CUDA graphs of all but ``forward``, for pictures of that size and such tiles."""
+
+    def forget(self) -> None:
+        """Give up the memory of what is kept for later rows."""
 
     def numerics(self, width: int) -> str:
         """The name of the numbers: in one class the same row has the same tokens and bytes."""
@@ -245,7 +248,9 @@ class FixedTile(Tile):
         """The forward pass as a graph, or as it is where there is no memory to record it in."""
         try:
             return self._model.device.graphed(self._features)
-        except torch.OutOfMemoryError:
+        except Exception as error:
+            if not lacks_memory(error):
+                raise
             logging.getLogger(__name__).warning("adapters run without a CUDA graph")
         torch.cuda.empty_cache()  # here and not above, where the error still holds its tensors
         return lambda: (self._features(),)

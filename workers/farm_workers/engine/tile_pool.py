@@ -1,12 +1,8 @@
 """The tiles of an engine: which row goes into which, how many are kept, and which runs next."""
 
-import contextlib
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol, TypeVar
 
-import torch
-
-from farm.errors import OutOfMemory
 from farm.spec import Rng
 from farm_workers.engine.row import Pending
 from farm_workers.engine.tile import FixedTile, Model, RowTile, Tile
@@ -46,9 +42,9 @@ class TilePool:
 
     def step(self, tile: Tile) -> None:
         """One denoising step of a tile's rows, counted."""
+        tile.step()
         steps, busy, computed, _ = self._usage
         self._usage = Usage(steps + 1, busy + tile.busy, computed + tile.computed)
-        tile.step()
 
     def kind(self, pending: Pending) -> Kind:
         spec = pending.row.spec
@@ -86,40 +82,45 @@ class TilePool:
         return pending.overtaken < 2 * self._width
 
     def tile(self, pending: Pending) -> Tile:
-        """The tile of that row's kind; idle ones of other kinds make room for a new one.
-
-        Raises:
-            OutOfMemory: it does not fit, even after that.
-        """
+        """The tile of that row's kind; of the idle ones only some are kept beside a new one."""
         kind = self.kind(pending)
         if kind not in self._tiles:
-            self._drop_idle(keep=MAX_IDLE)
-            try:
-                self._tiles[kind] = self._make(kind)
-            except torch.OutOfMemoryError:
-                self._drop_idle(keep=0)
-                torch.cuda.empty_cache()
-                with self._told():
-                    self._tiles[kind] = self._make(kind)
+            for old in self._idle(captured=False)[:-MAX_IDLE]:
+                del self._tiles[old]
+            self._tiles[kind] = self._make(kind)
         return self._tiles[kind]
 
-    def _drop_idle(self, *, keep: int) -> None:
-        # A tile with a graph stays as long as there is memory: it would be made again without one.
-        idle = [
+    def make_room(self, *, captured: bool) -> None:
+        """Give up the memory of what is kept for later rows, and of tiles without rows: those with
+        a CUDA graph, or the others."""
+        self._model.forget()
+        for kind in self._idle(captured=captured):
+            del self._tiles[kind]
+        self._model.device.give_back()
+
+    def _idle(self, *, captured: bool) -> list[Kind]:
+        return [
             kind
             for kind, tile in self._tiles.items()
-            if not tile.rows and (keep == 0 or not tile.captured)
+            if not tile.rows and tile.captured is captured
         ]
-        for kind in idle[: max(len(idle) - keep, 0)]:
-            del self._tiles[kind]
 
     def _make(self, kind: Kind) -> Tile:
         width = self.width_of(kind.grid, urgent=kind.urgent)
         if self._model.by_row:
             return RowTile(self._model, kind.grid, width=width, urgent=kind.urgent)
-        return FixedTile(
+        tile = FixedTile(
             self._model, kind.grid, width=width, urgent=kind.urgent, on_host=kind.on_host
         )
+        if self._model.device.graphs and kind.grid == self._native and not kind.on_host:
+            tile.capture()
+        return tile
+
+    @property
+    def _native(self) -> tuple[int, int]:
+        """The token grid of the checkpoint's own size."""
+        info = self._model.info
+        return info.grid(info.native_height, info.native_width)
 
     def width_of(self, grid: tuple[int, int], *, urgent: bool) -> int:
         """Guided rows that step together: fewer of a large grid, by a fixed rule.
@@ -133,33 +134,16 @@ class TilePool:
     def drop(self, tile: Tile) -> None:
         """Forget a tile and the rows in it."""
         self._tiles = {kind: other for kind, other in self._tiles.items() if other is not tile}
-        if self._model.device.is_cuda:
-            torch.cuda.empty_cache()
+        self._model.device.give_back()
 
     def warm_up(self) -> None:
         """The tiles of the checkpoint's own size, and CUDA graphs of all their work."""
         if self._model.by_row:
             return
-        info = self._model.info
-        grid = info.grid(info.native_height, info.native_width)
         for urgent in (False, True):
-            with self._told():
-                kind = Kind(grid, urgent, on_host=False)
-                tile = self._tiles[kind] = self._make(kind)
-                if isinstance(tile, FixedTile) and self._model.device.graphs:
-                    tile.capture()
-        self._model.capture(grid, {tile.width for tile in self})
-
-    @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
-        """A tile that does not fit on the GPU is told of as the user's affair."""
-        try:
-            yield
-        except torch.OutOfMemoryError:
-            raise OutOfMemory(
-                f"a tile of {self._width} guided rows does not fit on the GPU",
-                hint="load with a smaller tile or fewer rows",
-            ) from None
+            kind = Kind(self._native, urgent, on_host=False)
+            self._tiles[kind] = self._make(kind)
+        self._model.capture(self._native, {tile.width for tile in self})
 
 
 class Work(Protocol):

@@ -189,7 +189,9 @@ def _draw(
             terms = tl.where(inside, tl.exp(logit - higher), 0.0)
             total = total * tl.exp(top - higher) + tl.sum(terms, 0)
             top = higher
-        tl.store(predicted_ptr + place, tl.cast(best_code, tl.int64))
+        # Where a score is nan, the largest may be found behind the last code.
+        code = tl.minimum(best_code, codes - 1)
+        tl.store(predicted_ptr + place, tl.cast(code, tl.int64))
         tl.store(probability_ptr + place, tl.exp(best_logit - top) / total)
 
 

@@ -334,7 +334,7 @@ class Publisher:
                 if self._closed:
                     return
                 self._give_up(failed_starts)
-                delay = min(RESTART_SECONDS * 2**failed_starts, MAX_RESTART_SECONDS)
+                delay = min(RESTART_SECONDS * 2 ** min(failed_starts, 10), MAX_RESTART_SECONDS)
                 log.warning("the publisher's process ended; starting another in %.1f s", delay)
                 self._changed.wait_for(lambda: self._closed, timeout=delay)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from farm.checkpoints.layout import WEIGHTS
@@ -37,7 +37,8 @@ def write_checkpoint(
     """Parts with these configurations and weights, and a tokenizer of bytes."""
     for name, config in configs.items():
         _write(path / name / "config.json", config)
-        save_file(tensors[name], path / name / f"{WEIGHTS[name]}.safetensors", {"format": "pt"})
+        weights = save(tensors[name], {"format": "pt"})
+        (path / name / f"{WEIGHTS[name]}.safetensors").write_bytes(weights)
     scheduler = {
         "_class_name": "AmusedScheduler",
         "mask_token_id": int(configs["transformer"]["vocab_size"]) - 1,

@@ -41,6 +41,7 @@ class _Pace:
     row_steps: int = 0
     pictures: int = 0
     seconds: float = 0.0
+    worked_at: float = 0.0  # the beginning of the last turn that did
 
 
 class EngineLoop:
@@ -70,7 +71,7 @@ class EngineLoop:
         self._metrics = metrics
         self._loaded: queues.SimpleQueue[TaskRows] = queues.SimpleQueue()
         self._tasks: dict[str, TaskRows] = {}  # at work, by key, in the order they came
-        self._paces: dict[Lane, _Pace] = {}  # the lanes worked for last stand last
+        self._paces: dict[Lane, _Pace] = {}
 
     def enqueue(self, rows: TaskRows) -> None:
         """A task was loaded: start it with the next turn."""
@@ -288,11 +289,12 @@ class EngineLoop:
 
     def _pace(self, lane: Lane) -> _Pace:
         """That of a lane which is worked for now. Pictures of users have as many sizes as they
-        like, and a worker lives for months, so the lanes that were longest without work go."""
-        pace = self._paces.pop(lane) if lane in self._paces else _Pace()
-        self._paces[lane] = pace
-        if len(self._paces) > PACED_LANES:
-            del self._paces[next(iter(self._paces))]
+        like, and a worker lives for months, so the lane that was longest without work goes."""
+        # None ever leaves to stand elsewhere: ``stats`` looks from another thread.
+        if lane not in self._paces and len(self._paces) >= PACED_LANES:
+            del self._paces[min(self._paces, key=lambda old: self._paces[old].worked_at)]
+        pace = self._paces.setdefault(lane, _Pace())
+        pace.worked_at = self.turned_at
         return pace
 
     def _picture_failed(self, rows: TaskRows, render: int, image: int, error: FarmError) -> None:

@@ -146,6 +146,10 @@ class AmusedModel:
         self.codec.capture(grid, self.info.pixel_factor, sorted(decoded))
         self.conditioning.capture(1, PROMPTS)
 
+    def forget(self) -> None:
+        self.conditioning.forget()
+        self._adapters.clear()
+
     def numerics(self, width: int) -> str:
         if not self.device.is_cuda:
             kind = torch.backends.cpu.get_cpu_capability().replace(" ", "")

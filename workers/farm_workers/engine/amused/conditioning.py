@@ -69,6 +69,11 @@ class Conditioning:
             steps = torch.zeros(width, self._steps, device=hidden.device)
             self._condition.capture(hidden, pooled, steps)
 
+    def forget(self) -> None:
+        """Give up the memory of prompts that are kept for later rows."""
+        self._texts.clear()
+        self._packed.clear()
+
     def of(
         self,
         pending: Pending,

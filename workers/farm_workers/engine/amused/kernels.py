@@ -354,8 +354,9 @@ def _group_norm(
     x_ptr, added_ptr, facts_ptr, weight_ptr, bias_ptr, out_ptr, pixels, channels, groups,
     PIXELS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    image = tl.program_id(0).to(tl.int64)
-    pixel = tl.program_id(1) * PIXELS + tl.arange(0, PIXELS)
+    # Pixels first: a GPU starts 65,535 programs at most in any other dimension.
+    pixel = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
+    image = tl.program_id(1).to(tl.int64)
     at = tl.arange(0, BLOCK)
     inside = at < channels
     facts = facts_ptr + (image * groups + at // (channels // groups)) * 2
@@ -496,7 +497,7 @@ class GroupNormSilu(nn.Module):
             sums, facts, pixels, channels, blocks, self.groups, self.eps,
             BLOCKS=max(2048 // group_block, 1), BLOCK=group_block,
         )  # fmt: skip
-        _group_norm[(images, triton.cdiv(pixels, step))](
+        _group_norm[(triton.cdiv(pixels, step), images)](
             x, added, facts, self.weight, self.bias, output, pixels, channels, self.groups,
             PIXELS=step, BLOCK=block,
         )  # fmt: skip
