@@ -33,7 +33,8 @@ def _expanded(path: str) -> Path:
 
 
 def client_file(data: Path | None = None) -> Path:
-    """Written by ``farm up``: the address of its gateway, and a key where one is needed."""
+    """Written by ``farm up``: the address of its gateway, a key where one is needed, and the
+    checkpoints that it serves."""
     return (data or data_dir()) / "client.json"
 
 

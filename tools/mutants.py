@@ -669,8 +669,8 @@ MUTANTS = (
     Mutant(
         "a cancelled job is retried",
         "retry.lua",
-        "if head.state == 'x' then return",
-        "if false then return",
+        "if head.state == 'x' then\n",
+        "if false then\n",
     ),
     Mutant(
         "a tenant whose stored time is behind is served first",

@@ -2,7 +2,8 @@
 
 import json
 import os
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from farm.addresses import is_loopback
@@ -22,13 +23,15 @@ class Address(NamedTuple):
         return is_loopback(urlsplit(self.url).hostname or "")
 
 
-def find_address(url: str | None = None, api_key: str | None = None) -> Address:
-    """What was given, else ``FARM_URL`` and ``FARM_API_KEY``, else what ``farm up`` wrote down,
-    else the port where a farm of this machine listens."""
+def find_address(
+    url: str | None = None, api_key: str | None = None, *, data: Path | None = None
+) -> Address:
+    """What was given, else ``FARM_URL`` and ``FARM_API_KEY``, else what ``farm up`` wrote down in
+    the data folder, else the port where a farm of this machine listens."""
     url = url or os.environ.get("FARM_URL")
     api_key = api_key or os.environ.get("FARM_API_KEY")
     if not url:
-        known = _known_farm()
+        known = known_farm(data)
         url = known.get("url") or DEFAULT_URL
         api_key = api_key or known.get("api_key")
     return Address(check_url(url), api_key or None)
@@ -55,9 +58,10 @@ def check_url(url: str) -> str:
     return url.rstrip("/")
 
 
-def _known_farm() -> dict[str, str]:
+def known_farm(data: Path | None = None) -> dict[str, Any]:
+    """What ``farm up`` wrote down of the farm that runs in the data folder."""
     try:
-        found = json.loads(client_file().read_text("utf-8"))
+        found = json.loads(client_file(data).read_text("utf-8"))
     except (OSError, ValueError, InvalidInput):
         return {}
     return found if isinstance(found, dict) else {}

@@ -1,9 +1,11 @@
 """Renders on their way to the farm: in one call, or piece by piece."""
 
+import asyncio
+import contextlib
 import hashlib
 import json
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -111,7 +113,10 @@ class Submitter:
         else:
             opened = await self._open(options, key, resume, first + second)
             rest = chain((first, second), groups)
-            await self._send_pieces(taken, together(rest) if steady else rest, opened, on_error)
+            sent = self._send_pieces(taken, together(rest) if steady else rest, opened, on_error)
+            if key is None and resume is None:
+                sent = self._whole_or_none(sent, opened)
+            await sent
         return taken
 
     async def estimate(self, requests: Iterable[Any], given: dict[str, Any]) -> Estimate:
@@ -203,6 +208,18 @@ class Submitter:
         if resume:
             resume(told["id"], not told["created"], used)
         return told
+
+    async def _whole_or_none(self, sent: Awaitable[None], opened: dict[str, Any]) -> None:
+        """What no later call can continue is cancelled, when the source breaks or the user stops
+        it; a farm that is away would not hear of it."""
+        try:
+            await sent
+        except FarmError:
+            raise
+        except (Exception, KeyboardInterrupt, asyncio.CancelledError):
+            with contextlib.suppress(FarmError):
+                await self._connection.call("POST", f"{path_of('v1', 'jobs', opened['id'])}/cancel")
+            raise
 
     async def _send_pieces(
         self,
@@ -302,7 +319,12 @@ def none_taken(rejected: Sequence[RejectedRender], count: int) -> AllRejected:
         rejected: what was refused; the first ones, if there are many.
         count: of all renders, including good ones that were not accepted because of the others.
     """
-    return AllRejected(rejected, f"none of the {count:,} renders was accepted", field="renders")
+    return AllRejected(
+        rejected,
+        f"none of the {count:,} renders was accepted",
+        field="renders",
+        hint=f"the first: {rejected[0]}" if rejected else None,
+    )
 
 
 def at_their_lines(

@@ -7,7 +7,9 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from functools import partial
 from typing import Any, NamedTuple, Protocol
+from weakref import WeakKeyDictionary
 
 import httpx2
 
@@ -109,12 +111,23 @@ class BlockingWire:
     def __init__(
         self, transport: httpx2.BaseTransport | None = None, *, address: Address | None = None
     ) -> None:
+        self._make = partial(httpx2.Client, transport=transport, **_surroundings(address))
         with environment():
-            self._client = httpx2.Client(transport=transport, **_surroundings(address))
+            self._client = self._make()
+        self._process = os.getpid()
+
+    def _own(self) -> httpx2.Client:
+        """In a process that was forked, one of its own: on a connection that it shares with its
+        parent, each would read answers to the other."""
+        if self._process != os.getpid():
+            with environment():
+                self._client = self._make()
+            self._process = os.getpid()
+        return self._client
 
     @asynccontextmanager
     async def open(self, call: Call) -> AsyncIterator[Opened]:
-        with self._client.stream(
+        with self._own().stream(
             call.method,
             call.url,
             headers=dict(call.headers),
@@ -172,12 +185,25 @@ class AsyncWire:
     def __init__(
         self, transport: httpx2.AsyncBaseTransport | None = None, *, address: Address | None = None
     ) -> None:
+        self._make = partial(httpx2.AsyncClient, transport=transport, **_surroundings(address))
         with environment():
-            self._client = httpx2.AsyncClient(transport=transport, **_surroundings(address))
+            self._first: httpx2.AsyncClient | None = self._make()
+        self._clients: WeakKeyDictionary[asyncio.AbstractEventLoop, httpx2.AsyncClient]
+        self._clients = WeakKeyDictionary()
+
+    def _own(self) -> httpx2.AsyncClient:
+        """One for each event loop, since a connection belongs to the loop that has opened it."""
+        loop = asyncio.get_running_loop()
+        client = self._clients.get(loop)
+        if client is None:
+            with environment():
+                client = self._first or self._make()
+            self._clients[loop], self._first = client, None
+        return client
 
     @asynccontextmanager
     async def open(self, call: Call) -> AsyncIterator[Opened]:
-        async with self._client.stream(
+        async with self._own().stream(
             call.method,
             call.url,
             headers=dict(call.headers),
@@ -193,7 +219,7 @@ class AsyncWire:
         return _Tasks(size)
 
     async def close(self) -> None:
-        await self._client.aclose()
+        await self._own().aclose()
 
 
 class _Tasks:

@@ -49,18 +49,19 @@ def _patient(folder: Path) -> "Patient":
     from farm.checkpoints.references import built_in
     from farm.local.doctor import Patient
     from farm.local.valkey import ServerProcess
-    from farm_client.address import find_address
+    from farm_client.address import find_address, known_farm
 
     named = os.environ.get("FARM_CHECKPOINTS", "").split(",")
+    served = known_farm(folder).get("checkpoints", [])
     tiny = folder / "checkpoints" / "tiny"
     kept = [*built_in().values(), *([tiny] if tiny.exists() else [])]
     return Patient(
         data=folder,
-        url=find_address().url,
+        url=find_address(data=folder).url,
         redis_url=os.environ.get("REDIS_URL") or ServerProcess(folder / "valkey").url,
         store=os.environ.get("FARM_STORE") or str(folder / "store"),
         ray_address=os.environ.get("RAY_ADDRESS", ""),
-        checkpoints=[name for name in named if name] or [str(path) for path in kept],
+        checkpoints=[name for name in named if name] or served or [str(path) for path in kept],
     )
 
 

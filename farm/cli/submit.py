@@ -138,9 +138,12 @@ def submit(
     except AllRejected as error:
         if files or len(error.rejected) > 1:  # of a single prompt the error itself says it all
             list_rejected(error.rejected, source)
+            error.hint = None  # it repeats the first of the list
         return fail(error)
     if job.rejected:
         _tell_refused(job, source)
+    if given["idempotency_key"] is not None and job.created is False:
+        say_note(f"{job.id} was made by an earlier call with this key; nothing new was submitted")
     goes_on = wait or output is not None or timeout is not None
     with _known(job):
         if not as_json:

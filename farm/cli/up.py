@@ -174,7 +174,8 @@ def _run(plan: "Plan") -> None:
             supervisor.start(service)
             if service.name == "valkey":
                 _release(farm.redis_url)  # no process is left that held anything
-        client_file(plan.data).write_text(json.dumps({"url": plan.url}) + "\n")
+        known = {"url": plan.url, "checkpoints": plan.checkpoints}
+        client_file(plan.data).write_text(json.dumps(known) + "\n")
         _announce(plan, farm.dashboard)
         # Last: farm up --detach prints what is above it.
         (plan.data / "run" / "ready").write_text(os.environ.get(STARTED_BY, "") + "\n")
@@ -213,6 +214,8 @@ def _announce(plan: "Plan", dashboard: str | None) -> None:
         console.print("farm dashboard prints a link that opens it without the token")
     if plan.data != data_dir():
         console.print(f"in another terminal: export FARM_DATA={shlex.quote(str(plan.data))}")
+    if keys := os.environ.get("FARM_KEYS"):
+        console.print(f"it asks for a key of {keys}: export FARM_API_KEY=…")
     _say_what_it_draws(plan)
 
 

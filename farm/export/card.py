@@ -78,7 +78,7 @@ def write_card(
     )
     lines = [
         "---",
-        f"license: {license_name}",
+        f"license: {json.dumps(license_name, ensure_ascii=False)}",
         "tags: [synthetic, amused-farm]",
         "task_categories: [text-to-image]",
         f"size_categories: [{_size(total)}]",
@@ -88,7 +88,7 @@ def write_card(
         *(f"  - {{split: {split}, path: {json.dumps(path)}}}" for split, path in patterns.items()),
         "---",
         "",
-        f"# {title}",
+        f"# {' '.join(title.split())}",
         "",
         description,
         "",
@@ -107,7 +107,7 @@ def write_card(
         "",
         "| column | type | meaning |",
         "|---|---|---|",
-        *(f"| `{name}` | {kind} | {meaning} |" for name, (kind, meaning) in columns.items()),
+        *(f"| `{_cell(name)}` | {kind} | {meaning} |" for name, (kind, meaning) in columns.items()),
     ]
     write_whole(folder / CARD, ("\n".join(lines) + "\n").encode())
     with (folder / MANIFEST).open("rb") as manifest:
@@ -122,6 +122,10 @@ def write_card(
         columns=columns,
     )
     write_whole(folder / CROISSANT, text.encode())
+
+
+def _cell(name: str) -> str:
+    return " ".join(name.split()).replace("|", r"\|")
 
 
 def _size(total: int) -> str:

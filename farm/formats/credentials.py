@@ -26,6 +26,8 @@ _STATEMENT = {
 }
 # Without these a file takes a quarter of a second and 100 kB.
 _SETTINGS = {"builder": {"thumbnail": {"enabled": False}}, "verify": {"verify_after_sign": False}}
+TRUSTED = "trusted"
+
 # A stranger's file may name an address where its credentials are said to be.
 _OFFLINE = {"verify": {"remote_manifest_fetch": False, "ocsp_fetch": False}}
 
@@ -62,24 +64,54 @@ def open_signer(certificate: Path, key: Path) -> Sign:
     return sign
 
 
-def told_credentials(data: bytes) -> str | None:
+def told_credentials(data: bytes, roots: str | None = None) -> str | None:
     """What a picture file's credentials say, for people; None if it has none. Nothing is fetched
-    from elsewhere."""
+    from elsewhere.
+
+    Args:
+        data: the file.
+        roots: PEM of the authorities that are trusted. Anyone can make a certificate with any
+            name; it begins with ``TRUSTED`` only where one of these has issued it.
+    """
     if b"jumb" not in data or b"c2pa" not in data:
         return None
     try:
         c2pa = _library()
     except InvalidInput as error:
         return f"not checked: {error.hint}"
+    settings: dict[str, Any] = _OFFLINE
+    if roots is not None:
+        settings = {
+            "verify": {**_OFFLINE["verify"], "verify_trust": True},
+            "trust": {"trust_anchors": roots},
+        }
     try:
-        context = c2pa.Context(c2pa.Settings.from_dict(_OFFLINE))
+        context = c2pa.Context(c2pa.Settings.from_dict(settings))
         reader = c2pa.Reader(_media_type(data), io.BytesIO(data), context=context)
         told = json.loads(reader.json())
     except (c2pa.C2paError, InvalidInput):
         return None
     manifest = told["manifests"][told["active_manifest"]]
     state = str(told.get("validation_state", "")).lower() or "not checked"
-    return f"{state}, signed by {manifest.get('signature_info', {}).get('common_name')}"
+    name = manifest.get("signature_info", {}).get("common_name")
+    if state != "valid":
+        return f"{state}, signed by {name}"
+    doubt = "no one trusted says so" if roots else "--trust PEM checks the name"
+    return f"unaltered, signed as {name}; {doubt}"
+
+
+def read_roots(path: Path) -> str:
+    """The certificates of a PEM file."""
+    from cryptography.x509 import load_pem_x509_certificates
+
+    data = _read(path, "--trust")
+    try:
+        load_pem_x509_certificates(data)
+    except ValueError:
+        raise InvalidInput(
+            f"{path} has no certificates", field="--trust", hint="PEM, of the authorities"
+        ) from None
+    return data.decode("ascii", errors="replace")
 
 
 def _algorithm(secret: bytes, path: Path) -> str:

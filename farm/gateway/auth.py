@@ -1,22 +1,32 @@
 """Who calls: API keys, and the rules that keep web pages out of a farm without keys."""
 
-import contextlib
 import hashlib
-import json
+import logging
 import threading
 import time
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+)
 
 from farm.addresses import is_loopback, split_host
 from farm.errors import InvalidInput, NotAllowed
 
+log = logging.getLogger(__name__)
+
+Scope = Literal["read", "write", "admin"]  # admin sees how much each tenant uses
+
 LOCAL_TENANT = "local"
-SCOPES = frozenset({"read", "write", "admin"})  # admin sees how much each tenant uses
+SCOPES: frozenset[Scope] = frozenset({"read", "write", "admin"})
 RECHECK_SECONDS = 1.0  # how often the keys file is looked at
 
 
@@ -27,27 +37,34 @@ class Forbidden(NotAllowed):
 
 
 class Key(BaseModel):
-    """What the keys file says of one key."""
+    """What the keys file says of one key. A misspelt word would open more than is meant."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
-    tenant: str
+    tenant: Annotated[str, StringConstraints(min_length=1)]
     expires: AwareDatetime | None = None
-    scopes: frozenset[str] = frozenset({"read", "write"})
+    scopes: frozenset[Scope] = frozenset({"read", "write"})
+    note: str = ""  # for those who read the file
 
 
 class Caller(NamedTuple):
     tenant: str
-    scopes: frozenset[str]
+    scopes: frozenset[Scope]
 
 
-_KEYS = TypeAdapter(dict[str, Key])
+_KEYS = TypeAdapter(
+    dict[Annotated[str, StringConstraints(pattern="^[0-9a-fA-F]{64}$", to_lower=True)], Key]
+)
+
+
+_EXAMPLE = """{"sha256 of the key": {"tenant": "ann", "expires": "2027-01-31T00:00:00Z"}}"""
 
 
 class KeyFile:
     """The keys, read again when the file changes, so that a revoked key stops at once.
 
-    If the file cannot be read later on, the last keys stay: a half-written file locks no one out.
+    If the file cannot be read later on, the last keys stay, and the log says so: a half-written
+    file locks no one out.
     """
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
@@ -57,6 +74,7 @@ class KeyFile:
         self._looked = clock()
         self._stamp = self._stat()
         self._keys = self._read()
+        self._refused = self._stamp  # the last file that the log has told of
 
     def find(self, key: str) -> Key | None:
         with self._lock:
@@ -64,8 +82,12 @@ class KeyFile:
                 self._looked = self._clock()
                 stamp = self._stat()
                 if stamp != self._stamp:
-                    with contextlib.suppress(InvalidInput):
+                    try:
                         self._keys, self._stamp = self._read(), stamp
+                    except InvalidInput as error:
+                        if stamp != self._refused:
+                            log.warning("the keys are as they were: %s", error)
+                        self._refused = stamp
         return self._keys.get(hashlib.sha256(key.encode(errors="replace")).hexdigest())
 
     def _stat(self) -> tuple[int, int] | None:
@@ -83,12 +105,23 @@ class KeyFile:
                 f"{self._path} cannot be read: {error.strerror}", field="FARM_KEYS"
             ) from None
         except ValidationError as error:
-            where = ".".join(str(part) for part in error.errors()[0]["loc"])
             raise InvalidInput(
-                f"{self._path}: {error.errors()[0]['msg']} {where}".rstrip(),
+                f"{self._path}: {_explain(error)}",
                 field="FARM_KEYS",
-                hint=json.dumps({"sha256 of the key": {"tenant": "name", "expires": None}}),
+                hint=_EXAMPLE,
             ) from None
+
+
+def _explain(error: ValidationError) -> str:
+    """What is wrong in the file, without a word that may be a key in plain."""
+    findings = error.errors(include_url=False)
+    if any(finding["loc"][-1:] == ("[key]",) for finding in findings):
+        return "a key is named by its sha256, 64 hexadecimal digits, and one is not"
+    loc, message = findings[0]["loc"], findings[0]["msg"].replace("Input should", "must")
+    if not loc:
+        return message
+    digest, *field = (str(part) for part in loc)
+    return f"{'.'.join(field)} of the key {digest[:8]}…: {message}".removeprefix(" of ")
 
 
 class Authenticator:
@@ -115,7 +148,9 @@ class Authenticator:
         if not authorization:
             if self._open:
                 return Caller(LOCAL_TENANT, SCOPES)
-            raise NotAllowed("no API key", hint="send Authorization: Bearer KEY")
+            raise NotAllowed(
+                "no API key", hint="set FARM_API_KEY, or send Authorization: Bearer KEY"
+            )
         scheme, _, token = authorization.partition(" ")
         if scheme.lower() != "bearer" or not token.strip():
             raise NotAllowed("no bearer key", hint="send Authorization: Bearer KEY")

@@ -5,7 +5,7 @@ from typing import Annotated, NamedTuple, cast
 from fastapi import Depends, Request
 
 from farm.checkpoints.registry import CheckpointRegistry
-from farm.gateway.auth import Authenticator, Caller, scope_missing
+from farm.gateway.auth import Authenticator, Caller, Scope, scope_missing
 from farm.gateway.events import EventHub
 from farm.gateway.metrics import Metrics
 from farm.gateway.openapi import BEARER
@@ -64,12 +64,16 @@ async def admin(request: Request, _: Described = None) -> str:
     return _tenant(request, "admin")
 
 
-def _tenant(request: Request, scope: str) -> str:
-    caller: Caller = dependencies_of(request).authenticator.caller(
-        request.headers.get("authorization")
-    )
+def caller_of(request: Request, scope: Scope) -> Caller:
+    """Raises ``NotAllowed`` where the key is not, or no longer, good for it."""
+    caller = dependencies_of(request).authenticator.caller(request.headers.get("authorization"))
     if scope not in caller.scopes:
         raise scope_missing(scope)
+    return caller
+
+
+def _tenant(request: Request, scope: Scope) -> str:
+    caller = caller_of(request, scope)
     dependencies_of(request).quotas.take_request(caller.tenant)
     request.state.tenant, request.state.scopes = caller.tenant, caller.scopes
     return caller.tenant

@@ -93,15 +93,21 @@ class EventHub:
                 woken.set()
 
 
-async def updates(hub: EventHub, queue: Queue, job: str, tenant: str) -> AsyncIterator[bytes]:
-    """The job as it is, then each time it changed, until it has ended."""
+async def updates(
+    hub: EventHub, queue: Queue, job: str, tenant: Callable[[], str]
+) -> AsyncIterator[bytes]:
+    """The job as it is, then each time it changed, until it has ended.
+
+    Args:
+        tenant: who listens; raises ``NotAllowed`` once the key has expired or was revoked.
+    """
     last: dict[str, Any] | None = None
     quiet = 0.0
     with hub.listen(job) as woken:
         while True:
             woken.clear()
             try:
-                status = await run_sync(queue.status, job, tenant)
+                status = await run_sync(queue.status, job, tenant())
             except FarmError as error:
                 log.warning("events of job %s end: %s", job, error)
                 return  # the client connects again and is then told what is wrong

@@ -177,7 +177,9 @@ def test_what_is_stored_is_for_its_owner_alone_and_nothing_is_found_wrong(
     farm: RunningFarm, tmp_path: Path
 ) -> None:
     assert farm.fetch(farm.submit("a red circle"), tmp_path)[0]["error"] is None
-    assert farm.run("doctor", "--json", check=False).stdout.count('"fail"') == 0
+    told = farm.run("doctor", "--json", check=False).stdout
+    assert told.count('"fail"') == 0
+    assert "tiny@" in told
     modes = {file: file.stat().st_mode & 0o077 for file in (farm.data / "store").rglob("*")}
     assert modes
     assert not any(modes.values())

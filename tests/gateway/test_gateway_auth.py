@@ -1,5 +1,6 @@
 """Who may do what."""
 
+import hashlib
 import re
 import time
 from datetime import UTC, datetime
@@ -14,7 +15,7 @@ from harness import Gateway, Serve, png, post, write_keys
 
 from farm.errors import InvalidInput, NotAllowed
 from farm.gateway.app import create_app
-from farm.gateway.auth import Authenticator, Forbidden
+from farm.gateway.auth import Authenticator, Forbidden, KeyFile
 from farm.gateway.signed_urls import Links, Signer
 from farm.settings import GatewaySettings
 from farm.sinks.protocol import Source
@@ -74,17 +75,30 @@ def test_another_tenants_things_are_not_there(locked: Gateway) -> None:
 
 
 def test_a_revoked_key_stops_and_a_broken_file_locks_nobody_out(
-    locked: Gateway, tmp_path: Path
+    locked: Gateway, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "keys.json"
     with locked.client("alice") as alice, locked.client("bob") as bob:
         path.write_text("{")
-        assert alice.get("/v1/jobs").status_code == 200
+        assert [alice.get("/v1/jobs").status_code for _ in range(2)] == [200, 200]
+        told = [one.getMessage() for one in caplog.records if str(path) in one.getMessage()]
+        assert len(told) == 1
+        assert "Invalid JSON" in told[0]
         path.unlink()
         assert alice.get("/v1/jobs").status_code == 200
         write_keys(path, {"bob": KEYS["bob"]})
         assert alice.get("/v1/jobs").status_code == 401
         assert bob.get("/v1/jobs").status_code == 200
+
+
+def test_a_revoked_key_hears_no_more_of_its_job(locked: Gateway, tmp_path: Path) -> None:
+    with locked.client("alice") as alice:
+        job = post(alice, {"prompt": "x"}).json()["id"]
+        with alice.stream("GET", f"/v1/jobs/{job}/events") as answer:
+            lines = answer.iter_lines()
+            assert '"queued"' in next(line for line in lines if line.startswith("data: "))
+            write_keys(tmp_path / "keys.json", {"bob": KEYS["bob"]})
+            assert not any(line.startswith("event: ") for line in lines)
 
 
 def test_on_an_open_farm_a_wrong_key_is_still_wrong(gateway: Gateway) -> None:
@@ -128,15 +142,41 @@ def test_a_farm_that_nobody_could_call_does_not_start(tmp_path: Path, redis_url:
     assert error.value.field == "FARM_KEYS"
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"ab": {"expires": null}}', '{"ab": {"tenant": 7}}'])
-def test_a_wrong_keys_file_stops_the_start(tmp_path: Path, redis_url: str, text: str) -> None:
-    (tmp_path / "keys").write_text(text)
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("{", "Invalid JSON"),
+        ("[]", "must be an object"),
+        ('{"DIGEST": {"expires": null}}', "tenant of the key abababab…: Field required"),
+        ('{"DIGEST": {"tenant": 7}}', "tenant of the key abababab…: must be a valid string"),
+        ('{"DIGEST": {"tenant": ""}}', "tenant of the key abababab…: "),
+        ('{"DIGEST": {"tenant": "a", "expire": "2020-01-01T00:00:00Z"}}', "expire of the key"),
+        ('{"DIGEST": {"tenant": "a", "expires": "2020-01-01"}}', "expires of the key"),
+        ('{"DIGEST": {"tenant": "a", "scopes": ["reed"]}}', "scopes.0 of the key"),
+        ('{"secret": {"tenant": "a", "expire": 1}}', "a key is named by its sha256"),
+    ],
+)
+def test_a_wrong_keys_file_stops_the_start(
+    tmp_path: Path, redis_url: str, text: str, told: str
+) -> None:
+    (tmp_path / "keys").write_text(text.replace("DIGEST", "ab" * 32))
     settings = GatewaySettings.model_validate(
         {"data": tmp_path, "redis_url": redis_url, "keys": tmp_path / "keys"}
     )
-    with pytest.raises(InvalidInput) as error:
+    with pytest.raises(InvalidInput, match=re.escape(told)) as error:
         create_app(settings)
     assert error.value.field == "FARM_KEYS"
+    assert "secret" not in error.value.message
+
+
+def test_a_keys_digest_may_be_in_capitals_and_have_a_note(tmp_path: Path) -> None:
+    path = write_keys(tmp_path / "keys", {"k": {"tenant": "ann", "note": "the laptop"}})
+    path.write_text(
+        path.read_text().replace(digest := hashlib.sha256(b"k").hexdigest(), digest.upper())
+    )
+    found = KeyFile(path).find("k")
+    assert found is not None
+    assert found.tenant == "ann"
 
 
 def test_a_signed_address_opens_one_object_for_a_while(gateway: Gateway) -> None:

@@ -65,6 +65,14 @@ def test_every_parameter_is_a_flag(cli: Cli) -> None:
     assert result.code == 0, result.err
 
 
+def test_a_job_that_an_earlier_call_made_is_told_as_such(cli: Cli) -> None:
+    first = cli("submit", "a ring", "--idempotency-key", "rings", "--seed", "7")
+    again = cli("submit", "a ring", "--idempotency-key", "rings", "--seed", "7")
+    assert (again.code, again.out) == (0, first.out)
+    assert "earlier call" not in first.err
+    assert "was made by an earlier call with this key; nothing new was submitted" in again.err
+
+
 def test_a_failed_and_a_cancelled_job_have_codes_of_their_own(
     cli: Cli, fake_worker: FakeWorker
 ) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx2
 import pytest
 from fake_worker import FakeWorker
-from harness import Gateway
+from harness import Cli, Gateway
 
 from farm.cli.app import run
 from farm.job import JobOptions, job_id
@@ -36,6 +36,21 @@ def health(patient: Patient, check: str) -> tuple[Health, str]:
     found = [one for one in examine(patient) if one.check == check]
     worst = max(found, key=lambda one: list(Health).index(one.health))
     return worst.health, f"{worst.told} ({worst.hint})"
+
+
+def test_the_farm_of_a_folder_is_asked_and_its_checkpoints_are_looked_at(
+    cli: Cli, gateway: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("FARM_URL")
+    monkeypatch.setenv("FARM_DATA", str(tmp_path / "another"))
+    known = {"url": gateway.url, "checkpoints": ["/nowhere/of-the-farm"]}
+    (tmp_path / "client.json").write_text(json.dumps(known))
+    told = [
+        json.loads(line)
+        for line in cli("doctor", "--data", str(tmp_path), "--json").out.splitlines()
+    ]
+    assert gateway.url in next(one["told"] for one in told if one["check"] == "gateway")
+    assert "of-the-farm" in next(one["told"] for one in told if one["check"] == "checkpoints")
 
 
 def test_every_part_is_looked_at_and_a_part_that_works_is_ok(

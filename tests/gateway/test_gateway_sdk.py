@@ -3,6 +3,9 @@
 import asyncio
 import io
 import json
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -50,6 +53,73 @@ def test_a_prompt_becomes_pictures_in_a_folder(
     assert sorted(path.name for path in out.iterdir()) == [
         *(line["file"] for line in lines), MANIFEST,
     ]  # fmt: skip
+
+
+FORKS = """
+import os, sys
+from farm_client import Farm
+
+farm = Farm()
+jobs = [farm.submit(f"picture {n}").id for n in range(4)]
+children = []
+for job in jobs:
+    if not (child := os.fork()):
+        told = {farm.job(job).status().id for _ in range(50)}
+        os._exit(told != {job})
+    children.append(child)
+sys.exit(any(os.waitpid(child, 0)[1] for child in children))
+"""
+
+
+def test_processes_that_are_forked_read_their_own_answers(gateway: Gateway) -> None:
+    environment = {**os.environ, "FARM_URL": gateway.url}
+    subprocess.run([sys.executable, "-c", FORKS], env=environment, check=True, timeout=120)
+
+
+def test_an_async_farm_outlives_its_event_loop(gateway: Gateway) -> None:
+    farm = AsyncFarm(gateway.url)
+
+    async def submit() -> str:
+        return (await farm.submit("a ring")).id
+
+    assert len({asyncio.run(submit()) for _ in range(3)}) == 3
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("key", [None, "k"])
+def test_a_source_that_breaks_leaves_a_job_only_where_a_call_can_continue_it(
+    farm: Farm, error: type[BaseException], key: str | None
+) -> None:
+    def prompts() -> Iterator[str]:
+        yield from (f"p{number}" for number in range(2 * MAX_PIECE_LINES))
+        raise error("it broke")
+
+    with pytest.raises(error, match="it broke"):
+        farm.submit_many(prompts(), idempotency_key=key)
+    (job,) = farm.jobs()
+    assert job.state == ("cancelled" if key is None else "open")
+
+
+def test_an_async_submission_that_is_cancelled_leaves_no_job(gateway: Gateway) -> None:
+    async def submit() -> str:
+        async with AsyncFarm(gateway.url) as farm:
+
+            def prompts() -> Iterator[str]:
+                yield from (f"p{number}" for number in range(2 * MAX_PIECE_LINES))
+                task.cancel()
+                yield "the last"
+
+            task = asyncio.ensure_future(farm.submit_many(prompts()))
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            return await anext(job.state async for job in farm.jobs())
+
+    assert asyncio.run(submit()) == "cancelled"
+
+
+def test_a_submission_of_which_nothing_is_accepted_says_why(farm: Farm) -> None:
+    with pytest.raises(AllRejected, match=r"none of the 2 .*the first: .*promt.*did you mean"):
+        farm.submit_many([{"promt": "a ring"}, {"prompt": ""}])
 
 
 def test_the_same_content_makes_a_job_however_often_it_was_submitted(

@@ -235,7 +235,7 @@ def test_lists_of_any_length_come_in_pages(gateway: Gateway, http: httpx2.Client
     seen, address = [], "/page"
     while address:
         text = http.get(address).text
-        seen += re.findall(r'<a href="/jobs/[^"]+">(n\d+)</a>', text)
+        seen += re.findall(r'<a href="/jobs/[^"]+"[^>]*>(n\d+)</a>', text)
         older = re.search(r'hx-get="(/page\?before=[^"]+)" hx-target="#main"', text)
         address = older[1] if older else ""
     assert len(seen) == len(set(seen)) == 60

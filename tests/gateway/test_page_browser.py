@@ -74,6 +74,18 @@ def test_a_text_becomes_a_picture(page: Page, fake_worker: FakeWorker) -> None:
     expect(picture).to_be_focused()
 
 
+def test_a_prompt_runs_in_the_direction_of_its_script(page: Page, fake_worker: FakeWorker) -> None:
+    page.goto("/new")
+    for label in ("Prompt", "Negative prompt"):
+        page.get_by_label(label, exact=True).fill("עיגול אדום!")
+    page.get_by_role("button", name="Draw").click()
+    page.wait_for_url("**/jobs/j*")
+    page.get_by_role("button", name="עיגול אדום!").press("Enter")
+    for element in ("main .prompt", "#zoom figcaption"):
+        expect(page.locator(element)).to_have_css("direction", "rtl")
+    expect(page.locator("#zoom figcaption p")).to_have_css("direction", "ltr")
+
+
 def test_a_mask_is_painted_by_mouse_and_by_keyboard(
     page: Page, fake_worker: FakeWorker, gateway: Gateway
 ) -> None:
@@ -114,6 +126,20 @@ def test_a_mask_is_painted_by_mouse_and_by_keyboard(
     assert mouse[60, 60] == 0
     assert keyboard[32, 30] == 255
     assert keyboard[2, 2] == 0
+
+
+def test_a_farm_that_is_away_is_told_to_who_submits(browser: Browser, gateway: Gateway) -> None:
+    context = browser.new_context(base_url=gateway.url)
+    page = context.new_page()
+    page.goto("/new")
+    page.get_by_label("Prompt", exact=True).fill("a boat")
+    page.route("**/v1/jobs", lambda route: route.abort("connectionrefused"))
+    page.get_by_role("button", name="Draw").click()
+    expect(page.get_by_role("alert")).to_contain_text("The farm does not answer. Try again")
+    page.unroute("**/v1/jobs")
+    page.get_by_role("button", name="Draw").click()
+    page.wait_for_url("**/jobs/j*")
+    context.close()
 
 
 def test_an_image_becomes_another_and_a_mistake_is_explained(
@@ -229,6 +255,32 @@ def test_a_key_is_asked_for_once(browser: Browser, serve: Serve, tmp_path: Path)
     expect(page.locator("h1")).to_have_text("bikes")
     expect(page.get_by_role("dialog")).to_have_count(0)
     assert "secret" not in context.cookies().__repr__()
+    context.close()
+
+
+def test_a_key_that_is_refused_is_asked_for_again_with_the_reason(
+    browser: Browser, serve: Serve, tmp_path: Path
+) -> None:
+    keys = {
+        "secret": {"tenant": "alice"},
+        "old": {"tenant": "alice", "expires": "2020-01-01T00:00:00Z"},
+    }
+    farm = serve(tmp_path, keys=write_keys(tmp_path / "keys.json", keys), open=False)
+    context = browser.new_context(base_url=farm.url)
+    page = context.new_page()
+    page.goto("/")
+    dialog = page.get_by_role("dialog")
+    expect(dialog).not_to_contain_text("the API key")
+    for key, told in (("wrong", "the API key is unknown"), ("old", "the API key expired on 2020")):
+        page.get_by_label("API key").fill(key)
+        page.get_by_role("button", name="Continue").click()
+        expect(dialog).to_contain_text(told)
+    page.get_by_label("API key").fill("sécret…")  # a header cannot carry it
+    page.get_by_role("button", name="Continue").click()
+    assert page.get_by_label("API key").evaluate("input => input.validity.patternMismatch")
+    page.get_by_label("API key").fill(" secret ")
+    page.get_by_role("button", name="Continue").click()
+    expect(page.locator("h1")).to_have_text("Jobs")
     context.close()
 
 

@@ -52,16 +52,18 @@ def test_the_script_for_bash_can_be_evaluated(capsys: pytest.CaptureFixture[str]
 
 
 def test_the_folder_of_a_farm_is_told_in_one_piece_and_as_a_shell_takes_it(
-    capfd: pytest.CaptureFixture[str],
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = Path(f"/nowhere/{'deep/' * 20}my [bold]farm")
     assert run(["down", "--data", str(folder)]) == 0
     plan = SimpleNamespace(url="http://x", checkpoints=["shapes-64"], data=folder)
+    monkeypatch.setenv("FARM_KEYS", "/etc/keys.json")
     _announce(plan, "http://y")  # type: ignore[arg-type]
     told = capfd.readouterr().err.splitlines()
     assert told[0] == f"no farm runs in {folder}"
     assert f"Ray's dashboard: http://y (its token: {folder}/run/ray-token)" in told
     assert f"in another terminal: export FARM_DATA='{folder}'" in told
+    assert "it asks for a key of /etc/keys.json: export FARM_API_KEY=…" in told
 
 
 def test_doctor_makes_no_folder(

@@ -9,7 +9,15 @@ from starlette.responses import Response, StreamingResponse
 
 from farm.formats.manifest import ManifestRow, merge, read_part
 from farm.gateway import answers
-from farm.gateway.dependencies import Dependencies, Deps, Reader, Writer, reader, writer
+from farm.gateway.dependencies import (
+    Dependencies,
+    Deps,
+    Reader,
+    Writer,
+    caller_of,
+    reader,
+    writer,
+)
 from farm.gateway.events import updates
 from farm.gateway.openapi import SSE, ndjson
 from farm.gateway.serializers import image_view, lost_views, preview_view, shard_views, why_view
@@ -62,11 +70,11 @@ def job_status(job: str, deps: Deps, tenant: Reader) -> JobStatus:
 
 
 @router.get("/{job}/events", response_class=StreamingResponse, responses=SSE)
-async def events(job: str, deps: Deps, tenant: Reader) -> Response:
+async def events(job: str, request: Request, deps: Deps, tenant: Reader) -> Response:
     """Server-sent events: the status at once, then whenever it changes, then ``end``."""
     await run_sync(deps.queue.status, check_job_id(job), tenant)
     return StreamingResponse(
-        updates(deps.events, deps.queue, job, tenant),
+        updates(deps.events, deps.queue, job, lambda: caller_of(request, "read").tenant),
         media_type="text/event-stream",
         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
     )

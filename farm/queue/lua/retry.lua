@@ -12,7 +12,9 @@ if not aof_rewritten() then return refuse('REWRITE', 'the server was restarted')
 local job = ARGV[1]
 local head, refused = own_job(job, ARGV[2])
 if refused then return refused end
-if head.state == 'x' then return refuse('CONFLICT', 'job ' .. job .. ' was cancelled') end
+if head.state == 'x' then
+  return refuse('CONFLICT', 'job ' .. job .. ' was cancelled', 'submit its renders again')
+end
 if head.state ~= 'd' and head.state ~= 'f' then
   if head.generation > 0 then return head.generation end
   return refuse('CONFLICT', 'job ' .. job .. ' has not ended')

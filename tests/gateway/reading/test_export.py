@@ -183,7 +183,7 @@ def test_croissant_validates_and_gives_the_rows(
         if kind == "imagefolder":
             assert (out / row["shard"] / row["file"]).is_file()
     card = (out / "README.md").read_text()
-    assert card.startswith("---\nlicense: cc0-1.0\n")
+    assert card.startswith('---\nlicense: "cc0-1.0"\n')
     assert "| `Category` | string | the user's own |" in card
     assert "\nSizes: 32 x 32. " in card
     assert f"\n- `{manifest[0]['numerics']}`\n" in card
@@ -227,7 +227,7 @@ def test_a_signed_export_has_content_credentials_and_the_job_keeps_its_bytes(
         else:
             with tarfile.open(path) as archive:
                 data = archive.extractfile(row["file"]).read()  # type: ignore[union-attr]
-        assert told_credentials(data) == "valid, signed by signer"
+        assert told_credentials(data, chain.read_text()) == "trusted, signed by signer"
         assert hashlib.sha256(data).hexdigest() == row["sha256"]
         assert read_facts(data).spec.prompt == row["prompt"]
     assert job.verify().differences == ()
@@ -267,7 +267,7 @@ def test_a_signed_fetch_has_content_credentials_and_is_not_repeated(
         assert (found, len(lines)) == (skipped, PICTURES)
         for line in lines:
             data = (out / line["file"]).read_bytes()
-            assert told_credentials(data) == "valid, signed by signer"
+            assert told_credentials(data, chain.read_text()) == "trusted, signed by signer"
             assert (hashlib.sha256(data).hexdigest(), len(data)) == (line["sha256"], line["size"])
             assert line["stored_sha256"] == stored[line["file"]]
     (out / lines[3]["file"]).write_bytes(b"altered")

@@ -12,9 +12,12 @@ const findAll = (selector, from = document) => [...from.querySelectorAll(selecto
 const key = () => sessionStorage.getItem("farm-key");
 const authorisation = () => (key() ? { Authorization: `Bearer ${key()}` } : {});
 
-function askForKey() {
+function askForKey(told) {
   const dialog = find("#key");
   if (dialog.open) return;
+  const refused = find("#key-refused");
+  refused.textContent = key() ? told : "";
+  refused.hidden = !key();
   dialog.addEventListener("close", () => {
     sessionStorage.setItem("farm-key", find("input", dialog).value.trim());
     location.reload();
@@ -49,7 +52,7 @@ function explain(body, status) {
 
 document.addEventListener("htmx:response:error", (event) => {
   const { response, text } = event.detail.ctx;
-  if (response.status === 401) askForKey();
+  if (response.status === 401) askForKey(explain(text, 401));
   else tell(explain(text, response.status));
   if (response.status > 401 && response.status < 500) find("#loading")?.remove(); // it will not come
 });
@@ -98,6 +101,7 @@ function show(button) {
   const caption = find("figcaption", zoom);
   const facts = document.createElement("p");
   facts.className = "muted";
+  [caption.dir, facts.dir] = ["auto", "ltr"];
   facts.textContent = button.dataset.facts;
   caption.replaceChildren(button.dataset.prompt, facts);
   find("a[download]", zoom).href = button.dataset.url;
@@ -245,9 +249,11 @@ async function maskFile(form) {
 
 async function send(method, address, body, type) {
   const headers = { ...authorisation(), "Content-Type": type };
-  const answer = await fetch(ROOT + address, { method, headers, body });
+  const answer = await fetch(ROOT + address, { method, headers, body }).catch(() => {
+    throw new Error("The farm does not answer. Try again in a moment; what you typed stays here.");
+  });
   const text = await answer.text();
-  if (answer.status === 401) askForKey();
+  if (answer.status === 401) askForKey(explain(text, 401));
   if (!answer.ok) throw new Error(explain(text, answer.status));
   return JSON.parse(text);
 }
