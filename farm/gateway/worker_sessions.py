@@ -9,6 +9,9 @@ from farm.queue.messages import Session
 
 # That a look is kept, for each session: 2 s of 1,000 workers, whose look takes a fifth of a second.
 KEPT_SECONDS = 0.002
+# How much older it may be while another caller looks. After a pause no one has looked for longer,
+# and there may be other workers by now.
+OLDER_SECONDS = 1.0
 
 
 class WorkerSessions:
@@ -22,15 +25,16 @@ class WorkerSessions:
         self._kept_until = 0.0
 
     def __call__(self) -> list[Session]:
-        """All of them. While one caller looks again, others get what was found before.
+        """All of them. While one caller looks again, others get what was found shortly before.
 
         Raises:
             Unavailable: the queue does not answer.
         """
         found = self._found
-        if found is not None and self._clock() < self._kept_until:
+        age = self._clock() - self._kept_until
+        if found is not None and age < 0:
             return found
-        if not self._looking.acquire(blocking=found is None):
+        if not self._looking.acquire(blocking=found is None or age >= OLDER_SECONDS):
             assert found is not None
             return found
         try:

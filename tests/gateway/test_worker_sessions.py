@@ -2,13 +2,14 @@
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from farm.errors import Unavailable
-from farm.gateway.worker_sessions import KEPT_SECONDS, WorkerSessions
+from farm.gateway.worker_sessions import KEPT_SECONDS, OLDER_SECONDS, WorkerSessions
 from farm.queue import Queue
 
 
@@ -38,29 +39,47 @@ def test_a_look_is_kept_for_longer_the_more_workers_there_are() -> None:
     assert looks == 4
 
 
-def test_who_asks_while_another_one_looks_gets_what_was_found_before() -> None:
-    now = [0.0]
-    asked, answer = threading.Event(), threading.Event()
-    found = ["before"]
+class SlowLook:
+    """The first look is over at once; the second takes until it is told to end."""
 
-    def look() -> list[str]:
-        if asked.is_set() or found == ["after"]:
-            asked.set()
-            answer.wait(30)
-        return list(found)
+    def __init__(self) -> None:
+        self.looks = 0
+        self.begun, self.end = threading.Event(), threading.Event()
 
+    def __call__(self) -> list[str]:
+        self.looks += 1
+        if self.looks == 1:
+            return ["before"]
+        self.begun.set()
+        self.end.wait(30)
+        return ["after"]
+
+
+def test_who_asks_while_another_one_looks_gets_what_was_found_shortly_before() -> None:
+    now, look = [0.0], SlowLook()
     sessions = sessions_of(look, now)
     assert sessions() == ["before"]
-    now[0] += 1
-    found[:] = ["after"]
-    slow: list[Any] = []
-    looking = threading.Thread(target=lambda: slow.append(sessions()))
-    looking.start()
-    assert asked.wait(30)
+    now[0] += OLDER_SECONDS
+    with ThreadPoolExecutor() as threads:
+        slow = threads.submit(sessions)
+        assert look.begun.wait(30)
+        assert sessions() == ["before"]
+        look.end.set()
+        assert slow.result(30) == ["after"]
+
+
+def test_after_a_pause_all_wait_for_the_one_who_looks() -> None:
+    now, look = [0.0], SlowLook()
+    sessions = sessions_of(look, now)
     assert sessions() == ["before"]
-    answer.set()
-    looking.join(30)
-    assert slow == [["after"]]
+    now[0] += 3600
+    with ThreadPoolExecutor() as threads:
+        first = threads.submit(sessions)
+        assert look.begun.wait(30)
+        second = threads.submit(sessions)
+        assert not wait({second}, 0.1).done  # it could only be told of what was an hour ago
+        look.end.set()
+        assert first.result(30) == second.result(30) == ["after"]
 
 
 def test_a_queue_that_does_not_answer_is_told_and_asked_again() -> None:
