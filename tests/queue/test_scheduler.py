@@ -211,12 +211,8 @@ def test_a_job_whose_finaliser_was_lost_is_finalised(bench: Bench, queue: Queue)
     assert [lease.finalise for lease in queue.held(full)] == [True]
 
 
-def test_a_tenant_waits_in_no_lane_that_other_workers_do_not_prefer(
-    bench: Bench, queue: Queue
-) -> None:
-    small = Lane(CHECKPOINT, Mode.TEXT2IMG, 128, 128)
-    bench.submit(100, tenant="ann")
-    bench.submit(3, tenant="bob", lane=small)
+def lanes_of_twelve_tasks(bench: Bench, queue: Queue) -> list[str]:
+    """Of the tasks that a worker which prefers ``LANE`` is given, one after another."""
     session = bench.session()
     scheduler = Scheduler(queue, lease_ms=MS)
     done = []
@@ -226,6 +222,16 @@ def test_a_tenant_waits_in_no_lane_that_other_workers_do_not_prefer(
         for lease in queue.held(session):
             bench.complete(session, lease)
             done.append(lease.lane)
+    return done
+
+
+def test_a_tenant_waits_in_no_lane_that_other_workers_do_not_prefer(
+    bench: Bench, queue: Queue
+) -> None:
+    small = Lane(CHECKPOINT, Mode.TEXT2IMG, 128, 128)
+    bench.submit(100, tenant="ann")
+    bench.submit(3, tenant="bob", lane=small)
+    done = lanes_of_twelve_tasks(bench, queue)
     assert done.count(str(small)) == 3
 
 
@@ -235,15 +241,7 @@ def test_a_worker_gets_the_lanes_that_it_prefers_but_for_one_grant_in_four(
     small = Lane(CHECKPOINT, Mode.TEXT2IMG, 128, 128)
     bench.submit(50, tenant="ann")
     bench.submit(50, tenant="bob", lane=small)
-    session = bench.session()
-    scheduler = Scheduler(queue, lease_ms=MS)
-    done = []
-    for _ in range(12):
-        queue.heartbeat(session, 1, {}, {"lanes": [str(LANE)]}, MS)
-        assert scheduler.step() == 1
-        for lease in queue.held(session):
-            bench.complete(session, lease)
-            done.append(lease.lane)
+    done = lanes_of_twelve_tasks(bench, queue)
     assert done.count(str(LANE)) >= 9
 
 
