@@ -1,4 +1,4 @@
-"""What the operating system says when it takes no file, with the way out."""
+"""Files that are whole or not there, and what the operating system says when it takes none."""
 
 import contextlib
 import errno
@@ -49,3 +49,20 @@ def _concerns(folder: str | os.PathLike[str], error: OSError) -> bool:
         return True
     here, there = Path(folder).absolute(), Path(error.filename).absolute()
     return there.is_relative_to(here) or here.is_relative_to(there)
+
+
+def draft_of(path: Path) -> Path:
+    """Where a file is made before it takes its place: the same in every call, so that one which
+    goes on leaves none of another's behind."""
+    return path.with_name(f".{path.name}.part")
+
+
+def put_whole(path: Path, data: bytes) -> None:
+    """The file is there complete or as it was before; its folder has to be there."""
+    draft = draft_of(path)
+    try:
+        draft.write_bytes(data)
+        draft.replace(path)
+    except OSError:  # on a full disk a half file would take what is freed
+        draft.unlink(missing_ok=True)
+        raise

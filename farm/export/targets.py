@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+from farm.disk import draft_of, put_whole
 from farm.export.fetched import Decode, FetchedPicture, as_picture, as_tokens
 from farm.formats.credentials import Sign
 from farm.formats.manifest import ManifestRow
@@ -83,7 +84,7 @@ class ImageFolder:
         return f"{split}/{number:05d}"
 
     def write(self, path: Path, pictures: Sequence[FetchedPicture]) -> list[ManifestRow]:
-        draft = _draft(path)
+        draft = draft_of(path)
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
         rows = []
@@ -97,15 +98,4 @@ class ImageFolder:
 
 def write_whole(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = _draft(path)
-    try:
-        draft.write_bytes(data)
-        draft.replace(path)
-    except OSError:  # on a full disk a half file would take what is freed
-        draft.unlink(missing_ok=True)
-        raise
-
-
-def _draft(path: Path) -> Path:
-    """The same in every call, so that one which goes on leaves none of another's behind."""
-    return path.with_name(f".{path.name}.part")
+    put_whole(path, data)

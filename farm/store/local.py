@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from farm.disk import HINTS
+from farm.disk import HINTS, put_whole
 from farm.errors import NotFound, StoreError
 from farm.store.probing import probe
 from farm.store.protocol import STREAM_BYTES, ListedObject, check_key, check_prefix, whole_range
@@ -138,15 +138,9 @@ class ReplacingStore(LocalStore):
 
     def put(self, key: str, data: bytes, *, content_type: str = "application/octet-stream") -> bool:
         path = self._path(key)
-        part = path.with_name(f".{path.name}.part")
         with _errors(f"cannot write {path}"):
             _make_folder(path.parent)
-            try:
-                part.write_bytes(data)
-                part.replace(path)
-            except OSError:  # on a full disk a half file would take what is freed
-                part.unlink(missing_ok=True)
-                raise
+            put_whole(path, data)
         return True
 
 
