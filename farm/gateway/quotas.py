@@ -3,8 +3,9 @@
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any, NamedTuple
 
 from redis.exceptions import RedisError
@@ -117,10 +118,21 @@ class Quotas:
             with self._lock:
                 self._verifying[tenant] -= 1
 
-    def take_work(self, tenant: str, entries: Entries) -> None:
-        """Before a submission is taken in."""
+    def take_submission(self, tenant: str, key: str | None, entries: Entries) -> None:
+        """Before a submission, or a part of it, is taken in; what is sent again with the
+        idempotency key of a whole job asks for nothing more."""
+        if key is None or not self._queue.submitted(tenant, key):
+            self._take_work(tenant, entries)
+
+    def take_pieces(self, tenant: str, job: str, first: int, pieces: Sequence[Entries]) -> None:
+        """Before consecutive pieces are taken in; those that are sent again ask for nothing."""
+        known = self._queue.appended(job, first, len(pieces))
+        fresh = [piece for piece, there in zip(pieces, known, strict=True) if not there]
+        self._take_work(tenant, *fresh)
+
+    def _take_work(self, tenant: str, *groups: Entries) -> None:
         asked = Work()
-        for kind, count in Counter(entries.kinds).items():
+        for kind, count in Counter(chain(*(entries.kinds for entries in groups))).items():
             asked = asked.plus(_asked(kind.value, count))
         with self._lock:
             now = self._clock()

@@ -171,10 +171,12 @@ class Ingest:
         if not self.queue.note_lanes(record.job, lanes, MAX_JOB_LANES):
             raise too_many_lanes()
         self.write(*pieces)
+        taken = []
         for at, start, entries, piece in zip(count(number), firsts, groups, pieces, strict=False):
             content = hashlib.sha256(f"{start}:".encode() + entries.content()).hexdigest()
-            self.queue.append(record.job, at, content, piece.drafts(), len(piece.rejected))
-        return pieces
+            new = self.queue.append(record.job, at, content, piece.drafts(), len(piece.rejected))
+            taken.append(piece._replace(again=not new))
+        return taken
 
     def _piece(self, record: JobRecord, number: int, first: int, entries: Entries) -> Piece:
         if len(entries) > MAX_PIECE_LINES:

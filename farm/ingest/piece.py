@@ -13,6 +13,7 @@ class Piece(NamedTuple):
     chunks: tuple[Chunk, ...]
     texts: tuple[str, ...]  # the chunks' JSON
     rejected: tuple[RejectedRender, ...]
+    again: bool = False  # it was appended before
 
     @property
     def renders(self) -> int:

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from datetime import datetime
+from typing import Any
 
 from redis.exceptions import RedisError
 
@@ -36,6 +37,19 @@ class Submissions(ScriptRunner):
                 *encoding.task_arguments(tasks),
             )
         )
+
+    def submitted(self, tenant: str, key: str) -> bool:
+        """Whether the idempotency key has a job that came in whole."""
+        return bool(self._run("submitted", tenant, key))
+
+    def appended(self, job: str, first: int, count: int) -> list[bool]:
+        """Of so many pieces from ``first`` on, whether each was appended before."""
+        numbers = range(first, first + count)
+        try:
+            known: Any = self.client.hmget(f"{self._prefix}pieces:{job}", [*map(str, numbers)])
+        except RedisError as error:
+            raise explain(error) from error
+        return [one is not None for one in known]
 
     def note_lanes(self, job: str, lanes: Collection[Lane], most: int) -> bool:
         """Note the lanes of an open job's piece; False, and none noted, if that is too many."""

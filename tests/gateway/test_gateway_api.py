@@ -301,7 +301,7 @@ def test_a_monitor_may_ask_for_the_head_alone(http: httpx2.Client) -> None:
         assert (answer.status_code, answer.content) == (status, b"")
 
 
-def test_jobs_pictures_and_refused_renders_are_counted_and_a_job_that_is_there_is_not(
+def test_jobs_pictures_and_refused_renders_are_counted_and_what_is_sent_again_is_not(
     http: httpx2.Client,
 ) -> None:
     def counted() -> list[int]:
@@ -320,7 +320,9 @@ def test_jobs_pictures_and_refused_renders_are_counted_and_a_job_that_is_there_i
     lines = ndjson([{"prompt": "x", "num_images": 2}, {"prompt": ""}])
     headers = {"Content-Type": "application/x-ndjson"}
     path = f"/v1/jobs/{job}/chunks/0?first=0"
-    assert http.put(path, content=lines, headers=headers).is_success
+    for _ in range(2):
+        answer = http.put(path, content=lines, headers=headers).json()
+        assert (answer["pictures"], answer["rejected"]) == (2, 1)
     assert [now - then for now, then in zip(counted(), before, strict=True)] == [1, 1, 5, 2]
 
 

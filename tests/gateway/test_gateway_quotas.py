@@ -61,6 +61,34 @@ def test_pictures_that_wait_are_counted_however_they_come(small: Gateway) -> Non
         assert post(http, {"prompt": "x", "num_images": 40}).status_code == 201
 
 
+def test_what_is_sent_again_asks_for_nothing_more(small: Gateway) -> None:
+    keyed = {"idempotency_key": "k"}
+    lines = ndjson([{"prompt": "x"}] * 30)
+    ndjson_type = {"Content-Type": "application/x-ndjson"}
+    with small.client() as http:
+
+        def submit(count: int) -> httpx2.Response:
+            return post(http, {"prompt": "x", "num_images": count}, **keyed)
+
+        def put(number: int, body: bytes = lines) -> httpx2.Response:
+            address = f"/v1/jobs/{opened}/chunks/{number}?first={30 * number}"
+            return http.put(address, content=body, headers=ndjson_type)
+
+        first = submit(40)
+        whole = post_lines(http, lines, idempotency_key="lines")
+        opened = http.post("/v1/jobs?open", headers={"Idempotency-Key": "pieces"}).json()["id"]
+        assert put(0).status_code == 200
+        for _ in range(3):
+            assert submit(40).json() == {**first.json(), "created": False}
+            again = post_lines(http, lines, idempotency_key="lines")
+            assert (again.status_code, again.json()["id"]) == (200, whole.json()["id"])
+            assert put(0).status_code == 200
+        assert submit(41).status_code == 409
+        assert put(0, lines + lines).status_code == 409
+        assert put(1).status_code == 429
+        assert post(http, {"prompt": "x"}).status_code == 429
+
+
 def test_row_steps_that_wait_are_counted(start: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     with start(quota_row_steps=1000).client() as http:
         first = post(http, {"prompt": "x", "num_images": 8, "num_inference_steps": 100})

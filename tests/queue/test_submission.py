@@ -62,6 +62,21 @@ def test_the_same_idempotency_key_finds_the_same_job(bench: Bench, queue: Queue)
     assert [status.id for status in queue.jobs("ann", 10)] == [first.job]
 
 
+def test_what_came_in_before_is_known(bench: Bench, queue: Queue) -> None:
+    header = bench.header(idempotency_key="k")
+    assert not queue.submitted("ann", "k")
+    queue.open(header)
+    assert queue.appended(header.job, 0, 2) == [False, False]
+    queue.append(header.job, 1, "a" * 64, bench.tasks(1))
+    assert queue.appended(header.job, 0, 3) == [False, True, False]
+    assert not queue.submitted("ann", "k"), "more of it may come"
+    queue.append(header.job, 0, "b" * 64, bench.tasks(1, first=1))
+    queue.close(header.job, 2)
+    assert queue.submitted("ann", "k")
+    assert not queue.submitted("ann", "other")
+    assert not queue.submitted("bob", "k")
+
+
 def test_small_jobs_carry_their_chunk(bench: Bench, queue: Queue) -> None:
     text = '{"prompt":"ü \\u0000 \U0001f600"}'
     queue.submit(bench.header(), [bench.tasks(1)[0]._replace(inline=text)])

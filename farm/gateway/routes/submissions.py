@@ -93,7 +93,7 @@ async def _submit_json(
         )
     options = JobOptions.parse(body | _query_options(request))
     entries = await keep_pictures(deps.assets, tenant, Entries.of(map(Entry, renders)))
-    await run_sync(deps.quotas.take_work, tenant, entries)
+    await run_sync(deps.quotas.take_submission, tenant, options.idempotency_key, entries)
     submission = await run_sync(deps.ingest.submit, tenant, options, entries, _all_or_none(request))
     return await _submitted(deps, tenant, submission, len(submission.rejected))
 
@@ -101,7 +101,7 @@ async def _submit_json(
 async def _submit_lines(request: Request, deps: Dependencies, tenant: str) -> answers.Submitted:
     options = JobOptions.parse(_query_options(request))
     stop = _all_or_none(request)
-    groups = _kept(pieces(request), deps, tenant)
+    groups = _kept(pieces(request), deps, tenant, options.idempotency_key)
     first = await anext(groups, None)
     if first is None:
         raise InvalidInput("the body has no renders", field="renders")
@@ -126,10 +126,10 @@ async def _submit_lines(request: Request, deps: Dependencies, tenant: str) -> an
 
 
 async def _kept(
-    groups: AsyncIterator[Entries], deps: Dependencies, tenant: str
+    groups: AsyncIterator[Entries], deps: Dependencies, tenant: str, key: str | None
 ) -> AsyncIterator[Entries]:
     async for group in groups:
-        await run_sync(deps.quotas.take_work, tenant, group)
+        await run_sync(deps.quotas.take_submission, tenant, key, group)
         yield await keep_pictures(deps.assets, tenant, group)
 
 
@@ -189,14 +189,16 @@ async def put_piece(
     started = time.monotonic()
     record = await run_sync(deps.ingest.record, check_job_id(job), tenant)
     lines = await one_piece(request, pieces=MAX_CALL_PIECES)
-    await run_sync(deps.quotas.take_work, tenant, lines)
-    parts = [await keep_pictures(deps.assets, tenant, part) for part in lines.pieces()]
-    taken = await run_sync(deps.ingest.append_all, record, piece, first, parts)
+    parts = lines.pieces()
+    await run_sync(deps.quotas.take_pieces, tenant, job, piece, parts)
+    kept = [await keep_pictures(deps.assets, tenant, part) for part in parts]
+    taken = await run_sync(deps.ingest.append_all, record, piece, first, kept)
     pictures = sum(one.pictures for one in taken)
     rejected = [one for part in taken for one in part.rejected]
-    deps.metrics.pictures.inc(pictures)
     tracing.happened("piece", job, time.monotonic() - started, pictures=pictures)
-    deps.metrics.rejected.inc(len(rejected))
+    fresh = [one for one in taken if not one.again]
+    deps.metrics.pictures.inc(sum(one.pictures for one in fresh))
+    deps.metrics.rejected.inc(sum(len(one.rejected) for one in fresh))
     return answers.PieceTaken(
         piece=piece,
         pieces=len(taken),
