@@ -138,8 +138,8 @@ def _dependencies(
             linked_store(settings, store), signer, settings.url_seconds, settings.public_url
         ),
         events=EventHub(queue, ingest.note_cancelled),
-        metrics=Metrics(queue),
-        history=History(queue),
+        metrics=Metrics(queue, sessions),
+        history=History(queue, sessions),
         readiness=Readiness(queue, store),
         quotas=quotas,
     )

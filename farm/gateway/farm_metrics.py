@@ -41,8 +41,14 @@ class Figures(NamedTuple):
 class FarmMetrics(Collector):
     """Reads the queue when the metrics are read."""
 
-    def __init__(self, queue: Queue, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        queue: Queue,
+        sessions: Callable[[], Sequence[Session]],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._queue = queue
+        self._sessions = sessions
         self._clock = clock
         self._lock = threading.Lock()
         self._fresh_until = float("-inf")
@@ -69,7 +75,7 @@ class FarmMetrics(Collector):
                     self._figures = Figures(
                         self._queue.backlog(),
                         self._queue.tallies(),
-                        self._queue.sessions(),
+                        self._sessions(),
                         placed_workers.read(self._queue),
                     )
                     workers = len(self._figures.sessions)

@@ -4,7 +4,7 @@ import secrets
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from prometheus_client import (
     CollectorRegistry,
@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from farm import logs
 from farm.gateway.farm_metrics import FarmMetrics, Figures
 from farm.measures import OTHERS
-from farm.queue import Queue
+from farm.queue import Queue, Session
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
@@ -35,7 +35,7 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 class Metrics:
     """What this gateway counts, and the farm's figures as the queue has them."""
 
-    def __init__(self, queue: Queue) -> None:
+    def __init__(self, queue: Queue, sessions: Callable[[], Sequence[Session]]) -> None:
         self.registry = CollectorRegistry()
         self.requests = Counter(
             "farm_requests", "Requests", ["method", "route", "status"], registry=self.registry
@@ -51,7 +51,7 @@ class Metrics:
         self.pictures = Counter("farm_pictures", "Pictures asked for", registry=self.registry)
         self.rejected = Counter("farm_rejected", "Renders refused", registry=self.registry)
         self.uploads = Counter("farm_asset_bytes", "Bytes uploaded", registry=self.registry)
-        self._farm = FarmMetrics(queue)
+        self._farm = FarmMetrics(queue, sessions)
         named = CollectorRegistry()
         named.register(self._farm)
         self._farms = {True: named, False: _WithoutNames(named)}  # by whether tenants are named

@@ -15,7 +15,7 @@ OLDER_SECONDS = 1.0
 
 
 class WorkerSessions:
-    """Each submission, each page and each question whether the farm is ready asks for them."""
+    """Submissions, pages, metrics and questions whether the farm is ready ask for them."""
 
     def __init__(self, queue: Queue, clock: Callable[[], float] = time.monotonic) -> None:
         self._queue = queue

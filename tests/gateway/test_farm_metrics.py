@@ -53,7 +53,7 @@ def samples(text: str) -> dict[str, dict[tuple[str, ...], float]]:
 
 def read(gateway: Gateway) -> dict[str, dict[tuple[str, ...], float]]:
     """As a gateway that has just been started shows them."""
-    return samples(Metrics(gateway.queue).text().decode())
+    return samples(Metrics(gateway.queue, gateway.queue.sessions).text().decode())
 
 
 def test_what_a_worker_measures_arrives_at_prometheus(gateway: Gateway) -> None:
@@ -140,7 +140,7 @@ def test_prompts_and_names_of_jobs_are_not_in_any_label(
     gateway: Gateway, http: httpx2.Client
 ) -> None:
     assert post(http, {"prompt": "a secret prompt"}, name="a secret name").status_code == 201
-    text = Metrics(gateway.queue).text().decode()
+    text = Metrics(gateway.queue, gateway.queue.sessions).text().decode()
     assert "secret" not in text
     found = samples(text)
     assert found["farm_queued_tasks"] == {(str(LANE), "normal"): 1}
@@ -177,7 +177,7 @@ def test_those_who_ask_at_once_are_told_the_same(redis_url: str) -> None:
             assert answer.wait(30)
             return super().backlog()
 
-    metrics = FarmMetrics(Slow(connect(redis_url)))
+    metrics = FarmMetrics(Slow(connect(redis_url)), list)
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(lambda: list(metrics.collect()))
         assert asking.wait(30)
@@ -196,7 +196,7 @@ def test_the_queue_is_not_asked_again_at_once(redis_url: str) -> None:
             asked.append(now[0])
             return super().backlog()
 
-    metrics = FarmMetrics(Counting(connect(redis_url)), clock=lambda: now[0])
+    metrics = FarmMetrics(Counting(connect(redis_url)), list, lambda: now[0])
     for now[0] in (0.0, 0.5, 0.9, 1.5):
         list(metrics.collect())
     assert asked == [0.0, 1.5]
@@ -207,12 +207,11 @@ def test_of_many_workers_the_queue_is_asked_less_often(redis_url: str) -> None:
     asked: list[float] = []
     one = Session("0" * 32, "w", (), 0, 0, 0, {}, {}, None)
 
-    class Many(Queue):
-        def sessions(self) -> list[Session]:
-            asked.append(now[0])
-            return [one] * 1000
+    def many() -> list[Session]:
+        asked.append(now[0])
+        return [one] * 1000
 
-    metrics = FarmMetrics(Many(connect(redis_url)), clock=lambda: now[0])
+    metrics = FarmMetrics(Queue(connect(redis_url)), many, lambda: now[0])
     for now[0] in (0.0, 2.0, 4.9, 5.0):
         metrics.read()
     assert asked == [0.0, 5.0]
@@ -221,7 +220,7 @@ def test_of_many_workers_the_queue_is_asked_less_often(redis_url: str) -> None:
 def test_the_farms_part_is_written_once_of_the_same_figures(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    metrics = Metrics(gateway.queue)
+    metrics = Metrics(gateway.queue, gateway.queue.sessions)
     made: list[int] = []
     collect = FarmMetrics.collect
 
@@ -256,7 +255,7 @@ def test_many_sizes_do_not_become_many_numbers(redis_url: str) -> None:
         LaneBacklog(LANE._replace(width=8 * side), Priority.NORMAL, 1, side)
         for side in range(1, 301)
     ]
-    text = Metrics(StubQueue(redis_url, work)).text().decode()
+    text = Metrics(StubQueue(redis_url, work), list).text().decode()
     assert text.count("farm_queued_tasks{") == 101
     assert 'farm_queued_tasks{lane="others",priority="normal"} 200.0' in text
 

@@ -57,7 +57,7 @@ def panels(board: Path) -> dict[str, str]:
 
 
 def exported(gateway: Gateway) -> set[str]:
-    text = Metrics(gateway.queue).text().decode()
+    text = Metrics(gateway.queue, gateway.queue.sessions).text().decode()
     names = set(re.findall(r"^# TYPE (\w+) (?!histogram)", text, re.MULTILINE))
     for histogram in re.findall(r"^# TYPE (\w+) histogram", text, re.MULTILINE):
         names |= {f"{histogram}_{ending}" for ending in ("bucket", "sum", "count")}

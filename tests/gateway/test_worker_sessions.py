@@ -7,10 +7,11 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from harness import Serve, post
 
 from farm.errors import Unavailable
 from farm.gateway.worker_sessions import KEPT_SECONDS, OLDER_SECONDS, WorkerSessions
-from farm.queue import Queue
+from farm.queue import Queue, Session
 
 
 def sessions_of(look: Callable[[], Any], now: list[float]) -> WorkerSessions:
@@ -95,3 +96,21 @@ def test_a_queue_that_does_not_answer_is_told_and_asked_again() -> None:
     with pytest.raises(Unavailable):
         sessions()
     assert sessions() == ["here"]
+
+
+def test_all_of_a_gateway_share_one_look(start: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker, looks = Session("0" * 32, "w", (), 0, 0, 0, {}, {}, None), []
+
+    def look(_: Queue) -> list[Session]:
+        looks.append(1)
+        return [worker]
+
+    monkeypatch.setattr("farm.gateway.worker_sessions.KEPT_SECONDS", 3600.0)
+    monkeypatch.setattr(Queue, "sessions", look)
+    gateway = start()
+    with gateway.client() as http:
+        for path in ("/readyz", "/metrics", "/page/farm", "/v1/checkpoints"):
+            http.get(path)
+        assert post(http, {"prompt": "x"}).status_code == 201
+    gateway.app_deps.history.look()
+    assert looks == [1]

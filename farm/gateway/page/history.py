@@ -1,13 +1,12 @@
 """What the farm looked like in the last minutes, for the page's charts."""
 
 import threading
-import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from farm.errors import FarmError
-from farm.queue import Queue
+from farm.queue import Queue, Session
 
 EVERY_SECONDS = 5.0
 KEPT = 120  # ten minutes
@@ -22,9 +21,9 @@ class Sample(NamedTuple):
 class History:
     """Looks at the queue every few seconds, in a thread, while the gateway runs."""
 
-    def __init__(self, queue: Queue, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, queue: Queue, sessions: Callable[[], Sequence[Session]]) -> None:
         self._queue = queue
-        self._clock = clock
+        self._sessions = sessions
         self._samples: deque[Sample] = deque(maxlen=KEPT)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="history", daemon=True)
@@ -41,7 +40,7 @@ class History:
 
     def look(self) -> None:
         try:
-            sessions = self._queue.sessions()
+            sessions = self._sessions()
             queued = sum(work.pictures for work in self._queue.backlog())
         except FarmError:
             return  # a gap in a chart; the page says that the queue does not answer
