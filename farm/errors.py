@@ -223,6 +223,11 @@ class AllRejected(InvalidInput):
         super().__init__(message, **facts)
         self.rejected = tuple(rejected)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """An exception is made again from its text alone, which is the second argument here; a
+        pool of processes would wait for ever for one that cannot be read."""
+        return type(self), (self.rejected, self.message), vars(self)
+
 
 CODES: Mapping[str, type[FarmError]] = {
     kind.code: kind

@@ -17,6 +17,10 @@ class Address(NamedTuple):
     url: str  # without a slash at the end
     api_key: str | None
 
+    def __repr__(self) -> str:
+        """Without the key: it would be in logs and in reports of errors."""
+        return f"<{type(self).__name__} {self.url}>"
+
     @property
     def local(self) -> bool:
         """On this machine: no proxy of the environment stands in between."""

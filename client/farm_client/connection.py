@@ -5,6 +5,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -49,6 +50,10 @@ class Connection:
         self._headers = {"User-Agent": f"farm-client/{farm.__version__}", "Accept": "*/*"}
         if address.api_key:
             self._headers["Authorization"] = f"Bearer {_header_value(address.api_key)}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy in another process, on another machine perhaps, begins anew."""
+        return partial(type(self), patience=self._patience), (self.address, self.wire)
 
     async def call(
         self,

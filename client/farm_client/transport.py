@@ -111,10 +111,14 @@ class BlockingWire:
     def __init__(
         self, transport: httpx2.BaseTransport | None = None, *, address: Address | None = None
     ) -> None:
+        self._again = partial(type(self), transport, address=address)
         self._make = partial(httpx2.Client, transport=transport, **_surroundings(address))
         with environment():
             self._client = self._make()
         self._process = os.getpid()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self._again, ()
 
     def _own(self) -> httpx2.Client:
         """In a process that was forked, one of its own: on a connection that it shares with its
@@ -185,11 +189,15 @@ class AsyncWire:
     def __init__(
         self, transport: httpx2.AsyncBaseTransport | None = None, *, address: Address | None = None
     ) -> None:
+        self._again = partial(type(self), transport, address=address)
         self._make = partial(httpx2.AsyncClient, transport=transport, **_surroundings(address))
         with environment():
             self._first: httpx2.AsyncClient | None = self._make()
         self._clients: WeakKeyDictionary[asyncio.AbstractEventLoop, httpx2.AsyncClient]
         self._clients = WeakKeyDictionary()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self._again, ()
 
     def _own(self) -> httpx2.AsyncClient:
         """One for each event loop, since a connection belongs to the loop that has opened it."""

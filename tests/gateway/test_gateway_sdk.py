@@ -4,17 +4,20 @@ import asyncio
 import io
 import json
 import os
+import pickle
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fake_worker import BAD_PROMPT, LOST_PROMPT, FakeWorker
-from harness import Gateway, Serve, latents, png
+from harness import Gateway, Serve, latents, png, write_keys
 from PIL import Image
 
 from farm.errors import InvalidInput, JobCancelled, JobFailed, NotAllowed, NotFound, TimedOut
@@ -74,6 +77,31 @@ sys.exit(any(os.waitpid(child, 0)[1] for child in children))
 def test_processes_that_are_forked_read_their_own_answers(gateway: Gateway) -> None:
     environment = {**os.environ, "FARM_URL": gateway.url}
     subprocess.run([sys.executable, "-c", FORKS], env=environment, check=True, timeout=120)
+
+
+def test_farms_jobs_and_refusals_travel_to_other_processes_and_back(
+    gateway: Gateway, fake_worker: FakeWorker
+) -> None:
+    farm = Farm(gateway.url)
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        job = pool.submit(farm.submit, "a ring").result(60)
+        assert pool.submit(job.wait, 60).result(60).state == "done"
+        (image,) = job.images()
+        assert pool.submit(image.read).result(60) == image.read()
+        with pytest.raises(AllRejected, match="prompt") as refused:
+            pool.submit(farm.submit_many, [""]).result(60)
+        assert [one.render for one in refused.value.rejected] == [0]
+        assert str(pickle.loads(pickle.dumps(AsyncFarm(gateway.url)))) == f"<AsyncFarm {farm.url}>"
+
+
+def test_a_key_travels_with_its_farm_and_is_not_shown(start: Serve, tmp_path: Path) -> None:
+    keys = write_keys(tmp_path / "keys.json", {"secret": {"tenant": "alice"}})
+    farm = Farm(start(keys=keys, open=False).url, "secret")
+    copy = pickle.loads(pickle.dumps(farm))
+    job = copy.submit("a ring")
+    assert job.status().id == job.id
+    for shown in (farm, job, job.connection, job.connection.address):
+        assert "secret" not in repr(shown)
 
 
 def test_an_async_farm_outlives_its_event_loop(gateway: Gateway) -> None:
