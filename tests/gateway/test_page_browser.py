@@ -35,7 +35,11 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM,
+            args=["--no-sandbox"],
+            ignore_default_args=["--disable-back-forward-cache"],  # which people have
+        )
         yield browser
         browser.close()
 
@@ -139,6 +143,62 @@ def test_a_farm_that_is_away_is_told_to_who_submits(browser: Browser, gateway: G
     page.unroute("**/v1/jobs")
     page.get_by_role("button", name="Draw").click()
     page.wait_for_url("**/jobs/j*")
+    context.close()
+
+
+def test_what_is_sent_again_because_its_answer_was_lost_is_drawn_once(
+    browser: Browser, gateway: Gateway
+) -> None:
+    context = browser.new_context(base_url=gateway.url)
+    page = context.new_page()
+    page.goto("/new")
+    page.get_by_label("Prompt", exact=True).fill("a boat")
+
+    def lose_the_answer(route: Route) -> None:
+        assert route.fetch().status == 201
+        route.abort("connectionreset")
+
+    page.route("**/v1/jobs", lose_the_answer, times=1)
+    page.get_by_role("button", name="Draw").click()
+    expect(page.get_by_role("alert")).to_contain_text("The farm does not answer. Try again")
+    page.get_by_role("button", name="Draw").click()
+    page.wait_for_url("**/jobs/j*")
+    (job,) = gateway.queue.jobs("local")
+    assert page.url.endswith(job.id)
+    context.close()
+
+
+def test_who_comes_back_to_the_form_draws_another(page: Page, gateway: Gateway) -> None:
+    page.goto("/new")
+    page.get_by_label("Prompt", exact=True).fill("a boat")
+    for jobs in (1, 2):
+        page.get_by_role("button", name="Draw").click()
+        page.wait_for_url("**/jobs/j*")
+        assert len(gateway.queue.jobs("local")) == jobs
+        page.evaluate("void history.back()")
+        page.wait_for_url("**/new", wait_until="commit")  # it is there as it was left
+        expect(page.get_by_label("Prompt", exact=True)).to_have_value("a boat")
+        expect(page.get_by_role("button", name="Draw")).to_be_enabled()
+
+
+def test_a_farm_that_hangs_is_told(browser: Browser, gateway: Gateway) -> None:
+    context = browser.new_context(base_url=gateway.url)
+    page = context.new_page()
+    page.clock.install()
+    page.goto("/new")
+    page.get_by_label("Prompt", exact=True).fill("a boat")
+    page.route("**/v1/jobs", lambda route: None)
+    page.get_by_role("button", name="Draw").click()
+    page.clock.run_for(10_000)
+    expect(page.locator("#said")).to_contain_text("takes long to answer")
+    page.goto("/")
+    expect(page.locator("h1")).to_have_text("Jobs")
+    page.route("**/page", lambda route: None)
+    page.clock.run_for(12_000)
+    expect(page.get_by_role("alert")).to_contain_text("takes long to answer")
+    page.unroute("**/page")
+    page.clock.run_for(60_000)
+    expect(page.get_by_role("alert")).to_be_hidden()
     context.close()
 
 

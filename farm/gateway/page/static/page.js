@@ -4,6 +4,8 @@
 const ROOT = document.body.dataset.root;
 const REFRESH_MS = 2000;
 const PREVIEW_MS = 600;
+const SLOW_MS = 8000; // without an answer
+const GIVE_UP_MS = 60_000;
 const find = (selector, from = document) => from.querySelector(selector);
 const findAll = (selector, from = document) => [...from.querySelectorAll(selector)];
 
@@ -55,6 +57,12 @@ document.addEventListener("htmx:response:error", (event) => {
   if (response.status === 401) askForKey(explain(text, 401));
   else tell(explain(text, response.status));
   if (response.status > 401 && response.status < 500) find("#loading")?.remove(); // it will not come
+});
+document.addEventListener("htmx:before:request", (event) => {
+  const { ctx } = event.detail;
+  setTimeout(() => {
+    if (ctx.status === "issuing" && !ctx.response) tell("The farm takes long to answer …");
+  }, SLOW_MS);
 });
 document.addEventListener("htmx:error", () => tell("The farm does not answer. Trying again …"));
 document.addEventListener("htmx:after:request", (event) => {
@@ -247,19 +255,36 @@ async function maskFile(form) {
   return new Promise((done) => whole.toBlob(done, "image/png"));
 }
 
-async function send(method, address, body, type) {
-  const headers = { ...authorisation(), "Content-Type": type };
-  const answer = await fetch(ROOT + address, { method, headers, body }).catch(() => {
+async function send(address, body, headers, signal) {
+  let answer, text;
+  try {
+    const sent = { ...authorisation(), ...headers };
+    answer = await fetch(ROOT + address, { method: "POST", headers: sent, body, signal });
+    text = await answer.text();
+  } catch {
     throw new Error("The farm does not answer. Try again in a moment; what you typed stays here.");
-  });
-  const text = await answer.text();
+  }
   if (answer.status === 401) askForKey(explain(text, 401));
   if (!answer.ok) throw new Error(explain(text, answer.status));
   return JSON.parse(text);
 }
 
 const upload = async (file, kind) =>
-  (await send("POST", `/v1/assets?kind=${kind}`, file, "application/octet-stream")).id;
+  (await send(`/v1/assets?kind=${kind}`, file, { "Content-Type": "application/octet-stream" })).id;
+
+// What was sent without an answer keeps its key, so that it is drawn once.
+let unanswered = { body: null, key: null };
+
+async function submitJob(body) {
+  if (unanswered.body !== body) {
+    const numbers = crypto.getRandomValues(new Uint32Array(4));
+    unanswered = { body, key: `page-${numbers.join("-")}` };
+  }
+  const headers = { "Content-Type": "application/json", "Idempotency-Key": unanswered.key };
+  const { id } = await send("/v1/jobs", body, headers, AbortSignal.timeout(GIVE_UP_MS));
+  unanswered = { body: null, key: null };
+  return id;
+}
 
 const NUMBERS = ["strength", "num_images", "num_inference_steps", "guidance_scale", "width", "height"];
 
@@ -294,13 +319,17 @@ async function submit(form) {
   // A seed may have 64 bits, which a JavaScript number does not hold.
   const seed = given.seed.value;
   if (seed) body = body.replace('"renders":[{', `"renders":[{"seed":${seed},`);
-  location.href = `${ROOT}/jobs/${(await send("POST", "/v1/jobs", body, "application/json")).id}`;
+  location.href = `${ROOT}/jobs/${await submitJob(body)}`;
 }
 
 document.addEventListener("htmx:after:swap", () => {
   const form = find("#new");
   if (!form || form.dataset.ready) return;
   form.dataset.ready = "yes";
+  const say = (text) => {
+    find("#said", form).textContent = text;
+    find("button:not([type])", form).disabled = Boolean(text);
+  };
   form.addEventListener("change", (event) => {
     if (event.target.name === "mode") showModes(form);
     if (event.target.name === "image") loadImage(form);
@@ -309,16 +338,17 @@ document.addEventListener("htmx:after:swap", () => {
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
     tell("");
-    const button = find("button:not([type])", form);
-    button.disabled = true;
-    find("#said", form).textContent = "Submitting …";
+    say("Submitting …");
+    const slow = setTimeout(() => say("Submitting … The farm takes long to answer."), SLOW_MS);
     try {
       await submit(form);
     } catch (error) {
       tell(error.message);
-      find("#said", form).textContent = "";
-      button.disabled = false;
+      say("");
+    } finally {
+      clearTimeout(slow);
     }
   });
+  addEventListener("pagehide", () => say("")); // for who comes back to it
   find("textarea", form).focus();
 });
