@@ -35,7 +35,7 @@ from farm_client.models import (
     Verified,
     Why,
 )
-from farm_client.progress import print_progress
+from farm_client.progress import progress_line
 from farm_client.streams import LINE_SECONDS, read_events, read_lines, read_usage
 from farm_client.sync import drive, iterate
 
@@ -148,7 +148,7 @@ class JobHandle:
     async def _wait(
         self, timeout: float | None, progress: bool | Progress, check: bool
     ) -> JobStatus:
-        tell = print_progress if progress is True else progress
+        tell = progress_line() if progress is True else progress
         end = None if timeout is None else time.monotonic() + timeout
         pause = FIRST_POLL_SECONDS
         while True:

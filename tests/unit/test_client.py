@@ -626,6 +626,20 @@ def test_an_odd_pause_is_not_believed(after: str) -> None:
     assert farm_with(handler).submit("x").id == JOB
 
 
+def test_waiting_prints_a_line_only_when_something_has_changed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    done = [0] * 50 + [7] * 50 + [8] * 50
+
+    def handler(_: httpx2.Request) -> httpx2.Response:
+        images = {"total": 1000, "done": done.pop(0) if done else 1000}
+        state = "running" if done else "done"
+        return httpx2.Response(200, json={"id": JOB, "state": state, "images": images})
+
+    farm_with(handler).job(JOB).wait(progress=True, check=False)
+    assert capsys.readouterr().err.splitlines() == [f"{JOB} running 0/1000", f"{JOB} done 8/1000"]
+
+
 def test_a_farm_with_tls_on_this_machine_counts_certificates_of_the_environment_but_no_proxy(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
