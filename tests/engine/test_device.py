@@ -1,6 +1,7 @@
-"""What people are told of the device that an engine draws on."""
+"""What people are told of the device that an engine draws on, and how it is left."""
 
 import contextlib
+from typing import Any
 
 import pytest
 import torch
@@ -47,3 +48,56 @@ def test_what_a_process_says_of_kernels_changes_no_picture(monkeypatch: pytest.M
     assert cudnn.allow_tf32
     assert cudnn.benchmark
     assert not cudnn.deterministic
+
+
+class FakeStream:
+    device = torch.device("cuda:0")
+
+    def __init__(self, *_: Any) -> None:
+        return None
+
+    def wait_stream(self, _: Any) -> None:
+        return None
+
+
+class FailingGraph:
+    """As torch's where something in the function may not be captured."""
+
+    def capture_begin(self, *_: Any, **__: Any) -> None:
+        return None
+
+    def capture_end(self) -> None:
+        raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError("not permitted"), torch.OutOfMemoryError()])
+def test_a_capture_that_fails_leaves_the_stream_of_its_caller(
+    error: RuntimeError | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    callers = FakeStream()
+    current = [callers]
+    for name, fake in {
+        "Stream": FakeStream,
+        "CUDAGraph": FailingGraph,
+        "current_stream": lambda *_: current[0],
+        "set_stream": lambda one: current.__setitem__(0, one),
+        "is_available": lambda: True,
+        "current_device": lambda: 0,
+        "graph_pool_handle": lambda: (0, 0),
+        "synchronize": lambda: None,
+        "empty_cache": lambda: None,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    monkeypatch.setattr(torch._C, "_host_emptyCache", lambda: None, raising=False)
+    calls: list[Any] = []
+
+    def function() -> None:
+        calls.append(current[0])
+        if len(calls) == 4 and error is not None:
+            raise error
+
+    device = Device("cuda:0")
+    assert device.capture(function) is function
+    assert len(calls) == 4
+    assert callers not in calls
+    assert current == [callers]

@@ -146,11 +146,12 @@ class Device:
         if self._stream is None:
             self._stream = torch.cuda.Stream(self.torch)
             self._pool = torch.cuda.graph_pool_handle()
-        self._stream.wait_stream(torch.cuda.current_stream())
+        current = torch.cuda.current_stream()
+        self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
             for _ in range(WARM_UP_RUNS):
                 function()
-        torch.cuda.current_stream().wait_stream(self._stream)
+        current.wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(
@@ -165,6 +166,10 @@ class Device:
         except RuntimeError:
             logging.getLogger(__name__).warning("runs without a CUDA graph", exc_info=True)
             return function
+        finally:
+            torch.cuda.set_stream(
+                current
+            )  # a capture that fails at its end leaves torch on its own
         return graph.replay
 
     def graphed(
