@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from functools import partial
 
 from pydantic import ValidationError
 
@@ -39,6 +40,7 @@ from farm.ingest.assets import Assets
 from farm.ingest.ingest import Ingest
 from farm.ingest.removal import Remover
 from farm.ingest.scores import ScoreRoom
+from farm.ingest.usage import asset_bytes
 from farm.queue import Queue, connect
 from farm.queue.messages import Session
 from farm.settings import GatewaySettings
@@ -105,7 +107,7 @@ def _dependencies(
     named = [inspect_checkpoint(ref).info for ref in settings.checkpoints]
     sessions = WorkerSessions(queue)
     registry = CheckpointRegistry([*infos, *named], live=lambda: live_checkpoints(sessions()))
-    quotas = Quotas(queue, QuotaLimits.of(settings))
+    quotas = Quotas(queue, QuotaLimits.of(settings), partial(asset_bytes, store))
     kept = Assets(store, sandbox.probe, quotas)
     signer = Signer(
         settings.secret.get_secret_value().encode() if settings.secret else secret_of(settings.data)

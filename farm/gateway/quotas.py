@@ -3,7 +3,7 @@
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any, NamedTuple
@@ -77,10 +77,12 @@ class Quotas:
         self,
         queue: Queue,
         limits: QuotaLimits,
+        stored_bytes: Callable[[str], int],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._queue = queue
         self._limits = limits
+        self._stored_bytes = stored_bytes
         self._clock = clock
         self._lock = threading.Lock()
         self._uses: dict[str, _Use] = {}
@@ -161,6 +163,7 @@ class Quotas:
     def take_bytes(self, tenant: str, size: int) -> None:
         """Before a file is kept; ``give_bytes`` takes it back where it was there already."""
         most = self._limits.asset_bytes
+        self._count_bytes(tenant)
         try:
             used = int(self._queue.client.hincrby(self._key, tenant, size))
         except RedisError as error:
@@ -179,13 +182,25 @@ class Quotas:
         except RedisError as error:
             raise explain(error) from error
 
-    def bytes_kept(self) -> dict[str, int]:
+    def bytes_kept(self, tenants: Iterable[str]) -> dict[str, int]:
         """Of input files, by tenant."""
+        for tenant in tenants:
+            self._count_bytes(tenant)
         try:
             kept: Any = self._queue.client.hgetall(self._key)
         except RedisError as error:
             raise explain(error) from error
         return {str(tenant): int(size) for tenant, size in kept.items()}
+
+    def _count_bytes(self, tenant: str) -> None:
+        """In the store, where the queue knows nothing of a tenant: a new one, or after a loss."""
+        client = self._queue.client
+        try:
+            if not client.hexists(self._key, tenant):
+                # The first of several gateways counts; what comes to them after that is added.
+                client.hsetnx(self._key, tenant, self._stored_bytes(tenant))
+        except RedisError as error:
+            raise explain(error) from error
 
     @property
     def _key(self) -> str:

@@ -2,7 +2,7 @@
 
 import httpx2
 import pytest
-from harness import Gateway, Serve, ndjson, png, post, post_lines
+from harness import Gateway, Serve, emptied, ndjson, png, post, post_lines
 
 from farm.errors import OverQuota
 from farm.gateway import quotas
@@ -11,7 +11,7 @@ from farm.gateway.quotas import QuotaLimits, Quotas
 
 def test_requests_come_at_a_rate_and_in_bursts(gateway: Gateway) -> None:
     now = [0.0]
-    limited = Quotas(gateway.queue, QuotaLimits(2, 1, 1, 1), lambda: now[0])
+    limited = Quotas(gateway.queue, QuotaLimits(2, 1, 1, 1), lambda _: 0, lambda: now[0])
     for _ in range(20):
         limited.take_request("alice")
     with pytest.raises(OverQuota, match="2 requests a second"):
@@ -156,7 +156,23 @@ def test_the_bytes_of_files_are_counted_once(small: Gateway) -> None:
         assert "1,000" in refused.json()["error"]["message"]
         assert http.put("/v1/assets", content=pictures[0]).status_code == 201
         used = sum(answer.json()["size"] for answer in kept)
-        assert small.app_deps.quotas.bytes_kept() == {"local": used}
+        assert small.app_deps.quotas.bytes_kept([]) == {"local": used}
+
+
+def test_the_bytes_of_files_are_known_after_the_queue_was_lost(small: Gateway) -> None:
+    pictures = [png(8, 8, colour=(number, 0, 0)) for number in range(40)]
+    quotas = small.app_deps.quotas
+    with small.client() as http:
+        before = [http.put("/v1/assets", content=data).status_code for data in pictures]
+        kept = quotas.bytes_kept([])
+        emptied(small)
+        assert quotas.bytes_kept([]) == {}
+        after = [http.put("/v1/assets", content=data).status_code for data in pictures]
+    assert before == after
+    assert 429 in after
+    assert quotas.bytes_kept([]) == kept
+    emptied(small)
+    assert quotas.bytes_kept(["local", "ann"]) == {**kept, "ann": 0}
 
 
 def test_what_is_refused_takes_nothing(small: Gateway, http: httpx2.Client) -> None:

@@ -203,11 +203,12 @@ def farm(request: Request, deps: Deps, _: Reader) -> HTMLResponse:
 @router.get("/page/tenants")
 def tenants(request: Request, deps: Deps, _: Admin) -> HTMLResponse:
     """What each tenant uses, those with the most work first."""
-    kept = deps.quotas.bytes_kept()
     weights = deps.queue.tenants()
+    shown = list(weights)[: views.MAX_TENANTS]
+    kept = deps.quotas.bytes_kept(shown)
     found = [
-        views.tenant_use(name, weight, deps.queue.jobs(name, views.TENANT_JOBS), kept)
-        for name, weight in list(weights.items())[: views.MAX_TENANTS]
+        views.tenant_use(name, weights[name], deps.queue.jobs(name, views.TENANT_JOBS), kept)
+        for name in shown
     ]
     found.sort(key=lambda one: (-one.left, -one.done, one.name))
     return fragment(
