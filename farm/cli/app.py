@@ -70,7 +70,7 @@ SECTIONS = {
         "doctor": Place("farm.cli.doctor", "Check Redis, the store, Ray and the checkpoints."),
         "top": Place("farm.cli.top", "Watch the farm's lanes, tenants and workers."),
         "dashboard": Place("farm.cli.dashboard", "Open Ray's dashboard of the farm here."),
-        "queue": Place("farm.cli.queue", "Check the queue, or set shares."),
+        "queue": Place("farm.cli.queue", "Check the queue, list all jobs, or set shares."),
         "workers": Place("farm.cli.workers", "List workers, or drain one."),
         "scheduler": Place("farm.cli.scheduler", "Run a scheduler in this process."),
         "worker": Place("farm.cli.worker", "Run one worker in this process, without Ray."),

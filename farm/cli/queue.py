@@ -8,13 +8,14 @@ import typer
 
 from farm.cli.output import one_line, say, say_error, say_json
 from farm.errors import InvalidInput
+from farm.job import TERMINAL_JOBS
 from farm.paths import DATA_HELP
 
 if TYPE_CHECKING:
-    from farm.queue import Queue
+    from farm.queue import JobStatus, Queue
 
 queue = typer.Typer(
-    help="Check the queue, or set a tenant's share.",
+    help="Check the queue, list everyone's jobs, or set a tenant's share.",
     add_completion=False,
     rich_markup_mode=None,
     no_args_is_help=False,
@@ -45,6 +46,25 @@ def check(
     return 1 if found else 0
 
 
+@queue.command("jobs")
+def jobs(
+    data: Data = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the unfinished jobs of all tenants; with --json, one line of JSON for each."""
+    farm_queue = connect_queue(data)
+    from farm.queue import MAX_ROWS
+
+    for tenant in farm_queue.tenants():
+        before = None
+        while page := farm_queue.jobs(tenant, MAX_ROWS, before):
+            for status in page:
+                if status.state not in TERMINAL_JOBS:
+                    told = {"tenant": tenant, **status.model_dump(mode="json")}
+                    say_json(told) if as_json else say(_row(tenant, status))
+            before = page[-1].id
+
+
 @queue.command("weight")
 def weight(
     tenant: Annotated[str, typer.Argument(metavar="TENANT", show_default=False)],
@@ -59,6 +79,13 @@ def weight(
     """Set a tenant's weight: with 2 it gets twice the work of a tenant with 1, in each class."""
     connect_queue(data).set_weight(tenant, share)
     say_error(one_line(f"{tenant} has weight {share:g}"))
+
+
+def _row(tenant: str, status: "JobStatus") -> str:
+    state = "paused" if status.paused else status.state
+    counts = f"{status.images.done + status.images.failed}/{status.images.total}"
+    told = f"{status.id}  {tenant}  {state}  {status.priority}  {counts}  {status.name or ''}"
+    return one_line(told).rstrip()
 
 
 def connect_queue(data: Path | None) -> "Queue":

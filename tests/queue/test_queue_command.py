@@ -41,6 +41,23 @@ def test_a_check_names_what_is_wrong_and_repairs_it(
     assert run(["queue", "check"]) == 0
 
 
+def test_unfinished_jobs_of_all_tenants_are_listed(
+    bench: Bench, queue: Queue, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ended = bench.submit(1, tenant="ann")
+    queue.cancel(ended, "ann")
+    job = bench.submit(1, tenant="ann")
+    paused = bench.submit(2, tenant="bob")
+    queue.pause(paused, "bob")
+    assert run(["queue", "jobs"]) == 0
+    assert capsys.readouterr().out == (
+        f"{job}  ann  queued  normal  0/4\n{paused}  bob  paused  normal  0/8\n"
+    )
+    assert run(["queue", "jobs", "--json"]) == 0
+    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(one["tenant"], one["id"]) for one in told] == [("ann", job), ("bob", paused)]
+
+
 def test_a_weight_is_a_tenants_share(bench: Bench, queue: Queue) -> None:
     job = bench.submit(1, tenant="ann")
     bench.submit(1, tenant="bob")
