@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from functools import partial
 
 from pydantic import ValidationError
+from starlette.middleware.gzip import GZipMiddleware
 
 import farm
 from farm.checkpoints.inspect import inspect_checkpoint
@@ -48,6 +49,12 @@ from farm.sinks.registry import Sinks
 from farm.spec import CheckpointInfo
 from farm.store import Store, open_store
 
+COMPRESSED_BYTES = 16 * 1024  # at least; lists of pictures become a seventh
+# Never compressed: what is so already, and streams, each line of which is to arrive at once.
+AS_THEY_ARE = (
+    "image/*", "text/event-stream", "application/x-ndjson", "application/octet-stream",
+    "application/x-tar", "application/vnd.apache.parquet",
+)  # fmt: skip
 STORE_ATTEMPTS = 6  # a caller is waiting; the workers are more patient
 
 
@@ -92,6 +99,12 @@ def create_app(
         app.include_router(route.router)
     exception_handlers.install(app)
     body_memory = app.state.body_memory = BodyMemory(settings.max_body_memory)
+    app.add_middleware(
+        GZipMiddleware,
+        minimum_size=COMPRESSED_BYTES,
+        compresslevel=4,
+        exclude_content_types=AS_THEY_ARE,
+    )
     app.add_middleware(RequestGuard, authenticator=deps.authenticator, body_memory=body_memory)
     app.add_middleware(MeasureRequests, metrics=deps.metrics)
     return app

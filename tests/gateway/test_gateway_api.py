@@ -469,3 +469,22 @@ def test_the_documentation_runs_nothing_and_loads_nothing(http: httpx2.Client) -
     for path in http.get("/openapi.json").json()["paths"]:
         assert f" {path}</code>" in answer.text
     assert http.get("/redoc").status_code == 404
+
+
+def test_long_answers_are_compressed_and_streams_and_pictures_are_not(
+    http: httpx2.Client, fake_worker: FakeWorker
+) -> None:
+    job = post(http, {"prompt": "a boat", "num_images": 64}).json()["id"]
+    with http.stream("GET", f"/v1/jobs/{job}/events") as events:
+        assert "event: end" in events.read().decode()
+    listed = http.get(f"/v1/jobs/{job}/images")
+    picture = http.get(listed.json()["images"][0]["url"])
+    verified = http.get(f"/v1/jobs/{job}/verify")
+    for answer in (events, picture, verified, http.get("/v1/jobs")):
+        assert "content-encoding" not in answer.headers
+    assert int(picture.headers["content-length"]) == len(picture.content)
+    assert listed.headers["content-encoding"] == "gzip"
+    assert int(listed.headers["content-length"]) < len(listed.content) / 5
+    plain = http.get(f"/v1/jobs/{job}/images", headers={"Accept-Encoding": "identity"})
+    assert "content-encoding" not in plain.headers
+    assert len(plain.json()["images"]) == 64
