@@ -301,6 +301,16 @@ def test_a_hidden_tab_asks_for_nothing(page: Page, gateway: Gateway) -> None:
         )
 
 
+def test_the_next_page_of_a_list_begins_at_its_top(page: Page, http: httpx2.Client) -> None:
+    for number in range(60):
+        post(http, {"prompt": "x"}, name=f"job {number}")
+    page.goto("/")
+    for newest in (34, 9):
+        page.get_by_role("button", name="Older jobs").click()
+        expect(page.get_by_role("link", name=f"job {newest}", exact=True)).to_be_in_viewport()
+        expect(page.locator("h1")).to_be_in_viewport()
+
+
 def test_a_key_is_asked_for_once(browser: Browser, serve: Serve, tmp_path: Path) -> None:
     keys_file = write_keys(tmp_path / "keys.json", {"secret": {"tenant": "alice"}})
     farm = serve(tmp_path, keys=keys_file, open=False)
