@@ -115,6 +115,12 @@ MUTANTS = (
         "",
     ),
     Mutant(
+        "a job that is open counts as one that came in whole",
+        "submitted.lua",
+        " and state ~= 'o'",
+        "",
+    ),
+    Mutant(
         "an append forgets its piece",
         "append.lua",
         "redis.call('HSET', P .. 'pieces:' .. job, piece, sha256)\n",

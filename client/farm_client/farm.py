@@ -75,7 +75,8 @@ class FarmHandle:
 
 
 class Farm(FarmHandle):
-    """A farm at an address.
+    """A farm at an address. It can be pickled, for other processes and for Ray, with its key; each
+    copy opens connections of its own.
 
     Args:
         url: its address; else ``FARM_URL``, else the farm that ``farm up`` started here.
