@@ -8,13 +8,11 @@ from contextlib import contextmanager
 from itertools import chain
 from typing import Any, NamedTuple
 
-from redis.exceptions import RedisError
-
 from farm.errors import OverQuota
 from farm.ingest.ndjson import Entries
 from farm.job import TERMINAL_JOBS
 from farm.queue import MAX_ROWS, JobStatus, Queue
-from farm.queue.connection import explain
+from farm.queue.connection import explained
 from farm.settings import GatewaySettings
 from farm.spec import PARAMETERS, RenderRequest
 
@@ -160,14 +158,12 @@ class Quotas:
                     hint="submit them when some are done",
                 )
 
+    @explained
     def take_bytes(self, tenant: str, size: int) -> None:
         """Before a file is kept; ``give_bytes`` takes it back where it was there already."""
         most = self._limits.asset_bytes
         self._count_bytes(tenant)
-        try:
-            used = int(self._queue.client.hincrby(self._key, tenant, size))
-        except RedisError as error:
-            raise explain(error) from error
+        used = int(self._queue.client.hincrby(self._key, tenant, size))
         if used > most:
             self.give_bytes(tenant, size)
             raise OverQuota(
@@ -176,31 +172,25 @@ class Quotas:
                 field="asset",
             )
 
+    @explained
     def give_bytes(self, tenant: str, size: int) -> None:
-        try:
-            self._queue.client.hincrby(self._key, tenant, -size)
-        except RedisError as error:
-            raise explain(error) from error
+        self._queue.client.hincrby(self._key, tenant, -size)
 
+    @explained
     def bytes_kept(self, tenants: Iterable[str]) -> dict[str, int]:
         """Of input files, by tenant."""
         for tenant in tenants:
             self._count_bytes(tenant)
-        try:
-            kept: Any = self._queue.client.hgetall(self._key)
-        except RedisError as error:
-            raise explain(error) from error
+        kept: Any = self._queue.client.hgetall(self._key)
         return {str(tenant): int(size) for tenant, size in kept.items()}
 
+    @explained
     def _count_bytes(self, tenant: str) -> None:
         """In the store, where the queue knows nothing of a tenant: a new one, or after a loss."""
         client = self._queue.client
-        try:
-            if not client.hexists(self._key, tenant):
-                # The first of several gateways counts; what comes to them after that is added.
-                client.hsetnx(self._key, tenant, self._stored_bytes(tenant))
-        except RedisError as error:
-            raise explain(error) from error
+        if not client.hexists(self._key, tenant):
+            # The first of several gateways counts; what comes to them after that is added.
+            client.hsetnx(self._key, tenant, self._stored_bytes(tenant))
 
     @property
     def _key(self) -> str:

@@ -1,9 +1,10 @@
 """A Redis client with time limits; its errors become errors of the farm."""
 
+import functools
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import redis
 from redis import exceptions as refused
@@ -32,6 +33,9 @@ PATIENCE_SECONDS = 8.0  # after that a call is not sent again, even with retries
 FIRST_PAUSE = 0.05  # seconds; doubles up to the longest, full jitter
 LONGEST_PAUSE = 1.0
 HEALTH_CHECK_SECONDS = 15
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 _inside = threading.local()  # whether this thread is in a retried call
 _FINAL = (  # connection errors for redis-py, but a retry cannot help
@@ -238,3 +242,16 @@ def explain(error: refused.RedisError) -> FarmError:
             f"Redis does not answer: {message}", hint="is it running, and is REDIS_URL right?"
         )
     return Unavailable(f"Redis refused: {message}")
+
+
+def explained(call: Callable[_P, _R]) -> Callable[_P, _R]:
+    """The same call, but what the client raises is raised as the farm's error."""
+
+    @functools.wraps(call)
+    def told(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        try:
+            return call(*args, **kwargs)
+        except refused.RedisError as error:
+            raise explain(error) from error
+
+    return told

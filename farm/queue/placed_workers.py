@@ -5,9 +5,7 @@ import json
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from redis.exceptions import RedisError
-
-from farm.queue.connection import explain
+from farm.queue.connection import explained
 from farm.queue.queue import Queue
 
 FRESH_SECONDS = 60  # then no scheduler places workers any more
@@ -81,19 +79,15 @@ def from_json(text: str) -> list[PlacedWorker]:
     ]
 
 
+@explained
 def post(queue: Queue, workers: Sequence[PlacedWorker]) -> None:
-    try:
-        queue.client.set(_key(queue), to_json(workers), ex=FRESH_SECONDS)
-    except RedisError as error:
-        raise explain(error) from error
+    queue.client.set(_key(queue), to_json(workers), ex=FRESH_SECONDS)
 
 
+@explained
 def read(queue: Queue) -> list[PlacedWorker]:
     """Nothing where no scheduler places workers on a cluster."""
-    try:
-        found = queue.client.get(_key(queue))
-    except RedisError as error:
-        raise explain(error) from error
+    found = queue.client.get(_key(queue))
     return from_json(str(found)) if found else []
 
 

@@ -9,9 +9,7 @@ import json
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
-from redis.exceptions import RedisError
-
-from farm.queue.connection import explain
+from farm.queue.connection import explained
 from farm.queue.queue import Queue
 
 ASKED_SECONDS = 5  # that workers make previews of a job after it was asked about
@@ -29,45 +27,37 @@ class Preview(NamedTuple):
     jpeg: bytes  # small, with the mark of origin
 
 
+@explained
 def ask(queue: Queue, job: str) -> None:
     """Have the job's workers make previews for a few seconds."""
-    try:
-        queue.client.set(_asked_key(queue, job), 1, ex=ASKED_SECONDS)
-    except RedisError as error:
-        raise explain(error) from error
+    queue.client.set(_asked_key(queue, job), 1, ex=ASKED_SECONDS)
 
 
+@explained
 def asked(queue: Queue, jobs: Collection[str]) -> set[str]:
     """Those of the jobs that were asked about in the last seconds."""
     named = sorted(jobs)
-    try:
-        found = queue.client.mget([_asked_key(queue, job) for job in named]) if named else []
-    except RedisError as error:
-        raise explain(error) from error
+    found = queue.client.mget([_asked_key(queue, job) for job in named]) if named else []
     return {job for job, mark in zip(named, found, strict=True) if mark is not None}
 
 
+@explained
 def show(queue: Queue, worker: str, job: str, previews: Sequence[Preview]) -> None:
     """Replace what a worker has shown of a job."""
     text = json.dumps(
         [{**one._asdict(), "jpeg": base64.b64encode(one.jpeg).decode()} for one in previews]
     )
     key = _key(queue, job)
-    try:
-        with queue.client.pipeline(transaction=False) as pipeline:
-            pipeline.hset(key, worker, text)
-            pipeline.expire(key, KEPT_SECONDS)
-            pipeline.execute()
-    except RedisError as error:
-        raise explain(error) from error
+    with queue.client.pipeline(transaction=False) as pipeline:
+        pipeline.hset(key, worker, text)
+        pipeline.expire(key, KEPT_SECONDS)
+        pipeline.execute()
 
 
+@explained
 def read(queue: Queue, job: str) -> list[Preview]:
     """What all workers show of a job, by picture."""
-    try:
-        told = queue.client.hvals(_key(queue, job))
-    except RedisError as error:
-        raise explain(error) from error
+    told = queue.client.hvals(_key(queue, job))
     rows = [row for text in told for row in json.loads(text)]
     found = [Preview(**{**row, "jpeg": base64.b64decode(row["jpeg"])}) for row in rows]
     return sorted(found)

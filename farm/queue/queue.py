@@ -5,12 +5,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import redis
-from redis.exceptions import RedisError
 
 from farm.errors import InvalidInput
 from farm.job import JobState, check_job_id
 from farm.queue import encoding
-from farm.queue.connection import MAX_BLOCK_SECONDS, explain
+from farm.queue.connection import MAX_BLOCK_SECONDS, explained
 from farm.queue.constants import CLASSES, MAX_ROWS
 from farm.queue.messages import (
     MAX_REASON,
@@ -98,12 +97,10 @@ class Queue(Submissions, WorkerSessions):
         """Some of the jobs whose objects can be deleted now, but for the first ``after``."""
         return [Removal(*row) for row in self._run("removals", after, MAX_ROWS)]
 
+    @explained
     def removed(self, removal: Removal) -> None:
         """Nothing of it is left in the store."""
-        try:
-            self.client.zrem(f"{self._prefix}removals", removal.entry)
-        except RedisError as error:
-            raise explain(error) from error
+        self.client.zrem(f"{self._prefix}removals", removal.entry)
 
     def invalidate(self, job: str, tenant: str, task: Finished, left: int) -> int:
         """Count pictures of a done task as failed because their files are gone: all but ``left``.
@@ -202,26 +199,22 @@ class Queue(Submissions, WorkerSessions):
         ]
         return sorted(found, key=lambda ready: (ready.priority.rank, ready.lane))
 
+    @explained
     def finalising(self) -> int:
         """How many tasks that finalise their job no session holds; the backlog leaves them out."""
-        try:
-            return int(self.client.llen(f"{self._prefix}finalise"))
-        except RedisError as error:
-            raise explain(error) from error
+        return int(self.client.llen(f"{self._prefix}finalise"))
 
     def tallies(self) -> Tallies:
         """What has happened since the queue began, for the farm's metrics."""
         return Tallies.of(self._run("tallies"))
 
+    @explained
     def events(self, after: str, block_ms: int) -> list[Event]:
         """What happened after an event; waits two seconds at most."""
         block = max(1, min(block_ms, int(MAX_BLOCK_SECONDS * 1000)))
-        try:
-            found: Any = self.client.xread(
-                {f"{self._prefix}events": after or "0"}, count=MAX_ROWS, block=block
-            )
-        except RedisError as error:
-            raise explain(error) from error
+        found: Any = self.client.xread(
+            {f"{self._prefix}events": after or "0"}, count=MAX_ROWS, block=block
+        )
         streams = found.values() if isinstance(found, dict) else [rows for _, rows in found or ()]
         return [
             Event(entry, fields["job"], fields["kind"])
@@ -229,12 +222,10 @@ class Queue(Submissions, WorkerSessions):
             for entry, fields in rows
         ]
 
+    @explained
     def last_event(self) -> str:
         """The id after which to listen for what happens from now on."""
-        try:
-            found: Any = self.client.xrevrange(f"{self._prefix}events", count=1)
-        except RedisError as error:
-            raise explain(error) from error
+        found: Any = self.client.xrevrange(f"{self._prefix}events", count=1)
         return str(found[0][0]) if found else "0"
 
     def lead(self, scheduler: str, started_ms: int, ms: int) -> bool:
@@ -247,29 +238,23 @@ class Queue(Submissions, WorkerSessions):
         """
         return bool(self._run("lead", scheduler, started_ms, ms))
 
+    @explained
     def now_ms(self) -> int:
         """The server's clock."""
-        try:
-            found: Any = self.client.time()
-        except RedisError as error:
-            raise explain(error) from error
+        found: Any = self.client.time()
         seconds, microseconds = found
         return int(seconds) * 1000 + int(microseconds) // 1000
 
+    @explained
     def cancelled(self) -> list[str]:
         """Some of the jobs of which the store does not say yet that they were cancelled."""
-        try:
-            found: Any = self.client.srandmember(f"{self._prefix}cancelled", MAX_ROWS)
-        except RedisError as error:
-            raise explain(error) from error
+        found: Any = self.client.srandmember(f"{self._prefix}cancelled", MAX_ROWS)
         return list(found)
 
+    @explained
     def cancellation_noted(self, job: str) -> None:
         """The store says that a job was cancelled."""
-        try:
-            self.client.srem(f"{self._prefix}cancelled", check_job_id(job))
-        except RedisError as error:
-            raise explain(error) from error
+        self.client.srem(f"{self._prefix}cancelled", check_job_id(job))
 
     def set_weight(self, tenant: str, weight: float) -> None:
         """Set a tenant's share of its classes; without a weight it is 1."""
@@ -277,35 +262,30 @@ class Queue(Submissions, WorkerSessions):
             raise InvalidInput(f"{weight} is not from 0.001 to 1000", field="weight")
         self._run("set_weight", tenant, weight)
 
+    @explained
     def tenants(self) -> dict[str, float]:
         """The weights of all tenants that ever had a job, by name."""
-        try:
-            texts: Any = self.client.hgetall(f"{self._prefix}tenant:texts")
-            weights: Any = self.client.hgetall(f"{self._prefix}weights")
-        except RedisError as error:
-            raise explain(error) from error
+        texts: Any = self.client.hgetall(f"{self._prefix}tenant:texts")
+        weights: Any = self.client.hgetall(f"{self._prefix}weights")
         named = {str(text): float(weights.get(number, 1)) for number, text in texts.items()}
         return dict(sorted(named.items()))
 
+    @explained
     def keep(self, *, retention_days: float, open_hours: float) -> None:
         """Set how long ended jobs are known, and how long an open one waits for its next piece."""
         settings: Any = {
             "retention": int(retention_days * 86_400_000),
             "patience": int(open_hours * 3_600_000),
         }
-        try:
-            self.client.hset(f"{self._prefix}server", mapping=settings)
-        except RedisError as error:
-            raise explain(error) from error
+        self.client.hset(f"{self._prefix}server", mapping=settings)
 
+    @explained
     def retention_days(self) -> float | None:
         """How long ended jobs are known, as ``keep`` set it; None if nothing has."""
-        try:
-            kept: Any = self.client.hget(f"{self._prefix}server", "retention")
-        except RedisError as error:
-            raise explain(error) from error
+        kept: Any = self.client.hget(f"{self._prefix}server", "retention")
         return int(kept) / 86_400_000 if kept else None
 
+    @explained
     def check(self, *, repair: bool = True) -> list[str]:
         """Recount every job and compare the indexes with it; a line for each finding.
 

@@ -6,10 +6,9 @@ from typing import Any
 
 import redis
 from redis.commands.core import Script
-from redis.exceptions import RedisError
 
 from farm.errors import InvalidInput
-from farm.queue.connection import RewriteNeeded, explain
+from farm.queue.connection import RewriteNeeded, explained
 from farm.queue.identity import Identity
 from farm.queue.scripts import read_scripts
 from farm.queue.server import rewrite
@@ -50,8 +49,6 @@ class ScriptRunner:
             self._run("mark_aof_rewritten", rewrite(self.client))
             return self._run(name, *arguments)
 
+    @explained
     def _run(self, name: str, *arguments: Any) -> Any:
-        try:
-            return self._scripts[name](keys=self._keys, args=arguments)
-        except RedisError as error:
-            raise explain(error) from error
+        return self._scripts[name](keys=self._keys, args=arguments)

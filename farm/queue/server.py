@@ -9,7 +9,7 @@ import redis
 from redis import exceptions as refused
 
 from farm.errors import Unavailable
-from farm.queue.connection import explain
+from farm.queue.connection import explained
 
 LOWEST_VERSION = (7, 0)
 REPLAYS_ALL = (9, 1, 2)  # Valkey; https://github.com/valkey-io/valkey/issues/3983
@@ -26,6 +26,7 @@ class ServerFacts(NamedTuple):
     notes: tuple[str, ...]  # worth knowing, but not refused
 
 
+@explained
 def check_server(client: "redis.Redis", *, allow_volatile: bool = False) -> ServerFacts:
     """Refuse a server that could lose accepted work.
 
@@ -36,11 +37,8 @@ def check_server(client: "redis.Redis", *, allow_volatile: bool = False) -> Serv
     Raises:
         Unavailable: what is wrong with the server, and which setting fixes it.
     """
-    try:
-        info: dict[str, Any] = client.info()
-        settings: dict[str, Any] = _settings(client)
-    except refused.RedisError as error:
-        raise explain(error) from error
+    info: dict[str, Any] = client.info()
+    settings: dict[str, Any] = _settings(client)
     _refuse_unsafe(info)
     return ServerFacts(
         str(info.get("valkey_version", info["redis_version"])),
@@ -127,7 +125,8 @@ def _settings(client: "redis.Redis") -> dict[str, Any]:
         return {}  # a managed service may refuse
 
 
-def rewrite(client: "redis.Redis", seconds: float = REWRITE_SECONDS) -> str:
+@explained
+def rewrite(client: "redis.Redis") -> str:
     """Rewrite the append-only file, wait for it, and return the server's run_id.
 
     Redis 7.0.15 and Valkey before 8.0.11 and 8.1.10 lose later writes at the second start after a
@@ -136,26 +135,23 @@ def rewrite(client: "redis.Redis", seconds: float = REWRITE_SECONDS) -> str:
     Raises:
         Unavailable: it failed, or takes too long.
     """
-    end = time.monotonic() + seconds
-    try:
-        while True:
-            run_id = str(client.info("server")["run_id"])
-            if not client.info("persistence")["aof_enabled"] or not _start_rewrite(client):
-                return run_id
-            while _rewriting(client):
-                if time.monotonic() > end:
-                    raise Unavailable(
-                        f"Redis has not rewritten its append-only file in {seconds:g} s",
-                        hint="work continues; submissions are accepted when it is done",
-                    )
-                time.sleep(POLL_SECONDS)
-            if client.info("persistence")["aof_last_bgrewrite_status"] != "ok":
-                raise _failed()
-            # The server may have been replaced meanwhile.
-            if client.info("server")["run_id"] == run_id:
-                return run_id
-    except refused.RedisError as error:
-        raise explain(error) from error
+    end = time.monotonic() + REWRITE_SECONDS
+    while True:
+        run_id = str(client.info("server")["run_id"])
+        if not client.info("persistence")["aof_enabled"] or not _start_rewrite(client):
+            return run_id
+        while _rewriting(client):
+            if time.monotonic() > end:
+                raise Unavailable(
+                    f"Redis has not rewritten its append-only file in {REWRITE_SECONDS:g} s",
+                    hint="work continues; submissions are accepted when it is done",
+                )
+            time.sleep(POLL_SECONDS)
+        if client.info("persistence")["aof_last_bgrewrite_status"] != "ok":
+            raise _failed()
+        # The server may have been replaced meanwhile.
+        if client.info("server")["run_id"] == run_id:
+            return run_id
 
 
 def _start_rewrite(client: "redis.Redis") -> bool:

@@ -4,11 +4,9 @@ from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any
 
-from redis.exceptions import RedisError
-
 from farm.job import TaskDraft, check_job_id
 from farm.queue import encoding
-from farm.queue.connection import explain
+from farm.queue.connection import explained
 from farm.queue.constants import PATIENCE_MS
 from farm.queue.messages import JobHeader, Restored, Submitted
 from farm.queue.script_runner import ScriptRunner
@@ -42,15 +40,14 @@ class Submissions(ScriptRunner):
         """Whether the idempotency key has a job that came in whole."""
         return bool(self._run("submitted", tenant, key))
 
+    @explained
     def appended(self, job: str, first: int, count: int) -> list[bool]:
         """Of so many pieces from ``first`` on, whether each was appended before."""
         numbers = range(first, first + count)
-        try:
-            known: Any = self.client.hmget(f"{self._prefix}pieces:{job}", [*map(str, numbers)])
-        except RedisError as error:
-            raise explain(error) from error
+        known: Any = self.client.hmget(f"{self._prefix}pieces:{job}", [*map(str, numbers)])
         return [one is not None for one in known]
 
+    @explained
     def note_lanes(self, job: str, lanes: Collection[Lane], most: int) -> bool:
         """Note the lanes of an open job's piece; False, and none noted, if that is too many."""
         key, names = f"{self._prefix}lanes-of:{job}", [str(lane) for lane in lanes]
@@ -58,16 +55,13 @@ class Submissions(ScriptRunner):
         for name in names:
             pipe.sadd(key, name)
         pipe.scard(key)
-        try:
-            patience = self.client.hget(f"{self._prefix}server", "patience")
-            pipe.pexpire(key, int(patience or PATIENCE_MS))  # as long as the job may stay open
-            *added, count, _ = pipe.execute()
-            if count <= most:
-                return True
-            if fresh := [name for name, new in zip(names, added, strict=True) if new]:
-                self.client.srem(key, *fresh)
-        except RedisError as error:
-            raise explain(error) from error
+        patience = self.client.hget(f"{self._prefix}server", "patience")
+        pipe.pexpire(key, int(patience or PATIENCE_MS))  # as long as the job may stay open
+        *added, count, _ = pipe.execute()
+        if count <= most:
+            return True
+        if fresh := [name for name, new in zip(names, added, strict=True) if new]:
+            self.client.srem(key, *fresh)
         return False
 
     def close(self, job: str, pieces: int) -> None:

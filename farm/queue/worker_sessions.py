@@ -6,12 +6,10 @@ import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from redis.exceptions import RedisError
-
 from farm.errors import InvalidInput
 from farm.job import Lease, Priority, Receipt, TaskState
 from farm.queue import encoding
-from farm.queue.connection import MAX_BLOCK_SECONDS, explain
+from farm.queue.connection import MAX_BLOCK_SECONDS, explained
 from farm.queue.constants import MAX_ROWS
 from farm.queue.messages import (
     MAX_REASON,
@@ -76,18 +74,16 @@ class WorkerSessions(ScriptRunner):
             return self._leases(session, granted)
         return [encoding.lease(row) for row in granted]
 
+    @explained
     def inbox(self, session: str, seconds: float) -> list[Lease]:
         """What was granted since the last call; waits for it, two seconds at most.
 
         A grant whose delivery was lost is still held: ``held`` returns it.
         """
         seconds = max(0.01, min(seconds, MAX_BLOCK_SECONDS))
-        try:
-            popped: Any = self.client.blmpop(
-                seconds, 1, f"{self._prefix}inbox:{session}", direction="LEFT", count=MAX_ROWS
-            )
-        except RedisError as error:
-            raise explain(error) from error
+        popped: Any = self.client.blmpop(
+            seconds, 1, f"{self._prefix}inbox:{session}", direction="LEFT", count=MAX_ROWS
+        )
         return self._leases(session, popped[1]) if popped else []
 
     def held(self, session: str) -> list[Lease]:

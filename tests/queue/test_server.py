@@ -246,7 +246,7 @@ def test_work_that_is_there_goes_on_while_the_file_is_rewritten(
         server.start()
         server.ready()
         slowly(client, 100_000)
-        monkeypatch.setattr(rewrite, "__defaults__", (0.05,))
+        monkeypatch.setattr("farm.queue.server.REWRITE_SECONDS", 0.05)
         with pytest.raises(Unavailable, match=r"not rewritten .* in 0.05 s"):
             bench.submit(1)
         for lease in bench.lease(session):
@@ -254,7 +254,7 @@ def test_work_that_is_there_goes_on_while_the_file_is_rewritten(
         with pytest.raises(Unavailable, match="not rewritten"):
             bench.submit(1)
         slowly(client, 0)
-        monkeypatch.setattr(rewrite, "__defaults__", (30.0,))
+        monkeypatch.setattr("farm.queue.server.REWRITE_SECONDS", 30.0)
         bench.submit(1)
         assert client.info("persistence")["aof_rewrites"] >= 1
 
