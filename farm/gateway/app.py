@@ -176,7 +176,6 @@ def paces(sessions: Iterable[Session]) -> Mapping[str, float]:
     """Row-steps per second and worker, by lane, as the workers measured them."""
     found: dict[str, float] = {}
     for session in sessions:
-        for lane, pace in dict(session.stats.get("paces", {})).items():
-            if isinstance(pace, int | float) and pace > 0:
-                found[str(lane)] = max(float(pace), found.get(str(lane), 0.0))
+        for lane, pace in session.paces.items():
+            found[lane] = max(pace, found.get(lane, 0.0))
     return found

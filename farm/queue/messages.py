@@ -1,7 +1,7 @@
 """What callers pass to the queue, and what it returns."""
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any, Literal, NamedTuple
 
@@ -134,6 +134,21 @@ class Session(NamedTuple):
     info: Mapping[str, Any]
     stats: Mapping[str, Any]
     command: str | None
+
+    @property
+    def paces(self) -> dict[str, float]:
+        """Row-steps per second by lane, as the worker measured them."""
+        measured = self.stats.get("paces", {})
+        return {lane: float(pace) for lane, pace in measured.items() if pace > 0}
+
+
+def summed_paces(sessions: Iterable[Session]) -> dict[str, float]:
+    """Row-steps per second of all workers together, by lane."""
+    found: dict[str, float] = {}
+    for session in sessions:
+        for lane, pace in session.paces.items():
+            found[lane] = found.get(lane, 0.0) + pace
+    return found
 
 
 class Told(NamedTuple):

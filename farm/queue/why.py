@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from farm.job import TERMINAL_JOBS, JobState
-from farm.queue.messages import JobStatus, Session
+from farm.queue.messages import JobStatus, Session, summed_paces
 from farm.spec import Lane
 
 
@@ -108,15 +108,12 @@ def _seconds(
     if not ready or left <= 0:
         return None
     total = 0.0
+    paces = summed_paces(workers)
     for queue in lanes:
-        pace = sum(float(_paces(worker).get(str(queue.lane), 0)) for worker in workers)
+        pace = paces.get(str(queue.lane))
         if not pace:
             return None
         # What workers hold is taken to be spread over the lanes as the ready work is.
         own = left * queue.pictures / ready
         total += (queue.higher + (queue.earlier + own) / queue.share) * queue.row_steps / pace
     return total
-
-
-def _paces(worker: Session) -> dict[str, float]:
-    return dict(worker.stats.get("paces", {}))

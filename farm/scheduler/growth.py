@@ -1,7 +1,7 @@
 """How many workers a group should have: pure, so that a test is numbers in and a number out."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -41,7 +41,7 @@ def demand(
         for one in ready
     )
     held = sum(float(session.stats.get("left", 0)) for session in sessions)
-    paces = [_mean(list(_paces(session).values())) for session in sessions if _paces(session)]
+    paces = [_mean(list(session.paces.values())) for session in sessions if session.paces]
     at_work = any(session.held for session in sessions)
     return Demand(queued + held, _mean(paces), bool(ready) or at_work or finalises)
 
@@ -82,11 +82,6 @@ class Growth:
 
 def _serves(checkpoints: frozenset[str], *names: str) -> bool:
     return not checkpoints or not checkpoints.isdisjoint(map(short_name, names))
-
-
-def _paces(session: Session) -> Mapping[str, float]:
-    paces: Mapping[str, float] = session.stats.get("paces", {})
-    return paces
 
 
 def _mean(numbers: list[float]) -> float:

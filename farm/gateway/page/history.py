@@ -44,8 +44,7 @@ class History:
             queued = sum(work.pictures for work in self._queue.backlog())
         except FarmError:
             return  # a gap in a chart; the page says that the queue does not answer
-        busy = [dict(one.stats.get("paces", {})) for one in sessions if one.held]
-        pace = sum(max(map(float, paces.values()), default=0.0) for paces in busy)
+        pace = sum(max(one.paces.values(), default=0.0) for one in sessions if one.held)
         self._samples.append(Sample(queued, len(sessions), pace))
 
     def _run(self) -> None:

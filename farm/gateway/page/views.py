@@ -8,7 +8,7 @@ from farm.errors import FarmError
 from farm.gateway.answers import Image
 from farm.job import TERMINAL_JOBS, JobState
 from farm.queue import JobStatus, Queue, notice
-from farm.queue.messages import LaneBacklog, Session
+from farm.queue.messages import LaneBacklog, Session, summed_paces
 from farm.queue.why import WaitsFor, Why
 
 JOBS_PAGE = 25
@@ -157,12 +157,11 @@ def tenant_use(
 
 
 def lanes(backlog: Sequence[LaneBacklog], sessions: Sequence[Session]) -> list[Lane]:
-    paces: Counter[str] = Counter()
-    for session in sessions:
-        for lane, pace in dict(session.stats.get("paces", {})).items():
-            paces[lane] += pace
+    paces = summed_paces(sessions)
     found = [
-        Lane(str(one.lane), str(one.priority), one.tasks, one.pictures, paces[str(one.lane)])
+        Lane(
+            str(one.lane), str(one.priority), one.tasks, one.pictures, paces.get(str(one.lane), 0.0)
+        )
         for one in sorted(backlog, key=lambda one: one.pictures, reverse=True)[:MAX_LANES]
     ]
     waiting = {lane.name for lane in found}

@@ -1,6 +1,5 @@
 """What renders would come to, without a job."""
 
-from collections import Counter
 from typing import Annotated
 
 from anyio.to_thread import run_sync
@@ -8,11 +7,12 @@ from fastapi import APIRouter, Query, Request
 
 from farm.gateway import answers
 from farm.gateway.bodies import NDJSON_TYPES, WrongType, content_type, one_piece
-from farm.gateway.dependencies import Dependencies, Deps, Writer
+from farm.gateway.dependencies import Deps, Writer
 from farm.gateway.inline_pictures import keep_pictures
 from farm.gateway.openapi import NDJSON_RENDERS
 from farm.ingest.estimate import estimate
 from farm.job import Format, JobOptions
+from farm.queue.messages import summed_paces
 
 router = APIRouter(prefix="/v1", tags=["jobs"])
 
@@ -35,16 +35,5 @@ async def estimate_job(
     options = JobOptions.parse({name: one for name, one in given.items() if one is not None})
     entries = await keep_pictures(deps.assets, tenant, await one_piece(request))
     piece = await run_sync(deps.ingest.resolve, tenant, options, first, entries)
-    paces, workers = await run_sync(_paces, deps)
-    return answers.Estimate(**estimate(piece, paces), workers=workers)
-
-
-def _paces(deps: Dependencies) -> tuple[dict[str, float], int]:
-    """Row-steps/s by lane of all workers together, and how many workers there are."""
-    found: Counter[str] = Counter()
-    sessions = deps.sessions()
-    for session in sessions:
-        for lane, pace in dict(session.stats.get("paces", {})).items():
-            if isinstance(pace, int | float) and pace > 0:
-                found[str(lane)] += pace  # type: ignore[assignment]
-    return dict(found), len(sessions)
+    sessions = await run_sync(deps.sessions)
+    return answers.Estimate(**estimate(piece, summed_paces(sessions)), workers=len(sessions))
