@@ -5,7 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, NamedTuple
 
 from farm.errors import OverQuota
@@ -206,15 +206,10 @@ class Quotas:
         return use
 
     def _count(self, tenant: str) -> Work:
-        left, before = Work(), None
-        for _ in range(COUNTED_JOBS // MAX_ROWS):
-            page = self._queue.jobs(tenant, MAX_ROWS, before)
-            for status in page:
-                if status.state not in TERMINAL_JOBS:
-                    left = left.plus(_left(status))
-            if len(page) < MAX_ROWS:
-                break
-            before = page[-1].id
+        left = Work()
+        for status in islice(self._queue.all_jobs(tenant), COUNTED_JOBS):
+            if status.state not in TERMINAL_JOBS:
+                left = left.plus(_left(status))
         return left
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from farm.errors import FarmError, NotFound
 from farm.ingest.job_record import tenant_of
 from farm.job import is_job_id
-from farm.queue import MAX_ROWS, JobStatus, Queue
+from farm.queue import JobStatus, Queue
 from farm.store import ListedObject, Store, keys
 
 
@@ -38,12 +38,9 @@ def usage_of(queue: Queue, store: Store, tenant: str, *, everything: bool) -> It
             in the store are looked up, and nothing but the tenant's own is listed.
     """
     known = set()
-    before = None
-    while page := queue.jobs(tenant, MAX_ROWS, before):
-        for status in page:
-            known.add(status.id)
-            yield _of_job(store, status.id)._replace(status=status)
-        before = page[-1].id
+    for status in queue.all_jobs(tenant):
+        known.add(status.id)
+        yield _of_job(store, status.id)._replace(status=status)
     if everything:
         for job in _stored_jobs(store):
             if job not in known and tenant_of(store, job) == tenant:

@@ -23,7 +23,6 @@ from farm.local.embedded import RAY_FILE
 from farm.local.probes import answers, serves, silent_parts
 from farm.queue import JobStatus, Queue, check_server, connect, notice, placed_workers
 from farm.queue.connection import explain
-from farm.queue.constants import MAX_ROWS
 from farm.settings import KeepingSettings, load
 from farm.store import Store, keys, open_store
 from farm.store.local import LocalStore
@@ -143,7 +142,7 @@ def _unlike(queue: Queue, store: LocalStore) -> Iterator[str]:
             yield f"the record of job {job} in the store is damaged"
             continue
         if record.tenant not in listed:
-            listed[record.tenant] = {one.id: one for one in _all_jobs(queue, record.tenant)}
+            listed[record.tenant] = {one.id: one for one in queue.all_jobs(record.tenant)}
         status = listed[record.tenant].get(job)
         if status is None and store.size(keys.removed(job)) is None:
             yield f"it does not know job {job}"
@@ -153,13 +152,6 @@ def _unlike(queue: Queue, store: LocalStore) -> Iterator[str]:
         kept = [record.options.get(one) for one in ("name", "max_failed", "priority", "format")]
         if list(told) != kept:
             yield f"it knows job {job} with other options"
-
-
-def _all_jobs(queue: Queue, tenant: str) -> Iterator[JobStatus]:
-    before = None
-    while page := queue.jobs(tenant, MAX_ROWS, before):
-        yield from page
-        before = page[-1].id
 
 
 def recent(store: LocalStore, days: float) -> Iterator[str]:

@@ -1,10 +1,8 @@
 """The queue's operations: one method, one script, one round trip."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
-
-import redis
 
 from farm.errors import InvalidInput
 from farm.job import JobState, check_job_id
@@ -40,15 +38,6 @@ class Queue(Submissions, WorkerSessions):
     A call whose reply was lost may be sent again: it returns what it did the first time, and does
     nothing twice. Redis is the only clock.
     """
-
-    def __init__(
-        self,
-        client: "redis.Redis",
-        *,
-        farm: str = "farm",
-        scripts: Mapping[str, str] | None = None,
-    ) -> None:
-        super().__init__(client, farm, scripts)
 
     def tick(self) -> None:
         """Do what is due: retries, deadlines, sessions without a heartbeat, jobs that are left open
@@ -120,6 +109,16 @@ class Queue(Submissions, WorkerSessions):
         """A tenant's jobs, newest first; those before one that may be removed by now."""
         found = self._run("jobs", tenant, min(limit, MAX_ROWS), before or "")
         return [encoding.status(job, header) for job, header in found]
+
+    def all_jobs(self, tenant: str) -> Iterator[JobStatus]:
+        """All jobs of a tenant, newest first."""
+        before = None
+        while True:
+            page = self.jobs(tenant, MAX_ROWS, before)
+            yield from page
+            if len(page) < MAX_ROWS:
+                return
+            before = page[-1].id
 
     def finished(self, job: str, after: int = 0, limit: int = MAX_ROWS) -> list[Finished]:
         """Tasks with a receipt after a position, in the order they were done."""

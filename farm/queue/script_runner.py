@@ -20,7 +20,11 @@ class ScriptRunner:
     """The scripts of one farm on one server."""
 
     def __init__(
-        self, client: "redis.Redis", farm: str, scripts: Mapping[str, str] | None = None
+        self,
+        client: "redis.Redis",
+        *,
+        farm: str = "farm",
+        scripts: Mapping[str, str] | None = None,
     ) -> None:
         if not _FARM.fullmatch(farm):
             raise InvalidInput(
