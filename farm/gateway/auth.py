@@ -67,19 +67,18 @@ class KeyFile:
     file locks no one out.
     """
 
-    def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, path: Path) -> None:
         self._path = path
-        self._clock = clock
         self._lock = threading.Lock()
-        self._looked = clock()
+        self._looked = time.monotonic()
         self._stamp = self._stat()
         self._keys = self._read()
         self._refused = self._stamp  # the last file that the log has told of
 
     def find(self, key: str) -> Key | None:
         with self._lock:
-            if self._clock() - self._looked >= RECHECK_SECONDS:
-                self._looked = self._clock()
+            if time.monotonic() - self._looked >= RECHECK_SECONDS:
+                self._looked = time.monotonic()
                 stamp = self._stat()
                 if stamp != self._stamp:
                     try:

@@ -3,7 +3,6 @@
 import secrets
 import threading
 import time
-from collections.abc import Callable
 
 from redis.exceptions import RedisError
 
@@ -19,12 +18,9 @@ MARK_SECONDS = 60  # life of what is written to the queue's server
 class Readiness:
     """What is wrong with the queue and the store, if anything; looked at every few seconds."""
 
-    def __init__(
-        self, queue: Queue, store: Store, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, queue: Queue, store: Store) -> None:
         self._queue = queue
         self._store = store
-        self._clock = clock
         self._lock = threading.Lock()
         self._looked = -CHECK_SECONDS
         self._found: tuple[str | None, str | None] = (None, None)
@@ -32,9 +28,9 @@ class Readiness:
     def problems(self) -> tuple[str | None, str | None]:
         """Of the queue and of the store; None where it can be written to."""
         with self._lock:
-            if self._clock() - self._looked >= CHECK_SECONDS:
+            if time.monotonic() - self._looked >= CHECK_SECONDS:
                 self._found = self._queue_problem(), self._store_problem()
-                self._looked = self._clock()
+                self._looked = time.monotonic()
             return self._found
 
     def _queue_problem(self) -> str | None:

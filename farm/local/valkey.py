@@ -66,8 +66,6 @@ class ServerProcess:
         data: Path,
         *,
         port: int = 0,
-        program: Path | None = None,
-        max_memory: int = 0,
         fsync: str = "always",
         options: tuple[str, ...] = (),
     ) -> None:
@@ -75,15 +73,11 @@ class ServerProcess:
         Args:
             data: made if it is missing; holds the append-only file, the log and the socket.
             port: on the loopback address; 0 for the socket alone.
-            program: the server; found by itself if left out.
-            max_memory: bytes; beyond it new work is refused, nothing is evicted. 0 for no limit.
             fsync: ``always`` keeps every acknowledged write over a SIGKILL.
             options: more of the server's own, for tests.
         """
         self.data = data.absolute()
         self.port = port
-        self.program = program
-        self.max_memory = max_memory
         self.fsync = fsync
         self.options = options
         self._process: subprocess.Popen[bytes] | None = None
@@ -115,7 +109,7 @@ class ServerProcess:
         second one ever takes its socket over and writes into its files."""
         return [
             *(sys.executable, "-I", "-S", locked.__file__, str(self.data / "valkey.lock")),
-            str(self.program or find_server()),
+            str(find_server()),
             *("--port", str(self.port)),
             *("--bind", "127.0.0.1"),
             *("--unixsocket", str(self.socket), "--unixsocketperm", "700"),
@@ -125,7 +119,7 @@ class ServerProcess:
             *("--set-proc-title", "no"),
             *("--appendonly", "yes", "--appendfsync", self.fsync),
             *("--save", ""),
-            *("--maxmemory", str(self.max_memory), "--maxmemory-policy", "noeviction"),
+            *("--maxmemory-policy", "noeviction"),
             # A job's header stays packed although it holds its options as one text.
             *("--hash-max-listpack-value", "1024"),
             *self.options,

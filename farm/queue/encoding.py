@@ -106,8 +106,7 @@ def task_arguments(tasks: Sequence[TaskDraft]) -> list[Any]:
 
 
 def restored(task: Restored) -> list[Any]:
-    name = f"{task.generation}/{task.number}" if task.generation else str(task.number)
-    size = [name, str(task.lane), str(task.pictures), str(task.cost)]
+    size = [task_name(task), str(task.lane), str(task.pictures), str(task.cost)]
     retry = "1" if task.retry else "0"
     if task.receipt is not None:
         done, failed = task.receipt.done, task.receipt.failed
@@ -122,7 +121,7 @@ def pack(receipt: Receipt) -> list[Any]:
     return [receipt.done, receipt.failed, receipt.size, receipt.part, receipt.part_sha256]
 
 
-def task_name(task: Lease | Finished) -> str:
+def task_name(task: Lease | Finished | Restored) -> str:
     return f"{task.generation}/{task.number}" if task.generation else str(task.number)
 
 
@@ -200,10 +199,8 @@ def lane_queue(row: Sequence[Any]) -> LaneQueue:
 
 
 def totals(values: Sequence[Any]) -> ImageCounts:
-    total, done, failed, expired, running_done = (int(value or 0) for value in values)
-    return ImageCounts(
-        total=total, done=done, failed=failed, expired=expired, running_done=running_done
-    )
+    named = zip(IMAGE_COUNTS, values, strict=True)
+    return ImageCounts(**{name: int(value or 0) for name, value in named})
 
 
 def completion(lease: Lease, receipt: Receipt) -> list[Any]:

@@ -5,7 +5,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from typing import NamedTuple
 
 from PIL import Image
@@ -42,10 +42,9 @@ class PreviewMaker:
     ``make`` is for the engine loop; ``wanted`` is set and ``made`` read by the thread that sends.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self) -> None:
         self.wanted: Set[str] = frozenset()  # jobs
         self.made: Mapping[tuple[str, RowId], _Made] = {}  # by task and row; replaced as a whole
-        self._clock = clock
         self._next = 0.0
         self._turn: dict[tuple[str, RowId], float] = {}  # when a row was looked at last
 
@@ -54,7 +53,7 @@ class PreviewMaker:
         if not self.wanted:
             self.made = {}
             return
-        if self._clock() < self._next:
+        if time.monotonic() < self._next:
             return
         running = {
             (rows.task.key, picture): rows
@@ -66,7 +65,7 @@ class PreviewMaker:
         kept = {place: made for place, made in self.made.items() if place in running}
         if running:
             place = min(running, key=lambda one: self._turn[one])
-            self._turn[place] = self._clock()
+            self._turn[place] = time.monotonic()
             made = self._look(*place, running[place], engines)
             if made is not None:
                 kept[place] = made
@@ -75,7 +74,7 @@ class PreviewMaker:
     def _look(
         self, task: str, picture: RowId, rows: TaskRows, engines: Mapping[str, RenderEngine]
     ) -> _Made | None:
-        started = self._clock()
+        started = time.monotonic()
         render, image = picture
         try:
             found = engines[rows.lane.checkpoint].preview((task, render), image)
@@ -85,8 +84,8 @@ class PreviewMaker:
             return None
         if found is None:
             return None
-        spent = self._clock() - started
-        self._next = self._clock() + max((SHARE - 1) * spent, EVERY_SECONDS)
+        spent = time.monotonic() - started
+        self._next = time.monotonic() + max((SHARE - 1) * spent, EVERY_SECONDS)
         return _Made(rows.task.lease.job, picture, found)
 
 
