@@ -5,7 +5,6 @@ from collections.abc import Container, Iterable, Iterator
 
 from farm.errors import FarmError, RejectedRender
 from farm.formats.manifest import ManifestRow
-from farm.formats.picture_record import PictureRecord
 from farm.gateway import answers
 from farm.gateway.signed_urls import Links
 from farm.ingest.ingest import MAX_LISTED
@@ -13,7 +12,7 @@ from farm.job import Chunk
 from farm.queue import Failure
 from farm.queue.previews import Preview
 from farm.queue.why import Why
-from farm.sinks.parts import public_row, source_of
+from farm.sinks.parts import public_row, records_of, source_of
 from farm.sinks.protocol import Sink, Source
 
 
@@ -54,22 +53,10 @@ def lost_views(
 ) -> Iterator[answers.Image]:
     """The pictures of a task that ran out of attempts; they are in no manifest part."""
     error = FarmError(failure.reason)
-    for numbered in chunk.renders:
-        for row in numbered.spec.rows():
-            if (numbered.render, row.index) in lost:
-                record = PictureRecord(
-                    chunk.job,
-                    failure.generation,
-                    numbered.render,
-                    row.index,
-                    numbered.spec,
-                    numerics="",
-                    format=chunk.format,
-                    metadata=numbered.metadata,
-                )
-                # Nothing was computed, so there is no numerics class.
-                facts = {**record.failed_row(error).public(), "numerics": None}
-                yield answers.Image(**facts, shard=None, offset=None, url=None)
+    for record in records_of(chunk, failure.generation, lost).values():
+        # Nothing was computed, so there is no numerics class.
+        facts = {**record.failed_row(error).public(), "numerics": None}
+        yield answers.Image(**facts, shard=None, offset=None, url=None)
 
 
 def preview_view(preview: Preview) -> answers.Preview:

@@ -9,6 +9,7 @@ from farm.formats.manifest import ManifestRow
 from farm.formats.picture_file import CONTENT_TYPES
 from farm.formats.picture_record import PictureRecord
 from farm.job import Chunk
+from farm.sinks.parts import records_of
 from farm.sinks.protocol import RowId, Source, StoredObject, TaskPlace
 from farm.store import Store
 
@@ -39,20 +40,8 @@ class Images:
     def stored_pictures(
         self, place: TaskPlace, chunk: Chunk, wanted: Set[RowId]
     ) -> list[ManifestRow]:
-        renders = {numbered.render: numbered for numbered in chunk.renders}
-        records: dict[str, PictureRecord] = {}
-        for render, image in wanted:
-            record = PictureRecord(
-                job=place.job,
-                generation=place.generation,
-                render=render,
-                image=image,
-                spec=renders[render].spec,
-                numerics="",  # the file says which
-                format=place.format,
-                metadata=renders[render].metadata,
-            )
-            records[place.data + record.file_name] = record
+        told = records_of(chunk, place.generation, wanted).values()
+        records = {place.data + record.file_name: record for record in told}
         if not records:
             return []
         # A list of a large folder costs more than looking for a few files.

@@ -9,8 +9,7 @@ from farm.errors import InvalidInput
 from farm.formats.manifest import ManifestRow
 from farm.formats.picture_file import Facts
 from farm.job import Format
-
-RowId = tuple[int, int]
+from farm.sinks.protocol import RowId
 
 
 class Packed(NamedTuple):

@@ -5,11 +5,12 @@ They are the same for every sink.
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import Any
 
 from farm.errors import NotFound
 from farm.formats.manifest import ManifestColumns, ManifestRow, merge, read_part, write_part
+from farm.formats.picture_record import PictureRecord
 from farm.job import Chunk, Receipt
 from farm.sinks.protocol import RowId, Sink, Source, TaskPlace
 from farm.store import Store, keys
@@ -25,6 +26,27 @@ def rows_of(chunk: Chunk) -> list[RowId]:
         for render, count in zip(chunk.renders.numbers, counts, strict=True)
         for image in range(count)
     ]
+
+
+def records_of(
+    chunk: Chunk, generation: int, wanted: Container[RowId]
+) -> dict[RowId, PictureRecord]:
+    """What the task tells of its pictures; what made them is not known here."""
+    return {
+        (numbered.render, image): PictureRecord(
+            job=chunk.job,
+            generation=generation,
+            render=numbered.render,
+            image=image,
+            spec=numbered.spec,
+            numerics="",
+            format=chunk.format,
+            metadata=numbered.metadata,
+        )
+        for numbered in chunk.renders
+        for image in range(numbered.spec.num_images)
+        if (numbered.render, image) in wanted
+    }
 
 
 def store_part(store: Store, place: TaskPlace, rows: Sequence[ManifestRow]) -> Receipt:

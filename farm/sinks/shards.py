@@ -13,6 +13,7 @@ from farm.formats.manifest import ManifestColumns, ManifestRow
 from farm.formats.picture_record import PictureRecord
 from farm.job import Chunk
 from farm.sinks.layout import Layout, Packed
+from farm.sinks.parts import records_of
 from farm.sinks.protocol import RowId, Source, StoredObject, TaskPlace
 from farm.sinks.spool import Spool
 from farm.store import Store
@@ -105,21 +106,7 @@ class Shards:
     def stored_pictures(
         self, place: TaskPlace, chunk: Chunk, wanted: Set[RowId]
     ) -> list[ManifestRow]:
-        records = {
-            (numbered.render, row.index): PictureRecord(
-                job=place.job,
-                generation=place.generation,
-                render=numbered.render,
-                image=row.index,
-                spec=numbered.spec,
-                numerics="",  # the shard says which
-                format=place.format,
-                metadata=numbered.metadata,
-            )
-            for numbered in chunk.renders
-            for row in numbered.spec.rows()
-            if (numbered.render, row.index) in wanted
-        }
+        records = records_of(chunk, place.generation, wanted)
         try:
             return list(self._rows(place, records, self._store.get(self._key(place))))
         except (NotFound, Conflict, ValueError):
