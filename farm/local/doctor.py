@@ -26,6 +26,7 @@ from farm.queue.connection import explain
 from farm.settings import KeepingSettings, load
 from farm.store import Store, keys, open_store
 from farm.store.local import LocalStore
+from farm.store.probing import probe
 
 MAX_TOLD = 5  # lines of what is amiss with the queue
 LEAST_DISK_BYTES = 2**30  # below it a farm soon stops
@@ -202,7 +203,7 @@ def _store(patient: Patient) -> _Told:
     if not patient.data.exists() and isinstance(store, LocalStore) and not store.made:
         yield Health.WARN, f"{without_secrets(patient.store)} is not there yet", "farm up makes it"
         return
-    store.probe()
+    probe(store)
     yield (
         Health.OK,
         f"{without_secrets(patient.store)}: one of 16 writers of the same object wins",

@@ -10,7 +10,6 @@ from typing import BinaryIO
 
 from farm.disk import HINTS, put_whole
 from farm.errors import NotFound, StoreError
-from farm.store.probing import probe
 from farm.store.protocol import STREAM_BYTES, ListedObject, check_key, check_prefix, whole_range
 
 # No key's segment starts with a dot, so what is being written is never seen as an object.
@@ -125,9 +124,6 @@ class LocalStore:
 
     def signed_url(self, key: str, *, seconds: int, filename: str | None = None) -> str | None:
         return None
-
-    def probe(self, writers: int = 16) -> None:
-        probe(self, writers)
 
     def _path(self, key: str) -> Path:
         return self._root / check_key(key)

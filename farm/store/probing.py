@@ -22,14 +22,15 @@ def check_store(store: Store, *, single_writer: bool) -> None:
     """Refuse a store that cannot be used. Refuse one that does not write objects only once, unless
     there is a single writer."""
     try:
-        store.probe()
+        probe(store)
     except WritesTwice as error:
         if not single_writer:
             raise
         log.warning("%s; taken as it is, for a single writer", error.message)
 
 
-def probe(store: Store, writers: int) -> None:
+def probe(store: Store, writers: int = 16) -> None:
+    """Raise ``StoreError`` unless the store can be used and its ``put`` has one winner."""
     key = f"probe/{secrets.token_hex(16)}"
     start = threading.Barrier(writers)
 

@@ -83,10 +83,6 @@ class Store(Protocol):
         """A link that reads the object without credentials; None where the store has none."""
         ...
 
-    def probe(self, writers: int = 16) -> None:
-        """Raise ``StoreError`` unless the store can be used and its ``put`` has one winner."""
-        ...
-
 
 def check_key(key: str) -> str:
     """The key itself, if it is one; no key can name anything outside the store."""

@@ -29,7 +29,6 @@ from farm.addresses import masked, without_secrets
 from farm.errors import NotFound, StoreError
 from farm.store.bulk_delete import BULK_KEYS, SIDE_BY_SIDE, BulkDelete
 from farm.store.multipart import LARGE_BYTES, TAKEN, UNKNOWN, Multipart
-from farm.store.probing import probe
 from farm.store.protocol import STREAM_BYTES, ListedObject, check_key, check_prefix, whole_range
 from farm.store.s3_client import EXPIRED, WRONG, S3Client, content_md5, error_code
 
@@ -183,9 +182,6 @@ class S3Store:
             parameters["ResponseContentDisposition"] = _disposition(filename)
         with self._errors(f"sign a link to {key} in"):
             return self._client.signed_url("get_object", parameters, seconds)
-
-    def probe(self, writers: int = 16) -> None:
-        probe(self, writers)
 
     def _name(self, key: str) -> str:
         return self._prefix + check_key(key)

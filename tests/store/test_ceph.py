@@ -15,6 +15,7 @@ import pytest
 
 from farm.errors import StoreError
 from farm.store import open_store
+from farm.store.probing import probe
 
 pytestmark = pytest.mark.xdist_group("ceph")
 
@@ -43,7 +44,7 @@ def test_a_link_that_was_changed_or_is_too_old_is_refused(url: str) -> None:
 def test_wrong_credentials_are_named(url: str, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(name, "wrong")
     with pytest.raises(StoreError, match="the credentials are wrong") as caught:
-        open_store(url).probe()
+        probe(open_store(url))
     assert name in (caught.value.hint or "")
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from farm.errors import StoreError
 from farm.store import local, open_store
+from farm.store.probing import probe
 
 
 @pytest.mark.parametrize(
@@ -76,7 +77,7 @@ def test_a_file_system_without_unnamed_files_is_written_all_the_same(
 ) -> None:
     monkeypatch.delattr(os, "O_TMPFILE")
     store = open_store(str(tmp_path))
-    store.probe()
+    probe(store)
     assert store.put("folder/key", b"x")
     assert not store.put("folder/key", b"y")
     assert store.get("folder/key") == b"x"
@@ -113,7 +114,7 @@ def test_a_file_system_without_hard_links_fails_the_probe(
 
     monkeypatch.setattr(os, "link", fail)
     with pytest.raises(StoreError) as caught:
-        open_store(str(tmp_path)).probe()
+        probe(open_store(str(tmp_path)))
     assert "hard links" in (caught.value.hint or "")
 
 
@@ -121,7 +122,7 @@ def test_a_file_system_without_hard_links_fails_the_probe(
 def test_a_folder_that_may_not_be_written_is_explained(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(StoreError) as caught:
-        open_store(str(tmp_path / "store")).probe()
+        probe(open_store(str(tmp_path / "store")))
     assert "permissions" in (caught.value.hint or "")
 
 
@@ -176,7 +177,7 @@ def test_the_folder_may_be_a_link_to_another_disk(tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     (tmp_path / "store").symlink_to(tmp_path / "disk")
     store = open_store(str(tmp_path / "store"))
-    store.probe()
+    probe(store)
     assert store.put("a/key", b"x")
     assert (tmp_path / "disk" / "a" / "key").read_bytes() == b"x"
 

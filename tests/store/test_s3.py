@@ -14,6 +14,7 @@ from s3_servers import Answer, StubS3
 
 from farm.errors import StoreError
 from farm.store import Store, multipart, open_store, s3, s3_client
+from farm.store.probing import probe
 from farm.store.s3_client import S3Client
 
 
@@ -55,7 +56,7 @@ def test_a_refusal_is_explained(stub: StubS3, status: int, code: str, said: str,
         lambda: list(store.list("")),
         lambda: store.delete("key"),
         lambda: store.delete_many(["key"]),
-        lambda: store.probe(2),
+        lambda: probe(store, 2),
     ):
         with pytest.raises(StoreError) as caught:
             call()
@@ -115,7 +116,7 @@ def test_writers_that_race_are_told_who_won(stub: StubS3) -> None:
 def test_a_store_that_lets_everybody_win_fails_the_probe(stub: StubS3) -> None:
     stub.honours_conditions = False
     with pytest.raises(StoreError, match="17 of 17 writers") as caught:
-        _open(stub).probe()
+        probe(_open(stub))
     assert "If-None-Match" in (caught.value.hint or "")
     assert stub.objects == {}
 
@@ -135,7 +136,7 @@ def test_a_store_that_lets_latecomers_win_fails_the_probe(stub: StubS3) -> None:
     stub.rule = rule
     stub.honours_conditions = False
     with pytest.raises(StoreError, match="does not write objects only once"):
-        _open(stub).probe()
+        probe(_open(stub))
 
 
 def test_a_body_that_breaks_off_is_read_again(stub: StubS3) -> None:
@@ -297,15 +298,15 @@ def test_a_real_server_refuses_a_wrong_secret(
 ) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     with pytest.raises(StoreError, match="credentials are wrong"):
-        open_store(f"s3://farm-test?endpoint_url={s3_address}").probe()
+        probe(open_store(f"s3://farm-test?endpoint_url={s3_address}"))
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
     with pytest.raises(StoreError, match="credentials are wrong"):
-        open_store(f"s3://farm-test?endpoint_url={s3_address}").probe()
+        probe(open_store(f"s3://farm-test?endpoint_url={s3_address}"))
 
 
 def test_a_missing_bucket_is_found_by_the_probe(s3_address: str) -> None:
     with pytest.raises(StoreError, match="there is no bucket 'no-such-bucket'"):
-        open_store(f"s3://no-such-bucket/x?endpoint_url={s3_address}").probe()
+        probe(open_store(f"s3://no-such-bucket/x?endpoint_url={s3_address}"))
 
 
 def test_the_endpoint_may_come_from_the_environment(
