@@ -92,7 +92,7 @@ class Embedded:
         )
 
     def _kept_port(self) -> int:
-        return kept_port(self.plan.data / "ports.json", "dashboard", DASHBOARD_PORT)
+        return kept_port(self.plan.data / "ports.json", DASHBOARD_PORT)
 
     def _ray_ready(self) -> bool:
         return listens(self._ray_port) and listens(self._dashboard_port)

@@ -61,17 +61,17 @@ def _reserve(port: int) -> bool:
     return True
 
 
-def kept_port(file: Path, name: str, first: int) -> int:
+def kept_port(file: Path, first: int) -> int:
     """A free port, the one that it was last time if possible, so that bookmarks stay good.
 
     Args:
-        file: remembers the ports by name.
+        file: remembers it.
         first: the one to try where nothing is remembered.
     """
     known: dict[str, int] = {}
     with contextlib.suppress(OSError, ValueError):  # there is none yet, or a full disk cut it off
         known = dict(json.loads(file.read_text()))
-    port = free_port(known.get(name, first))
+    port = free_port(known.get("dashboard", first))
     with contextlib.suppress(OSError):  # a full disk: then it is another one next time
-        file.write_text(json.dumps({**known, name: port}) + "\n")
+        file.write_text(json.dumps({"dashboard": port}) + "\n")
     return port

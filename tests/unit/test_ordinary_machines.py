@@ -210,12 +210,12 @@ def test_processes_that_start_at_once_never_reserve_the_same_port() -> None:
 
 def test_a_port_is_kept_and_a_file_that_was_cut_off_stops_nothing(tmp_path: Path) -> None:
     file = tmp_path / "ports.json"
-    port = kept_port(file, "dashboard", free_port())
+    port = kept_port(file, free_port())
     file.write_text(file.read_text()[:-3])  # as a full disk leaves it
-    assert kept_port(file, "dashboard", free_port()) > 0
+    assert kept_port(file, free_port()) > 0
     file.write_text(json.dumps({"dashboard": 1}))  # not for users
-    assert kept_port(file, "dashboard", 0) != port
-    assert kept_port(tmp_path / "no" / "ports.json", "dashboard", 0) > 0
+    assert kept_port(file, 0) != port
+    assert kept_port(tmp_path / "no" / "ports.json", 0) > 0
 
 
 def test_a_variable_that_does_not_count_is_named(
