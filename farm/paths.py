@@ -38,13 +38,6 @@ def client_file(data: Path | None = None) -> Path:
     return (data or data_dir()) / "client.json"
 
 
-def write_pid(path: Path, pid: int) -> None:
-    """Replace a pid file at once, so that a reader never finds half of one."""
-    part = path.with_suffix(".part")
-    part.write_text(f"{pid}\n")
-    part.replace(path)
-
-
 PRIVATE = ("checkpoints", "logs", "run", "store", "valkey")  # folders of a farm's data
 
 

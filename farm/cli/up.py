@@ -154,9 +154,9 @@ def down(data: Data = None) -> None:
 
 def _run(plan: "Plan") -> None:
     """Everything from the first process to the last, in the foreground."""
+    from farm.disk import put_whole
     from farm.local.embedded import RAY_FILE, Embedded
     from farm.local.supervisor import Supervisor, sweep
-    from farm.paths import write_pid
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     stopped = threading.Event()
@@ -164,7 +164,7 @@ def _run(plan: "Plan") -> None:
         signal.signal(number, lambda *_: stopped.set())
     supervisor = Supervisor(plan.data, stopped)
     farm = Embedded(plan)
-    write_pid(plan.data / "run" / "up.pid", os.getpid())
+    put_whole(plan.data / "run" / "up.pid", f"{os.getpid()}\n".encode())
     try:
         _check_workers_settings(farm)
         if farm.unheeded:

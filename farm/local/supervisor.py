@@ -14,8 +14,8 @@ from pathlib import Path
 
 import psutil
 
+from farm.disk import put_whole
 from farm.errors import Unavailable
-from farm.paths import write_pid
 
 log = logging.getLogger(__name__)
 
@@ -193,7 +193,8 @@ class Supervisor:
     def _note_pid(self, running: "_Running") -> None:
         """Write the pid file; on a full disk the next look tries again."""
         with contextlib.suppress(OSError):
-            write_pid(self._run / f"{running.service.name}.pid", running.process.pid)
+            pid = f"{running.process.pid}\n".encode()
+            put_whole(self._run / f"{running.service.name}.pid", pid)
             running.noted = True
 
     def _log(self, service: Service) -> Path:

@@ -135,12 +135,12 @@ def test_a_child_is_never_forgotten_when_its_pid_file_cannot_be_written(
 ) -> None:
     """On a full disk a second server was started beside the first."""
     supervisor.start(Service("sleeper", SLEEPS, ready=lambda: True))
-    first, written = pid(tmp_path, "sleeper"), supervisor_module.write_pid
+    first, written = pid(tmp_path, "sleeper"), supervisor_module.put_whole
 
-    def full(path: Path, pid: int) -> None:
+    def full(path: Path, data: bytes) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(supervisor_module, "write_pid", full)
+    monkeypatch.setattr(supervisor_module, "put_whole", full)
     watcher = threading.Thread(target=supervisor.watch)
     watcher.start()
     os.kill(first, signal.SIGKILL)
@@ -151,7 +151,7 @@ def test_a_child_is_never_forgotten_when_its_pid_file_cannot_be_written(
     until(living)
     time.sleep(1)
     (second,) = living()
-    monkeypatch.setattr(supervisor_module, "write_pid", written)
+    monkeypatch.setattr(supervisor_module, "put_whole", written)
     until(lambda: pid(tmp_path, "sleeper") == second.pid)
     stopped.set()
     watcher.join(5)

@@ -11,7 +11,7 @@ from typing import Any
 import ray
 
 from farm import garbage, logs, tracing
-from farm.paths import write_pid
+from farm.disk import put_whole
 from farm.settings import load
 from farm_workers.worker.crash_reporter import CrashReporter
 from farm_workers.worker.settings import WorkerSettings
@@ -43,7 +43,7 @@ class WorkerActor:
         self._fingerprint = fingerprint
         if settings.run_dir is not None:
             with contextlib.suppress(OSError):  # the folder is on the machine of ``farm up``
-                write_pid(settings.run_dir / f"{worker}.pid", os.getpid())
+                put_whole(settings.run_dir / f"{worker}.pid", f"{os.getpid()}\n".encode())
         self._thread = threading.Thread(target=self._work, name="main", daemon=True)
         self._thread.start()
         threading.Thread(target=self._tell_ray, name="ray-metrics", daemon=True).start()
