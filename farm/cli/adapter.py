@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from farm.checkpoints.references import built_in_adapters
+from farm.cli.arguments import AsJson
 from farm.cli.output import one_line, say, say_error, say_json
 from farm.errors import InvalidInput, NotFound
 from farm_client import Farm, NamedAdapter
@@ -21,8 +22,6 @@ adapter = typer.Typer(
     rich_markup_mode=None,
     no_args_is_help=False,
 )
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @adapter.command("add")

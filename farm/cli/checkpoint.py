@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from farm.cli.arguments import AsJson
 from farm.cli.output import fetches_told, one_line, say, say_error, say_json
 from farm.disk import refused
 from farm.errors import InvalidInput
@@ -19,8 +20,6 @@ checkpoint = typer.Typer(
     rich_markup_mode=None,
     no_args_is_help=False,
 )
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @checkpoint.command("inspect")

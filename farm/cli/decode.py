@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from farm.cli.arguments import Threads
 from farm.cli.output import pictures, say, say_error
 from farm.cli.token_decoder import TokenDecoder
 from farm.disk import writing_to
@@ -28,7 +29,7 @@ def decode(
         list[str] | None,
         typer.Option(metavar="NAME", help="Whose tokens they are, as for render; may be repeated."),
     ] = None,
-    threads: Annotated[int, typer.Option(min=0, help="Of torch; 0: all cores but one.")] = 0,
+    threads: Threads = 0,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace other files of the same names.")
     ] = False,

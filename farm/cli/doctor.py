@@ -6,18 +6,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from farm.cli.arguments import AsJson, Data
 from farm.cli.output import one_line, say, say_json
-from farm.paths import DATA_HELP
 
 if TYPE_CHECKING:
     from farm.local.doctor import Patient
 
 
 def doctor(
-    data: Annotated[
-        Path | None, typer.Option("--data", metavar="DIR", help=DATA_HELP, show_default=False)
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    data: Data = None,
+    as_json: AsJson = False,
     rebuild: Annotated[
         bool,
         typer.Option(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from farm.cli.arguments import JobId, Parallel, SummaryAsJson, Threads
 from farm.cli.output import fail, go_on_with, pictures, say, say_error, say_json
 from farm.cli.signing import Certificate, Key, Signing, signer
 from farm.cli.token_decoder import TokenDecoder
@@ -31,7 +32,7 @@ TARGETS = ("webdataset", "parquet", "imagefolder", "tokens")
 
 
 def export(
-    job: Annotated[str, typer.Argument(metavar="JOB", show_default=False)],
+    job: JobId,
     output: Annotated[
         str, typer.Option("--output", "-o", metavar="DIR", help="Or s3://BUCKET/PREFIX.")
     ],
@@ -74,15 +75,15 @@ def export(
         list[str] | None,
         typer.Option(metavar="NAME", help="What decodes tokens, as for render; may be repeated."),
     ] = None,
-    threads: Annotated[int, typer.Option(min=0, help="Of torch; 0: all cores but one.")] = 0,
-    parallel: Annotated[int, typer.Option(min=1, max=64, help="Downloads at a time.")] = PARALLEL,
+    threads: Threads = 0,
+    parallel: Parallel = PARALLEL,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace another export in the folder.")
     ] = False,
     sign: Signing = False,
     certificate: Certificate = None,
     key: Key = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON.")] = False,
+    as_json: SummaryAsJson = False,
 ) -> int:
     """Write a job's pictures as a data set, with its manifest, card and splits. Waits for the job;
     an export that was interrupted goes on where it was."""

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from farm.cli.arguments import AsJson, JobId, Parallel
 from farm.cli.flags import Overwrite, Resume
 from farm.cli.output import fail, pictures, say_error, say_json
 from farm.cli.signing import Certificate, Key, Signing, signer
@@ -19,7 +20,7 @@ TELL_SECONDS = 0.2
 
 
 def fetch(
-    job: Annotated[str, typer.Argument(metavar="JOB", show_default=False)],
+    job: JobId,
     output: Annotated[
         str,
         typer.Option("--output", "-o", metavar="DIR", help="Folder to write to; made if missing."),
@@ -28,7 +29,7 @@ def fetch(
         bool,
         typer.Option("--wait/--no-wait", help="Until the job ends, or only what is there now."),
     ] = True,
-    parallel: Annotated[int, typer.Option(min=1, max=64, help="Downloads at a time.")] = PARALLEL,
+    parallel: Parallel = PARALLEL,
     overwrite: Overwrite = False,
     resume: Resume = False,
     shards: Annotated[
@@ -37,7 +38,7 @@ def fetch(
     sign: Signing = False,
     certificate: Certificate = None,
     key: Key = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> int:
     """Fetch a job's pictures and manifest.jsonl into a folder, as they finish. Files that are there
     already are not fetched again."""

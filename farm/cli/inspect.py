@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from farm.cli.arguments import AsJson
 from farm.cli.output import one_line, say, say_error, say_json
 from farm.errors import InvalidInput
 
@@ -25,7 +26,7 @@ def inspect(
             show_default=False,
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> int:
     """Show how a picture was made: its parameters, seed, numerics class and tokens. They are read
     from the file; no farm is needed."""

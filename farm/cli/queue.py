@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from farm.cli.arguments import AsJson, Data
 from farm.cli.output import one_line, say, say_error, say_json
 from farm.errors import InvalidInput
 from farm.job import TERMINAL_JOBS
-from farm.paths import DATA_HELP
 
 if TYPE_CHECKING:
     from farm.queue import JobStatus, Queue
@@ -21,16 +21,12 @@ queue = typer.Typer(
     no_args_is_help=False,
 )
 
-Data = Annotated[
-    Path | None, typer.Option("--data", metavar="DIR", help=DATA_HELP, show_default=False)
-]
-
 
 @queue.command("check")
 def check(
     repair: Annotated[bool, typer.Option("--repair", help="Repair what is wrong.")] = False,
     data: Data = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> int:
     """Recount every job and compare the queue's indexes with it. Redis does nothing else while it
     counts one job. The exit code is 1 if something was wrong, even if it was repaired."""
@@ -49,7 +45,7 @@ def check(
 @queue.command("jobs")
 def jobs(
     data: Data = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List the unfinished jobs of all tenants; with --json, one line of JSON for each."""
     farm_queue = connect_queue(data)

@@ -5,16 +5,14 @@ from typing import Annotated
 
 import typer
 
+from farm.cli.arguments import AsJson, JobIds
 from farm.cli.output import one_line, say, say_error, say_json
 from farm_client import Farm, Usage
 
 UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 
 
-def rm(
-    jobs: Annotated[list[str], typer.Argument(metavar="JOB…", show_default=False)],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
+def rm(jobs: JobIds, as_json: AsJson = False) -> None:
     """Delete ended jobs with everything that the farm has of them: pictures, manifest and history.
     What was fetched or exported stays. A call that was interrupted goes on when it is repeated."""
     farm = Farm()
@@ -32,7 +30,7 @@ def du(
         bool,
         typer.Option("--all", help="Also jobs that the queue has forgotten."),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show what your jobs and uploads take up in the farm's store."""
     farm = Farm()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from farm.cli.adapter import read_adapter
+from farm.cli.arguments import SummaryAsJson, Threads
 from farm.cli.columns import Columns
 from farm.cli.flags import Column, InputFormat, Limit, Overwrite, Resume, Sample, SampleSeed
 from farm.cli.input_files import Reading, read_files
@@ -98,10 +99,10 @@ def render(
     limit: Limit = None,
     sample: Sample = None,
     sample_seed: SampleSeed = None,
-    threads: Annotated[int, typer.Option(min=0, help="Of torch; 0: all cores but one.")] = 0,
+    threads: Threads = 0,
     overwrite: Overwrite = False,
     resume: Resume = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON.")] = False,
+    as_json: SummaryAsJson = False,
 ) -> int:
     """Render a file of requests in this process: the same pictures and manifest as from a farm."""
     from farm.ingest.chunks import shard_size_of

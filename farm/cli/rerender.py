@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from farm.cli.arguments import AsJson, JobId
 from farm.cli.output import one_line, say, say_error, say_json
 from farm.disk import writing_to
 from farm.errors import NotFound
@@ -17,7 +18,7 @@ KEEP = "1d"  # the new job is of no use once it was compared
 
 
 def rerender(
-    job: Annotated[str, typer.Argument(metavar="JOB", show_default=False)],
+    job: JobId,
     render: Annotated[
         int, typer.Argument(metavar="N", min=0, help="The render, from 0.", show_default=False)
     ],
@@ -31,7 +32,7 @@ def rerender(
             "--output", "-o", metavar="DIR", help="Keep the pictures.", show_default=False
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> int:
     """Render pictures of a job again, alone, and compare: inside one numerics class their tokens
     are the same, bit by bit. The exit code is 1 if they differ."""

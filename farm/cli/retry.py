@@ -4,12 +4,13 @@ from typing import Annotated
 
 import typer
 
+from farm.cli.arguments import AsJson, JobIds
 from farm.cli.output import one_line, pictures, say_error, say_json
 from farm_client import Farm
 
 
 def retry(
-    jobs: Annotated[list[str], typer.Argument(metavar="JOB…", show_default=False)],
+    jobs: JobIds,
     failed: Annotated[
         bool, typer.Option("--failed", help="The default: failed pictures are what is retried.")
     ] = True,
@@ -21,7 +22,7 @@ def retry(
             show_default=False,
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Render the failed pictures of ended jobs again; the others stay as they are."""
     farm = Farm()

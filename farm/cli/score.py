@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from farm.cli.arguments import JobId, Parallel, SummaryAsJson
 from farm.cli.output import go_on_with, pictures, say_error, say_json
 from farm.errors import InvalidInput
 from farm_client import Farm, Job
@@ -27,7 +28,7 @@ TOGETHER = 16  # pictures given to a scorer at a time
 
 
 def score(
-    job: Annotated[str, typer.Argument(metavar="JOB", show_default=False)],
+    job: JobId,
     with_: Annotated[
         str,
         typer.Option(
@@ -37,8 +38,8 @@ def score(
             show_default=False,
         ),
     ],
-    parallel: Annotated[int, typer.Option(min=1, max=64, help="Downloads at a time.")] = PARALLEL,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON.")] = False,
+    parallel: Parallel = PARALLEL,
+    as_json: SummaryAsJson = False,
 ) -> None:
     """Add columns to a job's pictures for farm export: --where and --dedup read them. Pictures that
     were scored already are left out, so a call that was interrupted goes on when it is repeated."""

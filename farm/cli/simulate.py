@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from farm.cli.arguments import AsJson
 from farm.cli.output import say, say_error, say_json
 
 
@@ -40,7 +41,7 @@ def simulate(
         typer.Option(help="Measured seconds by size, as JSON; default: one H200.", metavar="FILE"),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of failures and people.")] = 1,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Simulate a large farm: the real scheduler, planner and queue on a virtual clock."""
     from farm.errors import InvalidInput

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from farm.cli.arguments import AsJson
 from farm.cli.output import counted, one_line, say, say_json
 from farm.errors import InvalidInput
 from farm_client import Farm, Job
@@ -17,7 +18,7 @@ HEAD = ("pictures", "failed", *CONFIDENCE.values())
 
 def stats(
     what: Annotated[str, typer.Argument(metavar="JOB|FOLDER", show_default=False)],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show how many pictures a job has, how many failed and how confident they are, by checkpoint,
     mode and size; of a folder that farm export wrote, also the tokens' entropy and duplicates."""

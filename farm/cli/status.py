@@ -5,17 +5,13 @@ from typing import Annotated
 
 import typer
 
+from farm.cli.arguments import AsJson, JobIds
 from farm.cli.output import one_line, say, say_json
 from farm.job import JobState
 from farm_client import Farm, JobStatus
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
-
-def status(
-    jobs: Annotated[list[str], typer.Argument(metavar="JOB…", show_default=False)],
-    as_json: AsJson = False,
-) -> None:
+def status(jobs: JobIds, as_json: AsJson = False) -> None:
     """Show the state of jobs; with --json, one line of JSON for each."""
     farm = Farm()
     for handle in [farm.job(job) for job in jobs]:

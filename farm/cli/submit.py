@@ -8,6 +8,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from farm import garbage
+from farm.cli.arguments import AsJson
 from farm.cli.columns import Columns
 from farm.cli.dry_run import tell_estimate
 from farm.cli.fetch import fetch_job
@@ -101,7 +102,7 @@ def submit(
     timeout: Annotated[
         float | None, typer.Option(metavar="S", help="Longest wait.", show_default=False)
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
     **given: Any,
 ) -> int:
     """Submit prompts or files of renders as one job and print its id.

@@ -20,9 +20,10 @@ import psutil
 import typer
 from rich.console import Console
 
+from farm.cli.arguments import Data
 from farm.cli.output import fetches_told
 from farm.errors import Conflict, FarmError, Unavailable
-from farm.paths import DATA_HELP, client_file, data_dir, make_private
+from farm.paths import client_file, data_dir, make_private
 
 if TYPE_CHECKING:
     from farm.local.embedded import Embedded
@@ -33,10 +34,6 @@ DOWN_SECONDS = 30.0
 STARTED_BY = "FARM_STARTED_BY"  # in the environment: a token of the --detach that waits
 
 console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)  # paths as they are
-
-Data = Annotated[
-    Path | None, typer.Option("--data", metavar="DIR", help=DATA_HELP, show_default=False)
-]
 
 
 def up(

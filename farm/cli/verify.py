@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from farm.cli.arguments import AsJson, JobId
 from farm.cli.output import one_line, pictures, say, say_error, say_note
 from farm.errors import FarmError, OverQuota
 from farm_client import Farm, Job
@@ -16,11 +17,11 @@ TURN_SECONDS = 5.0  # between two looks, besides the client's own patience
 
 
 def verify(
-    job: Annotated[str, typer.Argument(metavar="JOB", show_default=False)],
+    job: JobId,
     repair: Annotated[
         bool, typer.Option("--repair", help="Remove orphans and render lost pictures again.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> int:
     """Compare the manifest, the queue and the store of a job that has ended. The exit code is 1 if
     they differ, or with --repair, if something could not be repaired."""

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from farm.cli.arguments import AsJson, JobId, JobIds
 from farm.cli.output import fail, one_line, pictures, say_error, say_json
 from farm.errors import FarmError, TimedOut
 from farm_client import Farm, Job, JobStatus
@@ -16,25 +17,19 @@ from farm_client.job import check_ended
 PLAIN_SECONDS = 5.0  # between two lines if the output is not a terminal
 RATE_SECONDS = 30.0  # the rate is that of so many last seconds
 
-Ids = Annotated[list[str], typer.Argument(metavar="JOB…", show_default=False)]
 Timeout = Annotated[
     float | None,
     typer.Option("--timeout", metavar="S", help="Give up after this many seconds (exit code 4)."),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-def watch(
-    job: Annotated[str, typer.Argument(metavar="JOB", show_default=False)],
-    timeout: Timeout = None,
-    as_json: AsJson = False,
-) -> int:
+def watch(job: JobId, timeout: Timeout = None, as_json: AsJson = False) -> int:
     """Follow a job until it ends; the exit code says how it ended."""
     watched = Farm().job(job)
     return watch_job(watched, timeout=timeout, as_json=as_json)
 
 
-def wait(jobs: Ids, timeout: Timeout = None, as_json: AsJson = False) -> int:
+def wait(jobs: JobIds, timeout: Timeout = None, as_json: AsJson = False) -> int:
     """Wait until jobs have ended. The exit code is the first one that is not 0."""
     farm = Farm()
     end = None if timeout is None else time.monotonic() + timeout

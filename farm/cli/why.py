@@ -1,9 +1,6 @@
 """``farm why``."""
 
-from typing import Annotated
-
-import typer
-
+from farm.cli.arguments import AsJson, JobId
 from farm.cli.output import counted, one_line, pictures, say, say_json
 from farm_client import Farm, Why
 from farm_client.models import LaneQueue
@@ -24,10 +21,7 @@ REASONS = {
 }
 
 
-def why(
-    job: Annotated[str, typer.Argument(metavar="JOB", show_default=False)],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
+def why(job: JobId, as_json: AsJson = False) -> None:
     """Show what a job is waiting for: its lanes, its place and share in each, and an estimate."""
     found = Farm().job(job).why()
     if as_json:

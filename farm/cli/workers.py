@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from farm.cli.arguments import AsJson, Data
 from farm.cli.output import counted, one_line, say, say_error, say_json
-from farm.cli.queue import Data, connect_queue
+from farm.cli.queue import connect_queue
 from farm.errors import NotFound, Unavailable
 
 if TYPE_CHECKING:
@@ -31,10 +32,7 @@ def listed(context: typer.Context) -> None:
 
 
 @workers.command("ls")
-def ls(
-    data: Data = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
+def ls(data: Data = None, as_json: AsJson = False) -> None:
     """List the workers that are there, and those that a scheduler wants and that do not run."""
     from farm.queue import placed_workers
 

@@ -15,8 +15,9 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 
 from farm.checkpoints import references
 from farm.cli.app import run
-from farm.cli.up import DATA_HELP, _announce
+from farm.cli.up import _announce
 from farm.errors import InvalidCheckpoint
+from farm.paths import DATA_HELP
 
 ROOT = Path(__file__).parents[2]
 
