@@ -6,13 +6,12 @@ or the scheduler go on.
 """
 
 import itertools
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from farm.errors import FarmError, StoreError
+from farm.errors import StoreError
 from farm.ingest.job_record import RemovedRecord, tenant_of
 from farm.queue import Queue, Removal
 from farm.store import ListedObject, Store, keys
@@ -107,12 +106,9 @@ class Remover:
         yield deleted if size is None else Deleted(deleted.objects + 1, deleted.bytes + size)
 
 
-def report(deleted: Iterator[Deleted]) -> Iterator[str]:
+def report(deleted: Iterator[Deleted]) -> Iterator[dict[str, Any]]:
     """The lines of the answer: ``removing`` after every block, ``removed`` at the end."""
     last = Deleted(0, 0)
-    try:
-        for last in deleted:
-            yield json.dumps({"removing": last._asdict()}) + "\n"
-        yield json.dumps({"removed": last._asdict()}) + "\n"
-    except FarmError as error:  # the status line has gone out long ago
-        yield json.dumps({"error": error.to_dict()}) + "\n"
+    for last in deleted:
+        yield {"removing": last._asdict()}
+    yield {"removed": last._asdict()}

@@ -1,10 +1,9 @@
 """What jobs and uploads take up in the store."""
 
-import json
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from farm.errors import FarmError, NotFound
+from farm.errors import NotFound
 from farm.ingest.job_record import tenant_of
 from farm.job import is_job_id
 from farm.queue import JobStatus, Queue
@@ -68,16 +67,13 @@ def _of_job(store: Store, job: str) -> Usage:
     return _sum(job, store.list(keys.prefix(job)))
 
 
-def report(usages: Iterator[Usage]) -> Iterator[str]:
+def report(usages: Iterator[Usage]) -> Iterator[dict[str, Any]]:
     """The lines of the answer: ``usage`` for each, ``total`` at the end."""
     objects = size = 0
-    try:
-        for one in usages:
-            objects, size = objects + one.objects, size + one.bytes
-            yield json.dumps({"usage": one.view()}) + "\n"
-        yield json.dumps({"total": {"objects": objects, "bytes": size}}) + "\n"
-    except FarmError as error:  # the status line has gone out long ago
-        yield json.dumps({"error": error.to_dict()}) + "\n"
+    for one in usages:
+        objects, size = objects + one.objects, size + one.bytes
+        yield {"usage": one.view()}
+    yield {"total": {"objects": objects, "bytes": size}}
 
 
 def asset_bytes(store: Store, tenant: str) -> int:

@@ -2,7 +2,6 @@
 
 import hashlib
 import itertools
-import json
 import secrets
 import time
 from collections.abc import Generator, Iterator, Set
@@ -10,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from farm.errors import Conflict, FarmError, NotFound
+from farm.errors import Conflict, NotFound
 from farm.formats.manifest import ManifestRow, merge
 from farm.job import SETTLED_HOURS, TERMINAL_JOBS, Chunk, JobState
 from farm.queue import Finished, JobStatus, Queue
@@ -254,7 +253,7 @@ def _settled(status: JobStatus) -> bool:
     return status.ended_at is not None and datetime.now(UTC) - status.ended_at > SETTLED
 
 
-def report(verifier: Verifier, folder: Path, *, repair: bool) -> Iterator[str]:
+def report(verifier: Verifier, folder: Path, *, repair: bool) -> Iterator[dict[str, Any]]:
     """The lines of the answer; one at least every few seconds, so that no client gives up.
 
     Args:
@@ -263,31 +262,29 @@ def report(verifier: Verifier, folder: Path, *, repair: bool) -> Iterator[str]:
     count = repaired = 0
     generation = verifier.status.generation
     signs = _Signs(verifier)
-    try:
-        with job_index(folder) as index:
-            for found in verifier.compare(index):
-                if found is None:
+    with job_index(folder) as index:
+        for found in verifier.compare(index):
+            if found is None:
+                yield from signs.due()
+                continue
+            count += 1
+            if repair:
+                index.add_difference(found)
+            yield {"difference": found._asdict()}
+        if repair and count:
+            for result in verifier.repair(index):
+                if result is None:
                     yield from signs.due()
-                    continue
-                count += 1
-                if repair:
-                    index.add_difference(found)
-                yield _line("difference", found._asdict())
-            if repair and count:
-                for result in verifier.repair(index):
-                    if result is None:
-                        yield from signs.due()
-                    else:
-                        repaired, generation = result
-        verified = {
+                else:
+                    repaired, generation = result
+    yield {
+        "verified": {
             "pictures": verifier.pictures,
             "differences": count,
             "left": count - repaired,
             "generation": generation,
         }
-        yield _line("verified", verified)
-    except FarmError as error:  # the status line has gone out long ago
-        yield _line("error", error.to_dict())
+    }
 
 
 class _Signs:
@@ -297,12 +294,8 @@ class _Signs:
         self._verifier = verifier
         self._told = time.monotonic()
 
-    def due(self) -> Iterator[str]:
+    def due(self) -> Iterator[dict[str, Any]]:
         """One, if the last one was long ago."""
         if time.monotonic() > self._told + SIGN_SECONDS:
             self._told = time.monotonic()
-            yield _line("checked", {"pictures": self._verifier.pictures})
-
-
-def _line(name: str, content: dict[str, Any]) -> str:
-    return json.dumps({name: content}) + "\n"
+            yield {"checked": {"pictures": self._verifier.pictures}}

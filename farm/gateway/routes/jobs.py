@@ -19,6 +19,7 @@ from farm.gateway.dependencies import (
     writer,
 )
 from farm.gateway.events import updates
+from farm.gateway.json_lines import json_lines
 from farm.gateway.openapi import SSE, ndjson
 from farm.gateway.serializers import image_view, lost_views, preview_view, shard_views, why_view
 from farm.ingest import removal
@@ -237,7 +238,7 @@ def remove_job(job: str, deps: Deps, tenant: Writer) -> Response:
     """Delete an ended job with everything that the farm has of it: NDJSON, a ``removing`` line now
     and then, and one ``removed`` line. A call that was interrupted goes on when it is repeated."""
     deleted = deps.remover.remove(check_job_id(job), tenant)
-    return StreamingResponse(removal.report(deleted), media_type="application/x-ndjson")
+    return json_lines(removal.report(deleted))
 
 
 @router.get("/{job}/why")
@@ -281,5 +282,5 @@ def repair(job: str, deps: Deps, tenant: Annotated[str, _verifying(writer)]) -> 
 
 def _verify(deps: Dependencies, job: str, tenant: str, *, repair: bool) -> Response:
     verifier = Verifier(deps.queue, deps.store, deps.sinks, job, tenant)
-    lines = report(verifier, deps.settings.data / "scratch" / "verify", repair=repair)
-    return StreamingResponse(lines, media_type="application/x-ndjson")
+    folder = deps.settings.data / "scratch" / "verify"
+    return json_lines(report(verifier, folder, repair=repair))

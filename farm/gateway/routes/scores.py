@@ -1,19 +1,19 @@
 """Scores of a job's pictures, made by whoever looks at them, kept beside the job."""
 
-import json
 from collections.abc import Iterator
-from typing import Annotated
+from typing import Annotated, Any
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.responses import Response, StreamingResponse
 
-from farm.errors import FarmError, InvalidInput, NotFound
+from farm.errors import InvalidInput, NotFound
 from farm.formats.scores import MAX_SCORES, PictureScores
 from farm.gateway import answers
 from farm.gateway.bodies import read_json
 from farm.gateway.dependencies import Deps, Reader, Writer
+from farm.gateway.json_lines import json_lines
 from farm.gateway.openapi import SCORES, ndjson
 from farm.ingest.scores import add_scores, forget_scores, is_removed, stored_scores
 from farm.job import check_job_id
@@ -34,7 +34,7 @@ def scores(job: str, deps: Deps, tenant: Reader) -> Response:
     """Every score of the job's pictures: NDJSON, a ``scores`` line for each part that was added,
     then one ``end`` line."""
     deps.queue.status(check_job_id(job), tenant)
-    return StreamingResponse(_lines(deps.store, job), media_type="application/x-ndjson")
+    return json_lines(_told(deps.store, job))
 
 
 @router.post("/{job}/scores/{scorer}", status_code=201, openapi_extra=SCORES)
@@ -62,13 +62,10 @@ async def put_scores(
     return answers.ScoresAdded(scorer=scorer, rows=len(rows))
 
 
-def _lines(store: Store, job: str) -> Iterator[str]:
+def _told(store: Store, job: str) -> Iterator[dict[str, Any]]:
     count = 0
-    try:
-        for scorer, rows in stored_scores(store, job):
-            told = {"scorer": scorer, "rows": [row.model_dump(mode="json") for row in rows]}
-            count += len(rows)
-            yield json.dumps({"scores": told}) + "\n"
-        yield json.dumps({"end": {"rows": count}}) + "\n"
-    except FarmError as error:  # the status line has gone out long ago
-        yield json.dumps({"error": error.to_dict()}) + "\n"
+    for scorer, rows in stored_scores(store, job):
+        count += len(rows)
+        told = [row.model_dump(mode="json") for row in rows]
+        yield {"scores": {"scorer": scorer, "rows": told}}
+    yield {"end": {"rows": count}}

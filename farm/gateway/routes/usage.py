@@ -4,6 +4,7 @@ from fastapi import APIRouter
 from starlette.responses import Response, StreamingResponse
 
 from farm.gateway.dependencies import Deps, Reader
+from farm.gateway.json_lines import json_lines
 from farm.gateway.openapi import ndjson
 from farm.ingest.usage import job_usage, report, usage_of
 from farm.job import check_job_id
@@ -19,11 +20,11 @@ def usage(deps: Deps, tenant: Reader, everything: bool = False) -> Response:
     ``usage`` line for each, then one ``total`` line. ``everything`` adds jobs that the queue has
     forgotten; every job in the store is looked up for that."""
     found = usage_of(deps.queue, deps.store, tenant, everything=everything)
-    return StreamingResponse(report(found), media_type="application/x-ndjson")
+    return json_lines(report(found))
 
 
 @router.get("/jobs/{job}/usage", response_class=StreamingResponse, responses=_LINES)
 def usage_of_job(job: str, deps: Deps, tenant: Reader) -> Response:
     """The same of one job."""
     found = job_usage(deps.queue, deps.store, tenant, check_job_id(job))
-    return StreamingResponse(report(iter([found])), media_type="application/x-ndjson")
+    return json_lines(report(iter([found])))
