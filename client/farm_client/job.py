@@ -1,7 +1,6 @@
 """A job as its submitter sees it."""
 
 import itertools
-import json
 import os
 import time
 from collections import Counter
@@ -16,7 +15,6 @@ from farm.errors import (
     RejectedRender,
     TimedOut,
     Unavailable,
-    from_dict,
 )
 from farm.job import TERMINAL_JOBS, JobState
 from farm_client import display
@@ -95,10 +93,7 @@ class JobHandle:
         async with self._connection.stream(
             f"{self._path}/verify", method="POST" if repair else "GET", seconds=LINE_SECONDS
         ) as opened:
-            async for line in read_lines(opened.parts):
-                told = json.loads(line)
-                if "error" in told:
-                    raise from_dict(told["error"])
+            async for told in read_lines(opened.parts):
                 if "difference" in told:
                     one = Difference.model_validate(told["difference"])
                     kinds[one.kind] += 1
@@ -133,10 +128,7 @@ class JobHandle:
         async with self._connection.stream(
             self._path, method="DELETE", seconds=LINE_SECONDS
         ) as opened:
-            async for line in read_lines(opened.parts):
-                told = json.loads(line)
-                if "error" in told:
-                    raise from_dict(told["error"])
+            async for told in read_lines(opened.parts):
                 yield Removed.model_validate(told.get("removed") or told["removing"])
                 if "removed" in told:
                     return

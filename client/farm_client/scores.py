@@ -1,10 +1,9 @@
 """Columns of a job's pictures that are added afterwards."""
 
-import json
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from farm.errors import Unavailable, from_dict
+from farm.errors import Unavailable
 from farm_client.connection import path_of
 from farm_client.job import Job
 from farm_client.streams import LINE_SECONDS, read_lines
@@ -35,10 +34,7 @@ def add_scores(job: Job, scorer: str, scores: Sequence[Score]) -> None:
 async def _read(job: Job) -> AsyncIterator[tuple[str, Score]]:
     path = path_of("v1", "jobs", job.id, "scores")
     async with job.connection.stream(path, seconds=LINE_SECONDS) as opened:
-        async for line in read_lines(opened.parts):
-            told: dict[str, Any] = json.loads(line)
-            if "error" in told:
-                raise from_dict(told["error"])
+        async for told in read_lines(opened.parts):
             if "end" in told:
                 return
             for row in told["scores"]["rows"]:

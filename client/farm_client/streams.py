@@ -11,22 +11,23 @@ from farm_client.models import Usage
 LINE_SECONDS = 120.0  # without a line
 
 
-async def read_lines(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def read_lines(parts: AsyncIterator[bytes]) -> AsyncIterator[dict[str, Any]]:
+    """The objects on the lines; an ``error`` among them is raised."""
     held = b""
     async for part in parts:
         *lines, held = (held + part).split(b"\n")
         for line in lines:
-            yield line
+            told = json.loads(line)
+            if "error" in told:
+                raise from_dict(told["error"])
+            yield told
 
 
 async def read_usage(
     connection: Connection, path: str, query: Mapping[str, Any] | None = None
 ) -> AsyncIterator[Usage]:
     async with connection.stream(path, query=query, seconds=LINE_SECONDS) as opened:
-        async for line in read_lines(opened.parts):
-            told = json.loads(line)
-            if "error" in told:
-                raise from_dict(told["error"])
+        async for told in read_lines(opened.parts):
             if "usage" in told:
                 yield Usage.model_validate(told["usage"])
             if "total" in told:
