@@ -67,7 +67,7 @@ def _matches(ending: str, layer: str) -> bool:
     """PEFT's ``get_pattern_key`` for names; a stranger's regular expressions are not run."""
     name = ending.removeprefix("^").replace("\\.", ".")
     if not re.fullmatch(r"[\w.]+", name):
-        raise _refused(f"has the alpha_pattern {_shown(ending)}; only names of layers are read")
+        raise refused(f"has the alpha_pattern {_shown(ending)}; only names of layers are read")
     return layer == name or (layer.endswith(f".{name}") and not ending.startswith("^"))
 
 
@@ -75,9 +75,9 @@ def _config(text: str) -> dict[str, Any]:
     try:
         config = json.loads(text)
     except (ValueError, RecursionError):
-        raise _refused(f"{CONFIG} in its header is not JSON") from None
+        raise refused(f"{CONFIG} in its header is not JSON") from None
     if not isinstance(config, dict):
-        raise _refused(f"{CONFIG} in its header is not an object")
+        raise refused(f"{CONFIG} in its header is not an object")
     return config
 
 
@@ -96,12 +96,12 @@ def check_config(config: Mapping[str, Any]) -> None:
     """Refuse what PEFT can train and the engine does not compute."""
     kind = config.get("peft_type") or "LORA"
     if kind != "LORA":
-        raise _refused(f"is of the kind {_shown(kind)}; only LORA is read")
+        raise refused(f"is of the kind {_shown(kind)}; only LORA is read")
     if not isinstance(config.get("alpha_pattern") or {}, dict):
-        raise _refused("has an alpha_pattern that is not an object")
+        raise refused("has an alpha_pattern that is not an object")
     for key in UNREAD:
         if config.get(key):
-            raise _refused(f"was trained with {key}, which is not read")
+            raise refused(f"was trained with {key}, which is not read")
 
 
 def number_of(value: Any) -> float:
@@ -109,9 +109,9 @@ def number_of(value: Any) -> float:
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
-        raise _refused(f"has the alpha {_shown(value)}, which is not a number") from None
+        raise refused(f"has the alpha {_shown(value)}, which is not a number") from None
     if not math.isfinite(number) or number <= 0:
-        raise _refused(f"has the alpha {_shown(value)}; it must be above 0")
+        raise refused(f"has the alpha {_shown(value)}; it must be above 0")
     return number
 
 
@@ -119,5 +119,5 @@ def _shown(value: Any) -> str:
     return repr(value)[:80]
 
 
-def _refused(message: str, hint: str | None = None) -> InvalidInput:
+def refused(message: str, hint: str | None = None) -> InvalidInput:
     return InvalidInput(message, field="adapters", hint=hint)

@@ -16,8 +16,7 @@ import numpy as np
 import safetensors
 from numpy.typing import NDArray
 
-from farm.errors import InvalidInput
-from farm.formats.adapter_alpha import ALPHA, CONFIG, Alphas, check_config, number_of
+from farm.formats.adapter_alpha import ALPHA, CONFIG, Alphas, check_config, number_of, refused
 
 Targets = Mapping[str, tuple[int, int]]  # a layer's name to its inputs and outputs
 
@@ -143,25 +142,25 @@ def read_adapter_file(data: bytes, targets: Targets | None = None) -> AdapterFil
         if key in alphas.tensors:
             continue
         if matched is None:
-            raise _refused(f"has the tensor {key[:120]!r}, which is not a low-rank matrix", _READ)
+            raise refused(f"has the tensor {key[:120]!r}, which is not a low-rank matrix", _READ)
         part = "down" if matched["part"] in ("A", "down") else "up"
         pair = pairs[_layer_name(matched["layer"])]
         if part in pair:
-            raise _refused(f"has {pair[part][:120]!r} twice")
+            raise refused(f"has {pair[part][:120]!r} twice")
         pair[part] = key
     if not pairs:
-        raise _refused("has no low-rank matrices", _READ)
+        raise refused("has no low-rank matrices", _READ)
     layers = (_layer(name, pairs[name], tensors, alphas, targets) for name in sorted(pairs))
     return AdapterFile(tuple(layers))
 
 
 def _open(data: bytes) -> tuple[dict[str, Any], Alphas]:
     if int.from_bytes(data[:8], "little") > MAX_HEADER and len(data) > MAX_HEADER:
-        raise _refused(f"has a header of more than {MAX_HEADER >> 20} MiB")
+        raise refused(f"has a header of more than {MAX_HEADER >> 20} MiB")
     try:
         tensors = dict(safetensors.deserialize(data))  # type: ignore[no-untyped-call]
     except safetensors.SafetensorError as error:
-        raise _refused(
+        raise refused(
             f"is not a safetensors file: {error}",
             "write it with safe_serialization=True; pickled tensors are not read",
         ) from None
@@ -190,7 +189,7 @@ def embed_alpha(
     if alpha is None and config is None:
         return data
     if _open(data)[1].known:
-        raise _refused("has its alpha already", "leave out the alpha that you give")
+        raise refused("has its alpha already", "leave out the alpha that you give")
     header, tensors = _split(data)
     metadata = dict(header.pop("__metadata__", None) or {})
     if config is not None:
@@ -231,15 +230,13 @@ def _layer(
 ) -> AdapterLayer:
     if len(pair) < 2:
         missing = "B" if "down" in pair else "A"
-        raise _refused(f"has no lora_{missing} for {name}")
+        raise refused(f"has no lora_{missing} for {name}")
     down, up = (_shape(pair[part], tensors) for part in ("down", "up"))
     if len(down) != 2 or len(up) != 2 or down[0] != up[1]:
-        raise _refused(
-            f"{name} has matrices {list(down)} and {list(up)}, which do not fit together"
-        )
+        raise refused(f"{name} has matrices {list(down)} and {list(up)}, which do not fit together")
     rank = down[0]
     if not 1 <= rank <= MAX_RANK:
-        raise _refused(f"{name} has the rank {rank}; 1 to {MAX_RANK} are allowed")
+        raise refused(f"{name} has the rank {rank}; 1 to {MAX_RANK} are allowed")
     if targets is not None:
         _check_target(name, (down[1], up[0]), targets)
     alpha, divisor = alphas.of_layer(name, pair["down"], rank)
@@ -251,27 +248,23 @@ def _shape(key: str, tensors: Mapping[str, Any]) -> tuple[int, ...]:
     tensor = tensors[key]
     if tensor["dtype"] not in _EXPONENTS:
         known = ", ".join(_EXPONENTS)
-        raise _refused(f"{key} has the type {tensor['dtype']}; allowed are {known}")
+        raise refused(f"{key} has the type {tensor['dtype']}; allowed are {known}")
     kind, exponent = _EXPONENTS[tensor["dtype"]]
     bits: NDArray[Any] = np.frombuffer(tensor["data"], kind)
     if bool(((bits & exponent) == exponent).any()):  # all ones: infinite, or not a number
-        raise _refused(f"{key} has values that are not finite")
+        raise refused(f"{key} has values that are not finite")
     return tuple(tensor["shape"])
 
 
 def _check_target(name: str, shape: tuple[int, int], targets: Targets) -> None:
     if name not in targets:
-        raise _refused(
+        raise refused(
             f"changes {name}, which is not a linear layer of this checkpoint",
             "is it an adapter for another checkpoint?",
         )
     if targets[name] != shape:
-        raise _refused(
+        raise refused(
             f"{name} has {shape[0]} inputs and {shape[1]} outputs; "
             f"the checkpoint's has {targets[name][0]} and {targets[name][1]}",
             "it was trained for a checkpoint of another size",
         )
-
-
-def _refused(message: str, hint: str | None = None) -> InvalidInput:
-    return InvalidInput(message, field="adapters", hint=hint)
