@@ -280,16 +280,12 @@ def _files_among(words: list[str], prompts: list[str]) -> list[str]:
     return files
 
 
-class _Renders(NamedTuple):
-    """What ``submit_many`` takes."""
-
-    requests: Iterable[Any]
-    options: dict[str, Any]
-
-
-def _renders(files: list[str], prompts: list[str], reading: Reading, asked: _Asked) -> _Renders:
+def _renders(
+    files: list[str], prompts: list[str], reading: Reading, asked: _Asked
+) -> tuple[Iterable[Any], dict[str, Any]]:
+    """What ``submit_many`` takes: requests and options."""
     if not files:
-        return _Renders(prompts or [{}], asked.bulk())
+        return prompts or [{}], asked.bulk()
     of_job = "seed" in asked.parameters  # the flag's; a job file's default is each render's own
     job_file = read_job_file(files[0], reading) if len(files) == 1 else None
     if job_file is not None:
@@ -299,7 +295,7 @@ def _renders(files: list[str], prompts: list[str], reading: Reading, asked: _Ask
     bulk = asked.bulk() | {"steady": not any(map(_waits, files))}
     if of_job:
         bulk["seed"] = bulk["defaults"].pop("seed")
-    return _Renders(asked.selection.of(lines), bulk)
+    return asked.selection.of(lines), bulk
 
 
 def _waits(name: str) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from farm.cli.output import counted, one_line, say_json
+from farm.cli.output import counted, duration, one_line, say_json
 from farm.cli.queue import connect_queue
 from farm.errors import FarmError
 from farm.measures import ENGINE_SECONDS, PICTURES, ROW_STEPS, Measure, read
@@ -222,7 +222,7 @@ def drawn(view: View) -> "RenderableType":
     total = sum(row.pictures for row in view.workers)
     queued = sum(row.queued for row in view.lanes)
     workers = counted(len(view.workers), "worker")
-    oldest = ", ".join(f"{name} {_age(age)}" for name, age in view.oldest.items()) or "none"
+    oldest = ", ".join(f"{name} {duration(age)}" for name, age in view.oldest.items()) or "none"
     failed = ", ".join(f"{count:,} {reason}" for reason, count in view.failed.items()) or "none"
     head = (
         f"{workers}, {total:.1f} pictures/s, {queued:,} pictures queued\n"
@@ -250,7 +250,7 @@ def drawn(view: View) -> "RenderableType":
             [
                 (
                     row.worker, f"{row.busy:.0%}", f"{row.pictures:.1f}", f"{row.tasks}",
-                    f"{row.room:,}", _age(row.silent), row.host, row.doing or "nothing",
+                    f"{row.room:,}", duration(row.silent), row.host, row.doing or "nothing",
                 )
                 for row in view.workers
             ],
@@ -302,9 +302,3 @@ class _Table:
 
     def _folds(self, place: int) -> bool:
         return place == 0 or self._names[place] == "doing"
-
-
-def _age(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,7 +1,7 @@
 """``farm why``."""
 
 from farm.cli.arguments import AsJson, JobId
-from farm.cli.output import counted, one_line, pictures, say, say_json
+from farm.cli.output import counted, duration, one_line, pictures, say, say_json
 from farm_client import Farm, Why
 from farm_client.models import LaneQueue
 
@@ -34,7 +34,7 @@ def why(job: JobId, as_json: AsJson = False) -> None:
         say(one_line(_lane(lane)))
     if found.seconds:
         workers = counted(found.workers, "worker")
-        say(f"about {_length(found.seconds)} on {workers}")
+        say(f"about {duration(max(found.seconds, 1))} on {workers}")
     elif not found.status.ended:
         say("no estimate: no worker has measured its lanes yet, or nothing waits in them")
 
@@ -52,9 +52,3 @@ def _lane(lane: LaneQueue) -> str:
     if lane.higher:
         told += f", {lane.higher:,} of higher classes"
     return f"{told}, share {lane.share:.0%}"
-
-
-def _length(seconds: float) -> str:
-    if seconds < 90:
-        return f"{max(seconds, 1):.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

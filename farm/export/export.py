@@ -135,8 +135,6 @@ def begin(plan: Plan, folder: Path, *, overwrite: bool = False) -> bool:
         (folder / STATE / FETCHED / SELECTED).unlink(missing_ok=True)
     elif known is not None:
         _remove(folder, _groups_of(known) or ())
-    elif folder.exists() and not folder.is_dir():
-        raise _taken(f"{folder} is a file", overwrite=False)
     elif folder.exists() and any(one.name != STATE for one in folder.iterdir()):
         raise _taken(f"{folder} has files that are not an export's", overwrite=False)
     write_whole(told, plan.to_json().encode())
