@@ -60,6 +60,15 @@ async def read_body(request: Request, limit: int) -> bytes:
     return b"".join(parts)
 
 
+async def read_file(request: Request, limit: int) -> bytes:
+    """A file that is sent as the body."""
+    if content_type(request).startswith("multipart/"):
+        raise InvalidInput(
+            "the body is a form", field="Content-Type", hint="send the file's bytes as the body"
+        )
+    return await read_body(request, limit)
+
+
 async def read_json(request: Request, limit: int) -> dict[str, Any]:
     """The object that is the body. It is parsed in a thread: others are answered meanwhile."""
     body = await read_body(request, limit)

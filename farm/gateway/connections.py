@@ -25,11 +25,11 @@ UNKNOWN = "unknown"  # the address of a client behind a unix socket
 
 
 class Limits(NamedTuple):
-    connections: int = 1024
-    per_address: int = 512
-    header_seconds: float = 10.0
-    least_rate: int = 1024  # bytes/s of a body
-    read_seconds: float = 30.0  # without a byte of the answer taken
+    connections: int
+    per_address: int
+    header_seconds: float
+    least_rate: int  # bytes/s of a body
+    read_seconds: float  # without a byte of the answer taken
 
     @classmethod
     def of(cls, settings: GatewaySettings) -> "Limits":

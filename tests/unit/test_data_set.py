@@ -15,7 +15,7 @@ import pytest
 from fake_engine import INFO
 
 from farm.errors import Conflict
-from farm.export.export import FETCHED, STATE, As, Plan, alone, alone, begin, export
+from farm.export.export import FETCHED, STATE, As, Plan, alone, begin, export
 from farm.export.fetched import MANIFEST, SELECTED
 from farm.export.splits import Splits
 from farm.formats.encoding import encode

@@ -5,9 +5,8 @@ from typing import Annotated
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Query, Request
 
-from farm.errors import InvalidInput
 from farm.gateway import answers
-from farm.gateway.bodies import content_type, read_body
+from farm.gateway.bodies import read_file
 from farm.gateway.dependencies import Deps, Reader, Writer
 from farm.gateway.inline_pictures import UPLOADS
 from farm.gateway.openapi import FILE
@@ -26,11 +25,7 @@ async def add_adapter(
 ) -> NamedAdapter:
     """Name a LoRA adapter, a safetensors file sent as the raw body. ``alpha`` is for a file that
     does not say its own; without either it counts as the rank."""
-    if content_type(request).startswith("multipart/"):
-        raise InvalidInput(
-            "the body is a form", field="Content-Type", hint="send the file's bytes as the body"
-        )
-    body = await read_body(request, deps.settings.max_asset_bytes)
+    body = await read_file(request, deps.settings.max_asset_bytes)
 
     def keep() -> NamedAdapter:
         return deps.ingest.adapters.add(tenant, name, body, alpha=alpha)

@@ -8,8 +8,8 @@ from anyio.to_thread import run_sync
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response, StreamingResponse
 
-from farm.errors import InvalidInput, NotFound
-from farm.gateway.bodies import content_type, read_body
+from farm.errors import NotFound
+from farm.gateway.bodies import read_file
 from farm.gateway.byte_range import byte_range, read_pieces
 from farm.gateway.dependencies import Deps, Reader, Writer
 from farm.gateway.inline_pictures import UPLOADS
@@ -31,11 +31,7 @@ async def put_asset(
 ) -> Asset:
     """Keep an input picture, mask or tensor file, sent as the raw body; its content
     decides what it is. Its id is the sha256 of its bytes."""
-    if content_type(request).startswith("multipart/"):
-        raise InvalidInput(
-            "the body is a form", field="Content-Type", hint="send the file's bytes as the body"
-        )
-    body = await read_body(request, deps.settings.max_asset_bytes)  # waits without a slot
+    body = await read_file(request, deps.settings.max_asset_bytes)  # waits without a slot
     asset = await run_sync(deps.assets.add, tenant, body, kind, limiter=UPLOADS)
     deps.metrics.uploads.inc(asset.size)
     return asset
