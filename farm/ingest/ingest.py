@@ -145,18 +145,11 @@ class Ingest:
             raise NotFound(f"there is no job {job}", field="job", hint="farm ls shows yours")
         return record
 
-    def append(self, record: JobRecord, number: int, first: int, entries: Entries) -> Piece:
-        """One piece; sent again unchanged it changes nothing.
-
-        Args:
-            first: index of its first render in the job.
-        """
-        return self.append_all(record, number, first, [entries])[0]
-
-    def append_all(
+    def append(
         self, record: JobRecord, number: int, first: int, groups: Sequence[Entries]
     ) -> list[Piece]:
-        """Pieces with consecutive numbers; if one of them is refused, none was appended.
+        """Pieces with consecutive numbers; if one of them is refused, none was appended. Sent again
+        unchanged they change nothing.
 
         Args:
             number: of the first piece.

@@ -223,7 +223,7 @@ def test_a_job_that_was_left_open_stays_cancelled(kept: Gateway) -> None:
     """The queue ends it by itself; the gateway hears of it, and notes it in the store."""
     ingest = kept.app_deps.ingest
     record, _ = ingest.open("local", JobOptions())
-    ingest.append(record, 0, 0, Entries.of([Entry({"prompt": "a boat"})]))
+    ingest.append(record, 0, 0, [Entries.of([Entry({"prompt": "a boat"})])])
     kept.queue.client.zadd(f"{{{kept.queue.farm}}}:opened", {record.job: 1})
     kept.queue.tick()
     until(lambda: kept.store.size(keys.cancelled(record.job)) is not None)

@@ -219,11 +219,11 @@ def test_the_same_piece_is_cut_alike_whatever_was_measured_meanwhile(
 ) -> None:
     first = make(queue, store, {"owner/tiny@1/text2img/64x64": 6.0})
     record, _ = first.open("t", JobOptions(idempotency_key="k"))
-    first.append(record, 0, 0, entries(100))
+    first.append(record, 0, 0, [entries(100)])
     before = {entry.key: store.get(entry.key) for entry in store.list(keys.prefix(record.job))}
     later = make(queue, store, {"owner/tiny@1/text2img/64x64": 6000.0})
     again, created = later.open("t", JobOptions(idempotency_key="k"))
-    later.append(again, 0, 0, entries(100))
+    later.append(again, 0, 0, [entries(100)])
     assert (again, created) == (record, False)
     assert {entry.key: store.get(entry.key) for entry in store.list("")} == before
 
@@ -232,11 +232,11 @@ def test_a_piece_with_other_content_is_a_conflict_and_changes_nothing(
     ingest: Ingest, queue: FakeQueue
 ) -> None:
     record, _ = ingest.open("t", OPTIONS)
-    ingest.append(record, 0, 0, entries(3))
+    ingest.append(record, 0, 0, [entries(3)])
     with pytest.raises(Conflict):
-        ingest.append(record, 0, 0, entries(4))
+        ingest.append(record, 0, 0, [entries(4)])
     with pytest.raises(Conflict):
-        ingest.append(record, 0, 7, entries(3))
+        ingest.append(record, 0, 7, [entries(3)])
     assert len(queue.tasks[record.job]) == 1
 
 
@@ -244,7 +244,7 @@ def test_a_piece_that_came_in_before_an_upgrade_can_be_sent_again(
     ingest: Ingest, queue: FakeQueue, store: Store
 ) -> None:
     record, _ = ingest.open("t", OPTIONS)
-    ingest.append(record, 0, 0, entries(3))
+    ingest.append(record, 0, 0, [entries(3)])
     key = keys.chunk(record.job, 0)
     older = json.loads(store.get(key)) | {"v": 1}
     renders = Chunk.model_validate(older).renders
@@ -253,25 +253,25 @@ def test_a_piece_that_came_in_before_an_upgrade_can_be_sent_again(
     ]
     store.delete(key)
     store.put(key, json.dumps(older).encode())
-    ingest.append(record, 0, 0, entries(3))
+    ingest.append(record, 0, 0, [entries(3)])
     assert json.loads(store.get(key)) == older
     queue.pieces[record.job].clear()
     with pytest.raises(Conflict, match="came in before with other content"):
-        ingest.append(record, 0, 0, entries(3, num_images=2))
+        ingest.append(record, 0, 0, [entries(3, num_images=2)])
     store.delete(key)
     store.put(key, b"damaged")
     with pytest.raises(Conflict, match="came in before with other content"):
-        ingest.append(record, 0, 0, entries(3))
+        ingest.append(record, 0, 0, [entries(3)])
 
 
 def test_pieces_of_one_call_are_what_each_is_alone(ingest: Ingest, queue: FakeQueue) -> None:
     options, lines = OPTIONS.model_copy(update={"seed": 5}), entries(4100)
     record, _ = ingest.open("t", options)
-    taken = ingest.append_all(record, 3, 7, lines.pieces())
+    taken = ingest.append(record, 3, 7, lines.pieces())
     assert [piece.renders for piece in taken] == [2000, 2000, 100]
     there = dict(queue.pieces[record.job])
     for number, first in ((3, 7), (4, 2007), (5, 4007)):
-        ingest.append(record, number, first, lines[first - 7 : first + 1993])
+        ingest.append(record, number, first, [lines[first - 7 : first + 1993]])
     assert queue.pieces[record.job] == there
     assert list(there) == [3, 4, 5]
 
@@ -282,7 +282,7 @@ def test_of_several_pieces_none_comes_in_if_one_is_refused(
     record, _ = ingest.open("t", OPTIONS)
     heavy = entries(201, num_images=64, num_inference_steps=100)
     with pytest.raises(TooLarge):
-        ingest.append_all(record, 0, 0, [entries(5), heavy])
+        ingest.append(record, 0, 0, [entries(5), heavy])
     assert (queue.pieces[record.job], chunks(store, record.job)) == ({}, [])
 
 
@@ -290,7 +290,7 @@ def test_too_large_pieces_are_refused(ingest: Ingest) -> None:
     record, _ = ingest.open("t", OPTIONS)
     for piece in (entries(2001), entries(201, num_images=64, num_inference_steps=100)):
         with pytest.raises(TooLarge) as error:
-            ingest.append(record, 0, 0, piece)
+            ingest.append(record, 0, 0, [piece])
         assert error.value.field == "piece"
 
 

@@ -192,7 +192,7 @@ async def put_piece(
     parts = lines.pieces()
     await run_sync(deps.quotas.take_pieces, tenant, job, piece, parts)
     kept = [await keep_pictures(deps.assets, tenant, part) for part in parts]
-    taken = await run_sync(deps.ingest.append_all, record, piece, first, kept)
+    taken = await run_sync(deps.ingest.append, record, piece, first, kept)
     pictures = sum(one.pictures for one in taken)
     rejected = [one for part in taken for one in part.rejected]
     tracing.happened("piece", job, time.monotonic() - started, pictures=pictures)

@@ -96,7 +96,7 @@ def test_a_reader_given_half_of_the_job_while_it_ran_killed_and_resumed_saw_ever
 
     def append(piece: int, numbers: range) -> None:
         entries = Entries.of(Entry({**DEFAULTS, **one}) for one in renders(numbers))
-        ingest.append(record, piece, numbers.start, entries)
+        ingest.append(record, piece, numbers.start, [entries])
 
     append(0, range(half))
     first = subprocess.Popen(
