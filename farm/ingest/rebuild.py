@@ -9,7 +9,15 @@ from datetime import UTC, datetime, timedelta
 from farm.errors import Conflict, FarmError, StoreError, Unavailable
 from farm.formats.manifest import read_part
 from farm.ingest.job_record import ClosedRecord, JobRecord, RemovedRecord
-from farm.job import MAX_PIECE_LINES, RETENTION_DAYS, Chunk, JobOptions, Receipt, is_job_id
+from farm.job import (
+    MAX_PIECE_LINES,
+    RETENTION_DAYS,
+    Chunk,
+    JobOptions,
+    JobState,
+    Receipt,
+    is_job_id,
+)
 from farm.queue import JobHeader, Queue, Restored
 from farm.queue.constants import MAX_ROWS
 from farm.sinks.parts import part_receipt
@@ -157,7 +165,7 @@ class _Job:
         rows: list[Restored] = []
         for tasks in pool.map(self._tasks, sorted(found.chunks)):
             rows += tasks
-            if len(rows) + MAX_ROWS // 2 > MAX_ROWS:
+            if len(rows) > MAX_ROWS // 2:
                 self._put(rows)
                 rows = []
         self._put(rows)
@@ -184,7 +192,7 @@ class _Job:
             status = self._queue.status(self._record.job, self._record.tenant)
         except FarmError:
             return False
-        return status.state.value != "open"
+        return status.state is not JobState.OPEN
 
     def _closed(self) -> ClosedRecord | None:
         if self._record.whole:

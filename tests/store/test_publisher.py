@@ -521,7 +521,7 @@ def test_the_end_of_a_job_is_written_once(bench: Bench) -> None:
         "v": 1, "job": JOB, "generation": 0, "counts": {"done": 7, "parts": 2},
         "parts": [{"key": "a", "sha256": "1"}, {"key": "b", "sha256": "2"}],
     }  # fmt: skip
-    bench.publisher.finalise(bench.task(), [("other", "3")])
+    bench.publisher.finalise(bench.task(), [("other", "3")], {})
     assert bench.receipt() == first
 
 

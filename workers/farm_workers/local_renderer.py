@@ -144,16 +144,9 @@ class LocalRenderer:
         while rows and self._engines[rows[0][1].spec.checkpoint].room(rows[0][1].spec.lane) > 0:
             numbered, row, inputs = rows.popleft()
             try:
-                self._engines[row.spec.checkpoint].add(
-                    numbered,
-                    row,
-                    image=inputs.image,
-                    mask=inputs.mask,
-                    latents=inputs.latents,
-                    embeds=inputs.embeds,
-                    adapters=inputs.adapters,
-                    pixels=self._tasks[numbered.render].place.format is not Format.TOKENS,
-                )
+                pixels = self._tasks[numbered.render].place.format is not Format.TOKENS
+                engine = self._engines[row.spec.checkpoint]
+                engine.add(numbered, row, pixels=pixels, **inputs.given)
             except FarmError as error:
                 self._row_over(numbered)
                 self._fail(numbered, row.index, error)
@@ -171,9 +164,8 @@ class LocalRenderer:
                 if result.truncated:
                     notes = (*notes, "prompt_truncated")
                 assert result.tokens is not None
-                record = self._record(numbered, result.index, result.numerics, notes)
                 confidence = round(result.confidence, CONFIDENCE_DIGITS)
-                record = record._replace(confidence=confidence)
+                record = self._record(numbered, result.index, result.numerics, notes, confidence)
                 self._written.append(
                     self._writers.submit(self._write, record, result.pixels, result.tokens)
                 )
@@ -199,10 +191,15 @@ class LocalRenderer:
 
     def _fail(self, numbered: NumberedSpec, image: int, error: FarmError) -> None:
         numerics = self._engines[numbered.spec.checkpoint].numerics
-        self._written.append(_done(self._record(numbered, image, numerics, ()).failed_row(error)))
+        self._written.append(_done(self._record(numbered, image, numerics).failed_row(error)))
 
     def _record(
-        self, numbered: NumberedSpec, image: int, numerics: str, notes: tuple[str, ...]
+        self,
+        numbered: NumberedSpec,
+        image: int,
+        numerics: str,
+        notes: tuple[str, ...] = (),
+        confidence: float | None = None,
     ) -> PictureRecord:
         place = self._tasks[numbered.render].place
         return PictureRecord(
@@ -215,6 +212,7 @@ class LocalRenderer:
             format=place.format,
             notes=notes,
             metadata=numbered.metadata,
+            confidence=confidence,
         )
 
     def _finished(self, *, wait: bool) -> Iterator[ManifestRow]:

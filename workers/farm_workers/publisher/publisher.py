@@ -172,11 +172,11 @@ class Publisher:
         self,
         task: LeasedTask,
         parts: Iterable[tuple[str, str]],
-        counts: Mapping[str, int] | None = None,
+        counts: Mapping[str, int],
     ) -> None:
         """Write ``_SUCCESS`` of the task's job: parts with their sha256, and what was counted."""
         job, generation = task.lease.job, task.lease.generation
-        data = success_document(job, generation, parts, counts or {})
+        data = success_document(job, generation, parts, counts)
         with self._changed:
             if self._open(task):
                 key = keys.success(job, generation)

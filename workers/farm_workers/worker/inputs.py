@@ -63,7 +63,6 @@ class InputReader:
         infos: Mapping[str, CheckpointInfo],
         engines: Mapping[str, RenderEngine],
         *,
-        cache_bytes: int = CACHE_BYTES,
         adapter_bytes: int = ADAPTER_BYTES,
         told: Callable[[str, bool], None] = lambda cache, hit: None,
     ) -> None:
@@ -71,13 +70,13 @@ class InputReader:
         self._infos = infos
         self._engines = engines
         self._pictures = ByteCache[Decoded](
-            cache_bytes, lambda decoded: decoded.pixels.nbytes, functools.partial(told, "pictures")
+            CACHE_BYTES, lambda decoded: decoded.pixels.nbytes, functools.partial(told, "pictures")
         )
         self._adapters = ByteCache[Adapter](
             adapter_bytes, lambda adapter: adapter.nbytes, functools.partial(told, "adapters")
         )
 
-    def prepare(self, tenant: str, spec: RenderSpec, executor: Executor) -> "Awaited":
+    def prepare(self, tenant: str, spec: RenderSpec, executor: Executor) -> Awaited:
         """The inputs of a render, at once where it needs none, else read by the executor."""
         if not spec.assets and not spec.adapters:
             return NOTHING
