@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from farm.disk import draft_of
 from farm.errors import Conflict, FarmError
 from farm.export.card import CARD, CROISSANT, MANIFEST, PLACES, CardFacts, write_card
 from farm.export.fetched import (
@@ -30,7 +31,7 @@ from farm.export.fetched import (
 from farm.export.splits import Splits
 from farm.export.statistics import STATISTICS
 from farm.export.targets import ImageFolder, ShardTarget, Target, write_whole
-from farm.formats.columns import FIXED, column_types, fixed_values, typed, user_values
+from farm.formats.columns import FIXED, column_types, fixed_values, own_values
 from farm.formats.credentials import Sign
 from farm.formats.manifest import ManifestRow, read_part, write_part
 from farm.job import SHARD_PICTURES, SHARD_PIXELS, Format
@@ -286,8 +287,7 @@ def _columns(
 ) -> Iterator[tuple[ManifestRow, dict[str, Any]]]:
     """Each row and its columns."""
     for row, fixed in zip(rows, fixed_values(rows), strict=True):
-        told = user_values(row.metadata)
-        yield row, fixed | {name: typed(told.get(name), kind) for name, kind in types.items()}
+        yield row, fixed | own_values(row.metadata, types)
 
 
 def _write_lines(folder: Path, split: str, names: list[str], types: dict[str, pa.DataType]) -> None:
@@ -296,7 +296,7 @@ def _write_lines(folder: Path, split: str, names: list[str], types: dict[str, pa
         return
     types = {name: kind for name, kind in types.items() if not _FILE_COLUMN.fullmatch(name)}
     path = folder / split / "metadata.jsonl"
-    draft = path.with_name(f".{path.name}.part")
+    draft = draft_of(path)
     with draft.open("w", encoding="utf-8") as out:
         for name in names:
             rows = read_part(_rows_file(folder, name).read_bytes())

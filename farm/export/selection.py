@@ -7,7 +7,7 @@ interrupted goes on with the same pictures, whatever was scored meanwhile.
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Set
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from farm.export.duplicates import MIN_QUALITY, Dedup, HashedPicture, duplicates
 from farm.export.fetched import MANIFEST, SELECTED, read_manifest, row_of
 from farm.export.scored import Score, Scored, scored
 from farm.export.where import Where
-from farm.formats.columns import FIXED, column_types, fixed_values, typed, user_values
+from farm.formats.columns import FIXED, column_types, fixed_values, own_values, user_values
 from farm.formats.manifest import ManifestRow
 
 _PDQ = re.compile(r"[0-9a-f]{64}")
@@ -102,15 +102,10 @@ def _wanted(rows: _Rows, where: Where | None) -> Iterator[int]:
     while block := list(islice(numbered, BLOCK)):
         fixed = fixed_values([row for _, row in block])
         columns = [
-            {**_columns(row, rows.types), **told, "": place}
+            {**own_values(row.metadata, rows.types), **told, "": place}
             for (place, row), told in zip(block, fixed, strict=True)
         ]
         yield from where.filter(pa.Table.from_pylist(columns, schema))[""].to_pylist()
-
-
-def _columns(row: ManifestRow, types: Mapping[str, pa.DataType]) -> dict[str, Any]:
-    told = user_values(row.metadata)
-    return {name: typed(told.get(name), kind) for name, kind in types.items()}
 
 
 def _hashed(rows: _Rows, wanted: Set[int]) -> Iterator[HashedPicture]:

@@ -133,6 +133,12 @@ def user_columns(
     }
 
 
+def own_values(metadata: str | None, types: Mapping[str, pa.DataType]) -> dict[str, Any]:
+    """A row's value in each of these columns; None where it has none."""
+    told = user_values(metadata)
+    return {name: typed(told.get(name), kind) for name, kind in types.items()}
+
+
 def typed(value: Any, kind: pa.DataType) -> Any:
     """A value as its column holds it."""
     if value is None or (pa.types.is_string(kind) and isinstance(value, str)):
