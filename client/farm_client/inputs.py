@@ -10,14 +10,10 @@ from typing import IO, Any, Protocol, runtime_checkable
 
 from farm.errors import InvalidInput, TooLarge
 from farm.job import MAX_ASSET_BYTES
-from farm.spec import PARAMETERS, AssetKind
+from farm.spec import FILE_FIELDS
 from farm.spec.adapter import FILE_ENDING
 from farm_client.arrays import file_of, is_array
 
-ASSET_KINDS: Mapping[str, AssetKind] = {
-    name: parameter.asset for name, parameter in PARAMETERS.items() if parameter.asset is not None
-}
-FILE_FIELDS = tuple(ASSET_KINDS)
 ADAPTERS = "adapters"  # the parameter whose objects may name files
 _MAY_BE_FILES = (*FILE_FIELDS, ADAPTERS)
 _ASSET = re.compile(r"(sha256:)?[0-9a-f]{64}")

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 from farm import strict_json
 from farm.errors import FarmError, InvalidInput, TooLarge
 from farm.job import MAX_CALL_PIECES, MAX_LINE_BYTES, MAX_PIECE_LINES
-from farm.spec import RenderRequest
-from farm_client.inputs import ADAPTERS, FILE_FIELDS, has_files
+from farm.spec import FILE_FIELDS, RenderRequest
+from farm_client.inputs import ADAPTERS, has_files
 from farm_client.sweep import Sweep
 
 PIECE_BYTES = 4 * 2**20

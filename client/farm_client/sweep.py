@@ -8,8 +8,8 @@ from typing import Any, Self
 
 from farm.errors import InvalidInput, TooLarge
 from farm.metadata import parameter_meant
-from farm.spec import PARAMETERS
-from farm_client.inputs import ADAPTERS, FILE_FIELDS, adapters_from, asset_id, is_url
+from farm.spec import FILE_FIELDS, PARAMETERS
+from farm_client.inputs import ADAPTERS, adapters_from, asset_id, is_url
 
 MAX_COMBINATIONS = 1_000_000  # of one row
 

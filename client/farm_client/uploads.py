@@ -4,11 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from farm.errors import FarmError
+from farm.spec import FILE_FIELDS
 from farm_client.connection import Connection, path_of
 from farm_client.inputs import (
     ADAPTERS,
-    ASSET_KINDS,
-    FILE_FIELDS,
     FileInput,
     adapter_files,
     asset_id,
@@ -44,7 +43,7 @@ class Uploads:
                 "/v1/assets",
                 content=data,
                 content_type="application/octet-stream",
-                query={"kind": "adapter" if field == ADAPTERS else ASSET_KINDS.get(field)},
+                query={"kind": "adapter" if field == ADAPTERS else FILE_FIELDS.get(field)},
                 seconds=300.0,
             )
         except FarmError as error:

@@ -11,8 +11,8 @@ from farm.cli.parse_values import parse_values
 from farm.cli.selection import Selection
 from farm.errors import InvalidInput
 from farm.job import OPTIONS
-from farm.spec import PARAMETERS
-from farm_client.inputs import ADAPTERS, FILE_FIELDS, adapters_from, asset_id, is_url
+from farm.spec import FILE_FIELDS, PARAMETERS
+from farm_client.inputs import ADAPTERS, adapters_from, asset_id, is_url
 from farm_client.ndjson import Line, read_lines
 from farm_client.sweep import Sweep
 

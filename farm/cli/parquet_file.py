@@ -11,8 +11,8 @@ from farm.cli.columns import Columns
 from farm.cli.parse_values import parse_value
 from farm.errors import InvalidInput
 from farm.metadata import METADATA
-from farm.spec import PARAMETERS, Form
-from farm_client.inputs import ADAPTERS, FILE_FIELDS
+from farm.spec import FILE_FIELDS, PARAMETERS, Form
+from farm_client.inputs import ADAPTERS
 from farm_client.ndjson import Line, bad_line
 
 BATCH_ROWS = 256  # pictures may stand in them

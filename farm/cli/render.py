@@ -31,16 +31,8 @@ from farm.disk import writing_to
 from farm.errors import FarmError, InvalidInput, RejectedRender
 from farm.job import MAX_PIECE_LINES, OPTIONS, Chunk, Format, JobOptions
 from farm.renders import NumberedSpec, Renders
-from farm.spec import Lane
-from farm_client.inputs import (
-    ADAPTERS,
-    ASSET_KINDS,
-    FILE_FIELDS,
-    adapter_files,
-    asset_id,
-    read_input,
-    with_adapters,
-)
+from farm.spec import FILE_FIELDS, Lane
+from farm_client.inputs import ADAPTERS, adapter_files, asset_id, read_input, with_adapters
 from farm_client.ndjson import Line, completed, pieces
 from farm_client.output_folder import MANIFEST, OutputFolder
 from farm_client.parameters import OnError, check_on_error
@@ -293,11 +285,11 @@ class _Requests:
         if not isinstance(data, Mapping):
             return data
         ids = {}
-        for field in FILE_FIELDS:
+        for field, kind in FILE_FIELDS.items():
             value = data.get(field)
             if value is not None and asset_id(value) is None and not _is_data_url(value):
                 content = read_input(value, field, line.base)
-                ids[field] = self._assets.add(TENANT, content, ASSET_KINDS[field]).id
+                ids[field] = self._assets.add(TENANT, content, kind).id
         adapters = {
             place: self._assets.add(TENANT, read_input(value, ADAPTERS, line.base), "adapter").id
             for place, value in adapter_files(data).items()

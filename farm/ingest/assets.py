@@ -5,7 +5,7 @@ import binascii
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict
@@ -14,13 +14,10 @@ from farm.errors import InvalidInput, NotFound
 from farm.formats import decoding as picture
 from farm.formats import tensors
 from farm.formats.adapter_file import read_adapter_file
-from farm.spec import PARAMETERS, AssetKind, CheckpointInfo, RenderRequest
+from farm.spec import FILE_FIELDS, AssetKind, CheckpointInfo, RenderRequest
 from farm.store import Store, keys
 
 MAX_TENSOR_HEADER = 2**20  # bytes
-FILE_FIELDS: Mapping[str, AssetKind] = {
-    name: parameter.asset for name, parameter in PARAMETERS.items() if parameter.asset is not None
-}
 Probe = Callable[[bytes, Literal["image", "mask"]], picture.Picture]
 PICTURE_FIELDS = tuple(name for name, kind in FILE_FIELDS.items() if kind in ("image", "mask"))
 _CACHED = 4096  # facts kept in memory; a few hundred bytes each

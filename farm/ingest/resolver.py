@@ -6,12 +6,13 @@ from typing import Any
 from farm.checkpoints.registry import CheckpointRegistry
 from farm.errors import FarmError, Unavailable
 from farm.ingest.adapters import AdapterNames, Adapters
-from farm.ingest.assets import FILE_FIELDS, Assets
+from farm.ingest.assets import Assets
 from farm.ingest.kinds import Kind
 from farm.ingest.ndjson import Entries, Entry
 from farm.metadata import metadata_of, split_metadata
 from farm.renders import NumberedSpec, Renders, VariantRow, variant_row
 from farm.spec import (
+    FILE_FIELDS,
     RenderRequest,
     RenderSpec,
     accepts_prompts,

@@ -5,7 +5,13 @@ from farm.spec.checkpoint import CheckpointInfo
 from farm.spec.explain import explain
 from farm.spec.model_sizes import ModelSizes, TextEncoderSizes, TransformerSizes
 from farm.spec.parameter import AssetKind, Form, Parameter, parameters_of
-from farm.spec.parameters import MAX_PROMPT_CHARACTERS, MAX_STEPS, PARAMETERS, AssetId
+from farm.spec.parameters import (
+    FILE_FIELDS,
+    MAX_PROMPT_CHARACTERS,
+    MAX_STEPS,
+    PARAMETERS,
+    AssetId,
+)
 from farm.spec.render import (
     MAX_SEED,
     AdapterScale,
@@ -22,6 +28,7 @@ from farm.spec.render import (
 from farm.spec.request import RenderRequest, accepts_prompts, accepts_seed
 
 __all__ = [
+    "FILE_FIELDS",
     "MAX_PROMPT_CHARACTERS",
     "MAX_SEED",
     "MAX_STEPS",

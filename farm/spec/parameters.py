@@ -11,7 +11,7 @@ from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 
 from farm.spec.adapter import MAX_ADAPTERS, MAX_SCALE, AdapterChoice, as_adapter_list
 from farm.spec.checkpoint import MAX_SIDE
-from farm.spec.parameter import Form, Parameter, parameters_of
+from farm.spec.parameter import AssetKind, Form, Parameter, parameters_of
 from farm.spec.render import MAX_SEED, Mode, Rng
 
 MAX_PROMPT_CHARACTERS = 2000
@@ -297,3 +297,6 @@ class RenderFields(BaseModel):
 
 
 PARAMETERS: Mapping[str, Parameter] = parameters_of(RenderFields)
+FILE_FIELDS: Mapping[str, AssetKind] = {  # those whose value is a file, and what it must hold
+    name: parameter.asset for name, parameter in PARAMETERS.items() if parameter.asset is not None
+}
