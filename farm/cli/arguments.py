@@ -14,5 +14,9 @@ SummaryAsJson = Annotated[bool, typer.Option("--json", help="Print a summary as 
 Data = Annotated[
     Path | None, typer.Option("--data", metavar="DIR", help=DATA_HELP, show_default=False)
 ]
+FarmData = Annotated[  # of a farm that runs
+    Path | None,
+    typer.Option("--data", metavar="DIR", help="The farm's data directory.", show_default=False),
+]
 Parallel = Annotated[int, typer.Option(min=1, max=64, help="Downloads at a time.")]
 Threads = Annotated[int, typer.Option(min=0, help="Of torch; 0: all cores but one.")]

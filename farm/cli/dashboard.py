@@ -5,11 +5,11 @@ import json
 import secrets
 import webbrowser
 from http import HTTPStatus
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from farm.cli.arguments import FarmData
 from farm.cli.output import say, say_error
 from farm.errors import TimedOut, Unavailable
 from farm.paths import data_dir
@@ -19,12 +19,7 @@ WAIT_SECONDS = 300.0
 
 
 def dashboard(
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            "--data", metavar="DIR", help="The farm's data directory.", show_default=False
-        ),
-    ] = None,
+    data: FarmData = None,
     browser: Annotated[bool, typer.Option("--open", help="Open it in the browser here.")] = False,
 ) -> None:
     """Print a link that opens Ray's dashboard of the farm on this machine, logged in. It works

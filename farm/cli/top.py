@@ -4,11 +4,11 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
+from farm.cli.arguments import FarmData
 from farm.cli.output import counted, duration, one_line, say_json
 from farm.cli.queue import connect_queue
 from farm.errors import FarmError
@@ -31,12 +31,7 @@ def top(
         float, typer.Option(metavar="S", help="Seconds between two looks.", min=0.2, max=60)
     ] = 2.0,
     once: Annotated[bool, typer.Option("--once", help="Print one view, and end.")] = False,
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            "--data", metavar="DIR", help="The farm's data directory.", show_default=False
-        ),
-    ] = None,
+    data: FarmData = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, a line per look.")] = False,
 ) -> None:
     """Watch the farm: lanes, tenants, workers, rates, ages and failures. Ctrl-C ends it. Like farm
