@@ -162,9 +162,7 @@ def load(kind: type[Settings], **given: Any) -> Settings:
         field = str(finding["loc"][0]) if finding["loc"] else ""
         variable = field.upper() if field.lower() == "redis_url" else f"FARM_{field.upper()}"
         if finding["type"] == "missing":
-            raise InvalidInput("is not set", field=variable, hint=_EXAMPLES.get(variable)) from None
+            hint = REDIS_HINT if variable == "REDIS_URL" else None
+            raise InvalidInput("is not set", field=variable, hint=hint) from None
         message = finding["msg"].removeprefix("Value error, ").replace("Input should", "must")
         raise InvalidInput(f"{message}; got {finding['input']!r}", field=variable) from None
-
-
-_EXAMPLES = {"REDIS_URL": REDIS_HINT}

@@ -1,7 +1,6 @@
 """Turns templates into answers, and gives the browser its files."""
 
 import hashlib
-import mimetypes
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ from starlette.responses import HTMLResponse
 
 import farm
 from farm.gateway.page.charts import bar, sparkline
+from farm.gateway.signed_urls import media_type
 
 _STATIC = Path(__file__).parent / "static"
 _SECOND, _MINUTE, _HOUR, _DAY = 1, 60, 3600, 86_400
@@ -30,7 +30,7 @@ def _load() -> dict[str, StaticFile]:
     return {
         path.name: StaticFile(
             content := path.read_bytes(),
-            mimetypes.guess_type(path.name)[0] or "application/octet-stream",
+            media_type(path.name),
             hashlib.sha256(content).hexdigest()[:16],
         )
         for path in sorted(_STATIC.iterdir())
