@@ -43,22 +43,14 @@ def check(
 
 
 @queue.command("jobs")
-def jobs(
-    data: Data = None,
-    as_json: AsJson = False,
-) -> None:
+def jobs(data: Data = None, as_json: AsJson = False) -> None:
     """List the unfinished jobs of all tenants; with --json, one line of JSON for each."""
     farm_queue = connect_queue(data)
-    from farm.queue import MAX_ROWS
-
     for tenant in farm_queue.tenants():
-        before = None
-        while page := farm_queue.jobs(tenant, MAX_ROWS, before):
-            for status in page:
-                if status.state not in TERMINAL_JOBS:
-                    told = {"tenant": tenant, **status.model_dump(mode="json")}
-                    say_json(told) if as_json else say(_row(tenant, status))
-            before = page[-1].id
+        for status in farm_queue.all_jobs(tenant):
+            if status.state not in TERMINAL_JOBS:
+                told = {"tenant": tenant, **status.model_dump(mode="json")}
+                say_json(told) if as_json else say(_row(tenant, status))
 
 
 @queue.command("weight")
