@@ -3,10 +3,10 @@
 import logging
 import threading
 import time
-from collections.abc import Callable
 
 import pytest
 from test_lease_table import add
+from waiting import until
 
 from farm.job import Receipt
 from farm_workers.leased_task import Outcome
@@ -55,13 +55,6 @@ class Calls:
     def join(self) -> None:
         self._thread.join(60)
         assert not self._thread.is_alive()
-
-
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_each_task_has_a_span_and_no_two_are_open_at_once() -> None:

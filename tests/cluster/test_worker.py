@@ -6,13 +6,14 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import pytest
 from fake_engine import BAD_PROMPT, INFO, FakeEngine
+from waiting import until as until
 
 from farm.checkpoints.inspect import Checkpoint
 from farm.errors import InvalidInput, StoreError
@@ -32,13 +33,6 @@ from farm_workers.worker.settings import WorkerSettings
 from farm_workers.worker.worker import Worker
 
 TENANT = "local"
-
-
-def until(condition: Callable[[], object], seconds: float = 90.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come true in time"
-        time.sleep(0.02)
 
 
 class Farm:

@@ -21,6 +21,7 @@ import uvicorn
 from description import check_answer
 from fake_adapters import SIZES
 from PIL import Image
+from waiting import until as until
 
 from farm.gateway.dependencies import Dependencies
 from farm.queue import Queue
@@ -69,13 +70,6 @@ class Result(NamedTuple):
 
 
 Cli = Callable[..., Result]
-
-
-def until(condition: Callable[[], object], seconds: float = 120.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come true in time"
-        time.sleep(0.02)
 
 
 def png(width: int = 64, height: int = 64, mode: str = "RGB", colour: Any = None) -> bytes:

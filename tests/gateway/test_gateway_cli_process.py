@@ -6,8 +6,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import httpx2
 import pytest
 from fake_worker import FakeWorker
 from harness import Gateway
+from waiting import until
 
 
 def farm(gateway: Gateway, *arguments: str, **given: object) -> "subprocess.Popen[str]":
@@ -41,7 +40,7 @@ def test_an_interrupted_command_says_how_to_go_on(
             assert process.stderr is not None
             assert "queued" in process.stderr.readline()
         else:
-            wait_for(lambda: polls(http) > before + 1)
+            until(lambda: polls(http) > before + 1)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=20)
     assert process.returncode == 130, err
@@ -60,7 +59,7 @@ def test_an_interrupted_submission_goes_on_with_the_command_it_prints(gateway: G
     process.stdin.flush()
     with gateway.client() as http:
         # Not the job alone: the command may not have been answered by then.
-        wait_for(lambda: any(job["images"]["total"] for job in http.get("/v1/jobs").json()["jobs"]))
+        until(lambda: any(job["images"]["total"] for job in http.get("/v1/jobs").json()["jobs"]))
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=20)
         assert (process.returncode, out) == (130, "")
@@ -88,7 +87,7 @@ def killed_submission(gateway: Gateway, http: httpx2.Client, lines: list[str], *
         jobs[:] = http.get("/v1/jobs").json()["jobs"]
         return any(job["images"]["total"] == sent for job in jobs)
 
-    wait_for(arrived)
+    until(arrived)
     process.kill()
     process.communicate(timeout=20)
     (job,) = jobs
@@ -150,13 +149,6 @@ def polls(http: httpx2.Client) -> float:
         if line.startswith("farm_requests_total") and 'route="/v1/jobs/{job}' in line
     )
     return sum(float(count) for _, count in counts)
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_standard_input_may_be_piped_and_may_be_closed(gateway: Gateway) -> None:

@@ -5,10 +5,11 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from waiting import until
 
 from farm.scheduler import cluster_process
 from farm.scheduler.cluster_process import ClusterProcess
@@ -19,13 +20,6 @@ said, heard = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
 print(said.read_text(), end="", flush=True)
 heard.write_text("".join(sys.stdin) + "the end")
 """
-
-
-def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come true in time"
-        time.sleep(0.02)
 
 
 class Bench:
