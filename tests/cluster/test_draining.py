@@ -138,14 +138,17 @@ def test_a_drain_ends_in_time_although_the_queue_does_not_answer(
         proxy.heal()
 
 
-def test_an_operators_drain_leaves_an_idle_worker_that_works_again_when_told(farm: Farm) -> None:
+def test_an_operators_drain_leaves_an_idle_worker_that_works_again_when_told(
+    farm: Farm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queue_session, "HEARTBEAT_SECONDS", 0.05)  # each tells of the order again
     engine = FakeEngine(rows=1)
     engine.pause_after = 5
     farm.start(engine=engine)
     job = farm.submit(*(str(number) for number in range(60)))
     until(lambda: not engine.gate.is_set())
     worker = farm.workers[0][0]
-    farm.queue.set_command(worker.session, Command("drain", 0))
+    farm.queue.set_command(worker.session, Command("drain", 1))
     until(lambda: halted(worker))
     engine.gate.set()
     until(lambda: not farm.queue.sessions()[0].held)

@@ -19,16 +19,18 @@ from farm.checkpoints.inspect import Checkpoint
 from farm.errors import InvalidInput, StoreError
 from farm.formats.manifest import ManifestRow, merge, read_part
 from farm.formats.picture_file import read_facts
-from farm.job import Chunk, JobOptions, JobState, Lease, Priority, TaskDraft, job_id
+from farm.job import Chunk, JobOptions, JobState, Lease, Priority, Receipt, TaskDraft, job_id
 from farm.queue import JobHeader, Queue, connect, previews
 from farm.renders import NumberedSpec, Renders
 from farm.scheduler.scheduler import Scheduler
 from farm.spec import Lane, Mode, RenderRequest
 from farm.store import Store, keys, open_store
+from farm_workers.leased_task import LeasedTask, Outcome
 from farm_workers.publisher import uploads
 from farm_workers.publisher.publisher import Event, Publisher
 from farm_workers.worker import engine_loop, queue_session
 from farm_workers.worker import worker as worker_module
+from farm_workers.worker.lease_table import LeaseTable
 from farm_workers.worker.settings import WorkerSettings
 from farm_workers.worker.worker import Worker
 
@@ -390,6 +392,37 @@ def test_a_grant_whose_delivery_was_lost_is_found_again(farm: Farm) -> None:
     job = farm.submit("a")
     farm.wait(job)
     assert farm.workers[0][0].session == session
+
+
+def test_a_receipt_that_the_queue_refuses_harms_no_other_and_its_task_is_tried_again(
+    farm: Farm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = farm.start()
+    good, bad = farm.submit("a"), farm.submit("b")
+    ended, complete_all = LeaseTable.ended.fget, Queue.complete_all
+    refused = threading.Event()
+
+    def both(leases: LeaseTable) -> list[tuple[LeasedTask, Outcome]]:
+        assert ended is not None
+        found: list[tuple[LeasedTask, Outcome]] = ended(leases)
+        return found if len(found) == 2 or refused.is_set() else []
+
+    def miscounted(queue: Queue, session: str, done: Sequence[tuple[Lease, Receipt]]) -> Any:
+        if any(lease.job == bad and lease.attempt == 1 for lease, _ in done):
+            refused.set()
+            done = [
+                (lease, receipt.model_copy(update={"done": 0}) if lease.job == bad else receipt)
+                for lease, receipt in done
+            ]
+        return complete_all(queue, session, done)
+
+    monkeypatch.setattr(LeaseTable, "ended", property(both))
+    monkeypatch.setattr(Queue, "complete_all", miscounted)
+    for job in (good, bad):
+        farm.wait(job)
+    assert refused.is_set()
+    assert farm.queue.tallies().returned["infra"] == 1
+    assert len(engine.rendered) == 2
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
