@@ -316,8 +316,7 @@ class QueueSession:
         if not self._told_drain:
             with self._patience("drain"):
                 self._told_drain = self._queue.set_command(self.token, Command("drain"))
-        if drain.deadline < math.inf:
-            self._hand_back.stop_unbegun()
+        self._hand_back.stop_unbegun()
         late = time.monotonic() - drain.deadline
         if late > 0:
             self._hand_back.stop_all()
