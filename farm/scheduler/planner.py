@@ -77,7 +77,7 @@ def _plan_others(
     well: the lease gives every class its floor, among the lanes that it is told.
     """
     rank = {lane: min(one.rank for one in its) for lane, its in classes.items()}
-    shared = _share(waiting, [(room.rows, room) for room in rooms if room.rows > 0])
+    shared = _share(waiting, [(room.rows, room) for room in rooms])
     shared.sort(key=lambda share: (-share.free, share.room.session))
     for free, room, part in shared:
         grids = {_grid(lane) for lane in room.lanes}

@@ -101,6 +101,13 @@ def test_the_work_is_counted_in_row_steps_as_workers_measured_them() -> None:
     )
     found = demand(frozenset({"b"}), backlog, [measured, session("two", "c@2", 1, left=99)])
     assert found == Demand(10 * 12 + 100 * 12 + 600, 50.0, waiting=True)
+    # Another has drawn larger ones only, and a third is new.
+    others = [
+        session("four", "a/b@1", paces={str(large): 30.0}, row_steps={str(large): 20.0}),
+        session("five", "a/b@1"),
+    ]
+    found = demand(frozenset({"b"}), backlog, [measured, *others])
+    assert found == Demand(10 * 12 + 100 * 20 + 600, 40.0, waiting=True)
     assert demand(frozenset({"d"}), backlog, [measured]) == Demand(0, 0, waiting=False)
     assert demand(frozenset(), backlog, []).waiting
 

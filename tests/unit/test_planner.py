@@ -6,6 +6,7 @@ from farm.spec import Lane, Mode
 
 SMALL = Lane("shapes-64@1", Mode.TEXT2IMG, 64, 64)
 SMALL_INPAINT = Lane("shapes-64@1", Mode.INPAINT, 64, 64)
+LARGE_INPAINT = Lane("shapes-64@1", Mode.INPAINT, 128, 128)
 LARGE = Lane("shapes-64@1", Mode.TEXT2IMG, 128, 128)
 OTHER = Lane("shapes-128@1", Mode.TEXT2IMG, 128, 128)
 HOLDS_SMALL = frozenset({SMALL.checkpoint})
@@ -16,8 +17,18 @@ def room(session: str = "a", rows: int = 64, **facts: object) -> Room:
 
 
 def test_a_worker_gets_only_lanes_of_the_checkpoints_it_holds() -> None:
-    work = [Work(OTHER, Priority.URGENT, 5), Work(SMALL, Priority.BULK, 5)]
-    assert plan(work, [room()]) == [Grant("a", (SMALL,), 8)]
+    for priority in (Priority.URGENT, Priority.BULK):
+        work = [Work(OTHER, priority, 5), Work(SMALL, Priority.BULK, 5)]
+        assert plan(work, [room()]) == [Grant("a", (SMALL,), 8)]
+
+
+def test_a_checkpoint_with_little_work_does_not_keep_a_worker_from_that_of_its_others() -> None:
+    both = Room("both", frozenset({SMALL.checkpoint, OTHER.checkpoint}), 64)
+    work = [Work(SMALL, Priority.NORMAL, 2), Work(OTHER, Priority.NORMAL, 1000)]
+    grants = plan(work, [both, room("empty", 100)])
+    assert [(grant.session, grant.lanes, grant.rows) for grant in grants] == [
+        ("empty", (SMALL,), 12), ("both", (OTHER,), 64)
+    ]  # fmt: skip
 
 
 def test_a_worker_without_room_gets_nothing() -> None:
@@ -79,7 +90,7 @@ def test_workers_that_cannot_take_the_work_are_not_counted_on() -> None:
 
 
 def test_ample_work_fills_every_worker() -> None:
-    grants = plan([Work(SMALL, Priority.NORMAL, 1000)], [room("a", 64), room("b", 1)])
+    grants = plan([Work(SMALL, Priority.NORMAL, 1000)], [room("b", 1), room("a", 64)])
     assert [(grant.session, grant.rows) for grant in grants] == [("a", 64), ("b", 1)]
 
 
@@ -90,6 +101,8 @@ def test_a_lane_of_each_lower_class_is_named_for_its_floor() -> None:
         Work(LARGE, Priority.BULK, 10),
     ]
     assert plan(work, [room()])[0].lanes == (SMALL, LARGE)
+    work.append(Work(LARGE_INPAINT, Priority.BULK, 5))
+    assert plan(work, [room()])[0].lanes == (SMALL, LARGE)
 
 
 def test_the_plan_does_not_depend_on_the_order_of_the_work() -> None:
@@ -98,13 +111,15 @@ def test_the_plan_does_not_depend_on_the_order_of_the_work() -> None:
 
 
 def test_idle_workers_get_half_of_what_others_have_not_begun() -> None:
-    def room(session: str, held: int, unbegun: int, *checkpoints: str) -> Room:
-        return Room(session, frozenset(checkpoints or ("a",)), 8, held=held, unbegun=unbegun)
+    def room(session: str, held: int, unbegun: int, *checkpoints: str, rows: int = 8) -> Room:
+        return Room(session, frozenset(checkpoints or ("a",)), rows, held=held, unbegun=unbegun)
 
     assert even_out([room("rich", 4, 3), room("idle", 0, 0)]) == {"rich": 2}
     assert even_out([room("rich", 2, 1), room("idle", 0, 0)]) == {"rich": 1}
     assert even_out([room("rich", 8, 7), room("one", 0, 0), room("two", 0, 0)]) == {"rich": 6}
+    assert even_out([room("poor", 2, 1), room("rich", 8, 7), room("idle", 0, 0)]) == {"rich": 4}
     assert even_out([room("rich", 4, 3), room("poor", 1, 0)]) == {}
+    assert even_out([room("rich", 4, 3), room("draining", 0, 0, rows=0)]) == {}
     assert even_out([room("loading", 1, 1), room("idle", 0, 0)]) == {}
     assert even_out([room("loading", 3, 3), room("idle", 0, 0)]) == {"loading": 1}
     assert even_out([room("rich", 4, 3, "a", "b"), room("idle", 0, 0, "a")]) == {}
