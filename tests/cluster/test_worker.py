@@ -285,6 +285,21 @@ def test_a_task_that_is_done_when_its_job_is_cancelled_is_listed(
     assert [row.render for row in farm.rows(job)] == [0]
 
 
+def test_what_was_stored_of_a_task_when_its_job_is_cancelled_is_listed(farm: Farm) -> None:
+    engine = FakeEngine(rows=1)
+    engine.pause_after = 3
+    farm.start(engine=engine)
+    job = farm.submit(*"abcdefgh")
+    leases = farm.workers[0][0]._leases
+    until(lambda: [task.stored for task in leases.tasks.values()] == [3])
+    farm.queue.cancel(job, TENANT)
+    until(lambda: not leases.tasks)
+    engine.gate.set()
+    until(lambda: engine.idle)
+    assert farm.queue.status(job, TENANT).images.done == 3
+    assert [row.render for row in farm.rows(job)] == [0, 1, 2]
+
+
 def test_progress_counts_pictures_inside_a_task(farm: Farm) -> None:
     engine = farm.start(engine=FakeEngine(rows=1, step_seconds=0.2))
     job = farm.submit(*(str(number) for number in range(60)))

@@ -36,7 +36,7 @@ from farm_workers.publisher.messages import Alive, Begin, NotStored, Ready
 from farm_workers.publisher.pipe import ProcessPipe
 from farm_workers.publisher.process import PublisherProcess
 from farm_workers.publisher.publisher import Event, Publisher
-from farm_workers.publisher.uploads import picture_upload
+from farm_workers.publisher.uploads import UploadQueue, picture_upload
 
 JOB = "j0-01arz3ndektsv4rrffq69g5fav"
 
@@ -206,7 +206,12 @@ def test_every_format_is_stored(bench: Bench, kind: Format) -> None:
     assert (read_facts(bench.store.get(key)).tokens == tokens).all()
 
 
-def test_a_killed_process_loses_and_doubles_nothing(bench: Bench) -> None:
+def test_a_killed_process_loses_and_doubles_nothing(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does it count as one that did not start, or what it had as still on its way."""
+    monkeypatch.setattr(publisher, "MAX_FAILED_STARTS", 1)
+    monkeypatch.setattr(uploads, "SENT_BYTES", 5 * 32 * 48 * 3)
     bench.task(pictures=40)
     pictures = 0
     for kills in range(2):
@@ -235,6 +240,18 @@ def test_work_on_which_the_process_dies_again_and_again_is_given_up(bench: Bench
     assert isinstance(failed.error, StoreError)
     assert "died 3 times" in failed.error.message
     assert bench.receipt().done == 3
+
+
+def test_what_the_process_may_have_died_of_is_sent_to_the_next_one_alone(bench: Bench) -> None:
+    """Work without pixels is done and answered together, so its neighbours would be blamed."""
+    queue, task = UploadQueue(), bench.task()
+    for number in range(6):
+        record, tokens = bench.record(number), bench.arrays(number)[1]
+        queue.add(picture_upload(number, task, record, None, tokens))
+    assert len(queue.next()) == 6
+    queue.count_death(threads=4)
+    queue.send_again([])
+    assert [len(queue.next()) for _ in range(7)] == [1] * 6 + [0]
 
 
 def test_a_process_that_does_not_start_fails_what_waits(
