@@ -187,8 +187,8 @@ class Publisher:
         """End a task whose job was cancelled with the pictures that were handed over by now; one
         that has none is dropped, and only then True is returned."""
         with self._changed:
-            known, task.cut_short = task.cut_short, True
-            if known or not self._open(task):  # one that has ended is reported as it is
+            task.cut_short = True
+            if not self._open(task):  # one that has ended is reported as it is
                 return False
             stored = task.whole  # it is on its way already
             task.pictures = task.handed_over
