@@ -225,9 +225,10 @@ def _entries(folder: Path, above: str) -> dict[str, os.DirEntry[str]]:
 def _walk(folder: Path, above: str, prefix: str) -> Iterator[ListedObject]:
     found = _entries(folder, above)
     for name in sorted(found):
+        if not name.startswith(prefix):
+            continue
         if name.endswith("/"):
-            if name.startswith(prefix) or prefix.startswith(name):
-                yield from _walk(folder / found[name].name, name, prefix)
-        elif name.startswith(prefix):
+            yield from _walk(folder / found[name].name, name, prefix)
+        else:
             with contextlib.suppress(FileNotFoundError):
                 yield ListedObject(name, found[name].stat().st_size)

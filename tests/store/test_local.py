@@ -156,6 +156,15 @@ def test_what_is_put_is_on_the_disk_with_the_names_of_all_its_folders(
     assert len(synced) == 2
 
 
+def test_what_was_put_and_read_is_not_kept_open(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    assert [store.put("a/key", b"bytes"), store.put("a/key", b"other")] == [True, False]
+    assert store.get("a/key") == store.read("a/key", 0, 5) == b"".join(store.stream("a/key"))
+    assert [one.key for one in store.list("a/")] == ["a/key"]
+    opened = [os.path.realpath(f"/proc/self/fd/{one}") for one in os.listdir("/proc/self/fd")]
+    assert [path for path in opened if path.startswith(str(tmp_path))] == []
+
+
 def test_what_is_deleted_while_a_folder_is_listed_is_left_out(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
     for name in "abc":
@@ -183,8 +192,8 @@ def test_the_folder_may_be_a_link_to_another_disk(tmp_path: Path) -> None:
 
 
 def test_a_replacing_store_keeps_the_last_object_and_nothing_else(tmp_path: Path) -> None:
-    store = local.ReplacingStore(tmp_path)
+    store = local.ReplacingStore(tmp_path / "new")
     assert store.put("00000000-00.png", b"first")
     assert store.put("00000000-00.png", b"second")
-    assert [path.name for path in tmp_path.iterdir()] == ["00000000-00.png"]
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["00000000-00.png"]
     assert store.get("00000000-00.png") == b"second"
