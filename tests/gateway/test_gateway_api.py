@@ -58,6 +58,9 @@ def test_a_second_submission_with_a_key_leaves_no_files(gateway: Gateway) -> Non
         before = [entry.key for entry in gateway.store.list("") if "job" in entry.key]
         post(http, {"prompt": "only once"}, idempotency_key="k1")
         assert [entry.key for entry in gateway.store.list("") if "job" in entry.key] == before
+        opened = http.post("/v1/jobs", params={"open": "true"}, json={"idempotency_key": "k1"})
+        assert opened.status_code == 409
+        assert [entry.key for entry in gateway.store.list("") if "job" in entry.key] == before
 
 
 def test_pictures_come_with_addresses_that_need_no_key(

@@ -79,9 +79,11 @@ def test_every_job_comes_back_with_its_state_and_its_counts(
     retried.wait(20)
     worker.stop()
     waiting = farm.submit(["a tree"], seed=6, priority="urgent", idempotency_key="tree")
-    cancelled = farm.submit(["a house"], seed=7)
-    cancelled.cancel()
+    with kept.client() as http:
+        cancelled = post(http, {"prompt": "a house"}, {"prompt": ""}).json()
+        http.post(f"/v1/jobs/{cancelled['id']}/cancel")
     before = snapshot(kept)
+    assert before[cancelled["id"]]["rejected"] == 1
     order = list(before)
     created = kept.queue.status(done.id, "local").created_at
     assert {str(one["state"]) for one in before.values()} == {
