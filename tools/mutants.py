@@ -163,16 +163,16 @@ MUTANTS = (
         "if true then",
     ),
     Mutant(
-        "two tasks may have one number",
-        "parts/submission.lua",
-        "if record then return refuse_again(name) end",
-        "",
+        "a piece of a job that was put back makes tasks that are there",
+        "append.lua",
+        "if not there[task[1]] then tasks",
+        "if true then tasks",
     ),
     Mutant(
         "two tasks of one call may have one number",
         "parts/submission.lua",
-        "if seen[name] then return refuse_again(name) end",
-        "",
+        "if seen[name] then\n",
+        "if false then\n",
     ),
     Mutant(
         "work comes in before the file is rewritten",

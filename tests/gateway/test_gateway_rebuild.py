@@ -10,13 +10,13 @@ from typing import Any, NoReturn
 import httpx2
 import pytest
 from fake_worker import BAD_PROMPT, LOST_PROMPT, FakeWorker
-from harness import INFO, Gateway, Serve, ndjson, post, until
+from harness import INFO, Gateway, Serve, ndjson, post, post_lines, until
 
 from farm.errors import Conflict, JobFailed, StoreError, Unavailable
 from farm.gateway.app import create_app
 from farm.ingest.ndjson import Entries, Entry
 from farm.ingest.rebuild import rebuild
-from farm.job import JobOptions, JobState
+from farm.job import MAX_PIECE_LINES, JobOptions, JobState
 from farm.local.rebuild import rebuild_embedded
 from farm.queue import JobStatus, Queue, connect, connection
 from farm.settings import GatewaySettings
@@ -159,6 +159,22 @@ def test_a_job_that_came_by_pieces_comes_back_closed_or_open(kept: Gateway, farm
         assert http.post(f"/v1/jobs/{half}/close", params={"pieces": 3}).status_code < 300
         assert kept.queue.status(half, "local").images.total == 9
         assert kept.queue.check(repair=False) == []
+
+
+def test_a_submission_of_many_small_shards_goes_on_after_the_loss(kept: Gateway) -> None:
+    """A piece of its lines has more tasks than the queue takes in one call."""
+    body = ndjson({"prompt": "x", "seed": seed} for seed in range(MAX_PIECE_LINES + 600))
+    options = {"idempotency_key": "key", "sink": "webdataset", "shard_size": 2}
+    with kept.client() as http:
+        job = post_lines(http, body, **options).json()["id"]
+        before = snapshot(kept)
+        lose(kept)
+        kept.store.delete(keys.closed(job))  # it was interrupted just before its end
+        rebuild(kept.queue, kept.store)
+        assert kept.queue.status(job, "local").state is JobState.OPEN
+        assert post_lines(http, body, **options).json()["id"] == job
+    assert snapshot(kept) == before
+    assert kept.queue.check(repair=False) == []
 
 
 def test_a_record_that_is_damaged_is_counted_and_stops_nothing(kept: Gateway, farm: Farm) -> None:

@@ -1,11 +1,13 @@
 """How jobs are submitted."""
 
+from datetime import UTC, datetime
+
 import pytest
 from queue_bench import LANE, MS, Bench
 
 from farm.errors import Conflict, InvalidInput, NotFound
 from farm.job import JobState
-from farm.queue import Queue
+from farm.queue import Queue, Restored
 
 
 def test_pieces_come_in_any_order_and_each_once(bench: Bench, queue: Queue) -> None:
@@ -16,8 +18,6 @@ def test_pieces_come_in_any_order_and_each_once(bench: Bench, queue: Queue) -> N
     assert not queue.append(header.job, 1, "b" * 64, bench.tasks(2, first=2), rejected=3)
     with pytest.raises(Conflict, match=r"piece 1 .* other content"):
         queue.append(header.job, 1, "c" * 64, bench.tasks(2, first=2))
-    with pytest.raises(Conflict, match=r"task 2 .* exists"):
-        queue.append(header.job, 0, "a" * 64, bench.tasks(3))
     with pytest.raises(Conflict, match=r"piece 0 .* is missing"):
         queue.close(header.job, 2)
     assert queue.append(header.job, 0, "a" * 64, bench.tasks(2))
@@ -110,6 +110,21 @@ def test_a_malformed_job_id_never_reaches_redis(queue: Queue) -> None:
             queue.status(text, "ann")
         with pytest.raises(InvalidInput):
             queue.finished(text)
+
+
+def test_pieces_of_a_job_that_was_put_back_bring_only_what_is_missing(
+    bench: Bench, queue: Queue
+) -> None:
+    header, created = bench.header(), datetime.now(UTC)
+    queue.restore(header, created, 0)
+    there = [Restored(number, 0, LANE, 4, 48) for number in range(3)]
+    queue.restore_tasks(header.job, created, 0, there)
+    queue.restored(header.job, deadline=None, rejected=0, pieces=[0], closed=False, ended=None)
+    for piece in range(2):  # the store does not say which tasks came in which piece
+        assert queue.append(header.job, piece, "a" * 64, bench.tasks(2, first=2 * piece))
+    queue.close(header.job, 2)
+    assert queue.status(header.job, "ann").tasks.total == 4
+    assert queue.check(repair=False) == []
 
 
 def test_a_call_takes_two_hundred_tasks_at_most(bench: Bench, queue: Queue) -> None:

@@ -6,7 +6,8 @@
 -- ARGV  job, piece, sha256 of the piece, renders rejected in it, tasks
 --
 -- Returns 1, or 0 if the piece was appended before. Where the queue was filled again from the store,
--- the content of a piece is not known; the tasks of it that are missing are added.
+-- the content of a piece is not known, nor which tasks it had: those that are missing are added.
+-- The others are the same, as the store has their content.
 if not aof_rewritten() then return refuse('REWRITE', 'the server was restarted') end
 local job, piece, sha256 = ARGV[1], ARGV[2], ARGV[3]
 local head = read_job(job)
@@ -16,8 +17,7 @@ if known == sha256 then
   redis.call('ZADD', P .. 'opened', 'XX', now, job) -- a client that goes on sends it all again
   return 0
 end
-local restored = known == ''
-if known and not restored then
+if known and known ~= '' then
   return refuse('CONFLICT', 'piece ' .. piece .. ' of job ' .. job
     .. ' was sent before with other content')
 end
@@ -26,21 +26,17 @@ if head.state ~= 'o' then return refuse('CONFLICT', 'job ' .. job .. ' is closed
 if overdue(head) then
   return refuse('CONFLICT', 'the deadline of job ' .. job .. ' has passed')
 end
-local tasks = cjson.decode(ARGV[5])
-if restored then
-  local names, missing = {}, {}
-  for at, task in ipairs(tasks) do names[at] = task[1] end
-  local there = read_records(job, names)
-  for _, task in ipairs(tasks) do
-    if not there[task[1]] then missing[#missing + 1] = task end
-  end
-  tasks = missing
+local names, tasks, told = {}, {}, cjson.decode(ARGV[5])
+for at, task in ipairs(told) do names[at] = task[1] end
+local there = read_records(job, names)
+for _, task in ipairs(told) do
+  if not there[task[1]] then tasks[#tasks + 1] = task end
 end
 local refused = check_tasks(job, head.tenant, tasks)
 if refused then return refused end
 redis.call('HSET', P .. 'pieces:' .. job, piece, sha256)
 redis.call('ZADD', P .. 'opened', now, job)
-if not restored then redis.call('HINCRBY', P .. 'job:' .. job, 'pn', 1) end
+if not known then redis.call('HINCRBY', P .. 'job:' .. job, 'pn', 1) end
 if tonumber(piece) > number(redis.call('HGET', P .. 'job:' .. job, 'pm')) then
   redis.call('HSET', P .. 'job:' .. job, 'pm', piece)
 end

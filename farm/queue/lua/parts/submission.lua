@@ -56,26 +56,22 @@ local function open_job(job, tenant, fingerprint, key, class, options, deadline)
 end
 
 -- Tasks are a list of {number, lane, pictures, cost, chunk as JSON or empty}, all of them texts.
--- `owner` is the tenant's number, or nil if it has none yet. Returns an error, or nil.
+-- `owner` is the tenant's number, or nil if it has none yet. The job has none of them yet. Returns an
+-- error, or nil.
 local function check_tasks(job, owner, tasks)
-  local names, lanes, seen = {}, {}, {}
-  local function refuse_again(name)
-    return refuse('CONFLICT', 'task ' .. name .. ' of job ' .. job .. ' exists')
-  end
+  local lanes, seen = {}, {}
   for _, task in ipairs(tasks) do
     local name = task[1]
-    if seen[name] then return refuse_again(name) end
+    if seen[name] then
+      return refuse('CONFLICT', 'task ' .. name .. ' of job ' .. job .. ' exists')
+    end
     seen[name] = true
-    names[#names + 1] = name
     if not seen[task[2]] then lanes[#lanes + 1] = task[2] end
     seen[task[2]] = true
   end
   if not lanes_fit(owner or '', lanes) then
     return refuse('OVERQUOTA', 'unfinished jobs would be of more than ' .. MAX_TENANT_LANES
       .. ' checkpoints, modes and sizes', 'submit them when some are done, or use fewer sizes')
-  end
-  for name, record in pairs(read_records(job, names)) do
-    if record then return refuse_again(name) end
   end
   return nil
 end
