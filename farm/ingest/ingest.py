@@ -268,9 +268,21 @@ class Ingest:
         for _ in self._writers.map(self._write_chunk, chunks, texts):
             pass
 
+    def compare(self, piece: Piece) -> None:
+        """Refuse what is not the same as is stored."""
+        for _ in self._writers.map(self._compare_chunk, piece.chunks, piece.texts):
+            pass
+
     def _write_chunk(self, chunk: Chunk, text: str) -> None:
-        key, data = keys.chunk(chunk.job, chunk.number), text.encode()
-        if not self._store.put(key, data) and not _is_chunk(self._store.get(key), data, chunk):
+        if not self._store.put(keys.chunk(chunk.job, chunk.number), text.encode()):
+            self._compare_chunk(chunk, text)
+
+    def _compare_chunk(self, chunk: Chunk, text: str) -> None:
+        try:
+            stored = self._store.get(keys.chunk(chunk.job, chunk.number))
+        except NotFound:  # there were fewer
+            stored = b""
+        if not _is_chunk(stored, text.encode(), chunk):
             raise Conflict(
                 f"this piece of job {chunk.job} came in before with other content", field="piece"
             )
@@ -287,16 +299,21 @@ class Ingest:
 class Feed:
     """A job that one caller brings in order, piece by piece, through one connection.
 
-    With ``all_or_none`` the first refused render cancels it.
+    With ``all_or_none`` the first refused render cancels it. With ``again`` it has come in before,
+    as a whole, and is only compared.
     """
 
-    def __init__(self, ingest: Ingest, record: JobRecord, all_or_none: bool = False) -> None:
+    def __init__(
+        self, ingest: Ingest, record: JobRecord, all_or_none: bool = False, *, again: bool = False
+    ) -> None:
         self._all_or_none = all_or_none
+        self._again = again
         self._ingest = ingest
         self._record = record
         self._lanes: set[Lane] = set()
         self._cuts = 0
         self._pieces = 0
+        self._tasks = 0
         self.lines = 0
         self.renders = 0
         self.pictures = 0
@@ -310,6 +327,19 @@ class Feed:
             raise AllRejected(piece.rejected[:MAX_LISTED])
         self._lanes |= piece.lanes
         check_lanes(len(self._lanes))
+        if self._again:
+            self._ingest.compare(piece)
+        else:
+            self._append(piece)
+        self._cuts += 1
+        self._tasks += len(piece.chunks)
+        self.lines += len(entries)
+        self.renders += piece.renders
+        self.pictures += piece.pictures
+        self.rejected_count += len(piece.rejected)
+        self.rejected += piece.rejected[: max(MAX_LISTED - len(self.rejected), 0)]
+
+    def _append(self, piece: Piece) -> None:
         self._ingest.write(piece)
         drafts = piece.drafts()
         for start in range(0, max(len(drafts), 1), MAX_ROWS):
@@ -323,12 +353,6 @@ class Feed:
                 refused,
             )
             self._pieces += 1
-        self._cuts += 1
-        self.lines += len(entries)
-        self.renders += piece.renders
-        self.pictures += piece.pictures
-        self.rejected_count += len(piece.rejected)
-        self.rejected += piece.rejected[: max(MAX_LISTED - len(self.rejected), 0)]
 
     def close(self) -> None:
         """Raises ``AllRejected`` where nothing came in that can be rendered."""
@@ -337,7 +361,14 @@ class Feed:
             if not self.rejected:
                 raise InvalidInput("there is nothing to render in it", field="renders")
             raise AllRejected(self.rejected)
-        self._ingest.close(self._record, self._pieces)
+        if not self._again:
+            self._ingest.close(self._record, self._pieces)
+            return
+        status = self._ingest.queue.status(self._record.job, self._record.tenant)
+        if (self._tasks, self.rejected_count) != (status.tasks.total, status.rejected):
+            raise Conflict(
+                f"job {self._record.job} came in before with more renders", field="idempotency_key"
+            )
 
 
 def _cutter(record: JobRecord) -> Cutter:

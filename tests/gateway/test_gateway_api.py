@@ -15,7 +15,7 @@ from fake_worker import BAD_PROMPT, LOST_PROMPT, FakeWorker
 from harness import INFO, Gateway, Serve, ndjson, png, post, post_lines
 
 from farm.errors import StoreError
-from farm.job import JobOptions, job_id
+from farm.job import MAX_PIECE_LINES, JobOptions, job_id
 from farm.queue import JobHeader
 from farm.store import keys
 
@@ -123,6 +123,23 @@ def test_a_job_that_comes_by_pieces_can_be_sent_again_from_the_start(
     assert (status["state"], status["images"]["done"], status["rejected"]) == ("done", 150, 3)
     renders = sorted(one["render"] for one in all_images(http, job))
     assert renders == [n for n in range(153) if n % 51 != 50]
+
+
+def test_lines_that_come_again_when_their_job_has_ended_find_it(
+    gateway: Gateway, http: httpx2.Client
+) -> None:
+    lines = [{"prompt": "x", "seed": seed} for seed in range(MAX_PIECE_LINES + 1)]
+    first = post_lines(http, ndjson([*lines, "{"]), idempotency_key="lines").json()
+    http.post(f"/v1/jobs/{first['id']}/cancel")
+    stored = list(gateway.store.list(keys.prefix(first["id"])))
+    again = post_lines(http, ndjson([*lines, "{"]), idempotency_key="lines")
+    assert again.status_code == 200
+    told = again.json()
+    assert (told["id"], told["state"], told["created"]) == (first["id"], "cancelled", False)
+    assert (told["accepted"], told["rejected"]) == (len(lines), 1)
+    for others in ([*lines, *lines], [*lines[:-1], "{"], [*lines, "{", "{"], [*lines[::-1], "{"]):
+        assert post_lines(http, ndjson(others), idempotency_key="lines").status_code == 409
+    assert list(gateway.store.list(keys.prefix(first["id"]))) == stored
 
 
 def test_pieces_may_come_together_and_again_alone(http: httpx2.Client) -> None:

@@ -173,6 +173,10 @@ def test_a_submission_of_many_small_shards_goes_on_after_the_loss(kept: Gateway)
         rebuild(kept.queue, kept.store)
         assert kept.queue.status(job, "local").state is JobState.OPEN
         assert post_lines(http, body, **options).json()["id"] == job
+        assert snapshot(kept) == before
+        lose(kept)
+        rebuild(kept.queue, kept.store)  # this time it is whole
+        assert post_lines(http, body, **options).json()["id"] == job
     assert snapshot(kept) == before
     assert kept.queue.check(repair=False) == []
 

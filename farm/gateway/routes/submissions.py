@@ -26,7 +26,7 @@ from farm.gateway.openapi import NDJSON_RENDERS, SUBMISSION
 from farm.gateway.serializers import rejected_view
 from farm.ingest.ingest import Feed, Submission
 from farm.ingest.ndjson import Entries, Entry
-from farm.job import MAX_CALL_PIECES, MAX_PIECE_LINES, OPTIONS, JobOptions, check_job_id
+from farm.job import MAX_CALL_PIECES, MAX_PIECE_LINES, OPTIONS, JobOptions, JobState, check_job_id
 from farm.queue import JobStatus
 from farm.spec import Form
 
@@ -110,7 +110,8 @@ async def _submit_lines(request: Request, deps: Dependencies, tenant: str) -> an
         submission = await run_sync(deps.ingest.submit, tenant, options, first, stop)
         return await _submitted(deps, tenant, submission, len(submission.rejected))
     record, created = await run_sync(deps.ingest.open, tenant, options)
-    feed = Feed(deps.ingest, record, stop)
+    state = (await run_sync(deps.queue.status, record.job, tenant)).state
+    feed = Feed(deps.ingest, record, stop, again=state is not JobState.OPEN)
     try:
         await run_sync(feed.add, first)
         await run_sync(feed.add, second)
