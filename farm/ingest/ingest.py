@@ -160,6 +160,11 @@ class Ingest:
             self._piece(record, at, start, entries)
             for at, start, entries in zip(count(number), firsts, groups, strict=False)
         ]
+        state = self.queue.status(record.job, record.tenant).state
+        if state not in (JobState.OPEN, JobState.CANCELLED):  # all of it came in before
+            for at, piece in zip(count(number), pieces, strict=False):
+                self.compare(record.job, at, piece)
+            return pieces
         lanes = set[Lane]().union(*(piece.lanes for piece in pieces))
         if not self.queue.note_lanes(record.job, lanes, MAX_JOB_LANES):
             raise too_many_lanes()
@@ -268,10 +273,15 @@ class Ingest:
         for _ in self._writers.map(self._write_chunk, chunks, texts):
             pass
 
-    def compare(self, piece: Piece) -> None:
-        """Refuse what is not the same as is stored."""
+    def compare(self, job: str, number: int, piece: Piece) -> None:
+        """Refuse a piece that is not the same as the one of this number that is stored."""
         for _ in self._writers.map(self._compare_chunk, piece.chunks, piece.texts):
             pass
+        more = len(piece.chunks)
+        if more < MAX_PIECE_LINES:
+            following = keys.chunk(job, number * MAX_PIECE_LINES + more)
+            if self._store.size(following) is not None:
+                raise _other_content(job)
 
     def _write_chunk(self, chunk: Chunk, text: str) -> None:
         if not self._store.put(keys.chunk(chunk.job, chunk.number), text.encode()):
@@ -280,12 +290,12 @@ class Ingest:
     def _compare_chunk(self, chunk: Chunk, text: str) -> None:
         try:
             stored = self._store.get(keys.chunk(chunk.job, chunk.number))
-        except NotFound:  # there were fewer
-            stored = b""
-        if not _is_chunk(stored, text.encode(), chunk):
+        except NotFound:
             raise Conflict(
-                f"this piece of job {chunk.job} came in before with other content", field="piece"
-            )
+                f"job {chunk.job} is closed, and had fewer renders", field="piece"
+            ) from None
+        if not _is_chunk(stored, text.encode(), chunk):
+            raise _other_content(chunk.job)
 
     def _store_record(self, record: JobRecord) -> None:
         self._store.put(keys.header(record.job), record.model_dump_json().encode())
@@ -328,7 +338,7 @@ class Feed:
         self._lanes |= piece.lanes
         check_lanes(len(self._lanes))
         if self._again:
-            self._ingest.compare(piece)
+            self._ingest.compare(self._record.job, self._cuts, piece)
         else:
             self._append(piece)
         self._cuts += 1
@@ -366,9 +376,7 @@ class Feed:
             return
         status = self._ingest.queue.status(self._record.job, self._record.tenant)
         if (self._tasks, self.rejected_count) != (status.tasks.total, status.rejected):
-            raise Conflict(
-                f"job {self._record.job} came in before with more renders", field="idempotency_key"
-            )
+            raise _other_content(self._record.job)
 
 
 def _cutter(record: JobRecord) -> Cutter:
@@ -389,6 +397,10 @@ def _is_chunk(stored: bytes, data: bytes, chunk: Chunk) -> bool:
     except ValidationError:
         return False
     return found.model_copy(update={"v": chunk.v}) == chunk
+
+
+def _other_content(job: str) -> Conflict:
+    return Conflict(f"this piece of job {job} came in before with other content", field="piece")
 
 
 def _header(record: JobRecord, options: JobOptions) -> JobHeader:

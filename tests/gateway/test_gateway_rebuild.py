@@ -181,6 +181,22 @@ def test_a_submission_of_many_small_shards_goes_on_after_the_loss(kept: Gateway)
     assert kept.queue.check(repair=False) == []
 
 
+def test_pieces_that_come_again_when_their_job_is_whole_find_it(kept: Gateway, farm: Farm) -> None:
+    """The queue has forgotten what came in, as it does of jobs that have ended, too."""
+    renders = [{"prompt": "x", "seed": seed} for seed in range(MAX_PIECE_LINES + 1)]
+    first = farm.submit_many(renders, idempotency_key="whole")
+    before = snapshot(kept)
+    lose(kept)
+    rebuild(kept.queue, kept.store)
+    again = farm.submit_many(renders, idempotency_key="whole")
+    assert (again.id, again.accepted, again.created) == (first.id, len(renders), False)
+    others = (renders * 2, [*renders[:-1], renders[0]], [*renders, renders[0]], renders * 3)
+    for other in others:
+        with pytest.raises(Conflict):
+            farm.submit_many(other, idempotency_key="whole")
+    assert snapshot(kept) == before
+
+
 def test_a_record_that_is_damaged_is_counted_and_stops_nothing(kept: Gateway, farm: Farm) -> None:
     with kept.client() as http:
         broken, whole = (post(http, {"prompt": name}).json()["id"] for name in ("a", "b"))
