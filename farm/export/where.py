@@ -42,9 +42,12 @@ class Where(NamedTuple):
         try:
             tree = ast.parse(text.strip(), mode="eval")
             condition = _condition(tree.body)
-        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-            reason = getattr(error, "msg", None) or "is too deep"
-            raise _wrong(f"cannot be read: {reason}") from None
+        except (RecursionError, MemoryError):
+            raise _wrong("cannot be read: is too deep") from None
+        except SyntaxError as error:
+            raise _wrong(f"cannot be read: {error.msg}") from None
+        except ValueError as error:  # such as a list of texts and numbers
+            raise _wrong(f"cannot be read: {str(error)[:160]}") from None
         names = frozenset(node.id for node in ast.walk(tree) if isinstance(node, ast.Name))
         return cls(text, names, condition)
 
@@ -106,13 +109,15 @@ def _operand(node: ast.expr) -> pc.Expression:
 
 def _literal(node: ast.expr) -> Any:
     match node:
-        case ast.Constant(value=int() as value) if not -(2**63) <= value < 2**63:
-            raise _wrong("has a number with too many digits")
         case ast.Constant(value=bool() | int() | float() | str() as value):
-            return value
-        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as value)):
-            return -value
-    raise _wrong(f"{ast.unparse(node)[:60]!r} is not a column, a number or a text")
+            pass
+        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as number)):
+            value = -number
+        case _:
+            raise _wrong(f"{ast.unparse(node)[:60]!r} is not a column, a number or a text")
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise _wrong("has a number with too many digits")
+    return value
 
 
 def _wrong(message: str, hint: str = HINT) -> InvalidInput:

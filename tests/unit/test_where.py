@@ -63,7 +63,8 @@ def test_a_row_without_the_value_is_not_wanted_unless_that_is_asked() -> None:
         "nsfw is 1", "f'{nsfw}' == 'x'", "nsfw < 1j", "nsfw < b'x'", "nsfw < None",
         "1 if nsfw else 2", "nsfw < 'a'", "(" * 300 + "good" + ")" * 300, "good and " * 2000,
         "nsfw := 1", "nsfw < 0.1; nsfw", "\0", "nsfw < 9" + "9" * 400, "category < good",
-        "nsfw < " + "-" * 1900 + "1", "nsfw < 1" + " + 1" * 480,
+        "nsfw < " + "-" * 1900 + "1", "nsfw < 1" + " + 1" * 480, "nsfw > -" + "9" * 20,
+        "nsfw in (1, -" + "9" * 20 + ")",
     ],
 )  # fmt: skip
 def test_what_is_not_a_condition_on_the_columns_is_refused(text: str) -> None:
@@ -71,6 +72,13 @@ def test_what_is_not_a_condition_on_the_columns_is_refused(text: str) -> None:
         Where.parse(text).filter(TABLE)
     assert refused.value.field == "--where"
     assert refused.value.hint
+
+
+@pytest.mark.parametrize("text", ["nsfw in (1, 'x')", "category == '\\ud800'", "good in (True, 1)"])
+def test_values_that_are_not_of_one_kind_are_not_called_too_deep(text: str) -> None:
+    with pytest.raises(InvalidInput, match="cannot be read") as refused:
+        Where.parse(text)
+    assert "deep" not in str(refused.value)
 
 
 def test_a_column_that_no_row_has_is_named() -> None:
