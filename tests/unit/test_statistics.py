@@ -69,8 +69,9 @@ def test_lanes_have_their_failures_and_confidence() -> None:
     told = json.loads(statistics.to_json())
     lane = told["lanes"]["c@1/text2img/16x8"]
     assert (lane["pictures"], lane["failed"], lane["failure_rate"]) == (4, 1, 0.2)
-    assert lane["confidence"]["median"] == 0.4
-    assert told["lanes"]["c@1/img2img/16x8"]["confidence"]["median"] is None
+    assert lane["confidence"] == {"p10": 0.24, "median": 0.4, "p90": 0.56}
+    unknown = told["lanes"]["c@1/img2img/16x8"]["confidence"]
+    assert unknown == dict.fromkeys(lane["confidence"])
     assert told["lanes"]["c@1/inpaint/16x8"]["pictures"] == 1
     assert [(one["shard"], one["exact_duplicates"]) for one in told["shards"]] == [
         ("a", 1),
