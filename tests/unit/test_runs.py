@@ -123,6 +123,19 @@ def test_any_pictures_of_a_shard_are_read_by_ranges(
         assert all(later.start - one.stop <= 10 for one, later in itertools.pairwise(places))
 
 
+def test_pictures_of_two_shards_are_not_read_together() -> None:
+    """Even where one begins at the offset at which the other ends."""
+    names = [SHARD, "00000001.tar"]
+    shards = [
+        {"shard": name, "generation": 0, "size": 100, "url": f"http://s3/{name}", "sha256": "0"}
+        for name in names
+    ]
+    told = [picture(at, b"x" * 50, 50 * at) | {"shard": name} for at, name in enumerate(names)]
+    page = Page.of({"shards": shards}, map(Picture.model_validate, told))
+    found = [(run.shard and run.shard.file, run.range) for run in runs(page, page.pictures)]
+    assert found == [(names[0], range(50)), (names[1], range(50, 100))]
+
+
 def test_a_whole_shard_of_small_pictures_is_one_request() -> None:
     bucket = Bucket([(512, 700)] * 1000)
     assert bucket.read(bucket.page()) == bucket.files
