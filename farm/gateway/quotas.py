@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from farm.errors import OverQuota
 from farm.ingest.ndjson import Entries
-from farm.job import TERMINAL_JOBS
+from farm.job import TERMINAL_JOBS, JobState
 from farm.queue import MAX_ROWS, JobStatus, Queue
 from farm.queue.connection import explained
 from farm.settings import GatewaySettings
@@ -125,7 +125,10 @@ class Quotas:
             self._take_work(tenant, entries)
 
     def take_pieces(self, tenant: str, job: str, first: int, pieces: Sequence[Entries]) -> None:
-        """Before consecutive pieces are taken in; those that are sent again ask for nothing."""
+        """Before consecutive pieces are taken in; those that are sent again ask for nothing, as do
+        those of a job that is whole."""
+        if self._queue.status(job, tenant).state is not JobState.OPEN:
+            return
         known = self._queue.appended(job, first, len(pieces))
         fresh = [piece for piece, there in zip(pieces, known, strict=True) if not there]
         self._take_work(tenant, *fresh)

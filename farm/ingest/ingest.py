@@ -164,7 +164,7 @@ class Ingest:
         if state not in (JobState.OPEN, JobState.CANCELLED):  # all of it came in before
             for at, piece in zip(count(number), pieces, strict=False):
                 self.compare(record.job, at, piece)
-            return pieces
+            return [piece._replace(again=True) for piece in pieces]
         lanes = set[Lane]().union(*(piece.lanes for piece in pieces))
         if not self.queue.note_lanes(record.job, lanes, MAX_JOB_LANES):
             raise too_many_lanes()

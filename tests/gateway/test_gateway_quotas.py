@@ -2,7 +2,8 @@
 
 import httpx2
 import pytest
-from harness import Gateway, Serve, emptied, ndjson, png, post, post_lines
+from fake_worker import FakeWorker
+from harness import INFO, Gateway, Serve, emptied, ndjson, png, post, post_lines, until
 
 from farm.errors import OverQuota
 from farm.gateway import quotas
@@ -124,6 +125,31 @@ def test_a_tenant_works_in_a_bounded_number_of_lanes(gateway: Gateway, http: htt
     assert len(list(gateway.store.list(""))) - before == 5 * 201, (
         "of what is refused nothing is kept"
     )
+
+
+def test_pieces_of_a_job_that_is_done_ask_for_nothing_more(
+    small: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The queue has forgotten by then that it had them."""
+    monkeypatch.setattr(quotas, "COUNT_SECONDS", 0)
+    worker = FakeWorker(small.queue, small.store, INFO)
+    with small.client() as http:
+        job = http.post("/v1/jobs?open").json()["id"]
+
+        def put() -> httpx2.Response:
+            return http.put(
+                f"/v1/jobs/{job}/chunks/0?first=0",
+                content=ndjson([{"prompt": "x"}] * 60),
+                headers={"Content-Type": "application/x-ndjson"},
+            )
+
+        assert put().status_code == 200
+        http.post(f"/v1/jobs/{job}/close?pieces=1")
+        worker.start()
+        until(lambda: http.get(f"/v1/jobs/{job}").json()["state"] == "done")
+        worker.stop()
+        assert post(http, {"prompt": "x", "num_images": 41}).status_code == 201
+        assert put().json()["accepted"] == 60
 
 
 def test_pictures_that_are_made_or_cancelled_wait_no_longer(
