@@ -333,7 +333,8 @@ class Feed:
     def add(self, entries: Entries) -> None:
         piece = self._ingest.cut(self._record, self._cuts, self.lines, entries)
         if self._all_or_none and piece.rejected:
-            self._ingest.cancel(self._record.job, self._record.tenant)
+            if not self._again:
+                self._ingest.cancel(self._record.job, self._record.tenant)
             raise AllRejected(piece.rejected[:MAX_LISTED])
         self._lanes |= piece.lanes
         check_lanes(len(self._lanes))

@@ -130,6 +130,9 @@ def test_lines_that_come_again_when_their_job_has_ended_find_it(
 ) -> None:
     lines = [{"prompt": "x", "seed": seed} for seed in range(MAX_PIECE_LINES + 1)]
     first = post_lines(http, ndjson([*lines, "{"]), idempotency_key="lines").json()
+    stopped = post_lines(http, ndjson([*lines, "{"]), idempotency_key="lines", on_error="stop")
+    assert stopped.status_code == 422
+    assert http.get(f"/v1/jobs/{first['id']}").json()["state"] == "queued", "it is whole"
     http.post(f"/v1/jobs/{first['id']}/cancel")
     stored = list(gateway.store.list(keys.prefix(first["id"])))
     again = post_lines(http, ndjson([*lines, "{"]), idempotency_key="lines")
