@@ -2,8 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -13,6 +14,7 @@ from farm.export.targets import write_whole
 from farm.formats.columns import FIXED, MEANINGS
 from farm.formats.manifest import ManifestRow
 from farm.formats.origin import GENERATED
+from farm.sinks.parquet import hugging_face_dtype
 
 MANIFEST = "manifest.parquet"
 CARD = "README.md"
@@ -32,6 +34,7 @@ class CardFacts:
         self.checkpoints: set[str] = set()
         self.numerics: set[str] = set()
         self.sizes: set[str] = set()
+        self.extensions: set[str] = set()
         self.statistics = Statistics()
 
     def add(self, shard: str, rows: Sequence[ManifestRow]) -> None:
@@ -44,6 +47,7 @@ class CardFacts:
             self.checkpoints.add(json.loads(row.spec)["checkpoint"])
             self.numerics.add(row.numerics)
             self.sizes.add(f"{row.width} x {row.height}")
+            self.extensions.add(str(row.file).rpartition(".")[2])
 
 
 def write_card(
@@ -54,6 +58,7 @@ def write_card(
     counts: Mapping[str, int],
     pattern: str,
     types: Mapping[str, pa.DataType],
+    samples: Mapping[str, pa.DataType] | None = None,
 ) -> None:
     """Write both files.
 
@@ -65,6 +70,7 @@ def write_card(
         counts: pictures by split.
         pattern: of the files of a split, with ``{split}`` for its name.
         types: of the users' columns.
+        samples: of the users' columns beside the pictures, where files do not tell types.
     """
     # A pattern without a file makes the whole data set unreadable to ``datasets``.
     patterns = {split: pattern.format(split=split) for split, count in counts.items() if count}
@@ -82,6 +88,7 @@ def write_card(
         "tags: [synthetic, amused-farm]",
         "task_categories: [text-to-image]",
         f"size_categories: [{_size(total)}]",
+        *([] if samples is None else ["dataset_info:", _features(facts.extensions, samples)]),
         "configs:",
         "- config_name: default",
         "  data_files:",
@@ -122,6 +129,26 @@ def write_card(
         columns=columns,
     )
     write_whole(folder / CROISSANT, text.encode())
+
+
+def _features(extensions: Iterable[str], own: Mapping[str, pa.DataType]) -> str:
+    """What ``datasets`` finds in shards for WebDataset; it would guess from the first five."""
+    beside = [_feature(name, kind) for name, kind in FIXED.items() if name != "metadata"]
+    if own:
+        told = [_feature(name, kind) for name, kind in own.items()]
+        beside.append({"name": "metadata", "struct": told})
+    features = [
+        *({"name": extension, "dtype": "image"} for extension in sorted(extensions)),
+        {"name": "json", "struct": beside},
+        *({"name": name, "dtype": "string"} for name in ("__key__", "__url__")),
+    ]
+    return f"  features: {json.dumps(features, ensure_ascii=False)}"
+
+
+def _feature(name: str, kind: pa.DataType) -> dict[str, Any]:
+    if pa.types.is_list(kind):
+        return {"name": name, "list": hugging_face_dtype(kind.value_type)}
+    return {"name": name, "dtype": hugging_face_dtype(kind)}
 
 
 def _cell(name: str) -> str:

@@ -10,14 +10,13 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from farm.disk import draft_of
 from farm.errors import Conflict, FarmError
 from farm.export.card import CARD, CROISSANT, MANIFEST, PLACES, CardFacts, write_card
 from farm.export.fetched import (
@@ -189,8 +188,8 @@ def export(plan: Plan, folder: Path, decode: Decode | None, sign: Sign | None = 
         decode, sign: as ``farm.export.fetched.as_picture`` takes them.
     """
     source = folder / STATE / FETCHED
-    types = column_types(line["metadata"] for line in wanted_lines(source))
-    types = {name: kind for name, kind in types.items() if name not in _TAKEN}
+    own = column_types(line["metadata"] for line in wanted_lines(source))
+    types = {name: kind for name, kind in own.items() if name not in _TAKEN}
     target = _target(plan, types, decode, sign)
     done: dict[str, list[str]] = {name: [] for name in plan.splits.names}  # groups
     counts = dict.fromkeys(plan.splits.names, 0)
@@ -201,13 +200,14 @@ def export(plan: Plan, folder: Path, decode: Decode | None, sign: Sign | None = 
         counts[group.split] += len(group.pictures)
     if target.folders:
         for split, names in done.items():
-            _write_lines(folder, split, names, types)
+            _write_metadata(folder, split, names, types)
     facts = _write_manifest(folder, done, types)
     for row in failed_rows(source):
         facts.statistics.add(row)
     statistics = facts.statistics.to_json().encode()
     write_whole(folder / STATISTICS, statistics)
-    write_card(folder, plan.license, plan.title, facts, counts, target.pattern, types)
+    samples = own if plan.target == "webdataset" else None
+    write_card(folder, plan.license, plan.title, facts, counts, target.pattern, types, samples)
     write_whole(folder / WHOLE, plan.to_json().encode())
     shutil.rmtree(folder / STATE)
     return exported(plan, statistics)
@@ -290,39 +290,48 @@ def _columns(
         yield row, fixed | own_values(row.metadata, types)
 
 
-def _write_lines(folder: Path, split: str, names: list[str], types: dict[str, pa.DataType]) -> None:
-    """``metadata.jsonl``, in which the loader ``imagefolder`` looks for columns."""
+def _write_metadata(
+    folder: Path, split: str, names: list[str], types: dict[str, pa.DataType]
+) -> None:
+    """``metadata.parquet``, in which the loader ``imagefolder`` looks for columns. From JSON lines
+    it would guess types, for each split others."""
     if not names:
         return
     types = {name: kind for name, kind in types.items() if not _FILE_COLUMN.fullmatch(name)}
-    path = folder / split / "metadata.jsonl"
-    draft = draft_of(path)
-    with draft.open("w", encoding="utf-8") as out:
+    with _table(folder, f"{split}/metadata.parquet", {"file_name": pa.string()}, types) as add:
         for name in names:
             rows = read_part(_rows_file(folder, name).read_bytes())
-            for row, columns in _columns(rows, types):
-                line = {"file_name": f"{Path(name).name}/{row.file}", **columns}
-                out.write(json.dumps(line, ensure_ascii=False) + "\n")
-    draft.replace(path)
+            add(
+                {"file_name": f"{Path(name).name}/{row.file}", **columns}
+                for row, columns in _columns(rows, types)
+            )
 
 
 def _write_manifest(
     folder: Path, groups: dict[str, list[str]], types: dict[str, pa.DataType]
 ) -> CardFacts:
     """``manifest.parquet``: every picture, and where it lies."""
-    schema = pa.schema({**dict.fromkeys(PLACES, pa.string()), **FIXED, **types})
-    schema = schema.with_metadata({"huggingface": hugging_face(schema)})
     facts = CardFacts()
-    draft = folder / STATE / MANIFEST
-    with pq.ParquetWriter(draft, schema, compression="zstd", version="2.6") as out:
+    with _table(folder, MANIFEST, dict.fromkeys(PLACES, pa.string()), types) as add:
         for split, names in groups.items():
             for name in names:
                 rows = read_part(_rows_file(folder, name).read_bytes())
                 facts.add(name, rows)
-                columns = [
+                add(
                     {"split": split, "shard": name, "file": row.file, **told}
                     for row, told in _columns(rows, types)
-                ]
-                out.write_table(pa.Table.from_pylist(columns, schema))
-    draft.replace(folder / MANIFEST)
+                )
     return facts
+
+
+@contextlib.contextmanager
+def _table(
+    folder: Path, name: str, places: dict[str, pa.DataType], types: dict[str, pa.DataType]
+) -> Iterator[Callable[[Iterable[dict[str, Any]]], None]]:
+    """A file of rows, which come in groups; it is there when it is whole."""
+    schema = pa.schema({**places, **FIXED, **types})
+    schema = schema.with_metadata({"huggingface": hugging_face(schema)})
+    draft = folder / STATE / "table"
+    with pq.ParquetWriter(draft, schema, compression="zstd", version="2.6") as out:
+        yield lambda rows: out.write_table(pa.Table.from_pylist(list(rows), schema))
+    draft.replace(folder / name)

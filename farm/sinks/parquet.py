@@ -163,8 +163,13 @@ def _feature(kind: pa.DataType) -> dict[str, Any]:
         return {"_type": "Image"}
     if pa.types.is_list(kind):
         return {"feature": _feature(kind.value_type), "_type": "List"}
+    return {"dtype": hugging_face_dtype(kind), "_type": "Value"}
+
+
+def hugging_face_dtype(kind: pa.DataType) -> str:
+    """The name that ``datasets`` has for a type of single values."""
     names = {pa.float64(): "float64", pa.float32(): "float32", pa.bool_(): "bool"}
-    return {"dtype": names.get(kind, str(kind)), "_type": "Value"}
+    return names.get(kind, str(kind))
 
 
 @functools.lru_cache(maxsize=32)

@@ -215,6 +215,28 @@ def _files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in found}
 
 
+@pytest.mark.parametrize("target", ["parquet", "imagefolder", "webdataset"])
+def test_datasets_reads_columns_that_look_different_from_row_to_row(
+    target: As, tmp_path: Path
+) -> None:
+    """Readers that guess types from the first rows, or from those of one split, guess wrong."""
+    told: list[dict[str, Any]] = [{"score": number, "day": "2026-01-01"} for number in range(16)]
+    told[3]["score"] = 0.5
+    told[9] |= {"rare": "once", "list": ["a"], "big": 2**63}
+    make(tmp_path / "out", Plan("j", target, Splits.parse("train=0.5,test=0.5")), told)
+    loaded = datasets.load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))
+    rows = [row.get("json", row) for split in loaded.values() for row in split]
+    assert len(rows) == len(told)
+    for row in rows:
+        expected = told[row["render"]]
+        columns = row["metadata"] if target == "webdataset" else row
+        assert columns["score"] == expected["score"]
+        assert columns["day"] == expected["day"], "a text, not a date"
+        assert columns["rare"] == expected.get("rare")
+        assert columns["list"] == expected.get("list")
+        assert columns["big"] == ("9223372036854775808" if row["render"] == 9 else None)
+
+
 @pytest.mark.parametrize("target", ["parquet", "imagefolder"])
 def test_a_split_without_pictures_does_not_make_the_others_unreadable(
     target: As, tmp_path: Path
