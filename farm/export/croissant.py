@@ -76,7 +76,7 @@ def croissant(
     fields = [
         {
             "@type": "cr:Field",
-            "@id": f"pictures/{name}",
+            "@id": f"pictures/{name.replace(' ', '%20')}",  # an id has no spaces
             "name": name,
             "description": meaning or name,
             **_data_type(kind),

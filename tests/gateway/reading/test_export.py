@@ -32,7 +32,7 @@ from farm_client.manifest_draft import ManifestDraft
 from workers import Workers
 
 PICTURES = 24
-OWN = ["Category", "Challenge", "rating", "words", "good"]
+OWN = ["Category", "The challenge", "rating", "words", "good"]
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def own(number: int) -> dict[str, Any]:
     told: dict[str, Any] = {"Category": f"of {number % 3}", "rating": number, "words": ["a", "b"]}
     told["good"] = number % 2 == 0
     if number % 5 == 1:
-        told |= {"Challenge": "Basic", "rating": number + 0.5}
+        told |= {"The challenge": "Basic", "rating": number + 0.5}
     return told
 
 
@@ -176,7 +176,7 @@ def test_croissant_validates_and_gives_the_rows(
     assert [one["pictures/prompt"].decode() for one in records] == [
         f"p {number // 2}" for number in range(PICTURES)
     ]
-    assert records[1]["pictures/Challenge"] == b"Basic"
+    assert records[1]["pictures/The%20challenge"] == b"Basic"
     manifest = pq.read_table(out / "manifest.parquet").to_pylist()
     for row in manifest:
         assert (out / row["shard"]).exists()
