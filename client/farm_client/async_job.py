@@ -60,9 +60,13 @@ class AsyncJob(JobHandle):
         return await self._why()
 
     async def verify(
-        self, *, repair: bool = False, tell: Callable[[Difference], None] | None = None
+        self,
+        *,
+        repair: bool = False,
+        tell: Callable[[Difference], None] | None = None,
+        progress: Callable[[int], None] | None = None,
     ) -> Verified:
-        return await self._verify(repair, tell)
+        return await self._verify(repair, tell, progress)
 
     async def fetch(
         self,

@@ -87,7 +87,12 @@ class JobHandle:
     async def _why(self) -> Why:
         return Why.model_validate(await self._connection.call("GET", f"{self._path}/why"))
 
-    async def _verify(self, repair: bool, tell: Callable[[Difference], None] | None) -> Verified:
+    async def _verify(
+        self,
+        repair: bool,
+        tell: Callable[[Difference], None] | None,
+        progress: Callable[[int], None] | None,
+    ) -> Verified:
         differences: list[Difference] = []
         kinds: Counter[str] = Counter()
         async with self._connection.stream(
@@ -101,6 +106,8 @@ class JobHandle:
                         differences.append(one)
                     if tell is not None:
                         tell(one)
+                if "checked" in told and progress is not None:
+                    progress(told["checked"]["pictures"])
                 if "verified" in told:
                     facts = {"differences": tuple(differences), "kinds": dict(kinds)}
                     return Verified.model_validate({**told["verified"], **facts})
@@ -315,15 +322,20 @@ class Job(JobHandle):
         return drive(self._why())
 
     def verify(
-        self, *, repair: bool = False, tell: Callable[[Difference], None] | None = None
+        self,
+        *,
+        repair: bool = False,
+        tell: Callable[[Difference], None] | None = None,
+        progress: Callable[[int], None] | None = None,
     ) -> Verified:
         """Compare the farm's manifest, queue and store of a job that has ended.
 
         Args:
             repair: remove what nothing lists, and render lost pictures again.
             tell: called with each difference as it is found; the result has the first 10,000.
+            progress: called every few seconds with the number of pictures so far.
         """
-        return drive(self._verify(repair, tell))
+        return drive(self._verify(repair, tell, progress))
 
     def fetch(
         self,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from farm.cli.arguments import JobId, Parallel, SummaryAsJson, Threads
-from farm.cli.output import fail, go_on_with, pictures, say, say_error, say_json
+from farm.cli.output import counter, fail, go_on_with, pictures, say, say_error, say_json
 from farm.cli.signing import Certificate, Key, Signing, signer
 from farm.cli.token_decoder import TokenDecoder
 from farm.cli.watch import tell_end
@@ -139,7 +139,7 @@ def export(
     with writing_to(folder, "--output"), alone(folder):
         if begin(plan, folder, overwrite=overwrite):
             source = folder / STATE / FETCHED
-            fetched = found.fetch(source, parallel=parallel, shards=True)
+            fetched = found.fetch(source, parallel=parallel, progress=counter(), shards=True)
             if not fetched.pictures:
                 shutil.rmtree(folder / STATE)  # another job's may go here
                 return fail(InvalidInput(f"job {job} has no pictures", field="job"))
@@ -148,7 +148,7 @@ def export(
             decode = (
                 None if tokens else _decoder(fetched_pictures(source), checkpoint or [], threads)
             )
-            done = write(plan, folder, decode, signed)
+            done = write(plan, folder, decode, signed, counter("writing "))
             say_error(f"{pictures(done.pictures)} in {output}, {done.failed:,} failed")
         else:
             done = exported(plan, (folder / STATISTICS).read_bytes())

@@ -1,22 +1,17 @@
 """``farm fetch``."""
 
-import sys
-import time
-from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
 from farm.cli.arguments import AsJson, JobId, Parallel
 from farm.cli.flags import Overwrite, Resume
-from farm.cli.output import fail, pictures, say_error, say_json
+from farm.cli.output import counter, fail, pictures, say_error, say_json
 from farm.cli.signing import Certificate, Key, Signing, signer
 from farm.cli.watch import tell_end
 from farm.errors import TimedOut
 from farm_client import Farm, Job
 from farm_client.fetch import PARALLEL, Sign
-
-TELL_SECONDS = 0.2
 
 
 def fetch(
@@ -74,7 +69,7 @@ def fetch_job(
         output,
         follow=follow,
         parallel=parallel,
-        progress=_counter(),
+        progress=counter(),
         timeout=timeout,
         overwrite=overwrite,
         resume=resume,
@@ -93,18 +88,3 @@ def fetch_job(
         say_error(f"job {job.id} is still {status.state}; fetch again for the rest")
         return 0
     return tell_end(status, quiet=True)
-
-
-def _counter() -> Callable[[int], None] | None:
-    """A number that counts up, where there is a screen for it."""
-    if not sys.stderr.isatty():
-        return None
-    told = 0.0
-
-    def show(count: int) -> None:
-        nonlocal told
-        if time.monotonic() - told >= TELL_SECONDS:
-            told = time.monotonic()
-            print(f"\r\x1b[K{pictures(count)}", end="\r", file=sys.stderr, flush=True)
-
-    return show

@@ -7,12 +7,14 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from farm.errors import FarmError
 
 MAX_LISTED = 1000  # refused lines that are shown one by one
+TELL_SECONDS = 0.2
 
 _going_on: list[str] = []
 _also: list[str] = []
@@ -114,6 +116,21 @@ def duration(seconds: float) -> str:
 
 def pictures(count: int) -> str:
     return counted(count, "picture")
+
+
+def counter(lead: str = "", noun: str = "picture") -> Callable[[int], None] | None:
+    """Shows a number that counts up, where there is a screen for it."""
+    if not sys.stderr.isatty():
+        return None
+    told = 0.0
+
+    def show(count: int) -> None:
+        nonlocal told
+        if time.monotonic() - told >= TELL_SECONDS:
+            told = time.monotonic()
+            print(f"\r\x1b[K{lead}{counted(count, noun)}", end="\r", file=sys.stderr, flush=True)
+
+    return show
 
 
 def list_rejected(rejected: Sequence[Any], source: str) -> None:

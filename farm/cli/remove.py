@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from farm.cli.arguments import AsJson, JobIds
-from farm.cli.output import one_line, say, say_error, say_json
+from farm.cli.output import counter, one_line, say, say_error, say_json
 from farm_client import Farm, Usage
 
 UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
@@ -15,9 +15,9 @@ UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 def rm(jobs: JobIds, as_json: AsJson = False) -> None:
     """Delete ended jobs with everything that the farm has of them: pictures, manifest and history.
     What was fetched or exported stays. A call that was interrupted goes on when it is repeated."""
-    farm = Farm()
+    farm, show = Farm(), counter(noun="object")
     for handle in [farm.job(job) for job in jobs]:
-        gone = handle.remove()
+        gone = handle.remove(tell=None if show is None else lambda told: show(told.objects))
         if as_json:
             say_json({"id": handle.id, **gone.model_dump(mode="json")})
         else:

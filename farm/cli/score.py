@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from farm.cli.arguments import JobId, Parallel, SummaryAsJson
-from farm.cli.output import go_on_with, pictures, say_error, say_json
+from farm.cli.output import counter, go_on_with, pictures, say_error, say_json
 from farm.errors import InvalidInput
 from farm_client import Farm, Job
 from farm_client.fetch import PARALLEL
@@ -65,6 +65,7 @@ def _score(job: Job, scorers: "dict[str, Scorer]", parallel: int) -> dict[str, i
         if name in known:
             known[name].add((one.render, one.image, one.sha256))
     counts = dict.fromkeys(scorers, 0)
+    show = counter()
 
     def fresh(picture: Picture) -> bool:
         return any(_key(picture) not in seen for seen in known.values())
@@ -82,6 +83,8 @@ def _score(job: Job, scorers: "dict[str, Scorer]", parallel: int) -> dict[str, i
                 if wanted:
                     add_scores(job, name, list(_scores(scorer, wanted.items())))
                 counts[name] += len(wanted)
+            if show is not None:
+                show(max(counts.values()))
     return counts
 
 

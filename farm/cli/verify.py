@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from farm.cli.arguments import AsJson, JobId
-from farm.cli.output import one_line, pictures, say, say_error, say_note
+from farm.cli.output import counter, one_line, pictures, say, say_error, say_note
 from farm.errors import FarmError, OverQuota
 from farm_client import Farm, Job
 from farm_client.models import Difference, Verified
@@ -63,7 +63,7 @@ def _in_turn(job: Job, repair: bool, tell: Callable[[Difference], None]) -> Veri
     noted = False
     while True:
         try:
-            return job.verify(repair=repair, tell=tell)
+            return job.verify(repair=repair, tell=tell, progress=counter())
         except OverQuota as error:
             if not noted:
                 say_note(f"{error.message}; waiting")

@@ -179,13 +179,20 @@ def _taken(message: str, *, overwrite: bool = True) -> Conflict:
     return Conflict(message, field="--output", hint=hint)
 
 
-def export(plan: Plan, folder: Path, decode: Decode | None, sign: Sign | None = None) -> Exported:
+def export(
+    plan: Plan,
+    folder: Path,
+    decode: Decode | None,
+    sign: Sign | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Exported:
     """Write the data set from what lies in ``STATE/FETCHED``.
 
     Args:
         plan: what is wanted.
         folder: made ready by ``begin``.
         decode, sign: as ``farm.export.fetched.as_picture`` takes them.
+        progress: called with the number of pictures so far.
     """
     source = folder / STATE / FETCHED
     own = column_types(line["metadata"] for line in wanted_lines(source))
@@ -198,6 +205,8 @@ def export(plan: Plan, folder: Path, decode: Decode | None, sign: Sign | None = 
         _write_group(target, folder, name, group.pictures)
         done[group.split].append(name)
         counts[group.split] += len(group.pictures)
+        if progress is not None:
+            progress(sum(counts.values()))
     if target.folders:
         for split, names in done.items():
             _write_metadata(folder, split, names, types)

@@ -1,12 +1,23 @@
 """Commands on terminals and in environments as people have them: a result, or one clear line."""
 
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 import httpx2
 import pytest
+from fake_worker import FakeWorker
 from harness import Gateway
+from PIL import Image
+
+from farm.cli import output
+from farm.cli.app import run
+from farm.scoring import scorer
+from farm.verify import repair
+from farm_client import Farm
 
 
 def farm(
@@ -117,3 +128,43 @@ def test_a_home_that_cannot_be_used_stands_in_the_way_of_farm_up_only(gateway: G
     ended = farm(gateway, "up", **nowhere)
     assert ended.returncode == 2
     assert "FARM_DATA: /proc/1/nowhere/.local/share/amused-farm cannot be used" in only_line(ended)
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("export {job} -o {folder} --as parquet", ["1 picture", "writing 1 picture"]),
+        ("fetch {job} -o {folder}", ["1 picture"]),
+        ("score {job} --with size", ["1 picture"]),
+        ("verify {job}", ["1 picture"]),
+        ("rm {job}", ["1 object"]),
+    ],
+)
+def test_a_terminal_sees_how_far_a_command_is_that_may_take_long(
+    gateway: Gateway,
+    fake_worker: FakeWorker,
+    command: str,
+    told: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(repair, "SIGN_SECONDS", -1)
+    monkeypatch.setattr(output, "TELL_SECONDS", 0)
+    monkeypatch.setattr(scorer, "open_scorer", lambda _: Size())
+    monkeypatch.setenv("FARM_URL", gateway.url)
+    with Farm(gateway.url) as client:
+        job = client.submit("a boat")
+        job.wait(20)
+    words = command.format(job=job.id, folder=tmp_path / "out").split()
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert run(words) == 0
+    shown = re.findall(r"\x1b\[K(.*?)\r", capsys.readouterr().err)
+    assert [one for one in dict.fromkeys(shown) if one in told] == told
+
+
+class Size:
+    """A scorer."""
+
+    def score(self, pictures: Sequence[Image.Image]) -> list[dict[str, int]]:
+        return [{"size": picture.width} for picture in pictures]
