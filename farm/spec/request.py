@@ -160,7 +160,7 @@ class RenderRequest(RenderFields):
 
     @classmethod
     def parse(cls, data: Any) -> Self:
-        """A request from JSON-like data.
+        """A request from JSON-like data; null is not given, like an empty cell of a table.
 
         Raises:
             InvalidInput: the first thing that is wrong, with its field and a hint.
@@ -172,7 +172,13 @@ class RenderRequest(RenderFields):
                 hint='for example {"prompt": "a red circle"}',
             )
         try:
-            return cls.model_validate(dict(data))
+            return cls.model_validate(
+                {
+                    name: value
+                    for name, value in data.items()
+                    if value is not None or name not in cls.model_fields
+                }
+            )
         except ValidationError as error:
             raise explain(error, data, PARAMETERS) from None
 

@@ -75,3 +75,14 @@ def test_an_option_outside_its_limits_is_told_them() -> None:
     with pytest.raises(InvalidInput, match="must be a whole number, at least 0; got -1"):
         JobOptions.parse({"max_failed": -1})
     assert OPTIONS["max_failed"].wanted == "a whole number, at least 0"
+
+
+@pytest.mark.parametrize("parameter", sorted(RenderRequest.model_fields.keys() - {"prompt"}))
+def test_null_is_not_given(parameter: str) -> None:
+    """Files made from tables have it where a row says nothing."""
+    assert RenderRequest.parse({"prompt": "x", parameter: None}) == RenderRequest(prompt="x")
+
+
+def test_null_does_not_hide_a_name_that_is_not_known() -> None:
+    with pytest.raises(InvalidInput, match="stepz"):
+        RenderRequest.parse({"prompt": "x", "stepz": None})
