@@ -88,16 +88,16 @@ class LocalStore:
 
     def list(self, prefix: str) -> Iterator[ListedObject]:
         check_prefix(prefix)
-        folder = prefix.rpartition("/")[0]
+        folder, slash, start = prefix.rpartition("/")
         with _errors(f"cannot list {self._root}"):
-            yield from _walk(self._root / folder, f"{folder}/" if folder else "", prefix)
+            yield from _walk(self._root / folder, folder + slash, start)
 
     def folders(self, prefix: str) -> Iterator[str]:
         check_prefix(prefix)
         with _errors(f"cannot list {self._root}"):
-            for name in sorted(_entries(self._root / prefix, prefix)):
+            for name in _names(self._root / prefix):
                 if name.endswith("/"):
-                    yield name
+                    yield prefix + name
 
     def jobs(self) -> Iterator[str]:
         """Ids of the jobs that have a record, without a look at their pictures."""
@@ -209,26 +209,26 @@ def _folder(path: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _entries(folder: Path, above: str) -> dict[str, os.DirEntry[str]]:
-    """By key; a folder's ends in a slash, and so sorts as in S3: "a-b" before "a/b"."""
-    found: dict[str, os.DirEntry[str]] = {}
+def _names(folder: Path, start: str = "") -> list[str]:
+    """Of the entries whose names begin so, in the order of S3: a folder's ends in a slash, and so
+    "a-b" comes before "a/b". Nothing else is kept of them, since there may be millions."""
     with (
         contextlib.suppress(FileNotFoundError, NotADirectoryError),
         os.scandir(folder) as entries,
     ):
-        for entry in entries:
-            if not entry.name.startswith("."):
-                found[above + entry.name + ("/" if entry.is_dir() else "")] = entry
-    return found
+        named = (
+            f"{entry.name}/" if entry.is_dir() else entry.name
+            for entry in entries
+            if not entry.name.startswith(".")
+        )
+        return sorted(name for name in named if name.startswith(start))
+    return []
 
 
-def _walk(folder: Path, above: str, prefix: str) -> Iterator[ListedObject]:
-    found = _entries(folder, above)
-    for name in sorted(found):
-        if not name.startswith(prefix):
-            continue
+def _walk(folder: Path, above: str, start: str) -> Iterator[ListedObject]:
+    for name in _names(folder, start):
         if name.endswith("/"):
-            yield from _walk(folder / found[name].name, name, prefix)
+            yield from _walk(folder / name, above + name, "")
         else:
             with contextlib.suppress(FileNotFoundError):
-                yield ListedObject(name, found[name].stat().st_size)
+                yield ListedObject(above + name, os.stat(f"{folder}/{name}").st_size)

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -197,3 +198,18 @@ def test_a_replacing_store_keeps_the_last_object_and_nothing_else(tmp_path: Path
     assert store.put("00000000-00.png", b"second")
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["00000000-00.png"]
     assert store.get("00000000-00.png") == b"second"
+
+
+def test_a_list_of_a_large_folder_keeps_little_more_than_the_names(tmp_path: Path) -> None:
+    count = 4000
+    (tmp_path / "job" / "data").mkdir(parents=True)
+    for number in range(count):
+        (tmp_path / "job" / "data" / f"{number:08d}-00.png").touch()
+    tracemalloc.start()
+    try:
+        listed = sum(1 for _ in open_store(str(tmp_path)).list("job/"))
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert listed == count
+    assert most / count < 200, "bytes for each object"
