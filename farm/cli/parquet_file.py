@@ -16,6 +16,7 @@ from farm_client.inputs import ADAPTERS
 from farm_client.ndjson import Line, bad_line
 
 BATCH_ROWS = 256  # pictures may stand in them
+BUFFER_BYTES = 1 << 20  # read at a time; else a group of rows is, which may be the whole file
 
 Note = Callable[[str], None]
 
@@ -71,7 +72,7 @@ def _opened(file: Any, name: str) -> tuple[Any, Any]:
             hint="pip install pyarrow, or use .jsonl",
         ) from None
     try:
-        return pa, pq.ParquetFile(file)
+        return pa, pq.ParquetFile(file, buffer_size=BUFFER_BYTES, pre_buffer=False)
     except (pa.ArrowException, OSError) as error:
         raise InvalidInput(f"{name} is not a parquet file: {error}"[:200], field="file") from None
 

@@ -4,6 +4,8 @@ import bz2
 import gzip
 import json
 import lzma
+import os
+import tracemalloc
 from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -13,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from farm.cli import parquet_file
 from farm.cli.app import run
 from farm.cli.columns import Columns
 from farm.cli.input_files import Reading, read_files
@@ -339,3 +342,23 @@ def test_a_name_longer_than_files_have_is_told(
 ) -> None:
     assert run(["submit", "x" * 300 + suffix]) == 2
     assert capsys.readouterr().err.endswith(f"{suffix} cannot be read: File name too long\n")
+
+
+def test_a_parquet_file_of_pictures_is_not_read_into_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever does not say otherwise writes a million rows as one group."""
+    monkeypatch.setattr(parquet_file, "BATCH_ROWS", 1)
+    count, size = 64, 1 << 18
+    pictures = [os.urandom(size) for _ in range(count)]
+    table = pa.table({"prompt": ["x"] * count, "image": pictures})
+    pq.write_table(table, "a.parquet", write_batch_size=1)  # pages of one picture
+    del pictures, table
+    tracemalloc.start()
+    try:
+        asked = Reading(columns=Columns.parse([]))
+        assert sum(1 for _ in completed(read_files(["a.parquet"], asked), {})) == count
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < count * size / 2
