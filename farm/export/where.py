@@ -98,6 +98,10 @@ def _comparison(operator: ast.cmpop, left: ast.expr, right: ast.expr) -> pc.Expr
                 raise _wrong("has a list without values")
             found = _operand(left).isin([_literal(one) for one in elements])
             return ~found if isinstance(operator, ast.NotIn) else found
+        case ((ast.In() | ast.NotIn()), _):
+            raise _wrong(
+                f"{ast.unparse(right)[:60]!r} is not a list", 'a list of one value is ["cat"]'
+            )
     if type(operator) not in _COMPARE:
         raise _wrong(f"{ast.unparse(left)[:60]!r} is compared in a way that is not known")
     return _COMPARE[type(operator)](_operand(left), _operand(right))

@@ -92,6 +92,9 @@ def test_a_condition_as_people_first_write_it_gets_a_hint() -> None:
     with pytest.raises(InvalidInput) as refused:
         Where.parse("category = 'cat'")
     assert "==" in str(refused.value.hint)
+    with pytest.raises(InvalidInput, match="\"'cat'\" is not a list") as refused:
+        Where.parse('category in ("cat")')
+    assert '["cat"]' in str(refused.value.hint)
 
 
 @pytest.mark.parametrize("distance", [0, 1, 8, 31, 63])
