@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from farm.cli.arguments import AsJson
-from farm.cli.output import counted, one_line, say, say_json
+from farm.cli.output import counted, counter, one_line, say, say_json
 from farm.errors import InvalidInput
 from farm_client import Farm, Job
 
@@ -38,9 +38,11 @@ def _of_job(job: Job) -> dict[str, Any]:
     from farm.export.statistics import Statistics
 
     job.status()
-    found = Statistics()
-    for image in job.images(follow=False):
+    found, show = Statistics(), counter()
+    for number, image in enumerate(job.images(follow=False), 1):
         found.add(row_of(image.line()))
+        if show is not None:
+            show(number)
     return found.told()
 
 

@@ -136,6 +136,7 @@ def test_a_home_that_cannot_be_used_stands_in_the_way_of_farm_up_only(gateway: G
         ("export {job} -o {folder} --as parquet", ["1 picture", "writing 1 picture"]),
         ("fetch {job} -o {folder}", ["1 picture"]),
         ("score {job} --with size", ["1 picture"]),
+        ("stats {job}", ["1 picture"]),
         ("verify {job}", ["1 picture"]),
         ("rm {job}", ["1 object"]),
     ],
