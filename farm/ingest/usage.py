@@ -9,6 +9,8 @@ from farm.job import is_job_id
 from farm.queue import JobStatus, Queue
 from farm.store import ListedObject, Store, keys
 
+BLOCK = 10_000  # objects between two signs of life
+
 
 class Usage(NamedTuple):
     """Objects and their bytes: of a job, or of a kind of uploads."""
@@ -29,8 +31,11 @@ class Usage(NamedTuple):
         }
 
 
-def usage_of(queue: Queue, store: Store, tenant: str, *, everything: bool) -> Iterator[Usage]:
-    """A tenant's jobs, newest first, and its uploads.
+def usage_of(
+    queue: Queue, store: Store, tenant: str, *, everything: bool
+) -> Iterator[Usage | None]:
+    """A tenant's jobs, newest first, and its uploads; None now and then while a large one is
+    counted, as a sign of life.
 
     Args:
         everything: also jobs that the queue has forgotten; for that, two small objects of every job
@@ -39,17 +44,17 @@ def usage_of(queue: Queue, store: Store, tenant: str, *, everything: bool) -> It
     known = set()
     for status in queue.all_jobs(tenant):
         known.add(status.id)
-        yield _of_job(store, status.id)._replace(status=status)
+        yield from _of_job(store, status.id, status)
     if everything:
         for job in _stored_jobs(store):
             if job not in known and tenant_of(store, job) == tenant:
-                yield _of_job(store, job)
-    yield _sum("assets", store.list(keys.assets(tenant)))
-    yield _sum("adapters", store.list(keys.adapters(tenant)))
+                yield from _of_job(store, job)
+    yield from _sum("assets", store.list(keys.assets(tenant)))
+    yield from _sum("adapters", store.list(keys.adapters(tenant)))
 
 
-def job_usage(queue: Queue, store: Store, tenant: str, job: str) -> Usage:
-    """A tenant's job, which the queue may have forgotten.
+def job_usage(queue: Queue, store: Store, tenant: str, job: str) -> Iterator[Usage | None]:
+    """The same of a tenant's job, which the queue may have forgotten.
 
     Raises:
         NotFound: the tenant has no such job.
@@ -60,17 +65,21 @@ def job_usage(queue: Queue, store: Store, tenant: str, job: str) -> Usage:
         if tenant_of(store, job) != tenant:
             raise
         status = None
-    return _of_job(store, job)._replace(status=status)
+    return _of_job(store, job, status)
 
 
-def _of_job(store: Store, job: str) -> Usage:
-    return _sum(job, store.list(keys.prefix(job)))
+def _of_job(store: Store, job: str, status: JobStatus | None = None) -> Iterator[Usage | None]:
+    return _sum(job, store.list(keys.prefix(job)), status)
 
 
-def report(usages: Iterator[Usage]) -> Iterator[dict[str, Any]]:
-    """The lines of the answer: ``usage`` for each, ``total`` at the end."""
+def report(usages: Iterator[Usage | None]) -> Iterator[dict[str, Any]]:
+    """The lines of the answer: ``usage`` for each, ``total`` at the end; ``counting`` meanwhile, so
+    that no client or proxy gives up."""
     objects = size = 0
     for one in usages:
+        if one is None:
+            yield {"counting": {}}
+            continue
         objects, size = objects + one.objects, size + one.bytes
         yield {"usage": one.view()}
     yield {"total": {"objects": objects, "bytes": size}}
@@ -82,11 +91,15 @@ def asset_bytes(store: Store, tenant: str) -> int:
     return sum(one.size for one in found if not one.key.endswith(".json"))
 
 
-def _sum(name: str, found: Iterable[ListedObject]) -> Usage:
+def _sum(
+    name: str, found: Iterable[ListedObject], status: JobStatus | None = None
+) -> Iterator[Usage | None]:
     count = size = 0
     for one in found:
         count, size = count + 1, size + one.size
-    return Usage(name, count, size)
+        if count % BLOCK == 0:
+            yield None
+    yield Usage(name, count, size, status)
 
 
 def _stored_jobs(store: Store) -> Iterator[str]:

@@ -8,6 +8,7 @@ from fake_worker import FakeWorker
 from harness import Cli, Gateway, Serve, post, until, write_keys
 
 from farm.errors import NotFound, Unavailable
+from farm.ingest import usage
 from farm.store import keys
 from farm_client import Farm, Job
 
@@ -55,8 +56,9 @@ def test_rm_of_a_job_that_runs_is_refused_in_one_line(gateway: Gateway, cli: Cli
 
 
 def test_du_tells_the_bytes_that_lie_in_the_store(
-    gateway: Gateway, fake_worker: FakeWorker, cli: Cli
+    gateway: Gateway, fake_worker: FakeWorker, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(usage, "BLOCK", 1)  # with signs of life among the lines
     first, second = done(gateway, name="first"), done(gateway)
     lines = [json.loads(line) for line in cli("du", "--json").out.splitlines()]
     told = {line["name"]: line for line in lines}

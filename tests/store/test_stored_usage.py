@@ -6,7 +6,8 @@ from typing import cast
 
 import pytest
 
-from farm.ingest.usage import Usage, usage_of
+from farm.ingest import usage
+from farm.ingest.usage import Usage, report, usage_of
 from farm.job import job_id
 from farm.queue import Queue
 from farm.store import Store, keys
@@ -50,3 +51,14 @@ def test_jobs_that_the_queue_has_forgotten_are_found_and_no_others_are_listed(
         Usage("adapters", 0, 0),
     ]
     assert listed == [*map(keys.prefix, own), keys.assets("ann"), keys.adapters("ann")]
+
+
+def test_a_large_job_gives_signs_of_life_while_its_objects_are_counted(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A list of millions takes longer than clients and proxies wait for a line."""
+    monkeypatch.setattr(usage, "BLOCK", 2)
+    put_job(store, "ann")
+    lines = report(usage_of(EMPTY, store, "ann", everything=True))
+    kinds = [kind for line in lines for kind in line]
+    assert kinds == ["counting", "counting", "usage", "usage", "usage", "total"]

@@ -27,4 +27,4 @@ def usage(deps: Deps, tenant: Reader, everything: bool = False) -> Response:
 def usage_of_job(job: str, deps: Deps, tenant: Reader) -> Response:
     """The same of one job."""
     found = job_usage(deps.queue, deps.store, tenant, check_job_id(job))
-    return json_lines(report(iter([found])))
+    return json_lines(report(found))
