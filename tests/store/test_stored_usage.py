@@ -12,7 +12,7 @@ from farm.job import job_id
 from farm.queue import Queue
 from farm.store import Store, keys
 
-EMPTY = cast(Queue, SimpleNamespace(jobs=lambda *_: []))
+EMPTY = cast(Queue, SimpleNamespace(all_jobs=lambda *_: []))
 
 
 def put_job(store: Store, tenant: str | None, *, removed: bool = False) -> str:
