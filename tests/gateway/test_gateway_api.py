@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import json
 import re
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -463,6 +464,19 @@ def test_a_store_that_takes_no_files_is_not_ready_and_why_says_so(
     assert told.status_code == 503
     assert "No space left" in told.json()["store"]
     assert http.get(f"/v1/jobs/{job}/why").json()["waits_for"] == "store"
+
+
+def test_a_store_that_says_nothing_is_told_while_the_first_look_at_it_goes_on(
+    own: tuple[Gateway, httpx2.Client], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gateway, http = own
+    answered = threading.Event()
+    monkeypatch.setattr("farm.gateway.readiness.PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr(gateway.store, "put", lambda *_, **__: answered.wait())
+    told = http.get("/readyz", params={"workers": 0})
+    answered.set()
+    assert told.status_code == 503
+    assert "has not answered for" in told.json()["store"]
 
 
 def test_a_queue_that_takes_no_writes_is_not_ready(
