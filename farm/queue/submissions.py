@@ -51,7 +51,7 @@ class Submissions(ScriptRunner):
     def note_lanes(self, job: str, lanes: Collection[Lane], most: int) -> bool:
         """Note the lanes of an open job's piece; False, and none noted, if that is too many."""
         key, names = f"{self._prefix}lanes-of:{job}", [str(lane) for lane in lanes]
-        pipe = self.client.pipeline()
+        pipe = self.client.pipeline(transaction=False)
         for name in names:
             pipe.sadd(key, name)
         pipe.scard(key)

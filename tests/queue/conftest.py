@@ -15,6 +15,9 @@ from farm.local.valkey import ServerProcess
 from farm.queue import Queue, connect
 from farm.queue.scripts import read_scripts
 
+USERS = Path(__file__).parents[2] / "infra" / "valkey" / "users.acl"
+TESTS_MAY = ("~{*}:*", "+keys", "+config", "+replicaof", "+client|kill")  # besides
+
 
 @pytest.fixture(scope="session")
 def folder() -> Iterator[Path]:
@@ -27,6 +30,8 @@ def folder() -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def server(folder: Path) -> Iterator[ServerProcess]:
     with ServerProcess(folder / "shared", options=("--enable-debug-command", "yes")).serving() as s:
+        words = USERS.read_text("utf-8").replace("#PASSWORD_SHA256", ">password").splitlines()[1]
+        connect(s.url).execute_command("ACL", "SETUSER", *words.split()[1:], *TESTS_MAY)
         yield s
 
 
@@ -39,10 +44,13 @@ def client(server: ServerProcess) -> Iterator["redis.Redis"]:
 
 
 @pytest.fixture
-def queue(client: "redis.Redis") -> Queue:
+def queue(client: "redis.Redis", server: ServerProcess) -> Iterator[Queue]:
+    """With the rights of a farm on several machines, whose users are in ``infra``."""
     # As after the first submission to a server that has just started.
     client.hset("{farm}:server", "settled", client.info("server")["run_id"])
-    return Queue(client, scripts=moved_clock(read_scripts()))
+    farm = connect(server.url.replace("//", "//farm:password@"))
+    yield Queue(farm, scripts=moved_clock(read_scripts()))
+    farm.close()
 
 
 @pytest.fixture

@@ -48,7 +48,7 @@ class Bench:
         """Time passes, in which ``tick`` is called as it always is."""
         clock, moved = f"{{{self.queue.farm}}}:test-clock", int(seconds * 1000)
         now = self.queue.now_ms() + int(self.queue.client.get(clock) or 0)
-        with self.queue.client.pipeline() as together:
+        with self.queue.client.pipeline(transaction=False) as together:
             together.incrby(clock, moved)
             if moved > 0:
                 together.set(f"{{{self.queue.farm}}}:ticked", now + moved - 150)
