@@ -20,6 +20,7 @@ from farm.errors import (
     FarmError,
     InvalidInput,
     RejectedRender,
+    TooLarge,
     Unavailable,
     from_dict,
 )
@@ -273,6 +274,11 @@ class Connection:
         url, status = self.address.url, reply.status
         if status in RETRIED:
             return Unavailable(f"{url} answers HTTP {status}: the farm behind it does not answer")
+        if status == 413:
+            return TooLarge(
+                f"a proxy at {url} takes no body of this size",
+                hint="it should let 100 MiB through; nginx has client_max_body_size for that",
+            )
         hint = "is FARM_URL right?"
         if place := _redirect(reply):
             hint = f"it redirects to {place}; {hint}"

@@ -228,6 +228,18 @@ def test_what_is_no_farm_is_told(answer: httpx2.Response, words: str) -> None:
     assert words in str(error.value)
 
 
+def test_a_proxy_that_takes_no_large_bodies_is_named_and_not_asked_again() -> None:
+    asked = []
+
+    def handler(request: httpx2.Request) -> httpx2.Response:
+        asked.append(request)
+        return httpx2.Response(413, text="<html>nginx</html>")
+
+    with pytest.raises(TooLarge, match="a proxy at http://farm:8400 takes no body of this size"):
+        farm_with(handler).submit("x")
+    assert len(asked) == 1
+
+
 def test_a_farm_of_another_version_is_named_in_its_errors() -> None:
     answer = reply(401, {"code": "not_allowed", "message": "no"}, **{"farm-version": "9.9.9"})
     with pytest.raises(NotAllowed, match=r"9\.9\.9"):
