@@ -20,7 +20,7 @@ from farm.errors import FarmError
 from farm.ingest.job_record import JobRecord
 from farm.job import is_job_id, job_id
 from farm.local.embedded import RAY_FILE
-from farm.local.probes import answers, serves, silent_parts
+from farm.local.probes import answers, replies, serves, silent_parts
 from farm.queue import JobStatus, Queue, check_server, connect, notice, placed_workers
 from farm.queue.connection import explain
 from farm.settings import KeepingSettings, load
@@ -81,7 +81,7 @@ def _gateway(patient: Patient) -> _Told:
     elif not answers(f"{patient.url}/readyz"):
         yield (
             Health.FAIL,
-            f"the farm at {patient.url} accepts jobs, but would not run them",
+            f"the farm at {patient.url} answers, but would not run jobs",
             "the lines below say what is missing; a worker may still be loading",
         )
     else:
@@ -90,7 +90,7 @@ def _gateway(patient: Patient) -> _Told:
 
 def _server(patient: Patient) -> _Told:
     """Append-only file, eviction, version and memory."""
-    if not serves(patient.redis_url):
+    if not replies(patient.redis_url):
         yield (
             Health.FAIL,
             f"no Redis or Valkey server answers at {_shown(patient.redis_url)}",
@@ -111,11 +111,15 @@ def _queue(patient: Patient) -> _Told:
     if not serves(patient.redis_url):
         return
     queue = Queue(connect(patient.redis_url), farm=os.environ.get("FARM_NAME", "farm"))
-    wrong = amiss(queue, open_store(patient.store, attempts=1))
-    for line in wrong[:MAX_TOLD]:
-        yield Health.FAIL, line, "farm down, then farm doctor --rebuild fills it from the store"
-    if not wrong:
+    store = open_store(patient.store, attempts=1)
+    wrong = amiss(queue, store)
+    if wrong:
+        for line in wrong[:MAX_TOLD]:
+            yield Health.FAIL, line, "farm down, then farm doctor --rebuild fills it from the store"
+    elif isinstance(store, LocalStore):
         yield Health.OK, "its counters are right, and it knows every job in the store", None
+    else:
+        yield Health.OK, "its counters are right", None
 
 
 def amiss(queue: Queue, store: Store) -> list[str]:

@@ -78,6 +78,11 @@ AMISS: list[tuple[str, Callable[[Patient], Patient], str]] = [
     ("gateway", lambda it: it._replace(url="http://127.0.0.1:1"), "farm up"),
     ("gateway", lambda it: it, "would not run"),  # no worker is there
     ("server", lambda it: it._replace(redis_url="redis://:secret@127.0.0.1:1"), "REDIS_URL"),
+    (
+        "server",
+        lambda it: it._replace(redis_url=it.redis_url.replace("//", "//ann:secret@")),
+        "refuses the password",
+    ),
     ("store", lambda it: it._replace(store="ftp://x"), "has no store"),
     ("ray", lambda it: it._replace(ray_address="127.0.0.1:1"), "RAY_ADDRESS"),
     ("checkpoints", lambda it: it._replace(checkpoints=["/nowhere"]), "/nowhere"),
@@ -92,6 +97,14 @@ def test_a_part_that_is_amiss_fails_with_a_hint(
     assert found is Health.FAIL
     assert told in text
     assert "secret" not in text
+
+
+def test_the_jobs_of_a_store_that_is_not_listed_are_not_called_known(
+    gateway: Gateway, patient: Patient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FARM_NAME", gateway.queue.farm)
+    unlisted = patient._replace(store="s3://farm/here?endpoint_url=http://127.0.0.1:1")
+    assert health(unlisted, "queue") == (Health.OK, "its counters are right (None)")
 
 
 def test_a_server_that_takes_no_writes_fails(
