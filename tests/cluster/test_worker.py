@@ -15,6 +15,7 @@ import pytest
 from fake_engine import BAD_PROMPT, INFO, FakeEngine
 from waiting import until as until
 
+from farm import stored_record
 from farm.checkpoints.inspect import Checkpoint
 from farm.errors import InvalidInput, StoreError
 from farm.formats.manifest import ManifestRow, merge, read_part
@@ -154,6 +155,19 @@ def test_a_chunk_that_is_not_inline_is_read_from_the_store(farm: Farm) -> None:
     farm.start()
     job = farm.submit("a", inline=False)
     farm.wait(job)
+
+
+def test_a_worker_that_is_older_than_a_chunk_hands_it_back_unharmed_and_ends(
+    farm: Farm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = farm.submit("a")
+    monkeypatch.setattr(stored_record, "STORE_SCHEMA", stored_record.STORE_SCHEMA - 1)
+    farm.start()
+    until(lambda: not farm.workers[0][2].is_alive())
+    monkeypatch.setattr(stored_record, "STORE_SCHEMA", stored_record.STORE_SCHEMA + 1)
+    farm.start()
+    farm.wait(job)
+    assert farm.queue.tallies().returned["infra"] == 0
 
 
 @pytest.mark.parametrize(

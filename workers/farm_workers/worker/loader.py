@@ -17,6 +17,7 @@ from farm.sinks.protocol import RowId, Sink, TaskPlace
 from farm.sinks.registry import Sinks
 from farm.spec import CheckpointInfo, Lane
 from farm.store import Store, keys
+from farm.stored_record import NewerRecord
 from farm_workers.leased_task import LeasedTask, Outcome
 from farm_workers.publisher.publisher import Publisher
 from farm_workers.render_engine import RenderEngine
@@ -39,6 +40,7 @@ class Loader:
     Args:
         infos, engines: of the checkpoints that the worker holds, by name.
         enqueue: called with the rows of each task that is ready to start.
+        outdated: called when a newer farm has written what this worker should read.
     """
 
     def __init__(
@@ -52,8 +54,10 @@ class Loader:
         engines: Mapping[str, RenderEngine],
         enqueue: Callable[[TaskRows], None],
         metrics: WorkerMetrics,
+        outdated: Callable[[], None],
     ) -> None:
         self._store = store
+        self._outdated = outdated
         self._sinks = sinks
         self._queue = queue
         self._publisher = publisher
@@ -88,6 +92,10 @@ class Loader:
                 self._finalise(task)
             else:
                 self._load_rows(task)
+        except NewerRecord as error:
+            log.critical("this worker is too old and ends: %s", error)
+            self._outdated()  # first: else it would get the task again
+            self._end(task, Outcome(None, "release", str(error)))
         except Exception as error:
             facts = {"job": task.lease.job, "task": task.key}
             log.warning("task %s cannot be loaded: %s", task.key, error, extra=facts)

@@ -115,6 +115,7 @@ class Worker:
             engines,
             enqueue,
             self._metrics,
+            lambda: self.drain(settings.drain_seconds),
         )
         self._queue_session = QueueSession(
             queue,
