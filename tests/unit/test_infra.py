@@ -95,10 +95,10 @@ def test_what_kubernetes_gets_fits_its_schemas(name: str) -> None:
         kubernetes_validate.validate(document, KUBERNETES, strict=True)
 
 
-def test_gateways_take_jobs_while_there_are_no_workers_for_them() -> None:
+def test_gateways_can_be_reached_while_what_all_of_them_need_is_away() -> None:
     (gateway,) = (one for one in documents("kuberay/farm.yaml") if one["kind"] == "Deployment")
     (container,) = gateway["spec"]["template"]["spec"]["containers"]
-    assert container["readinessProbe"]["httpGet"]["path"] == "/readyz?workers=0"
+    assert container["readinessProbe"]["httpGet"]["path"] == "/healthz"
 
 
 def test_the_pods_of_the_ray_cluster_fit_the_schemas() -> None:
