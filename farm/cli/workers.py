@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from farm.queue import Session
 
 LOOK_SECONDS = 0.2
-PATIENCE_SECONDS = 30.0  # beyond a drain's own time
+PATIENCE_SECONDS = 75.0  # beyond a drain's own time: a worker waits a minute for the store
 
 workers = typer.Typer(
     help="List workers, or drain one. Alone it lists them.",
@@ -41,10 +41,12 @@ def ls(data: Data = None, as_json: AsJson = False) -> None:
         host = str(one.info.get("host", ""))
         state = one.command or ("works" if one.held else "idle")
         if as_json:
-            say_json({"worker": one.worker, "host": host, "state": state, "tasks": one.held})
+            facts = {"worker": one.worker, "host": host, "state": state, "tasks": one.held}
+            say_json({**facts, "problem": one.problem})
         else:
-            held = counted(one.held, "task")
-            say(one_line(f"{one.worker}  {host}  {state}  {held}  {', '.join(one.checkpoints)}"))
+            held, problem = counted(one.held, "task"), f"  {one.problem}" if one.problem else ""
+            checkpoints = ", ".join(one.checkpoints)
+            say(one_line(f"{one.worker}  {host}  {state}  {held}  {checkpoints}{problem}"))
     for worker in placed_workers.read(farm_queue):
         if worker.missing:
             told = {"worker": worker.name, "state": worker.state, "why": worker.why}
@@ -82,7 +84,7 @@ def drain(
             break
         if time.monotonic() > deadline:
             busy = ", ".join(one.worker for one in held if one.held)
-            raise Unavailable(f"still at work: {busy}", hint="do they reach the queue?")
+            raise Unavailable(f"still at work: {busy}", hint="do they reach queue and store?")
         time.sleep(LOOK_SECONDS)
     told = "hold nothing and get no more work" if wait else "get no more work"
     say_error(one_line(f"{', '.join(names)}: {told}"))

@@ -172,9 +172,14 @@ def _workers(patient: Patient) -> _Told:
     if not serves(patient.redis_url):
         return
     queue = Queue(connect(patient.redis_url), farm=os.environ.get("FARM_NAME", "farm"))
-    count, told = len(queue.sessions()), notice.read(queue)
+    sessions, told = queue.sessions(), notice.read(queue)
+    count = len(sessions)
     if told:
         yield (Health.WARN if count else Health.FAIL), told, None
+    for one in sessions:
+        if one.problem:
+            hint = "does its host reach the store? farm workers drain gives its tasks to others"
+            yield Health.WARN, f"{one.worker}: {one.problem}", hint
     placed = placed_workers.read(queue)
     for worker in placed:
         if worker.missing:

@@ -11,6 +11,7 @@ from farm.job import Format, JobOptions, JobState, Priority, Receipt
 from farm.spec import Lane
 
 MAX_REASON = 500  # characters
+LONG_WAIT_SECONDS = 30  # of what was drawn, to be stored
 PLANNED = ("beat", "urgent_room", "unbegun", "lanes")  # of a worker's stats, what a planner reads
 
 FailKind = Literal["row", "crash", "infra", "release"]
@@ -140,6 +141,13 @@ class Session(NamedTuple):
         """Row-steps per second by lane, as the worker measured them."""
         measured = self.stats.get("paces", {})
         return {lane: float(pace) for lane, pace in measured.items() if pace > 0}
+
+    @property
+    def problem(self) -> str | None:
+        """What keeps the worker from being of use, in a line."""
+        if (seconds := self.stats.get("waited", 0)) < LONG_WAIT_SECONDS:
+            return None
+        return f"what it has drawn waits for the store, for {seconds} s"
 
 
 def summed_paces(sessions: Iterable[Session]) -> dict[str, float]:

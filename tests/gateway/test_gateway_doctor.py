@@ -169,6 +169,18 @@ def test_a_worker_that_a_scheduler_wants_and_that_does_not_run_is_told(
     assert (ready["placed"], ready["missing"]) == (2, [told])
 
 
+def test_a_worker_that_does_not_reach_the_store_is_told(
+    gateway: Gateway, patient: Patient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FARM_NAME", gateway.queue.farm)
+    token = "7" * 32
+    gateway.queue.register(token, "worker-7", ["x@1"], {})
+    gateway.queue.heartbeat(token, 0, {}, {"waited": 97}, 10_000)
+    found, text = health(patient, "workers")
+    assert found is Health.WARN
+    assert text.startswith("worker-7: what it has drawn waits for the store, for 97 s (does its")
+
+
 def test_a_job_that_the_queue_has_forgotten_for_its_age_is_not_missed(
     gateway: Gateway, tmp_path: Path
 ) -> None:

@@ -125,6 +125,16 @@ def test_workers_are_listed_with_those_that_do_not_run(
     assert json.loads(capsys.readouterr().out.splitlines()[1])["state"] == "pending"
 
 
+def test_a_worker_that_does_not_reach_the_store_is_told(
+    bench: Bench, queue: Queue, capsys: pytest.CaptureFixture[str]
+) -> None:
+    session = bench.session()
+    for seconds, told in ((29, ""), (97, "  what it has drawn waits for the store, for 97 s")):
+        queue.heartbeat(session, 0, {}, {"waited": seconds}, 10_000)
+        assert run(["workers"]) == 0
+        assert capsys.readouterr().out == f"worker-0  here  idle  0 tasks  {CHECKPOINT}{told}\n"
+
+
 def test_a_worker_that_does_not_exist_is_named_with_those_that_do(
     bench: Bench, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -520,6 +520,17 @@ def test_urgent_pictures_do_not_wait_behind_the_others(
     assert len(events) < 10
 
 
+def test_what_waits_longest_to_be_stored_says_for_how_long(bench: Bench) -> None:
+    task, queue = bench.task(), uploads.UploadQueue()
+    for number in range(2):
+        queue.add(picture_upload(number, task, bench.record(number), *bench.arrays(number)))
+    queue._pending[0].since -= 97
+    assert queue.waited_seconds >= 97
+    queue.answered(0)
+    queue.answered(1)
+    assert queue.waited_seconds == 0
+
+
 def test_a_task_can_come_back_after_a_drop(bench: Bench) -> None:
     bench.publisher.lease_until(bench.task(), time.monotonic() - 0.001)
     bench.picture(0)

@@ -111,6 +111,12 @@ class Publisher:
         return self._uploads.pending_bytes
 
     @property
+    def waited_seconds(self) -> float:
+        """Of what has waited longest to be stored."""
+        with self._changed:
+            return self._uploads.waited_seconds
+
+    @property
     def pid(self) -> int | None:
         """Of the process; None while there is none."""
         pipe = self._pipe

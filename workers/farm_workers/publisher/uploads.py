@@ -1,6 +1,7 @@
 """What a publisher has to store and has no answer for, and the order in which it is sent."""
 
 import collections
+import time
 from collections.abc import Iterable
 
 import numpy as np
@@ -37,6 +38,7 @@ class PendingUpload:
         self.sent: int | None = None  # its place in the order of sending
         self.again = False  # sent to a process that has died since
         self.deaths = 0
+        self.since = time.monotonic()
 
 
 def picture_upload(
@@ -83,6 +85,12 @@ class UploadQueue:
     def tasks(self) -> set[int]:
         """Numbers of the tasks that wait for an answer."""
         return {upload.work.task for upload in self._pending.values()}
+
+    @property
+    def waited_seconds(self) -> float:
+        """Of what has waited longest for its answer."""
+        oldest = next(iter(self._pending.values()), None)
+        return 0.0 if oldest is None else time.monotonic() - oldest.since
 
     def add(self, upload: PendingUpload) -> None:
         self._pending[upload.work.number] = upload

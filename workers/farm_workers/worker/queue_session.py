@@ -253,6 +253,7 @@ class QueueSession:
             "urgent_room": urgent_room,
             "unbegun": len(self._leases.unbegun),
             "left": self._leases.left,
+            "waited": round(self._publisher.waited_seconds),
         }
         sent = time.monotonic()
         answer = self._queue.heartbeat(self.token, room, progress, stats, self._lease_ms)
