@@ -14,6 +14,8 @@ folder=$1 data=$2 head=$3 workers=("${@:4}")
 infra=$(cd "$(dirname "$0")" && pwd)
 
 new() { openssl rand -hex 32; }
+# An address as it stands before a port.
+at() { case $1 in *:*) echo "[$1]" ;; *) echo "$1" ;; esac; }
 digest() { printf %s "$1" | sha256sum | cut -d' ' -f1; }
 
 # What every host has: a certificate, and whom to trust.
@@ -31,7 +33,7 @@ host() {
 node() {
   cp ray-token "$1"
   cat >>"$1/farm.env" <<END
-RAY_ADDRESS=$head:6379
+RAY_ADDRESS=$(at "$head"):6379
 RAY_AUTH_MODE=token
 RAY_AUTH_TOKEN_PATH=/etc/farm/ray-token
 RAY_USAGE_STATS_ENABLED=0
@@ -72,7 +74,7 @@ farm=$(new) worker=$(new)
 sed "/^user farm/s/PASSWORD_SHA256/$(digest "$farm")/; /^user worker/s/PASSWORD_SHA256/$(digest "$worker")/" \
   "$infra/valkey/users.acl" >"$data/users.acl"
 cp "$infra/valkey/valkey.conf" "$data"
-queue="$data:6380/0?ssl_ca_certs=/etc/farm/ca.pem"
+queue="$(at "$data"):6380/0?ssl_ca_certs=/etc/farm/ca.pem"
 
 # What renders: where the store is. One with a certificate of this authority is told by its address.
 cat >store.env <<END
@@ -81,7 +83,7 @@ AWS_ACCESS_KEY_ID=$AWS_ACCESS_KEY_ID
 AWS_SECRET_ACCESS_KEY=$AWS_SECRET_ACCESS_KEY
 FARM_CHECKPOINTS=${FARM_CHECKPOINTS:-shapes-64}
 END
-case $FARM_STORE in *"endpoint_url=https://$data"*) echo AWS_CA_BUNDLE=/etc/farm/ca.pem >>store.env ;; esac
+case $FARM_STORE in *"endpoint_url=https://$(at "$data")"*) echo AWS_CA_BUNDLE=/etc/farm/ca.pem >>store.env ;; esac
 
 # Gateway and scheduler.
 new >api-key

@@ -5,15 +5,18 @@ import json
 import os
 import re
 import shlex
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
 
+from farm.addresses import check_redis_url
 from farm.cli.app import COMMANDS
 from farm.scheduler.settings import SchedulerSettings
 from farm.settings import GatewaySettings
@@ -205,6 +208,23 @@ def test_every_image_runs_as_a_user_of_its_own() -> None:
         instructions = re.findall(r"^([A-Z]+) (.*)$", stage, flags=re.M)
         assert ("USER", "10001") in instructions
         assert instructions[-1][0] == "CMD"
+
+
+def test_hosts_with_addresses_of_ipv6_get_settings_that_can_be_used(tmp_path: Path) -> None:
+    made, head = tmp_path / "secrets", "fd00::11"
+    store = "s3://farm/pictures?endpoint_url=https://[fd00::10]:9000"
+    keys = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
+    subprocess.run(
+        [str(INFRA / "make-secrets.sh"), str(made), "fd00::10", head, "fd00::21"],
+        env={"PATH": os.environ["PATH"], "FARM_STORE": store, **keys},
+        check=True,
+        capture_output=True,
+    )
+    lines = (made / head / "farm.env").read_text("utf-8").splitlines()
+    settings = dict(line.split("=", 1) for line in lines)
+    assert urlsplit(check_redis_url(settings["REDIS_URL"])).hostname == "fd00::10"
+    assert settings["RAY_ADDRESS"] == "[fd00::11]:6379"
+    assert settings["AWS_CA_BUNDLE"] == "/etc/farm/ca.pem"
 
 
 def test_the_queues_server_lets_no_one_in_without_a_password_and_reads_its_file() -> None:
