@@ -205,7 +205,8 @@ class Placement:
             place.show(WorkerState.RUNNING, now)
             log.info("%s runs, life %s", place.name, place.life.token)
         elif _has_process(place.actor):
-            place.show(WorkerState.STARTING, now, Reason.LOADING, "it loads its checkpoints")
+            why = "it loads its checkpoints, or Ray does not reach its host"
+            place.show(WorkerState.STARTING, now, Reason.LOADING, why)
         elif not place.wanted:
             self._end(place)
         else:
