@@ -11,6 +11,7 @@ from farm.ingest.rebuild import rebuild
 from farm.local.valkey import ServerProcess
 from farm.paths import short_temp
 from farm.queue import Queue, connect
+from farm.queue.connection import explained
 from farm.store import Store
 
 UNFINISHED = "{%s}:rebuilding"
@@ -41,11 +42,13 @@ def rebuild_embedded(data: Path, store: Store, farm: str) -> tuple[Counter[str],
     return counts, kept
 
 
+@explained
 def rebuild_at(redis_url: str, store: Store, farm: str) -> Counter[str]:
     """Fill the queue of a server that runs elsewhere.
 
     Raises:
         Conflict: it has jobs or workers of this farm.
+        Unavailable: it does not answer.
     """
     client = connect(redis_url)
     queue, mark = Queue(client, farm=farm), UNFINISHED % farm

@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from queue_bench import CHECKPOINT, MS, Bench
@@ -102,6 +103,23 @@ def test_a_drain_returns_when_the_worker_holds_nothing(
     worker.join()
     assert capsys.readouterr().err == f"{name}: hold nothing and get no more work\n"
     assert [found.held for found in queue.sessions()] == [0]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["queue", "check"], ["queue", "weight", "ann", "2"], ["workers"], ["doctor", "--rebuild"]],
+)
+def test_a_server_that_is_away_is_told_by_each_command(
+    words: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:1")
+    monkeypatch.setenv("FARM_DATA", str(tmp_path))
+    monkeypatch.setenv("FARM_STORE", str(tmp_path / "store"))
+    assert run(words) == 5
+    assert "error[unavailable]: Redis does not answer" in capsys.readouterr().err
 
 
 def test_workers_are_listed_with_those_that_do_not_run(
