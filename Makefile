@@ -10,7 +10,7 @@ INSTALLED := $(VENV)/.installed
 # Without its cache Python would compile the farm's modules in each of the processes that tests start.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo check test lint tests clean lives fuzz graph mutants storm storm-ray drains growth damage disk-full full-size bench-queue bench-recovery bench-million kills cluster image bench-simulation bench-services docs bench-page
+.PHONY: demo check test lint tests clean lives fuzz graph mutants storm storm-ray drains growth damage disk-full lowest full-size bench-queue bench-recovery bench-million kills cluster image bench-simulation bench-services docs bench-page
 
 demo: $(INSTALLED)
 	$(BIN)/farm demo
@@ -98,6 +98,14 @@ cluster: $(INSTALLED)
 # debootstrap has put into IMAGE_BASE (tools/image.py).
 image: $(INSTALLED)
 	$(BIN)/python tools/image.py $(IMAGE_BASE)
+
+# The tests with the oldest versions of other packages that pyproject.toml allows.
+lowest:
+	mkdir -p build
+	$(PYTHON) tools/lowest.py > build/lowest.txt
+	$(PYTHON) -m venv build/lowest
+	build/lowest/bin/pip install --disable-pip-version-check --quiet -c build/lowest.txt -e '.[dev,nsfw]'
+	build/lowest/bin/pytest -n $(TEST_PROCESSES) --dist loadgroup
 
 # The queue's append-only file is cut and damaged at fifty random places.
 damage: $(INSTALLED)

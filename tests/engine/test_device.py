@@ -36,18 +36,22 @@ def test_what_a_process_says_of_kernels_changes_no_picture(monkeypatch: pytest.M
     """A notebook may let cuDNN time its kernels; another one each time would give other bits."""
     monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    monkeypatch.setattr(matmul, "allow_tf32", True)
+    before = matmul.allow_tf32  # no attribute that monkeypatch could put back: it has no dictionary
     for name, value in (("allow_tf32", True), ("deterministic", False), ("benchmark", True)):
         monkeypatch.setattr(cudnn, name, value)
-    with Device("cuda:0").scope():
-        assert not matmul.allow_tf32
-        assert not cudnn.allow_tf32
-        assert not cudnn.benchmark
-        assert cudnn.deterministic
-    assert matmul.allow_tf32
-    assert cudnn.allow_tf32
-    assert cudnn.benchmark
-    assert not cudnn.deterministic
+    try:
+        matmul.allow_tf32 = True
+        with Device("cuda:0").scope():
+            assert not matmul.allow_tf32
+            assert not cudnn.allow_tf32
+            assert not cudnn.benchmark
+            assert cudnn.deterministic
+        assert matmul.allow_tf32
+        assert cudnn.allow_tf32
+        assert cudnn.benchmark
+        assert not cudnn.deterministic
+    finally:
+        matmul.allow_tf32 = before
 
 
 class FakeStream:

@@ -1,6 +1,7 @@
 """Pictures that are made to harm: what they cost the gateway, and those who call meanwhile."""
 
 import base64
+import statistics
 import threading
 import time
 from collections.abc import Iterator
@@ -10,11 +11,12 @@ import httpx2
 import psutil
 import pytest
 from bombs import BOMBS
-from harness import gateway_process, png, post
+from harness import gateway_process, png, post, until
 
 MOST_BYTES = 300 * 2**20  # of the gateway's memory
 MOST_SECONDS = 5.0  # of processor time, for one picture
-CALM_SECONDS = 0.1  # for the answers to others, but for a few on a busy machine
+CALM_ANSWERS = 20  # to others, before the first of these pictures comes
+MOST_SLOWER = 10  # times, the median answer to others meanwhile
 
 
 class Watched:
@@ -79,6 +81,9 @@ def test_no_picture_costs_more_than_it_may_and_others_do_not_wait(
     made: dict[str, bytes], watched: Watched
 ) -> None:
     told = []
+    until(lambda: len(watched.waits) >= CALM_ANSWERS)
+    calm = statistics.median(watched.waits)
+    del watched.waits[:]
     with httpx2.Client(base_url=watched.url, timeout=60) as http:
         for name, bomb in BOMBS.items():
             data = made[name]
@@ -91,14 +96,13 @@ def test_no_picture_costs_more_than_it_may_and_others_do_not_wait(
     print(*told, sep="\n")
     print(
         f"gateway {watched.memory >> 20} MiB, one sandbox {watched.sandbox_memory >> 20} MiB, "
-        f"others {sorted(watched.waits)[len(watched.waits) // 2] * 1000:.0f} ms, "
+        f"others {statistics.median(watched.waits) * 1000:.0f} ms, before {calm * 1000:.0f}, "
         f"99 of 100 {sorted(watched.waits)[-len(watched.waits) // 100] * 1000:.0f} ms, "
         f"slowest {max(watched.waits) * 1000:.0f} ms of {len(watched.waits)}"
     )
     assert watched.memory < MOST_BYTES
     assert watched.sandbox_memory < MOST_BYTES
-    waits = sorted(watched.waits)
-    assert waits[len(waits) // 2] < CALM_SECONDS
+    assert statistics.median(watched.waits) < MOST_SLOWER * calm
 
 
 @pytest.mark.slow

@@ -167,9 +167,8 @@ class Device:
             logging.getLogger(__name__).warning("runs without a CUDA graph", exc_info=True)
             return function
         finally:
-            torch.cuda.set_stream(
-                current
-            )  # a capture that fails at its end leaves torch on its own
+            # A capture that fails at its end leaves torch on its own stream.
+            torch.cuda.set_stream(current)
         return graph.replay
 
     def graphed(
