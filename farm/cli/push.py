@@ -6,7 +6,6 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import httpx2
 import typer
 
 from farm.cli.output import say, say_error
@@ -86,7 +85,7 @@ def _upload(folder: Path, repository: str, private: bool, groups: set[str]) -> s
         raise NotAllowed("the hub wants a token", hint="hf auth login, or set HF_TOKEN") from None
     except HfHubHTTPError as error:
         raise _refused(repository, error.response.status_code) from None
-    except (httpx2.HTTPError, OSError) as error:
+    except Exception as error:  # of its HTTP client, which was httpx before hub 2.0
         raise Unavailable(f"the hub cannot be reached: {error}") from None
     return str(commit.commit_url)
 
