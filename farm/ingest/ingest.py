@@ -323,7 +323,6 @@ class Feed:
         self._lanes: set[Lane] = set()
         self._cuts = 0
         self._pieces = 0
-        self._tasks = 0
         self.lines = 0
         self.renders = 0
         self.pictures = 0
@@ -343,7 +342,6 @@ class Feed:
         else:
             self._append(piece)
         self._cuts += 1
-        self._tasks += len(piece.chunks)
         self.lines += len(entries)
         self.renders += piece.renders
         self.pictures += piece.pictures
@@ -367,17 +365,18 @@ class Feed:
 
     def close(self) -> None:
         """Raises ``AllRejected`` where nothing came in that can be rendered."""
-        if not self.renders:
-            self._ingest.cancel(self._record.job, self._record.tenant)
-            if not self.rejected:
-                raise InvalidInput("there is nothing to render in it", field="renders")
-            raise AllRejected(self.rejected)
-        if not self._again:
+        if self._again:
+            status = self._ingest.queue.status(self._record.job, self._record.tenant)
+            if (self.pictures, self.rejected_count) != (status.images.total, status.rejected):
+                raise _other_content(self._record.job)
+        elif self.renders:
             self._ingest.close(self._record, self._pieces)
-            return
-        status = self._ingest.queue.status(self._record.job, self._record.tenant)
-        if (self._tasks, self.rejected_count) != (status.tasks.total, status.rejected):
-            raise _other_content(self._record.job)
+        else:
+            self._ingest.cancel(self._record.job, self._record.tenant)
+        if not self.renders and not self.rejected:
+            raise InvalidInput("there is nothing to render in it", field="renders")
+        if not self.renders:
+            raise AllRejected(self.rejected)
 
 
 def _cutter(record: JobRecord) -> Cutter:

@@ -146,6 +146,13 @@ def test_lines_that_come_again_when_their_job_has_ended_find_it(
     assert list(gateway.store.list(keys.prefix(first["id"]))) == stored
 
 
+def test_lines_that_are_all_refused_are_so_when_they_come_again(http: httpx2.Client) -> None:
+    lines = ndjson([{"prompt": ""}] * (MAX_PIECE_LINES + 1))
+    first, again = (post_lines(http, lines, idempotency_key="bad") for _ in range(2))
+    assert first.status_code == again.status_code == 422
+    assert first.json() == again.json()
+
+
 def test_pieces_may_come_together_and_again_alone(http: httpx2.Client) -> None:
     def put(number: int, first: int, rows: list[dict[str, Any]]) -> httpx2.Response:
         return http.put(

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 from fake_worker import BAD_PROMPT, LOST_PROMPT, FakeWorker
-from harness import Gateway
+from harness import Gateway, ndjson, post_lines
 
 from farm.cli.app import run
 from farm.errors import Conflict
+from farm.job import MAX_PIECE_LINES
 from farm_client import Farm
 
 
@@ -33,6 +34,25 @@ def test_a_retry_makes_the_failed_pictures_only_and_its_results_count(
         assert [(line["render"], line["generation"]) for line in lines] == [(0, 0), (1, 1), (2, 0)]
         with pytest.raises(Conflict, match="no failed pictures"):
             job.retry()
+
+
+def test_lines_that_come_again_when_their_job_was_retried_find_it(
+    gateway: Gateway, fake_worker: FakeWorker
+) -> None:
+    prompts = [BAD_PROMPT, *["a boat"] * MAX_PIECE_LINES]
+    lines = ndjson([{"prompt": prompt, "seed": 1} for prompt in prompts])
+    with gateway.client() as http, Farm(gateway.url) as farm:
+        sent = post_lines(http, lines, idempotency_key="retried").json()
+        job = farm.job(sent["id"])
+        job.wait(60, check=False)
+        job.retry()
+        job.wait(60, check=False)
+        again = post_lines(http, lines, idempotency_key="retried")
+        assert (again.status_code, again.json()["id"]) == (200, sent["id"])
+        refused = ndjson([{"prompt": ""}] * (MAX_PIECE_LINES + 1))
+        job.retry()
+        assert post_lines(http, refused, idempotency_key="retried").status_code in (409, 422)
+        assert job.wait(60, check=False).state == "failed", "it is not cancelled"
 
 
 def test_a_picture_that_fails_again_is_listed_once(
