@@ -23,6 +23,7 @@ COPIED = (
     "tests/queue",
     "tests/store/s3_servers.py",
     "tests/fault_proxy.py",
+    "infra/valkey",
     "pyproject.toml",
     "README.md",
 )
