@@ -208,13 +208,13 @@ class S3Store:
                 f"cannot {what} {self.url}: {masked(str(error))}",
                 hint="AWS_CA_BUNDLE names the file with the certificates to trust",
             ) from error
+        except (IncompleteReadError, ResponseStreamingError, HTTPError) as error:
+            raise _BrokeOff(f"cannot {what} {self.url}: the connection broke off") from error
         except (ConnectFailed, HTTPClientError) as error:
             raise StoreError(
                 f"cannot {what} {self.url}: {self._address} does not answer",
                 hint="is the server running, and AWS_ENDPOINT_URL or endpoint_url right?",
             ) from error
-        except (IncompleteReadError, ResponseStreamingError, HTTPError) as error:
-            raise _BrokeOff(f"cannot {what} {self.url}: the connection broke off") from error
         except (BotoCoreError, ValueError) as error:
             raise StoreError(f"cannot {what} {self.url}: {masked(str(error))}") from error
 

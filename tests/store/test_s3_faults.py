@@ -3,6 +3,7 @@
 import os
 import random
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -200,6 +201,34 @@ def test_a_body_that_falls_silent_is_asked_for_again(monkeypatch: pytest.MonkeyP
                     store.get("key")
     for connection in held:
         connection.close()
+
+
+def test_a_body_whose_connection_is_reset_is_asked_for_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As a server does that is killed, or a proxy that is restarted."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+
+    def answer(server: socket.socket, resets: int) -> None:
+        for number in range(s3.BODY_ATTEMPTS):
+            with server.accept()[0] as line:
+                line.recv(65536)
+                sent = b"x" * (500 if number < resets else 1000)
+                line.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + sent)
+                if number < resets:  # an end with RST and not with FIN
+                    line.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    for resets in (s3.BODY_ATTEMPTS - 1, s3.BODY_ATTEMPTS):
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            threading.Thread(target=answer, args=(server, resets), daemon=True).start()
+            address = f"http://127.0.0.1:{server.getsockname()[1]}"
+            store = open_store(f"s3://farm-test/p?endpoint_url={address}", attempts=1)
+            if resets < s3.BODY_ATTEMPTS:
+                assert store.get("key") == b"x" * 1000
+            else:
+                with pytest.raises(StoreError, match="broke off"):
+                    store.get("key")
 
 
 def test_a_slow_line_is_only_slow(far: Store, proxy: FaultProxy) -> None:
