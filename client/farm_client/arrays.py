@@ -11,6 +11,7 @@ from farm.errors import InvalidInput
 
 _COLOURS = {1: 0, 3: 2, 4: 6}  # samples of a pixel -> PNG's colour type
 _WHOLE = frozenset("bBhHiIlLqQ")  # struct's letters of integers
+_ORDERS = ("", "@", "=", "<", ">")  # of bytes; numpy says "=" where an array is not aligned
 LATENTS = "latents"  # the parameter, and the tensor's name in its file
 
 
@@ -67,14 +68,15 @@ def _chunk(name: bytes, body: bytes) -> bytes:
 
 
 def _latents(view: memoryview) -> bytes:
-    if len(view.shape or ()) != 2 or (view.format or "").lstrip("<=@") not in _WHOLE:
+    order, kind = (view.format or "")[:-1], (view.format or "")[-1:]
+    if len(view.shape or ()) != 2 or order not in _ORDERS or kind not in _WHOLE:
         raise InvalidInput(
             "token ids are an array of whole numbers (rows, columns)",
             field=LATENTS,
             hint="the array of a file of the format tokens",
         )
-    rows: list[list[int]] = view.tolist()  # type: ignore[assignment]  # of two dimensions
-    ids = [number for row in rows for number in row]
+    data = view.tobytes()
+    ids = struct.unpack(f"{order}{len(data) // view.itemsize}{kind}", data)
     try:
         body = struct.pack(f"<{len(ids)}q", *ids)
     except struct.error:

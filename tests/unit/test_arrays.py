@@ -44,6 +44,18 @@ def test_token_ids_are_an_array_too(kind: type) -> None:
     assert np.array_equal(found["latents"], ids)
 
 
+@pytest.mark.parametrize("kind", ["<i8", ">i8", ">u2", "<i4"])
+@pytest.mark.parametrize("offset", [0, 1], ids=["aligned", "within a file"])
+def test_token_ids_are_read_in_any_order_of_bytes_and_place_in_memory(
+    kind: str, offset: int
+) -> None:
+    ids = RANDOM.integers(0, 1000, (3, 4)).astype(kind)
+    held = np.frombuffer(bytes(offset) + ids.tobytes(), kind, offset=offset).reshape(3, 4)
+    for array in (held, held.T):
+        found = safetensors.numpy.load(read_input(array, "latents"))
+        assert np.array_equal(found["latents"], array)
+
+
 @pytest.mark.parametrize(
     ("array", "field", "words"),
     [
