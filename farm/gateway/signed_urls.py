@@ -120,6 +120,8 @@ def secret_of(data: Path) -> bytes:
     if not path.exists():
         with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as out:
             out.write(secrets.token_hex(32).encode())
+            out.flush()
+            os.fsync(out.fileno())  # an empty one would let anyone sign
         try:
             os.link(draft, path)
         except FileExistsError:

@@ -1,6 +1,7 @@
 """Who may do what."""
 
 import hashlib
+import os
 import re
 import time
 from datetime import UTC, datetime
@@ -16,7 +17,7 @@ from harness import Gateway, Serve, png, post, write_keys
 from farm.errors import InvalidInput, NotAllowed
 from farm.gateway.app import create_app
 from farm.gateway.auth import Authenticator, Forbidden, KeyFile
-from farm.gateway.signed_urls import Links, Signer
+from farm.gateway.signed_urls import Links, Signer, secret_of
 from farm.settings import GatewaySettings
 from farm.sinks.protocol import Source
 from farm.store import Store
@@ -270,3 +271,25 @@ def test_the_link_to_a_part_opens_that_part_alone() -> None:
     signer.check("a/shard.tar", expires, name, signature, part)
     with pytest.raises(NotAllowed, match="not signed"):
         signer.check("a/shard.tar", expires, f"{name}\n{part}", signature)
+
+
+def test_a_secret_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a power cut it could be an empty file, with which anyone can sign."""
+    told: list[tuple[str, int]] = []
+    link, fsync = os.link, os.fsync
+
+    def noted(file: int) -> None:
+        fsync(file)
+        told.append(("on the disk", os.fstat(file).st_size))
+
+    def named(draft: Path, path: Path) -> None:
+        told.append(("named", draft.stat().st_size))
+        link(draft, path)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr(os, "link", named)
+    secret = secret_of(tmp_path)
+    assert told == [("on the disk", len(secret)), ("named", len(secret))]
+    assert secret_of(tmp_path) == secret
