@@ -103,13 +103,14 @@ def read_input(value: object, field: str, base: Path | None = None) -> bytes:
     if isinstance(value, bytes | bytearray | memoryview):
         data = bytes(value)
     elif isinstance(value, PictureLike):
-        out = io.BytesIO()
-        value.save(out, format="PNG")
-        data = out.getvalue()
+        data = _png(value, field)
     elif is_array(value):
         data = file_of(value, field)
     elif hasattr(value, "read"):
-        data = value.read(MAX_ASSET_BYTES + 1)
+        try:
+            data = value.read(MAX_ASSET_BYTES + 1)
+        except (OSError, ValueError) as error:
+            raise InvalidInput(f"the file cannot be read: {error}", field=field) from None
         if not isinstance(data, bytes):
             raise InvalidInput("the file was opened as text", field=field, hint='open it with "rb"')
     else:
@@ -154,6 +155,20 @@ def _read_file(path: Path, field: str) -> bytes:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InvalidInput(f"{str(path)[:200]} cannot be read: {reason}", field=field) from None
+
+
+def _png(picture: PictureLike, field: str) -> bytes:
+    """Pillow reads a file only now, and finds then that it is cut short or closed."""
+    out = io.BytesIO()
+    try:
+        picture.save(out, format="PNG")
+    except (OSError, ValueError, SyntaxError) as error:
+        raise InvalidInput(
+            f"the picture cannot be made a PNG file: {error}",
+            field=field,
+            hint='of another mode it can: picture.convert("RGB")',
+        ) from None
+    return out.getvalue()
 
 
 def _checked(data: bytes, field: str) -> bytes:

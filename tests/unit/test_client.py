@@ -16,6 +16,7 @@ import pytest
 import trustme
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from farm import strict_json
 from farm.errors import (
@@ -570,6 +571,26 @@ def test_inputs_are_read_from_whatever_they_are(tmp_path: Path) -> None:
         file.truncate(101 << 20)
     with pytest.raises(TooLarge):
         read_input(tmp_path / "large", "image")
+
+
+def test_a_picture_or_file_that_cannot_be_read_is_bad_input() -> None:
+    """Another error would end a submission of many for the sake of one."""
+    file = io.BytesIO()
+    Image.effect_noise((64, 64), 50).save(file, "JPEG")
+    cut_short = Image.open(io.BytesIO(file.getvalue()[: len(file.getvalue()) // 2]))
+    closed = Image.new("RGB", (4, 4))
+    closed.close()
+    file.close()
+    for wrong, words in (
+        (Image.new("CMYK", (4, 4)), 'picture.convert("RGB")'),
+        (cut_short, "truncated"),
+        (closed, "closed image"),
+        (file, "closed file"),
+    ):
+        with pytest.raises(InvalidInput) as error:
+            read_input(wrong, "image")
+        assert error.value.field == "image"
+        assert words in str(error.value)
 
 
 def test_events_are_read_however_they_are_cut() -> None:
