@@ -1,5 +1,6 @@
 """Input pictures and tensor files, in any form in which callers have them."""
 
+import contextlib
 import hashlib
 import io
 import os
@@ -107,12 +108,7 @@ def read_input(value: object, field: str, base: Path | None = None) -> bytes:
     elif is_array(value):
         data = file_of(value, field)
     elif hasattr(value, "read"):
-        try:
-            data = value.read(MAX_ASSET_BYTES + 1)
-        except (OSError, ValueError) as error:
-            raise InvalidInput(f"the file cannot be read: {error}", field=field) from None
-        if not isinstance(data, bytes):
-            raise InvalidInput("the file was opened as text", field=field, hint='open it with "rb"')
+        data = _read_open(value, field)
     else:
         raise InvalidInput(
             f"{type(value).__name__} is not a picture; "
@@ -155,6 +151,19 @@ def _read_file(path: Path, field: str) -> bytes:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InvalidInput(f"{str(path)[:200]} cannot be read: {reason}", field=field) from None
+
+
+def _read_open(file: Any, field: str) -> bytes:
+    """From where it stands, and there it stands again: several renders may name it."""
+    try:
+        data = file.read(MAX_ASSET_BYTES + 1)
+    except (OSError, ValueError) as error:
+        raise InvalidInput(f"the file cannot be read: {error}", field=field) from None
+    if not isinstance(data, bytes):
+        raise InvalidInput("the file was opened as text", field=field, hint='open it with "rb"')
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # a pipe cannot go back
+        file.seek(-len(data), os.SEEK_CUR)
+    return data
 
 
 def _png(picture: PictureLike, field: str) -> bytes:

@@ -4,6 +4,7 @@ import gc
 import hashlib
 import io
 import json
+import os
 import socket
 import time
 import weakref
@@ -36,6 +37,7 @@ from farm_client.ndjson import Line, completed, never_waits, parsed, pieces, rea
 from farm_client.output_folder import MARK
 from farm_client.streams import read_events
 from farm_client.submission import at_their_lines
+from farm_client.sweep import Sweep
 from farm_client.sync import drive, iterate
 from farm_client.transport import BlockingWire
 
@@ -591,6 +593,24 @@ def test_a_picture_or_file_that_cannot_be_read_is_bad_input() -> None:
             read_input(wrong, "image")
         assert error.value.field == "image"
         assert words in str(error.value)
+
+
+def test_a_file_object_is_the_same_for_each_render_that_names_it(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"bytes")
+    with (tmp_path / "a.png").open("rb") as file:
+        file.read(1)
+        swept = completed(
+            read_lines([{"prompt": "a", "image": file}] * 2),
+            {},
+            Sweep.parse({"seed": [1, 2]}, None),
+        )
+        found = [read_input(line.data["image"], "image") for line in swept if line.data]
+    assert found == [b"ytes"] * 4
+    read, write = os.pipe()
+    os.write(write, b"bytes")
+    os.close(write)
+    with open(read, "rb") as pipe:
+        assert read_input(pipe, "image") == b"bytes"
 
 
 def test_events_are_read_however_they_are_cut() -> None:
