@@ -92,7 +92,7 @@ def write_card(
         "configs:",
         "- config_name: default",
         "  data_files:",
-        *(f"  - {{split: {split}, path: {json.dumps(path)}}}" for split, path in patterns.items()),
+        *(f"  - {json.dumps({'split': split, 'path': path})}" for split, path in patterns.items()),
         "---",
         "",
         f"# {' '.join(title.split())}",

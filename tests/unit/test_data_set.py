@@ -237,6 +237,16 @@ def test_datasets_reads_columns_that_look_different_from_row_to_row(
         assert columns["big"] == ("9223372036854775808" if row["render"] == 9 else None)
 
 
+@pytest.mark.parametrize("target", TARGETS)
+def test_datasets_reads_splits_whose_names_are_numbers_or_words_of_yaml(
+    target: As, tmp_path: Path
+) -> None:
+    plan = Plan("j", target, Splits.parse("0=0.3,007=0.3,null=0.4"))
+    counts = make(tmp_path / "out", plan, [{}] * 16)
+    loaded = datasets.load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))
+    assert {name: len(split) for name, split in loaded.items()} == counts
+
+
 @pytest.mark.parametrize("target", ["parquet", "imagefolder"])
 def test_a_split_without_pictures_does_not_make_the_others_unreadable(
     target: As, tmp_path: Path
