@@ -131,7 +131,8 @@ class Quotas:
             return
         known = self._queue.appended(job, first, len(pieces))
         fresh = [piece for piece, there in zip(pieces, known, strict=True) if not there]
-        self._take_work(tenant, *fresh)
+        if fresh:
+            self._take_work(tenant, *fresh)
 
     def _take_work(self, tenant: str, *groups: Entries) -> None:
         asked = Work()

@@ -169,6 +169,25 @@ def test_another_gateway_counts_what_came_to_this_one(small: Gateway, start: Ser
         assert post(other, {"prompt": "x", "num_images": 64}).status_code == 429
 
 
+def test_a_piece_that_is_sent_again_is_taken_by_a_gateway_with_a_smaller_quota(
+    small: Gateway, start: Serve
+) -> None:
+    """As after a restart with other settings, between the piece and its lost answer."""
+    with small.client() as http, start(quota_pictures=10).client() as stricter:
+        job = http.post("/v1/jobs?open").json()["id"]
+
+        def put(client: httpx2.Client, number: int) -> int:
+            return client.put(
+                f"/v1/jobs/{job}/chunks/{number}?first={60 * number}",
+                content=ndjson([{"prompt": "x"}] * 60),
+                headers={"Content-Type": "application/x-ndjson"},
+            ).status_code
+
+        assert put(http, 0) == 200
+        assert put(stricter, 0) == 200
+        assert put(stricter, 1) == 429
+
+
 def test_the_bytes_of_files_are_counted_once(small: Gateway) -> None:
     pictures = [png(8, 8, colour=(number, 0, 0)) for number in range(40)]
     with small.client() as http:
