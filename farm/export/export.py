@@ -215,11 +215,23 @@ def export(
         facts.statistics.add(row)
     statistics = facts.statistics.to_json().encode()
     write_whole(folder / STATISTICS, statistics)
-    samples = own if plan.target == "webdataset" else None
+    samples = _samples(source, own) if plan.target == "webdataset" else None
     write_card(folder, plan.license, plan.title, facts, counts, target.pattern, types, samples)
     write_whole(folder / WHOLE, plan.to_json().encode())
     shutil.rmtree(folder / STATE)
     return exported(plan, statistics)
+
+
+def _samples(source: Path, types: dict[str, pa.DataType]) -> dict[str, pa.DataType]:
+    """The users' columns as they stand beside a picture: what others hold as JSON is no text."""
+    told = (line["metadata"].items() for line in wanted_lines(source))
+    objects = {
+        name for columns in told for name, value in columns if isinstance(value, dict | list)
+    }
+    return {
+        name: pa.json_() if name in objects and pa.types.is_string(kind) else kind
+        for name, kind in types.items()
+    }
 
 
 def exported(plan: Plan, statistics: bytes) -> Exported:

@@ -168,7 +168,9 @@ def _feature(kind: pa.DataType) -> dict[str, Any]:
 
 def hugging_face_dtype(kind: pa.DataType) -> str:
     """The name that ``datasets`` has for a type of single values."""
-    names = {pa.float64(): "float64", pa.float32(): "float32", pa.bool_(): "bool"}
+    names = {
+        pa.float64(): "float64", pa.float32(): "float32", pa.bool_(): "bool", pa.json_(): "json"
+    }  # fmt: skip
     return names.get(kind, str(kind))
 
 

@@ -247,6 +247,21 @@ def test_datasets_reads_splits_whose_names_are_numbers_or_words_of_yaml(
     assert {name: len(split) for name, split in loaded.items()} == counts
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_datasets_reads_objects_beside_the_pictures_of_a_webdataset_as_objects(
+    streaming: bool, tmp_path: Path
+) -> None:
+    told: list[dict[str, Any]] = [{"id": number} for number in range(8)]
+    told[1] |= {"box": {"at": [0.5, 1], "of": "it's"}, "lines": [[1, 2], []], "any": [1, "a"]}
+    told[6] |= {"box": {"other": None}, "lines": []}
+    make(tmp_path / "out", Plan("j", "webdataset"), told)
+    loaded = datasets.load_dataset(
+        str(tmp_path / "out"), split="train", streaming=streaming, cache_dir=str(tmp_path / "cache")
+    )
+    nothing = {"box": None, "lines": None, "any": None}
+    assert [row["json"]["metadata"] for row in loaded] == [{**nothing, **one} for one in told]
+
+
 @pytest.mark.parametrize("target", ["parquet", "imagefolder"])
 def test_a_split_without_pictures_does_not_make_the_others_unreadable(
     target: As, tmp_path: Path
