@@ -6,7 +6,7 @@ set stays among its own.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -48,7 +48,7 @@ def upload(folder: Path, store: Store, *, overwrite: bool = False) -> Uploaded:
     names = [name for name in _files(folder) if name != WHOLE]
     plan = (folder / WHOLE).read_bytes()
     if overwrite:
-        _clear(store, plan)
+        _clear(store, plan, names)
     known = _plan(store, WHOLE) or _plan(store, UPLOADING)
     if known not in (None, plan):
         raise _taken("another export is there")
@@ -67,18 +67,20 @@ def _files(folder: Path) -> Iterator[str]:
             yield path.relative_to(folder).as_posix()
 
 
-def _clear(store: Store, own: bytes) -> None:
-    """Remove an export's marks, whole or not, and the files of another export than our own.
+def _clear(store: Store, own: bytes, names: Iterable[str]) -> None:
+    """Remove an export's marks, whole or not, and its files; of our own those that it has no more.
 
-    All of them, so that a call that goes on, without ``overwrite``, finds nothing in its way.
+    Of another all of them, so that a call that goes on, without ``overwrite``, finds nothing in
+    its way.
     """
     plans = [plan for mark in (WHOLE, UPLOADING) if (plan := _plan(store, mark)) is not None]
     if plans:
         store.put(UPLOADING, plans[0])
         store.delete(WHOLE)
-    if set(plans) - {own}:
-        for group in {name for plan in plans for name in groups_of(plan) or ()}:
-            store.delete_many([entry.key for entry in store.list(f"{group}/")])
+    kept = set() if set(plans) - {own} else set(names)
+    for group in {name for plan in plans for name in groups_of(plan) or ()}:
+        store.delete_many([entry.key for entry in store.list(f"{group}/") if entry.key not in kept])
+    if not kept:
         store.delete_many([CARD, CROISSANT, MANIFEST, STATISTICS])
     store.delete(UPLOADING)
 

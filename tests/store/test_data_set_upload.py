@@ -70,6 +70,18 @@ def test_another_data_set_is_refused_and_with_overwrite_replaced_as_a_whole(
         upload(folder, store)
 
 
+def test_overwriting_the_same_data_set_leaves_none_of_its_files_that_it_has_no_more(
+    store: Store, tmp_path: Path
+) -> None:
+    """Beside ``metadata.jsonl`` of an earlier version ``datasets`` does not read the new one."""
+    before = {"data/a.tar": b"a", "data/metadata.jsonl": b"{}"}
+    upload(data_set(tmp_path / "before", before), store)
+    files = {"data/a.tar": b"a", "data/metadata.parquet": b"p"}
+    sent = upload(data_set(tmp_path / "after", files), store, overwrite=True)
+    assert stored(store) == {**files, WHOLE: PLAN.to_json().encode()}
+    assert (sent.files, sent.sent) == (3, 2), "what is the same is not sent again"
+
+
 @pytest.mark.parametrize("whole", [True, False])
 def test_nothing_of_a_replaced_data_set_stays_wherever_that_was_interrupted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: bool
