@@ -319,6 +319,7 @@ def _write_metadata(
     if not names:
         return
     types = {name: kind for name, kind in types.items() if not _FILE_COLUMN.fullmatch(name)}
+    (folder / split / "metadata.jsonl").unlink(missing_ok=True)  # of an earlier version
     with _table(folder, f"{split}/metadata.parquet", {"file_name": pa.string()}, types) as add:
         for name in names:
             rows = read_part(_rows_file(folder, name).read_bytes())

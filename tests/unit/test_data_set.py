@@ -247,6 +247,18 @@ def test_datasets_reads_splits_whose_names_are_numbers_or_words_of_yaml(
     assert {name: len(split) for name, split in loaded.items()} == counts
 
 
+def test_an_export_that_an_earlier_version_began_ends_as_one_that_datasets_reads(
+    tmp_path: Path,
+) -> None:
+    out, plan = tmp_path / "out", Plan("j", "imagefolder")
+    begin(plan, out)
+    (out / "train").mkdir()
+    (out / "train" / "metadata.jsonl").write_text('{"file_name": "00000/00000000-00.png"}\n')
+    make(out, plan, [{"id": 7}])
+    loaded = datasets.load_dataset(str(out), split="train", cache_dir=str(tmp_path / "cache"))
+    assert loaded["id"] == [7]
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_datasets_reads_objects_beside_the_pictures_of_a_webdataset_as_objects(
     streaming: bool, tmp_path: Path
