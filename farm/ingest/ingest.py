@@ -16,6 +16,7 @@ from farm.errors import (
     AllRejected,
     Conflict,
     InvalidInput,
+    JobCancelled,
     NotFound,
     OverQuota,
     QueueFull,
@@ -291,6 +292,8 @@ class Ingest:
         try:
             stored = self._store.get(keys.chunk(chunk.job, chunk.number))
         except NotFound:
+            if self.queue.status(chunk.job, chunk.tenant).state is JobState.CANCELLED:
+                raise JobCancelled(f"job {chunk.job} was cancelled") from None
             raise Conflict(
                 f"job {chunk.job} is closed, and had fewer renders", field="piece"
             ) from None

@@ -146,6 +146,14 @@ def test_lines_that_come_again_when_their_job_has_ended_find_it(
     assert list(gateway.store.list(keys.prefix(first["id"]))) == stored
 
 
+def test_lines_of_a_job_that_was_cancelled_half_way_are_told_so(http: httpx2.Client) -> None:
+    lines = [{"prompt": "x", "seed": seed} for seed in range(2 * MAX_PIECE_LINES)]
+    for sent in ([*lines[:-1], "{"], lines):
+        answer = post_lines(http, ndjson(sent), idempotency_key="stopped", on_error="stop")
+        assert not answer.is_success
+    assert answer.json()["error"]["code"] == "job_cancelled"
+
+
 def test_lines_that_are_all_refused_are_so_when_they_come_again(http: httpx2.Client) -> None:
     lines = ndjson([{"prompt": ""}] * (MAX_PIECE_LINES + 1))
     first, again = (post_lines(http, lines, idempotency_key="bad") for _ in range(2))
