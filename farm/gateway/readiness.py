@@ -49,7 +49,7 @@ class _Look:
     def __init__(self, write: Callable[[], None], silent: type[FarmError], name: str) -> None:
         self._write, self._silent, self._name = write, silent, name
         self._lock = threading.Lock()
-        self._over = threading.Event()
+        self._over = threading.Event()  # of this look; the next one has its own
         self._over.set()
         self._began = -CHECK_SECONDS
         self._problem: str | None = None
@@ -58,18 +58,22 @@ class _Look:
         """Look again, if that is due and the look before is over."""
         with self._lock:
             if self._over.is_set() and time.monotonic() - self._began >= CHECK_SECONDS:
-                self._over.clear()
+                self._over = threading.Event()
                 self._began = time.monotonic()
-                threading.Thread(target=self._look, name="readiness", daemon=True).start()
+                threading.Thread(
+                    target=self._look, args=(self._over,), name="readiness", daemon=True
+                ).start()
 
     def found(self) -> str | None:
         """What is wrong, as soon as it is known."""
-        if self._over.wait(max(self._began + PATIENCE_SECONDS - time.monotonic(), 0)):
+        with self._lock:
+            over, began = self._over, self._began
+        if over.wait(max(began + PATIENCE_SECONDS - time.monotonic(), 0)):
             return self._problem
-        seconds = time.monotonic() - self._began
+        seconds = time.monotonic() - began
         return str(self._silent(f"{self._name} has not answered for {seconds:.0f} s"))
 
-    def _look(self) -> None:
+    def _look(self, over: threading.Event) -> None:
         try:
             self._write()
         except FarmError as error:
@@ -77,4 +81,4 @@ class _Look:
         else:
             self._problem = None
         finally:
-            self._over.set()
+            over.set()
