@@ -4,11 +4,11 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import chain, islice
 from typing import Any, NamedTuple
 
-from farm.errors import OverQuota
+from farm.errors import OverQuota, StoreError
 from farm.ingest.ndjson import Entries
 from farm.job import TERMINAL_JOBS, JobState
 from farm.queue import MAX_ROWS, JobStatus, Queue
@@ -182,9 +182,11 @@ class Quotas:
 
     @explained
     def bytes_kept(self, tenants: Iterable[str]) -> dict[str, int]:
-        """Of input files, by tenant."""
-        for tenant in tenants:
-            self._count_bytes(tenant)
+        """Of input files, by tenant; without those that a store that is away would have to tell."""
+        known: Any = self._queue.client.hkeys(self._key)
+        with suppress(StoreError):
+            for tenant in set(tenants).difference(known):
+                self._count_bytes(tenant)
         kept: Any = self._queue.client.hgetall(self._key)
         return {str(tenant): int(size) for tenant, size in kept.items()}
 

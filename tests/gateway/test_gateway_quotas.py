@@ -1,11 +1,13 @@
 """What one tenant may take of a farm."""
 
+from typing import NoReturn
+
 import httpx2
 import pytest
 from fake_worker import FakeWorker
 from harness import INFO, Gateway, Serve, emptied, ndjson, png, post, post_lines, until
 
-from farm.errors import OverQuota
+from farm.errors import OverQuota, StoreError
 from farm.gateway import quotas
 from farm.gateway.quotas import QuotaLimits, Quotas
 
@@ -218,6 +220,20 @@ def test_the_bytes_of_files_are_known_after_the_queue_was_lost(small: Gateway) -
     assert quotas.bytes_kept([]) == kept
     emptied(small)
     assert quotas.bytes_kept(["local", "ann"]) == {**kept, "ann": 0}
+
+
+def test_what_tenants_use_is_shown_while_the_store_is_away(
+    small: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(prefix: str) -> NoReturn:
+        raise StoreError(f"cannot list {prefix}")
+
+    with small.client() as http:
+        post(http, {"prompt": "x"})
+        monkeypatch.setattr(small.store, "list", away)
+        shown = http.get("/page/tenants")
+    assert shown.status_code == 200
+    assert "local" in shown.text
 
 
 def test_what_is_refused_takes_nothing(small: Gateway, http: httpx2.Client) -> None:
