@@ -83,6 +83,7 @@ class Quotas:
         self._stored_bytes = stored_bytes
         self._clock = clock
         self._lock = threading.Lock()
+        self._counting = threading.Lock()
         self._uses: dict[str, _Use] = {}
         self._verifying: Counter[str] = Counter()
 
@@ -194,9 +195,12 @@ class Quotas:
     def _count_bytes(self, tenant: str) -> None:
         """In the store, where the queue knows nothing of a tenant: a new one, or after a loss."""
         client = self._queue.client
-        if not client.hexists(self._key, tenant):
-            # The first of several gateways counts; what comes to them after that is added.
-            client.hsetnx(self._key, tenant, self._stored_bytes(tenant))
+        if client.hexists(self._key, tenant):
+            return
+        with self._counting:  # of a million files that takes long, so once for all who wait for it
+            if not client.hexists(self._key, tenant):
+                # The first of several gateways counts; what comes to them after that is added.
+                client.hsetnx(self._key, tenant, self._stored_bytes(tenant))
 
     @property
     def _key(self) -> str:

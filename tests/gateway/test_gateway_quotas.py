@@ -1,5 +1,8 @@
 """What one tenant may take of a farm."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import NoReturn
 
 import httpx2
@@ -220,6 +223,25 @@ def test_the_bytes_of_files_are_known_after_the_queue_was_lost(small: Gateway) -
     assert quotas.bytes_kept([]) == kept
     emptied(small)
     assert quotas.bytes_kept(["local", "ann"]) == {**kept, "ann": 0}
+
+
+def test_files_that_come_together_after_the_queue_was_lost_are_counted_once(
+    gateway: Gateway,
+) -> None:
+    counts, together = [], threading.Barrier(2)
+
+    def count(tenant: str) -> int:
+        counts.append(tenant)
+        with suppress(threading.BrokenBarrierError):
+            together.wait(0.2)
+        return 5
+
+    limited = Quotas(gateway.queue, QuotaLimits(1, 1, 1, 100), count)
+    with ThreadPoolExecutor(2) as pool:
+        for taken in [pool.submit(limited.take_bytes, "ann", 10) for _ in range(2)]:
+            taken.result()
+    assert counts == ["ann"]
+    assert limited.bytes_kept([])["ann"] == 25
 
 
 def test_what_tenants_use_is_shown_while_the_store_is_away(
