@@ -17,8 +17,9 @@ router = APIRouter(prefix="/v1", tags=["jobs"])
 @router.get("/usage", response_class=StreamingResponse, responses=_LINES)
 def usage(deps: Deps, tenant: Reader, everything: bool = False) -> Response:
     """Objects and bytes of each of the caller's jobs, newest first, and of its uploads: NDJSON, a
-    ``usage`` line for each, then one ``total`` line. ``everything`` adds jobs that the queue has
-    forgotten; every job in the store is looked up for that."""
+    ``usage`` line for each, then one ``total`` line; ``counting`` lines in between say that it goes
+    on. ``everything`` adds jobs that the queue has forgotten; every job in the store is looked up
+    for that."""
     found = usage_of(deps.queue, deps.store, tenant, everything=everything)
     return json_lines(report(found))
 
