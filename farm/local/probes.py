@@ -25,6 +25,7 @@ def serves(redis_url: str) -> bool:
 
 def replies(redis_url: str) -> bool:
     """Whether something at the address speaks Redis, if only to say that it is busy."""
+    check_redis_url(redis_url)
     with contextlib.suppress(redis.RedisError):
         client = redis.Redis.from_url(redis_url, socket_timeout=2, retry=Retry(NoBackoff(), 0))
         try:

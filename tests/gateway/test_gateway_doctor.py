@@ -83,6 +83,7 @@ AMISS: list[tuple[str, Callable[[Patient], Patient], str]] = [
         lambda it: it._replace(redis_url=it.redis_url.replace("//", "//ann:secret@")),
         "refuses the password",
     ),
+    ("server", lambda it: it._replace(redis_url="localhost:6379"), "must start with redis://"),
     ("store", lambda it: it._replace(store="ftp://x"), "has no store"),
     ("ray", lambda it: it._replace(ray_address="127.0.0.1:1"), "RAY_ADDRESS"),
     ("checkpoints", lambda it: it._replace(checkpoints=["/nowhere"]), "/nowhere"),
