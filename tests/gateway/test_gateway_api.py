@@ -8,12 +8,13 @@ import re
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import httpx2
 import pytest
 from fake_worker import BAD_PROMPT, LOST_PROMPT, FakeWorker
-from harness import INFO, Gateway, Serve, ndjson, png, post, post_lines
+from harness import INFO, Gateway, Serve, ndjson, png, post, post_lines, until
 
 from farm.errors import StoreError
 from farm.job import MAX_PIECE_LINES, JobOptions, job_id
@@ -230,16 +231,14 @@ def test_a_stream_that_breaks_off_is_cancelled_unless_it_can_be_sent_again(
             yield b'{"prompt": "x"}\n'
         raise ConnectionError
 
+    def listed(state: str) -> bool:
+        return state in [job["state"] for job in http.get("/v1/jobs").json()["jobs"]]
+
     headers = {"Content-Type": "application/x-ndjson"}
     for key, state in (({}, "cancelled"), ({"idempotency_key": "again"}, "open")):
         with gateway.client() as other, contextlib.suppress(ConnectionError):
             other.post("/v1/jobs", content=broken(), headers=headers, params=key)
-        for _ in range(200):
-            states = [job["state"] for job in http.get("/v1/jobs").json()["jobs"]]
-            if state in states:
-                break
-            time.sleep(0.02)
-        assert state in states
+        until(partial(listed, state))
     whole = ndjson([{"prompt": "x"}] * 4500)
     told = http.post(
         "/v1/jobs", content=whole, headers=headers, params={"idempotency_key": "again"}
