@@ -60,6 +60,9 @@ def _upload(folder: Path, repository: str, private: bool, groups: set[str]) -> s
             HFValidationError,
             LocalTokenNotFoundError,
         )
+
+        # Of httpx2, and before version 2.0 of httpx.
+        from huggingface_hub.errors import HTTPError as ClientError  # type: ignore[attr-defined]
     except ImportError:
         raise InvalidInput(
             "huggingface_hub is needed to reach the hub", hint="pip install huggingface-hub"
@@ -85,7 +88,7 @@ def _upload(folder: Path, repository: str, private: bool, groups: set[str]) -> s
         raise NotAllowed("the hub wants a token", hint="hf auth login, or set HF_TOKEN") from None
     except HfHubHTTPError as error:
         raise _refused(repository, error.response.status_code) from None
-    except Exception as error:  # of its HTTP client, which was httpx before hub 2.0
+    except (ClientError, OSError) as error:
         raise Unavailable(f"the hub cannot be reached: {error}") from None
     return str(commit.commit_url)
 
