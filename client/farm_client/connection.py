@@ -53,7 +53,7 @@ class Connection:
             self._headers["Authorization"] = f"Bearer {_header_value(address.api_key)}"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A copy in another process, on another machine perhaps, begins anew."""
+        """A copy, in another process or on another machine, opens connections of its own."""
         return partial(type(self), patience=self._patience), (self.address, self.wire)
 
     async def call(
