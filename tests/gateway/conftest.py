@@ -1,5 +1,6 @@
 """A gateway on a real Valkey and a real local store, with a worker that paints plain colours."""
 
+import contextlib
 import tempfile
 import threading
 import time
@@ -34,9 +35,9 @@ def redis_url() -> Iterator[str]:
         yield server.url
 
 
-@pytest.fixture(scope="session")
-def serve(redis_url: str) -> Iterator[Serve]:
-    """Starts a gateway in a thread of its own; all end with the session."""
+@contextlib.contextmanager
+def gateways(redis_url: str) -> Iterator[Serve]:
+    """Starts gateways, each in a thread of its own."""
     running: list[tuple[uvicorn.Server, threading.Thread]] = []
 
     def serve(data: Path, **given: object) -> Gateway:
@@ -60,16 +61,26 @@ def serve(redis_url: str) -> Iterator[Serve]:
         bound = server.servers[0].sockets[0].getsockname()[1]
         return Gateway(f"http://127.0.0.1:{bound}", queue, store, server, app.state.deps)
 
-    yield serve
-    for server, _ in running:
-        server.should_exit = True
-    for _, thread in running:
-        thread.join()
+    try:
+        yield serve
+    finally:
+        for server, _ in running:
+            server.should_exit = True
+        for _, thread in running:
+            thread.join()
 
 
 @pytest.fixture(scope="session")
-def shared(serve: Serve, tmp_path_factory: pytest.TempPathFactory) -> Gateway:
-    return serve(tmp_path_factory.mktemp("farm"))
+def shared(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    with gateways(redis_url) as serve:
+        yield serve(tmp_path_factory.mktemp("farm"))
+
+
+@pytest.fixture
+def serve(redis_url: str) -> Iterator[Serve]:
+    """Starts a gateway that ends with the test."""
+    with gateways(redis_url) as serve:
+        yield serve
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """The gateway as a process of its own."""
 
 import os
+import re
 import signal
 import socket
 import stat
@@ -84,10 +85,10 @@ def test_a_wrong_setting_stops_the_start_in_one_line(
     for name, value in {**usual, **environment}.items():
         monkeypatch.setenv(name, value)
     assert main() == 2
-    # Gateways that other tests have started in this process may say something, too.
-    lines = [line for line in capsys.readouterr().err.splitlines() if " WARNING " not in line]
-    assert len(lines) == 1
-    assert words in lines[0]
+    # Gateways that other tests have started in this process may log something, too.
+    lines = capsys.readouterr().err.splitlines()
+    [line] = [line for line in lines if not re.match(r"\d{4}-\d\d-", line)]
+    assert words in line
 
 
 def test_a_gateway_tells_the_queue_how_long_things_are_kept(redis_url: str, tmp_path: Path) -> None:

@@ -18,10 +18,17 @@ def log() -> logging.Logger:
     return logging.getLogger("farm.test")
 
 
+def configure(process: str, *, file: Path | None = None) -> None:
+    """Leaves out what gateways say that other tests have started in this process."""
+    logs.configure(process, file=file)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(logging.Filter("farm.test"))
+
+
 def test_what_a_user_wrote_cannot_begin_a_line_or_move_the_cursor(
     log: logging.Logger, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    logs.configure("gateway")
+    configure("gateway")
     log.warning("a render failed: %s", NASTY)
     told = capsys.readouterr().err
     assert told.endswith("\n")
@@ -33,7 +40,7 @@ def test_what_a_user_wrote_cannot_begin_a_line_or_move_the_cursor(
 def test_a_traceback_begins_no_line_of_its_own(
     log: logging.Logger, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    logs.configure("gateway")
+    configure("gateway")
     try:
         raise ValueError(NASTY)
     except ValueError:
@@ -48,7 +55,7 @@ def test_json_lines_have_what_a_line_is_about(
     log: logging.Logger, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FARM_LOG_FORMAT", "json")
-    logs.configure("worker-0")
+    configure("worker-0")
     log.info("task %s: %s", "j0-x/0/1", NASTY, extra={"job": "j0-x", "task": "j0-x/0/1"})
     try:
         raise ValueError(NASTY)
@@ -70,7 +77,7 @@ def test_lines_of_a_request_carry_its_id(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("FARM_LOG_FORMAT", form)
-    logs.configure("gateway")
+    configure("gateway")
     with logs.request("abc123"):
         log.info("inside")
         other = threading.Thread(target=log.info, args=("of another",))
@@ -86,12 +93,12 @@ def test_lines_of_a_request_carry_its_id(
 def test_a_file_gets_the_same_lines_and_one_that_cannot_be_written_is_passed_over(
     log: logging.Logger, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    logs.configure("worker-0", file=tmp_path / "worker-0.log")
+    configure("worker-0", file=tmp_path / "worker-0.log")
     log.info("here")
     told = capsys.readouterr().err
     assert told.endswith(" INFO worker-0 here\n")
     assert (tmp_path / "worker-0.log").read_text() == told
-    logs.configure("worker-0", file=tmp_path / "nowhere" / "worker-0.log")
+    configure("worker-0", file=tmp_path / "nowhere" / "worker-0.log")
     log.info("there")
     assert capsys.readouterr().err.endswith(" INFO worker-0 there\n")
 
@@ -101,5 +108,5 @@ def test_an_unknown_format_is_refused_by_the_name_of_its_variable(
 ) -> None:
     monkeypatch.setenv("FARM_LOG_FORMAT", "xml")
     with pytest.raises(InvalidInput, match="xml") as refused:
-        logs.configure("gateway")
+        configure("gateway")
     assert refused.value.field == "FARM_LOG_FORMAT"
