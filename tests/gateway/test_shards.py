@@ -170,7 +170,7 @@ def test_workers_killed_anywhere_leave_the_bytes_of_undisturbed_jobs(
             [*command, f"victim-{number}"], env={**environment, "FARM_DATA": str(data)}
         )
         try:
-            jobs = jobs or [submit(gateway, farm, sink, 100) for sink in SUFFIXES]
+            jobs = jobs or [submit(gateway, farm, sink, 40) for sink in SUFFIXES]
             until(lambda: list(data.glob("scratch/*/*/*/*")))  # noqa: B023  called at once
             time.sleep(moments.random())  # where in its work it is killed is all the same
         finally:
@@ -178,7 +178,7 @@ def test_workers_killed_anywhere_leave_the_bytes_of_undisturbed_jobs(
             victim.wait()
     assert not all(job.status().ended for job in jobs)
     workers.start()
-    undisturbed = [submit(gateway, farm, sink, 100) for sink in SUFFIXES]
+    undisturbed = [submit(gateway, farm, sink, 40) for sink in SUFFIXES]
     for job, other in zip(jobs, undisturbed, strict=True):
         job.wait(120)
         other.wait(120)
