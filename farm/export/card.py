@@ -140,7 +140,7 @@ def _features(extensions: Iterable[str], own: Mapping[str, pa.DataType]) -> str:
     features = [
         *({"name": extension, "dtype": "image"} for extension in sorted(extensions)),
         {"name": "json", "struct": beside},
-        *({"name": name, "dtype": "string"} for name in ("__key__", "__url__")),
+        *({"name": name, "dtype": "string"} for name in ("txt", "__key__", "__url__")),
     ]
     return f"  features: {json.dumps(features, ensure_ascii=False)}"
 

@@ -258,7 +258,7 @@ def _target(
         case "imagefolder":
             return ImageFolder(decode, plan.kind, sign)
         case "webdataset":
-            return ShardTarget(Webdataset(), decode, plan.kind, sign)
+            return ShardTarget(Webdataset(captions=True), decode, plan.kind, sign)
         case "parquet":
             return ShardTarget(Parquet(types), decode, plan.kind, sign)
         case "tokens":

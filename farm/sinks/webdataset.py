@@ -1,7 +1,8 @@
 """``webdataset``: a tar file per task, as https://github.com/webdataset/webdataset reads it.
 
 Each picture is two members, ``00000731-02.png`` and ``00000731-02.json``; the second has the
-columns of ``farm.formats.columns`` and, as ``metadata``, the user's own.
+columns of ``farm.formats.columns`` and, as ``metadata``, the user's own. A third one,
+``00000731-02.txt``, may hold the prompt alone, where programs that train on captions look for it.
 """
 
 import io
@@ -23,6 +24,9 @@ class Webdataset:
     content_type = "application/x-tar"
     tokens_alone = False
 
+    def __init__(self, *, captions: bool = False) -> None:
+        self._captions = captions  # a member with the prompt; a sink's shards have none
+
     def file_name(self, render: int, image: int, picture_format: Format) -> str:
         return file_name(render, image, picture_format)
 
@@ -33,15 +37,19 @@ class Webdataset:
             for row, content, fixed in zip(rows, contents, fixed_values(rows), strict=True):
                 assert row.file is not None
                 offsets.append(out.tell() + tarfile.BLOCKSIZE)
+                name = row.file.partition(".")[0]
                 _add(archive, row.file, content)
-                _add(archive, f"{row.file.partition('.')[0]}.json", _sidecar(row, fixed))
+                _add(archive, f"{name}.json", _sidecar(row, fixed))
+                if self._captions:
+                    _add(archive, f"{name}.txt", fixed["prompt"].encode())
         return Packed(out.getvalue(), offsets)
 
     def unpack(self, data: bytes) -> Iterator[Unpacked]:
         try:
             with refuse_damage(), tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
                 members = archive.getmembers()
-                for picture, beside in zip(members[::2], members[1::2], strict=True):
+                each = 3 if self._captions else 2
+                for picture, beside in zip(members[::each], members[1::each], strict=True):
                     render, image = map(int, picture.name.partition(".")[0].split("-"))
                     content = _of(picture, data)
                     check_content(content, json.loads(_of(beside, data))["sha256"])

@@ -12,6 +12,7 @@ import datasets
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import webdataset
 from fake_engine import INFO
 
 from farm.errors import Conflict
@@ -257,6 +258,19 @@ def test_an_export_that_an_earlier_version_began_ends_as_one_that_datasets_reads
     make(out, plan, [{"id": 7}])
     loaded = datasets.load_dataset(str(out), split="train", cache_dir=str(tmp_path / "cache"))
     assert loaded["id"] == [7]
+
+
+def test_a_webdataset_has_its_prompts_where_trainers_look_for_captions(tmp_path: Path) -> None:
+    """Such as open_clip, which takes no sample without, and waits for more of them for ever."""
+    make(tmp_path / "out", Plan("j", "webdataset"), [{}] * 3)
+    shard = str(tmp_path / "out" / "data" / "train-00000.tar")
+    samples = webdataset.WebDataset(shard, shardshuffle=False).decode("pil")
+    pairs = samples.rename(image="jpg;png;jpeg;webp", text="txt").to_tuple("image", "text")
+    assert [text for _, text in pairs] == ["p 0", "p 1", "p 2"]
+    loaded = datasets.load_dataset(
+        str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "cache")
+    )
+    assert loaded["txt"] == ["p 0", "p 1", "p 2"]
 
 
 @pytest.mark.parametrize("streaming", [False, True])

@@ -24,7 +24,7 @@ from farm.sinks.parquet import Parquet, Tokens, _offsets
 from farm.sinks.webdataset import Webdataset
 from farm.spec import RenderRequest
 
-LAYOUTS: list[Layout] = [Webdataset(), Parquet(), Tokens()]
+LAYOUTS: list[Layout] = [Webdataset(), Webdataset(captions=True), Parquet(), Tokens()]
 METADATA = '{"id":"x","tags":["a"]}'
 
 
