@@ -41,11 +41,18 @@ class Connection:
     """Every call may be repeated: submissions carry an idempotency key, the rest changes nothing
     the second time."""
 
-    def __init__(self, address: Address, wire: Wire, *, patience: float = PATIENCE_SECONDS) -> None:
+    def __init__(
+        self,
+        address: Address,
+        wire: Wire,
+        *,
+        patience: float = PATIENCE_SECONDS,
+        answered: bool = False,
+    ) -> None:
         self.address = address
         self.wire = wire
         self._patience = patience
-        self._answered = False
+        self._answered = answered
         self._reached: set[str] = set()  # stores that have given an object
         self._unreached: set[str] = set()
         self._headers = {"User-Agent": f"farm-client/{farm.__version__}", "Accept": "*/*"}
@@ -54,7 +61,8 @@ class Connection:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy, in another process or on another machine, opens connections of its own."""
-        return partial(type(self), patience=self._patience), (self.address, self.wire)
+        make = partial(type(self), patience=self._patience, answered=self._answered)
+        return make, (self.address, self.wire)
 
     async def call(
         self,

@@ -1,5 +1,6 @@
 """A job's pictures for training, as torch's ``IterableDataset``: as they come, and afterwards."""
 
+import copy
 import io
 import itertools
 import time
@@ -16,13 +17,11 @@ from torch.utils.data import IterableDataset, get_worker_info
 from farm.errors import InvalidInput
 from farm.formats.picture_file import read_facts, token_grid
 from farm.job import TERMINAL_JOBS, JobState
-from farm_client.address import Address
 from farm_client.connection import Connection, path_of
 from farm_client.listing import FIRST_POLL_SECONDS, MAX_POLL_SECONDS
 from farm_client.models import Page, Picture
 from farm_client.runs import Run, map_ahead, read_files, runs
 from farm_client.sync import drive
-from farm_client.transport import BlockingWire
 
 FRESH_SECONDS = 30.0  # addresses expire, and what trains on the rows may be slow
 START = f"0.0.{10**15 - 1}"  # a cursor before all tasks that are done, and behind those that run
@@ -52,7 +51,7 @@ class JobDataset(IterableDataset[Any]):
     reader. With workers, ``StatefulDataLoader`` of torchdata asks each of them for its position.
 
     Args:
-        address: of the farm.
+        connection: to the farm.
         job: its id.
         transform: makes what is given of a row.
         follow: wait for rows until the job ends; else stop after those that are there.
@@ -63,7 +62,7 @@ class JobDataset(IterableDataset[Any]):
 
     def __init__(
         self,
-        address: Address,
+        connection: Connection,
         job: str,
         *,
         transform: Callable[[Row], Any] | None,
@@ -74,7 +73,7 @@ class JobDataset(IterableDataset[Any]):
     ) -> None:
         if not 0 <= rank < ranks:
             raise InvalidInput(f"{rank} is not one of {ranks} ranks", field="rank")
-        self._address, self._job = address, job
+        self._connection, self._job = connection, job
         self._transform = transform
         self._follow = follow
         self._rank, self._ranks = rank, ranks
@@ -104,8 +103,7 @@ class JobDataset(IterableDataset[Any]):
             self._cursor, self._given = START, []
         self._resumed = False
         # A process that a DataLoader started must not use its parent's connections.
-        wire = BlockingWire(address=self._address)
-        connection = Connection(self._address, wire)
+        connection = copy.deepcopy(self._connection)
         try:
             with ThreadPoolExecutor(self._parallel) as pool:
                 for page, cursor in self._tasks(connection):
@@ -114,7 +112,7 @@ class JobDataset(IterableDataset[Any]):
                     if whole:
                         self._cursor, self._given = cursor, []
         finally:
-            drive(wire.close())
+            drive(connection.wire.close())
 
     def _tasks(self, connection: Connection) -> Iterator[tuple[Page, str]]:
         """The pictures of each task, and the cursor behind it; again until the cursor moves."""

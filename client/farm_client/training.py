@@ -4,8 +4,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from farm.errors import InvalidInput
-from farm.job import check_job_id
-from farm_client.address import find_address
+from farm_client.farm import Farm
 from farm_client.fetch import PARALLEL
 from farm_client.job import Job
 
@@ -26,14 +25,17 @@ def dataset(
 
     Args:
         job: or its id, at the farm that ``Farm()`` finds.
-        transform: makes what is given of a row; see ``JobDataset`` for what a row has.
+        transform: makes what is given of a row; see ``JobDataset`` for what a row has. A
+            ``DataLoader`` needs one, or a ``collate_fn``: it cannot put whole rows together.
         follow: wait for rows until the job ends; else stop after those that are there.
         rank: of this process among several that share the rows; else as ``torch.distributed`` says.
+            Accelerate and the Trainer of transformers divide rows themselves: 0, of 1 ``ranks``.
         ranks: how many there are.
         parallel: pictures fetched at a time.
 
     Raises:
         InvalidInput: torch, numpy or Pillow is not installed.
+        NotFound: there is no such job.
     """
     try:
         from farm_client.job_dataset import JobDataset, rank_and_ranks
@@ -43,9 +45,11 @@ def dataset(
             hint="pip install torch numpy pillow",
         ) from None
     found = rank_and_ranks()
+    held = job if isinstance(job, Job) else Farm().job(job)
+    held.status()  # a farm that has answered is waited for in each epoch, whatever reads it
     return JobDataset(
-        job.connection.address if isinstance(job, Job) else find_address(),
-        job.id if isinstance(job, Job) else check_job_id(job),
+        held.connection,
+        held.id,
         transform=transform,
         follow=follow,
         rank=found[0] if rank is None else rank,

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -9,17 +10,19 @@ import threading
 import time
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import torch
+from fault_proxy import FaultProxy
 from harness import Gateway, until
 
 import farm_client
-from farm.errors import InvalidInput
+from farm.errors import InvalidInput, Unavailable
 from farm.formats.picture_file import read_facts
 from farm.ingest.ndjson import Entries, Entry
 from farm.job import JobOptions
-from farm_client import Farm, Job, job_dataset
+from farm_client import Farm, Job, connection, job_dataset
 from farm_client.models import Picture
 from workers import Workers
 
@@ -54,6 +57,10 @@ def submit(gateway: Gateway, farm: Farm, sink: str = "webdataset") -> Job:
 def number(row: dict[str, Any]) -> int:
     assert row["prompt"] == f"p {row['metadata']['number']}"
     return int(row["metadata"]["number"])
+
+
+def render(row: dict[str, Any]) -> int:
+    return int(row["render"])
 
 
 @pytest.mark.parametrize("sink", ["images", "webdataset", "parquet", "tokens"])
@@ -159,6 +166,26 @@ def test_few_pictures_are_decoded_before_they_are_wanted(
     for count, _ in enumerate(farm_client.dataset(job, parallel=2), start=1):
         assert len(decoded) <= count + 4
     assert len(decoded) == PICTURES
+
+
+def test_a_farm_that_is_away_at_the_start_of_an_epoch_is_waited_for(
+    gateway: Gateway, workers: Workers, farm: Farm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As patiently as the job's farm is told to be, in other processes, too."""
+    id_ = submit(gateway, farm).id
+    farm.job(id_).wait(120)
+    monkeypatch.setattr(connection, "FIRST_PATIENCE_SECONDS", 0.0)
+    address = urlsplit(gateway.url)
+    with FaultProxy(str(address.hostname), address.port) as proxy:
+        monkeypatch.setenv("FARM_URL", f"http://{proxy.address}")
+        rows = farm_client.dataset(id_, transform=render)
+        for reader in (rows, rows, pickle.loads(pickle.dumps(rows))):
+            proxy.cut(to_client=0)
+            assert sorted(reader) == ALL
+        hasty = farm_client.dataset(Farm(patience=0).job(id_))
+        proxy.cut(to_client=0)
+        with pytest.raises(Unavailable):
+            list(hasty)
 
 
 def test_ranks_share_the_rows(gateway: Gateway, workers: Workers, farm: Farm) -> None:
