@@ -77,7 +77,7 @@ def metadata_of(own: Mapping[str, Any], *, columns: bool, prompted: bool = True)
             f"has {len(others):,} columns; at most {MAX_COLUMNS} are kept", field=METADATA
         )
     for name in others:
-        check_column(name)
+        check_column(name, columns=columns)
         if not columns and name != "id":
             raise InvalidInput(
                 "is not a known parameter", field=name, hint="your own data go into metadata"
@@ -103,12 +103,23 @@ def _own(given: Any) -> Mapping[str, Any]:
     return given
 
 
-def check_column(name: str) -> None:
-    """Refuse a key that is not a parameter and was probably meant to be one."""
+def check_column(name: str, *, columns: bool = False) -> None:
+    """Refuse a key that is not a parameter and was probably meant to be one.
+
+    Args:
+        name: the key.
+        columns: as in ``split_metadata``; what a file has may be read all the same.
+    """
     if name in _JOB_OPTIONS:
-        raise InvalidInput("is an option of the whole job, not of one render", field=name)
+        raise InvalidInput(
+            "is an option of the whole job, not of one render",
+            field=name,
+            hint=f"to keep a file's column: --column {METADATA}={name}" if columns else None,
+        )
     if len(name) <= MAX_KEY_CHARACTERS and (meant := parameter_meant(name)) is not None:
-        raise InvalidInput("is not a known parameter", field=name, hint=f"did you mean {meant!r}?")
+        hint = f"did you mean {meant!r}?"
+        hint += f" for a file: --column {meant}={name}" if columns else ""
+        raise InvalidInput("is not a known parameter", field=name, hint=hint)
 
 
 @functools.lru_cache(4096)  # the rows of a file have the same columns

@@ -244,7 +244,7 @@ def _file_lines(file: Any, base: Path | None) -> Iterator[Line]:
             text = raw.decode()
         except UnicodeDecodeError as error:
             column = len(raw[: error.start].decode(errors="replace")) + 1
-            yield bad_line(number, InvalidInput("is not UTF-8", field="json"), column)
+            yield bad_line(number, not_utf8("json"), column)
             continue
         yield Line(number, text.strip("\r\n"), None, None, None, base)
 
@@ -261,7 +261,7 @@ def _array_lines(raw: bytes) -> Iterator[Line]:
         text = raw.decode()
     except UnicodeDecodeError as error:
         number = raw.count(b"\n", 0, error.start) + 1
-        raise InvalidInput("is not UTF-8", field="json", line=number) from None
+        raise not_utf8("json").at(number) from None
     at, number, counted, line_start = text.index("[") + 1, 1, 0, 0
     after_comma = False
     while True:
@@ -275,6 +275,7 @@ def _array_lines(raw: bytes) -> Iterator[Line]:
             raise _array_error("a comma with nothing after it; remove it", text, at)
         value, end = strict_json.decode(text, at, line=1)
         column = at - line_start + 1
+        value = {"prompt": value} if isinstance(value, str) else value
         if isinstance(value, dict):
             columns = dict.fromkeys(value, column)
             yield Line(number, "", data=value, columns=columns)
@@ -310,6 +311,12 @@ def _whole_length(part: bytes, file: Any) -> int:
             return size - 1
         part = _bytes(file.readline(MAX_LINE_BYTES))
     return size
+
+
+def not_utf8(field: str) -> InvalidInput:
+    return InvalidInput(
+        "is not UTF-8", field=field, hint="iconv -f WINDOWS-1252 -t UTF-8 FILE > NEW"
+    )
 
 
 def without_mark(raw: bytes) -> bytes:

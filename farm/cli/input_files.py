@@ -14,7 +14,7 @@ from farm.cli.compressed import BUFFER, SUFFIXES, decompressed, with_newlines
 from farm.cli.parquet_file import parquet_lines
 from farm.cli.table_file import short_lines, table_lines
 from farm.errors import InvalidInput, TooLarge
-from farm_client.ndjson import Line, bad_line, parsed, read_lines, without_mark
+from farm_client.ndjson import Line, bad_line, not_utf8, parsed, read_lines, without_mark
 
 FORMATS = {
     ".jsonl": "jsonl",
@@ -211,7 +211,7 @@ def read_object(file: IO[bytes]) -> Any:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
-        raise InvalidInput("is not UTF-8", field="json", line=line) from None
+        raise not_utf8("json").at(line) from None
     return strict_json.loads(text, line=1)
 
 
@@ -234,7 +234,6 @@ def _prompts(file: IO[bytes]) -> Iterator[Line]:
         try:
             prompt = raw.decode().strip("\r\n")
         except UnicodeDecodeError as error:
-            wrong = InvalidInput("is not UTF-8", field="prompt")
-            yield bad_line(number, wrong, error.start + 1)
+            yield bad_line(number, not_utf8("prompt"), error.start + 1)
         else:
             yield Line(number, "", columns={"prompt": 1}, data={"prompt": prompt})

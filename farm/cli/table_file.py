@@ -11,7 +11,7 @@ from farm.errors import FarmError, InvalidInput
 from farm.job import MAX_LINE_BYTES
 from farm.metadata import METADATA
 from farm.spec import PARAMETERS, Form
-from farm_client.ndjson import Line, bad_line
+from farm_client.ndjson import Line, bad_line, not_utf8
 
 DELIMITERS = (",", ";", "\t")
 _QUOTED = re.compile(r'"(?:[^"]|"")*"')
@@ -148,9 +148,7 @@ def _values(row: list[str], table: Table, delimiter: str) -> dict[str, Any]:
 
 def _check_text(text: str, field: str) -> None:
     if not text.isascii() and any("\udc80" <= character <= "\udcff" for character in text):
-        raise InvalidInput(
-            "is not UTF-8", field=field, hint="iconv -f WINDOWS-1252 -t UTF-8 FILE > NEW"
-        )
+        raise not_utf8(field)
 
 
 def _delimiter(header: str, columns: Columns) -> str:

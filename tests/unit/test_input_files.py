@@ -119,6 +119,35 @@ def test_a_quote_that_is_not_closed_is_an_error_of_its_row(
     assert [json.loads(line.text)["prompt"] for line in found if not line.error] == taken
 
 
+def test_an_array_of_json_may_be_of_prompts() -> None:
+    Path("a.json").write_text('["a star",\n {"prompt": "a ring", "seed": 7}, 7]')
+    star, ring, seven = lines("a.json")
+    assert (json.loads(star.text), star.place("prompt")) == ({"prompt": "a star"}, 2)
+    assert json.loads(ring.text) == {"prompt": "a ring", "seed": 7}
+    assert "int is not a render" in str(seven.error)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.txt", "ein Quadrätchen\n"),
+        ("a.csv", "prompt\nein Quadrätchen\n"),
+        ("a.tsv", "prompt\nein Quadrätchen\n"),
+        ("a.jsonl", '{"prompt": "ein Quadrätchen"}\n'),
+        ("a.json", '["ein Quadrätchen"]'),
+        ("b.json", '{\n"prompt": "ein Quadrätchen"\n}'),
+    ],
+)
+def test_text_that_is_not_utf_8_is_refused_with_the_way_out(name: str, text: str) -> None:
+    Path(name).write_text(text, encoding="cp1252")
+    try:
+        [error] = [line.error for line in lines(name)]
+    except InvalidInput as refused:
+        error = refused
+    assert "is not UTF-8" in str(error)
+    assert "iconv -f WINDOWS-1252" in str(error)
+
+
 def test_a_quote_that_swallows_a_large_file_ends_it() -> None:
     Path("a.csv").write_text('prompt\nx\n"a\n' + "a blue square\n" * 200_000)
     with pytest.raises(InvalidInput, match="line 3"):

@@ -58,13 +58,17 @@ def test_a_key_that_means_a_parameter_is_refused_by_name(key: str, hint: str) ->
     with pytest.raises(InvalidInput) as refused:
         kept({key: 1})
     assert refused.value.field == key
+    assert refused.value.hint == f"did you mean {hint!r}? for a file: --column {hint}={key}"
+    with pytest.raises(InvalidInput) as refused:
+        split_metadata({"prompt": "a star", key: 1}, columns=False)
     assert refused.value.hint == f"did you mean {hint!r}?"
 
 
 @pytest.mark.parametrize("key", sorted(OPTIONS.keys() - {"name", "seed"}))
 def test_an_option_of_the_job_is_not_a_column(key: str) -> None:
-    with pytest.raises(InvalidInput, match="of the whole job"):
+    with pytest.raises(InvalidInput, match="of the whole job") as refused:
         kept({key: "urgent"})
+    assert refused.value.hint == f"to keep a file's column: --column metadata={key}"
 
 
 def test_a_column_stands_in_one_place() -> None:
