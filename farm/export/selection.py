@@ -7,8 +7,8 @@ interrupted goes on with the same pictures, whatever was scored meanwhile.
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Set
-from itertools import islice
+from collections.abc import Iterable, Iterator
+from itertools import compress, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,8 +19,7 @@ from farm.export.duplicates import MIN_QUALITY, Dedup, HashedPicture, duplicates
 from farm.export.fetched import MANIFEST, SELECTED, read_manifest, row_of
 from farm.export.scored import Score, Scored, scored
 from farm.export.where import Where
-from farm.formats.columns import FIXED, column_types, fixed_values, own_values, user_values
-from farm.formats.manifest import ManifestRow
+from farm.formats.columns import FIXED, column_types, fixed_values, own_values
 
 _PDQ = re.compile(r"[0-9a-f]{64}")
 BLOCK = 4096  # rows that are looked at together
@@ -54,21 +53,23 @@ def select(
 
 
 def _write(folder: Path, rows: "_Rows", where: Where | None, dedup: Dedup | None) -> Selection:
-    wanted = set(_wanted(rows, where))
-    if not wanted:  # before the file is there, so that the same call says it again
+    wanted = _wanted(rows, where)
+    unwanted = wanted.count(0)
+    if unwanted == len(wanted):  # before the file is there, so that the same call says it again
         raise InvalidInput("no picture is wanted", field="--where")
-    gone = duplicates(_hashed(rows, wanted), dedup.distance) if dedup else set()
-    count = 0
+    gone = 0
+    if dedup is not None:
+        for place in duplicates(_hashed(rows, wanted), dedup.distance):
+            wanted[place] = 0
+            gone += 1
     draft = folder / f".{SELECTED}.part"
     with draft.open("w", encoding="utf-8") as out:
-        for place, line in enumerate(rows.lines()):
-            count += 1
-            if place in wanted and place not in gone:
-                out.write(json.dumps(line, ensure_ascii=False) + "\n")
+        for line in compress(rows.lines(), wanted):
+            out.write(json.dumps(line, ensure_ascii=False) + "\n")
         out.flush()
         os.fsync(out.fileno())
     draft.replace(folder / SELECTED)
-    return Selection(count, count - len(wanted), len(gone))
+    return Selection(len(wanted), unwanted, gone)
 
 
 class _Rows:
@@ -77,7 +78,7 @@ class _Rows:
     def __init__(self, folder: Path, scores: Scored) -> None:
         self._folder = folder
         self._scores = scores
-        self.types = column_types(user_values(row.metadata) for row in self.rows())
+        self.types = column_types(line["metadata"] for line in self.lines())
 
     def lines(self) -> Iterator[dict[str, Any]]:
         """A user's own column is not replaced by a score of the same name."""
@@ -86,43 +87,44 @@ class _Rows:
             line["metadata"] = {**known, **line["metadata"]}
             yield line
 
-    def rows(self) -> Iterator[ManifestRow]:
-        return map(row_of, self.lines())
 
-
-def _wanted(rows: _Rows, where: Where | None) -> Iterator[int]:
-    """Places of the rows that the condition wants."""
+def _wanted(rows: _Rows, where: Where | None) -> bytearray:
+    """A byte for each row: 1 where the condition wants it."""
     if where is None:
-        yield from (place for place, _ in enumerate(rows.lines()))
-        return
+        return bytearray(1 for _ in rows.lines())
     types = {**rows.types, **FIXED}
     where.check_columns(list(types))
     schema = pa.schema({name: types[name] for name in where.columns} | {"": pa.int64()})
-    numbered = enumerate(rows.rows())
-    while block := list(islice(numbered, BLOCK)):
-        fixed = fixed_values([row for _, row in block])
+    wanted, lines = bytearray(), rows.lines()
+    while block := [row_of(line) for line in islice(lines, BLOCK)]:
         columns = [
             {**own_values(row.metadata, rows.types), **told, "": place}
-            for (place, row), told in zip(block, fixed, strict=True)
+            for place, (row, told) in enumerate(
+                zip(block, fixed_values(block), strict=True), len(wanted)
+            )
         ]
-        yield from where.filter(pa.Table.from_pylist(columns, schema))[""].to_pylist()
+        wanted += bytes(len(block))
+        for place in where.filter(pa.Table.from_pylist(columns, schema))[""].to_pylist():
+            wanted[place] = 1
+    return wanted
 
 
-def _hashed(rows: _Rows, wanted: Set[int]) -> Iterator[HashedPicture]:
+def _hashed(rows: _Rows, wanted: bytearray) -> Iterator[HashedPicture]:
     if "pdq" not in rows.types:
         raise InvalidInput(
             "no picture has a column 'pdq'", field="--dedup", hint="farm score JOB --with pdq"
         )
-    for place, row in enumerate(rows.rows()):
-        told = user_values(row.metadata)
-        if place not in wanted or "pdq" not in told:
+    for place, line in enumerate(rows.lines()):
+        told = line["metadata"]
+        if not wanted[place] or "pdq" not in told:
             continue
         pdq, quality = told["pdq"], told.get("pdq_quality", MIN_QUALITY)
         if not (isinstance(pdq, str) and _PDQ.fullmatch(pdq) and isinstance(quality, int | float)):
             raise InvalidInput(
-                f"column 'pdq' or 'pdq_quality' of render {row.render} is not what farm score adds",
+                f"column 'pdq' or 'pdq_quality' of render {line['render']} is not what farm score "
+                "adds",
                 field="--dedup",
                 hint="the job has columns of its own by these names, which come before scores",
             )
         if quality >= MIN_QUALITY:
-            yield HashedPicture(1 - (row.confidence or 0), place, int(pdq, 16))
+            yield HashedPicture(1 - (line["confidence"] or 0), place, bytes.fromhex(pdq))

@@ -1,6 +1,7 @@
 """Conditions on columns, and near duplicates: what is kept of a data set."""
 
 import random
+import tracemalloc
 
 import pyarrow as pa
 import pytest
@@ -97,26 +98,53 @@ def test_a_condition_as_people_first_write_it_gets_a_hint() -> None:
     assert '["cat"]' in str(refused.value.hint)
 
 
-@pytest.mark.parametrize("distance", [0, 1, 8, 31, 63])
-def test_duplicates_are_those_that_a_comparison_of_all_pairs_finds(distance: int) -> None:
+@pytest.mark.parametrize("distance", [0, 1, 8, 15, 16, 31, 63])
+@pytest.mark.parametrize("few", [8, 512])
+def test_duplicates_are_those_that_a_comparison_of_all_pairs_finds(
+    distance: int, few: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("farm.export.duplicates.FEW", few)
+    monkeypatch.setattr("farm.export.duplicates.PAIRS", 50)
     rng = random.Random(distance)
-    pictures: list[HashedPicture] = []
-    for place in range(300):
+    hashes: list[int] = []
+    for _ in range(300):
         pdq = rng.getrandbits(256)
-        if pictures and rng.random() < 0.7:  # a picture like an earlier one
-            pdq = rng.choice(pictures).pdq
+        if hashes and rng.random() < 0.7:  # a picture like an earlier one
+            pdq = rng.choice(hashes)
             for bit in rng.sample(range(256), rng.choice([0, distance, distance + 1, 2])):
                 pdq ^= 1 << bit
-        pictures.append(HashedPicture(rng.choice([0.1, 0.5, rng.random()]), place, pdq))
-    expected: set[int] = set()
+        hashes.append(pdq)
+    doubts = [rng.choice([0.1, 0.5, rng.random()]) for _ in hashes]
+    expected: list[int] = []
     kept: list[int] = []
-    for picture in sorted(pictures, key=lambda one: (one.doubt, one.place)):
-        if any((picture.pdq ^ other).bit_count() <= distance for other in kept):
-            expected.add(picture.place)
+    for place in sorted(range(300), key=lambda place: (doubts[place], place)):
+        if any((hashes[place] ^ other).bit_count() <= distance for other in kept):
+            expected.append(place)
         else:
-            kept.append(picture.pdq)
-    assert duplicates(pictures, distance) == expected
+            kept.append(hashes[place])
+    pictures = [
+        HashedPicture(doubts[place], place, pdq.to_bytes(32)) for place, pdq in enumerate(hashes)
+    ]
+    assert list(duplicates(pictures, distance)) == expected
     assert expected
+
+
+def test_among_no_pictures_and_among_those_with_all_bits_apart_there_are_no_duplicates() -> None:
+    assert list(duplicates([], 63)) == []
+    apart = [HashedPicture(0, place, bytes([255 * place]) * 32) for place in range(2)]
+    assert list(duplicates(apart, 63)) == []
+
+
+def test_a_picture_takes_little_memory_while_its_like_is_looked_for() -> None:
+    rng, count = random.Random(1), 20_000
+    tracemalloc.start()
+    try:
+        pictures = (HashedPicture(0.5, place, rng.randbytes(32)) for place in range(count))
+        assert not list(duplicates(pictures, 8))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 500 * count, "kept by each of their bands they are 2,800 bytes"
 
 
 @pytest.mark.parametrize("text", ["pdq", "pdq:", "pdq:-1", "pdq:64", "phash:8", "pdq:8.5", ""])
