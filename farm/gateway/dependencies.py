@@ -49,6 +49,11 @@ def dependencies_of(request: Request) -> Dependencies:
     return cast(Dependencies, request.app.state.deps)
 
 
+async def _dependencies(request: Request) -> Dependencies:
+    """In the event loop; FastAPI gives what is not asynchronous to a thread in every request."""
+    return dependencies_of(request)
+
+
 Described = Annotated[object, Depends(BEARER)]
 
 
@@ -79,7 +84,7 @@ def _tenant(request: Request, scope: Scope) -> str:
     return caller.tenant
 
 
-Deps = Annotated[Dependencies, Depends(dependencies_of)]
+Deps = Annotated[Dependencies, Depends(_dependencies)]
 Reader = Annotated[str, Depends(reader)]  # the tenant of a caller that may read
 Writer = Annotated[str, Depends(writer)]
 Admin = Annotated[str, Depends(admin)]

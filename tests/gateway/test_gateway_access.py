@@ -4,14 +4,18 @@ The routes are the application's own, so a new one without a rule here fails.
 """
 
 import asyncio
+import inspect
 import itertools
 import json
+from collections.abc import Iterator
+from operator import attrgetter
 from typing import NamedTuple
 
 import httpx2
 import pytest
 from fake_adapters import adapter_file
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 from harness import INFO, png, write_keys
 from starlette.routing import Route
 
@@ -162,17 +166,35 @@ def apps(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> dict[bool,
     }
 
 
-def routes(app: FastAPI) -> set[tuple[str, str]]:
-    found = set()
+def own_routes(app: FastAPI) -> Iterator[Route]:
     for included in app.routes:
         router = getattr(included, "original_router", None)
         for route in [included] if router is None else router.routes:
             assert isinstance(route, Route), f"{route} has no rule"
-            # Starlette lets HEAD in wherever it lets GET in.
-            methods = route.methods or set()
-            extra = {"HEAD"} if {"GET", "HEAD"} <= methods else set()
-            found |= {(method, route.path) for method in methods - extra}
+            yield route
+
+
+def routes(app: FastAPI) -> set[tuple[str, str]]:
+    found = set()
+    for route in own_routes(app):
+        # Starlette lets HEAD in wherever it lets GET in.
+        methods = route.methods or set()
+        extra = {"HEAD"} if {"GET", "HEAD"} <= methods else set()
+        found |= {(method, route.path) for method in methods - extra}
     return {(method, path) for method, path in found if path not in FREE}
+
+
+def test_what_routes_depend_on_takes_no_thread_of_the_gateway(apps: dict[bool, FastAPI]) -> None:
+    """FastAPI gives what is not asynchronous to one, in every call."""
+    threaded = set()
+    for route in own_routes(apps[True]):
+        if isinstance(route, APIRoute):
+            for call in map(attrgetter("call"), route.dependant.dependencies):
+                made = inspect.isfunction(call) or inspect.ismethod(call)
+                run = call if made else type(call).__call__
+                if not inspect.iscoroutinefunction(run) and not inspect.isasyncgenfunction(run):
+                    threaded.add(call)
+    assert threaded == set()
 
 
 def test_every_route_has_a_rule(apps: dict[bool, FastAPI]) -> None:

@@ -20,6 +20,7 @@ from farm.errors import StoreError
 from farm.job import MAX_PIECE_LINES, JobOptions, job_id
 from farm.queue import JobHeader
 from farm.store import keys
+from farm.store.protocol import STREAM_BYTES
 
 
 def wait(http: httpx2.Client, job: str, *states: str) -> dict[str, Any]:
@@ -443,6 +444,27 @@ def test_a_picture_is_sent_in_the_range_that_is_asked_for(
         assert answer.content == got
         assert answer.headers.get("content-range") == told
         assert answer.headers["accept-ranges"] == "bytes"
+
+
+@pytest.mark.parametrize("size", [0, STREAM_BYTES, STREAM_BYTES + 1])
+def test_objects_of_all_sizes_are_sent_whole(
+    http: httpx2.Client, gateway: Gateway, size: int
+) -> None:
+    data = bytes(range(251)) * (size // 251 + 1)
+    gateway.store.put(f"a/{size}.png", data[:size])
+    path = gateway.app_deps.signer.path(f"a/{size}.png", seconds=60, filename="picture.png")
+    answer = http.get(path)
+    assert (answer.status_code, answer.content) == (200, data[:size])
+    assert answer.headers["content-length"] == str(size)
+
+
+def test_an_object_that_cannot_be_read_is_an_error_and_no_answer_that_breaks_off(
+    http: httpx2.Client, gateway: Gateway
+) -> None:
+    gateway.store.put("a/folder.png/inside", b"")
+    answer = http.get(gateway.app_deps.signer.path("a/folder.png", seconds=60, filename="x.png"))
+    assert answer.status_code == 503
+    assert "cannot read" in answer.json()["error"]["message"]
 
 
 def test_the_head_of_a_picture_tells_its_length(http: httpx2.Client, gateway: Gateway) -> None:

@@ -17,6 +17,7 @@ from farm.gateway.openapi import FILE, OBJECT, RANGE
 from farm.gateway.signed_urls import media_type
 from farm.ingest.assets import Asset
 from farm.spec import AssetId, AssetKind
+from farm.store.protocol import STREAM_BYTES
 
 router = APIRouter(prefix="/v1", tags=["assets"])
 
@@ -77,12 +78,13 @@ def download(
     if request.method == "HEAD":
         return Response(None, 200, {**headers, "Content-Length": str(size)}, kind)
     wanted = byte_range(request.headers.get("range"), size)
-    if wanted is None:
-        headers["Content-Length"] = str(size)
-        whole = read_pieces(deps.store, key, offset, size) if part else deps.store.stream(key)
-        return StreamingResponse(whole, 200, headers, kind)
-    first, after = wanted
-    headers["Content-Range"] = f"bytes {first}-{after - 1}/{size}"
+    status, (first, after) = (200, (0, size)) if wanted is None else (206, wanted)
+    if wanted is not None:
+        headers["Content-Range"] = f"bytes {first}-{after - 1}/{size}"
+    if after - first <= STREAM_BYTES:  # a stream would cost half as much again
+        data = b"".join(read_pieces(deps.store, key, offset + first, after - first))
+        return Response(data, status, headers, kind)
     headers["Content-Length"] = str(after - first)
+    whole = wanted is None and not part
     pieces = read_pieces(deps.store, key, offset + first, after - first)
-    return StreamingResponse(pieces, 206, headers, kind)
+    return StreamingResponse(deps.store.stream(key) if whole else pieces, status, headers, kind)
