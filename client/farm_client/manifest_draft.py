@@ -77,6 +77,8 @@ class ManifestDraft:
                 for (start,) in places:
                     self._lines.seek(start)
                     out.write(told(self._lines.readline()))
+                out.flush()
+                os.fsync(out.fileno())  # who finds it does not ask the farm again
             draft.replace(self._folder / MANIFEST)
         finally:
             draft.unlink(missing_ok=True)

@@ -83,6 +83,11 @@ class OutputFolder:
         if holds is not None and not mine and not unknown:
             raise self._taken(holds)
 
+    @property
+    def whole(self) -> bool:
+        """Whether a claim has come to its end, and none has begun since."""
+        return (self.path / MANIFEST).exists() and not (self.path / MARK).exists()
+
     def finish(self) -> None:
         """All pictures are there, and the manifest."""
         (self.path / MARK).unlink(missing_ok=True)

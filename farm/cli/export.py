@@ -20,6 +20,7 @@ from farm.job import OPTIONS, Format
 from farm.paths import data_dir
 from farm_client import Farm, Job, JobStatus
 from farm_client.fetch import PARALLEL
+from farm_client.output_folder import OutputFolder
 from farm_client.scores import read_scores
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def export(
     from farm.export.duplicates import Dedup
     from farm.export.export import FETCHED, STATE, Plan, alone, begin, exported
     from farm.export.export import export as write
-    from farm.export.fetched import fetched_pictures
+    from farm.export.fetched import fetched_pictures, wanted_lines
     from farm.export.splits import Splits
     from farm.export.statistics import STATISTICS
     from farm.export.upload import holds, upload
@@ -139,8 +140,9 @@ def export(
     with writing_to(folder, "--output"), alone(folder):
         if begin(plan, folder, overwrite=overwrite):
             source = folder / STATE / FETCHED
-            fetched = found.fetch(source, parallel=parallel, progress=counter(), shards=True)
-            if not fetched.pictures:
+            if not OutputFolder(source, found.id).whole:
+                found.fetch(source, parallel=parallel, progress=counter(), shards=True)
+            if next(wanted_lines(source), None) is None:
                 shutil.rmtree(folder / STATE)  # another job's may go here
                 return fail(InvalidInput(f"job {job} has no pictures", field="job"))
             _select(found, source, condition, alike)

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from farm.errors import Conflict, FarmError
 from farm.export.card import CARD, CROISSANT, MANIFEST, PLACES, CardFacts, write_card
+from farm.export.fetched import MANIFEST as FETCHED_MANIFEST
 from farm.export.fetched import (
     SELECTED,
     Decode,
@@ -132,7 +133,10 @@ def begin(plan: Plan, folder: Path, *, overwrite: bool = False) -> bool:
             return known is told
         if known is whole or not _only_fetched(folder, plan.job):
             raise _taken(f"{folder} holds another export")
-        (folder / STATE / FETCHED / SELECTED).unlink(missing_ok=True)
+        source = folder / STATE / FETCHED
+        (source / SELECTED).unlink(missing_ok=True)
+        if json.loads(known.read_bytes()).get("generation") != plan.generation:
+            (source / FETCHED_MANIFEST).unlink(missing_ok=True)  # a retry has made more pictures
     elif known is not None:
         _remove(folder, _groups_of(known) or ())
     elif folder.exists() and any(one.name != STATE for one in folder.iterdir()):

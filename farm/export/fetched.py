@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from farm.errors import Conflict
 from farm.formats.credentials import Sign
 from farm.formats.manifest import ManifestRow
 from farm.formats.picture_file import EXTENSIONS, Facts, read_facts, token_bytes, token_grid
@@ -41,8 +42,16 @@ class FetchedPicture(NamedTuple):
         return self.name.suffix in TOKEN_FILES
 
     def loaded(self) -> "FetchedPicture":
-        """With its file in memory."""
-        return self._replace(data=self.read())
+        """With its file in memory.
+
+        Raises:
+            Conflict: it is not the file that was fetched, as after a power cut.
+        """
+        data = self.read() if self.path.exists() else b""
+        if hashlib.sha256(data).hexdigest() != self.row.sha256:
+            hint = "give --overwrite, to fetch all of them again"
+            raise Conflict(f"{self.path} is not as it was fetched", field="--output", hint=hint)
+        return self._replace(data=data)
 
     def read(self) -> bytes:
         """The picture's file."""

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -178,14 +179,33 @@ def test_while_pictures_were_only_fetched_they_may_be_asked_for_in_another_way(
     plan = Plan("j", "imagefolder", where="seed < 0")
     assert begin(plan, tmp_path)
     fetch(tmp_path, [{}] * 2)
-    (tmp_path / STATE / FETCHED / SELECTED).write_text("what the first wanted")
+    source = tmp_path / STATE / FETCHED
+    (source / SELECTED).write_text("what the first wanted")
     with pytest.raises(Conflict, match="another export"):
         begin(plan._replace(job="k"), tmp_path)
     other = plan._replace(where=None, target="tokens")
     assert begin(other, tmp_path)
-    assert export(other, tmp_path, None).pictures == 2
+    assert [path.name for path in sorted(source.glob("*.jsonl"))] == [MANIFEST]
+    retried = other._replace(generation=1)
+    assert begin(retried, tmp_path)
+    assert not list(source.glob("*.jsonl")), "the retry has made more pictures"
+    fetch(tmp_path, [{}] * 2)
+    assert export(retried, tmp_path, None).pictures == 2
     with pytest.raises(Conflict, match="another export"):
         begin(plan, tmp_path)
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"")])
+def test_a_fetched_file_that_is_lost_or_damaged_meanwhile_is_not_taken(
+    damage: Callable[[Path], object], tmp_path: Path
+) -> None:
+    plan = Plan("j", "tokens")
+    begin(plan, tmp_path)
+    fetch(tmp_path, [{}] * 2)
+    damage(next((tmp_path / STATE / FETCHED).glob("*.png")))
+    with pytest.raises(Conflict, match="not as it was fetched") as refused:
+        export(plan, tmp_path, None)
+    assert "--overwrite" in str(refused.value.hint)
 
 
 @pytest.mark.parametrize("target", TARGETS)

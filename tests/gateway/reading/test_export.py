@@ -311,6 +311,24 @@ def test_an_export_that_was_killed_goes_on_and_gives_the_same_bytes(
     assert first.stat().st_mtime_ns == told, "nothing is written twice"
 
 
+def test_an_export_that_was_killed_while_it_wrote_does_not_list_the_job_again(
+    gateway: Gateway, workers: Workers, farm: Farm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = submit(gateway, farm)
+    expected = files(export(job, tmp_path / "whole", "imagefolder"))
+    out = tmp_path / "out"
+    command = ["export", job.id, "-o", str(out), "--as", "imagefolder", "--shard-size", "7"]
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("farm.export.export._write_manifest", interrupt)
+        assert run(command) != 0
+    monkeypatch.setattr(Job, "fetch", interrupt)
+    assert files(export(job, out, "imagefolder")) == expected
+
+
 def test_a_folder_that_holds_something_else_is_refused(
     gateway: Gateway,
     workers: Workers,
