@@ -2,10 +2,12 @@
 
 import io
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -60,26 +62,29 @@ def score(
 
 
 def _score(job: Job, scorers: "dict[str, Scorer]", parallel: int) -> dict[str, int]:
-    known: dict[str, set[tuple[int, int, str]]] = {name: set() for name in scorers}
-    for name, one in read_scores(job):
-        if name in known:
-            known[name].add((one.render, one.image, one.sha256))
+    from farm.export.scored import scored
+
     counts = dict.fromkeys(scorers, 0)
     show = counter()
 
-    def fresh(picture: Picture) -> bool:
-        return any(_key(picture) not in seen for seen in known.values())
+    def missing(picture: Picture) -> Set[str]:
+        return scorers.keys() - known.of(*_key(picture)).keys()
 
     asked = (
-        run for page in iterate(job.pages()) for run in runs(page, filter(fresh, page.pictures))
+        run for page in iterate(job.pages()) for run in runs(page, filter(missing, page.pictures))
     )
-    with ThreadPoolExecutor(parallel) as pool:
+    with (
+        TemporaryDirectory() as folder,
+        scored(Path(folder)) as known,
+        ThreadPoolExecutor(parallel) as pool,
+    ):
+        known.add((*one[:3], {name: True}) for name, one in read_scores(job))
         read = map_ahead(pool, partial(read_files, job.connection), asked, parallel)
         files = itertools.chain.from_iterable(read)
         while block := list(islice(files, BLOCK)):
-            data = {_key(picture): file for picture, file in block}
+            left = [(_key(picture), file, missing(picture)) for picture, file in block]
             for name, scorer in scorers.items():
-                wanted = {key: value for key, value in data.items() if key not in known[name]}
+                wanted = {key: file for key, file, names in left if name in names}
                 if wanted:
                     add_scores(job, name, list(_scores(scorer, wanted.items())))
                 counts[name] += len(wanted)

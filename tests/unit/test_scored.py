@@ -2,13 +2,17 @@
 
 import os
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from farm.cli import score
 from farm.errors import InvalidInput
 from farm.export.scored import Score, scored
+from farm_client import scores as client
+from farm_client.models import Page
 
 A, B = "a" * 64, "b" * 64
 
@@ -46,6 +50,30 @@ def test_memory_does_not_grow_with_the_scores(tmp_path: Path) -> None:
         tracemalloc.stop()
     assert known.count == 20_000
     assert peak < 2_000_000, "kept in memory they are 14,000,000 bytes"
+
+
+def test_pictures_that_were_scored_already_take_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Listed:
+        connection = None
+
+        async def pages(self) -> AsyncIterator[Page]:
+            for page in ():
+                yield page
+
+    def known(_: object) -> Iterator[tuple[str, client.Score]]:
+        for render in range(20_000):
+            yield "x", client.Score(render, 0, f"{render:064d}", {})
+
+    monkeypatch.setattr(score, "read_scores", known)
+    tracemalloc.start()
+    try:
+        scorers: Any = {"x": None}
+        counts = score._score(Listed(), scorers, 1)  # type: ignore[arg-type]
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert counts == {"x": 0}
+    assert peak < 2_000_000, "kept in memory they are 6,700,000 bytes"
 
 
 def test_a_folder_that_takes_nothing_is_told_in_one_line(tmp_path: Path) -> None:
