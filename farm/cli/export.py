@@ -1,7 +1,6 @@
 """``farm export``."""
 
 import hashlib
-import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -26,7 +25,7 @@ from farm_client.scores import read_scores
 if TYPE_CHECKING:
     from farm.export.duplicates import Dedup
     from farm.export.export import Exported
-    from farm.export.fetched import Decode, FetchedPicture
+    from farm.export.fetched import Decode
     from farm.export.where import Where
 
 TARGETS = ("webdataset", "parquet", "imagefolder", "tokens")
@@ -91,7 +90,7 @@ def export(
     from farm.export.duplicates import Dedup
     from farm.export.export import FETCHED, STATE, Plan, alone, begin, exported
     from farm.export.export import export as write
-    from farm.export.fetched import fetched_pictures, wanted_lines
+    from farm.export.fetched import wanted_lines
     from farm.export.splits import Splits
     from farm.export.statistics import STATISTICS
     from farm.export.upload import holds, upload
@@ -147,9 +146,7 @@ def export(
                 return fail(InvalidInput(f"job {job} has no pictures", field="job"))
             _select(found, source, condition, alike)
             tokens = as_ == "tokens"
-            decode = (
-                None if tokens else _decoder(fetched_pictures(source), checkpoint or [], threads)
-            )
+            decode = None if tokens else _decoder(wanted_lines(source), checkpoint or [], threads)
             done = write(plan, folder, decode, signed, counter("writing "))
             say_error(f"{pictures(done.pictures)} in {output}, {done.failed:,} failed")
         else:
@@ -192,15 +189,15 @@ def _command(
     return words
 
 
-def _decoder(
-    pictures: "Iterable[FetchedPicture]", names: list[str], threads: int
-) -> "Decode | None":
-    """What makes pictures of the tokens among these; None if there are none."""
+def _decoder(lines: Iterable[Mapping[str, Any]], names: list[str], threads: int) -> "Decode | None":
+    """What makes pictures of the tokens among those of a manifest; None if there are none."""
+    from farm.export.fetched import TOKEN_FILES
+
     decoder, needed = TokenDecoder(names, threads), False
-    for picture in pictures:
-        if picture.is_tokens:
-            spec, needed = json.loads(picture.row.spec), True
-            decoder.check(spec["mode"], spec["checkpoint"], picture.row.numerics)
+    for told in lines:
+        if told["file"].endswith(TOKEN_FILES):
+            spec, needed = told["spec"], True
+            decoder.check(spec["mode"], spec["checkpoint"], told["numerics"])
     return decoder if needed else None
 
 

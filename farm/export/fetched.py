@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,13 +33,13 @@ class FetchedPicture(NamedTuple):
     data: bytes | None = None  # the picture's file, where it was read already
 
     @property
-    def name(self) -> PurePath:
+    def name(self) -> str:
         """Of the picture's file."""
-        return PurePath(str(self.row.file))
+        return str(self.row.file)
 
     @property
     def is_tokens(self) -> bool:
-        return self.name.suffix in TOKEN_FILES
+        return self.name.endswith(TOKEN_FILES)
 
     def loaded(self) -> "FetchedPicture":
         """With its file in memory.
@@ -67,12 +67,12 @@ class FetchedPicture(NamedTuple):
     def tokens(self) -> bytes:
         """As the sink ``tokens`` keeps them."""
         data = self.read()
-        return data if self.name.suffix == RAW_TOKENS else token_bytes(read_facts(data).tokens)
+        return data if self.name.endswith(RAW_TOKENS) else token_bytes(read_facts(data).tokens)
 
     def facts(self) -> Facts:
         """Tokens and spec."""
         data = self.read()
-        if self.name.suffix != RAW_TOKENS:
+        if not self.name.endswith(RAW_TOKENS):
             return read_facts(data)
         spec, row = RenderSpec.model_validate_json(self.row.spec), self.row
         grid = token_grid(data, spec.height, spec.width)
@@ -125,7 +125,7 @@ def as_picture(
         sign: adds content credentials; None leaves the bytes as they are.
     """
     if not picture.is_tokens:
-        data, extension = picture.read(), picture.name.suffix[1:]
+        data, extension = picture.read(), picture.name.rpartition(".")[2]
         if sign is None:
             return picture.row, data
     else:
@@ -146,7 +146,7 @@ def as_tokens(picture: FetchedPicture) -> tuple[ManifestRow, bytes]:
 
 def _row_of(picture: FetchedPicture, extension: str, data: bytes) -> ManifestRow:
     sha256 = hashlib.sha256(data).hexdigest()
-    file = f"{picture.name.stem}.{extension}"
+    file = f"{picture.name.rpartition('.')[0]}.{extension}"
     return picture.row._replace(file=file, sha256=sha256, size=len(data))
 
 
