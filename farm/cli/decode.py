@@ -44,8 +44,8 @@ def decode(
         raise InvalidInput("tokens are not a picture", field="--format")
     decoder = TokenDecoder(checkpoint or (), threads)
     count = 0
-    for name, facts in _all(files, format):
-        path, data = output / name, encode(decoder(facts), facts, format)
+    for name, facts, pixels in decoder(_all(files, format)):
+        path, data = output / name, encode(pixels, facts, format)
         if path.exists() and path.read_bytes() != data and not overwrite:
             raise Conflict(
                 f"{path} is another picture",

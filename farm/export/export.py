@@ -195,7 +195,7 @@ def export(
     Args:
         plan: what is wanted.
         folder: made ready by ``begin``.
-        decode, sign: as ``farm.export.fetched.as_picture`` takes them.
+        decode, sign: as ``farm.export.fetched.as_pictures`` takes them.
         progress: called with the number of pictures so far.
     """
     source = folder / STATE / FETCHED

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,8 +20,6 @@ MANIFEST = "manifest.jsonl"
 SELECTED = "selected.jsonl"  # the lines that are wanted, where not all are
 RAW_TOKENS = ".u16"  # as the sink ``tokens`` keeps them
 TOKEN_FILES = (RAW_TOKENS, f".{EXTENSIONS[Format.TOKENS]}")
-
-Decode = Callable[[Facts], NDArray[np.uint8]]
 
 
 class FetchedPicture(NamedTuple):
@@ -79,6 +77,13 @@ class FetchedPicture(NamedTuple):
         return Facts(spec, row.image, row.numerics, grid, row.notes, row.confidence)
 
 
+# Gives each picture with its pixels (height, width, 3).
+Decode = Callable[
+    [Iterable[tuple[FetchedPicture, Facts]]],
+    Iterator[tuple[FetchedPicture, Facts, NDArray[np.uint8]]],
+]
+
+
 def fetched_pictures(folder: Path) -> Iterator[FetchedPicture]:
     """Those that did not fail and are wanted, in the order of the manifest."""
     for told in wanted_lines(folder):
@@ -113,29 +118,35 @@ def failed_rows(folder: Path) -> Iterator[ManifestRow]:
         yield from (row_of(told) for told in map(json.loads, lines) if told["error"] is not None)
 
 
-def as_picture(
-    picture: FetchedPicture, decode: Decode | None, kind: Format, sign: Sign | None = None
-) -> tuple[ManifestRow, bytes]:
-    """The row and the bytes of a picture file; tokens are decoded to one.
+def as_pictures(
+    pictures: Sequence[FetchedPicture],
+    decode: Decode | None,
+    kind: Format,
+    sign: Sign | None = None,
+) -> Iterator[tuple[ManifestRow, bytes]]:
+    """The row and the bytes of each picture's file; tokens are decoded to one.
 
     Args:
-        picture: what was fetched.
-        decode: makes pixels (height, width, 3) from tokens; None where there are only pictures.
+        pictures: what was fetched.
+        decode: of their tokens; None where there are only pictures.
         kind: the format of what is decoded.
         sign: adds content credentials; None leaves the bytes as they are.
     """
-    if not picture.is_tokens:
-        data, extension = picture.read(), picture.name.rpartition(".")[2]
-        if sign is None:
-            return picture.row, data
-    else:
-        assert decode is not None
-        facts = picture.facts()
-        from farm.formats.encoding import encode  # its packages come with what draws
+    tokens = ((picture, picture.facts()) for picture in pictures if picture.is_tokens)
+    decoded = iter(()) if decode is None else decode(tokens)
+    for picture in pictures:
+        if picture.is_tokens:
+            from farm.formats.encoding import encode  # its packages come with what draws
 
-        data, extension = encode(decode(facts), facts, kind), EXTENSIONS[kind]
-    data = data if sign is None else sign(data)
-    return _row_of(picture, extension, data), data
+            _, facts, pixels = next(decoded)
+            data, extension = encode(pixels, facts, kind), EXTENSIONS[kind]
+        else:
+            data, extension = picture.read(), picture.name.rpartition(".")[2]
+            if sign is None:
+                yield picture.row, data
+                continue
+        data = data if sign is None else sign(data)
+        yield _row_of(picture, extension, data), data
 
 
 def as_tokens(picture: FetchedPicture) -> tuple[ManifestRow, bytes]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from farm.disk import draft_of, put_whole
-from farm.export.fetched import Decode, FetchedPicture, as_picture, as_tokens
+from farm.export.fetched import Decode, FetchedPicture, as_pictures, as_tokens
 from farm.formats.credentials import Sign
 from farm.formats.manifest import ManifestRow
 from farm.job import Format
@@ -34,7 +34,7 @@ class ShardTarget:
 
     Args:
         layout: of a shard.
-        decode: as ``as_picture`` takes it.
+        decode: as ``as_pictures`` takes it.
         kind, sign: the same.
     """
 
@@ -56,9 +56,7 @@ class ShardTarget:
         if isinstance(self._layout, Tokens):
             made = [as_tokens(picture) for picture in pictures]
         else:
-            made = [
-                as_picture(picture, self._decode, self._kind, self._sign) for picture in pictures
-            ]
+            made = list(as_pictures(pictures, self._decode, self._kind, self._sign))
         rows = [row for row, _ in made]
         write_whole(path, self._layout.pack(rows, [content for _, content in made]).data)
         return rows
@@ -68,7 +66,7 @@ class ImageFolder:
     """Picture files, as the loader ``imagefolder`` of datasets reads them.
 
     Args:
-        decode: as ``as_picture`` takes it.
+        decode: as ``as_pictures`` takes it.
         kind, sign: the same.
     """
 
@@ -88,8 +86,7 @@ class ImageFolder:
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
         rows = []
-        for picture in pictures:
-            row, data = as_picture(picture, self._decode, self._kind, self._sign)
+        for row, data in as_pictures(pictures, self._decode, self._kind, self._sign):
             (draft / str(row.file)).write_bytes(data)
             rows.append(row)
         draft.replace(path)

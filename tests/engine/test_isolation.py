@@ -98,11 +98,21 @@ def test_tokens_that_are_not_a_picture_s_are_not_decoded(engine: Engine) -> None
     for tokens, told in (
         (np.full((8, 8), codes, np.uint16), f"has the token {codes}"),
         (np.full((8, 8), -1), "has the token -1"),
-        (np.zeros((1, 8, 8), np.uint16), "has the shape"),
+        (np.zeros((1, 1, 8, 8), np.uint16), "has the shape"),
+        (np.zeros((0, 8, 8), np.uint16), "has the shape"),
         (np.zeros((0, 8), np.uint16), "has the shape"),
     ):
         with pytest.raises(InvalidInput, match=told):
             engine.decode(tokens)
+
+
+def test_pictures_that_are_decoded_together_are_those_that_were_drawn(engine: Engine) -> None:
+    rows = [row_of(engine.checkpoint, num_inference_steps=1, prompt=text) for text in "abc"]
+    drawn = draw(engine, *map(Case, rows))
+    tokens = [done.tokens for done in drawn if done.tokens is not None]
+    pixels = engine.decode(np.stack(tokens))
+    for one, done in zip(pixels, drawn, strict=True):
+        np.testing.assert_array_equal(one, done.pixels)
 
 
 def test_a_prompt_that_is_cut_says_so(engine: Engine) -> None:

@@ -290,25 +290,27 @@ class Engine:
     @torch.inference_mode()
     def decode(self, tokens: NDArray[np.uint16]) -> NDArray[np.uint8]:
         """The picture (height, width, 3) of finished tokens (rows, columns): the bytes that a bulk
-        row with these tokens has in this numerics class, unless it is inpainted.
+        row with these tokens has in this numerics class, unless it is inpainted. Of many together,
+        (pictures, rows, columns), which on a GPU take hardly longer than one: all their pictures.
 
         Raises:
             InvalidInput: they are not those of a picture of this checkpoint.
         """
         codes = self.checkpoint.codebook_size
-        if tokens.ndim != 2 or not tokens.size:
+        if tokens.ndim not in (2, 3) or not tokens.size:
             raise InvalidInput(f"has the shape {tokens.shape}, not (rows, columns)", field="tokens")
         wrong = tokens[(tokens < 0) | (tokens >= codes)]
         if wrong.size:  # a GPU would be of no use from then on
             raise InvalidInput(f"has the token {wrong[0]}; 0 to {codes - 1} exist", field="tokens")
-        rows, columns = tokens.shape
+        rows, columns = tokens.shape[-2:]
         width = self._decode_width((rows, columns), urgent=False)
+        grids = tokens.astype(np.int64).reshape(-1, rows * columns)
         with self._model.device.scope():
-            flat = self._model.device.upload(torch.from_numpy(tokens.astype(np.int64)).view(1, -1))
+            flat = self._model.device.upload(torch.from_numpy(grids))
             pixels = self._model.decode(flat, (rows, columns), width=width)
-            picture: NDArray[np.uint8]
-            ((picture,),) = Download(pixels).arrays()
-        return picture
+            pictures: NDArray[np.uint8]
+            (pictures,) = Download(pixels).arrays()
+        return pictures if tokens.ndim == 3 else pictures[0]
 
     @torch.inference_mode()
     def preview(self, key: Hashable, index: int) -> Preview | None:
