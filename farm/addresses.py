@@ -3,7 +3,7 @@
 import ipaddress
 import re
 import socket
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from farm.errors import InvalidInput
 
@@ -13,6 +13,32 @@ ENCODE_HINT = (
 )
 
 _REDIS_SCHEMES = ("redis", "rediss", "unix")
+_SECONDS = r"(?=.*[1-9])\d{1,9}(\.\d{1,9})?"
+# What may stand after the ? of any address, and of rediss:// alone. redis-py passes others on to a
+# connection that does not know them, and looks at most values when it connects.
+_OPTIONS = {
+    "db": r"\d{1,9}",
+    "username": ".*",
+    "password": ".*",
+    "client_name": "[!-~]+",
+    "protocol": "[23]",
+    "socket_timeout": _SECONDS,
+    "socket_connect_timeout": _SECONDS,
+    "socket_keepalive": ".*",
+    "health_check_interval": r"\d{1,9}",
+    "max_connections": r"\d{1,9}",
+    "retry_on_timeout": ".*",
+}
+_TLS_OPTIONS = {
+    "ssl_ca_certs": ".*",
+    "ssl_ca_path": ".*",
+    "ssl_certfile": ".*",
+    "ssl_keyfile": ".*",
+    "ssl_password": ".*",
+    "ssl_cert_reqs": "none|optional|required",
+    "ssl_check_hostname": ".*",
+    "ssl_ciphers": ".*",
+}
 _USER_INFO = re.compile(r"//[^\s/\"']*@")
 _LONE_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
@@ -81,6 +107,15 @@ def check_redis_url(url: str) -> str:
         raise _wrong("has a character in its password that ends the address", rest)
     if _LONE_PERCENT.search(credentials):
         raise _wrong("has a % in its password that is not percent-encoding", rest)
+    known = _OPTIONS | (_TLS_OPTIONS if scheme == "rediss" else {})
+    if not all(
+        re.fullmatch(known.get(name, "(?!)"), value) for name, value in parse_qsl(parts.query)
+    ):
+        raise InvalidInput(
+            "has an option that is not understood",
+            field="REDIS_URL",
+            hint=f"REDIS_URL takes after the ?: {', '.join(known)}",
+        )
     if scheme == "unix":
         if not parts.path.startswith("/"):
             raise _wrong("has no socket path")

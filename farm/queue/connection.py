@@ -11,7 +11,7 @@ from redis import exceptions as refused
 from redis.backoff import FullJitterBackoff
 from redis.retry import Retry
 
-from farm.addresses import REDIS_HINT, check_redis_url
+from farm.addresses import check_redis_url
 from farm.errors import (
     Conflict,
     FarmError,
@@ -89,25 +89,19 @@ def connect(url: str) -> "redis.Redis":
     A call fails after two or three seconds if connections are refused, and after about fifteen if
     they are accepted and no reply comes. A loop that must not end calls again.
     """
-    check_redis_url(url)
-    try:
-        return redis.Redis.from_url(
-            url,
-            decode_responses=True,
-            socket_timeout=SOCKET_SECONDS,
-            socket_connect_timeout=CONNECT_SECONDS,
-            health_check_interval=HEALTH_CHECK_SECONDS,
-            retry=Patience(FullJitterBackoff(cap=LONGEST_PAUSE, base=FIRST_PAUSE), RETRIES),
-            retry_on_error=[
-                refused.BusyLoadingError,
-                refused.ConnectionError,
-                refused.TimeoutError,
-            ],
-        )
-    except ValueError:  # its text may hold a part of the password
-        raise InvalidInput(
-            "has an option that is not understood", field="REDIS_URL", hint=REDIS_HINT
-        ) from None
+    return redis.Redis.from_url(
+        check_redis_url(url),
+        decode_responses=True,
+        socket_timeout=SOCKET_SECONDS,
+        socket_connect_timeout=CONNECT_SECONDS,
+        health_check_interval=HEALTH_CHECK_SECONDS,
+        retry=Patience(FullJitterBackoff(cap=LONGEST_PAUSE, base=FIRST_PAUSE), RETRIES),
+        retry_on_error=[
+            refused.BusyLoadingError,
+            refused.ConnectionError,
+            refused.TimeoutError,
+        ],
+    )
 
 
 class RewriteNeeded(Unavailable):

@@ -11,6 +11,7 @@ from farm.addresses import (
     without_secrets,
 )
 from farm.errors import InvalidInput
+from farm.local.probes import replies, serves
 from farm.queue import connect
 from farm.settings import GatewaySettings, load
 
@@ -55,10 +56,23 @@ def test_a_password_with_a_special_character_gets_the_hint_to_encode_it(url: str
     assert caught.value.hint == ENCODE_HINT
 
 
-def test_an_option_that_redis_does_not_know_is_refused_without_its_value() -> None:
-    with pytest.raises(InvalidInput) as caught:
-        connect("redis://host?socket_timeout=hunter2")
-    assert "hunter2" not in str(caught.value)
+@pytest.mark.parametrize(
+    "option",
+    [
+        "socket_timeout=hunter2",
+        "socket_timeout=0",
+        "hunter2=1",
+        "retry=hunter2",  # of the client, but it takes no text
+        "ssl_ca_certs=/hunter2",  # without TLS
+    ],
+)
+def test_an_option_that_is_not_understood_is_refused_without_its_value(option: str) -> None:
+    for refuse in (connect, serves, replies):
+        with pytest.raises(InvalidInput) as caught:
+            refuse(f"redis://host?{option}")
+        assert "hunter2" not in str(caught.value)
+        assert caught.value.hint is not None
+        assert "socket_timeout" in caught.value.hint
 
 
 @pytest.mark.parametrize(
@@ -68,6 +82,7 @@ def test_an_option_that_redis_does_not_know_is_refused_without_its_value() -> No
         "redis://:p%40ss@host:6379/3",
         "rediss://u:p@[::1]:1",
         "unix:///run/a.sock?db=2",
+        "rediss://host/0?ssl_ca_certs=/etc/ca.pem&ssl_cert_reqs=none&socket_timeout=30",
     ],
 )
 def test_a_right_address_is_taken(url: str) -> None:
