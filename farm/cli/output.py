@@ -19,6 +19,7 @@ TELL_SECONDS = 0.2
 _going_on: list[str] = []
 _also: list[str] = []
 _reached = ""
+_counting = False  # a counter stands on the terminal's line
 
 
 def take_any_text() -> None:
@@ -34,6 +35,7 @@ def say(text: str) -> None:
 
 def say_error(text: str) -> None:
     """On a full disk the exit code alone has to tell."""
+    _erase_counter()
     with contextlib.suppress(OSError):
         print(printable(text), file=sys.stderr, flush=True)
 
@@ -69,6 +71,7 @@ def say_json(data: Any) -> None:
 def _write(text: str) -> None:
     if sys.stdout is None:
         raise FarmError("the standard output is closed")
+    _erase_counter()
     try:
         print(text, flush=True)
     except BrokenPipeError:
@@ -125,12 +128,22 @@ def counter(lead: str = "", noun: str = "picture") -> Callable[[int], None] | No
     told = 0.0
 
     def show(count: int) -> None:
+        global _counting
         nonlocal told
         if time.monotonic() - told >= TELL_SECONDS:
-            told = time.monotonic()
+            told, _counting = time.monotonic(), True
             print(f"\r\x1b[K{lead}{counted(count, noun)}", end="\r", file=sys.stderr, flush=True)
 
     return show
+
+
+def _erase_counter() -> None:
+    """A shorter line would not cover it, and one that goes elsewhere leaves it as it is."""
+    global _counting
+    if _counting:
+        _counting = False
+        with contextlib.suppress(OSError):
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
 def list_rejected(rejected: Sequence[Any], source: str) -> None:

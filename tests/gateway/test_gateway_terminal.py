@@ -141,7 +141,7 @@ def test_a_home_that_cannot_be_used_stands_in_the_way_of_farm_up_only(gateway: G
         ("rm {job}", ["1 object"]),
     ],
 )
-def test_a_terminal_sees_how_far_a_command_is_that_may_take_long(
+def test_a_terminal_sees_how_far_a_command_is_that_may_take_long_until_it_says_more(
     gateway: Gateway,
     fake_worker: FakeWorker,
     command: str,
@@ -160,8 +160,10 @@ def test_a_terminal_sees_how_far_a_command_is_that_may_take_long(
     words = command.format(job=job.id, folder=tmp_path / "out").split()
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert run(words) == 0
-    shown = re.findall(r"\x1b\[K(.*?)\r", capsys.readouterr().err)
+    error = capsys.readouterr().err
+    shown = re.findall(r"\x1b\[K(.*?)\r", error)
     assert [one for one in dict.fromkeys(shown) if one in told] == told
+    assert not re.search(r"\r(?!\r|\x1b\[K)", error)  # written over what stays behind it
 
 
 class Size:
