@@ -5,7 +5,7 @@ import re
 import secrets
 import time
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, NamedTuple, Self
 
 from pydantic import (
@@ -218,14 +218,15 @@ class JobOptions(BaseModel):
 
     @field_validator("deadline")
     @classmethod
-    def _ahead(cls, value: datetime | None) -> datetime | None:
-        if value is not None:
-            ahead = (value - datetime.now(UTC)).total_seconds()
-            if ahead <= 0:
-                raise ValueError(f"{value.isoformat()} has passed")
-            if ahead > MAX_DEADLINE_DAYS * 86400:
-                raise ValueError(f"is more than {MAX_DEADLINE_DAYS} days away")
+    def _near(cls, value: datetime | None) -> datetime | None:
+        if value is not None and value - datetime.now(UTC) > timedelta(days=MAX_DEADLINE_DAYS):
+            raise ValueError(f"is more than {MAX_DEADLINE_DAYS} days away")
         return value
+
+    def check_deadline(self) -> None:
+        """Of a new job it is ahead; one that is sent again may be there although it has passed."""
+        if self.deadline is not None and self.deadline <= datetime.now(UTC):
+            raise InvalidInput(f"{self.deadline.isoformat()} has passed", field="deadline")
 
     @classmethod
     def parse(cls, data: Any) -> Self:

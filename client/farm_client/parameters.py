@@ -112,4 +112,6 @@ def check_options(options: dict[str, Any]) -> dict[str, Any]:
     if given.get("idempotency_key") == "":
         raise InvalidInput("is empty; leave it out or give a text", field="idempotency_key")
     checked = JobOptions.parse(given)
+    if checked.idempotency_key is None:
+        checked.check_deadline()  # else the job may be there
     return checked.model_dump(mode="json", include=set(given))

@@ -40,7 +40,7 @@ from farm.job import (
     JobState,
     job_id,
 )
-from farm.queue import MAX_ROWS, JobHeader, Queue
+from farm.queue import MAX_ROWS, JobHeader, JobStatus, Queue
 from farm.sinks.registry import Sinks
 from farm.spec import Lane, canonical_json
 from farm.store import Store, keys
@@ -96,13 +96,16 @@ class Ingest:
         """
         content = hashlib.sha256(entries.content()).hexdigest()
         record = self._record(tenant, options, content)
+        known = self._known(record, options)
         piece = self.cut(record, 0, 0, entries)
+        if known is not None:
+            return self._feed(self.record(known, tenant), False, piece, entries, all_or_none)
         if not piece.chunks or (all_or_none and piece.rejected):
             raise AllRejected(piece.rejected[:MAX_LISTED])
         check_lanes(len(piece.lanes))
         if len(piece.chunks) > MAX_ROWS:
             record, created = self.open(tenant, options, content=content)
-            return self._feed(record, created, piece, entries)
+            return self._feed(record, created, piece, entries, all_or_none)
         record = record.model_copy(update={"whole": True, "rejected": len(piece.rejected)})
         header = self._writers.submit(self._store_record, record)
         self.write(piece)
@@ -119,13 +122,14 @@ class Ingest:
         if opened.job == record.job:
             return Submission(record.job, True, piece.renders, piece.pictures, piece.rejected)
         self._discard(record, piece)  # no caller knows this id
-        return self._feed(self.record(opened.job, tenant), False, piece, entries)
+        return self._feed(self.record(opened.job, tenant), False, piece, entries, all_or_none)
 
     def open(
         self, tenant: str, options: JobOptions, *, content: str = "stream"
     ) -> tuple[JobRecord, bool]:
         """A job that comes in by pieces; with a known idempotency key the one that is there."""
         record = self._record(tenant, options, content)
+        self._known(record, options)
         self._store_record(record)
         try:
             opened = self.queue.open(_header(record, options))
@@ -227,11 +231,28 @@ class Ingest:
         texts = tuple(chunk.model_dump_json() for chunk in chunks)
         return Piece(chunks, texts, rejected)
 
-    def _feed(self, record: JobRecord, created: bool, piece: Piece, entries: Entries) -> Submission:
+    def _known(self, record: JobRecord, options: JobOptions) -> str | None:
+        """The job that the same submission has made before; a new one must not be too late."""
+        job = None
+        if options.idempotency_key is not None:
+            job = self.queue.find_submitted(_header(record, options))
+        if job is None:
+            options.check_deadline()
+        return job
+
+    def _feed(
+        self,
+        record: JobRecord,
+        created: bool,
+        piece: Piece,
+        entries: Entries,
+        all_or_none: bool,
+    ) -> Submission:
         """Bring a long job in; of one that is known, what an interrupted call may have left."""
-        known = Submission(record.job, created, piece.renders, piece.pictures, piece.rejected)
-        if not created and self.queue.status(record.job, record.tenant).state is not JobState.OPEN:
-            return known
+        if not created:
+            status = self.queue.status(record.job, record.tenant)
+            if status.state is not JobState.OPEN:
+                return _first_answer(status, piece, len(entries), all_or_none)
         feed = Feed(self, record)
         try:
             for group in entries.pieces():
@@ -241,7 +262,7 @@ class Ingest:
             if created:
                 self.abandon(record)
             raise
-        return known
+        return Submission(record.job, created, piece.renders, piece.pictures, piece.rejected)
 
     def abandon(self, record: JobRecord) -> None:
         """End a job whose caller went away in the middle, unless the caller can come back."""
@@ -389,6 +410,16 @@ def _cutter(record: JobRecord) -> Cutter:
         return TaskLimits.by_pace(record.paces.get(str(lane), DEFAULT_ROW_STEPS_PER_SECOND))
 
     return Cutter(record.job, record.tenant, record.sink, record.format, limits)
+
+
+def _first_answer(status: JobStatus, piece: Piece, renders: int, all_or_none: bool) -> Submission:
+    """Of a job that is whole, whatever the farm would take of it by now: what its renders name may
+    be gone. Which of them were refused is told if as many would be."""
+    rejected = piece.rejected if len(piece.rejected) == status.rejected else ()
+    if all_or_none and status.rejected:
+        raise AllRejected(rejected[:MAX_LISTED])
+    accepted = renders - status.rejected
+    return Submission(status.id, False, accepted, status.images.total, rejected)
 
 
 def _is_chunk(stored: bytes, data: bytes, chunk: Chunk) -> bool:

@@ -36,6 +36,12 @@ class Submissions(ScriptRunner):
             )
         )
 
+    def find_submitted(self, header: JobHeader) -> str | None:
+        """The job that an earlier call of the same submission made, by its idempotency key."""
+        key = header.options.idempotency_key or ""
+        found: str | None = self._run("find_submitted", header.tenant, header.fingerprint, key)
+        return found
+
     def submitted(self, tenant: str, key: str) -> bool:
         """Whether the idempotency key has a job that came in whole."""
         return bool(self._run("submitted", tenant, key))

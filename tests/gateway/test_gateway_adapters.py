@@ -14,7 +14,7 @@ import pytest
 import safetensors.numpy
 from fake_adapters import adapter_file
 from fake_worker import FakeWorker
-from harness import Cli, Gateway, Serve, post_lines
+from harness import Cli, Gateway, Serve, ndjson, post_lines
 from test_gateway_auth import write_keys
 
 from farm.cli.adapter import read_adapter
@@ -55,6 +55,23 @@ def test_a_named_adapter_is_in_the_pictures_and_the_manifest(
         "error[not_found] adapters: you have no adapter 'dots' (farm adapter add dots FILE)\n",
     )
     assert "you have no adapter 'dots'" in cli("adapter", "rm", "dots").err
+
+
+@pytest.mark.parametrize("on_error", ["skip", "stop"])
+def test_what_is_sent_again_when_its_adapter_is_gone_finds_its_job(
+    gateway: Gateway, http: httpx2.Client, on_error: str
+) -> None:
+    renders = [{"prompt": "x"}, {"prompt": "x", "adapters": [{"adapter": "dots"}]}]
+    with Farm(gateway.url) as farm:
+        farm.add_adapter("dots", adapter_file(0), alpha=4)
+        sent = {"idempotency_key": "k", "on_error": on_error}
+        first = post_lines(http, ndjson(renders), **sent)
+        farm.remove_adapter("dots")
+        again = post_lines(http, ndjson(renders), **sent)
+        assert (first.status_code, again.status_code) == (201, 200)
+        assert again.json() == {**first.json(), "created": False}
+        other = post_lines(http, ndjson(renders[1:]), **sent)
+        assert other.status_code == 409
 
 
 def test_a_name_that_is_forgotten_while_names_are_listed_hides_no_others(

@@ -8,6 +8,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta, tzinfo
 from functools import partial
 from typing import Any
 
@@ -16,11 +17,12 @@ import pytest
 from fake_worker import BAD_PROMPT, LOST_PROMPT, FakeWorker
 from harness import INFO, Gateway, Serve, ndjson, png, post, post_lines, until
 
-from farm.errors import StoreError
+from farm.errors import InvalidInput, StoreError
 from farm.job import MAX_PIECE_LINES, JobOptions, job_id
 from farm.queue import JobHeader
 from farm.store import keys
 from farm.store.protocol import STREAM_BYTES
+from farm_client import Farm
 
 
 def wait(http: httpx2.Client, job: str, *states: str) -> dict[str, Any]:
@@ -146,6 +148,43 @@ def test_lines_that_come_again_when_their_job_has_ended_find_it(
     for others in ([*lines, *lines], [*lines[:-1], "{"], [*lines, "{", "{"], [*lines[::-1], "{"]):
         assert post_lines(http, ndjson(others), idempotency_key="lines").status_code == 409
     assert list(gateway.store.list(keys.prefix(first["id"]))) == stored
+
+
+def test_what_is_sent_again_when_its_deadline_has_passed_finds_its_job(
+    gateway: Gateway, http: httpx2.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Later(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> "datetime":  # type: ignore[override]
+            return datetime.now(tz) + timedelta(hours=2)
+
+    deadline = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
+    line = {"prompt": "x"}
+    bad = [line, {"prompt": ""}]
+
+    def answers(name: str) -> Iterator[httpx2.Response]:
+        given = {"deadline": deadline}
+        yield post(http, *bad, **given, idempotency_key=f"{name} json")
+        yield post_lines(http, ndjson(bad), **given, idempotency_key=f"{name} lines")
+        long = ndjson([line] * (MAX_PIECE_LINES + 1))
+        yield post_lines(http, long, **given, idempotency_key=f"{name} long")
+        yield http.post("/v1/jobs?open", json={**given, "idempotency_key": f"{name} pieces"})
+
+    def send() -> str:
+        return farm.submit("x", deadline=deadline, idempotency_key="sdk").id
+
+    with Farm(gateway.url) as farm:
+        first, job = [answer.json() for answer in answers("first")], send()
+        monkeypatch.setattr("farm.job.datetime", Later)
+        again = list(answers("first"))
+        assert {answer.status_code for answer in again} == {200}
+        assert [answer.json() for answer in again] == [{**one, "created": False} for one in first]
+        assert send() == job
+        assert {answer.status_code for answer in answers("second")} == {422}
+        other = post(http, line, deadline=deadline, idempotency_key="first json")
+        assert other.status_code == 409
+        with pytest.raises(InvalidInput, match="has passed"):
+            farm.submit("x", deadline=deadline)
 
 
 def test_lines_of_a_job_that_was_cancelled_half_way_are_told_so(http: httpx2.Client) -> None:

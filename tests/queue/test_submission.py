@@ -55,9 +55,14 @@ def test_the_same_idempotency_key_finds_the_same_job(bench: Bench, queue: Queue)
     again = bench.header(idempotency_key="k")
     assert queue.submit(again, bench.tasks(1)) == (first.job, False)
     assert queue.open(again) == (first.job, False)
+    assert queue.find_submitted(again) == first.job
+    changed = bench.header(idempotency_key="k", fingerprint="0" * 64)
     with pytest.raises(Conflict, match="idempotency key"):
-        queue.submit(bench.header(idempotency_key="k", fingerprint="0" * 64), bench.tasks(1))
+        queue.submit(changed, bench.tasks(1))
+    with pytest.raises(Conflict, match="idempotency key"):
+        queue.find_submitted(changed)
     other = bench.header(tenant="bob", idempotency_key="k")
+    assert queue.find_submitted(other) is None
     assert queue.submit(other, bench.tasks(1)).created, "another tenant's key"
     assert [status.id for status in queue.jobs("ann", 10)] == [first.job]
 

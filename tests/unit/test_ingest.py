@@ -70,6 +70,10 @@ class FakeQueue:
         self.rejected[header.job] = 0
         return Submitted(header.job, True)
 
+    def find_submitted(self, header: JobHeader) -> str | None:
+        job, _ = self.keys.get((header.tenant, header.options.idempotency_key or ""), (None, None))
+        return job
+
     def append(
         self, job: str, piece: int, sha256: str, tasks: Sequence[TaskDraft], rejected: int = 0
     ) -> bool:
@@ -98,7 +102,8 @@ class FakeQueue:
 
     def status(self, job: str, tenant: str) -> SimpleNamespace:
         state = JobState.QUEUED if job in self.closed else JobState.OPEN
-        return SimpleNamespace(state=state, rejected=0)
+        images = SimpleNamespace(total=0)
+        return SimpleNamespace(id=job, state=state, rejected=self.rejected[job], images=images)
 
 
 @pytest.fixture

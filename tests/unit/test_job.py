@@ -41,7 +41,9 @@ def test_options_have_defaults() -> None:
 
 def test_a_deadline_needs_a_zone_and_a_future() -> None:
     soon = datetime.now(UTC) + timedelta(hours=1)
-    assert JobOptions.parse({"deadline": soon.isoformat()}).deadline == soon
+    options = JobOptions.parse({"deadline": soon.isoformat()})
+    options.check_deadline()
+    assert options.deadline == soon
     wrong: list[Any] = [
         "tomorrow",
         "2027-01-01T00:00:00",
@@ -50,7 +52,7 @@ def test_a_deadline_needs_a_zone_and_a_future() -> None:
     ]
     for deadline in wrong:
         with pytest.raises(InvalidInput) as error:
-            JobOptions.parse({"deadline": deadline})
+            JobOptions.parse({"deadline": deadline}).check_deadline()
         assert error.value.field == "deadline"
 
 

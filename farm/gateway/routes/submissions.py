@@ -95,7 +95,7 @@ async def _submit_json(
     entries = await keep_pictures(deps.assets, tenant, Entries.of(map(Entry, renders)))
     await run_sync(deps.quotas.take_submission, tenant, options.idempotency_key, entries)
     submission = await run_sync(deps.ingest.submit, tenant, options, entries, _all_or_none(request))
-    return await _submitted(deps, tenant, submission, len(submission.rejected))
+    return await _submitted(deps, tenant, submission)
 
 
 async def _submit_lines(request: Request, deps: Dependencies, tenant: str) -> answers.Submitted:
@@ -108,7 +108,7 @@ async def _submit_lines(request: Request, deps: Dependencies, tenant: str) -> an
     second = await anext(groups, None)
     if second is None:
         submission = await run_sync(deps.ingest.submit, tenant, options, first, stop)
-        return await _submitted(deps, tenant, submission, len(submission.rejected))
+        return await _submitted(deps, tenant, submission)
     record, created = await run_sync(deps.ingest.open, tenant, options)
     state = (await run_sync(deps.queue.status, record.job, tenant)).state
     feed = Feed(deps.ingest, record, stop, again=state is not JobState.OPEN)
@@ -123,7 +123,7 @@ async def _submit_lines(request: Request, deps: Dependencies, tenant: str) -> an
             await run_sync(deps.ingest.abandon, record)
         raise
     submission = Submission(record.job, created, feed.renders, feed.pictures, tuple(feed.rejected))
-    return await _submitted(deps, tenant, submission, feed.rejected_count)
+    return await _submitted(deps, tenant, submission)
 
 
 async def _kept(
@@ -153,18 +153,15 @@ async def _open(request: Request, deps: Dependencies, tenant: str, kind: str) ->
     return answers.Opened(id=record.job, state=state, created=created, seed=record.seed)
 
 
-async def _submitted(
-    deps: Dependencies, tenant: str, submission: Submission, rejected: int
-) -> answers.Submitted:
+async def _submitted(deps: Dependencies, tenant: str, submission: Submission) -> answers.Submitted:
     status = await run_sync(deps.queue.status, submission.job, tenant)
     if submission.created:
         deps.metrics.jobs.labels("whole").inc()
         deps.metrics.pictures.inc(submission.pictures)
-        deps.metrics.rejected.inc(rejected)
+        deps.metrics.rejected.inc(status.rejected)
         tracing.submitted("submit", submission.job, pictures=submission.pictures)
-    facts = {**dict(status), "rejected": rejected}
     return answers.Submitted(
-        **facts,
+        **dict(status),
         created=submission.created,
         accepted=submission.renders,
         errors=rejected_view(submission.rejected),
