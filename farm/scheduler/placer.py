@@ -1,6 +1,5 @@
 """Decides how many workers a cluster should run, and tells what becomes of them."""
 
-import contextlib
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -63,14 +62,18 @@ class Placer:
         self._started_ms = 0
         self._next_look = 0.0
         self._leads = False
+        self._lead_ends = 0.0
         self._growth: dict[str, Growth] = {}
 
     def deaths(self) -> list[str]:
         """Lives of workers that have ended since the last call."""
         if self._clock() >= self._next_look:
             self._next_look = self._clock() + LOOK_SECONDS
-            with contextlib.suppress(FarmError):  # a queue that is away changes nothing
+            try:
                 self._look()
+            except FarmError:  # a queue that is away changes nothing until another one may lead
+                if self._leads and self._clock() > self._lead_ends:
+                    self._step_down()
         return self._cluster.deaths() if self._leads else []
 
     def close(self, *, end_workers: bool) -> None:
@@ -78,14 +81,18 @@ class Placer:
 
     def _look(self) -> None:
         self._started_ms = self._started_ms or self._queue.now_ms()
-        leads = self._queue.lead(self._name, self._started_ms, LEAD_MS)
-        if self._leads and not leads:
-            self._cluster.close(end_workers=False)
-            self._growth.clear()
-        elif leads:
+        asked = self._clock()
+        if self._queue.lead(self._name, self._started_ms, LEAD_MS):
+            self._leads, self._lead_ends = True, asked + LEAD_MS / 1000
             self._grow()
             placed_workers.post(self._queue, self._cluster.workers)
-        self._leads = leads
+        elif self._leads:
+            self._step_down()
+
+    def _step_down(self) -> None:
+        self._leads = False
+        self._cluster.close(end_workers=False)
+        self._growth.clear()
 
     def _grow(self) -> None:
         if not self._growth:

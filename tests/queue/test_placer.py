@@ -3,8 +3,10 @@
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
+import pytest
 from queue_bench import LANE, MS, Bench
 
+from farm.errors import Unavailable
 from farm.queue import Queue, placed_workers
 from farm.queue.placed_workers import PlacedWorker, WorkerState
 from farm.scheduler.placer import LEAD_MS, Placer
@@ -61,6 +63,24 @@ def test_the_scheduler_that_started_last_places_the_workers(bench: Bench, queue:
     assert first.cluster.closed == [False, False]  # they are not its workers
     bench.advance(LEAD_MS / 1000 + 1)
     assert first.look() == ["a life"]  # the other one has gone
+
+
+def test_a_scheduler_that_is_cut_off_places_workers_until_another_one_may(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut_off(*_: object) -> bool:
+        raise Unavailable("Redis does not answer")
+
+    placing = Placing(queue)
+    assert placing.look() == ["a life"]
+    with monkeypatch.context() as cut:
+        cut.setattr(queue, "lead", cut_off)
+        assert placing.look(LEAD_MS / 1000) == ["a life"]
+        assert placing.look() == []
+        assert placing.cluster.closed == [False], "its workers go on"
+        placing.cluster.wanted = {}
+    assert placing.look() == ["a life"]
+    assert placing.cluster.wanted == {"worker": 1}
 
 
 def test_schedulers_of_the_same_moment_agree(bench: Bench, queue: Queue) -> None:
