@@ -15,6 +15,7 @@ from typing import TextIO
 
 import farm
 from farm import logs
+from farm.addresses import masked
 from farm.errors import FarmError
 from farm.queue.placed_workers import to_json
 from farm.scheduler.cluster_process import (
@@ -68,7 +69,7 @@ def _place(told: TextIO, orders: "_Orders") -> None:
     placement = Placement(
         WorkerActor,
         settings.ray_address,
-        f"{settings.redis_url} {settings.name}",
+        f"{masked(settings.redis_url)} {settings.name}",  # a password may be changed
         settings.groups,
         worker_environment(os.environ),
         wanted=orders.wanted,

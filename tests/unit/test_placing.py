@@ -36,6 +36,25 @@ def test_workers_get_their_own_settings_and_nothing_of_the_gateway() -> None:
     assert worker_environment({**told, **kept}) == told
 
 
+def test_a_scheduler_with_another_password_finds_the_workers_that_there_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    farms = set()
+
+    def placement(actor: object, address: str, farm: str, *_: object, **given: Any) -> Any:
+        farms.add(farm)
+        return SimpleNamespace(close=lambda: None)
+
+    monkeypatch.setattr(place_workers, "Placement", placement)
+    monkeypatch.setattr(place_workers, "CLOSE_SECONDS", 1e6)  # its timer ends the process
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
+    for password in ("one", "another"):
+        monkeypatch.setenv("REDIS_URL", f"redis://ann:{password}@127.0.0.1:6379/1")
+        orders = place_workers._Orders(io.StringIO("close\n"))  # type: ignore[arg-type]
+        place_workers._place(io.StringIO(), orders)
+    assert len(farms) == 1
+
+
 @pytest.mark.parametrize("end", [True, False])
 def test_a_farm_that_ends_before_it_knows_its_cluster_ends_the_workers_of_an_earlier_life(
     end: bool, monkeypatch: pytest.MonkeyPatch
