@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
 
+from anyio import CapacityLimiter
 from pydantic import ValidationError
 from starlette.middleware.gzip import GZipMiddleware
 
@@ -15,7 +16,7 @@ from farm.formats.sandbox import Sandbox
 from farm.gateway import exception_handlers
 from farm.gateway.auth import Authenticator, KeyFile
 from farm.gateway.body_memory import BodyMemory
-from farm.gateway.dependencies import Dependencies
+from farm.gateway.dependencies import STORE_CALLS, Dependencies
 from farm.gateway.events import EventHub
 from farm.gateway.metrics import MeasureRequests, Metrics
 from farm.gateway.middleware import RequestGuard
@@ -157,6 +158,7 @@ def _dependencies(
         history=History(queue, sessions),
         readiness=Readiness(queue, store),
         quotas=quotas,
+        store_calls=CapacityLimiter(STORE_CALLS),
     )
 
 

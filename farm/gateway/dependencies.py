@@ -1,7 +1,10 @@
 """What the routes share, made once when the application starts."""
 
-from typing import Annotated, NamedTuple, cast
+from collections.abc import AsyncIterator, Callable
+from typing import Annotated, Any, NamedTuple, TypeVar, cast
 
+from anyio import CapacityLimiter
+from anyio.to_thread import run_sync
 from fastapi import Depends, Request
 
 from farm.checkpoints.registry import CheckpointRegistry
@@ -23,6 +26,12 @@ from farm.settings import GatewaySettings
 from farm.sinks.registry import Sinks
 from farm.store import Store
 
+# Threads for calls that may wait for the store, of the forty that answer everyone: where it is
+# silent, each may wait for minutes, and those that need no store must not wait with them.
+STORE_CALLS = 20
+
+Result = TypeVar("Result")
+
 
 class Dependencies(NamedTuple):
     settings: GatewaySettings
@@ -43,6 +52,7 @@ class Dependencies(NamedTuple):
     history: History
     readiness: Readiness
     quotas: Quotas
+    store_calls: CapacityLimiter
 
 
 def dependencies_of(request: Request) -> Dependencies:
@@ -85,6 +95,20 @@ def _tenant(request: Request, scope: Scope) -> str:
 
 
 Deps = Annotated[Dependencies, Depends(_dependencies)]
+
+
+async def in_store(deps: Dependencies, call: Callable[..., Result], *arguments: Any) -> Result:
+    """Make a call that may wait for the store, in a thread of those that such calls may have."""
+    return await run_sync(call, *arguments, limiter=deps.store_calls)
+
+
+async def _reading(deps: Deps) -> AsyncIterator[None]:
+    async with deps.store_calls:
+        yield
+
+
+# Of a route that reads the store.
+READS_STORE = [Depends(_reading, scope="function")]
 Reader = Annotated[str, Depends(reader)]  # the tenant of a caller that may read
 Writer = Annotated[str, Depends(writer)]
 Admin = Annotated[str, Depends(admin)]

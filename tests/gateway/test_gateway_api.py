@@ -8,6 +8,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta, tzinfo
 from functools import partial
 from typing import Any
@@ -18,6 +19,7 @@ from fake_worker import BAD_PROMPT, LOST_PROMPT, FakeWorker
 from harness import INFO, Gateway, Serve, ndjson, png, post, post_lines, until
 
 from farm.errors import InvalidInput, StoreError
+from farm.gateway.dependencies import STORE_CALLS
 from farm.job import MAX_PIECE_LINES, JobOptions, job_id
 from farm.queue import JobHeader
 from farm.store import keys
@@ -185,6 +187,30 @@ def test_what_is_sent_again_when_its_deadline_has_passed_finds_its_job(
         assert other.status_code == 409
         with pytest.raises(InvalidInput, match="has passed"):
             farm.submit("x", deadline=deadline)
+
+
+def test_calls_that_need_no_store_do_not_wait_with_those_that_do(
+    start: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = threading.Event()
+
+    def silent(*_: object) -> None:
+        answers.wait()
+        raise StoreError("it does not answer")
+
+    gateway = start()
+    turns = gateway.app_deps.store_calls
+    for call in ("put", "get", "list", "size"):
+        monkeypatch.setattr(gateway.store, call, silent)
+    with gateway.client() as http, ThreadPoolExecutor(60) as pool:
+        calls = [partial(post, http, {"prompt": "x"}), partial(http.get, "/v1/adapters")] * 30
+        waiting = [pool.submit(call) for call in calls]
+        try:
+            until(lambda: turns.statistics().tasks_waiting == len(waiting) - STORE_CALLS)
+            assert http.get("/v1/jobs").json()["jobs"] == []
+        finally:
+            answers.set()
+        assert {one.result().status_code for one in waiting} == {503}
 
 
 def test_lines_of_a_job_that_was_cancelled_half_way_are_told_so(http: httpx2.Client) -> None:

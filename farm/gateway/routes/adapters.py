@@ -7,7 +7,7 @@ from fastapi import APIRouter, Query, Request
 
 from farm.gateway import answers
 from farm.gateway.bodies import read_file
-from farm.gateway.dependencies import Deps, Reader, Writer
+from farm.gateway.dependencies import READS_STORE, Deps, Reader, Writer
 from farm.gateway.inline_pictures import UPLOADS
 from farm.gateway.openapi import FILE
 from farm.ingest.adapters import NamedAdapter
@@ -33,13 +33,13 @@ async def add_adapter(
     return await run_sync(keep, limiter=UPLOADS)
 
 
-@router.get("/adapters")
+@router.get("/adapters", dependencies=READS_STORE)
 def adapters(deps: Deps, tenant: Reader) -> answers.Adapters:
     """The caller's adapters, by name."""
     return answers.Adapters(adapters=deps.ingest.adapters.all(tenant))
 
 
-@router.delete("/adapters/{name}")
+@router.delete("/adapters/{name}", dependencies=READS_STORE)
 def remove_adapter(name: str, deps: Deps, tenant: Writer) -> answers.AdapterRemoved:
     """Forget a name, if there is such an adapter. Jobs that were accepted keep it."""
     removed = deps.ingest.adapters.remove(tenant, name)

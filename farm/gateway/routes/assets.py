@@ -11,7 +11,7 @@ from starlette.responses import Response, StreamingResponse
 from farm.errors import NotFound
 from farm.gateway.bodies import read_file
 from farm.gateway.byte_range import byte_range, read_pieces
-from farm.gateway.dependencies import Deps, Reader, Writer
+from farm.gateway.dependencies import READS_STORE, Deps, Reader, Writer
 from farm.gateway.inline_pictures import UPLOADS
 from farm.gateway.openapi import FILE, OBJECT, RANGE
 from farm.gateway.signed_urls import media_type
@@ -38,18 +38,24 @@ async def put_asset(
     return asset
 
 
-@router.get("/assets/{asset}")
+@router.get("/assets/{asset}", dependencies=READS_STORE)
 def asset_facts(asset: AssetId, deps: Deps, tenant: Reader) -> Asset:
     """What is known of a file that the caller uploaded."""
     return deps.assets.facts(tenant, asset)
 
 
-@router.head("/objects/{key:path}", response_class=Response, operation_id="head_object")
+@router.head(
+    "/objects/{key:path}",
+    response_class=Response,
+    operation_id="head_object",
+    dependencies=READS_STORE,
+)
 @router.get(
     "/objects/{key:path}",
     response_class=StreamingResponse,
     responses=OBJECT,
     openapi_extra=RANGE,
+    dependencies=READS_STORE,
 )
 def download(
     key: str,

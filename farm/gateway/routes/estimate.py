@@ -7,7 +7,7 @@ from fastapi import APIRouter, Query, Request
 
 from farm.gateway import answers
 from farm.gateway.bodies import NDJSON_TYPES, WrongType, content_type, one_piece
-from farm.gateway.dependencies import Deps, Writer
+from farm.gateway.dependencies import Deps, Writer, in_store
 from farm.gateway.inline_pictures import keep_pictures
 from farm.gateway.openapi import NDJSON_RENDERS
 from farm.ingest.estimate import estimate
@@ -34,6 +34,6 @@ async def estimate_job(
     given = {"sink": sink, "format": format, "shard_size": shard_size}
     options = JobOptions.parse({name: one for name, one in given.items() if one is not None})
     entries = await keep_pictures(deps.assets, tenant, await one_piece(request))
-    piece = await run_sync(deps.ingest.resolve, tenant, options, first, entries)
+    piece = await in_store(deps, deps.ingest.resolve, tenant, options, first, entries)
     sessions = await run_sync(deps.sessions)
     return answers.Estimate(**estimate(piece, summed_paces(sessions)), workers=len(sessions))

@@ -10,6 +10,7 @@ from starlette.responses import Response, StreamingResponse
 from farm.formats.manifest import ManifestRow, merge, read_part
 from farm.gateway import answers
 from farm.gateway.dependencies import (
+    READS_STORE,
     Dependencies,
     Deps,
     Reader,
@@ -81,7 +82,7 @@ async def events(job: str, request: Request, deps: Deps, tenant: Reader) -> Resp
     )
 
 
-@router.get("/{job}/images")
+@router.get("/{job}/images", dependencies=READS_STORE)
 def images(
     job: str,
     deps: Deps,

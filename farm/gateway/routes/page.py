@@ -7,7 +7,7 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import HTMLResponse, Response
 
 from farm.errors import FarmError, NotFound
-from farm.gateway.dependencies import Admin, Dependencies, Deps, Reader
+from farm.gateway.dependencies import READS_STORE, Admin, Dependencies, Deps, Reader
 from farm.gateway.page import views
 from farm.gateway.page.rendering import STATIC, fragment, shell
 from farm.gateway.routes.jobs import MAX_PAGE, Cursor, images, shown_previews
@@ -92,7 +92,7 @@ def _progress(deps: Dependencies, job: str, tenant: str) -> dict[str, Any]:
     }
 
 
-@router.get("/page/jobs/{job}/pictures")
+@router.get("/page/jobs/{job}/pictures", dependencies=READS_STORE)
 def job_pictures(
     job: str,
     request: Request,
@@ -136,7 +136,7 @@ def job_previews(job: str, request: Request, deps: Deps, tenant: Reader) -> HTML
     return answer
 
 
-@router.get("/page/jobs/{job}/failures")
+@router.get("/page/jobs/{job}/failures", dependencies=READS_STORE)
 def failures(job: str, request: Request, deps: Deps, tenant: Reader) -> HTMLResponse:
     """Its failed pictures, by what went wrong."""
     status = deps.queue.status(check_job_id(job), tenant)
@@ -159,7 +159,7 @@ def failures(job: str, request: Request, deps: Deps, tenant: Reader) -> HTMLResp
     )
 
 
-@router.get("/page/pictures")
+@router.get("/page/pictures", dependencies=READS_STORE)
 def newest(request: Request, deps: Deps, tenant: Reader) -> HTMLResponse:
     """The newest pictures of the caller's newest jobs."""
     pictures: list[views.Shown] = []

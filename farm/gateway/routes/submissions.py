@@ -20,7 +20,7 @@ from farm.gateway.bodies import (
     pieces,
     read_json,
 )
-from farm.gateway.dependencies import Dependencies, Deps, Writer
+from farm.gateway.dependencies import Dependencies, Deps, Writer, in_store
 from farm.gateway.inline_pictures import keep_pictures
 from farm.gateway.openapi import NDJSON_RENDERS, SUBMISSION
 from farm.gateway.serializers import rejected_view
@@ -94,7 +94,8 @@ async def _submit_json(
     options = JobOptions.parse(body | _query_options(request))
     entries = await keep_pictures(deps.assets, tenant, Entries.of(map(Entry, renders)))
     await run_sync(deps.quotas.take_submission, tenant, options.idempotency_key, entries)
-    submission = await run_sync(deps.ingest.submit, tenant, options, entries, _all_or_none(request))
+    stop = _all_or_none(request)
+    submission = await in_store(deps, deps.ingest.submit, tenant, options, entries, stop)
     return await _submitted(deps, tenant, submission)
 
 
@@ -107,20 +108,20 @@ async def _submit_lines(request: Request, deps: Dependencies, tenant: str) -> an
         raise InvalidInput("the body has no renders", field="renders")
     second = await anext(groups, None)
     if second is None:
-        submission = await run_sync(deps.ingest.submit, tenant, options, first, stop)
+        submission = await in_store(deps, deps.ingest.submit, tenant, options, first, stop)
         return await _submitted(deps, tenant, submission)
-    record, created = await run_sync(deps.ingest.open, tenant, options)
+    record, created = await in_store(deps, deps.ingest.open, tenant, options)
     state = (await run_sync(deps.queue.status, record.job, tenant)).state
     feed = Feed(deps.ingest, record, stop, again=state is not JobState.OPEN)
     try:
-        await run_sync(feed.add, first)
-        await run_sync(feed.add, second)
+        await in_store(deps, feed.add, first)
+        await in_store(deps, feed.add, second)
         async for group in groups:
-            await run_sync(feed.add, group)
-        await run_sync(feed.close)
+            await in_store(deps, feed.add, group)
+        await in_store(deps, feed.close)
     except BaseException:
         if created:
-            await run_sync(deps.ingest.abandon, record)
+            await in_store(deps, deps.ingest.abandon, record)
         raise
     submission = Submission(record.job, created, feed.renders, feed.pictures, tuple(feed.rejected))
     return await _submitted(deps, tenant, submission)
@@ -145,7 +146,7 @@ async def _open(request: Request, deps: Dependencies, tenant: str, kind: str) ->
             "is for a job that comes in one call", field="on_error", hint="leave it out with open"
         )
     checked = JobOptions.parse(options | _query_options(request))
-    record, created = await run_sync(deps.ingest.open, tenant, checked)
+    record, created = await in_store(deps, deps.ingest.open, tenant, checked)
     if created:
         deps.metrics.jobs.labels("open").inc()
         tracing.submitted("open", record.job)
@@ -185,12 +186,12 @@ async def put_piece(
     if content_type(request) not in NDJSON_TYPES:
         raise WrongType("pieces come as application/x-ndjson", field="Content-Type")
     started = time.monotonic()
-    record = await run_sync(deps.ingest.record, check_job_id(job), tenant)
+    record = await in_store(deps, deps.ingest.record, check_job_id(job), tenant)
     lines = await one_piece(request, pieces=MAX_CALL_PIECES)
     parts = lines.pieces()
     await run_sync(deps.quotas.take_pieces, tenant, job, piece, parts)
     kept = [await keep_pictures(deps.assets, tenant, part) for part in parts]
-    taken = await run_sync(deps.ingest.append, record, piece, first, kept)
+    taken = await in_store(deps, deps.ingest.append, record, piece, first, kept)
     pictures = sum(one.pictures for one in taken)
     rejected = [one for part in taken for one in part.rejected]
     tracing.happened("piece", job, time.monotonic() - started, pictures=pictures)
@@ -212,8 +213,8 @@ async def close(
     job: str, deps: Deps, tenant: Writer, pieces: Annotated[int, Query(ge=0)]
 ) -> JobStatus:
     """Say that all pieces have been sent; ``pieces`` is their number."""
-    record = await run_sync(deps.ingest.record, check_job_id(job), tenant)
-    await run_sync(deps.ingest.close, record, pieces)
+    record = await in_store(deps, deps.ingest.record, check_job_id(job), tenant)
+    await in_store(deps, deps.ingest.close, record, pieces)
     return await run_sync(deps.queue.status, job, tenant)
 
 
