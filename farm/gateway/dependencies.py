@@ -26,8 +26,8 @@ from farm.settings import GatewaySettings
 from farm.sinks.registry import Sinks
 from farm.store import Store
 
-# Threads for calls that may wait for the store, of the forty that answer everyone: where it is
-# silent, each may wait for minutes, and those that need no store must not wait with them.
+# Calls at a time that may wait for the store. Where it is silent each waits for minutes, and those
+# that need no store must find one of the forty threads that answer everyone.
 STORE_CALLS = 20
 
 Result = TypeVar("Result")
