@@ -241,7 +241,8 @@ class Submitter:
                 error.hint = f"to begin with another job: farm cancel {taken.id}"
             raise
         if not taken.accepted:
-            await self._connection.call("POST", f"{job}/cancel")
+            if taken.created:  # else an earlier call may have brought something in
+                await self._connection.call("POST", f"{job}/cancel")
             raise none_taken(taken.rejected, taken.rejected_count)
         await self._connection.call("POST", f"{job}/close", query={"pieces": count})
 

@@ -22,6 +22,7 @@ from farm.errors import InvalidInput, NotFound
 from farm.formats.adapter_file import read_adapter_file
 from farm.gateway.answers import Image
 from farm.gateway.page.views import shown
+from farm.job import MAX_PIECE_LINES, JobState
 from farm.store import ListedObject
 from farm_client import AllRejected, AsyncFarm, Farm
 from farm_client.fetch import MANIFEST
@@ -72,6 +73,24 @@ def test_what_is_sent_again_when_its_adapter_is_gone_finds_its_job(
         assert again.json() == {**first.json(), "created": False}
         other = post_lines(http, ndjson(renders[1:]), **sent)
         assert other.status_code == 409
+
+
+def test_a_job_that_is_gone_on_with_is_kept_although_its_adapter_is_gone(gateway: Gateway) -> None:
+    renders = [{"prompt": "x", "adapters": [{"adapter": "dots"}]}] * (2 * MAX_PIECE_LINES)
+
+    def broken() -> Iterator[dict[str, Any]]:
+        yield from renders
+        raise EOFError
+
+    with Farm(gateway.url) as farm:
+        farm.add_adapter("dots", adapter_file(0), alpha=4)
+        with pytest.raises(EOFError):
+            farm.submit_many(broken(), idempotency_key="k")
+        farm.remove_adapter("dots")
+        with pytest.raises(AllRejected):
+            farm.submit_many([*renders, *renders], idempotency_key="k")
+        [job] = farm.jobs()
+        assert (job.state, job.images.total) == (JobState.OPEN, len(renders))
 
 
 def test_a_name_that_is_forgotten_while_names_are_listed_hides_no_others(
