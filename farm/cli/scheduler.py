@@ -52,7 +52,7 @@ def scheduler() -> None:
         Scheduler(queue, lease_ms=settings.lease_ms, placement=placer).run(stopped, _touch)
     finally:
         if placer is not None:
-            placer.close(end_workers=settings.end_workers)
+            placer.close()
 
 
 def _touch() -> None:
@@ -83,4 +83,10 @@ def _placer(settings: "SchedulerSettings", queue: "Queue") -> "Placer":
         os.environ,
         report=report,
     )
-    return Placer(queue, cluster, groups, target_seconds=settings.target_wait_seconds)
+    return Placer(
+        queue,
+        cluster,
+        groups,
+        target_seconds=settings.target_wait_seconds,
+        end_workers=settings.end_workers,
+    )

@@ -40,6 +40,7 @@ class Placer:
         target_seconds: how long the work that there is should take at most; a group with room to
             grow has as many workers as that needs.
         shrink_seconds: how long fewer workers must have sufficed before there are fewer.
+        end_workers: with this placer, which keeps hold of them while the queue is away, too.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Placer:
         *,
         target_seconds: float,
         shrink_seconds: float = SHRINK_SECONDS,
+        end_workers: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._queue = queue
@@ -57,6 +59,7 @@ class Placer:
         self._groups = groups
         self._target_seconds = target_seconds
         self._shrink_seconds = shrink_seconds
+        self._end_workers = end_workers
         self._clock = clock
         self._name = secrets.token_hex(8)
         self._started_ms = 0
@@ -72,12 +75,12 @@ class Placer:
             try:
                 self._look()
             except FarmError:  # a queue that is away changes nothing until another one may lead
-                if self._leads and self._clock() > self._lead_ends:
+                if self._leads and not self._end_workers and self._clock() > self._lead_ends:
                     self._step_down()
         return self._cluster.deaths() if self._leads else []
 
-    def close(self, *, end_workers: bool) -> None:
-        self._cluster.close(end_workers=end_workers and self._leads)
+    def close(self) -> None:
+        self._cluster.close(end_workers=self._end_workers and self._leads)
 
     def _look(self) -> None:
         self._started_ms = self._started_ms or self._queue.now_ms()

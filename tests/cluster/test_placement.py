@@ -115,18 +115,20 @@ class Schedulers:
             report=lambda what, cause: None,
         )
         queue = Queue(connect(self.farm.settings.redis_url))
-        placer = Placer(queue, process, [group], target_seconds=1, shrink_seconds=2)
+        placer = Placer(
+            queue, process, [group], target_seconds=1, shrink_seconds=2, end_workers=True
+        )
         scheduler = Scheduler(queue, lease_ms=60_000, placement=placer)
         stopped = threading.Event()
         thread = threading.Thread(target=scheduler.run, args=(stopped,))
         thread.start()
         self._running.append((placer, stopped, thread))
 
-    def stop(self, *, end_workers: bool) -> None:
+    def stop(self) -> None:
         for placer, stopped, thread in self._running:
             stopped.set()
             thread.join()
-            placer.close(end_workers=end_workers)
+            placer.close()
         self._running.clear()
 
     def workers(self) -> dict[str, PlacedWorker]:
@@ -152,7 +154,7 @@ def schedulers(
 ) -> Iterator[Schedulers]:
     schedulers = Schedulers(Farm(redis_url, tmp_path / "store", monkeypatch), cluster, tmp_path)
     yield schedulers
-    schedulers.stop(end_workers=True)
+    schedulers.stop()
 
 
 def finished(schedulers: Schedulers) -> Mapping[str, int]:
@@ -227,5 +229,5 @@ def test_an_end_leaves_no_worker_on_the_cluster(schedulers: Schedulers) -> None:
     """Not one of many, though the process that ends them lives no longer than it must."""
     schedulers.start(WorkerGroup("worker", 30, 30, cpus=0.5))
     schedulers.until(lambda: list(schedulers.states().values()).count("pending") == 28)
-    schedulers.stop(end_workers=True)
+    schedulers.stop()
     assert schedulers.cluster.say("actors") == "0"

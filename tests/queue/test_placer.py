@@ -36,12 +36,14 @@ class FakeCluster:
 class Placing:
     """A placer whose clock a test moves."""
 
-    def __init__(self, queue: Queue, least: int = 1, most: int = 1) -> None:
+    def __init__(
+        self, queue: Queue, least: int = 1, most: int = 1, *, end_workers: bool = False
+    ) -> None:
         self.now = 0.0
         self.cluster = FakeCluster()
         self.placer = Placer(
-            queue, self.cluster, [WorkerGroup("worker", least, most)],
-            target_seconds=10, shrink_seconds=30, clock=lambda: self.now,
+            queue, self.cluster, [WorkerGroup("worker", least, most)], target_seconds=10,
+            shrink_seconds=30, end_workers=end_workers, clock=lambda: self.now,
         )  # fmt: skip
 
     def look(self, seconds: float = 1.0) -> list[str]:
@@ -50,7 +52,7 @@ class Placing:
 
 
 def test_the_scheduler_that_started_last_places_the_workers(bench: Bench, queue: Queue) -> None:
-    first, second = Placing(queue), Placing(queue, 2, 2)
+    first, second = Placing(queue, end_workers=True), Placing(queue, 2, 2)
     assert first.look() == ["a life"]
     began = queue.now_ms()
     while queue.now_ms() == began:
@@ -59,18 +61,19 @@ def test_the_scheduler_that_started_last_places_the_workers(bench: Bench, queue:
     assert first.look() == []
     assert first.cluster.closed == [False]
     assert (first.cluster.wanted, second.cluster.wanted) == ({"worker": 1}, {"worker": 2})
-    first.placer.close(end_workers=True)
+    first.placer.close()
     assert first.cluster.closed == [False, False]  # they are not its workers
     bench.advance(LEAD_MS / 1000 + 1)
     assert first.look() == ["a life"]  # the other one has gone
 
 
+def cut_off(*_: object) -> bool:
+    raise Unavailable("Redis does not answer")
+
+
 def test_a_scheduler_that_is_cut_off_places_workers_until_another_one_may(
     queue: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def cut_off(*_: object) -> bool:
-        raise Unavailable("Redis does not answer")
-
     placing = Placing(queue)
     assert placing.look() == ["a life"]
     with monkeypatch.context() as cut:
@@ -81,6 +84,17 @@ def test_a_scheduler_that_is_cut_off_places_workers_until_another_one_may(
         placing.cluster.wanted = {}
     assert placing.look() == ["a life"]
     assert placing.cluster.wanted == {"worker": 1}
+
+
+def test_workers_that_end_with_their_scheduler_do_so_while_the_queue_is_away(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    placing = Placing(queue, end_workers=True)
+    placing.look()
+    monkeypatch.setattr(queue, "lead", cut_off)
+    assert placing.look(2 * LEAD_MS / 1000) == ["a life"]
+    placing.placer.close()
+    assert placing.cluster.closed == [True]
 
 
 def test_schedulers_of_the_same_moment_agree(bench: Bench, queue: Queue) -> None:
