@@ -12,11 +12,8 @@ ENCODE_HINT = (
     "in a user name or password write @ as %40, / as %2F, ? as %3F, # as %23, : as %3A, % as %25"
 )
 
-_REDIS_SCHEMES = ("redis", "rediss", "unix")
 _SECONDS = r"(?=.*[1-9])\d{1,9}(\.\d{1,9})?"
-# What may stand after the ? of any address, and of rediss:// alone. redis-py passes others on to a
-# connection that does not know them, and looks at most values when it connects.
-_OPTIONS = {
+_ANY_OPTIONS = {
     "db": r"\d{1,9}",
     "username": ".*",
     "password": ".*",
@@ -24,11 +21,11 @@ _OPTIONS = {
     "protocol": "[23]",
     "socket_timeout": _SECONDS,
     "socket_connect_timeout": _SECONDS,
-    "socket_keepalive": ".*",
     "health_check_interval": r"\d{1,9}",
     "max_connections": r"\d{1,9}",
     "retry_on_timeout": ".*",
 }
+_HOST_OPTIONS = {**_ANY_OPTIONS, "socket_keepalive": ".*"}
 _TLS_OPTIONS = {
     "ssl_ca_certs": ".*",
     "ssl_ca_path": ".*",
@@ -38,6 +35,13 @@ _TLS_OPTIONS = {
     "ssl_cert_reqs": "none|optional|required",
     "ssl_check_hostname": ".*",
     "ssl_ciphers": ".*",
+}
+# What may stand after the ? of an address, by its scheme. redis-py passes others on to a connection
+# that does not know them, and looks at most values when it connects.
+_OPTIONS = {
+    "redis": _HOST_OPTIONS,
+    "rediss": {**_HOST_OPTIONS, **_TLS_OPTIONS},
+    "unix": _ANY_OPTIONS,
 }
 _USER_INFO = re.compile(r"//[^\s/\"']*@")
 _LONE_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
@@ -95,7 +99,7 @@ def check_redis_url(url: str) -> str:
         InvalidInput: what is wrong, with a hint where a password may need percent-encoding.
     """
     scheme, separator, rest = url.partition("://")
-    if not separator or scheme not in _REDIS_SCHEMES:
+    if not separator or scheme not in _OPTIONS:
         raise _wrong("must start with redis://, rediss:// or unix://")
     try:
         parts = urlsplit(url)
@@ -107,7 +111,7 @@ def check_redis_url(url: str) -> str:
         raise _wrong("has a character in its password that ends the address", rest)
     if _LONE_PERCENT.search(credentials):
         raise _wrong("has a % in its password that is not percent-encoding", rest)
-    known = _OPTIONS | (_TLS_OPTIONS if scheme == "rediss" else {})
+    known = _OPTIONS[scheme]
     if not all(
         re.fullmatch(known.get(name, "(?!)"), value) for name, value in parse_qsl(parts.query)
     ):

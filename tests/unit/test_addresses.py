@@ -75,6 +75,15 @@ def test_an_option_that_is_not_understood_is_refused_without_its_value(option: s
         assert "socket_timeout" in caught.value.hint
 
 
+@pytest.mark.parametrize("url", ["redis://host", "rediss://host", "unix:///run/a.sock"])
+def test_redis_knows_every_option_that_is_taken(url: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        check_redis_url(f"{url}?unknown=1")
+    for option in str(caught.value.hint).partition(": ")[2].split(", "):
+        value = "required" if option == "ssl_cert_reqs" else "2"
+        connect(f"{url}?{option}={value}").connection_pool.make_connection()
+
+
 @pytest.mark.parametrize(
     "url",
     [
