@@ -417,7 +417,8 @@ def _first_answer(status: JobStatus, piece: Piece, renders: int, all_or_none: bo
     be gone. Which of them were refused is told if as many would be."""
     rejected = piece.rejected if len(piece.rejected) == status.rejected else ()
     if all_or_none and status.rejected:
-        raise AllRejected(rejected[:MAX_LISTED])
+        told = f"job {status.id} was made without {status.rejected:,} of its renders"
+        raise AllRejected(rejected[:MAX_LISTED], told, field="renders")
     accepted = renders - status.rejected
     return Submission(status.id, False, accepted, status.images.total, rejected)
 

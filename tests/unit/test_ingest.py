@@ -245,6 +245,19 @@ def test_a_piece_with_other_content_is_a_conflict_and_changes_nothing(
     assert len(queue.tasks[record.job]) == 1
 
 
+def test_who_wants_all_renders_or_none_is_told_of_a_job_that_was_made_without_some(
+    ingest: Ingest, queue: FakeQueue, store: Store
+) -> None:
+    """Whichever of them would be refused by now."""
+    sent = Entries.of(Entry({"prompt": text, "checkpoint": OTHER.id}) for text in ("x", ""))
+    options = JobOptions(idempotency_key="k")
+    job = ingest.submit("t", options, sent).job
+    for infos in ([INFO, OTHER], [INFO]):
+        now = Ingest(queue, store, CheckpointRegistry(infos), Assets(store))  # type: ignore[arg-type]
+        with pytest.raises(AllRejected, match=f"{job} was made without 1 of its renders"):
+            now.submit("t", options, sent, all_or_none=True)
+
+
 def test_a_piece_that_came_in_before_an_upgrade_can_be_sent_again(
     ingest: Ingest, queue: FakeQueue, store: Store
 ) -> None:
