@@ -203,8 +203,9 @@ def test_calls_that_need_no_store_do_not_wait_with_those_that_do(
     for call in ("put", "get", "list", "size"):
         monkeypatch.setattr(gateway.store, call, silent)
     with gateway.client() as http, ThreadPoolExecutor(60) as pool:
-        calls = [partial(post, http, {"prompt": "x"}), partial(http.get, "/v1/adapters")] * 30
-        waiting = [pool.submit(call) for call in calls]
+        calls = [partial(http.get, path) for path in ("/v1/adapters", "/page/new")]
+        calls.append(partial(post, http, {"prompt": "x"}))
+        waiting = [pool.submit(call) for call in calls * 20]
         try:
             until(lambda: turns.statistics().tasks_waiting == len(waiting) - STORE_CALLS)
             assert http.get("/v1/jobs").json()["jobs"] == []

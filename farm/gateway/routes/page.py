@@ -220,7 +220,7 @@ def tenants(request: Request, deps: Deps, _: Admin) -> HTMLResponse:
     )
 
 
-@router.get("/page/new")
+@router.get("/page/new", dependencies=READS_STORE)
 def new(request: Request, deps: Deps, tenant: Reader) -> HTMLResponse:
     """The form for a new job."""
     return fragment(
