@@ -88,7 +88,7 @@ def export(
     """Write a job's pictures as a data set, with its manifest, card and splits. Waits for the job;
     an export that was interrupted goes on where it was."""
     from farm.export.duplicates import Dedup
-    from farm.export.export import FETCHED, STATE, Plan, alone, begin, exported
+    from farm.export.export import FETCHED, STATE, Plan, alone, begin, exported, is_settled
     from farm.export.export import export as write
     from farm.export.fetched import wanted_lines
     from farm.export.splits import Splits
@@ -144,7 +144,8 @@ def export(
             if next(wanted_lines(source), None) is None:
                 shutil.rmtree(folder / STATE)  # another job's may go here
                 return fail(InvalidInput(f"job {job} has no pictures", field="job"))
-            _select(found, source, condition, alike)
+            if not is_settled(folder):
+                _select(found, source, condition, alike)
             tokens = as_ == "tokens"
             decode = None if tokens else _decoder(wanted_lines(source), checkpoint or [], threads)
             done = write(plan, folder, decode, signed, counter("writing "))

@@ -43,6 +43,7 @@ As = Literal["webdataset", "parquet", "imagefolder", "tokens"]
 
 STATE = ".export"  # in the data set's folder while it is not whole
 FETCHED = "fetched"  # in there: what was fetched of the job
+ROWS = "rows"  # in there: of each group that was written
 PLAN = "plan.json"
 WHOLE = "_SUCCESS"  # written last
 # Columns of the farm's own; a user's column of that name is only in ``metadata``.
@@ -143,6 +144,12 @@ def begin(plan: Plan, folder: Path, *, overwrite: bool = False) -> bool:
         raise _taken(f"{folder} has files that are not an export's", overwrite=False)
     write_whole(told, plan.to_json().encode())
     return True
+
+
+def is_settled(folder: Path) -> bool:
+    """Whether pictures were written, so that the others are of the same choice and have the same
+    columns, whatever was scored meanwhile."""
+    return (folder / STATE / ROWS).exists()
 
 
 def _groups_of(path: Path) -> tuple[str, ...] | None:
@@ -292,7 +299,7 @@ def _groups(plan: Plan, pictures: Iterable[FetchedPicture]) -> Iterator[_Group]:
 
 
 def _rows_file(folder: Path, name: str) -> Path:
-    return folder / STATE / "rows" / f"{name.replace('/', '-')}.parquet"
+    return folder / STATE / ROWS / f"{name.replace('/', '-')}.parquet"
 
 
 def _write_group(target: Target, folder: Path, name: str, pictures: list[FetchedPicture]) -> None:

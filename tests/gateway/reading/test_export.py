@@ -29,6 +29,7 @@ from farm.formats.credentials import told_credentials
 from farm.formats.picture_file import read_facts, token_bytes
 from farm_client import Farm, Job
 from farm_client.manifest_draft import ManifestDraft
+from farm_client.scores import Score, add_scores
 from workers import Workers
 
 PICTURES = 24
@@ -325,6 +326,8 @@ def test_an_export_that_was_killed_while_it_wrote_does_not_list_the_job_again(
     with monkeypatch.context() as patched:
         patched.setattr("farm.export.export._write_manifest", interrupt)
         assert run(command) != 0
+    first = next(job.images())
+    add_scores(job, "x", [Score(first.render, first.image, str(first.sha256), {"sharpness": 1})])
     monkeypatch.setattr(Job, "fetch", interrupt)
     assert files(export(job, out, "imagefolder")) == expected
 
