@@ -140,7 +140,8 @@ def export(
         if begin(plan, folder, overwrite=overwrite):
             source = folder / STATE / FETCHED
             if not OutputFolder(source, found.id).whole:
-                found.fetch(source, parallel=parallel, progress=counter(), shards=True)
+                # Where a retry has taken the manifest, nothing says whose pictures lie there.
+                found.fetch(source, parallel=parallel, progress=counter(), resume=True, shards=True)
             if next(wanted_lines(source), None) is None:
                 shutil.rmtree(folder / STATE)  # another job's may go here
                 return fail(InvalidInput(f"job {job} has no pictures", field="job"))

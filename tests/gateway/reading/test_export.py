@@ -23,7 +23,7 @@ from harness import Gateway, until
 
 from farm.cli.app import run
 from farm.errors import InvalidInput
-from farm.export.export import STATE
+from farm.export.export import PLAN, STATE
 from farm.export.splits import Splits
 from farm.formats.credentials import told_credentials
 from farm.formats.picture_file import read_facts, token_bytes
@@ -330,6 +330,18 @@ def test_an_export_that_was_killed_while_it_wrote_does_not_list_the_job_again(
     add_scores(job, "x", [Score(first.render, first.image, str(first.sha256), {"sharpness": 1})])
     monkeypatch.setattr(Job, "fetch", interrupt)
     assert files(export(job, out, "imagefolder")) == expected
+
+
+def test_an_export_that_has_written_nothing_goes_on_when_its_job_was_retried(
+    gateway: Gateway, workers: Workers, farm: Farm, tmp_path: Path
+) -> None:
+    job = submit(gateway, farm)
+    out = tmp_path / "out"
+    command = ["export", job.id, "-o", str(out), "--as", "tokens"]
+    assert run([*command, "--where", "render < 0"]) == InvalidInput.exit_code
+    plan = out / STATE / PLAN
+    plan.write_text(json.dumps({**json.loads(plan.read_text()), "generation": -1}))
+    assert run(command) == 0
 
 
 def test_a_folder_that_holds_something_else_is_refused(
