@@ -128,9 +128,11 @@ def begin(plan: Plan, folder: Path, *, overwrite: bool = False) -> bool:
         Conflict: the folder holds something else.
     """
     told, whole = folder / STATE / PLAN, folder / WHOLE
-    known = next((one for one in (told, whole) if _groups_of(one) is not None), None)
+    known = next((one for one in (whole, told) if _groups_of(one) is not None), None)
     if known is not None and not overwrite:
         if known.read_bytes() == plan.to_json().encode():
+            if known is whole:
+                shutil.rmtree(folder / STATE, ignore_errors=True)  # of a call that was killed then
             return known is told
         if known is whole or not _only_fetched(folder, plan.job):
             raise _taken(f"{folder} holds another export")

@@ -17,7 +17,7 @@ import webdataset
 from fake_engine import INFO
 
 from farm.errors import Conflict
-from farm.export.export import FETCHED, STATE, As, Plan, alone, begin, export
+from farm.export.export import FETCHED, PLAN, STATE, WHOLE, As, Plan, alone, begin, export
 from farm.export.fetched import MANIFEST, SELECTED
 from farm.export.splits import Splits
 from farm.formats.encoding import encode
@@ -87,6 +87,15 @@ def test_overwriting_removes_what_an_export_wrote_and_nothing_else(tmp_path: Pat
     assert begin(plan, out, overwrite=True)
     left = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
     assert left == {"notes.txt", "data/mine.txt", f"{STATE}/plan.json"}
+
+
+def test_an_export_that_was_killed_at_its_very_end_is_whole(tmp_path: Path) -> None:
+    plan = Plan("j", "parquet")
+    make(tmp_path, plan, [{}] * 2)
+    fetch(tmp_path, [{}] * 2)
+    (tmp_path / STATE / PLAN).write_bytes((tmp_path / WHOLE).read_bytes())
+    assert not begin(plan, tmp_path)
+    assert not (tmp_path / STATE).exists()
 
 
 def test_an_export_that_a_full_disk_stopped_at_its_start_can_be_called_again(
