@@ -141,9 +141,14 @@ def begin(plan: Plan, folder: Path, *, overwrite: bool = False) -> bool:
         if json.loads(known.read_bytes()).get("generation") != plan.generation:
             (source / FETCHED_MANIFEST).unlink(missing_ok=True)  # a retry has made more pictures
     elif known is not None:
+        # From now on it is neither whole nor what the same call would go on with.
+        going = {**json.loads(known.read_bytes()), "job": ""}
+        write_whole(told, canonical_json(going).encode())
         _remove(folder, _groups_of(known) or ())
     elif folder.exists() and any(one.name != STATE for one in folder.iterdir()):
         raise _taken(f"{folder} has files that are not an export's", overwrite=False)
+    else:
+        shutil.rmtree(folder / STATE, ignore_errors=True)  # what is left of another job's
     write_whole(told, plan.to_json().encode())
     return True
 
@@ -180,11 +185,11 @@ def _only_fetched(folder: Path, job: str) -> bool:
 
 
 def _remove(folder: Path, groups: Iterable[str]) -> None:
-    """Remove what an export writes, and nothing else that lies there."""
-    for name in (STATE, *groups):
-        shutil.rmtree(folder / name, ignore_errors=True)
+    """Remove what an export writes, and nothing else that lies there; what says so goes last."""
     for name in (WHOLE, CARD, CROISSANT, MANIFEST, STATISTICS):
         (folder / name).unlink(missing_ok=True)
+    for name in (*groups, STATE):
+        shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def _taken(message: str, *, overwrite: bool = True) -> Conflict:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -96,6 +97,30 @@ def test_an_export_that_was_killed_at_its_very_end_is_whole(tmp_path: Path) -> N
     (tmp_path / STATE / PLAN).write_bytes((tmp_path / WHOLE).read_bytes())
     assert not begin(plan, tmp_path)
     assert not (tmp_path / STATE).exists()
+
+
+def test_an_export_is_not_whole_while_it_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **given: object) -> None:
+        raise KeyboardInterrupt
+
+    plan = Plan("j", "imagefolder")
+    make(tmp_path, plan, [{}] * 2)
+    with monkeypatch.context() as patched:
+        patched.setattr("farm.export.export.shutil", SimpleNamespace(rmtree=interrupt))
+        with pytest.raises(KeyboardInterrupt):
+            begin(plan, tmp_path, overwrite=True)
+    with pytest.raises(Conflict, match="--overwrite"):
+        begin(plan, tmp_path)
+    assert begin(plan, tmp_path, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == [STATE]
+
+
+def test_what_another_job_has_left_is_not_taken_for_pictures_of_this_one(tmp_path: Path) -> None:
+    fetch(tmp_path, [{}] * 2)
+    assert begin(Plan("k", "tokens"), tmp_path)
+    assert [path.name for path in (tmp_path / STATE).iterdir()] == [PLAN]
 
 
 def test_an_export_that_a_full_disk_stopped_at_its_start_can_be_called_again(
