@@ -158,6 +158,7 @@ class Embedded:
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_METRICS_GRAFANA_DASHBOARD_OUTPUT_DIR": str(self._run / "grafana"),
             "RAY_worker_niceness": "0",  # a render farm's workers are what the machine is for
+            "RAY_prestart_worker_first_driver": "0",  # else an idle process for each core
         }
 
     def _ray(self) -> Service:

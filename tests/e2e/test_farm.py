@@ -1,5 +1,6 @@
 """From ``farm submit`` to stored pictures, through every process, some of which are killed."""
 
+import contextlib
 import json
 import os
 import signal
@@ -206,6 +207,18 @@ def test_each_process_is_known_to_be_the_farms(farm: RunningFarm) -> None:
     names = [file.stem for file in (farm.data / "run").glob("*.pid")]
     assert {"valkey", "ray", "gateway", "scheduler", "worker-0"} <= set(names)
     assert [name for name in names if name != "up" and farm.pid(name) not in known] == []
+
+
+def test_ray_keeps_no_process_for_each_core_that_has_nothing_to_do(farm: RunningFarm) -> None:
+    def running() -> set[str]:
+        found = set()
+        for process in farm.processes():
+            with contextlib.suppress(psutil.Error):
+                found.add(" ".join(process.cmdline()).strip())
+        return found
+
+    until(lambda: "ray::farm-worker-0" in running())
+    until(lambda: "ray::IDLE" not in running())
 
 
 def test_a_second_farm_in_the_same_folder_is_refused(farm: RunningFarm) -> None:
